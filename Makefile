@@ -1,0 +1,77 @@
+#: qwendet: what can be made
+#:
+#:   make demo     train the embedded model on generated shapes, evaluate it, write pictures to runs/demo
+#:   make test     every test
+#:   make check    format, lint, types, import rule, fast tests and doctests: before every commit
+#:   make fix      rewrite what can be rewritten
+#:   make clean    delete .venv, caches, built packages and runs/demo
+#:
+#: Each needs Python 3.11 or newer and make alone: the first call creates the environment, later ones
+#: install only after pyproject.toml or constraints.txt changed. Variables, as in `make test VENV=my-venv`:
+#:
+#:   PYTHON        the interpreter to build the environment with   (python3.11 if there is one, else python3)
+#:   VENV          the environment's folder                        (.venv)
+#:   TORCH         what pip installs as torch                      (torch==2.13.0)
+#:   TORCH_INDEX   the index to take torch from; empty: pip's own  (empty)
+#:                 CPU build: https://download.pytorch.org/whl/cpu
+#:
+#: TORCH and TORCH_INDEX count when the environment is created: `make clean` first to change them.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Nothing is fetched from the Hugging Face hub while testing.
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --doctest-modules qwendet tests
+
+.PHONY: help demo test check static fix clean
+.NOTPARALLEL:
+
+help:
+	@sed -n 's/^#: \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+
+demo: $(INSTALLED)
+	rm -rf runs/demo
+	$(BIN)/python -m benchmarks.demo --output runs/demo
+
+test: $(INSTALLED)
+	$(PYTEST)
+
+check: static
+	$(PYTEST) -m "not slow and not gpu"
+
+# What needs no test run; .ci/run and pre-commit call it too.
+static: $(INSTALLED)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(INSTALLED)
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+# .venv by name: a VENV that was given may be somebody's own.
+clean:
+	rm -rf .venv build dist runs/demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find benchmarks qwendet tests -name __pycache__ -prune -exec rm -rf {} +
+
+# torch goes first, by itself, so that the build (CPU or CUDA) is the one that TORCH and TORCH_INDEX say, and what
+# follows finds it there. It leaves the constraints, because TORCH may name another version than the tested one.
+# Debian's bare python3.11 has no ensurepip: its pip then installs one into the environment.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %s: make PYTHON=python3.11" % sys.version)'
+	@nvidia-smi -L 2>/dev/null || echo "No CUDA GPU found: with TORCH_INDEX=https://download.pytorch.org/whl/cpu pip gets the small CPU build."
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+		echo "Creating $(VENV)" && $(PYTHON) -m venv $(VENV); \
+	else \
+		echo "Creating $(VENV); $(PYTHON) has no ensurepip, its own pip installs one" && \
+		$(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; \
+	fi
+	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --constraint $(VENV)/constraints.txt "$(TORCH)" --editable ".[dev]"
+	@touch $@

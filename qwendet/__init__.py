@@ -1,0 +1,42 @@
+"""Fine-tune Qwen2.5-VL into an object detector, and prove that the model trained is the model served.
+
+    from qwendet import load_config, load, create_trainer, Predictor
+
+Names are imported when they are first used: ``import qwendet`` loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qwendet.config_file import load_config
+    from qwendet.inference import Predictor
+    from qwendet.loader import load
+    from qwendet.training import create_trainer
+
+    __version__: str
+
+__all__ = ["Predictor", "__version__", "create_trainer", "load", "load_config"]
+
+_HOMES = {
+    "Predictor": "qwendet.inference",
+    "create_trainer": "qwendet.training",
+    "load": "qwendet.loader",
+    "load_config": "qwendet.config_file",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("qwendet")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qwendet' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

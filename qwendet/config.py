@@ -1,0 +1,239 @@
+"""The one config that every command shares: sections, defaults, rules between fields.
+
+Strict pydantic: an unknown key, a wrong type or an impossible combination is an error, and all of
+them are reported at once. How a file becomes a ``Config`` is in :mod:`qwendet.config_file`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LearningRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
+DEFAULT_REQUEST = "Locate every {labels}. Output bbox_2d and label of each in JSON."
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys refused, no coercion, read-only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """Which model is built, and in what form it computes."""
+
+    path: str = "tiny"
+    """``tiny`` (the embedded model), a directory, a qwendet checkpoint, or a Hugging Face hub id."""
+    attn_implementation: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """``auto`` takes flash_attention_2 where flash-attn and a GPU are there, else sdpa, and prints it."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """Type of the weights; ``auto`` is bfloat16 on a GPU that has it, else float32, and is printed."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` is the GPU if there is one; ``cuda`` without a GPU is an error."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about 30 % slower, far less memory."""
+
+
+class DataConfig(Section):
+    """Where the samples are and how one is shown to the model."""
+
+    train: str | None = None
+    """JSONL file of training samples, relative to the config."""
+    val: str | None = None
+    """JSONL file of validation samples; ``null`` for none."""
+    teachers: str | None = None
+    """JSONL file that demonstrations are drawn from; ``null`` draws them from the training samples."""
+    root: str | None = None
+    """Folder that image paths start from and must stay in; ``null`` is the JSONL's own folder."""
+    labels: tuple[str, ...] | None = None
+    """Label set in the order of the request; ``null`` takes those of the training samples, sorted."""
+    teacher_ratio: Share = 0.0
+    """Share of training samples without teachers of their own that are given demonstrations."""
+    num_teachers: Annotated[int, Field(ge=0, le=16)] = 1
+    """Demonstrations before the student turn, where ``teacher_ratio`` gives any."""
+    system_prompt: str = DEFAULT_SYSTEM_PROMPT
+    """Text of the system turn."""
+    request: str = DEFAULT_REQUEST
+    """Text after each image; ``{labels}`` becomes the label set."""
+    min_pixels: Count | None = None
+    """Images are enlarged to at least this many pixels; ``null`` keeps the processor's limit."""
+    max_pixels: Count | None = None
+    """Images are shrunk to at most this many pixels; ``null`` keeps the processor's limit."""
+    max_tokens: Count = 8192
+    """A sample with more tokens is an error; nothing is ever cut."""
+    on_bad_sample: Literal["error", "skip"] = "error"
+    """``skip`` leaves broken samples out, counted and listed; none is replaced by another one."""
+    allow: tuple[str, ...] = ()
+    """Ids of findings that are accepted, such as ``config.boxes.duplicate``; kept in the manifest."""
+    num_workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes that read and encode samples beside the training process."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if "{labels}" not in self.request:
+            raise ValueError("data.request must contain {labels}: the model is told what to look for")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"data.min_pixels ({self.min_pixels}) is above data.max_pixels ({self.max_pixels})"
+            )
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError("data.labels names a label twice")
+        return self
+
+
+class DetectionConfig(Section):
+    """The detection head. Sizes that are ``null`` are the checkpoint's own, or the default of a new head."""
+
+    enabled: bool = True
+    """Build and train the head; with ``false`` no head exists and the model answers in text only."""
+    num_queries: Annotated[int, Field(ge=1, le=1000)] = 100
+    """Most boxes the head can find in an image."""
+    hidden_size: Annotated[int, Field(ge=16, multiple_of=8)] | None = None
+    """Width of the head; a new head has 256."""
+    num_layers: Annotated[int, Field(ge=1, le=12)] | None = None
+    """Decoder layers; a new head has 3."""
+    num_heads: Count | None = None
+    """Attention heads of a decoder layer; a new head has 8."""
+    one_to_many: Annotated[int, Field(ge=1, le=32)] = 6
+    """Patches that answer for each box on the dense auxiliary stage."""
+
+
+class LossConfig(Section):
+    """Weights of the loss terms; the formula is in :mod:`qwendet.model.losses`."""
+
+    teacher_loss_weight: Weight = 0.3
+    """Weight of the mean loss over the tokens of the demonstrations' answers."""
+    student_loss_weight: Weight = 1.0
+    """Weight of the mean loss over the tokens of the student's answer."""
+    lm_loss_weight: Weight = 1.0
+    """Weight of the mean loss over the tokens of all answers."""
+    detection_loss_weight: Weight = 1.0
+    """Weight of the head's loss."""
+    class_weight: Weight = 2.0
+    """Weight of the head's classification loss."""
+    l1_weight: Weight = 5.0
+    """Weight of the head's L1 box loss."""
+    giou_weight: Weight = 2.0
+    """Weight of the head's GIoU box loss."""
+
+
+class TrainConfig(Section):
+    """How long and how fast to train, and what is written."""
+
+    output_dir: str = "run"
+    """Folder of the run, relative to the config."""
+    max_steps: Count | None = None
+    """Optimizer steps; ``null`` trains for ``epochs``."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the training samples, where ``max_steps`` is ``null``."""
+    batch_size: Count = 1
+    """Samples of a forward pass on one device."""
+    gradient_accumulation_steps: Count = 1
+    """Forward passes of an optimizer step; the loss is that of one big batch."""
+    learning_rate: LearningRate = 1.0e-5
+    """Learning rate of every part that has none of its own; 0 freezes."""
+    vision_learning_rate: LearningRate | None = None
+    """Learning rate of the vision tower."""
+    merger_learning_rate: LearningRate | None = None
+    """Learning rate of the merger between vision tower and language model."""
+    language_learning_rate: LearningRate | None = None
+    """Learning rate of the language model, ``lm_head`` and embeddings."""
+    head_learning_rate: LearningRate | None = 1.0e-4
+    """Learning rate of the detection head."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are scaled down to this total norm; 0 never scales."""
+    lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Course of the learning rates after the warm-up."""
+    warmup_ratio: Share = 0.03
+    """Share of the steps in which the learning rates rise from 0."""
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "adamw_bnb_8bit"] = "adamw_torch"
+    """Optimizer, by the Trainer's name."""
+    autocast: Literal["none", "bf16", "fp16"] = "none"
+    """Mixed precision of the forward pass, with weights kept in ``model.dtype``."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Seed of the head's weights, the data order and the choice of teachers."""
+    logging_steps: Count = 10
+    """Steps between two logged rows."""
+    save_steps: Count = 500
+    """Steps between two checkpoints."""
+    save_total_limit: Count = 2
+    """Checkpoints kept; ``final/`` is kept besides."""
+    evaluate: bool = True
+    """Predict the validation samples with the model in memory when training ends."""
+
+    def group_learning_rates(self) -> dict[str, float]:
+        """Learning rate of each parameter group: ``vision``, ``merger``, ``language``, ``head``."""
+        own = {
+            "vision": self.vision_learning_rate,
+            "merger": self.merger_learning_rate,
+            "language": self.language_learning_rate,
+            "head": self.head_learning_rate,
+        }
+        return {group: self.learning_rate if rate is None else rate for group, rate in own.items()}
+
+
+class InferConfig(Section):
+    """How predictions are made and which are kept."""
+
+    mode: Literal["auto", "head", "text", "both"] = "auto"
+    """``auto`` is the head where there is one, else text."""
+    batch_size: Count = 8
+    """Images of a forward pass."""
+    score_threshold: Share = 0.01
+    """Detections with a lower score are left out of the output."""
+    max_detections: Count = 100
+    """Most detections of an image, best first."""
+    max_new_tokens: Count = 2048
+    """Most tokens of a text answer."""
+    picture_threshold: Share = 0.3
+    """Detections with a lower score are not drawn."""
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    detection: DetectionConfig = Field(default_factory=DetectionConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    infer: InferConfig = Field(default_factory=InferConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        for message in _contradictions(self):
+            raise ValueError(message)
+        return self
+
+
+def _contradictions(config: Config) -> list[str]:
+    """Say which settings exclude each other."""
+    found = []
+    loss, rates = config.loss, config.train.group_learning_rates()
+    text_weight = loss.teacher_loss_weight + loss.student_loss_weight + loss.lm_loss_weight
+    head_weight = loss.detection_loss_weight * (loss.class_weight + loss.l1_weight + loss.giou_weight)
+    if not config.detection.enabled:
+        head_weight, rates["head"] = 0.0, 0.0
+    if text_weight + head_weight == 0:
+        found.append("every loss weight is 0: nothing would be trained; raise one under loss")
+    if not any(rates.values()):
+        found.append("every learning rate is 0: nothing would be trained; raise one under train")
+    if config.detection.enabled and head_weight == 0:
+        found.append(
+            "detection.enabled is true but the head's loss weights are 0: it would stay random;"
+            " raise loss.detection_loss_weight or set detection.enabled to false"
+        )
+    if config.infer.mode in ("head", "both") and not config.detection.enabled:
+        found.append(
+            f"infer.mode is {config.infer.mode} but detection.enabled is false: there is no head;"
+            " set infer.mode to text"
+        )
+    return found

@@ -1,0 +1,400 @@
+"""The only module that prints: results and JSON on stdout; logs, progress and errors on stderr.
+
+Nothing that was read from a file reaches a terminal raw: control characters are shown as escapes, and no
+text is taken for markup. Without a terminal, or with ``NO_COLOR``, there are no colours and no bars.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from qwendet.errors import CheckpointError, ConfigError, DataError, EnvironmentLacksError, Problem, QwendetError
+from qwendet.progress import Advance
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+Format = Literal["human", "json"]
+Status = Literal["pass", "fail", "skip"]
+
+PLAIN_STEP = 0.1  # share of the work between two lines of progress without a terminal
+PLAIN_SECONDS = 30.0  # … or seconds
+PLAIN_LEAST_SECONDS = 2.0  # between two such lines, so that quick work prints its last one only
+PLAIN_WIDTH = 160  # characters of a table without a terminal
+BUG_REPORT = "please report it, with the output of the same command with --debug"
+NOISY_LIBRARIES = r"(torch|transformers|accelerate|huggingface_hub)(\.|$)"
+STYLES: dict[Status, str] = {"pass": "green", "fail": "bold red", "skip": "yellow"}
+
+
+class CheckResult(Protocol):
+    """What is printed of a check; :class:`qwendet.checks.result.Result` is one."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def status(self) -> Status: ...  # noqa: D102
+    @property
+    def what(self) -> str: ...  # noqa: D102
+    @property
+    def where(self) -> str: ...  # noqa: D102
+    @property
+    def fix(self) -> str: ...  # noqa: D102
+    @property
+    def seconds(self) -> float: ...  # noqa: D102
+
+
+@dataclass
+class _State:
+    """How this process prints; :func:`setup` sets it."""
+
+    format: Format = "human"
+    debug: bool = False
+    quiet: bool = False
+    bars: Progress | None = None
+    stdout: Console | None = None
+    stderr: Console | None = None
+
+
+_state = _State()
+
+
+def setup(*, debug: bool, quiet: bool) -> None:
+    """Start anew: human output, the ``qwendet`` logger on stderr, other libraries quiet.
+
+    Args:
+        debug: log everything, and show the traceback of an error.
+        quiet: neither information nor progress; warnings and errors remain. Processes of a distributed
+            run other than the first are always quiet.
+    """
+    global _state
+    is_helper = os.environ.get("RANK", "0") != "0"
+    _state = _State(debug=debug, quiet=quiet or is_helper)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    setup_logging(debug=debug, quiet=_state.quiet)
+
+
+def setup_logging(*, debug: bool, quiet: bool) -> None:
+    """Send the ``qwendet`` logger to stderr; silence the chatter of transformers and torch unless ``debug``."""
+    logger = logging.getLogger("qwendet")
+    logger.handlers = [_StderrHandler()]
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not debug:  # read by these libraries when they are imported
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        warnings.filterwarnings("ignore", module=NOISY_LIBRARIES)
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        is_warning = record.levelno >= logging.WARNING
+        prefix = f"{record.levelname.lower()}: " if is_warning or record.levelno < logging.INFO else ""
+        _print(_stderr(), prefix + record.getMessage(), "yellow" if is_warning else "")
+
+
+def set_format(output_format: Format) -> None:
+    """Choose how results and errors are printed from now on."""
+    _state.format = output_format
+
+
+def printable(text: str) -> str:
+    r"""Show control characters, and others that a terminal would act on, as escapes; line breaks stay.
+
+    Example:
+        >>> printable("a\x1b[31mb")
+        'a\\x1b[31mb'
+    """
+    return "".join(
+        character if character.isprintable() or character == "\n" else _escape(character) for character in text
+    )
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _stdout() -> Console:
+    if _state.stdout is None:
+        _state.stdout = _console(stderr=False)
+    return _state.stdout
+
+
+def _stderr() -> Console:
+    if _state.stderr is None:
+        _state.stderr = _console(stderr=True)
+    return _state.stderr
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    is_styled = is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return Console(
+        stderr=stderr,
+        highlight=False,
+        force_terminal=is_styled,
+        color_system="auto" if is_styled else None,
+        width=None if is_terminal else PLAIN_WIDTH,
+    )
+
+
+def _print(console: Console, text: str, style: str = "") -> None:
+    """Print one text as it is: no markup, no wrapping."""
+    from rich.text import Text
+
+    console.print(Text(printable(text), style=style), soft_wrap=True)
+
+
+def _print_pairs(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
+    """Print ``name  value`` lines under a headline, without those that have no value."""
+    from rich.text import Text
+
+    for name, value in pairs:
+        if value:
+            indented = printable(value).replace("\n", "\n         ")
+            console.print(Text.assemble("  ", (f"{name:<6}", "dim"), " ", indented), soft_wrap=True)
+
+
+# Lines and tables
+
+
+def say(text: str) -> None:
+    """Print a line of information on stderr."""
+    if not _state.quiet:
+        _print(_stderr(), text)
+
+
+def next_step(command: str) -> None:
+    """Print on stderr what to run next."""
+    if not _state.quiet:
+        _print(_stderr(), f"Next: {command}", "bold")
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print results on stdout, a line each, byte for byte."""
+    for line in lines:
+        print(line)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table on stdout; columns of numbers are aligned right, floats have four digits."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        is_number = all(isinstance(row[index], int | float) for row in rows)
+        table.add_column(Text(printable(column)), justify="right" if is_number else "left")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    _stdout().print(table)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else printable(str(value))
+
+
+# Errors and checks
+
+
+def report_error(error: QwendetError) -> None:
+    """Print every problem of an error: what, where, fix; as JSON on stdout after ``set_format("json")``."""
+    if _state.format == "json":
+        _print_json([_problem_record(problem, error) for problem in error.problems])
+    else:
+        for problem in error.problems:
+            _print(_stderr(), f"Error: {problem.what}", "bold red")
+            _print_pairs(_stderr(), [("where", problem.where), ("fix", problem.fix)])
+        if len(error.problems) > 1:
+            _print(_stderr(), f"{len(error.problems)} problems", "bold red")
+    _print_traceback()
+
+
+def report_bug(error: Exception) -> None:
+    """Print an error that is no fault of the user's; its traceback only with ``--debug``."""
+    report_error(QwendetError(f"this is a bug: {type(error).__name__}: {error}", fix=BUG_REPORT))
+
+
+def _print_traceback() -> None:
+    if _state.debug:
+        _print(_stderr(), traceback.format_exc())
+
+
+def _problem_record(problem: Problem, error: QwendetError) -> dict[str, Any]:
+    return _record(problem.id or _error_id(error), "fail", problem.what, problem.where, problem.fix, 0.0)
+
+
+def _error_id(error: QwendetError) -> str:
+    kinds = {
+        ConfigError: "config",
+        DataError: "data",
+        CheckpointError: "checkpoint",
+        EnvironmentLacksError: "environment",
+    }
+    return next((name for kind, name in kinds.items() if isinstance(error, kind)), "error")
+
+
+def report_checks(results: Sequence[CheckResult]) -> None:
+    """Print the results of checks on stdout, in the format that was set."""
+    if _state.format == "json":
+        _print_json([_record(r.id, r.status, r.what, r.where, r.fix, r.seconds) for r in results])
+    else:
+        _print_checks(results)
+
+
+def _print_checks(results: Sequence[CheckResult]) -> None:
+    from rich.text import Text
+
+    for result in results:
+        line = Text.assemble(
+            (result.status, STYLES[result.status]), "  ", printable(result.id), "  ", printable(result.what)
+        )
+        _stdout().print(line, soft_wrap=True)
+        _print_pairs(_stdout(), [("where", result.where), ("fix", result.fix)])
+    counts = {status: sum(result.status == status for result in results) for status in STYLES}
+    seconds = sum(result.seconds for result in results)
+    summary = f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped in {seconds:.1f} s"
+    _print(_stdout(), summary, STYLES["fail" if counts["fail"] else "pass"])
+
+
+def _record(id: str, status: Status, what: str, where: str, fix: str, seconds: float) -> dict[str, Any]:
+    return {"id": id, "status": status, "what": what, "where": where, "fix": fix, "seconds": round(seconds, 3)}
+
+
+def _print_json(checks: list[dict[str, Any]]) -> None:
+    """Print the one object that ``--format json`` promises; ASCII, so that any encoding of stdout will do."""
+    is_ok = all(check["status"] != "fail" for check in checks)
+    print(json.dumps({"ok": is_ok, "checks": checks}, indent=2))
+
+
+# Progress
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Advance]:
+    """Show how far work is: a bar on a terminal, else a line about every tenth or 30 s, on stderr.
+
+    Args:
+        description: what is being done.
+        total: number of items; 0 if nobody knows.
+
+    Yields:
+        To be called with the number of finished items and a short text.
+    """
+    if _state.quiet:
+        yield lambda finished, text: None
+    elif _stderr().is_terminal:
+        with _bar(description, total) as advance:
+            yield advance
+    else:
+        yield _PlainProgress(description, total)
+
+
+class _Pace:
+    """Rate and time left, counted from where the work was when it was first looked at."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._began = time.monotonic()
+        self._finished_before: int | None = None
+
+    def describe(self, finished: int) -> str:
+        """For example ``2.5/s, 1:40 left``; empty while nothing is known."""
+        if self._finished_before is None:
+            self._finished_before = 0 if finished <= 1 else finished
+        done = finished - self._finished_before
+        seconds = time.monotonic() - self._began
+        if done <= 0 or seconds <= 0:
+            return ""
+        rate = done / seconds
+        shown = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+        left = f", {_clock((self.total - finished) / rate)} left" if self.total > finished else ""
+        return shown + left
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as ``h:mm:ss`` or ``m:ss``.
+
+    Example:
+        >>> _clock(61), _clock(3661)
+        ('1:01', '1:01:01')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _PlainProgress:
+    """Progress for a log file."""
+
+    def __init__(self, description: str, total: int) -> None:
+        self.description = description
+        self.total = total
+        self._pace = _Pace(total)
+        self._shown_at = time.monotonic()
+        self._shown = 0
+
+    def __call__(self, finished: int, text: str) -> None:
+        pace = self._pace.describe(finished)
+        waited = time.monotonic() - self._shown_at
+        is_step = finished - self._shown >= PLAIN_STEP * self.total and waited >= PLAIN_LEAST_SECONDS
+        is_end = finished == self.total != self._shown
+        if is_step or is_end or waited >= PLAIN_SECONDS:
+            self._shown, self._shown_at = finished, time.monotonic()
+            count = f"{finished}/{self.total}" if self.total else str(finished)
+            _print(_stderr(), f"{self.description}: {', '.join(part for part in (count, pace, text) if part)}")
+
+
+@contextmanager
+def _bar(description: str, total: int) -> Iterator[Advance]:
+    """Show a bar; one that is opened inside another stands below it."""
+    with _live_bars() as bars:
+        task = bars.add_task(printable(description), total=total or None, pace="", text="")
+        try:
+            yield _advance_on(bars, task, _Pace(total))
+        finally:
+            bars.stop_task(task)
+
+
+def _advance_on(bars: Progress, task: TaskID, pace: _Pace) -> Advance:
+    def advance(finished: int, text: str) -> None:
+        bars.update(task, completed=finished, pace=pace.describe(finished), text=printable(text))
+
+    return advance
+
+
+@contextmanager
+def _live_bars() -> Iterator[Progress]:
+    """The bars on the terminal, opened by the outermost progress: rich has one live display at a time."""
+    if _state.bars is not None:
+        yield _state.bars
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}", markup=False, style="dim"),
+        TextColumn("{task.fields[text]}", markup=False),
+    )
+    with Progress(*columns, console=_stderr()) as bars:
+        _state.bars = bars
+        try:
+            yield bars
+        finally:
+            _state.bars = None

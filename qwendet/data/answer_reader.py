@@ -1,0 +1,296 @@
+"""The brackets of an answer: which belong together, and which one a number or a text is part of.
+
+A stack of open brackets is kept, of bounded depth and without recursion. Brackets that do not match are
+mended rather than refused: an opening one where none can stand closes its predecessor, a closing one
+without a partner is passed over.
+"""
+
+from __future__ import annotations
+
+import re
+
+from qwendet.data.answer_boxes import BoxTally, ListFrame, ObjectFrame
+from qwendet.data.answer_names import LabelText, is_box_key, is_no_box_key, name_before
+from qwendet.data.answer_tokens import Token, as_number, next_token, numbers_in
+
+# Answers nest three or four brackets; deeper ones are noise, of which the outermost is forgotten.
+_MAX_DEPTH = 32
+# Keys are looked at again for every value under them, which must not take long.
+_LONGEST_KEY = 200
+_NEXT_PAIR = re.compile(r"\s*+[,，]?\s*+\(\s*+[-+.\d]")
+
+
+class AnswerReader:
+    """Reads one answer.
+
+    Args:
+        text: what the model wrote.
+
+    Attributes:
+        tally: the boxes and failures.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tally = BoxTally()
+        self._stack: list[ObjectFrame | ListFrame] = []
+        self._outside_from = 0  # index after the last bracket that closed at the outermost level
+        self._ref = ""
+        self._ref_start: int | None = None  # None once a box has taken it
+        self._pairs: list[ListFrame] = []  # (x, y) outside brackets that may be corners
+        self._thought = (0, 0)  # boxes and failures counted while thinking
+        self._answered = False  # a bracket was opened since
+
+    def read(self) -> BoxTally:
+        """Read all of the text. Call it once."""
+        position = 0
+        while token := next_token(self.text, position, inside=bool(self._stack)):
+            position = token.end
+            self._take(token)
+        self._cut(len(self.text))
+        if self._answered:
+            boxes, failures = self._thought
+            del self.tally.found[:boxes]
+            self.tally.rejected -= failures
+        self.tally.found.sort(key=lambda box: box.opened)  # an unclosed bracket may come late
+        return self.tally
+
+    def _take(self, token: Token) -> None:
+        match token.kind:
+            case "open_object":
+                self._open_object(token)
+            case "open_list":
+                self._open_list(token)
+            case "close_object":
+                self._close_brace(token.end)
+            case "close_list":
+                self._close_bracket(token.end)
+            case "comma":
+                self._end_value()
+            case "key":
+                self._take_key(token)
+            case "number":
+                self._take_number(token)
+            case "string" | "word":
+                self._take_text(token)
+            case "attribute":
+                self._take_written_numbers(token)
+            case "ref":
+                self._take_ref(token)
+            case "box_start":
+                self._open_tag(token)
+            case "box_end":
+                self._close_tag(token.end)
+            case "thought_end":
+                self._cut(token.start)
+                self._thought = (len(self.tally.found), self.tally.rejected)
+                self._answered = False
+            case "end":
+                self._cut(token.start)
+                self._outside_from = token.end
+            case "cut":
+                pass
+
+    def _top(self) -> ObjectFrame | ListFrame | None:
+        return self._stack[-1] if self._stack else None
+
+    def _owner(self) -> ObjectFrame | None:
+        top = self._top()
+        return top.owner if isinstance(top, ListFrame) else top
+
+    def _promised(self) -> bool:
+        top = self._top()
+        if isinstance(top, ListFrame):
+            return top.promised
+        return top is not None and is_box_key(top.key)
+
+    def _push(self, frame: ObjectFrame | ListFrame) -> None:
+        top, owner = self._top(), self._owner()
+        frame.skipped = (top is not None and top.skipped) or (owner is not None and is_no_box_key(owner.key))
+        self._answered = True
+        self._stack.append(frame)
+        if len(self._stack) > _MAX_DEPTH:
+            del self._stack[0]
+
+    def _open_object(self, token: Token) -> None:
+        while isinstance(top := self._top(), ListFrame) and top.numbers and not top.tag:
+            self._close_list(token.start)  # its closing bracket is missing
+        if isinstance(top, ObjectFrame) and not top.key:  # a stray brace, or a closing one is missing
+            self._close_object(token.start)
+        owner = self._owner()
+        self._push(ObjectFrame(token.start, under=owner.key if owner else ""))
+
+    def _open_list(self, token: Token) -> None:
+        top, name = self._top(), ""
+        if isinstance(top, ListFrame):
+            name = top.name
+        elif top is None:
+            name = name_before(self.text, self._outside_from, token.start) or self._ref
+        self._push(ListFrame(token.start, self._owner(), name, self._promised()))
+
+    def _open_tag(self, token: Token) -> None:
+        while isinstance(top := self._top(), ListFrame) and (top.tag or top.numbers):
+            self._close_list(token.start)
+        start = token.start if self._ref_start is None else self._ref_start
+        self._ref_start = None
+        tally = self.tally.total
+        self._push(ListFrame(start, self._owner(), self._ref, promised=True, tag=True, tally=tally))
+
+    def _take_ref(self, token: Token) -> None:
+        top, label = self._top(), token.value.strip()
+        if isinstance(top, ObjectFrame) and top.key:  # used as a value
+            top.texts.append(LabelText(token.start, top.key, label))
+            return
+        self._cut(token.start)
+        self._ref, self._ref_start = label, token.start
+        self._outside_from = token.end
+
+    def _take_key(self, token: Token) -> None:
+        while isinstance(top := self._top(), ListFrame) and top.owner and (top.numbers or top.tag):
+            self._close_list(token.start)
+        if isinstance(top, ListFrame):
+            top = ObjectFrame(token.start, under=top.owner.key if top.owner else "", implied=True)
+            self._push(top)
+        if top is not None:
+            top.key = token.value[:_LONGEST_KEY]
+
+    def _take_number(self, token: Token) -> None:
+        top, number = self._top(), as_number(token.value)
+        if isinstance(top, ListFrame):
+            top.numbers.append(number)
+        elif top is not None and is_box_key(top.key):  # the bracket is missing
+            self._push(ListFrame(token.start, top, "", promised=True, implied=True, numbers=[number]))
+        elif top is not None:
+            self.tally.take_corner(top, token.start, token.end, number)
+
+    def _take_text(self, token: Token) -> None:
+        if token.kind == "string" and self._promised() and numbers_in(token.value):
+            self._take_written_numbers(token)
+            return
+        top, owner = self._top(), self._owner()
+        if isinstance(top, ListFrame):
+            top.worded = top.worded or token.kind == "word"
+            top.name = token.value if token.kind == "string" else top.name
+        if owner is not None and owner.key:
+            owner.texts.append(LabelText(token.start, owner.key, token.value))
+        self._end_value()
+
+    def _take_written_numbers(self, token: Token) -> None:
+        numbers, top = numbers_in(token.value), self._top()
+        if len(numbers) == 1 and isinstance(top, ListFrame):  # ["1", "2", "3", "4"]
+            top.numbers += numbers
+            return
+        self._push(ListFrame(token.start, self._owner(), "", promised=True, numbers=numbers))
+        self._close_list(token.end)
+
+    def _end_value(self) -> None:
+        if isinstance(top := self._top(), ObjectFrame):
+            top.key = ""
+
+    def _close_brace(self, end: int) -> None:
+        top = self._top()
+        if isinstance(top, ListFrame):
+            if top.owner is None:
+                return
+            while self._stack and self._stack[-1] is not top.owner:
+                self._close_top(end)
+        if self._stack:
+            self._close_object(end)
+
+    def _close_bracket(self, end: int) -> None:
+        if isinstance(top := self._top(), ObjectFrame) and top.implied:
+            self._close_object(end)
+        if isinstance(top := self._top(), ListFrame) and not top.tag:
+            self._close_list(end)
+
+    def _close_tag(self, end: int) -> None:
+        if not any(isinstance(frame, ListFrame) and frame.tag for frame in self._stack):
+            return
+        while not (isinstance(top := self._top(), ListFrame) and top.tag):
+            self._close_top(end)
+        self._close_list(end)
+        if top.tally == self.tally.total and not top.worded:
+            self.tally.reject(top.owner)
+
+    def _close_top(self, end: int) -> None:
+        if isinstance(self._top(), ListFrame):
+            self._close_list(end)
+        else:
+            self._close_object(end)
+
+    def _close_object(self, end: int) -> None:
+        frame = self._stack.pop()
+        assert isinstance(frame, ObjectFrame)
+        self.tally.close_object(frame, self._owner(), end)
+        self._closed(end)
+
+    def _close_list(self, end: int) -> None:
+        frame = self._stack.pop()
+        assert isinstance(frame, ListFrame)
+        parent = self._top()
+        if isinstance(parent, ListFrame):
+            parent.worded = parent.worded or frame.worded
+        if frame.skipped:
+            if frame.owner is not None:
+                frame.owner.settled = True
+        elif isinstance(parent, ListFrame) and _is_corner(frame, parent):
+            parent.numbers += frame.numbers
+            parent.worded = parent.worded or len(frame.numbers) != 2
+        elif len(frame.numbers) == 2 and parent is None and self.text[frame.start] == "(":
+            self._take_pair(frame, end)
+        else:
+            self.tally.count_list(frame, end)
+        self._closed(end)
+
+    def _closed(self, end: int) -> None:
+        self._end_value()
+        top = self._top()
+        if top is None:
+            self._outside_from = end
+        elif isinstance(top, ListFrame) and not (top.numbers or top.tag):
+            top.start = end  # what was closed is no part of numbers that may follow
+
+    def _take_pair(self, frame: ListFrame, end: int) -> None:
+        """Join ``(x1,y1),(x2,y2)`` outside brackets: box tokens that the decoder left out."""
+        self._pairs.append(frame)
+        if _NEXT_PAIR.match(self.text, end):
+            return
+        pairs, self._pairs = self._pairs, []
+        if len(pairs) == 2:  # more of them are a polygon
+            pairs[0].numbers += pairs[1].numbers
+            self.tally.count_box(pairs[0], end)
+
+    def _cut(self, end: int) -> None:
+        """Close what is open where the text, or the part of it that brackets can span, ends.
+
+        At most one box was interrupted: that of the innermost open bracket that holds none yet.
+        """
+        counted = False
+        while top := self._top():
+            if isinstance(top, ListFrame):
+                self._stack.pop()
+                counted = self._cut_list(top, end, counted)
+                continue
+            if not (counted or top.settled or top.skipped):
+                self.tally.reject(top)
+                counted = True
+            self._close_object(end)
+        self._pairs = []
+
+    def _cut_list(self, frame: ListFrame, end: int, counted: bool) -> bool:
+        empty_tag = frame.tag and frame.tally == self.tally.total and not frame.worded
+        if counted or frame.skipped:
+            return True
+        if frame.tag and len(frame.numbers) == 4 and not frame.worded:
+            self.tally.count_box(frame, end)
+        elif empty_tag or (frame.numbers and (frame.promised or not frame.worded)):
+            self.tally.reject(frame.owner)
+        else:
+            return False
+        return True
+
+
+def _is_corner(frame: ListFrame, parent: ListFrame) -> bool:
+    """Whether a list is part of the box that its parent is; a box token makes one even of broken parts."""
+    count = len(frame.numbers)
+    return parent.promised and (count == 2 or (parent.tag and count not in {0, 4}))

@@ -1,0 +1,164 @@
+"""Tokens of text that is almost JSON, each with its place in the text.
+
+Models use either quote, forget one, escape twice, put box tokens between brackets and stop in
+mid-word, so a JSON reader would refuse most of what they write. Here nothing is refused: what is no
+token is skipped. Repair libraries (json_repair and its like) lose duplicate keys and positions.
+
+Every pattern below uses possessive quantifiers, so a text costs time linear in its length.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Literal, NamedTuple, cast
+
+Kind = Literal[
+    "open_object",
+    "close_object",
+    "open_list",
+    "close_list",
+    "comma",
+    "key",
+    "string",
+    "number",
+    "word",
+    "cut",
+    "attribute",
+    "ref",
+    "box_start",
+    "box_end",
+    "thought_end",
+    "end",
+]
+
+
+class Token(NamedTuple):
+    """One token.
+
+    Attributes:
+        kind: what it is; ``cut`` is a string that the end of the text interrupted, ``end`` a mark that
+            no bracket reaches over (a code fence, ``<|im_end|>``, an answer tag).
+        start: index of its first character.
+        end: index after its last character.
+        value: the text meant: a string without its quotes and escapes, a label, a numeral.
+    """
+
+    kind: Kind
+    start: int
+    end: int
+    value: str = ""
+
+
+# A parenthesis counts as a bracket only before a number, a bracket or a quote: prose is full of the others.
+_MARKS = r"""
+    (?P<open_object>\{)
+  | (?P<open_list>\[ | \((?=\s*+[-+.\d(\["']))
+  | (?P<ref><\|?(?:object_)?ref(?:_start)?\|?>(?P<name>[^<]*+))
+  | (?P<box_start><\|?b?box(?:_start)?\|?>)
+  | (?P<box_end><\|box_end\|>|</b?box>)
+  | (?P<thought_end></think\b)
+  | (?P<end>```|</?answer>|<\|(?:im_start|im_end|endoftext)\|>)
+"""
+_NUMERAL = r"""
+    [-+]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++|nan|inf(?:inity)?|null|none)(?:e[-+]?[0-9]++)?(?!\w)
+"""
+# A quote closes a string only before what may follow one, so that `24" monitor` and 'man's hat' stay
+# whole. A string whose quote is missing ends with its line, or where the next key stands.
+_CLOSING = r"""(?P=quote)(?=\s*+(?:[,:：;}\])]|\Z)|[ \t]*+[\r\n]|\s++\\?["'])"""
+_NEXT_KEY = r"""(?:[,{\[]\s*+)?(?:"|(?P=quote))[\w\ ]{1,40}+\\?["']\s*+[:：]"""
+_INSIDE = re.compile(
+    rf"""{_MARKS}
+  | (?P<close_object>\}})
+  | (?P<close_list>[\])])
+  | (?P<comma>[,，])
+  | (?P<number>{_NUMERAL})
+  | (?P<string>(?P<quote>\\?["'])
+        (?P<body>(?:[^\\\r\n"',{{\[]++|(?!{_CLOSING}|{_NEXT_KEY})(?:["',{{\[]|\\[^\r\n]))*+)
+        (?P<closed>(?P=quote)(?P<colon>\s*+[:：])?)?)
+  | (?P<word>\w[^\r\n,，:：{{}}\[\]()<`]*+(?P<word_colon>[:：])?)
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+# Outside brackets quotes are apostrophes and digits are prose. Qwen2.5-VL's HTML keeps its boxes in an
+# attribute.
+_OUTSIDE = re.compile(
+    _MARKS + r"""| (?P<attribute>\b(?:data-)?bbox\s*+=\s*+["'](?P<values>[^"'\r\n]*+))""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_LOOSE_NUMERAL = re.compile(rf"(?<![\w.]){_NUMERAL}", re.VERBOSE | re.IGNORECASE)
+_VALUE_GROUPS = {"number": "number", "ref": "name", "attribute": "values"}
+_ESCAPE = re.compile(r"(?:\\u[0-9a-fA-F]{4})++|\\(.)")
+_ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", '"': '"', "'": "'", "\\": "\\", "/": "/"}
+
+
+def next_token(text: str, position: int, inside: bool) -> Token | None:
+    """Find the first token at or after a position.
+
+    Args:
+        text: any text.
+        position: where to look from.
+        inside: whether a bracket is open; quotes, numerals and words count only then.
+
+    Returns:
+        The token, or None if there is none before the end.
+
+    Example:
+        >>> next_token('so: {"label": "cat"}', 5, inside=True)
+        Token(kind='key', start=5, end=13, value='label')
+    """
+    match = (_INSIDE if inside else _OUTSIDE).search(text, position)
+    if match is None:
+        return None
+    kind = cast(str, match.lastgroup)
+    start, end = match.span()
+    if kind == "string":
+        return _string_token(match, start, end)
+    if kind == "word":
+        return _word_token(match, start, end)
+    value_group = _VALUE_GROUPS.get(kind)
+    return Token(cast(Kind, kind), start, end, match[value_group] if value_group else "")
+
+
+def _word_token(match: re.Match[str], start: int, end: int) -> Token:
+    value = match[0].rstrip(":： ").strip("\"'")
+    return Token("key" if match["word_colon"] else "word", start, end, value)
+
+
+def _string_token(match: re.Match[str], start: int, end: int) -> Token:
+    value = _ESCAPE.sub(_unescape, match["body"])
+    if match["colon"]:
+        return Token("key", start, end, value)
+    if match["closed"]:
+        return Token("string", start, end, value)
+    if end == len(match.string):
+        return Token("cut", start, end)
+    return Token("string", start, end, value.rstrip(" \t,}]"))
+
+
+def _unescape(match: re.Match[str]) -> str:
+    if match[1] is None:  # a run at once, because two \u escapes may make one character
+        return bytes.fromhex(match[0].replace("\\u", "")).decode("utf-16-be", "surrogatepass")
+    return _ESCAPED.get(match[1], match[0])
+
+
+def as_number(numeral: str) -> float:
+    """The value of a number token: NaN for ``null`` and ``None``, which stand for a missing number.
+
+    Example:
+        >>> as_number("12"), as_number("-Infinity"), as_number("None")
+        (12.0, -inf, nan)
+    """
+    if numeral.lower().lstrip("+-") in {"null", "none"}:
+        return math.nan
+    return float(numeral)
+
+
+def numbers_in(text: str) -> list[float]:
+    """The numbers written in a text, for boxes given as a string.
+
+    Example:
+        >>> numbers_in("(10,20),(30,40)"), numbers_in("x1, y1, x2, y2")
+        ([10.0, 20.0, 30.0, 40.0], [])
+    """
+    return [as_number(numeral) for numeral in _LOOSE_NUMERAL.findall(text)]

@@ -1,0 +1,136 @@
+"""Encoded samples to one left-padded batch.
+
+    row 0   pad pad sys img img req ANS ANS      spans move right by the row's padding
+    row 1   sys img img img img req ANS ANS      positions and attention come from the same mask
+
+Left is the only side: generation continues at the right end, and Flash Attention needs it so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwendet.data.encode import EncodedSample, Span
+from qwendet.data.patch_order import raster_to_flat, raster_to_token
+
+IGNORED = -100
+Batch = dict[str, Any]
+
+
+class StandardDataCollator:
+    """Pads to the longest sample, on the left.
+
+    Args:
+        pad_token_id: token of the padding.
+        merge_size: side of a block of patches that become one image token.
+        label_tokens: token ids of each label text, in label order.
+    """
+
+    def __init__(self, pad_token_id: int, merge_size: int, label_tokens: Sequence[Sequence[int]]) -> None:
+        self.pad_token_id = pad_token_id
+        self.merge_size = merge_size
+        self.label_input_ids, self.label_attention_mask = _pad_labels(label_tokens, pad_token_id)
+
+    def __call__(self, samples: Sequence[EncodedSample]) -> Batch:
+        """Collate.
+
+        Returns:
+            For B samples padded to L tokens, with N boxes in all, on grids of at most H × W patches:
+
+            - ``input_ids``, ``attention_mask``, ``mm_token_type_ids``: ``(B, L)`` int64
+            - ``labels``: ``(B, L)`` int64, -100 outside the assistants' answers
+            - ``student_mask``: ``(B, L)`` bool, True at the tokens of the student's answer
+            - ``teacher_assistant_spans``, ``student_assistant_spans``: per sample, half-open ranges
+            - ``pixel_values``: ``(patches, dim)`` float32; ``image_grid_thw``: ``(images, 3)``
+            - ``patch_index``: ``(B, H, W)`` int64, row of ``pixel_values`` of the student's patch
+            - ``context_index``: ``(B, H, W)`` int64, its token in the flattened ``(B * L)`` sequence
+            - ``patch_mask``: ``(B, H, W)`` bool, False beyond a sample's own grid
+            - ``label_input_ids``, ``label_attention_mask``: ``(C, T)`` tokens of the label texts
+            - ``target_boxes_cxcywh``: ``(N, 4)``; ``target_label_ids``: ``(N,)``
+            - ``num_boxes``: list of B counts
+            - ``where``: list of B sources, for error messages
+        """
+        length = max(len(sample.input_ids) for sample in samples)
+        pads = [length - len(sample.input_ids) for sample in samples]
+        input_ids = _left_pad([sample.input_ids for sample in samples], length, self.pad_token_id)
+        teacher_spans = [_shift(s.teacher_assistant_spans, pad) for s, pad in zip(samples, pads, strict=True)]
+        student_spans = [_shift(s.student_assistant_spans, pad) for s, pad in zip(samples, pads, strict=True)]
+        return {
+            "input_ids": input_ids,
+            "attention_mask": _left_pad([torch.ones_like(s.input_ids) for s in samples], length, 0),
+            "mm_token_type_ids": _left_pad([s.mm_token_type_ids for s in samples], length, 0),
+            "labels": torch.where(
+                _mask(input_ids, teacher_spans) | _mask(input_ids, student_spans), input_ids, IGNORED
+            ),
+            "student_mask": _mask(input_ids, student_spans),
+            "teacher_assistant_spans": teacher_spans,
+            "student_assistant_spans": student_spans,
+            "pixel_values": torch.cat([sample.pixel_values for sample in samples]),
+            "image_grid_thw": torch.cat([sample.image_grid_thw for sample in samples]),
+            **self._student_patches(samples, pads, length),
+            "label_input_ids": self.label_input_ids,
+            "label_attention_mask": self.label_attention_mask,
+            "target_boxes_cxcywh": torch.cat([sample.boxes_cxcywh for sample in samples]),
+            "target_label_ids": torch.cat([sample.label_ids for sample in samples]),
+            "num_boxes": [len(sample.label_ids) for sample in samples],
+            "where": [sample.where for sample in samples],
+        }
+
+    def _student_patches(
+        self, samples: Sequence[EncodedSample], pads: Sequence[int], length: int
+    ) -> dict[str, Tensor]:
+        """Point at the patches and tokens of each student image, in raster order."""
+        grids = [sample.image_grid_thw[-1, 1:].tolist() for sample in samples]
+        shape = (len(samples), max(rows for rows, _ in grids), max(columns for _, columns in grids))
+        patch_index = np.zeros(shape, dtype=np.int64)
+        context_index = np.zeros(shape, dtype=np.int64)
+        patch_mask = np.zeros(shape, dtype=np.bool_)
+        first_patch = 0
+        for row, (sample, (rows, columns)) in enumerate(zip(samples, grids, strict=True)):
+            first_patch += len(sample.pixel_values)
+            student_patch = first_patch - rows * columns
+            student_token = row * length + pads[row] + sample.student_image_start
+            own = np.s_[row, :rows, :columns]
+            patch_index[own] = student_patch + raster_to_flat(rows, columns, self.merge_size)
+            context_index[own] = student_token + raster_to_token(rows, columns, self.merge_size)
+            patch_mask[own] = True
+        return {
+            "patch_index": torch.from_numpy(patch_index),
+            "context_index": torch.from_numpy(context_index),
+            "patch_mask": torch.from_numpy(patch_mask),
+        }
+
+
+def _left_pad(rows: Sequence[Tensor], length: int, value: int) -> Tensor:
+    padded = torch.full((len(rows), length), value, dtype=torch.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[length - len(row) :] = row
+    return padded
+
+
+def _shift(spans: Sequence[Span], by: int) -> list[Span]:
+    return [(start + by, end + by) for start, end in spans]
+
+
+def _mask(input_ids: Tensor, spans: Sequence[Sequence[Span]]) -> Tensor:
+    mask = torch.zeros_like(input_ids, dtype=torch.bool)
+    for row, row_spans in enumerate(spans):
+        for start, end in row_spans:
+            mask[row, start:end] = True
+    return mask
+
+
+def _pad_labels(label_tokens: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    rows = [torch.tensor(tokens, dtype=torch.int64) for tokens in label_tokens]
+    length = max((len(row) for row in rows), default=1)
+    ids = torch.full((len(rows), length), pad_token_id, dtype=torch.int64)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = True
+    return ids, mask

@@ -1,0 +1,130 @@
+"""The training samples as a map-style dataset: read, given demonstrations, encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qwendet.config import Config
+from qwendet.data.encode import EncodedSample, Encoder
+from qwendet.data.images import image_size
+from qwendet.data.resize import require_inside
+from qwendet.data.samples import Sample, SampleFile
+from qwendet.data.teachers import choose_teachers
+from qwendet.errors import ConfigError, DataError, Problem
+
+
+@dataclass(frozen=True)
+class TeacherPool:
+    """Where demonstrations are drawn from.
+
+    Attributes:
+        samples: the pool; the student turn of each is a demonstration.
+        is_training_set: the pool is the training file itself, so a sample must not draw itself.
+    """
+
+    samples: SampleFile
+    is_training_set: bool
+
+
+class TrainingSamples:
+    """Encoded training samples by index; which demonstrations one gets changes with the epoch.
+
+    Args:
+        config: the resolved config.
+        encoder: encodes a sample.
+        indices: samples to use; ``None`` is all.
+    """
+
+    def __init__(self, config: Config, encoder: Encoder, indices: Sequence[int] | None = None) -> None:
+        self.config = config
+        self.encoder = encoder
+        self.samples = open_samples(config, "train")
+        self.pool = teacher_pool(config, self.samples)
+        self.indices = range(len(self.samples)) if indices is None else indices
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw demonstrations anew; called by the Trainer at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> EncodedSample:
+        """Read and encode one sample.
+
+        Raises:
+            DataError: if the sample, its image or a demonstration is broken.
+        """
+        return self.encoder.encode(self.sample(position), with_answer=True)
+
+    def sample(self, position: int) -> Sample:
+        """The sample with its demonstrations of this epoch."""
+        index = self.indices[position]
+        sample = self.samples[index]
+        if sample.teachers or self.config.data.teacher_ratio == 0:
+            return sample
+        chosen = choose_teachers(
+            seed=self.config.train.seed,
+            epoch=self.epoch,
+            index=index,
+            pool_size=len(self.pool.samples),
+            count=self.config.data.num_teachers,
+            ratio=self.config.data.teacher_ratio,
+            exclude=index if self.pool.is_training_set else None,
+        )
+        return replace(sample, teachers=tuple(self.pool.samples[index].student for index in chosen))
+
+    def lengths(self) -> list[int]:
+        """A number for each sample that grows with its tokens, for batches of similar length."""
+        line_bytes = self.samples.line_bytes()
+        return [line_bytes[index] for index in self.indices]
+
+
+def open_samples(config: Config, split: str) -> SampleFile:
+    """Open ``data.train``, ``data.val`` or ``data.teachers``.
+
+    Raises:
+        ConfigError: if the config names no such file.
+    """
+    path = getattr(config.data, split)
+    if path is None:
+        raise ConfigError(f"data.{split} is not set", f"data.{split}", "give the path of a JSONL file")
+    return SampleFile(Path(path), None if config.data.root is None else Path(config.data.root))
+
+
+def teacher_pool(config: Config, training_samples: SampleFile) -> TeacherPool:
+    """The pool that the config names, else the training samples themselves."""
+    if config.data.teachers is None:
+        return TeacherPool(training_samples, is_training_set=True)
+    return TeacherPool(open_samples(config, "teachers"), is_training_set=False)
+
+
+def usable_samples(samples: SampleFile, labels: Sequence[str]) -> tuple[list[int], list[Problem]]:
+    """Tell usable samples from broken ones, for ``data.on_bad_sample: skip``.
+
+    Images are read as far as their header and end marker.
+
+    Returns:
+        Indices of the usable samples, and what is wrong with each of the others.
+    """
+    usable, problems = [], []
+    for index in range(len(samples)):
+        try:
+            _require_usable(samples[index], frozenset(labels))
+        except DataError as error:
+            problems += error.problems
+        else:
+            usable.append(index)
+    return usable, problems
+
+
+def _require_usable(sample: Sample, labels: frozenset[str]) -> None:
+    for turn in (*sample.teachers, sample.student):
+        size = image_size(turn.image, turn.root, sample.where)
+        require_inside(turn, size, sample.where)
+        strange = sorted({item.desc for item in turn.objects} - labels)
+        if strange:
+            raise DataError(f"the label {strange[0]!r} is not in the label set", sample.where)

@@ -1,0 +1,218 @@
+"""A sample as the model's inputs: tokens, spans, pixels and boxes.
+
+    system | user: image + request | assistant: answer<|im_end|> | ... | user: image + request | assistant: answer<|im_end|>
+                                                └ teacher span ┘                                            └ student span ┘
+
+Prompt and answer are tokenised apart and joined, so the prompt that inference sends is, token for
+token, what training saw before the answer. Spans are half-open token ranges, known where the
+tokens are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwendet.boxes import xyxy_to_cxcywh
+from qwendet.config import DataConfig
+from qwendet.data.answers import format_answer
+from qwendet.data.images import open_image
+from qwendet.data.prompts import conversation, request_text
+from qwendet.data.resize import model_image_size, require_inside, rescale_xyxy
+from qwendet.data.samples import DetectedObject, Sample, Turn
+from qwendet.errors import DataError
+
+END_OF_TURN = "<|im_end|>"
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """What the collator gets.
+
+    Attributes:
+        input_ids: ``(tokens,)`` int64.
+        mm_token_type_ids: ``(tokens,)`` int64, 1 at image tokens; the positions depend on it.
+        pixel_values: ``(patches, channels * frames * patch * patch)`` float32, images in order.
+        image_grid_thw: ``(images, 3)`` int64; the student's image is the last.
+        student_image_start: index of the student image's first token.
+        image_size: width and height of the student's displayed image, pixels.
+        teacher_assistant_spans: token ranges of the demonstrations' answers.
+        student_assistant_spans: token range of the student's answer; none at inference.
+        boxes_cxcywh: ``(N, 4)`` float32, the student's boxes in the unit square.
+        label_ids: ``(N,)`` int64, index into the label set.
+        where: file and line, for error messages.
+    """
+
+    input_ids: Tensor
+    mm_token_type_ids: Tensor
+    pixel_values: Tensor
+    image_grid_thw: Tensor
+    student_image_start: int
+    image_size: tuple[int, int]
+    teacher_assistant_spans: tuple[Span, ...] = ()
+    student_assistant_spans: tuple[Span, ...] = ()
+    boxes_cxcywh: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
+    label_ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One image as the processor made it."""
+
+    pixel_values: Tensor
+    grid_thw: tuple[int, int, int]
+    displayed_size: tuple[int, int]
+    model_size: tuple[int, int]
+
+
+class Encoder:
+    """Turns samples into :class:`EncodedSample`, for training and inference alike.
+
+    Args:
+        processor: a ``Qwen2_5_VLProcessor`` with its tokenizer and image processor.
+        labels: the label set in manifest order.
+        settings: prompts and limits.
+    """
+
+    def __init__(self, processor: Any, labels: Sequence[str], settings: DataConfig) -> None:
+        self.tokenizer = processor.tokenizer
+        self.image_processor = processor.image_processor
+        self.labels = tuple(labels)
+        self.settings = settings
+        self._label_ids = {label: index for index, label in enumerate(self.labels)}
+        self._image_token_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        self._request = request_text(settings.request, self.labels)
+
+    def encode(self, sample: Sample, *, with_answer: bool) -> EncodedSample:
+        """Encode one sample.
+
+        Args:
+            sample: demonstrations and student turn.
+            with_answer: append the student's answer (training); without it the sequence ends where
+                the answer begins (inference).
+
+        Raises:
+            DataError: for images, boxes or labels that cannot be used, or too many tokens.
+        """
+        turns = (*sample.teachers, sample.student)
+        pictures = [self._picture(turn, sample.where) for turn in turns]
+        answers = [self._answer(turn, picture) for turn, picture in zip(turns, pictures, strict=True)]
+        ids, spans = self._tokens(pictures, answers if with_answer else answers[:-1])
+        if len(ids) > self.settings.max_tokens:
+            raise DataError(
+                f"{len(ids)} tokens, but data.max_tokens is {self.settings.max_tokens}",
+                sample.where,
+                "raise data.max_tokens, or lower data.max_pixels or the number of teachers; nothing is cut",
+            )
+        input_ids = torch.tensor(ids, dtype=torch.int64)
+        is_image = input_ids == self._image_token_id
+        encoded = EncodedSample(
+            input_ids=input_ids,
+            mm_token_type_ids=is_image.long(),
+            pixel_values=torch.cat([picture.pixel_values for picture in pictures]),
+            image_grid_thw=torch.tensor([picture.grid_thw for picture in pictures]),
+            student_image_start=int(is_image.nonzero()[-self._num_tokens(pictures[-1])]),
+            image_size=pictures[-1].displayed_size,
+            teacher_assistant_spans=tuple(spans[: len(sample.teachers)]),
+            student_assistant_spans=tuple(spans[len(sample.teachers) :]),
+            where=sample.where,
+        )
+        return self._with_targets(encoded, sample) if with_answer else encoded
+
+    def label_tokens(self) -> list[list[int]]:
+        """Token ids of each label text, in label order."""
+        return [self._tokenize(label) for label in self.labels]
+
+    def _picture(self, turn: Turn, where: str) -> _Picture:
+        image = open_image(turn.image, turn.root, where, turn.declared_size)
+        require_inside(turn, image.size, where)
+        features = self.image_processor(images=[image], return_tensors="pt")
+        frames, rows, columns = features["image_grid_thw"][0].tolist()
+        return _Picture(
+            pixel_values=features["pixel_values"],
+            grid_thw=(frames, rows, columns),
+            displayed_size=image.size,
+            model_size=model_image_size((frames, rows, columns), self.image_processor.patch_size),
+        )
+
+    def _answer(self, turn: Turn, picture: _Picture) -> str:
+        objects = trainable_objects(turn)
+        boxes = rescale_xyxy(
+            [item.bbox_2d for item in objects], picture.displayed_size, picture.model_size
+        ).tolist()
+        return format_answer(
+            [replace(item, bbox_2d=tuple(box)) for item, box in zip(objects, boxes, strict=True)]
+        )
+
+    def _tokens(self, pictures: Sequence[_Picture], answers: Sequence[str]) -> tuple[list[int], list[Span]]:
+        """Join prompt pieces and answers; returns the ids and the span of each answer."""
+        ids: list[int] = []
+        spans: list[Span] = []
+        done = ""
+        for index, picture in enumerate(pictures):
+            prompt = self._render(answers[:index])
+            if not prompt.startswith(done):
+                raise DataError(
+                    "the chat template rewrites earlier turns, so no prompt would be a prefix of its answer",
+                    "chat template",
+                    "use the published Qwen2.5-VL template",
+                )
+            ids += self._expand_image(self._tokenize(prompt[len(done) :]), self._num_tokens(picture))
+            if index < len(answers):
+                answer = answers[index] + END_OF_TURN
+                answer_ids = self._tokenize(answer)
+                spans.append((len(ids), len(ids) + len(answer_ids)))
+                ids += answer_ids
+                done = prompt + answer
+        return ids, spans
+
+    def _render(self, answers: Sequence[str]) -> str:
+        messages = conversation(self.settings.system_prompt, self._request, answers)
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return str(text)
+
+    def _tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _expand_image(self, ids: list[int], num_tokens: int) -> list[int]:
+        at = ids.index(self._image_token_id)
+        return ids[:at] + [self._image_token_id] * num_tokens + ids[at + 1 :]
+
+    def _num_tokens(self, picture: _Picture) -> int:
+        frames, rows, columns = picture.grid_thw
+        return frames * rows * columns // int(self.image_processor.merge_size) ** 2
+
+    def _with_targets(self, encoded: EncodedSample, sample: Sample) -> EncodedSample:
+        objects = trainable_objects(sample.student)
+        boxes = rescale_xyxy([item.bbox_2d for item in objects], encoded.image_size, (1, 1))
+        return replace(
+            encoded,
+            boxes_cxcywh=xyxy_to_cxcywh(torch.from_numpy(boxes).float()),
+            label_ids=torch.tensor(
+                [self._label_id(item, sample.where) for item in objects], dtype=torch.int64
+            ),
+        )
+
+    def _label_id(self, item: DetectedObject, where: str) -> int:
+        try:
+            return self._label_ids[item.desc]
+        except KeyError:
+            raise DataError(
+                f"the label {item.desc!r} is not in the label set ({', '.join(self.labels[:10])})",
+                where,
+                "add it to data.labels or correct it",
+            ) from None
+
+
+def trainable_objects(turn: Turn) -> list[DetectedObject]:
+    """The objects a turn is trained on: all but crowds, whose box is no single object's."""
+    return [item for item in turn.objects if not item.crowd]
+
+

@@ -1,0 +1,291 @@
+"""Images: a path inside the data root becomes an upright RGB image, or an error that says why not.
+
+    "images/a.jpg" ─► resolve_image ─► Path ─► open_image ─► RGB, as displayed (EXIF orientation applied)
+                                            └► image_size ─► (width, height) as displayed, without decoding
+
+Files are untrusted input: only the formats below are tried (Pillow's EPS reader, for one, starts another
+program), and a header that promises too many pixels is refused before any is decoded.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from qwendet.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+"""Lower-case endings by which a folder's images are known; what a file is, its bytes say."""
+MAX_IMAGE_PIXELS = 89_478_485
+"""256 MiB of RGB: where Pillow warns of a decompression bomb. Here more is refused, whatever its setting."""
+MIN_IMAGE_SIDE = 2
+"""Pixels; a 1×1 image is a placeholder of a failed download, not a photograph."""
+MAX_ASPECT_RATIO = 200
+"""Long side over short side; Qwen2-VL's ``smart_resize`` refuses more."""
+
+END_OF_JPEG = b"\xff\xd9"
+JPEG_TAIL_BYTES = 4096
+PNG_SIGNATURE_BYTES = 8
+TURNED_ORIENTATIONS = frozenset({5, 6, 7, 8})
+EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
+# What Pillow's readers raise on broken files.
+BROKEN_FILE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+def resolve_image(image: str, root: Path, where: str) -> Path:
+    """Find an image's file, which must lie inside the data root.
+
+    Args:
+        image: path as written in the data, relative to ``root``.
+        root: the data root; may itself be reached through symbolic links.
+        where: ``file:line``, put into errors.
+
+    Returns:
+        The real path of an existing regular file inside ``root``.
+
+    Raises:
+        DataError: for an absolute path, one that leaves ``root`` (by ``..`` or a symbolic link), or no file.
+    """
+    if PurePath(image).is_absolute():
+        raise DataError(
+            f"the image path {image!r} is absolute, expected one relative to {root}",
+            where,
+            "write it relative to data.root, and set data.root to a folder that holds every image",
+        )
+    try:
+        home = root.resolve()
+        path = (home / image).resolve()
+        leaves_root = not path.is_relative_to(home)
+        is_file = not leaves_root and path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL, a name too long
+        raise DataError(
+            f"the image path {image!r} cannot be followed ({error})", where, "correct the path"
+        ) from error
+    if leaves_root:
+        raise DataError(
+            f"the image path {image!r} leaves the data root {home}",
+            where,
+            "copy the image into the root, or set data.root to a folder that holds every image "
+            "(a symbolic link that leads out does not count as inside)",
+        )
+    if not is_file:
+        found = "not a regular file" if path.exists() else "no such file"
+        raise DataError(
+            f"the image {image!r} is absent ({found}: {path})",
+            where,
+            "correct the path, which is relative to data.root, or set data.root",
+        )
+    return path
+
+
+def open_image(
+    image: str, root: Path, where: str, declared_size: tuple[int, int] | None = None
+) -> Image.Image:
+    """Decode an image into RGB as displayed.
+
+    EXIF (or XMP) orientation is applied. Transparent pixels are composited on white. Palette, greyscale,
+    CMYK and 16-bit images are converted; of 16 bits the upper 8 are kept, as Pillow does for colour.
+    Of an animation the first frame counts.
+
+    Args:
+        image: path relative to ``root``.
+        root: the data root.
+        where: ``file:line``, put into errors.
+        declared_size: width and height in pixels that the data claims for the displayed image.
+
+    Returns:
+        Mode ``RGB``, fully decoded, the file closed, no orientation left to apply.
+
+    Raises:
+        DataError: for a path that :func:`resolve_image` refuses, a file that is no image, truncated, too
+            large, too small, too narrow or of a pixel type without a defined white, or another size than
+            ``declared_size``.
+    """
+    path = resolve_image(image, root, where)
+    with _opened(path, image, where) as stored:
+        stored_size = stored.size
+        stored.load()
+        ImageOps.exif_transpose(stored, in_place=True)
+        rgb = _to_rgb(stored)
+    if declared_size is not None and declared_size != rgb.size:
+        raise _size_error(declared_size, rgb.size, stored_size, image, where)
+    return rgb
+
+
+def image_size(image: str, root: Path, where: str) -> tuple[int, int]:
+    """Read the displayed size of an image and see that its file is whole, decoding only where needed.
+
+    JPEG, PNG and WebP carry an end mark or their length, and orientation in front of the pixels. A file
+    without these, or of another format, is decoded to find out.
+
+    Args:
+        image: path relative to ``root``.
+        root: the data root.
+        where: ``file:line``, put into errors.
+
+    Returns:
+        Width and height in pixels, EXIF orientation applied.
+
+    Raises:
+        DataError: as :func:`open_image`, but for pixel data that is broken yet complete.
+    """
+    path = resolve_image(image, root, where)
+    with _opened(path, image, where) as stored:
+        width, height = stored.size
+        return (height, width) if _is_turned(stored, path) else (width, height)
+
+
+def is_turned(image: str, root: Path, where: str) -> bool:
+    """Whether EXIF orientation swaps width and height between the stored and the displayed image.
+
+    Raises:
+        DataError: as :func:`image_size`.
+    """
+    path = resolve_image(image, root, where)
+    with _opened(path, image, where) as stored:
+        return _is_turned(stored, path)
+
+
+@contextmanager
+def _opened(path: Path, image: str, where: str) -> Iterator[Image.Image]:
+    """Open an image's header; what Pillow raises until the block ends becomes a DataError."""
+    try:
+        with Image.open(path, formats=FORMATS) as stored:
+            _check_size(stored.size, image, where)
+            _check_mode(stored.mode, image, where)
+            yield stored
+    except UnidentifiedImageError as error:
+        found = "an empty file" if path.stat().st_size == 0 else "something else, or a file cut in its header"
+        raise DataError(
+            f"{image!r} is not an image: expected one of {', '.join(FORMATS)}, got {found}",
+            where,
+            "replace the file or remove the sample",
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(image, where) from error
+    except PermissionError as error:
+        raise DataError(f"the image {image!r} may not be read", where, f"chmod +r {path}") from error
+    except BROKEN_FILE_ERRORS as error:
+        raise DataError(
+            f"the image {image!r} is truncated or broken ({error})", where, "fetch or export the file again"
+        ) from error
+
+
+def _check_size(size: tuple[int, int], image: str, where: str) -> None:
+    """Refuse what cannot be decoded safely or resized by Qwen's processor."""
+    width, height = size
+    if width * height > MAX_IMAGE_PIXELS:
+        raise _too_large(image, where)
+    if min(size) < MIN_IMAGE_SIDE:
+        raise DataError(
+            f"the image {image!r} is too small: {width}×{height}, "
+            f"expected at least {MIN_IMAGE_SIDE}×{MIN_IMAGE_SIDE} pixels",
+            where,
+            "replace the file or remove the sample",
+        )
+    if max(size) > MAX_ASPECT_RATIO * min(size):
+        raise DataError(
+            f"the image {image!r} is too narrow: {width}×{height}, the long side is more than "
+            f"{MAX_ASPECT_RATIO} times the short one, which Qwen2.5-VL's resizer refuses",
+            where,
+            "crop or pad the image",
+        )
+
+
+def _check_mode(mode: str, image: str, where: str) -> None:
+    """Refuse pixel types whose black and white no standard defines, such as 32-bit integers and floats."""
+    if mode not in EIGHT_BIT_MODES and not mode.startswith("I;16"):
+        raise DataError(
+            f"the image {image!r} has pixels of Pillow mode {mode}, expected 8 or 16 bits a channel",
+            where,
+            "export it as an 8-bit PNG or JPEG",
+        )
+
+
+def _too_large(image: str, where: str) -> DataError:
+    return DataError(
+        f"the image {image!r} is too large: its header promises more than {MAX_IMAGE_PIXELS:,} pixels",
+        where,
+        "shrink it and its boxes; if it is no such picture, it is broken or a decompression bomb: remove it",
+    )
+
+
+def _size_error(
+    declared: tuple[int, int], displayed: tuple[int, int], stored: tuple[int, int], image: str, where: str
+) -> DataError:
+    what = (
+        f"the image {image!r} is declared {declared[0]}×{declared[1]} but is displayed "
+        f"{displayed[0]}×{displayed[1]} (width×height)"
+    )
+    if declared == stored:
+        return DataError(
+            f"{what}: the declared size is that of the file before its EXIF orientation is applied",
+            where,
+            "give width, height and boxes in the frame of the image as displayed",
+        )
+    return DataError(what, where, "correct width and height, and see that the boxes fit the image")
+
+
+def _is_turned(stored: Image.Image, path: Path) -> bool:
+    """Whether orientation swaps the sides of an image just opened; decodes it where only that can tell.
+
+    Decoding also settles whether the file is whole, and turns a TIFF by itself.
+    """
+    if _must_be_decoded(path, stored.format):
+        stored.load()
+        exif = stored.getexif()
+    else:
+        # Of the base class: the PNG reader's own decodes the whole file where it finds no EXIF.
+        exif = Image.Image.getexif(stored)
+    return exif.get(ExifTags.Base.Orientation) in TURNED_ORIENTATIONS
+
+
+def _must_be_decoded(path: Path, image_format: str | None) -> bool:
+    """Whether header and file ending leave open that the file is whole and which way up it is."""
+    if image_format in ("JPEG", "MPO"):
+        return END_OF_JPEG not in _tail(path, JPEG_TAIL_BYTES)
+    if image_format == "PNG":
+        return not _ends_after_pixels(path)
+    if image_format == "WEBP":
+        with path.open("rb") as file:
+            riff_bytes = int.from_bytes(file.read(8)[4:], "little")
+        return path.stat().st_size < riff_bytes + 8
+    return True
+
+
+def _tail(path: Path, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - length))
+        return file.read()
+
+
+def _ends_after_pixels(path: Path) -> bool:
+    """Whether a PNG's last pixel chunk is followed by the end mark and nothing else, such as late EXIF."""
+    previous = b""
+    with path.open("rb") as file:
+        file.seek(PNG_SIGNATURE_BYTES)
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            if kind == b"IEND":
+                return previous == b"IDAT" and len(file.read(4)) == 4
+            previous = kind
+            file.seek(length + 4, 1)
+    return False
+
+
+def _to_rgb(upright: Image.Image) -> Image.Image:
+    """Convert any accepted mode to RGB, transparent pixels on white."""
+    if upright.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255 instead of scaling: nearly everything would be white.
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if upright.has_transparency_data:
+        white = Image.new("RGBA", upright.size, "white")
+        return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
+    return upright.convert("RGB")

@@ -1,0 +1,283 @@
+"""Samples: one JSON object a line, read by byte offset, every mistake named with file and line.
+
+    {"images": ["a.jpg"], "objects": [{"bbox_2d": [x1, y1, x2, y2], "desc": "red circle"}]}
+    {"teachers": [{"images": [...], "objects": [...]}], "student": {"images": [...], "objects": [...]}}
+
+``bbox_2d`` is xyxy in pixels of the image as displayed (EXIF orientation applied).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwendet.errors import DataError
+
+SPECIAL_TOKEN_MARKS = ("<|", "|>")
+TURN_KEYS = frozenset({"images", "objects", "width", "height"})
+SAMPLE_KEYS = frozenset({"teachers", "student"})
+OBJECT_KEYS = frozenset({"bbox_2d", "desc", "crowd", "difficult"})
+
+
+@dataclass(frozen=True, slots=True)
+class DetectedObject:
+    """One box and what it shows.
+
+    Attributes:
+        bbox_2d: x1, y1, x2, y2; the frame is that of whoever holds the object (a sample's objects
+            are in pixels of the image as displayed, a parsed answer's in the model's image).
+        desc: the label text.
+        crowd: the box holds many objects (COCO ``iscrowd``); neither trained on nor scored.
+        difficult: VOC ``difficult``; trained on, not scored.
+    """
+
+    bbox_2d: tuple[float, float, float, float]
+    desc: str
+    crowd: bool = False
+    difficult: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An image and the objects in it: one question and its answer.
+
+    Attributes:
+        image: path as written in the file, relative to ``root``.
+        objects: the boxes in it; empty for a negative.
+        width: declared width of the displayed image in pixels, if the file says so.
+        height: declared height.
+        root: folder that the image's path starts from and must stay in.
+    """
+
+    image: str
+    objects: tuple[DetectedObject, ...]
+    width: int | None = None
+    height: int | None = None
+    root: Path = Path()
+
+    @property
+    def declared_size(self) -> tuple[int, int] | None:
+        """Width and height, if the file says both."""
+        return (self.width, self.height) if self.width and self.height else None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Demonstrations (``teachers``) followed by the turn to be learned or answered (``student``)."""
+
+    student: Turn
+    teachers: tuple[Turn, ...] = ()
+    where: str = ""
+
+
+def parse_sample(line: str, where: str, root: Path = Path()) -> Sample:
+    """Read one line.
+
+    Args:
+        line: a JSON object.
+        where: ``file:line``, put into errors and into the sample.
+        root: folder that image paths start from.
+
+    Raises:
+        DataError: naming the field, for JSON or values that do not fit.
+
+    Example:
+        >>> parse_sample('{"images": ["a.jpg"], "objects": []}', "x.jsonl:1").student.image
+        'a.jpg'
+    """
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError(
+            f"expected one JSON object a line, got {line[:60]!r} ({error})",
+            where,
+            "write each sample on one line of its own; a file cut in mid-line must be written again",
+        ) from error
+    if not isinstance(record, dict):
+        raise DataError(f"expected a JSON object, got {type(record).__name__}", where)
+    if "images" in record:
+        return Sample(student=_parse_turn(record, where, root, ""), where=where)
+    _refuse_unknown_keys(record, SAMPLE_KEYS | TURN_KEYS, where, "")
+    if "student" not in record:
+        raise DataError('expected "images" or "student", got neither', where)
+    teachers = record.get("teachers", [])
+    if not isinstance(teachers, list):
+        raise DataError(f"teachers: expected a list, got {type(teachers).__name__}", where)
+    return Sample(
+        student=_parse_turn(record["student"], where, root, "student."),
+        teachers=tuple(
+            _parse_turn(turn, where, root, f"teachers[{index}].") for index, turn in enumerate(teachers)
+        ),
+        where=where,
+    )
+
+
+def _refuse_unknown_keys(record: dict[str, Any], known: frozenset[str], where: str, path: str) -> None:
+    unknown = sorted(set(record) - known)
+    if unknown:
+        raise DataError(
+            f"unknown key {path}{unknown[0]}; known here: {', '.join(sorted(known))}",
+            where,
+            "remove it or correct its name",
+        )
+
+
+def _parse_turn(record: Any, where: str, root: Path, path: str) -> Turn:
+    if not isinstance(record, dict):
+        raise DataError(f"{path[:-1]}: expected an object, got {type(record).__name__}", where)
+    _refuse_unknown_keys(record, TURN_KEYS, where, path)
+    images = record.get("images")
+    if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str) or not images[0]:
+        raise DataError(
+            f"{path}images: expected a list of one path, got {images!r}",
+            where,
+            "one image a turn: boxes of several images could not be told apart",
+        )
+    objects = record.get("objects")
+    if not isinstance(objects, list):
+        raise DataError(
+            f"{path}objects: expected a list, got {objects!r}", where, 'write "objects": [] for a negative'
+        )
+    return Turn(
+        image=images[0],
+        objects=tuple(
+            _parse_object(item, where, f"{path}objects[{index}]") for index, item in enumerate(objects)
+        ),
+        width=_parse_size(record, "width", where, path),
+        height=_parse_size(record, "height", where, path),
+        root=root,
+    )
+
+
+def _parse_size(record: dict[str, Any], key: str, where: str, path: str) -> int | None:
+    value = record.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DataError(f"{path}{key}: expected a positive integer, got {value!r}", where)
+    return value
+
+
+def _parse_object(record: Any, where: str, path: str) -> DetectedObject:
+    if not isinstance(record, dict):
+        raise DataError(f"{path}: expected an object, got {record!r}", where)
+    _refuse_unknown_keys(record, OBJECT_KEYS, where, f"{path}.")
+    return DetectedObject(
+        bbox_2d=_parse_box(record.get("bbox_2d"), where, f"{path}.bbox_2d"),
+        desc=check_label(record.get("desc"), where, f"{path}.desc"),
+        crowd=_parse_flag(record, "crowd", where, path),
+        difficult=_parse_flag(record, "difficult", where, path),
+    )
+
+
+def _parse_flag(record: dict[str, Any], key: str, where: str, path: str) -> bool:
+    value = record.get(key, False)
+    if not isinstance(value, bool):
+        raise DataError(f"{path}.{key}: expected true or false, got {value!r}", where)
+    return value
+
+
+def _parse_box(value: Any, where: str, path: str) -> tuple[float, float, float, float]:
+    is_box = (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value)
+    )
+    if not is_box:
+        raise DataError(f"{path}: expected [x1, y1, x2, y2], got {value!r}", where)
+    if not all(math.isfinite(number) for number in value):
+        raise DataError(f"{path}: expected finite numbers, got {value!r}", where, "remove this box")
+    x1, y1, x2, y2 = (float(number) for number in value)
+    if x2 <= x1 or y2 <= y1:
+        raise DataError(
+            f"{path}: expected x1 < x2 and y1 < y2, got {value!r}",
+            where,
+            "boxes are [x1, y1, x2, y2], not [x, y, width, height]; remove boxes without area",
+        )
+    return x1, y1, x2, y2
+
+
+def check_label(value: Any, where: str, path: str) -> str:
+    """Return a label text, or refuse one that is empty or could be read as a special token.
+
+    Raises:
+        DataError: for anything but a non-empty string without ``<|``, ``|>`` or control characters.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{path}: expected a label text, got {value!r}", where)
+    if any(mark in value for mark in SPECIAL_TOKEN_MARKS):
+        raise DataError(
+            f"{path}: the label {value!r} holds special-token text",
+            where,
+            "remove <| and |>: the tokenizer would read them as control tokens",
+        )
+    if not value.isprintable():
+        raise DataError(
+            f"{path}: the label {value!r} holds control characters", where, "remove line breaks and escapes"
+        )
+    return value
+
+
+class SampleFile:
+    """The samples of a JSONL file, by index, without holding them in memory.
+
+    Only the byte offset of each non-blank line is kept (8 bytes a sample).
+
+    Args:
+        path: the JSONL file.
+        root: folder that image paths start from; ``None`` is the file's own.
+
+    Raises:
+        DataError: if the file is absent, unreadable or holds no sample.
+    """
+
+    def __init__(self, path: Path, root: Path | None = None) -> None:
+        self.path = path
+        self.root = path.parent if root is None else root
+        self._offsets = array("Q")
+        self._lines = array("Q")
+        try:
+            with path.open("rb") as file:
+                offset = 0
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        self._offsets.append(offset)
+                        self._lines.append(number)
+                    offset += len(line)
+        except OSError as error:
+            raise DataError(f"cannot read the sample file ({error.strerror})", str(path)) from error
+        if not self._offsets:
+            raise DataError("the file holds no samples", str(path), "give a file with one sample a line")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def line_bytes(self) -> list[int]:
+        """Length of each sample's line: a cheap stand-in for the length of its answer."""
+        ends = [*self._offsets[1:], self.path.stat().st_size]
+        return [end - start for start, end in zip(self._offsets, ends, strict=True)]
+
+    def where(self, index: int) -> str:
+        """``file:line`` of a sample."""
+        return f"{self.path}:{self._lines[index]}"
+
+    def __getitem__(self, index: int) -> Sample:
+        """Parse the sample at ``index``; raises :class:`DataError` if it is broken."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[index])
+            raw = file.readline()
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"the line is not UTF-8 ({error.reason})", self.where(index)) from error
+        return parse_sample(line, self.where(index), self.root)

@@ -1,0 +1,78 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qwendet.errors import DataError
+
+CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Write a folder beside its place, sync it to disk and rename it.
+
+    Args:
+        target: the folder to be; must not exist when the block ends.
+
+    Yields:
+        An empty folder to write to. It is removed if the block raises.
+    """
+    staging = target.with_name(f".{target.name}.writing-{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        publish_folder(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish_folder(staging: Path, target: Path) -> None:
+    """Sync a finished folder to disk and rename it to its final name."""
+    for path in [*staging.rglob("*"), staging]:
+        _sync(path)
+    staging.rename(target)
+    _sync(target.parent)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Write a file beside its place, sync it to disk and rename it.
+
+    Raises:
+        DataError: if the place cannot be written to.
+    """
+    staging = target.with_name(f".{target.name}.writing-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield staging
+        _sync(staging)
+        staging.replace(target)
+    except OSError as error:
+        raise DataError(f"cannot write ({error.strerror})", str(target), "choose another place") from error
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

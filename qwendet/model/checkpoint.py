@@ -1,0 +1,266 @@
+"""Checkpoints: a plain Hugging Face directory, the head beside it, and a manifest that proves both.
+
+    config.json, generation_config.json, model*.safetensors, tokenizer and processor files
+    detection_head.safetensors          only with the head
+    qwendet.json                        the manifest: what was trained, and the hash of every byte of it
+
+Nothing is unpickled; a checkpoint that differs from its manifest in anything is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from qwendet.config import Config
+from qwendet.errors import CheckpointError, Problem
+from qwendet.files import sha256_of_file
+from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.model.head import HeadShape
+from qwendet.model.losses import LOSS_VERSION
+from qwendet.model.processor import RESIZER, ImageTextProcessor, save_processor
+
+FORMAT_VERSION = 1
+MANIFEST = "qwendet.json"
+HEAD_WEIGHTS = "detection_head.safetensors"
+COORDINATES = "xyxy integers, pixels of the model's image"
+VERSIONED = ("torch", "transformers", "safetensors", "pillow", "numpy")
+
+
+@dataclass(frozen=True)
+class ParameterRecord:
+    """What the manifest says of one parameter."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is.
+
+    Attributes:
+        config: the resolved config of the run, with the label set filled in.
+        head: the head's shape; ``None`` without a head.
+        min_pixels: least pixels of the model's image.
+        max_pixels: most pixels of the model's image.
+        attn_implementation: attention that it was trained with.
+        dtype: type of the weights in training.
+        parameters: shape, dtype and hash of each parameter, by name in the detector.
+        files: hash of each file but the manifest.
+        versions: of Python and the libraries that made it.
+        step: optimizer steps done.
+    """
+
+    config: Config
+    head: HeadShape | None
+    min_pixels: int
+    max_pixels: int
+    attn_implementation: str
+    dtype: str
+    parameters: dict[str, ParameterRecord]
+    files: dict[str, str]
+    versions: dict[str, str]
+    step: int = 0
+    padding_side: str = "left"
+    resizer: str = RESIZER
+    coordinates: str = COORDINATES
+    format_version: int = FORMAT_VERSION
+    loss_version: int = LOSS_VERSION
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label set, in the order of request and class logits."""
+        return self.config.data.labels or ()
+
+
+def save_checkpoint(
+    folder: Path,
+    detector: Qwen25VLWithDetection,
+    processor: ImageTextProcessor,
+    config: Config,
+    *,
+    attn_implementation: str,
+    step: int,
+) -> None:
+    """Write a model into an existing, empty folder (see :func:`qwendet.files.atomic_folder`).
+
+    Args:
+        folder: where to write.
+        detector: the model, whole on this process.
+        processor: its processor.
+        config: the resolved config, labels included.
+        attn_implementation: attention in use.
+        step: optimizer steps done.
+    """
+    detector.vlm.save_pretrained(folder)
+    save_processor(processor, folder)
+    if detector.head is not None:
+        weights = {name: tensor.contiguous() for name, tensor in detector.head.state_dict().items()}
+        safetensors.torch.save_file(weights, folder / HEAD_WEIGHTS, metadata={"format": "pt"})
+    manifest = Manifest(
+        config=config,
+        head=None if detector.head is None else detector.head.shape,
+        min_pixels=processor.image_processor.size["shortest_edge"],
+        max_pixels=processor.image_processor.size["longest_edge"],
+        attn_implementation=attn_implementation,
+        dtype=dtype_name(detector.vlm.dtype),
+        parameters=describe_parameters(detector),
+        files={path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},
+        versions={"python": platform.python_version()} | {name: version(name) for name in VERSIONED},
+        step=step,
+    )
+    _write_manifest(manifest, folder / MANIFEST)
+
+
+def _write_manifest(manifest: Manifest, path: Path) -> None:
+    record = asdict(manifest) | {"config": manifest.config.model_dump(mode="json")}
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.float32`` as ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def describe_parameters(detector: Qwen25VLWithDetection) -> dict[str, ParameterRecord]:
+    """Shape, dtype and hash of every parameter; tied ones count once."""
+    return {
+        name: ParameterRecord(tuple(tensor.shape), dtype_name(tensor.dtype), sha256_of_tensor(tensor))
+        for name, tensor in detector.named_parameters()
+    }
+
+
+def sha256_of_tensor(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's values as they lie in memory, row by row."""
+    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+def is_qwendet_checkpoint(path: Path) -> bool:
+    """Whether a directory has a manifest."""
+    return (path / MANIFEST).is_file()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        CheckpointError: if it is absent, unreadable, or of another format or loss version.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise CheckpointError("there is no such checkpoint", str(folder), "give a checkpoint's folder")
+    if not path.is_file():
+        raise CheckpointError(
+            f"the checkpoint has no manifest ({MANIFEST})",
+            str(folder),
+            "retrain, because nothing tells prompts, pixel limits and labels it was trained with",
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        _check_versions(record, path)
+        return _parse_manifest(record)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"the manifest cannot be read ({type(error).__name__}: {error})", str(path), "take another checkpoint"
+        ) from error
+
+
+def _check_versions(record: dict[str, Any], path: Path) -> None:
+    expected = {"format_version": FORMAT_VERSION, "loss_version": LOSS_VERSION}
+    for name, wanted in expected.items():
+        if record[name] != wanted:
+            raise CheckpointError(
+                f"{name} is {record[name]}, expected {wanted}",
+                str(path),
+                "retrain, because losses and formats of that version mean something else",
+            )
+
+
+def _parse_manifest(record: dict[str, Any]) -> Manifest:
+    config = Config.model_validate_json(json.dumps(record["config"]))
+    parameters = {
+        name: ParameterRecord(tuple(entry["shape"]), entry["dtype"], entry["sha256"])
+        for name, entry in record["parameters"].items()
+    }
+    head = None if record["head"] is None else HeadShape(**record["head"])
+    return Manifest(**(record | {"config": config, "parameters": parameters, "head": head}))
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with its hash.
+
+    Raises:
+        CheckpointError: naming each file that is missing, changed, or holds weights nobody vouches for.
+    """
+    problems = []
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            problems.append(Problem("a file of the checkpoint is missing", str(path), "copy the checkpoint again"))
+        elif sha256_of_file(path) != expected:
+            problems.append(
+                Problem("the file differs from its hash in the manifest", str(path), "copy the checkpoint again")
+            )
+    strangers = {path.name for path in folder.glob("*.safetensors")} - set(manifest.files)
+    problems += [
+        Problem("the manifest does not know this weight file", str(folder / name), "remove it")
+        for name in sorted(strangers)
+    ]
+    if problems:
+        raise CheckpointError.of(problems)
+
+
+def verify_parameters(detector: Qwen25VLWithDetection, manifest: Manifest, folder: Path) -> None:
+    """Compare names, shapes and, where the type is unchanged, the bytes of all parameters.
+
+    Raises:
+        CheckpointError: naming the first that is missing, unexpected or different.
+    """
+    found = dict(detector.named_parameters())
+    wanted = {name: record for name, record in manifest.parameters.items() if _is_built(name, detector)}
+    for name in sorted(set(found) ^ set(wanted)):
+        state = "unexpected" if name in found else "missing"
+        raise CheckpointError(f"the parameter {name} is {state}", str(folder), "take another checkpoint")
+    for name, record in wanted.items():
+        tensor = found[name]
+        if tuple(tensor.shape) != record.shape:
+            raise CheckpointError(
+                f"the parameter {name} has shape {tuple(tensor.shape)}, expected {record.shape}", str(folder)
+            )
+        if dtype_name(tensor.dtype) == record.dtype and sha256_of_tensor(tensor) != record.sha256:
+            raise CheckpointError(
+                f"the parameter {name} is not the one that was saved", str(folder), "copy the checkpoint again"
+            )
+
+
+def _is_built(name: str, detector: Qwen25VLWithDetection) -> bool:
+    return detector.head is not None or not name.startswith("head.")
+
+
+def load_head_weights(detector: Qwen25VLWithDetection, folder: Path) -> None:
+    """Load the head's weights, every one of them and no other.
+
+    Raises:
+        CheckpointError: for a missing or extra key or another shape.
+    """
+    assert detector.head is not None
+    path = folder / HEAD_WEIGHTS
+    try:
+        weights = safetensors.torch.load_file(path)
+        detector.head.load_state_dict(weights, strict=True)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"the head cannot be loaded ({error})", str(path), "take another checkpoint"
+        ) from error

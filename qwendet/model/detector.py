@@ -1,0 +1,137 @@
+"""``Qwen25VLWithDetection``: the published model and a detection head behind one forward.
+
+    pixels ─► vision tower ─► merger ─► image tokens ─┐
+                  │                                    ├─► language model ─► hidden states ─► lm_head (answers)
+    token ids ────┼────────────────────────────────────┘                          │
+                  └► patches of the student image ─► head ◄─ states at its tokens ┘
+
+It holds ``Qwen2_5_VLForConditionalGeneration`` and never subclasses it: transformers maps the key
+names of published weights by class name, and a subclass would load a random model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.vision_utils import get_vision_window_index
+
+from qwendet.data.collate import IGNORED, Batch
+from qwendet.model.head import DetectionHead, HeadOutput
+from qwendet.model.losses import TokenLosses
+
+
+@dataclass(frozen=True)
+class DetectorOutput:
+    """What one forward gives.
+
+    Attributes:
+        tokens: losses of the answers' tokens; ``None`` where they were not asked for.
+        head: the head's predictions; ``None`` without a head.
+    """
+
+    tokens: TokenLosses | None
+    head: HeadOutput | None
+
+
+class Qwen25VLWithDetection(nn.Module):
+    """A Qwen2.5-VL model and, if given, a detection head.
+
+    Args:
+        vlm: the published model, unchanged.
+        head: the detection head; ``None`` answers in text only.
+    """
+
+    accepts_loss_kwargs = False  # the Trainer's own scaling is not used: see qwendet.training
+
+    def __init__(self, vlm: Qwen2_5_VLForConditionalGeneration, head: DetectionHead | None) -> None:
+        super().__init__()
+        self.vlm = vlm
+        self.head = head
+
+    @property
+    def config(self) -> Any:
+        """The published model's config."""
+        return self.vlm.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.vlm.device
+
+    def forward(self, batch: Batch, *, with_tokens: bool = True) -> DetectorOutput:
+        """Run the model on a batch of :class:`~qwendet.data.collate.StandardDataCollator`.
+
+        Args:
+            batch: the batch; targets in it are not looked at.
+            with_tokens: compute the losses of the answers' tokens.
+        """
+        patches, image_embeds = self._see(batch["pixel_values"], batch["image_grid_thw"])
+        hidden = self._read(batch, image_embeds)
+        return DetectorOutput(
+            tokens=self._token_losses(hidden, batch) if with_tokens else None,
+            head=None if self.head is None else self._detect(patches, hidden, batch),
+        )
+
+    def _see(self, pixel_values: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches ``(P, vision)`` in the processor's order, image tokens ``(P / merge², text)``."""
+        visual = self.vlm.model.visual
+        seen = visual(pixel_values.to(visual.dtype), grid_thw=image_grid_thw)
+        windows, _ = get_vision_window_index(
+            image_grid_thw,
+            spatial_merge_size=visual.spatial_merge_size,
+            window_size=visual.window_size,
+            patch_size=visual.patch_size,
+        )
+        blocks = seen.last_hidden_state.unflatten(0, (-1, visual.spatial_merge_unit))
+        return blocks[windows.argsort()].flatten(0, 1), seen.pooler_output
+
+    def _read(self, batch: Batch, image_embeds: Tensor) -> Tensor:
+        """Hidden states ``(B, L, text)`` of the language model."""
+        model, input_ids = self.vlm.model, batch["input_ids"]
+        embeds = model.get_input_embeddings()(input_ids)
+        is_image = (input_ids == self.config.image_token_id)[..., None]
+        embeds = embeds.masked_scatter(is_image, image_embeds.to(embeds.dtype))
+        position_ids, _ = model.get_rope_index(
+            input_ids,
+            mm_token_type_ids=batch["mm_token_type_ids"],
+            image_grid_thw=batch["image_grid_thw"],
+            attention_mask=batch["attention_mask"],
+        )
+        outputs = model.language_model(
+            inputs_embeds=embeds,
+            position_ids=position_ids,
+            attention_mask=batch["attention_mask"],
+            use_cache=False,
+        )
+        hidden: Tensor = outputs.last_hidden_state
+        return hidden
+
+    def _token_losses(self, hidden: Tensor, batch: Batch) -> TokenLosses:
+        """Token losses of the answers; only their positions go through ``lm_head``."""
+        labels = batch["labels"][:, 1:]
+        rows = labels != IGNORED
+        logits = self.vlm.lm_head(hidden[:, :-1][rows])
+        nll = F.cross_entropy(at_least_float32(logits), labels[rows], reduction="none")
+        return TokenLosses(nll, batch["student_mask"][:, 1:][rows])
+
+    def _detect(self, patches: Tensor, hidden: Tensor, batch: Batch) -> HeadOutput:
+        assert self.head is not None
+        embeds = self.vlm.model.get_input_embeddings()(batch["label_input_ids"])
+        predictions: HeadOutput = self.head(
+            patches[batch["patch_index"]],
+            hidden.flatten(0, 1)[batch["context_index"]],
+            batch["patch_mask"],
+            embeds,
+            batch["label_attention_mask"],
+        )
+        return predictions
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Raise half precision to float32; leave float32 and float64 as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -1,0 +1,178 @@
+"""The loss: one vector of token losses under three weightings, and the head's loss.
+
+    lm        = mean over teacher and student tokens       student = mean over student tokens
+    teacher   = mean over teacher tokens                   detection = class_w·class + l1_w·l1 + giou_w·giou
+    total     = lm_w·lm + teacher_w·teacher + student_w·student + detection_w·detection
+
+Every mean is over the whole optimizer step: sums are divided by :class:`StepCounts`, gathered over
+all micro-batches and ranks, so 1 × 4 and 4 × 1 samples give the same gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qwendet.boxes import cxcywh_to_xyxy, paired_iou_and_giou
+from qwendet.config import LossConfig
+from qwendet.data.collate import Batch
+from qwendet.model.head import HeadOutput
+from qwendet.model.matching import CostWeights, Matches, Targets, match
+
+LOSS_VERSION = 1
+TERMS = ("lm", "teacher", "student", "detection", "class", "l1", "giou")
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Loss of every supervised token of a batch.
+
+    Attributes:
+        nll: ``(R,)`` float32, negative log-likelihood of each label token.
+        is_student: ``(R,)`` bool, False for the demonstrations' tokens.
+    """
+
+    nll: Tensor
+    is_student: Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What is back-propagated, and its parts, all scalars on the graph.
+
+    Attributes:
+        total: the weighted sum.
+        terms: unweighted terms by name, see :data:`TERMS`.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+def step_counts(batches: Iterable[Batch]) -> Tensor:
+    """Count what the means of an optimizer step divide by.
+
+    Args:
+        batches: the micro-batches of the step on this rank.
+
+    Returns:
+        ``(3,)`` float64: teacher tokens, student tokens, boxes. Ranks are added up by the caller.
+    """
+    counts = torch.zeros(3, dtype=torch.float64)
+    for batch in batches:
+        counts[0] += _tokens(batch["teacher_assistant_spans"])
+        counts[1] += _tokens(batch["student_assistant_spans"])
+        counts[2] += sum(batch["num_boxes"])
+    return counts
+
+
+def _tokens(spans: list[list[tuple[int, int]]]) -> int:
+    return sum(end - start for row in spans for start, end in row)
+
+
+class LossManager:
+    """Computes the loss of a micro-batch as its share of the optimizer step's.
+
+    Args:
+        weights: weights of the terms.
+        one_to_many: times each box is matched on the dense stage.
+    """
+
+    def __init__(self, weights: LossConfig, one_to_many: int) -> None:
+        self.weights = weights
+        self.one_to_many = one_to_many
+        self._cost = CostWeights(weights.class_weight, weights.l1_weight, weights.giou_weight)
+
+    def __call__(
+        self, tokens: TokenLosses, head: HeadOutput | None, targets: Targets | None, counts: Tensor
+    ) -> Losses:
+        """Add up the terms.
+
+        Args:
+            tokens: token losses of this micro-batch.
+            head: the head's predictions, if there is a head.
+            targets: ground truth for the head.
+            counts: ``(3,)`` from :func:`step_counts`, over the whole step.
+
+        Returns:
+            Losses whose sum over the step's micro-batches is the step's loss. An empty set gives a 0
+            that still has a gradient.
+        """
+        teacher_count, student_count, box_count = counts.to(tokens.nll).unbind()
+        teacher_sum = (tokens.nll * ~tokens.is_student).sum()
+        student_sum = (tokens.nll * tokens.is_student).sum()
+        terms = {
+            "lm": (teacher_sum + student_sum) / (teacher_count + student_count).clamp(min=1),
+            "teacher": teacher_sum / teacher_count.clamp(min=1),
+            "student": student_sum / student_count.clamp(min=1),
+        }
+        if head is not None and targets is not None:
+            terms |= self._detection(head, targets, box_count.clamp(min=1))
+        return Losses(self._total(terms), terms)
+
+    def _total(self, terms: dict[str, Tensor]) -> Tensor:
+        weights = self.weights
+        total = (
+            weights.lm_loss_weight * terms["lm"]
+            + weights.teacher_loss_weight * terms["teacher"]
+            + weights.student_loss_weight * terms["student"]
+        )
+        if "detection" in terms:
+            total = total + weights.detection_loss_weight * terms["detection"]
+        return total
+
+    def _detection(self, head: HeadOutput, targets: Targets, num_boxes: Tensor) -> dict[str, Tensor]:
+        repeats = (self.one_to_many, *[1] * (len(head.stage_sizes) - 1))
+        matches = match(head, targets, self._cost, repeats)
+        scale = _stage_scale(head, repeats) / num_boxes
+        terms = detection_terms(head, targets, matches, scale)
+        weights = self.weights
+        terms["detection"] = (
+            weights.class_weight * terms["class"]
+            + weights.l1_weight * terms["l1"]
+            + weights.giou_weight * terms["giou"]
+        )
+        return terms
+
+
+def _stage_scale(head: HeadOutput, repeats: tuple[int, ...]) -> Tensor:
+    """Weight of each prediction ``(K,)``: one over the matches of a box in its stage."""
+    weights = [
+        torch.full((size,), 1 / repeat) for size, repeat in zip(head.stage_sizes, repeats, strict=True)
+    ]
+    return torch.cat(weights).to(head.logits.device)
+
+
+def detection_terms(head: HeadOutput, targets: Targets, matches: Matches, scale: Tensor) -> dict[str, Tensor]:
+    """Classification, L1 and GIoU loss, summed over all stages.
+
+    Classification is the quality focal loss (Li et al. 2020, eq. 6, beta 2): the matched class is to
+    score the IoU of its box, everything else 0, so a score tells how well the box fits.
+
+    Args:
+        head: predictions of all stages.
+        targets: ground truth.
+        matches: which prediction answers for which box.
+        scale: ``(K,)`` weight of a prediction, one over the number of boxes included.
+
+    Returns:
+        ``class``, ``l1`` and ``giou``: scalars in float32.
+    """
+    logits, boxes = head.logits.float(), head.boxes_cxcywh.float()
+    predicted = boxes[matches.sample, matches.prediction]
+    wanted = targets.boxes_cxcywh.float()[matches.target]
+    iou, giou = paired_iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
+    quality = torch.zeros_like(logits)
+    quality[matches.sample, matches.prediction, targets.label_ids[matches.target]] = iou.detach()
+    modulation = (logits.sigmoid() - quality).abs() ** 2
+    focal = modulation * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    pair_scale = scale[matches.prediction]
+    return {
+        "class": (focal.sum(-1) * head.valid * scale).sum(),
+        "l1": ((predicted - wanted).abs().sum(-1) * pair_scale).sum(),
+        "giou": ((1 - giou) * pair_scale).sum(),
+    }

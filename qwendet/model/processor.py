@@ -1,0 +1,78 @@
+"""The processor: the published class without its video part, images always resized by PIL.
+
+The published ``Qwen2_5_VLProcessor`` asks for torchvision only for videos. PIL and torchvision
+resize to different pixels, so PIL is used for training and inference, and the manifest says so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+PUBLISHED_CLASS = "Qwen2_5_VLProcessor"
+RESIZER = "pil"
+
+
+class ImageTextProcessor(Qwen2_5_VLProcessor):  # type: ignore[misc]
+    """``Qwen2_5_VLProcessor`` for images and text: the same ids, pixels and grids, no torchvision."""
+
+    def __init__(
+        self,
+        image_processor: Qwen2VLImageProcessorPil | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """Parts of the processor."""
+        return ["image_processor", "tokenizer"]
+
+
+def load_processor(path: str, min_pixels: int | None, max_pixels: int | None) -> ImageTextProcessor:
+    """Load tokenizer, chat template and image processor.
+
+    Args:
+        path: directory or hub id.
+        min_pixels: images are enlarged to at least this many pixels; ``None`` keeps the stored limit.
+        max_pixels: images are shrunk to at most this many pixels; ``None`` keeps the stored limit.
+
+    Returns:
+        A processor that pads on the left.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(path)
+    limits = dict(image_processor.size)
+    image_processor.size = type(image_processor.size)(
+        shortest_edge=limits["shortest_edge"] if min_pixels is None else min_pixels,
+        longest_edge=limits["longest_edge"] if max_pixels is None else max_pixels,
+    )
+    return ImageTextProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
+
+
+def save_processor(processor: ImageTextProcessor, folder: Path) -> None:
+    """Write the published layout, which ``AutoProcessor`` loads without qwendet.
+
+    Saved as it is, the processor would name its own class, and ``AutoProcessor`` would then return a
+    bare tokenizer without a word.
+    """
+    processor.tokenizer.save_pretrained(folder)
+    image_processor = processor.image_processor
+    facts = {
+        "min_pixels": image_processor.size["shortest_edge"],
+        "max_pixels": image_processor.size["longest_edge"],
+        "patch_size": image_processor.patch_size,
+        "temporal_patch_size": image_processor.temporal_patch_size,
+        "merge_size": image_processor.merge_size,
+        "image_mean": list(image_processor.image_mean),
+        "image_std": list(image_processor.image_std),
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": PUBLISHED_CLASS,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,428 @@
+"""Training: Hugging Face's Trainer with our loss, parameter groups, and checkpoints.
+
+Read in transformers 5.23: ``get_batch_samples`` sees all micro-batches of an optimizer step, so the
+counts that the means divide by are gathered there, over all ranks; ``compute_loss`` returns this
+micro-batch's share of the step's loss, times the number of processes because DDP averages.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import rotate_checkpoints
+
+from qwendet.config import Config
+from qwendet.data.collate import Batch
+from qwendet.data.dataset import TrainingSamples, usable_samples
+from qwendet.data.order import EpochOrder
+from qwendet.errors import CheckpointError, ConfigError, QwendetError
+from qwendet.files import publish_folder
+from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.model.checkpoint import save_checkpoint
+from qwendet.model.losses import Losses, LossManager, step_counts
+from qwendet.model.matching import Targets
+from qwendet.progress import Advance, Tracker, silent
+
+logger = logging.getLogger("qwendet")
+
+GROUPS = ("vision", "merger", "language", "head")
+STAGING = ".writing"
+
+
+class TrainingDivergedError(QwendetError):
+    """A loss or gradient is not finite; nothing was updated with it."""
+
+    exit_code = 1
+
+
+def group_of(parameter_name: str) -> str:
+    """Parameter group of a detector's parameter: one of :data:`GROUPS`.
+
+    Example:
+        >>> group_of("vlm.model.visual.merger.mlp.0.weight"), group_of("vlm.lm_head.weight")
+        ('merger', 'language')
+    """
+    if parameter_name.startswith("head."):
+        return "head"
+    if parameter_name.startswith("vlm.model.visual.merger."):
+        return "merger"
+    return "vision" if parameter_name.startswith("vlm.model.visual.") else "language"
+
+
+def freeze_groups(detector: nn.Module, learning_rates: dict[str, float]) -> None:
+    """Turn off the gradients of groups whose learning rate is 0."""
+    for name, parameter in detector.named_parameters():
+        parameter.requires_grad_(learning_rates[group_of(name)] > 0)
+
+
+def parameter_groups(
+    detector: nn.Module, learning_rates: dict[str, float], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Optimizer groups: a learning rate a group, weight decay on matrices only.
+
+    Returns:
+        Groups with ``params``, ``lr``, ``weight_decay`` and ``name``; empty ones are left out.
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in detector.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((group_of(name), parameter.ndim >= 2), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rates[group],
+            "weight_decay": weight_decay if is_matrix else 0.0,
+            "name": group,
+        }
+        for (group, is_matrix), parameters in groups.items()
+    ]
+
+
+class DetectionTrainer(Trainer):
+    """Hugging Face's Trainer for a :class:`~qwendet.loader.Bundle`.
+
+    Args:
+        bundle: the model and what belongs to it.
+        train_dataset: encoded samples.
+        args: the Trainer's own arguments.
+        callbacks: progress and signals.
+    """
+
+    loss_is_scaled_for_ga = True  # the loss is already this micro-batch's share of the step's
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        train_dataset: TrainingSamples,
+        args: TrainingArguments,
+        callbacks: Sequence[TrainerCallback],
+    ) -> None:
+        self.bundle = bundle
+        self.loss_manager = LossManager(bundle.config.loss, bundle.config.detection.one_to_many)
+        self._step_terms: dict[str, Tensor] = {}
+        self._logged_terms: dict[str, float] = {}
+        self._logged_steps = 0
+        self._step_sources: list[str] = []
+        super().__init__(
+            model=bundle.detector,
+            args=args,
+            data_collator=bundle.collator(),
+            train_dataset=train_dataset,
+            callbacks=list(callbacks),
+        )
+        self.remove_callback(PrinterCallback)  # prints every log on stdout
+
+    # Data and loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset: TrainingSamples = self.train_dataset
+        return EpochOrder(
+            dataset.lengths(), self.args.train_batch_size, self.args.seed, on_epoch=dataset.set_epoch
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Tensor]:
+        """Take an optimizer step's micro-batches and count its tokens and boxes over all ranks."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        counts = step_counts(batches).to(device)
+        gathered: Tensor = self.accelerator.gather(counts[None])
+        return batches, gathered.sum(0)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """This micro-batch's share of the step's loss, times the number of processes."""
+        assert num_items_in_batch is not None
+        output = model(inputs)
+        targets = Targets(inputs["target_boxes_cxcywh"], inputs["target_label_ids"], inputs["num_boxes"])
+        losses = self.loss_manager(output.tokens, output.head, targets, num_items_in_batch)
+        self._note(losses, inputs["where"])
+        total = losses.total * self.accelerator.num_processes
+        return (total, output) if return_outputs else total
+
+    # What is logged is what was back-propagated
+
+    def _note(self, losses: Losses, sources: list[str]) -> None:
+        for name, value in (losses.terms | {"total": losses.total}).items():
+            earlier = self._step_terms.get(name)
+            self._step_terms[name] = value.detach() if earlier is None else earlier + value.detach()
+        self._step_sources += sources
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip; then, before the optimizer's step, refuse anything that is not finite."""
+        norm = super()._clip_grad_norm(model)
+        terms = self._end_of_step()
+        self._require_finite(terms, norm)
+        return norm
+
+    def _end_of_step(self) -> dict[str, float]:
+        """The step's terms, added up over ranks and kept for the next log."""
+        names = sorted(self._step_terms)
+        values = torch.stack([self._step_terms[name].float() for name in names])
+        summed = self.accelerator.reduce(values, reduction="sum").tolist()
+        terms = dict(zip(names, summed, strict=True))
+        for name, value in terms.items():
+            self._logged_terms[name] = self._logged_terms.get(name, 0.0) + value
+        self._logged_steps += 1
+        self._step_terms = {}
+        return terms
+
+    def _require_finite(self, terms: dict[str, float], norm: Any) -> None:
+        broken = [name for name, value in terms.items() if not torch.isfinite(torch.tensor(value))]
+        if not broken and norm is not None and not torch.isfinite(torch.as_tensor(float(norm))):
+            broken = ["the gradient norm"]
+        sources, self._step_sources = self._step_sources, []
+        if broken:
+            raise TrainingDivergedError(
+                f"step {self.state.global_step + 1}: not finite: {', '.join(broken)}",
+                f"samples {', '.join(sources[:8])}{' …' if len(sources) > 8 else ''}",
+                "look at these samples, lower train.learning_rate, or set train.autocast to none",
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add every loss term and the learning rate of each group."""
+        if self._logged_steps and "loss" in logs:
+            for name, value in self._logged_terms.items():
+                logs[f"loss/{name}"] = value / self._logged_steps
+            self._logged_terms, self._logged_steps = {}, 0
+            for group in self.optimizer.param_groups:
+                logs[f"learning_rate/{group['name']}"] = group["lr"]
+        super().log(logs, start_time)
+
+    # Optimizer
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the optimizer over :func:`parameter_groups`."""
+        if self.optimizer is None:
+            train = self.bundle.config.train
+            groups = parameter_groups(
+                self.model if model is None else model, train.group_learning_rates(), train.weight_decay
+            )
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class(groups, **settings)
+        return self.optimizer
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint beside its place and rename it when it is whole."""
+        run = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(run / STAGING, ignore_errors=True)
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            shutil.rmtree(run / name, ignore_errors=True)
+            publish_folder(run / STAGING / name, run / name)
+            (run / STAGING).rmdir()
+            rotate_checkpoints(output_dir=str(run), save_total_limit=self.args.save_total_limit, use_mtime=False)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(self.args.output_dir) / STAGING)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        assert output_dir is not None
+        if self.args.should_save:
+            folder = Path(output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.save_bundle(folder)
+
+    def save_bundle(self, folder: Path) -> None:
+        """Write the model as it is now into an existing, empty folder."""
+        save_checkpoint(
+            folder,
+            self.accelerator.unwrap_model(self.model),
+            self.bundle.processor,
+            self.bundle.config,
+            attn_implementation=self.bundle.config.model.attn_implementation,
+            step=self.state.global_step,
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load weights through the loader: verified, every key, nothing random."""
+        stored = config_of_checkpoint(Path(resume_from_checkpoint))
+        here = {name: getattr(self.bundle.config.model, name) for name in ("dtype", "attn_implementation", "device")}
+        stored = stored.model_copy(update={"model": stored.model.model_copy(update=here)})
+        restored = load(stored, for_inference=True)
+        self.model.load_state_dict(restored.detector.state_dict(), strict=True)
+
+
+def create_trainer(config: Config, *, tracker: Tracker = silent) -> DetectionTrainer:
+    """Build the trainer that ``qwendet train`` uses.
+
+    Args:
+        config: the config.
+        tracker: shows progress.
+
+    Returns:
+        A trainer; its ``bundle`` is the model, its ``train()`` trains.
+
+    Raises:
+        QwendetError: for data, weights or settings that cannot be used.
+    """
+    bundle = load(config, for_inference=False)
+    freeze_groups(bundle.detector, bundle.config.train.group_learning_rates())
+    dataset = TrainingSamples(bundle.config, bundle.encoder())
+    if config.data.on_bad_sample == "skip":
+        dataset.indices, problems = usable_samples(dataset.samples, bundle.labels)
+        logger.warning("data.on_bad_sample is skip: %d samples left out", len(problems))
+        for problem in problems:
+            logger.warning("left out: %s: %s", problem.where, problem.what)
+    _require_full_batch(config, len(dataset))
+    return DetectionTrainer(
+        bundle, dataset, training_arguments(bundle.config), [ProgressReport(tracker), StopOnSignal()]
+    )
+
+
+def _require_full_batch(config: Config, num_samples: int) -> None:
+    if num_samples == 0:
+        raise ConfigError("no usable training sample is left", "data.train", "mend the samples listed above")
+
+
+def training_arguments(config: Config) -> TrainingArguments:
+    """Our settings in the Trainer's words."""
+    train = config.train
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(train.output_dir) / "tensorboard")
+    return TrainingArguments(
+        output_dir=train.output_dir,
+        max_steps=train.max_steps or -1,
+        num_train_epochs=train.epochs,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        learning_rate=max(train.group_learning_rates().values()),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm or float("inf"),
+        lr_scheduler_type=train.lr_scheduler,
+        warmup_steps=train.warmup_ratio,
+        optim=train.optimizer,
+        bf16=train.autocast == "bf16",
+        fp16=train.autocast == "fp16",
+        seed=train.seed,
+        logging_steps=train.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=train.save_steps,
+        save_total_limit=train.save_total_limit,
+        report_to=["tensorboard"],
+        use_cpu=config.model.device == "cpu",
+        dataloader_num_workers=config.data.num_workers,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+
+
+class ProgressReport(TrainerCallback):
+    """Shows steps, rate, time left and the loss."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self._context: Any = None
+        self._advance: Advance | None = None
+        self._text = ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar."""
+        self._context = self.tracker("training", state.max_steps)
+        self._advance = self._context.__enter__()
+        self._advance(state.global_step, self._text)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the bar."""
+        assert self._advance is not None
+        self._advance(state.global_step, self._text)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Remember the loss."""
+        terms = {name.removeprefix("loss/"): value for name, value in (logs or {}).items() if "loss/" in name}
+        if terms:
+            shown = ("total", "lm", "detection")
+            self._text = " ".join(f"{name} {terms[name]:.3f}" for name in shown if name in terms)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the bar, if it is open."""
+        if self._context is not None:
+            self._context.__exit__(None, None, None)
+            self._context = None
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends training after the current step, with a checkpoint, on SIGINT or SIGTERM.
+
+    Attributes:
+        stopped_by: name of the signal; empty if there was none.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_by = ""
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals inside the block; a second one ends at once."""
+        before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped_by:
+            raise KeyboardInterrupt
+        self.stopped_by = signal.Signals(number).name
+        logger.warning("%s: finishing this step and saving a checkpoint", self.stopped_by)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask the Trainer to save and stop."""
+        if self.stopped_by:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def latest_checkpoint(run: Path) -> Path:
+    """The newest complete checkpoint of a run.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    found = [path for path in run.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    if not found:
+        raise CheckpointError(
+            "there is no checkpoint to resume from", str(run), "start the run without --resume"
+        )
+    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))

@@ -1,0 +1,65 @@
+"""Fixtures and options that every test may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A busy machine is not a failure; the rest of hypothesis' own profile (in CI: derandomised) stays.
+settings.register_profile("qwendet", parent=settings(), deadline=None)
+settings.load_profile("qwendet")
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+GOLDEN_FOLDER = REPO_ROOT / "tests" / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden with what was found")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_items:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The checkout: where README.md, examples/ and the Makefile are."""
+    return REPO_ROOT
+
+
+@pytest.fixture(scope="session")
+def shared(repo_root: Path) -> Path:
+    """The folder with real data, `$QWENDET_SHARED` or `../shared`; skips where there is none."""
+    folder = Path(os.environ.get("QWENDET_SHARED") or repo_root.parent / "shared").resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: set QWENDET_SHARED to its folder")
+    return folder
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with the file `tests/golden/<name>`; `--update-golden` rewrites the file instead."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN_FOLDER / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+        assert path.is_file(), f"no {path}: look at the text, then run pytest --update-golden"
+        assert text == path.read_text(encoding="utf-8"), f"differs from {path}: --update-golden if meant"
+
+    return compare

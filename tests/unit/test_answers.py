@@ -1,0 +1,244 @@
+"""Answers: the training format to the letter, and what models really write, box by box."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qwendet.data.answers import ParsedObject, format_answer, parse_answer
+from qwendet.data.samples import DetectedObject
+
+Boxes = list[tuple[float, float, float, float]]
+
+A, B, C = (1, 2, 3, 4), (5, 6, 7, 8), (9, 10, 11, 12)
+
+
+def read(text: str) -> tuple[Boxes, list[str], int]:
+    answer = parse_answer(text)
+    return [item.bbox_2d for item in answer.objects], [item.desc for item in answer.objects], answer.rejected
+
+
+def test_format_answer__is_qwens_grounding_format_sorted_by_top_then_left() -> None:
+    objects = [
+        DetectedObject((30.4, 20.2, 50.6, 60), "low"),
+        DetectedObject((9, 5, 12, 8), "right"),
+        DetectedObject((2, 5.4, 3.6, 8), 'le"ft 圆'),
+    ]
+    assert format_answer(objects) == (
+        '[{"bbox_2d": [2, 5, 4, 8], "label": "le\\"ft 圆"}, '
+        '{"bbox_2d": [9, 5, 12, 8], "label": "right"}, '
+        '{"bbox_2d": [30, 20, 51, 60], "label": "low"}]'
+    )
+
+
+def test_format_answer__no_objects_is_an_empty_list() -> None:
+    assert format_answer([]) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("box", "written"),
+    [
+        ((10.1, 20.2, 10.3, 30), [10, 20, 11, 30]),
+        ((10, 20.2, 15, 20.4), [10, 20, 15, 21]),
+        ((0.1, 0.1, 0.2, 0.2), [0, 0, 1, 1]),
+    ],
+)
+def test_format_answer__rounding_leaves_every_box_an_area(
+    box: tuple[float, float, float, float], written: list[int]
+) -> None:
+    assert json.loads(format_answer([DetectedObject(box, "dot")])) == [{"bbox_2d": written, "label": "dot"}]
+
+
+def test_parse_answer__reads_every_real_response(shared: Path) -> None:
+    lines = (shared / "data" / "responses.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 19
+    for record in map(json.loads, lines):
+        boxes, labels, rejected = read(record["text"])
+        expected = [(*item["bbox_2d"], item["label"]) for item in record["expected"]]
+        unjudged = [item["label"] is None for item in record["expected"]]
+        found = [
+            (*box, None if skip else label) for box, label, skip in zip(boxes, labels, unjudged, strict=True)
+        ]
+        assert (record["id"], found, rejected) == (record["id"], expected, record["rejected"])
+
+
+# Two boxes, A and B, and their labels, in the forms that models have been seen to use.
+WRITINGS = {
+    "plain": ('[{"bbox_2d": [1,2,3,4], "label": "a"}, {"bbox_2d": [5,6,7,8], "label": "b"}]', ["a", "b"]),
+    "no list": ('{"bbox": [1,2,3,4], "label": "a"}\n{"bbox": [5,6,7,8], "label": "b"}', ["a", "b"]),
+    "commas": ('[{"bbox": [1,2,3,4], "label": "a",}, {"box": [5,6,7,8,], "label": "b",},]', ["a", "b"]),
+    "no comma": ('[{"box": [1,2,3,4] "label": "a"} {"box": [5 6 7 8]\n"label": "b"\n}]', ["a", "b"]),
+    "quotes": ("[{'bbox_2d': (1, 2, 3, 4), 'label': 'a'}, {bbox_2d: [5,6,7,8], label: b}]", ["a", "b"]),
+    "wrong bracket": ('[{"box": [1,2,3,4), "label": "a"], {"box": [5,6,7,8}]', ["a", ""]),
+    "stray": ('[{{"box": [1,2,3,4]], "label": "a"}}, }{"box": [5,6,7,8], "label": "b"', ["a", "b"]),
+    "lost": ('[{"box": [1,2,3,4, "label": "a"}, {"box": 5, 6, 7, 8], "label": "b"}]', ["a", "b"]),
+    "no braces": ('["box": [1,2,3,4], "label": "a", "box": [5,6,7,8], "label": "b"]', ["a", "b"]),
+    "keys repeat": ('{"box": [1,2,3,4], "label": "a", "box": [5,6,7,8], "label": "b"}', ["a", "b"]),
+    "names first": ('{"name": "a", "box": [1,2,3,4], "name": "b", "box": [5,6,7,8]}', ["a", "b"]),
+    "escaped twice": ('"[{\\"box\\": [1,2,3,4], \\"label\\": \\"a\\"}, [5,6,7,8]]"', ["a", ""]),
+    "strings": ('{"bbox_2d": "1, 2, 3, 4", "label": "a"} {"bbox": ["5", "6", "7", "8"]}', ["a", ""]),
+    "corners": ('{"x1": 1, "y1": 2, "x2": 3, "y2": 4, "label": "a"} {"box": [[5,6],[7,8]]}', ["a", ""]),
+    "corners inside": (
+        '{"bbox": {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}, "label": "a"} (5, 6, 7, 8)',
+        ["a", ""],
+    ),
+    "one name": ('{"label": "c", "bbox_2d": [[1,2,3,4], [5,6,7,8]]}', ["c", "c"]),
+    "names as keys": ('{"red car": [1,2,3,4], "dog": [[5,6,7,8]]}', ["red car", "dog"]),
+    "outer name": ('{"dog": [{"bbox_2d": [1,2,3,4]}, {"bbox_2d": [5,6,7,8]}]}', ["dog", "dog"]),
+    "tuples": ('[("cat", 1, 2, 3, 4), ["dog", [5,6,7,8]]]', ["cat", "dog"]),
+    "InternVL": ("car[[1, 2, 3, 4], [5, 6, 7, 8]]", ["car", "car"]),
+    "prose": ("1. **Red car**: [1,2,3,4]\nThe pen is at [5,6,7,8].", ["Red car", ""]),
+    "Qwen-VL": ("<ref>a</ref><box>(1,2),(3,4)</box><box>5 6 7 8</box>", ["a", "a"]),
+    "Qwen2-VL": (
+        "<|object_ref_start|>a<|object_ref_end|>在<|box_start|>[1,2,3,4],[5,6,7,8]<|box_end|><|im_end|>",
+        ["a", "a"],
+    ),
+    "no box tokens": ("击掌(1,2),(3,4)\n击掌(5, 6), (7, 8)", ["击掌", "击掌"]),
+    "QwenVL HTML": ('<p data-bbox="1 2 3 4">x</p><img data-bbox="5 6 7 8"/>', ["", ""]),
+    "fences": ('```json\n[{"bbox_2d": [1,2,3,4]}]\n```\nand ```[[5,6,7,8]]```', ["", ""]),
+    "thinking": ("<think>[9,9,10,10]?</think><answer>[[1,2,3,4],[5,6,7,8]]</answer>", ["", ""]),
+    "template": ('[{"bbox_2d": [x1, y1, x2, y2]}]\nassistant\n[[1,2,3,4],[5,6,7,8]]', ["", ""]),
+}
+
+
+@pytest.mark.parametrize(("text", "labels"), WRITINGS.values(), ids=WRITINGS)
+def test_parse_answer__two_boxes_however_they_are_written(text: str, labels: list[str]) -> None:
+    assert read(text) == ([A, B], labels, 0)
+
+
+def test_parse_answer__box_tokens_inside_json_of_a_fine_tune() -> None:
+    text = (
+        '[\n {"bbox_2d": {"language": "en", "bbox": <|box_start|>(1,2),(3,4)<|box_end|>, "label": "<ref>"}\n]'
+    )
+    assert read(text) == ([A], ["<ref>"], 0)
+
+
+@pytest.mark.parametrize(
+    ("written", "label"),
+    [
+        ('"24" monitor"', '24" monitor'),
+        ("'man's hat'", "man's hat"),
+        ('"\\u51fb\\u638c \\ud83d\\ude00"', "击掌 😀"),
+        ('"a\\\\ \\/ \\" \\d"', 'a\\ / " \\d'),
+        ('"[9, 9, 10, 10]}]"', "[9, 9, 10, 10]}]"),
+        ('"</think> ``` <box>"', "</think> ``` <box>"),
+        ("red circle", "red circle"),
+        ("null", ""),
+        ('{"zh": "圆", "en": "circle"}', "圆"),
+        ('"lost quote}, ', "lost quote"),
+    ],
+)
+def test_parse_answer__labels(written: str, label: str) -> None:
+    assert read('[{"bbox_2d": [1, 2, 3, 4], "label": ' + written + "\n}]") == ([A], [label], 0)
+
+
+def test_parse_answer__label_keys_by_rank_not_by_order() -> None:
+    text = '{"sub_label": "x", "text": "y", "bbox_2d": [1, 2, 3, 4], "label": "z"}'
+    assert read(text) == ([A], ["z"], 0)
+    assert read('{"bbox_2d": [1, 2, 3, 4], "color": "red"}') == ([A], [""], 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "There are none.",
+        "[]",
+        '{"bbox_2d": null}, {"bbox_2d": []}',
+        "[{'Position': [x1, y1, x2, y2], 'Confidence': number}, ...]",
+        '{"bbox_2d": ["x1", "y1", "x2", "y2"], "label": "<label>"}, {"bbox_2d": [<x1>, <y1>, <x2>, <y2>]}',
+        "<box>(x1,y1),(x2,y2)</box>",
+        '[{"point_2d": [100, 200], "label": "a"}, {"points": [[1, 2, 3, 4]]}, {"point_2d": [1, 2',
+        '{"bbox_3d": [2.8, 0.5, 6.2, 4.4, 1.7, 1.8, 0.7, 0.4, 0.7]}',
+        '{"bbox_3d": {"center": [1, 2, 3], "quaternion": [1, 2, 3, 4]}}',
+        "<|quad_start|>(1,2),(3,4),(5,6),(7,8)<|quad_end|> and (1,2)",
+        '{"Next Action": "left_click", "Box ID": 6, "num_boxes": 3, "size": [640, 480]}',
+        '{"reason": "I see [1, 2, 3, 4] here", "text": "1, 2, 3, 4"}',
+    ],
+)
+def test_parse_answer__no_box_and_no_failed_one(text: str) -> None:
+    assert read(text) == ([], [], 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "rejected"),
+    [
+        ('{"bbox_2d": [960, 738, 45, 19]}', 1),
+        ('{"bbox_2d": [3, 2, 3, 4]}, {"bbox_2d": [1, 4, 3, 4]}', 2),
+        ('{"bbox_2d": [NaN, 2, 3, 4]}, {"bbox_2d": [1, 2, Infinity, 4]}, {"bbox_2d": [1, 2, 1e400, 4]}', 3),
+        ('{"bbox_2d": [1, 2, 3]}, {"bbox_2d": [1, 2, 3, 4, 5]}, {"bbox_2d": [1, 2, null, 4]}', 3),
+        ('{"bbox_2d": [[1,2],[3,2],[3,4],[1,4]]}', 1),
+        ('{"bbox_2d": {"language": "en", "text": "<ref-object>"}, "label": "<ref-object>"}', 1),
+        ('{"bbox": {"x1": 1, "y1": 2, "x2": 3}, "label": "a"}', 1),
+        ("<|box_start|>", 1),
+        ("<|box_start|><|box_end|>", 1),
+        ("<|box_start|>(246,113)<|box_end|>", 1),
+        ("<|box_start|>(501,10), (995987)<|box_end|>", 1),
+        ("<box>(1,2),(3,4),(5,6)</box>", 1),
+        ("car[[0, 1000, 999, 998]]", 1),
+    ],
+)
+def test_parse_answer__impossible_boxes_are_counted(text: str, rejected: int) -> None:
+    assert read(text) == ([], [], rejected)
+
+
+@pytest.mark.parametrize(
+    ("tail", "boxes", "rejected"),
+    [
+        (', {"bbox_2d": [5, 6, 7, 8], "label": "b', [A, B], 0),
+        (', {"bbox_2d": [5, 6, 7, 8]', [A, B], 0),
+        (', {"bbox_2d": [5, 6, 7, 8', [A], 1),
+        (', {"bbox_2d": [5, 6\n```', [A], 1),
+        (', {"bbox_2d": [5, 6\n```\n```json\n[[9,10,11,12]]\n```', [A, C], 1),
+        (', {"label": "b"', [A], 1),
+        (', {"bb', [A], 1),
+        (", ", [A], 0),
+        (", [5, 6, 7, 8], [5, 6", [A, B], 1),
+        ("] <|box_start|>(5,6),(7,8)", [A, B], 0),
+        ("] <|box_start|>(5,6),(7,", [A], 1),
+        ("] <ref>b</ref><box>(5,6),(7<ref>c</ref><box>(9,10),(11,12)</box>", [A, C], 1),
+    ],
+)
+def test_parse_answer__cut_short_keeps_what_is_complete(tail: str, boxes: Boxes, rejected: int) -> None:
+    found, _, count = read('[{"bbox_2d": [1, 2, 3, 4], "label": "a"}' + tail)
+    assert (found, count) == (boxes, rejected)
+
+
+def test_parse_answer__boxes_of_thinking_give_way_only_to_an_answer() -> None:
+    assert read("<think>at [1, 2, 3, 4], [9, 9, 9, 9]</think>[]") == ([], [], 0)
+    assert read("<think>at [1, 2, 3, 4]</think>") == ([A], [""], 0)
+
+
+def test_parse_answer__ranges_cover_the_whole_object() -> None:
+    first, second = '{"bbox_2d": [1, 2, 3, 4], "label": "a"}', "{'label': 'b', 'bbox_2d': [5, 6, 7, 8]}"
+    text = f"```json\n[\n\t{first},\n\t{second}\n]\n```"
+    assert [text[item.start : item.end] for item in parse_answer(text).objects] == [first, second]
+    tagged = "<ref>a</ref><box>(1,2),(3,4)</box>", "<box>(5,6),(7,8)</box>"
+    text = "so " + "".join(tagged)
+    assert [text[item.start : item.end] for item in parse_answer(text).objects] == list(tagged)
+
+
+def test_parse_answer__ranges_of_an_object_with_several_boxes_are_the_boxes_own() -> None:
+    text = '{"name": "a", "bbox": [1, 2, 3, 4], "name": "b", "bbox": [5, 6, 7, 8]}'
+    assert parse_answer(text).objects == (
+        ParsedObject(A, "a", 22, 34),
+        ParsedObject(B, "b", 57, 69),
+    )
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["[", "{", '"', "[{", '["', '[\\"', "[ '", '{"a":', "[(1,2),", "<box>", "[9", "car[[1,2,3,4]]"],
+)
+def test_parse_answer__a_megabyte_of_noise_ends(unit: str) -> None:
+    # Seconds if the time grows with the length; hours if it grows with its square.
+    answer = parse_answer(unit * (1_000_000 // len(unit)))
+    assert answer.rejected <= 500_000
+    assert all(item.bbox_2d == A for item in answer.objects)
+
+
+def test_parse_answer__deep_nesting_still_finds_the_box() -> None:
+    assert read("[" * 100_000 + "1, 2, 3, 4" + "]" * 100_000)[0] == [A]
+    assert read('{"a": ' * 100_000 + '{"bbox_2d": [1, 2, 3, 4], "label": "z"}') == ([A], ["z"], 0)
