@@ -84,6 +84,20 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     return _with_absolute_paths(config, path.parent.resolve())
 
 
+def override_config(config: Config, overrides: Sequence[str]) -> Config:
+    """Change settings of a config that is already loaded, such as a checkpoint's own.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    if not overrides:
+        return config
+    values = config.model_dump(mode="json")
+    for override in overrides:
+        _apply_override(values, override)
+    return build_config(values, "--set")
+
+
 def find_config(name: str | Path) -> Path:
     """Resolve a path or a bare name to an existing file."""
     path = Path(name)

@@ -13,12 +13,20 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from qwendet.errors import CheckpointError, ConfigError, DataError, EnvironmentLacksError, Problem, QwendetError
+from qwendet.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EnvironmentLacksError,
+    Problem,
+    QwendetError,
+)
 from qwendet.progress import Advance
 
 if TYPE_CHECKING:
@@ -86,7 +94,7 @@ def setup(*, debug: bool, quiet: bool) -> None:
 
 
 def setup_logging(*, debug: bool, quiet: bool) -> None:
-    """Send the ``qwendet`` logger to stderr; silence the chatter of transformers and torch unless ``debug``."""
+    """Send the ``qwendet`` logger to stderr; silence other libraries unless ``debug``."""
     logger = logging.getLogger("qwendet")
     logger.handlers = [_StderrHandler()]
     logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
@@ -117,7 +125,8 @@ def printable(text: str) -> str:
         'a\\x1b[31mb'
     """
     return "".join(
-        character if character.isprintable() or character == "\n" else _escape(character) for character in text
+        character if character.isprintable() or character == "\n" else _escape(character)
+        for character in text
     )
 
 
@@ -184,9 +193,9 @@ def next_step(command: str) -> None:
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print results on stdout, a line each, byte for byte."""
+    """Print results on stdout, a line each: as they are, but on a terminal without control characters."""
     for line in lines:
-        print(line)
+        print(printable(line) if sys.stdout.isatty() else line)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -239,13 +248,13 @@ def _problem_record(problem: Problem, error: QwendetError) -> dict[str, Any]:
 
 
 def _error_id(error: QwendetError) -> str:
-    kinds = {
+    kinds: dict[type, str] = {
         ConfigError: "config",
         DataError: "data",
         CheckpointError: "checkpoint",
         EnvironmentLacksError: "environment",
     }
-    return next((name for kind, name in kinds.items() if isinstance(error, kind)), "error")
+    return next((kinds[kind] for kind in type(error).__mro__ if kind in kinds), "error")
 
 
 def report_checks(results: Sequence[CheckResult]) -> None:
@@ -259,20 +268,27 @@ def report_checks(results: Sequence[CheckResult]) -> None:
 def _print_checks(results: Sequence[CheckResult]) -> None:
     from rich.text import Text
 
+    width = max((len(result.id) for result in results), default=0)
     for result in results:
-        line = Text.assemble(
-            (result.status, STYLES[result.status]), "  ", printable(result.id), "  ", printable(result.what)
-        )
+        status = (result.status, STYLES[result.status])
+        line = Text.assemble(status, f"  {printable(result.id):<{width}}  ", printable(result.what))
         _stdout().print(line, soft_wrap=True)
         _print_pairs(_stdout(), [("where", result.where), ("fix", result.fix)])
-    counts = {status: sum(result.status == status for result in results) for status in STYLES}
+    counts = Counter(result.status for result in results)
     seconds = sum(result.seconds for result in results)
     summary = f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped in {seconds:.1f} s"
     _print(_stdout(), summary, STYLES["fail" if counts["fail"] else "pass"])
 
 
 def _record(id: str, status: Status, what: str, where: str, fix: str, seconds: float) -> dict[str, Any]:
-    return {"id": id, "status": status, "what": what, "where": where, "fix": fix, "seconds": round(seconds, 3)}
+    return {
+        "id": id,
+        "status": status,
+        "what": what,
+        "where": where,
+        "fix": fix,
+        "seconds": round(seconds, 3),
+    }
 
 
 def _print_json(checks: list[dict[str, Any]]) -> None:
@@ -356,7 +372,9 @@ class _PlainProgress:
         if is_step or is_end or waited >= PLAIN_SECONDS:
             self._shown, self._shown_at = finished, time.monotonic()
             count = f"{finished}/{self.total}" if self.total else str(finished)
-            _print(_stderr(), f"{self.description}: {', '.join(part for part in (count, pace, text) if part)}")
+            _print(
+                _stderr(), f"{self.description}: {', '.join(part for part in (count, pace, text) if part)}"
+            )
 
 
 @contextmanager

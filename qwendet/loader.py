@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwendet.config import Config
@@ -93,6 +94,8 @@ def load(config: Config, *, for_inference: bool) -> Bundle:
     vlm = _load_vlm(source, config)
     processor = load_processor(source, config.data.min_pixels, config.data.max_pixels)
     head = _build_head(config, vlm.config, manifest, for_inference)
+    if head is not None:
+        head.to(vlm.dtype)
     detector = Qwen25VLWithDetection(vlm, head)
     if manifest is not None:
         if head is not None and manifest.head is not None:
@@ -100,8 +103,6 @@ def load(config: Config, *, for_inference: bool) -> Bundle:
         elif manifest.head is not None:
             logger.info("head: detection.enabled is false, so the checkpoint's head is left out")
         verify_parameters(_known(detector, manifest), manifest, Path(source))
-    if head is not None:
-        head.to(vlm.dtype)
     bundle = Bundle(detector, processor, _record(config, detector, processor))
     if config.model.gradient_checkpointing and not for_inference:
         vlm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -114,12 +115,10 @@ def load(config: Config, *, for_inference: bool) -> Bundle:
 def config_of_checkpoint(folder: Path) -> Config:
     """The config that a checkpoint was trained with, with ``model.path`` pointing at it.
 
-    Device, dtype and attention are open again: they are the machine's, not the model's.
+    Dtype and attention stay those of the training; only the device is the machine's own choice.
     """
     config = read_manifest(folder).config
-    model = config.model.model_copy(
-        update={"path": str(folder), "attn_implementation": "auto", "dtype": "auto", "device": "auto"}
-    )
+    model = config.model.model_copy(update={"path": str(folder), "device": "auto"})
     return config.model_copy(update={"model": model})
 
 
@@ -232,10 +231,11 @@ def _load_vlm(source: str, config: Config) -> Qwen2_5_VLForConditionalGeneration
             dtype=getattr(torch, config.model.dtype),
             attn_implementation=config.model.attn_implementation,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are named below
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"the model cannot be loaded: {first_line}",

@@ -227,6 +227,7 @@ class DetectionTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(run / STAGING, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -259,8 +260,6 @@ class DetectionTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load weights through the loader: verified, every key, nothing random."""
         stored = config_of_checkpoint(Path(resume_from_checkpoint))
-        here = {name: getattr(self.bundle.config.model, name) for name in ("dtype", "attn_implementation", "device")}
-        stored = stored.model_copy(update={"model": stored.model.model_copy(update=here)})
         restored = load(stored, for_inference=True)
         self.model.load_state_dict(restored.detector.state_dict(), strict=True)
 

@@ -2,6 +2,7 @@
 
 Files:
 
-    result.py   what a check says          samples.py  rules that every sample is held against
-    config.py   the checks of validate-config, and the runner
+    result.py   what a check says          samples.py   rules that every sample is held against
+    runner.py   runs a check, come what may   settings.py  checks of the config as a whole
+                                           config.py    all of them: validate-config
 """

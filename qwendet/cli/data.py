@@ -22,8 +22,10 @@ def _data() -> None:
 
 @app.command()
 def convert(
-    src: Annotated[Path, typer.Argument(help="Folder of the data set; stays as it is.")],
-    dst: Annotated[Path, typer.Argument(help="Folder to write train.jsonl, val.jsonl, test.jsonl into.")],
+    src: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of the data set; stays as it is.")],
+    dst: Annotated[
+        Path, typer.Argument(metavar="DST", help="Folder to write train.jsonl, val.jsonl, test.jsonl into.")
+    ],
     source: Annotated[
         Literal["voc", "auto"], typer.Option("--from", help="Format of SRC; auto looks into it.")
     ] = "auto",

@@ -12,9 +12,12 @@ from qwendet.cli.options import SetOption, split_labels
 
 
 def infer(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder that train wrote, such as run/final.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Folder that train wrote, such as run/final.")
+    ],
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Images, folders of images, or JSONL files.")
+        list[Path],
+        typer.Argument(metavar="IMAGE|DIR|JSONL", help="Images, folders of images, or JSONL files."),
     ],
     output: Annotated[
         Path | None,

@@ -11,7 +11,7 @@ from qwendet import console
 
 
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of the project.")] = Path(),
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the project.")] = Path(),
     tiny: Annotated[
         bool, typer.Option("--tiny", help="The embedded small model and generated data: no download, no GPU.")
     ] = False,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -15,6 +17,7 @@ from qwendet.errors import EnvironmentLacksError, QwendetError
 
 GLOBAL_FLAGS = ("--debug", "--quiet")
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 class _Commands(TyperGroup):
@@ -44,9 +47,9 @@ app.add_typer(data.app, name="data")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from qwendet import __version__
 
-        console.print_lines([f"qwendet {version('qwendet')}"])
+        console.print_lines([f"qwendet {__version__}"])
         raise typer.Exit
 
 
@@ -60,7 +63,7 @@ def _main(
 ) -> None:
     """Fine-tune Qwen2.5-VL into an object detector: init, train, infer.
 
-    Exit codes: 0 all good, 1 a check failed, 2 config, command line or data cannot be used,
+    Exit codes: 0 all good, 1 a check failed, 2 unusable config, data or command,
     3 the environment lacks something, 130 interrupted, 143 terminated.
     """
     console.setup(debug=debug, quiet=quiet)
@@ -72,6 +75,7 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: words after ``qwendet``; ``None`` takes the process's own.
     """
+    signal.signal(signal.SIGTERM, _terminate)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(args=_flags_first(words), prog_name="qwendet")
@@ -89,6 +93,11 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
         console.report_bug(error)
         sys.exit(1)
     sys.exit(0)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End as after an error, so that half-written files are removed; training has its own way."""
+    sys.exit(TERMINATED)
 
 
 def _flags_first(words: list[str]) -> list[str]:

@@ -24,13 +24,12 @@ def train(
     settings: SetOption = None,
 ) -> None:
     """Train a detector; config and data are checked before it starts."""
-    from qwendet.checks.config import require_config_checks
     from qwendet.config_file import load_config
-    from qwendet.run import train as run_training
 
     name = config_name(config, named)
     loaded = load_config(name, settings or ())
-    require_config_checks(loaded, console.progress)
+    from qwendet.run import train as run_training  # imports torch: seconds that a broken config need not wait
+
     summary = run_training(loaded, resume=resume, tracker=console.progress)
     _report(summary, command_line("train", name, "--resume", settings=settings or ()))
 

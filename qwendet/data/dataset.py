@@ -66,16 +66,18 @@ class TrainingSamples:
         sample = self.samples[index]
         if sample.teachers or self.config.data.teacher_ratio == 0:
             return sample
+        own = self.pool.is_training_set
+        pool = self.indices if own else range(len(self.pool.samples))  # no sample that was left out
         chosen = choose_teachers(
             seed=self.config.train.seed,
             epoch=self.epoch,
             index=index,
-            pool_size=len(self.pool.samples),
+            pool_size=len(pool),
             count=self.config.data.num_teachers,
             ratio=self.config.data.teacher_ratio,
-            exclude=index if self.pool.is_training_set else None,
+            exclude=position if own else None,
         )
-        return replace(sample, teachers=tuple(self.pool.samples[index].student for index in chosen))
+        return replace(sample, teachers=tuple(self.pool.samples[pool[at]].student for at in chosen))
 
     def lengths(self) -> list[int]:
         """A number for each sample that grows with its tokens, for batches of similar length."""

@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
+import unicodedata
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def parse_sample(line: str, where: str, root: Path = Path()) -> Sample:
     """
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"expected one JSON object a line, got {line[:60]!r} ({error})",
             where,
@@ -102,7 +103,7 @@ def parse_sample(line: str, where: str, root: Path = Path()) -> Sample:
         raise DataError(f"expected a JSON object, got {type(record).__name__}", where)
     if "images" in record:
         return Sample(student=_parse_turn(record, where, root, ""), where=where)
-    _refuse_unknown_keys(record, SAMPLE_KEYS | TURN_KEYS, where, "")
+    _refuse_unknown_keys(record, SAMPLE_KEYS if "student" in record else SAMPLE_KEYS | TURN_KEYS, where, "")
     if "student" not in record:
         raise DataError('expected "images" or "student", got neither', where)
     teachers = record.get("teachers", [])
@@ -190,7 +191,7 @@ def _parse_box(value: Any, where: str, path: str) -> tuple[float, float, float, 
     )
     if not is_box:
         raise DataError(f"{path}: expected [x1, y1, x2, y2], got {value!r}", where)
-    if not all(math.isfinite(number) for number in value):
+    if not all(abs(number) <= sys.float_info.max for number in value):  # NaN, infinity, integers beyond float
         raise DataError(f"{path}: expected finite numbers, got {value!r}", where, "remove this box")
     x1, y1, x2, y2 = (float(number) for number in value)
     if x2 <= x1 or y2 <= y1:
@@ -220,7 +221,7 @@ def check_label(value: Any, where: str, path: str) -> str:
         raise DataError(
             f"{path}: the label {value!r} holds control characters", where, "remove line breaks and escapes"
         )
-    return value
+    return unicodedata.normalize("NFC", value)  # as Qwen's tokenizer does: answers are compared with labels
 
 
 class SampleFile:

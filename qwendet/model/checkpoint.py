@@ -34,6 +34,10 @@ MANIFEST = "qwendet.json"
 HEAD_WEIGHTS = "detection_head.safetensors"
 COORDINATES = "xyxy integers, pixels of the model's image"
 VERSIONED = ("torch", "transformers", "safetensors", "pillow", "numpy")
+# What transformers would read of its own accord, so that nobody can slip it in beside hashed files.
+READ_SUFFIXES = (".safetensors", ".json", ".jinja")
+READ_FOLDER = "additional_chat_templates"
+TRAINER_STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -171,20 +175,26 @@ def read_manifest(folder: Path) -> Manifest:
         record = json.loads(path.read_text(encoding="utf-8"))
         _check_versions(record, path)
         return _parse_manifest(record)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"the manifest cannot be read ({type(error).__name__}: {error})", str(path), "take another checkpoint"
         ) from error
 
 
 def _check_versions(record: dict[str, Any], path: Path) -> None:
-    expected = {"format_version": FORMAT_VERSION, "loss_version": LOSS_VERSION}
+    expected = {
+        "format_version": FORMAT_VERSION,
+        "loss_version": LOSS_VERSION,
+        "padding_side": "left",
+        "resizer": RESIZER,
+        "coordinates": COORDINATES,
+    }
     for name, wanted in expected.items():
         if record[name] != wanted:
             raise CheckpointError(
                 f"{name} is {record[name]}, expected {wanted}",
                 str(path),
-                "retrain, because losses and formats of that version mean something else",
+                "retrain, because its weights were trained for losses and formats that mean something else",
             )
 
 
@@ -195,14 +205,16 @@ def _parse_manifest(record: dict[str, Any]) -> Manifest:
         for name, entry in record["parameters"].items()
     }
     head = None if record["head"] is None else HeadShape(**record["head"])
-    return Manifest(**(record | {"config": config, "parameters": parameters, "head": head}))
+    files = {str(name): str(digest) for name, digest in record["files"].items()}
+    return Manifest(**(record | {"config": config, "parameters": parameters, "head": head, "files": files}))
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Compare every file with its hash.
 
     Raises:
-        CheckpointError: naming each file that is missing, changed, or holds weights nobody vouches for.
+        CheckpointError: naming each file that is missing or changed, or that would be read though nobody
+            vouches for it.
     """
     problems = []
     for name, expected in manifest.files.items():
@@ -213,17 +225,17 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
             problems.append(
                 Problem("the file differs from its hash in the manifest", str(path), "copy the checkpoint again")
             )
-    strangers = {path.name for path in folder.glob("*.safetensors")} - set(manifest.files)
+    read = {p.name for p in folder.iterdir() if p.suffix in READ_SUFFIXES or p.name == READ_FOLDER}
     problems += [
-        Problem("the manifest does not know this weight file", str(folder / name), "remove it")
-        for name in sorted(strangers)
+        Problem("the manifest does not know this file", str(folder / name), "remove it")
+        for name in sorted(read - {*manifest.files, MANIFEST, TRAINER_STATE})
     ]
     if problems:
         raise CheckpointError.of(problems)
 
 
 def verify_parameters(detector: Qwen25VLWithDetection, manifest: Manifest, folder: Path) -> None:
-    """Compare names, shapes and, where the type is unchanged, the bytes of all parameters.
+    """Compare names, shapes and, unless the type was narrowed, the bytes of all parameters.
 
     Raises:
         CheckpointError: naming the first that is missing, unexpected or different.
@@ -239,10 +251,18 @@ def verify_parameters(detector: Qwen25VLWithDetection, manifest: Manifest, folde
             raise CheckpointError(
                 f"the parameter {name} has shape {tuple(tensor.shape)}, expected {record.shape}", str(folder)
             )
-        if dtype_name(tensor.dtype) == record.dtype and sha256_of_tensor(tensor) != record.sha256:
+        if _differs(tensor, record):
             raise CheckpointError(
                 f"the parameter {name} is not the one that was saved", str(folder), "copy the checkpoint again"
             )
+
+
+def _differs(tensor: Tensor, record: ParameterRecord) -> bool:
+    stored = getattr(torch, record.dtype, None)
+    if not isinstance(stored, torch.dtype):
+        return True
+    is_exact = torch.promote_types(tensor.dtype, stored) == tensor.dtype  # same type, or a wider one
+    return is_exact and sha256_of_tensor(tensor.to(stored)) != record.sha256
 
 
 def _is_built(name: str, detector: Qwen25VLWithDetection) -> bool:

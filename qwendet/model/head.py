@@ -112,14 +112,14 @@ class DetectionHead(nn.Module):
         """
         labels = self.labels(label_embeds, label_mask)
         memory, valid = self.memory(patches, context, mask).flatten(1, 2), mask.flatten(1)
-        cells = cell_boxes(mask).to(memory.dtype)
+        cells = cell_boxes(mask)  # boxes stay float32: bfloat16 would place them to 1/256 of the image
         logits = [self.classify(memory, labels)]
         boxes = [refine(cells, self.dense_box(memory))]
         chosen, chosen_valid = self._choose(logits[0], valid)
         queries = self.query(take(memory, chosen))
         reference = take(boxes[0], chosen).detach()
         for layer, regress in zip(self.layers, self.box, strict=True):
-            position = self.query_position(box_features(reference))
+            position = self.query_position(box_features(reference).to(memory.dtype))
             offsets = layer.patch_offsets(reference, mask)
             queries = layer(queries, position, memory, offsets, valid, chosen_valid)
             answer = self.norm(queries)
@@ -268,8 +268,9 @@ class DecoderLayer(nn.Module):
         """
         edges = cxcywh_to_xyxy(boxes_cxcywh) * grid_scale(mask)[:, None]
         rows, columns = mask.shape[1:]
-        along_x = self.offset_x(edge_distances(edges[..., 0::2], columns).to(boxes_cxcywh.dtype))
-        along_y = self.offset_y(edge_distances(edges[..., 1::2], rows).to(boxes_cxcywh.dtype))
+        dtype = self.self_out.weight.dtype
+        along_x = self.offset_x(edge_distances(edges[..., 0::2], columns).to(dtype))
+        along_y = self.offset_y(edge_distances(edges[..., 1::2], rows).to(dtype))
         bias = along_y[:, :, :, None] + along_x[:, :, None]  # (B, Q, H, W, heads)
         return bias.flatten(2, 3).permute(0, 3, 1, 2)
 

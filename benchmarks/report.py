@@ -1,0 +1,40 @@
+"""What every benchmark shares: a table on stdout, ``--json FILE`` with one flat object, the machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from qwendet.console import print_table
+
+VERSIONED = ("torch", "transformers", "typer", "pydantic")
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with ``--json``."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures as one flat object")
+    return made
+
+
+def report(figures: Mapping[str, float | int | str], json_file: Path | None) -> None:
+    """Print figures with machine and versions, and write them."""
+    print_table("Figures", ["figure", "value"], [[name, _shown(value)] for name, value in figures.items()])
+    print(machine())
+    if json_file is not None:
+        json_file.write_text(json.dumps(dict(figures), indent=1) + "\n", encoding="utf-8")
+
+
+def _shown(value: float | int | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def machine() -> str:
+    """Cores and versions in one line."""
+    versions = ", ".join(f"{name} {version(name)}" for name in VERSIONED)
+    return f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions}"

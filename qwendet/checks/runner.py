@@ -1,0 +1,100 @@
+"""Running a check so that it always ends in results: problems it found, or why it could not run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from qwendet.checks.result import Result, Status
+from qwendet.errors import Problem, QwendetError
+
+MAX_SHOWN = 20
+"""Problems of one check that are named; the rest is counted."""
+
+
+def attempt(find: Callable[[], Iterable[Problem]]) -> list[Problem]:
+    """Call a check; what it raises becomes a problem, so that the others go on.
+
+    Example:
+        >>> attempt(lambda: [Problem("bad")] if 1 / 0 else [])[0].what
+        'the check could not run: ZeroDivisionError: division by zero'
+    """
+    try:
+        return list(find())
+    except QwendetError as error:
+        return list(error.problems)
+    except Exception as error:  # noqa: BLE001 - the check runner: a crash is a failed check, never a passed one
+        what = f"the check could not run: {type(error).__name__}: {error}"
+        return [Problem(what, fix="this is a bug: please report it")]
+
+
+@dataclass
+class _Few:
+    """The first problems, and how many there were."""
+
+    shown: list[Problem] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, problems: list[Problem]) -> None:
+        self.count += len(problems)
+        self.shown += problems[: MAX_SHOWN - len(self.shown)]
+
+
+@dataclass
+class Findings:
+    """What one check found over all that it looked at.
+
+    Attributes:
+        id: the check's id.
+        seconds: time that it took.
+    """
+
+    id: str
+    seconds: float = 0.0
+    _failed: _Few = field(default_factory=_Few)
+    _excused: dict[str, _Few] = field(default_factory=dict)
+
+    def collect(self, find: Callable[[], Iterable[Problem]], excuse: str = "") -> bool:
+        """Run the check once more.
+
+        Args:
+            find: the check.
+            excuse: why its problems do not count; empty if they do.
+
+        Returns:
+            Whether it found none.
+        """
+        began = time.perf_counter()
+        problems = attempt(find)
+        self.seconds += time.perf_counter() - began
+        if problems:
+            few = self._excused.setdefault(excuse, _Few()) if excuse else self._failed
+            few.add(problems)
+        return not problems
+
+    def results(self, good: str, allowed: Collection[str]) -> list[Result]:
+        """The problems as results; a single passed one, saying ``good``, if there are none.
+
+        Args:
+            good: what is so when the check passes.
+            allowed: ids of ``data.allow``.
+        """
+        groups = dict(self._excused)
+        if self._failed.count:
+            groups["accepted by data.allow" if self.id in allowed else ""] = self._failed
+        found = [result for excuse, few in groups.items() for result in self._listed(few, excuse)]
+        first, *others = found or [Result(self.id, "pass", good)]
+        timed = Result(first.id, first.status, first.what, first.where, first.fix, self.seconds)
+        return [timed, *others]
+
+    def _listed(self, few: _Few, excuse: str) -> list[Result]:
+        prefix = f"{excuse}: " if excuse else ""
+        status: Status = "pass" if excuse else "fail"
+        results = [
+            Result(self.id, status, prefix + problem.what, problem.where, problem.fix)
+            for problem in few.shown
+        ]
+        if few.count > len(few.shown):
+            results.append(Result(self.id, status, f"{prefix}and {few.count - len(few.shown)} more"))
+        return results

@@ -1,0 +1,105 @@
+"""COCO ground truth, COCO results and COCO metrics (by pycocotools) of predictions."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from qwendet.data.samples import Sample
+from qwendet.inference import Prediction, Source
+
+METRICS = (
+    "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
+    "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
+)  # fmt: skip
+
+
+def coco_ground_truth(
+    samples: Iterable[Sample], predictions: Sequence[Prediction], labels: Sequence[str]
+) -> dict[str, Any]:
+    """Ground truth in COCO's form: image ids count from 0, category ids from 1, boxes xywh.
+
+    Args:
+        samples: the samples that were predicted, in order; crowds and difficult objects are not scored.
+        predictions: their predictions, which know the images' sizes.
+        labels: the label set.
+    """
+    category_of = {label: index for index, label in enumerate(labels, start=1)}
+    images, annotations = [], []
+    for image_id, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):
+        images.append(
+            {
+                "id": image_id,
+                "file_name": sample.student.image,
+                "width": prediction.width,
+                "height": prediction.height,
+            }
+        )
+        for item in sample.student.objects:
+            x, y, width, height = xywh(item.bbox_2d)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category_of[item.desc],
+                    "bbox": [x, y, width, height],
+                    "area": width * height,
+                    "iscrowd": int(item.crowd or item.difficult),
+                }
+            )
+    categories = [{"id": category, "name": label} for label, category in category_of.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def coco_results(
+    predictions: Sequence[Prediction], labels: Sequence[str], source: Source
+) -> list[dict[str, Any]]:
+    """Detections of one source in COCO's results form; labels outside the set cannot be scored."""
+    category_of = {label: index for index, label in enumerate(labels, start=1)}
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_of[detection.desc],
+            "bbox": list(xywh(detection.bbox_2d)),
+            "score": detection.score,
+        }
+        for image_id, prediction in enumerate(predictions)
+        for detection in prediction.detections
+        if detection.source == source and detection.desc in category_of
+    ]
+
+
+def xywh(box_xyxy: Sequence[float]) -> tuple[float, float, float, float]:
+    """Corner, width and height of an xyxy box."""
+    x1, y1, x2, y2 = box_xyxy
+    return x1, y1, x2 - x1, y2 - y1
+
+
+def coco_metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
+    """COCO's twelve box metrics.
+
+    Args:
+        ground_truth: from :func:`coco_ground_truth`.
+        results: from :func:`coco_results`.
+
+    Returns:
+        Metrics by name, see :data:`METRICS`; -1 where there is nothing to measure, as in COCO.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        truth = COCO()
+        truth.dataset = ground_truth
+        truth.createIndex()
+        if not truth.getAnnIds(iscrowd=False):
+            return dict.fromkeys(METRICS, -1.0)
+        if not results:
+            return dict.fromkeys(METRICS, 0.0)
+        evaluation = COCOeval(truth, truth.loadRes([dict(result) for result in results]), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {name: float(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}

@@ -1,0 +1,367 @@
+"""Images to detections: by the head in one forward, by generated text, or both.
+
+    sample ─► encode (the prompt that training saw) ─► forward ─► head ─► boxes in the unit square ──┐
+                                                   └► generate ─► text ─► boxes in the model's image ┴► displayed pixels
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
+from qwendet.config import Config
+from qwendet.config_file import override_config
+from qwendet.data.answers import ParsedObject, parse_answer
+from qwendet.data.collate import Batch
+from qwendet.data.dataset import open_samples, teacher_pool
+from qwendet.data.encode import EncodedSample
+from qwendet.data.images import IMAGE_SUFFIXES, image_size, open_image
+from qwendet.data.resize import model_image_size, rescale_xyxy
+from qwendet.data.samples import Sample, SampleFile, Turn
+from qwendet.data.teachers import choose_teachers
+from qwendet.errors import ConfigError, DataError, Problem
+from qwendet.files import atomic_file
+from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.model.generation import GeneratedAnswer, generate_answers
+from qwendet.pictures import save_picture
+from qwendet.progress import Tracker, silent
+
+logger = logging.getLogger("qwendet")
+
+Source = Literal["head", "text"]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One found object.
+
+    Attributes:
+        bbox_2d: xyxy in pixels of the image as displayed, inside it.
+        desc: the label.
+        score: in ``[0, 1]``; the head's probability, or exp(mean log-probability of the box's tokens).
+        source: what found it.
+    """
+
+    bbox_2d: tuple[float, float, float, float]
+    desc: str
+    score: float
+    source: Source
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """All that was found in one image.
+
+    Attributes:
+        image: path as it was given.
+        width: of the displayed image, pixels.
+        height: of the displayed image, pixels.
+        detections: sorted by score, best first.
+        rejected: boxes of a text answer that were incomplete, impossible or outside the image.
+    """
+
+    image: str
+    width: int
+    height: int
+    detections: tuple[Detection, ...]
+    rejected: int
+
+    def to_json(self) -> str:
+        """One line of the output file."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+class Predictor:
+    """Predicts with a model.
+
+    Args:
+        bundle: the model, loaded for inference or fresh from training.
+
+    Example:
+        >>> predictor = Predictor.from_checkpoint("run/final")  # doctest: +SKIP
+        >>> predictor.predict_image("photo.jpg").detections  # doctest: +SKIP
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.encoder = bundle.encoder()
+        self.collator = bundle.collator()
+
+    @classmethod
+    def from_checkpoint(
+        cls, folder: str | Path, *, labels: Sequence[str] | None = None, overrides: Sequence[str] = ()
+    ) -> Predictor:
+        """Load a checkpoint with its own prompts, pixel limits and labels.
+
+        Args:
+            folder: a checkpoint with a manifest.
+            labels: other labels to look for.
+            overrides: ``key=value``, such as ``infer.batch_size=16``.
+        """
+        config = override_config(config_of_checkpoint(Path(folder)), overrides)
+        if labels is not None:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"labels": tuple(labels)})})
+        return cls(load(config, for_inference=True))
+
+    def predict_image(self, path: str | Path, mode: str | None = None) -> Prediction:
+        """Predict one image file."""
+        return next(self.predict([sample_of_image(Path(path))], mode))
+
+    def predict(self, samples: Iterable[Sample], mode: str | None = None) -> Iterator[Prediction]:
+        """Predict samples, in batches of ``infer.batch_size``, in order.
+
+        Args:
+            samples: the student turn is asked for, teachers are shown.
+            mode: ``head``, ``text`` or ``both``; ``None`` takes ``infer.mode``.
+
+        Raises:
+            ConfigError: if the head is asked for and there is none.
+            DataError: for an image that cannot be used.
+        """
+        sources = self._sources(mode or self.bundle.config.infer.mode)
+        remaining = iter(samples)
+        self.bundle.detector.eval()
+        while chunk := list(islice(remaining, self.bundle.config.infer.batch_size)):
+            yield from self._predict_batch(chunk, sources)
+
+    def _sources(self, mode: str) -> tuple[Source, ...]:
+        has_head = self.bundle.detector.head is not None
+        if mode == "auto":
+            return ("head",) if has_head else ("text",)
+        if mode in ("head", "both") and not has_head:
+            raise ConfigError(f"mode is {mode}, but the model has no head", "--mode", "use --mode text")
+        return {"head": ("head",), "text": ("text",), "both": ("head", "text")}[mode]  # type: ignore[return-value]
+
+    @torch.inference_mode()
+    def _predict_batch(self, samples: Sequence[Sample], sources: Sequence[Source]) -> Iterator[Prediction]:
+        encoded = [self.encoder.encode(sample, with_answer=False) for sample in samples]
+        batch = to_device(self.collator(encoded), self.bundle.detector.device)
+        found: list[list[Detection]] = [[] for _ in samples]
+        rejected = [0] * len(samples)
+        if "head" in sources:
+            for row, detections in zip(found, self._by_head(batch, encoded), strict=True):
+                row += detections
+        if "text" in sources:
+            for index, answer in enumerate(self._answers(batch)):
+                detections, lost = self._by_text(answer, encoded[index])
+                found[index] += detections
+                rejected[index] = lost
+        return iter(
+            [
+                Prediction(sample.student.image, *item.image_size, self._best(row), lost)
+                for sample, item, row, lost in zip(samples, encoded, found, rejected, strict=True)
+            ]
+        )
+
+    def _best(self, detections: list[Detection]) -> tuple[Detection, ...]:
+        infer = self.bundle.config.infer
+        kept = [detection for detection in detections if detection.score >= infer.score_threshold]
+        kept.sort(key=lambda detection: -detection.score)
+        return tuple(kept[: infer.max_detections])
+
+    def _by_head(self, batch: Batch, encoded: Sequence[EncodedSample]) -> Iterator[list[Detection]]:
+        output = self.bundle.detector(batch, with_tokens=False).head
+        logits, boxes, valid = (part.cpu() for part in output.final())
+        for row, item in enumerate(encoded):
+            scores = logits[row].float().sigmoid() * valid[row][:, None]
+            best = scores.flatten().topk(min(self.bundle.config.infer.max_detections, scores.numel()))
+            width, height = item.image_size
+            xyxy = cxcywh_to_xyxy(boxes[row].double()) * torch.tensor([width, height, width, height])
+            xyxy = clip_xyxy(xyxy, width, height).tolist()
+            yield [
+                Detection(_rounded(xyxy[query]), self.bundle.labels[label], score, "head")
+                for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+                for query, label in [divmod(index, len(self.bundle.labels))]
+                if has_area(xyxy[query])
+            ]
+
+    def _answers(self, batch: Batch) -> list[GeneratedAnswer]:
+        return generate_answers(
+            self.bundle.detector.vlm,
+            self.bundle.processor.tokenizer,
+            batch,
+            self.bundle.config.infer.max_new_tokens,
+        )
+
+    def _by_text(self, answer: GeneratedAnswer, item: EncodedSample) -> tuple[list[Detection], int]:
+        parsed = parse_answer(answer.text)
+        patch_size = self.bundle.processor.image_processor.patch_size
+        source = model_image_size(item.image_grid_thw[-1].tolist(), patch_size)
+        detections = [
+            Detection(box, entry.desc, answer.score(entry.start, entry.end), "text")
+            for entry in parsed.objects
+            if has_area(box := _displayed(entry, source, item.image_size))
+        ]
+        return detections, parsed.rejected + len(parsed.objects) - len(detections)
+
+
+def _displayed(
+    entry: ParsedObject, source: tuple[int, int], target: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """A parsed box in pixels of the displayed image, cut at its edges."""
+    box = torch.from_numpy(rescale_xyxy([entry.bbox_2d], source, target))
+    return _rounded(clip_xyxy(box, *target)[0].tolist())
+
+
+def _rounded(box: Sequence[float]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = (round(number, 2) for number in box)
+    return x1, y1, x2, y2
+
+
+def has_area(box: Sequence[float]) -> bool:
+    """Whether a rounded xyxy box covers anything."""
+    x1, y1, x2, y2 = _rounded(box)
+    return x2 > x1 and y2 > y1
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch's tensors."""
+    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+
+
+def sample_of_image(path: Path) -> Sample:
+    """A question about an image file; its folder is the root."""
+    return Sample(Turn(image=path.name, objects=(), root=path.parent), where=str(path))
+
+
+# The command
+
+
+@dataclass(frozen=True)
+class InferSummary:
+    """What ``qwendet infer`` did.
+
+    Attributes:
+        images: images predicted.
+        detections: objects found in all.
+        rejected: boxes of text answers that could not be used.
+        output: file that was written, if one was asked for.
+        lines: the output's lines, if none was.
+    """
+
+    images: int
+    detections: int
+    rejected: int
+    output: Path | None
+    lines: list[str]
+
+
+def infer(
+    checkpoint: Path,
+    inputs: Sequence[Path],
+    *,
+    output: Path | None = None,
+    mode: str | None = None,
+    teachers: int = 0,
+    labels: Sequence[str] | None = None,
+    visualize: Path | None = None,
+    overrides: Sequence[str] = (),
+    tracker: Tracker = silent,
+) -> InferSummary:
+    """Predict images, folders and JSONL files with a checkpoint.
+
+    Args:
+        checkpoint: a checkpoint with a manifest.
+        inputs: image files, folders of images, JSONL files.
+        output: JSONL file to write; it appears when all is done.
+        mode: ``head``, ``text`` or ``both``; ``None`` takes the config's.
+        teachers: demonstrations to show where a sample has none of its own.
+        labels: other labels to look for.
+        visualize: folder for pictures with boxes.
+        overrides: ``key=value`` for the checkpoint's config.
+        tracker: shows progress.
+
+    Raises:
+        QwendetError: for a checkpoint, image or option that cannot be used; then nothing is written.
+    """
+    samples = collect_samples(inputs)
+    predictor = Predictor.from_checkpoint(checkpoint, labels=labels, overrides=overrides)
+    samples = with_teachers(samples, predictor.bundle.config, teachers)
+    predictions = []
+    with tracker("predicting", len(samples)) as advance:
+        for prediction in predictor.predict(samples, mode):
+            predictions.append(prediction)
+            advance(len(predictions), "")
+    if visualize is not None:
+        threshold = predictor.bundle.config.infer.picture_threshold
+        save_pictures(samples, predictions, visualize, threshold)
+    if output is not None:
+        write_predictions(predictions, output)
+    return InferSummary(
+        images=len(predictions),
+        detections=sum(len(prediction.detections) for prediction in predictions),
+        rejected=sum(prediction.rejected for prediction in predictions),
+        output=output,
+        lines=[] if output is not None else [prediction.to_json() for prediction in predictions],
+    )
+
+
+def collect_samples(inputs: Sequence[Path]) -> list[Sample]:
+    """The samples of images, folders and JSONL files, each image looked at as far as its header.
+
+    Raises:
+        DataError: naming every input that cannot be used.
+    """
+    samples = [sample for path in inputs for sample in _samples_of(path)]
+    problems: list[Problem] = []
+    for sample in samples:
+        for turn in (*sample.teachers, sample.student):
+            try:
+                image_size(turn.image, turn.root, sample.where)
+            except DataError as error:
+                problems += error.problems
+    if problems:
+        raise DataError.of(problems)
+    return samples
+
+
+def _samples_of(path: Path) -> Iterable[Sample]:
+    if path.is_dir():
+        images = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not images:
+            raise DataError("the folder holds no images", str(path), "give a folder of images or a JSONL file")
+        return [Sample(Turn(str(file.relative_to(path)), (), root=path), where=str(file)) for file in images]
+    if path.suffix.lower() in (".jsonl", ".json"):
+        return SampleFile(path)
+    return [sample_of_image(path)]
+
+
+def with_teachers(samples: Sequence[Sample], config: Config, count: int) -> list[Sample]:
+    """Give demonstrations from the pool to samples that have none of their own.
+
+    Raises:
+        DataError: if the pool cannot be read.
+    """
+    if count == 0 or all(sample.teachers for sample in samples):
+        return list(samples)
+    pool = teacher_pool(config, open_samples(config, "train")).samples
+    chosen = choose_teachers(config.train.seed, 0, 0, len(pool), count, ratio=1.0)
+    turns = tuple(pool[index].student for index in chosen)
+    return [sample if sample.teachers else replace(sample, teachers=turns) for sample in samples]
+
+
+def write_predictions(predictions: Iterable[Prediction], output: Path) -> None:
+    """Write predictions, one JSON object a line."""
+    with atomic_file(output) as path, path.open("w", encoding="utf-8") as file:
+        file.writelines(prediction.to_json() + "\n" for prediction in predictions)
+
+
+def save_pictures(
+    samples: Sequence[Sample], predictions: Sequence[Prediction], folder: Path, threshold: float
+) -> None:
+    """Draw the detections of each image into ``folder``, one PNG an image."""
+    for index, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):
+        turn = sample.student
+        image = open_image(turn.image, turn.root, sample.where)
+        found: list[Any] = [item for item in prediction.detections if item.score >= threshold]
+        captions = [f"{item.desc} {item.score:.2f}" for item in found]
+        target = folder / f"{index:05d}_{Path(turn.image).stem}.png"
+        save_picture(image, [item.bbox_2d for item in found], captions, target)

@@ -1,0 +1,143 @@
+"""One training run from the first check to the last metric.
+
+    DIR/checkpoint-N/   DIR/final/   DIR/tensorboard/   DIR/metrics.json   DIR/eval/predictions.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwendet.checks.config import require_config_checks
+from qwendet.config import Config
+from qwendet.data.dataset import open_samples, usable_samples
+from qwendet.data.samples import Sample
+from qwendet.errors import ConfigError
+from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results
+from qwendet.files import atomic_file, atomic_folder
+from qwendet.inference import Prediction, Predictor, write_predictions
+from qwendet.loader import Bundle
+from qwendet.progress import Tracker, silent
+from qwendet.training import (
+    DetectionTrainer,
+    ProgressReport,
+    StopOnSignal,
+    create_trainer,
+    latest_checkpoint,
+)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended.
+
+    Attributes:
+        output_dir: folder of the run.
+        final: the last checkpoint; ``None`` if the run was stopped before its end.
+        metrics: of the validation samples; ``None`` if there are none.
+        stopped_by: signal that stopped it; empty if it came to its end.
+    """
+
+    output_dir: Path
+    final: Path | None
+    metrics: dict[str, float] | None
+    stopped_by: str = ""
+
+
+def train(config: Config, *, resume: bool = False, tracker: Tracker = silent) -> RunSummary:
+    """Train, save and evaluate.
+
+    Args:
+        config: the config.
+        resume: continue from the newest complete checkpoint of ``train.output_dir``.
+        tracker: shows progress.
+
+    Raises:
+        QwendetError: before anything is written, for a config, data or model that cannot be used;
+            later, for a loss that is not finite.
+    """
+    output_dir = Path(config.train.output_dir)
+    checkpoint = latest_checkpoint(output_dir) if resume else None
+    if not resume:
+        _require_unused(output_dir)
+    require_config_checks(config, tracker)
+    trainer = create_trainer(config, tracker=tracker)
+    stopped_by = _train(trainer, checkpoint)
+    if stopped_by:
+        return RunSummary(output_dir, final=None, metrics=None, stopped_by=stopped_by)
+    final = output_dir / "final"
+    shutil.rmtree(final, ignore_errors=True)
+    with atomic_folder(final) as folder:
+        trainer.save_bundle(folder)
+    metrics = None
+    if config.train.evaluate and config.data.val is not None:
+        metrics = evaluate(trainer.bundle, output_dir, tracker)
+    return RunSummary(output_dir, final, metrics)
+
+
+def _require_unused(output_dir: Path) -> None:
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        raise ConfigError(
+            "the output directory already holds a run",
+            str(output_dir),
+            "continue it with --resume, or choose another with --set train.output_dir=DIR",
+        )
+
+
+def _train(trainer: DetectionTrainer, checkpoint: Path | None) -> str:
+    callbacks = trainer.callback_handler.callbacks
+    (signals,) = (callback for callback in callbacks if isinstance(callback, StopOnSignal))
+    (report,) = (callback for callback in callbacks if isinstance(callback, ProgressReport))
+    try:
+        with signals.listening():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        report.close()
+    return signals.stopped_by
+
+
+def evaluate(bundle: Bundle, output_dir: Path, tracker: Tracker) -> dict[str, float]:
+    """Predict the validation samples with the model in memory; write predictions and metrics.
+
+    Returns:
+        COCO metrics, each named after the source of its scores, such as ``head/AP50``.
+    """
+    samples = validation_samples(bundle.config)
+    predictor = Predictor(bundle)
+    predictions: list[Prediction] = []
+    with tracker("evaluating", len(samples)) as advance:
+        for prediction in predictor.predict(samples):
+            predictions.append(prediction)
+            advance(len(predictions), "")
+    write_predictions(predictions, output_dir / "eval" / "predictions.jsonl")
+    metrics = metrics_by_source(samples, predictions, bundle)
+    with atomic_file(output_dir / "metrics.json") as path:
+        path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    return metrics
+
+
+def metrics_by_source(
+    samples: list[Sample], predictions: list[Prediction], bundle: Bundle
+) -> dict[str, float]:
+    """COCO metrics of the sources that ``infer.mode`` uses."""
+    truth = coco_ground_truth(samples, predictions, bundle.labels)
+    mode = bundle.config.infer.mode
+    with_head = bundle.detector.head is not None and mode != "text"
+    with_text = mode in ("text", "both") or not with_head
+    metrics: dict[str, float] = {}
+    for source, used in (("head", with_head), ("text", with_text)):
+        if used:
+            scores = coco_metrics(truth, coco_results(predictions, bundle.labels, source))  # type: ignore[arg-type]
+            metrics |= {f"{source}/{name}": value for name, value in scores.items()}
+    return metrics
+
+
+def validation_samples(config: Config) -> list[Sample]:
+    """The validation samples; broken ones are left out only if ``data.on_bad_sample`` says so."""
+    samples = open_samples(config, "val")
+    if config.data.on_bad_sample == "error":
+        return list(samples)
+    usable, _ = usable_samples(samples, config.data.labels or ())
+    return [samples[index] for index in usable]

@@ -1,0 +1,175 @@
+"""Printing: plain where there is no terminal, bars where there is one, nothing raw."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from qwendet import console
+from qwendet.checks.result import Result
+from qwendet.errors import ConfigError, Problem
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def fresh_console(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    console.setup(debug=False, quiet=False)
+    yield
+    console.setup(debug=False, quiet=False)
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    return terminal
+
+
+def test_error__lists_every_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    console.report_error(ConfigError.of([Problem("bad", "a.yaml:1", "mend it"), Problem("worse\nby far")]))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "Error: bad\n  where  a.yaml:1\n  fix    mend it\nError: worse\nby far\n2 problems\n"
+
+
+def test_error__is_red_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    console.report_error(ConfigError("bad"))
+    assert "\x1b[1;31mError: bad\x1b[0m" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_terminal_without_colour__gets_no_escapes(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    terminal = on_terminal(monkeypatch)
+    console.report_error(ConfigError("bad"))
+    with console.progress("reading", 2) as advance:
+        advance(2, "")
+    assert "\x1b" not in terminal.getvalue()
+    assert "reading: 2/2" in terminal.getvalue()
+
+
+def test_checks__human(capsys: pytest.CaptureFixture[str]) -> None:
+    console.report_checks(
+        [
+            Result("config.a", "pass", "all well", seconds=0.04),
+            Result("config.bb", "fail", "a [red]thing\x07", "x.jsonl:3", "mend it", 0.5),
+            Result("config.c", "skip", "data.val not set"),
+        ]
+    )
+    assert capsys.readouterr().out == (
+        "pass  config.a   all well\n"
+        "fail  config.bb  a [red]thing\\x07\n"
+        "  where  x.jsonl:3\n"
+        "  fix    mend it\n"
+        "skip  config.c   data.val not set\n"
+        "1 passed, 1 failed, 1 skipped in 0.5 s\n"
+    )
+
+
+def test_plain_progress__prints_tenths_and_the_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.progress("training", 100) as advance:
+        for step in range(101):
+            now[0] = step * 0.5
+            advance(step, f"loss {step}")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "training: 10/100, 2.0/s, 0:45 left, loss 10"
+    assert lines[-1] == "training: 100/100, 2.0/s, loss 100"
+    assert len(lines) == 10
+
+
+def test_plain_progress__slow_work_prints_every_half_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.progress("training", 1000) as advance:
+        for step in range(4):
+            now[0] = step * 20.0
+            advance(step, "")
+    assert capsys.readouterr().err.splitlines() == ["training: 2/1000, 20.0 s each, 5:32:40 left"]
+
+
+def test_plain_progress__resumed_work_counts_its_rate_from_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.progress("training", 100) as advance:
+        advance(80, "")
+        now[0] = 10.0
+        advance(100, "")
+    assert capsys.readouterr().err.splitlines()[-1] == "training: 100/100, 2.0/s"
+
+
+def test_quick_work__prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress("reading", 50) as advance:
+        for done in range(51):
+            advance(done, "")
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_bars__stand_below_each_other_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    with console.progress("outer\x1b]0;", 2) as outer:
+        outer(1, "loss [b]1[/b]")
+        with console.progress("inner", 3) as inner:
+            inner(3, "")
+        console.say("a line")
+        outer(2, "")
+    shown = terminal.getvalue()
+    assert "outer\\x1b]0;" in shown
+    assert "loss [b]1[/b]" in shown
+    assert "inner" in shown
+    assert "2/2" in shown
+    assert "a line" in shown
+
+
+def test_quiet__leaves_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    console.setup(debug=False, quiet=True)
+    console.say("a line")
+    console.next_step("qwendet train x")
+    with console.progress("reading", 1) as advance:
+        advance(1, "")
+    logging.getLogger("qwendet").info("detail")
+    logging.getLogger("qwendet").warning("careful")
+    console.report_error(ConfigError("bad"))
+    assert capsys.readouterr().err == "warning: careful\nError: bad\n"
+
+
+def test_helper_process__is_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    console.setup(debug=False, quiet=False)
+    console.say("a line")
+    assert capsys.readouterr().err == ""
+
+
+def test_logger__goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger("qwendet").info("device: %s", "cpu")
+    logging.getLogger("qwendet").debug("detail")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "device: cpu\n")
+
+
+def test_table__aligns_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_table("T", ("name", "n"), [("a", 1), ("[b]", 200)])
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[2:] == ["  name     n", " ────────────", "  a        1", "  [b]    200", ""]

@@ -1,0 +1,225 @@
+"""qwendet init: configs that load, data that validates, nothing overwritten and nothing half written."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from qwendet import starter
+from qwendet.checks.config import require_config_checks
+from qwendet.config import Config
+from qwendet.config_file import load_config
+from qwendet.data.convert import convert_dataset
+from qwendet.errors import ConfigError, DataError
+from qwendet.progress import Advance, silent
+from qwendet.starter import DEFAULT_MODEL, InitSummary, init_project, render
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starter, "GENERATED", {"train": 30, "val": 2})
+
+
+def write_samples(folder: Path, *splits: str, size: tuple[int, int] = (40, 30)) -> Path:
+    folder.mkdir(parents=True)
+    for split in splits:
+        Image.new("RGB", size).save(folder / f"{split}.png")
+        record = {"images": [f"{split}.png"], "objects": [{"bbox_2d": [1, 2, 20, 25], "desc": "dot"}]}
+        (folder / f"{split}.jsonl").write_text(json.dumps(record) + "\n")
+    return folder
+
+
+def write_voc(folder: Path, *stems: str) -> Path:
+    (folder / "Annotations").mkdir(parents=True)
+    (folder / "JPEGImages").mkdir()
+    box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>20</xmax><ymax>25</ymax></bndbox>"
+    for stem in stems:
+        Image.new("RGB", (40, 30)).save(folder / "JPEGImages" / f"{stem}.jpg")
+        objects = f"<object><name>dot</name>{box}</object>"
+        (folder / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{objects}</annotation>")
+    return folder
+
+
+def start(
+    directory: Path, *, tiny: bool = False, model: str | None = None, data: Path | None = None
+) -> tuple[InitSummary, Config]:
+    summary = init_project(directory, tiny=tiny, model=model, data=data, tracker=silent)
+    return summary, load_config(summary.config)
+
+
+def test_tiny__is_complete_and_valid(tmp_path: Path) -> None:
+    summary, config = start(tmp_path / "p", tiny=True)
+    assert summary.next_command == shlex.join(["qwendet", "train", str(tmp_path / "p" / "config.yaml")])
+    assert (config.model.path, config.train.batch_size, config.train.max_steps) == ("tiny", 16, 300)
+    assert (config.train.learning_rate, config.train.head_learning_rate) == (1e-3, 1e-3)
+    assert config.data.max_tokens == 2048
+    assert config.data.train == str(tmp_path / "p" / "data" / "train.jsonl")
+    assert len(list((tmp_path / "p" / "data" / "images").iterdir())) == 32
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["config.yaml", "data"]
+    require_config_checks(config, silent)
+
+
+def test_tiny__is_the_same_every_time(tmp_path: Path) -> None:
+    files = [start(tmp_path / name, tiny=True)[0].config.parent / "data/train.jsonl" for name in ("a", "b")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_config__has_a_comment_on_each_line(tmp_path: Path) -> None:
+    summary, _ = start(tmp_path, data=write_samples(tmp_path / "d", "train"))
+    lines = summary.config.read_text().splitlines()[1:]
+    assert all("  # " in line for line in lines if line.startswith(" "))
+    assert len(lines) < 25
+
+
+def test_alone__writes_the_full_model_and_says_what_is_missing(tmp_path: Path) -> None:
+    summary, config = start(tmp_path)
+    assert config.model.path == DEFAULT_MODEL
+    assert config.model.gradient_checkpointing
+    assert config.data.max_pixels == 1_003_520
+    assert (config.train.batch_size, config.train.gradient_accumulation_steps) == (1, 8)
+    assert config.train.learning_rate == 1e-5
+    assert summary.next_command.startswith("qwendet validate-config ")
+    assert "data/train.jsonl" in summary.notes[0]
+
+
+def test_jsonl_file__is_named_where_it_lies(tmp_path: Path) -> None:
+    data = write_samples(tmp_path / "elsewhere", "mine")
+    summary, config = start(tmp_path / "p", model="tiny", data=data / "mine.jsonl")
+    assert config.data.train == str(data / "mine.jsonl")
+    assert config.data.val is None
+    assert "No validation file" in summary.notes[0]
+    require_config_checks(config, silent)
+
+
+def test_folder__splits_become_training_and_validation(tmp_path: Path) -> None:
+    data = write_samples(tmp_path / "p" / "data", "train", "val", "test")
+    summary, config = start(tmp_path / "p", model="tiny", data=data)
+    assert "train: data/train.jsonl" in summary.config.read_text()
+    assert config.data.val == str(data / "val.jsonl")
+    assert str(data / "test.jsonl") in summary.notes[-1]
+
+
+def test_folder__without_training_samples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected train.jsonl or all.jsonl"):
+        start(tmp_path / "p", data=write_samples(tmp_path / "d", "val"))
+    assert not (tmp_path / "p").exists()
+
+
+def test_voc__is_converted_beside_the_config(tmp_path: Path) -> None:
+    summary, config = start(tmp_path / "p", model="tiny", data=write_voc(tmp_path / "voc", "a", "b"))
+    assert config.data.train == str(tmp_path / "p" / "data" / "all.jsonl")
+    assert config.data.val is None
+    assert "no validation split" in summary.notes[-1]
+    require_config_checks(config, silent)
+
+
+@pytest.mark.parametrize(("size", "limit"), [((640, 480), 50_176), ((224, 224), None), ((100, 80), None)])
+def test_tiny_model__shrinks_large_images(tmp_path: Path, size: tuple[int, int], limit: int | None) -> None:
+    data = write_samples(tmp_path / "d", "train", size=size)
+    _, config = start(tmp_path / "p", model="tiny", data=data)
+    assert config.data.max_pixels == limit
+    assert (config.data.max_tokens, config.train.batch_size) == (4096, 8)
+
+
+def test_broken_image__is_left_to_validate(tmp_path: Path) -> None:
+    data = write_samples(tmp_path / "d", "train")
+    (data / "train.png").unlink()
+    _, config = start(tmp_path / "p", model="tiny", data=data)
+    assert config.data.max_pixels is None
+
+
+def test_coco__is_not_yet(tmp_path: Path) -> None:
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco" / "instances.json").write_text('{"annotations": []}')
+    with pytest.raises(DataError, match="COCO cannot be read yet"):
+        start(tmp_path / "p", data=tmp_path / "coco")
+    assert not (tmp_path / "p" / "config.yaml").exists()
+
+
+def test_config__is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match="there is a config already"):
+        start(tmp_path, tiny=True)
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+    assert not (tmp_path / "data").exists()
+
+
+def test_generated_data__overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(ConfigError, match="expected no folder of this name"):
+        start(tmp_path, tiny=True)
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_interrupted_drawing__leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(starter, "write_dataset", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "p", tiny=True)
+    assert list((tmp_path / "p").iterdir()) == []
+
+
+def test_tiny_with_data__is_refused_with_the_right_command(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        start(tmp_path, tiny=True, data=tmp_path / "my data")
+    (problem,) = caught.value.problems
+    assert "--model tiny --data" in problem.fix
+    assert f"'{tmp_path / 'my data'}'" in problem.fix
+
+
+def test_model_folder__is_named_as_seen_from_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    _, config = start(tmp_path / "p", model="weights")
+    assert config.model.path == str(tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    "name", ["a: b # c", "'quoted'", "tab\tand\nline", "ünïcode 🦆", "- x", "null", "*a", "1e5"]
+)
+def test_odd_names__survive_the_yaml(tmp_path: Path, name: str) -> None:
+    text = render({"data": {"train": name, "labels": [name], "max_pixels": None}, "train": {"epochs": 1e-5}})
+    values = yaml.safe_load(text)
+    assert values == {
+        "data": {"train": name, "labels": [name], "max_pixels": None},
+        "train": {"epochs": 1e-5},
+    }
+
+
+def test_odd_folder__loads(tmp_path: Path) -> None:
+    data = write_samples(tmp_path / "my: data #1", "train", "val")
+    _, config = start(tmp_path / "p", model="tiny", data=data)
+    assert config.data.train == str(data / "train.jsonl")
+
+
+def test_convert__refuses_jsonl(tmp_path: Path) -> None:
+    data = write_samples(tmp_path / "d", "train")
+    with pytest.raises(DataError, match="this is JSONL already"):
+        convert_dataset(data, tmp_path / "out", source="auto", images="copy", tracker=silent)
+
+
+def test_convert__tells_how_far_it_is(tmp_path: Path) -> None:
+    told: list[object] = []
+
+    @contextmanager
+    def tracker(description: str, total: int) -> Iterator[Advance]:
+        told.append((description, total))
+        yield lambda finished, text: told.append((finished, text))
+
+    convert_dataset(
+        write_voc(tmp_path / "voc", "a", "b"), tmp_path / "out", source="voc", images="copy", tracker=tracker
+    )
+    assert told == [("converting voc", 4), (1, "read"), (2, "read"), (3, "placed"), (4, "placed")]
