@@ -59,7 +59,9 @@ def publish(checkpoint: Path, target: Path) -> None:
     config = bundle.config
     config = config.model_copy(
         update={
-            "model": config.model.model_copy(update={"path": UNTRAINED, "device": "auto", "dtype": "float16"}),
+            "model": config.model.model_copy(
+                update={"path": UNTRAINED, "device": "auto", "dtype": "float16"}
+            ),
             "data": config.data.model_copy(update={"train": None, "val": None}),
             "train": config.train.model_copy(update={"output_dir": "run"}),
         }

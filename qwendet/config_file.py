@@ -47,7 +47,20 @@ OLD_NAMES = {
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe YAML loader that refuses a key written twice instead of keeping the last."""
+    """A safe YAML loader that refuses a key written twice, instead of keeping the last, and references.
+
+    References (``*name``) can nest without end or grow to any size, and no config needs them.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(
+                problem=f"references such as *{event.anchor} are not read; write the value out",
+                problem_mark=event.start_mark,
+            )
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -55,7 +68,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             if isinstance(key_node, yaml.ScalarNode):
                 if key_node.value in seen:
                     raise yaml.MarkedYAMLError(
-                        problem=f"the key {key_node.value!r} is written twice", problem_mark=key_node.start_mark
+                        problem=f"the key {key_node.value!r} is written twice",
+                        problem_mark=key_node.start_mark,
                     )
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
@@ -126,7 +140,7 @@ def _read(path: Path) -> str:
 
 def _parse_yaml(text: str, path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(text, Loader=_UniqueKeyLoader)
+        values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  # it is a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -222,7 +236,7 @@ def _explain(detail: Any, source: str, lines: Mapping[tuple[str, ...], int]) -> 
 def _as_yaml_number(value: str, detail: Any) -> str:
     number = float(value)
     if detail["type"] == "int_type":
-        return str(int(number))
+        return str(int(number)) if number.is_integer() else "a whole number"
     mantissa, e, exponent = value.partition("e")
     if e:
         return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent}"
@@ -242,6 +256,8 @@ def _fix_for_unknown(path: tuple[str, ...]) -> str:
         new_name = OLD_NAMES.get(key) or next((name for name in known if name.split(".")[-1] == key), None)
         if new_name:
             return f"this is a key of the old flat file; it is now {new_name}"
+    elif key in OLD_NAMES:
+        return f"it is now {OLD_NAMES[key]}"
     siblings = [name for name in known if name.split(".")[:-1] == list(path[:-1])]
     close = difflib.get_close_matches(".".join(path), siblings, n=1, cutoff=0.5)
     if not close:

@@ -9,11 +9,12 @@ from qwendet.config import Config, Section
 HEADER = """\
 # Configuration
 
-Generated from the fields of `qwendet/config.py` by `python -m qwendet.config_reference > docs/configuration.md`.
+Generated from the fields of `qwendet/config.py`:
+`python -m qwendet.config_reference > docs/configuration.md`.
 
-A config is YAML with the sections below; what it leaves out has its default. Paths are relative to the file. Every
-command that takes a config takes `--set key=value`, and a bare name such as `base_flat_v2` means
-`examples/base_flat_v2.yaml`. An unknown key is an error that names the nearest known one.
+A config is YAML with the sections below; what it leaves out has its default. Paths are relative to the
+file. Every command that takes a config takes `--set key=value`, and a bare name such as `base_flat_v2`
+means `examples/base_flat_v2.yaml`. An unknown key is an error that names the nearest known one.
 """
 
 
@@ -24,13 +25,16 @@ def render_reference() -> str:
 
 def _section(name: str, field: FieldInfo) -> str:
     section = field.annotation
-    assert isinstance(section, type) and issubclass(section, Section)
+    assert isinstance(section, type)
+    assert issubclass(section, Section)
     summary = (section.__doc__ or "").strip()
     rows = [
         f"| `{name}.{key}` | `{_default(inner)}` | {inner.description} |"
         for key, inner in section.model_fields.items()
     ]
-    return "\n".join([f"## `{name}`", "", summary, "", "| key | default | meaning |", "|---|---|---|", *rows, ""])
+    return "\n".join(
+        [f"## `{name}`", "", summary, "", "| key | default | meaning |", "|---|---|---|", *rows, ""]
+    )
 
 
 def _default(field: FieldInfo) -> str:

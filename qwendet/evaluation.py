@@ -30,7 +30,8 @@ def coco_ground_truth(
         labels: the label set.
     """
     category_of = {label: index for index, label in enumerate(labels, start=1)}
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):
         images.append(
             {

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qwendet.errors import DataError
@@ -58,7 +58,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"cannot write ({error.strerror})", str(target), "choose another place") from error
     finally:
-        staging.unlink(missing_ok=True)
+        with suppress(OSError):
+            staging.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

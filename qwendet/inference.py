@@ -1,7 +1,9 @@
 """Images to detections: by the head in one forward, by generated text, or both.
 
-    sample ─► encode (the prompt that training saw) ─► forward ─► head ─► boxes in the unit square ──┐
-                                                   └► generate ─► text ─► boxes in the model's image ┴► displayed pixels
+    sample ─► encode ─► forward ─► head ─► boxes in the unit square ──────────────┐
+                    └─► generate ─► text ─► boxes in pixels of the model's image ─┴► displayed pixels
+
+The prompt is, token for token, what training saw before the answer.
 """
 
 from __future__ import annotations
@@ -37,6 +39,13 @@ from qwendet.progress import Tracker, silent
 logger = logging.getLogger("qwendet")
 
 Source = Literal["head", "text"]
+AS_TRAINED = (
+    ("model", "path"),
+    ("data", "system_prompt"),
+    ("data", "request"),
+    ("data", "min_pixels"),
+    ("data", "max_pixels"),
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,17 @@ class Prediction:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
+def _require_as_trained(trained: Config, config: Config) -> None:
+    for section, name in AS_TRAINED:
+        wanted, found = (getattr(getattr(source, section), name) for source in (trained, config))
+        if found != wanted:
+            raise ConfigError(
+                f"{section}.{name} is {found!r}, but the checkpoint was trained with {wanted!r}",
+                "--set",
+                "leave it out: prompts and pixel limits belong to the weights",
+            )
+
+
 class Predictor:
     """Predicts with a model.
 
@@ -105,10 +125,18 @@ class Predictor:
             folder: a checkpoint with a manifest.
             labels: other labels to look for.
             overrides: ``key=value``, such as ``infer.batch_size=16``.
+
+        Raises:
+            CheckpointError: for a checkpoint that cannot be used.
+            ConfigError: for an override that would show the model what it was not trained on.
         """
-        config = override_config(config_of_checkpoint(Path(folder)), overrides)
+        trained = config_of_checkpoint(Path(folder))
+        config = override_config(trained, overrides)
+        _require_as_trained(trained, config)
         if labels is not None:
-            config = config.model_copy(update={"data": config.data.model_copy(update={"labels": tuple(labels)})})
+            config = config.model_copy(
+                update={"data": config.data.model_copy(update={"labels": tuple(labels)})}
+            )
         return cls(load(config, for_inference=True))
 
     def predict_image(self, path: str | Path, mode: str | None = None) -> Prediction:
@@ -174,8 +202,8 @@ class Predictor:
             scores = logits[row].float().sigmoid() * valid[row][:, None]
             best = scores.flatten().topk(min(self.bundle.config.infer.max_detections, scores.numel()))
             width, height = item.image_size
-            xyxy = cxcywh_to_xyxy(boxes[row].double()) * torch.tensor([width, height, width, height])
-            xyxy = clip_xyxy(xyxy, width, height).tolist()
+            unclipped = cxcywh_to_xyxy(boxes[row].double()) * torch.tensor([width, height, width, height])
+            xyxy = clip_xyxy(unclipped, width, height).tolist()
             yield [
                 Detection(_rounded(xyxy[query]), self.bundle.labels[label], score, "head")
                 for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -327,7 +355,9 @@ def _samples_of(path: Path) -> Iterable[Sample]:
     if path.is_dir():
         images = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
         if not images:
-            raise DataError("the folder holds no images", str(path), "give a folder of images or a JSONL file")
+            raise DataError(
+                "the folder holds no images", str(path), "give a folder of images or a JSONL file"
+            )
         return [Sample(Turn(str(file.relative_to(path)), (), root=path), where=str(file)) for file in images]
     if path.suffix.lower() in (".jsonl", ".json"):
         return SampleFile(path)

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedConfig, Qwen2_5_VLForConditionalGeneration
 
 from qwendet.config import Config
 from qwendet.data.collate import StandardDataCollator
-from qwendet.data.encode import Encoder
+from qwendet.data.encode import END_OF_TURN, Encoder
 from qwendet.data.samples import SampleFile, check_label
 from qwendet.errors import CheckpointError, DataError, EnvironmentLacksError, Problem
 from qwendet.model.checkpoint import (
@@ -38,6 +41,12 @@ from qwendet.model.tiny import TINY_FOLDER, UNTRAINED, write_untrained
 
 logger = logging.getLogger("qwendet")
 
+MODEL_TYPE = "qwen2_5_vl"
+# What transformers raises for absent, cut or malformed files.
+UNREADABLE = (
+    OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError,
+    StrictDataclassError,
+)  # fmt: skip
 NEW_HEAD = {"hidden_size": 256, "num_layers": 3, "num_heads": 8}
 
 
@@ -92,7 +101,9 @@ def load(config: Config, *, for_inference: bool) -> Bundle:
     source, manifest = _source(config)
     config = _resolve(config)
     vlm = _load_vlm(source, config)
-    processor = load_processor(source, config.data.min_pixels, config.data.max_pixels)
+    with _reading("tokenizer and image processor", source):
+        processor = load_processor(source, config.data.min_pixels, config.data.max_pixels)
+    _require_fitting(processor, vlm.config, source)
     head = _build_head(config, vlm.config, manifest, for_inference)
     if head is not None:
         head.to(vlm.dtype)
@@ -105,7 +116,9 @@ def load(config: Config, *, for_inference: bool) -> Bundle:
         verify_parameters(_known(detector, manifest), manifest, Path(source))
     bundle = Bundle(detector, processor, _record(config, detector, processor))
     if config.model.gradient_checkpointing and not for_inference:
-        vlm.gradient_checkpointing_enable({"use_reentrant": False})
+        # The second name is the one before transformers 5.23.
+        enable = getattr(vlm, "activation_checkpointing_enable", None) or vlm.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if for_inference:
         detector.to(config.model.device)
         detector.eval()
@@ -203,7 +216,9 @@ def resolve_labels(config: Config) -> tuple[str, ...]:
         labels = ()
     if not labels:
         raise DataError(
-            "there is no label to look for", "data.labels", "name them in data.labels, or give data.train with boxes"
+            "there is no label to look for",
+            "data.labels",
+            "name them in data.labels, or give data.train with boxes",
         )
     return labels
 
@@ -225,8 +240,11 @@ def labels_of(samples: SampleFile, *, skip_bad: bool) -> tuple[str, ...]:
 
 def _load_vlm(source: str, config: Config) -> Qwen2_5_VLForConditionalGeneration:
     """Load the published class, every weight by name; anything missing or left over is an error."""
-    try:
-        vlm, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    with _reading("model", source):
+        model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+        if model_type != MODEL_TYPE:  # transformers would build a model of default size, tens of gigabytes
+            raise ValueError(f"expected a config.json with model_type {MODEL_TYPE}, got {model_type}")
+        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             source,
             dtype=getattr(torch, config.model.dtype),
             attn_implementation=config.model.attn_implementation,
@@ -235,13 +253,8 @@ def _load_vlm(source: str, config: Config) -> Qwen2_5_VLForConditionalGeneration
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"the model cannot be loaded: {first_line}",
-            source,
-            "give tiny, a directory with config.json and *.safetensors, or a hub id that can be reached",
-        ) from error
+    vlm: Qwen2_5_VLForConditionalGeneration
+    vlm, report = loaded
     problems = [
         Problem(f"{len(keys)} {kind.replace('_', ' ')}, such as {sorted(map(str, keys))[0]}", source)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -250,6 +263,39 @@ def _load_vlm(source: str, config: Config) -> Qwen2_5_VLForConditionalGeneration
     if problems:
         raise CheckpointError.of(problems)
     return vlm
+
+
+@contextmanager
+def _reading(what: str, source: str) -> Iterator[None]:
+    try:
+        yield
+    except UNREADABLE as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"the {what} cannot be loaded: {first_line}",
+            source,
+            "give tiny, a directory with config.json, *.safetensors, tokenizer and processor files,"
+            " or a hub id that can be reached",
+        ) from error
+
+
+def _require_fitting(processor: ImageTextProcessor, vlm_config: Any, source: str) -> None:
+    """Refuse a tokenizer of another model, which transformers makes up where files are missing."""
+    tokenizer = processor.tokenizer
+    image_token_id = tokenizer.get_vocab().get("<|image_pad|>")
+    if image_token_id != vlm_config.image_token_id or len(tokenizer) > vlm_config.text_config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer is not the model's: its <|image_pad|> is {image_token_id},"
+            f" the model's {vlm_config.image_token_id}",
+            source,
+            "copy the tokenizer's files from the model's origin",
+        )
+    if tokenizer.eos_token != END_OF_TURN or not processor.chat_template:
+        raise CheckpointError(
+            f"expected a chat template and the end of turn {END_OF_TURN}, got {tokenizer.eos_token}",
+            source,
+            "copy tokenizer_config.json and the chat template from the model's origin",
+        )
 
 
 def _build_head(

@@ -1,6 +1,6 @@
 """One training run from the first check to the last metric.
 
-    DIR/checkpoint-N/   DIR/final/   DIR/tensorboard/   DIR/metrics.json   DIR/eval/predictions.jsonl
+DIR/checkpoint-N/   DIR/final/   DIR/tensorboard/   DIR/metrics.json   DIR/eval/predictions.jsonl
 """
 
 from __future__ import annotations

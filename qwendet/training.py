@@ -7,6 +7,7 @@ micro-batch's share of the step's loss, times the number of processes because DD
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import shutil
@@ -27,7 +28,7 @@ from qwendet.config import Config
 from qwendet.data.collate import Batch
 from qwendet.data.dataset import TrainingSamples, usable_samples
 from qwendet.data.order import EpochOrder
-from qwendet.errors import CheckpointError, ConfigError, QwendetError
+from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError, Problem, QwendetError
 from qwendet.files import publish_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.model.checkpoint import save_checkpoint
@@ -39,6 +40,12 @@ logger = logging.getLogger("qwendet")
 
 GROUPS = ("vision", "merger", "language", "head")
 STAGING = ".writing"
+# What the weights depend on, and what the optimizer's stored state would override; so do learning rates.
+FIXED_IN_A_RUN = (
+    "model.dtype", "data.labels", "data.system_prompt", "data.request", "data.min_pixels", "data.max_pixels",
+    "detection.enabled", "detection.hidden_size", "detection.num_layers", "detection.num_heads",
+    "train.optimizer", "train.weight_decay",
+)  # fmt: skip
 
 
 class TrainingDivergedError(QwendetError):
@@ -115,6 +122,7 @@ class DetectionTrainer(Trainer):
         self._logged_terms: dict[str, float] = {}
         self._logged_steps = 0
         self._step_sources: list[str] = []
+        self._step_learning_rates: dict[str, float] = {}
         super().__init__(
             model=bundle.detector,
             args=args,
@@ -123,6 +131,13 @@ class DetectionTrainer(Trainer):
             callbacks=list(callbacks),
         )
         self.remove_callback(PrinterCallback)  # prints every log on stdout
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; afterwards the model computes as a loaded one would, without ``train.autocast``."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     # Data and loss
 
@@ -173,7 +188,8 @@ class DetectionTrainer(Trainer):
         return norm
 
     def _end_of_step(self) -> dict[str, float]:
-        """The step's terms, added up over ranks and kept for the next log."""
+        """The step's terms, added up over ranks and kept for the next log, with its learning rates."""
+        self._step_learning_rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         names = sorted(self._step_terms)
         values = torch.stack([self._step_terms[name].float() for name in names])
         summed = self.accelerator.reduce(values, reduction="sum").tolist()
@@ -202,8 +218,8 @@ class DetectionTrainer(Trainer):
             for name, value in self._logged_terms.items():
                 logs[f"loss/{name}"] = value / self._logged_steps
             self._logged_terms, self._logged_steps = {}, 0
-            for group in self.optimizer.param_groups:
-                logs[f"learning_rate/{group['name']}"] = group["lr"]
+            for group, rate in self._step_learning_rates.items():
+                logs[f"learning_rate/{group}"] = rate
         super().log(logs, start_time)
 
     # Optimizer
@@ -234,7 +250,9 @@ class DetectionTrainer(Trainer):
             shutil.rmtree(run / name, ignore_errors=True)
             publish_folder(run / STAGING / name, run / name)
             (run / STAGING).rmdir()
-            rotate_checkpoints(output_dir=str(run), save_total_limit=self.args.save_total_limit, use_mtime=False)
+            rotate_checkpoints(
+                output_dir=str(run), save_total_limit=self.args.save_total_limit, use_mtime=False
+            )
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(Path(self.args.output_dir) / STAGING)
@@ -260,8 +278,41 @@ class DetectionTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load weights through the loader: verified, every key, nothing random."""
         stored = config_of_checkpoint(Path(resume_from_checkpoint))
+        require_same_run(stored, self.bundle.config, resume_from_checkpoint)
         restored = load(stored, for_inference=True)
         self.model.load_state_dict(restored.detector.state_dict(), strict=True)
+
+
+def require_same_run(stored: Config, here: Config, checkpoint: str) -> None:
+    """Refuse to resume with settings that the checkpoint fixes; say which others differ.
+
+    Args:
+        stored: the checkpoint's config.
+        here: the resolved config of the run that goes on.
+        checkpoint: its folder, for the messages.
+
+    Raises:
+        CheckpointError: with every setting that would change the model, or not come into effect.
+    """
+    before, now = (
+        {f"{section}.{name}": value for section, group in dump.items() for name, value in group.items()}
+        for dump in (stored.model_dump(), here.model_dump())
+    )
+    elsewhere = ("model.path", "model.device")  # told by where the checkpoint is, and by the machine
+    differing = [key for key in before if before[key] != now[key] and key not in elsewhere]
+    for key in differing:
+        logger.info("differs from the checkpoint: %s: %s, now %s", key, before[key], now[key])
+    problems = [
+        Problem(
+            f"{key} is {now[key]!r}, but the run was started with {before[key]!r}",
+            checkpoint,
+            "restore it, or start another run with the checkpoint as model.path",
+        )
+        for key in differing
+        if key in FIXED_IN_A_RUN or key.endswith("learning_rate")
+    ]
+    if problems:
+        raise CheckpointError.of(problems)
 
 
 def create_trainer(config: Config, *, tracker: Tracker = silent) -> DetectionTrainer:
@@ -296,9 +347,25 @@ def _require_full_batch(config: Config, num_samples: int) -> None:
         raise ConfigError("no usable training sample is left", "data.train", "mend the samples listed above")
 
 
+def _require_available(config: Config) -> None:
+    if config.train.autocast == "fp16" and config.model.device == "cpu":  # accelerate would leave it out
+        raise EnvironmentLacksError(
+            "train.autocast fp16 needs a GPU", "train.autocast", "set it to none or bf16"
+        )
+    if config.train.optimizer == "adamw_bnb_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise EnvironmentLacksError(
+            "adamw_bnb_8bit needs the package bitsandbytes", "train.optimizer", "pip install bitsandbytes"
+        )
+
+
 def training_arguments(config: Config) -> TrainingArguments:
-    """Our settings in the Trainer's words."""
+    """Our settings in the Trainer's words.
+
+    Raises:
+        EnvironmentLacksError: for an optimizer or precision that is not to be had here.
+    """
     train = config.train
+    _require_available(config)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(train.output_dir) / "tensorboard")
     return TrainingArguments(
         output_dir=train.output_dir,

@@ -10,7 +10,7 @@ import typer
 from qwendet import console
 
 if TYPE_CHECKING:
-    from qwendet.data.formats import ConversionReport
+    from qwendet.data.jsonl_writer import ConversionReport
 
 app = typer.Typer(no_args_is_help=True, help="Convert data sets.")
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from qwendet.data.formats import (
-    ConversionReport,
-    Placement,
-    Progress,
-    convert_voc,
-    detect_format,
-    find_voc,
-)
+from qwendet.data.formats import detect_format
+from qwendet.data.jsonl_writer import ConversionReport, Placement, Progress, write_records
+from qwendet.data.voc import find_voc, read_voc, unlisted
 from qwendet.errors import DataError
 from qwendet.progress import Advance, Tracker
 
@@ -36,7 +32,7 @@ def convert_dataset(
         src: its folder.
         dst: a folder that is absent or empty.
         source: its format; ``auto`` looks.
-        images: as for :func:`~qwendet.data.formats.convert_voc`.
+        images: as for :func:`convert_voc`.
         tracker: shows progress.
 
     Raises:
@@ -55,6 +51,30 @@ def convert_dataset(
     passes = 1 if images == "reference" else 2
     with tracker(f"converting {src.name}", passes * num_annotations) as advance:
         return convert_voc(src, dst, images=images, progress=_both_passes(advance, num_annotations))
+
+
+def convert_voc(
+    src: Path, dst: Path, *, images: Placement = "copy", progress: Progress | None = None
+) -> ConversionReport:
+    """Convert a VOC folder into one JSONL file a split, complete or not at all.
+
+    Args:
+        src: as for :func:`~qwendet.data.voc.read_voc`; stays as it is.
+        dst: a folder that is absent or empty. Gets ``train.jsonl``, ``val.jsonl``, ``test.jsonl``, as far as
+            the data has these splits, else ``all.jsonl``.
+        images: ``copy`` and ``link`` (hard links: the same file system, no symbolic links, because these
+            would leave the data root) put the images into ``dst/images``. ``reference`` leaves them where
+            they are: the JSONL names them relative to the VOC folder, and ``data.root`` must be set to that
+            folder, which the report's ``data_root`` names.
+        progress: called with ``"read"`` or ``"placed"`` and the number of images so far.
+
+    Raises:
+        DataError: if ``dst`` holds something, ``src`` is broken (see :func:`~qwendet.data.voc.read_voc`),
+            an image cannot be placed. Nothing is left behind then.
+    """
+    folder = find_voc(src)
+    report = write_records(read_voc(folder), folder, dst, images, progress)
+    return replace(report, unlisted=unlisted(folder))
 
 
 def _both_passes(advance: Advance, num_annotations: int) -> Progress:

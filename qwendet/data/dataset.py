@@ -112,7 +112,8 @@ def usable_samples(samples: SampleFile, labels: Sequence[str]) -> tuple[list[int
     Returns:
         Indices of the usable samples, and what is wrong with each of the others.
     """
-    usable, problems = [], []
+    usable: list[int] = []
+    problems: list[Problem] = []
     for index in range(len(samples)):
         try:
             _require_usable(samples[index], frozenset(labels))
@@ -126,6 +127,8 @@ def usable_samples(samples: SampleFile, labels: Sequence[str]) -> tuple[list[int
 def _require_usable(sample: Sample, labels: frozenset[str]) -> None:
     for turn in (*sample.teachers, sample.student):
         size = image_size(turn.image, turn.root, sample.where)
+        if turn.declared_size not in (None, size):
+            raise DataError(f"{turn.image} is {size}, declared as {turn.declared_size}", sample.where)
         require_inside(turn, size, sample.where)
         strange = sorted({item.desc for item in turn.objects} - labels)
         if strange:

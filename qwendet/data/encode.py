@@ -1,7 +1,7 @@
 """A sample as the model's inputs: tokens, spans, pixels and boxes.
 
-    system | user: image + request | assistant: answer<|im_end|> | ... | user: image + request | assistant: answer<|im_end|>
-                                                └ teacher span ┘                                            └ student span ┘
+    system | user: image + request | assistant: answer<|im_end|> | … | user: … | assistant: answer<|im_end|>
+                                                └ teacher span ┘                            └ student span ┘
 
 Prompt and answer are tokenised apart and joined, so the prompt that inference sends is, token for
 token, what training saw before the answer. Spans are half-open token ranges, known where the
@@ -214,5 +214,3 @@ class Encoder:
 def trainable_objects(turn: Turn) -> list[DetectedObject]:
     """The objects a turn is trained on: all but crowds, whose box is no single object's."""
     return [item for item in turn.objects if not item.crowd]
-
-

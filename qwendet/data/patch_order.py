@@ -32,8 +32,8 @@ def raster_to_flat(rows: int, columns: int, merge_size: int) -> IntArray:
         >>> raster_to_flat(2, 4, 2).tolist()
         [[0, 1, 4, 5], [2, 3, 6, 7]]
     """
-    blocks = np.arange(rows * columns, dtype=np.int64)
-    blocks = blocks.reshape(rows // merge_size, columns // merge_size, merge_size, merge_size)
+    flat = np.arange(rows * columns, dtype=np.int64)
+    blocks = flat.reshape(rows // merge_size, columns // merge_size, merge_size, merge_size)
     return blocks.transpose(0, 2, 1, 3).reshape(rows, columns)
 
 

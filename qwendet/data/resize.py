@@ -38,7 +38,9 @@ def model_image_size(grid_thw: Sequence[int], patch_size: int) -> tuple[int, int
 
 
 def rescale_xyxy(
-    boxes_xyxy: Sequence[Sequence[float]] | FloatArray, source: tuple[float, float], target: tuple[float, float]
+    boxes_xyxy: Sequence[Sequence[float]] | FloatArray,
+    source: tuple[float, float],
+    target: tuple[float, float],
 ) -> FloatArray:
     """Move boxes from one size of the same image to another.
 
@@ -56,7 +58,8 @@ def rescale_xyxy(
     """
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
     scale = np.array([target[0] / source[0], target[1] / source[1]] * 2)
-    return boxes * scale
+    rescaled: FloatArray = boxes * scale
+    return rescaled
 
 
 def require_inside(turn: Turn, size: tuple[int, int], where: str) -> None:
@@ -75,7 +78,8 @@ def require_inside(turn: Turn, size: tuple[int, int], where: str) -> None:
         x1, y1, x2, y2 = item.bbox_2d
         if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
             raise DataError(
-                f"objects[{index}].bbox_2d: {list(item.bbox_2d)} leaves {turn.image}, which is {width}x{height}",
+                f"objects[{index}].bbox_2d: {list(item.bbox_2d)} leaves {turn.image},"
+                f" which is {width}x{height}",
                 where,
                 "give xyxy pixels of the image as displayed, or clip the box",
             )

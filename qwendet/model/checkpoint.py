@@ -177,7 +177,9 @@ def read_manifest(folder: Path) -> Manifest:
         return _parse_manifest(record)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"the manifest cannot be read ({type(error).__name__}: {error})", str(path), "take another checkpoint"
+            f"the manifest cannot be read ({type(error).__name__}: {error})",
+            str(path),
+            "take another checkpoint",
         ) from error
 
 
@@ -220,10 +222,14 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
-            problems.append(Problem("a file of the checkpoint is missing", str(path), "copy the checkpoint again"))
+            problems.append(
+                Problem("a file of the checkpoint is missing", str(path), "copy the checkpoint again")
+            )
         elif sha256_of_file(path) != expected:
             problems.append(
-                Problem("the file differs from its hash in the manifest", str(path), "copy the checkpoint again")
+                Problem(
+                    "the file differs from its hash in the manifest", str(path), "copy the checkpoint again"
+                )
             )
     read = {p.name for p in folder.iterdir() if p.suffix in READ_SUFFIXES or p.name == READ_FOLDER}
     problems += [
@@ -253,7 +259,9 @@ def verify_parameters(detector: Qwen25VLWithDetection, manifest: Manifest, folde
             )
         if _differs(tensor, record):
             raise CheckpointError(
-                f"the parameter {name} is not the one that was saved", str(folder), "copy the checkpoint again"
+                f"the parameter {name} is not the one that was saved",
+                str(folder),
+                "copy the checkpoint again",
             )
 
 

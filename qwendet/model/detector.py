@@ -1,7 +1,7 @@
 """``Qwen25VLWithDetection``: the published model and a detection head behind one forward.
 
     pixels ─► vision tower ─► merger ─► image tokens ─┐
-                  │                                    ├─► language model ─► hidden states ─► lm_head (answers)
+                  │                                    ├─► language model ─► hidden states ─► lm_head
     token ids ────┼────────────────────────────────────┘                          │
                   └► patches of the student image ─► head ◄─ states at its tokens ┘
 

@@ -42,7 +42,7 @@ class GeneratedAnswer:
 
     def score(self, start: int, end: int) -> float:
         """exp(mean log-probability) of the tokens that reach into ``text[start:end]``, in ``[0, 1]``."""
-        starts = (0, *self.token_ends[:-1])
+        starts = (0, *self.token_ends)[:-1]
         own = [
             log_prob
             for log_prob, token_start, token_end in zip(self.log_probs, starts, self.token_ends, strict=True)
@@ -51,7 +51,7 @@ class GeneratedAnswer:
         return math.exp(sum(own) / len(own)) if own else 0.0
 
 
-class GreedyLogProbs(LogitsProcessor):  # type: ignore[misc]
+class GreedyLogProbs(LogitsProcessor):
     """Notes the log-probability of the likeliest token of each step; changes nothing."""
 
     def __init__(self) -> None:
@@ -68,8 +68,10 @@ class GreedyLogProbs(LogitsProcessor):  # type: ignore[misc]
 def generate_answers(
     vlm: Qwen2_5_VLForConditionalGeneration, tokenizer: Any, batch: Batch, max_new_tokens: int
 ) -> list[GeneratedAnswer]:
-    """Answer a batch of prompts, greedily: no sampling, no repetition penalty, whatever the model's own
-    generation settings say, so that the tokens are those that training made likeliest.
+    """Answer a batch of prompts, greedily.
+
+    There is no sampling and no repetition penalty, whatever the model's own generation settings say,
+    so the tokens are those that training made likeliest.
 
     Args:
         vlm: the model.
@@ -87,11 +89,12 @@ def generate_answers(
         use_cache=True,
     )
     with _without_own_settings(vlm):
-        sequences = vlm.generate(
-            **{key: batch[key] for key in PROMPT_KEYS},
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([log_probs]),
-        )
+        generator: Any = vlm  # its generate() is annotated with a protocol that its own class does not meet
+    sequences = generator.generate(
+        **{key: batch[key] for key in PROMPT_KEYS},
+        generation_config=settings,
+        logits_processor=LogitsProcessorList([log_probs]),
+    )
     new = sequences[:, batch["input_ids"].shape[1] :].tolist()
     steps = torch.stack(log_probs.steps, dim=1).tolist()
     return [_answer(tokenizer, ids, row, end_ids) for ids, row in zip(new, steps, strict=True)]

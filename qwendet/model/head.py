@@ -120,6 +120,7 @@ class DetectionHead(nn.Module):
         reference = take(boxes[0], chosen).detach()
         for layer, regress in zip(self.layers, self.box, strict=True):
             position = self.query_position(box_features(reference).to(memory.dtype))
+            assert isinstance(layer, DecoderLayer)
             offsets = layer.patch_offsets(reference, mask)
             queries = layer(queries, position, memory, offsets, valid, chosen_valid)
             answer = self.norm(queries)
@@ -248,10 +249,13 @@ class DecoderLayer(nn.Module):
         return result
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        split = [part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value)]
+        query, key, value = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value)
+        )
         if mask.dtype != torch.bool:
             mask = mask.to(query.dtype)
-        return F.scaled_dot_product_attention(*split, attn_mask=mask).transpose(1, 2).flatten(2)
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return seen.transpose(1, 2).flatten(2)
 
     def patch_offsets(self, boxes_cxcywh: Tensor, mask: Tensor) -> Tensor:
         """Attention bias of each patch by its place relative to each query's box edges.
@@ -271,7 +275,7 @@ class DecoderLayer(nn.Module):
         dtype = self.self_out.weight.dtype
         along_x = self.offset_x(edge_distances(edges[..., 0::2], columns).to(dtype))
         along_y = self.offset_y(edge_distances(edges[..., 1::2], rows).to(dtype))
-        bias = along_y[:, :, :, None] + along_x[:, :, None]  # (B, Q, H, W, heads)
+        bias: Tensor = along_y[:, :, :, None] + along_x[:, :, None]  # (B, Q, H, W, heads)
         return bias.flatten(2, 3).permute(0, 3, 1, 2)
 
 
@@ -299,7 +303,8 @@ def cell_boxes(mask: Tensor) -> Tensor:
     )
     side = torch.full_like(x, FIRST_BOX_PATCHES, dtype=torch.float32)
     boxes = torch.stack([x + 0.5, y + 0.5, side, side], dim=-1).flatten(0, 1)
-    return boxes / grid_scale(mask)[:, None]
+    unit: Tensor = boxes / grid_scale(mask)[:, None]
+    return unit
 
 
 def refine(boxes_cxcywh: Tensor, deltas: Tensor) -> Tensor:
@@ -323,7 +328,8 @@ def edge_distances(edges: Tensor, cells: int) -> Tensor:
     """
     centres = torch.arange(cells, device=edges.device, dtype=edges.dtype) + 0.5
     distance = centres[None, None, :, None] - edges[:, :, None]
-    return distance.sign() * torch.log2(1 + distance.abs())
+    logarithmic: Tensor = distance.sign() * torch.log2(1 + distance.abs())
+    return logarithmic
 
 
 POSITION_FEATURES = 32

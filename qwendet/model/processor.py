@@ -17,7 +17,7 @@ PUBLISHED_CLASS = "Qwen2_5_VLProcessor"
 RESIZER = "pil"
 
 
-class ImageTextProcessor(Qwen2_5_VLProcessor):  # type: ignore[misc]
+class ImageTextProcessor(Qwen2_5_VLProcessor):
     """``Qwen2_5_VLProcessor`` for images and text: the same ids, pixels and grids, no torchvision."""
 
     def __init__(
@@ -27,7 +27,9 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):  # type: ignore[misc]
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)
+        super().__init__(  # type: ignore[no-untyped-call]
+            image_processor, tokenizer, None, chat_template=chat_template, **kwargs
+        )
 
     @classmethod
     def get_attributes(cls) -> list[str]:

@@ -42,8 +42,14 @@ SPECIAL_TOKENS = (
     "<|repo_name|>", "<|file_sep|>",
 )  # fmt: skip
 
-COLOURS = ("red", "green", "blue", "orange", "purple", "cyan", "yellow", "pink", "white", "black", "brown", "grey")
-SHAPES = ("circle", "square", "triangle", "ring", "star", "cross", "crescent", "diamond", "hexagon", "ellipse")
+# fmt: off
+COLOURS = (
+    "red", "green", "blue", "orange", "purple", "cyan", "yellow", "pink", "white", "black", "brown", "grey",
+)
+SHAPES = (
+    "circle", "square", "triangle", "ring", "star", "cross", "crescent", "diamond", "hexagon", "ellipse",
+)
+# fmt: on
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -59,7 +65,7 @@ TINY_HEAD = HeadShape(vision_size=128, text_size=160, hidden_size=128, num_layer
 
 def tiny_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
     """Sizes of the tiny model for a vocabulary."""
-    token = tokenizer.convert_tokens_to_ids
+    token = tokenizer.get_vocab().__getitem__
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -112,7 +118,7 @@ def train_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     state = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=state["vocab"],
-        merges=[tuple(pair) for pair in state["merges"]],
+        merges=[tuple(pair) for pair in state["merges"]],  # type: ignore[misc]
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         padding_side="left",

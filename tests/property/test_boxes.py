@@ -49,7 +49,10 @@ def test_iou_and_giou__do_not_depend_on_the_frame(box: Box, scale: float, shift:
     )
 
 
-@given(st.lists(xyxy(least_side=0.5), min_size=1, max_size=5), st.lists(xyxy(least_side=0.5), min_size=1, max_size=5))
+@given(
+    st.lists(xyxy(least_side=0.5), min_size=1, max_size=5),
+    st.lists(xyxy(least_side=0.5), min_size=1, max_size=5),
+)
 def test_pairwise_iou__is_that_of_pycocotools(first: list[Box], second: list[Box]) -> None:
     a, b = tensor(first), tensor(second)
     expected = coco_mask.iou(to_xywh(a), to_xywh(b), np.zeros(len(b), dtype=np.uint8))

@@ -56,7 +56,9 @@ def test_pairwise_iou__has_a_row_for_each_of_the_first_boxes() -> None:
 
 
 def test_area__of_empty_and_inside_out_boxes_is_0() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 3.0, 2.0], [1.0, 1.0, 1.0, 4.0], [3.0, 3.0, 1.0, 1.0], [3.0, 0.0, 1.0, 2.0]])
+    boxes = torch.tensor(
+        [[0.0, 0.0, 3.0, 2.0], [1.0, 1.0, 1.0, 4.0], [3.0, 3.0, 1.0, 1.0], [3.0, 0.0, 1.0, 2.0]]
+    )
     assert area(boxes).tolist() == [6.0, 0.0, 0.0, 0.0]
 
 

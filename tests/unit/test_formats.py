@@ -14,9 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from qwendet.data.formats import Placement, convert_voc, detect_format, find_voc, read_voc
+from qwendet.data.convert import convert_voc
+from qwendet.data.formats import detect_format
 from qwendet.data.images import open_image
+from qwendet.data.jsonl_writer import Placement
 from qwendet.data.samples import SampleFile
+from qwendet.data.voc import find_voc, read_voc
 from qwendet.errors import DataError
 
 WIDTH, HEIGHT = 64, 48

@@ -1,0 +1,252 @@
+"""Generation: text and token ends as the tokenizer decodes them, and the argmax that training sees."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from qwendet.data.collate import Batch
+from qwendet.data.samples import Sample
+from qwendet.loader import Bundle
+from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.model.generation import GeneratedAnswer, decode_with_ends, generate_answers
+
+NEW_TOKENS = 20
+NEVER = 10**9
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bundle: Bundle) -> Any:
+    return bundle.processor.tokenizer
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+# Text and token ends
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '[{"bbox_2d": [1, 2, 30, 40], "label": "red circle"}]',
+        "红色 圆圈 and more",
+        "🙂 a 👩‍👩‍👧 b",
+        "caf\u00e9\n\ttabs  and   spaces",
+        "<|box_start|>(1,2),(3,4)<|box_end|>",
+    ],
+)
+def test_decode_with_ends__is_the_tokenizers_text(tokenizer: Any, text: str) -> None:
+    ids = ids_of(tokenizer, text)
+    decoded, ends = decode_with_ends(tokenizer, ids)
+    assert decoded == tokenizer.decode(ids) == text
+    assert len(ends) == len(ids)
+    assert ends == sorted(ends)
+    assert ends[-1:] in ([], [len(text)])
+
+
+def test_decode_with_ends__a_split_character_belongs_to_its_last_token(tokenizer: Any) -> None:
+    ids = ids_of(tokenizer, "a🙂b")
+    assert len(ids) == 6
+    assert decode_with_ends(tokenizer, ids) == ("a🙂b", [1, 1, 1, 1, 2, 3])
+
+
+def test_decode_with_ends__each_token_ends_where_its_own_text_does(tokenizer: Any) -> None:
+    ids = ids_of(tokenizer, "Locate every red circle.")
+    text, ends = decode_with_ends(tokenizer, ids)
+    starts = [0, *ends[:-1]]
+    pieces = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+    assert pieces == [tokenizer.decode([token]) for token in ids]
+
+
+def test_decode_with_ends__half_a_character_at_the_end(tokenizer: Any) -> None:
+    ids = ids_of(tokenizer, "a🙂")[:3]
+    assert decode_with_ends(tokenizer, ids) == ("a\ufffd", [1, 1, 2])
+    assert tokenizer.decode(ids) == "a\ufffd"
+
+
+def test_decode_with_ends__ids_that_the_tokenizer_lacks_write_nothing(tokenizer: Any) -> None:
+    """Published embeddings have more rows than the tokenizer has entries."""
+    ids = [*ids_of(tokenizer, "ab"), len(tokenizer) + 5, *ids_of(tokenizer, "c")]
+    text, ends = decode_with_ends(tokenizer, ids)
+    assert (text, ends[-2:]) == ("abc", [2, 3])
+    assert tokenizer.decode(ids) == "abc"
+
+
+@given(numbers=st.lists(st.integers(0, 10_000), max_size=12))
+def test_decode_with_ends__any_tokens_give_the_tokenizers_text(tokenizer: Any, numbers: list[int]) -> None:
+    ids = [number % len(tokenizer) for number in numbers]
+    text, ends = decode_with_ends(tokenizer, ids)
+    assert text == tokenizer.decode(ids)
+    assert ends == sorted(ends)
+    assert ends[-1:] == ([len(text)] if ids else [])
+
+
+# Score
+
+
+ANSWER = GeneratedAnswer(
+    text="ab🙂cd", token_ends=(2, 2, 3, 5), log_probs=(-0.1, -0.2, -0.4, -0.8), truncated=False
+)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "mean"),
+    [
+        (0, 2, -0.1),
+        (0, 1, -0.1),
+        (1, 4, -(0.1 + 0.2 + 0.4 + 0.8) / 4),
+        (2, 3, -0.4),
+        (3, 5, -0.8),
+        (0, 5, -(0.1 + 0.2 + 0.4 + 0.8) / 4),
+    ],
+)
+def test_score__is_the_mean_over_the_tokens_that_reach_into_the_range(
+    start: int, end: int, mean: float
+) -> None:
+    """The second token, the first bytes of the emoji, counts where the range holds what is around it."""
+    assert ANSWER.score(start, end) == pytest.approx(math.exp(mean))
+
+
+def test_score__of_no_tokens_is_0() -> None:
+    assert ANSWER.score(5, 5) == 0.0
+    assert GeneratedAnswer("", (), (), truncated=False).score(0, 0) == 0.0
+
+
+# Greedy generation
+
+
+@pytest.fixture(scope="module")
+def lively(bundle: Bundle) -> Qwen2_5_VLForConditionalGeneration:
+    """The untrained model with weights large enough that it does not repeat one token for ever."""
+    vlm = copy.deepcopy(bundle.detector.vlm).eval()
+    with torch.no_grad():
+        for name, parameter in vlm.named_parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(1.5 if "embed" in name else 5.0)
+    return vlm
+
+
+@pytest.fixture(scope="module")
+def questions(bundle: Bundle, lessons: list[Sample]) -> Batch:
+    encoder = bundle.encoder()
+    batch = bundle.collator()([encoder.encode(lesson, with_answer=False) for lesson in lessons[:2]])
+    assert (batch["attention_mask"].sum(1) < batch["attention_mask"].shape[1]).tolist() == [False, True]
+    return batch
+
+
+class NeverEnds:
+    """A tokenizer whose end of turn no model writes: every answer has all its tokens."""
+
+    eos_token_id = pad_token_id = NEVER
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.convert_ids_to_tokens = tokenizer.convert_ids_to_tokens
+
+
+def generate(vlm: Qwen2_5_VLForConditionalGeneration, batch: Batch, tokenizer: Any) -> list[list[int]]:
+    """Ids that ``generate_answers`` has the model write."""
+    written: list[list[int]] = []
+    own = vlm.generate
+
+    def spy(**kwargs: Any) -> torch.Tensor:
+        sequences = own(**kwargs)
+        written.extend(sequences[:, batch["input_ids"].shape[1] :].tolist())
+        return sequences
+
+    vlm.generate = spy
+    try:
+        generate_answers(vlm, tokenizer, batch, NEW_TOKENS)
+    finally:
+        del vlm.generate
+    return written
+
+
+@torch.no_grad()
+def teacher_forced(
+    vlm: Qwen2_5_VLForConditionalGeneration, batch: Batch, new: list[list[int]]
+) -> torch.Tensor:
+    """Log-probabilities ``(B, NEW_TOKENS, V)`` of the detector's own forward over question and answer."""
+    answers = torch.tensor(new)
+    ones = torch.ones_like(answers)
+    whole = batch | {
+        "input_ids": torch.cat([batch["input_ids"], answers], 1),
+        "attention_mask": torch.cat([batch["attention_mask"], ones], 1),
+        "mm_token_type_ids": torch.cat([batch["mm_token_type_ids"], ones * 0], 1),
+    }
+    detector = Qwen25VLWithDetection(vlm, None)
+    _, image_embeds = detector._see(whole["pixel_values"], whole["image_grid_thw"])
+    hidden = detector._read(whole, image_embeds)
+    return vlm.lm_head(hidden[:, -NEW_TOKENS - 1 : -1]).log_softmax(-1)
+
+
+def test_generate_answers__write_what_one_forward_finds_likeliest(
+    bundle: Bundle, lively: Qwen2_5_VLForConditionalGeneration, questions: Batch
+) -> None:
+    """With cache, token by token, padded on the left = without cache, at once: positions are the same."""
+    tokenizer = NeverEnds(bundle.processor.tokenizer)
+    new = generate(lively, questions, tokenizer)
+    log_probs = teacher_forced(lively, questions, new)
+    assert all(len(set(row)) >= 8 for row in new)
+    assert new[0] != new[1]
+    assert log_probs.argmax(-1).tolist() == new
+    answers = generate_answers(lively, tokenizer, questions, NEW_TOKENS)
+    found = torch.tensor([answer.log_probs for answer in answers])
+    torch.testing.assert_close(found, log_probs.amax(-1), rtol=0, atol=1e-4)
+    assert [answer.truncated for answer in answers] == [True, True]
+
+
+def test_generate_answers__a_question_alone_gets_the_same_answer(
+    bundle: Bundle, lively: Qwen2_5_VLForConditionalGeneration, questions: Batch, lessons: list[Sample]
+) -> None:
+    tokenizer = NeverEnds(bundle.processor.tokenizer)
+    together = generate(lively, questions, tokenizer)
+    encoder = bundle.encoder()
+    for lesson, expected in zip(lessons[:2], together, strict=True):
+        alone = bundle.collator()([encoder.encode(lesson, with_answer=False)])
+        assert generate(lively, alone, tokenizer) == [expected]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 1}, {"do_sample": True, "temperature": 5.0}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_generate_answers__the_models_own_generation_settings_change_nothing(
+    bundle: Bundle, lively: Qwen2_5_VLForConditionalGeneration, questions: Batch, settings: dict[str, Any]
+) -> None:
+    """The published models come with do_sample and a repetition penalty of 1.05."""
+    expected = generate_answers(lively, bundle.processor.tokenizer, questions, NEW_TOKENS)
+    opinionated = copy.deepcopy(lively)
+    opinionated.generation_config.update(**settings)
+    own = opinionated.generation_config
+    assert generate_answers(opinionated, bundle.processor.tokenizer, questions, NEW_TOKENS) == expected
+    assert opinionated.generation_config is own
+
+
+def test_generate_answers__stop_at_the_end_of_turn(
+    bundle: Bundle, lively: Qwen2_5_VLForConditionalGeneration, questions: Batch
+) -> None:
+    tokenizer = bundle.processor.tokenizer
+    new = generate(lively, questions, NeverEnds(tokenizer))
+    stop = new[1][5]
+
+    class Stops:
+        eos_token_id, pad_token_id = stop, tokenizer.pad_token_id
+        convert_ids_to_tokens = tokenizer.convert_ids_to_tokens
+
+    first, second = generate_answers(lively, Stops, questions, NEW_TOKENS)
+    at = new[1].index(stop)
+    assert len(second.log_probs) == len(second.token_ends) == at
+    assert second.text == decode_with_ends(tokenizer, new[1][:at])[0]
+    assert (first.truncated, second.truncated) == (stop not in new[0], False)
