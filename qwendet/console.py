@@ -103,6 +103,8 @@ def setup_logging(*, debug: bool, quiet: bool) -> None:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         warnings.filterwarnings("ignore", module=NOISY_LIBRARIES)
+        if "transformers" in sys.modules:  # it has read the above already
+            sys.modules["transformers"].utils.logging.disable_progress_bar()
 
 
 class _StderrHandler(logging.Handler):

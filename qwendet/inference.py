@@ -391,7 +391,7 @@ def save_pictures(
     for index, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):
         turn = sample.student
         image = open_image(turn.image, turn.root, sample.where)
-        found: list[Any] = [item for item in prediction.detections if item.score >= threshold]
+        found = [item for item in reversed(prediction.detections) if item.score >= threshold]
         captions = [f"{item.desc} {item.score:.2f}" for item in found]
         target = folder / f"{index:05d}_{Path(turn.image).stem}.png"
         save_picture(image, [item.bbox_2d for item in found], captions, target)

@@ -88,13 +88,13 @@ def generate_answers(
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,
     )
+    generator: Any = vlm  # its generate() is annotated with a protocol that its own class does not meet
     with _without_own_settings(vlm):
-        generator: Any = vlm  # its generate() is annotated with a protocol that its own class does not meet
-    sequences = generator.generate(
-        **{key: batch[key] for key in PROMPT_KEYS},
-        generation_config=settings,
-        logits_processor=LogitsProcessorList([log_probs]),
-    )
+        sequences = generator.generate(
+            **{key: batch[key] for key in PROMPT_KEYS},
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([log_probs]),
+        )
     new = sequences[:, batch["input_ids"].shape[1] :].tolist()
     steps = torch.stack(log_probs.steps, dim=1).tolist()
     return [_answer(tokenizer, ids, row, end_ids) for ids, row in zip(new, steps, strict=True)]

@@ -287,6 +287,17 @@ def test_weights__each_changes_the_gradient(detector64: Qwen25VLWithDetection, b
         assert (changes[1] > 1e-7) == (name in ("detection", "class", "l1", "giou")), name
 
 
+def test_boxes__of_a_layer_do_not_train_the_boxes_before(
+    detector64: Qwen25VLWithDetection, batch: Batch
+) -> None:
+    _, boxes, valid = detector64(batch, with_tokens=False).head.final()
+    regressors = [detector64.head.dense_box[-1].bias, *(box[-1].bias for box in detector64.head.box)]
+    dense, first, last = torch.autograd.grad(boxes[valid].sum(), regressors)
+    assert not dense.any()
+    assert not first.any()
+    assert last.abs().min() > 0
+
+
 # The first bug of the original scripts: terms that are logged and never back-propagated
 
 

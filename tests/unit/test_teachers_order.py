@@ -6,11 +6,12 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
 from qwendet.config import Config, DataConfig, TrainConfig
@@ -108,7 +109,7 @@ def test_epoch_order__repeats_an_epoch_when_asked_twice() -> None:
     assert list(sampler) == list(sampler)
 
 
-def batches(sequence: list[int], size: int) -> list[list[int]]:
+def batches(sequence: list[Any], size: int) -> list[list[Any]]:
     return [sequence[start : start + size] for start in range(0, len(sequence), size)]
 
 
@@ -208,12 +209,17 @@ def test_training_samples__what_was_left_out_teaches_nobody(
             assert samples.sample(at).student.image not in images
 
 
-def test_set_epoch__reaches_sampler_and_dataset_through_accelerate(bundle: Bundle, scenes_file: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_set_epoch__reaches_sampler_and_dataset_through_accelerate(
+    bundle: Bundle, scenes_file: Path, processes: int
+) -> None:
+    """Of several processes accelerate tells the sampler alone, which passes it on."""
     samples = dataset(bundle, scenes_file)
     sampler = EpochOrder(samples.lengths(), 4, seed=7, on_epoch=samples.set_epoch)
     loader = DataLoader(samples, batch_size=4, sampler=sampler, collate_fn=bundle.collator())
-    prepared = Accelerator(cpu=True).prepare(loader)
+    prepared = prepare_data_loader(loader, num_processes=processes, process_index=0, put_on_device=False)
     prepared.set_epoch(2)
     assert (sampler.epoch, samples.epoch) == (2, 2)
-    expected = [samples.samples.where(index) for index in sampler]
+    whole = [samples.samples.where(index) for index in sampler]
+    expected = [source for batch in batches(whole, 4)[::processes] for source in batch]
     assert [source for batch in prepared for source in batch["where"]] == expected
