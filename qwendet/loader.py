@@ -25,7 +25,7 @@ from qwendet.config import Config
 from qwendet.data.collate import StandardDataCollator
 from qwendet.data.encode import END_OF_TURN, Encoder
 from qwendet.data.samples import SampleFile, check_label
-from qwendet.errors import CheckpointError, DataError, EnvironmentLacksError, Problem
+from qwendet.errors import CheckpointError, ConfigError, DataError, EnvironmentLacksError, Problem
 from qwendet.model.checkpoint import (
     Manifest,
     is_qwendet_checkpoint,
@@ -320,6 +320,12 @@ def _build_head(
             f"the config wants the head {shape}, the checkpoint has {stored}",
             config.model.path,
             "leave detection.hidden_size, num_layers and num_heads at null to take the checkpoint's",
+        )
+    if shape.hidden_size % shape.num_heads:
+        raise ConfigError(
+            f"the head's width {shape.hidden_size} cannot be split into {shape.num_heads} attention heads",
+            "detection.num_heads",
+            "choose a divisor of detection.hidden_size",
         )
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)

@@ -78,6 +78,12 @@ def train(config: Config, *, resume: bool = False, tracker: Tracker = silent) ->
 
 
 def _require_unused(output_dir: Path) -> None:
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ConfigError(
+            "the output directory is a file",
+            str(output_dir),
+            "choose another with --set train.output_dir=DIR",
+        )
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise ConfigError(
             "the output directory already holds a run",

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,6 +102,8 @@ class Encoder:
             DataError: for images, boxes or labels that cannot be used, or too many tokens.
         """
         turns = (*sample.teachers, sample.student)
+        for turn in turns if with_answer else sample.teachers:
+            self._require_known_labels(turn, sample.where)
         pictures = [self._picture(turn, sample.where) for turn in turns]
         answers = [self._answer(turn, picture) for turn, picture in zip(turns, pictures, strict=True)]
         ids, spans = self._tokens(pictures, answers if with_answer else answers[:-1])
@@ -143,11 +146,11 @@ class Encoder:
 
     def _answer(self, turn: Turn, picture: _Picture) -> str:
         objects = trainable_objects(turn)
-        boxes = rescale_xyxy(
-            [item.bbox_2d for item in objects], picture.displayed_size, picture.model_size
-        ).tolist()
+        boxes = rescale_xyxy([item.bbox_2d for item in objects], picture.displayed_size, picture.model_size)
+        width, height = picture.model_size
+        boxes[:, :2] = np.minimum(boxes[:, :2], (width - 1, height - 1))  # a sliver at the edge stays inside
         return format_answer(
-            [replace(item, bbox_2d=tuple(box)) for item, box in zip(objects, boxes, strict=True)]
+            [replace(item, bbox_2d=tuple(box)) for item, box in zip(objects, boxes.tolist(), strict=True)]
         )
 
     def _tokens(self, pictures: Sequence[_Picture], answers: Sequence[str]) -> tuple[list[int], list[Span]]:
@@ -195,20 +198,17 @@ class Encoder:
         return replace(
             encoded,
             boxes_cxcywh=xyxy_to_cxcywh(torch.from_numpy(boxes).float()),
-            label_ids=torch.tensor(
-                [self._label_id(item, sample.where) for item in objects], dtype=torch.int64
-            ),
+            label_ids=torch.tensor([self._label_ids[item.desc] for item in objects], dtype=torch.int64),
         )
 
-    def _label_id(self, item: DetectedObject, where: str) -> int:
-        try:
-            return self._label_ids[item.desc]
-        except KeyError:
-            raise DataError(
-                f"the label {item.desc!r} is not in the label set ({', '.join(self.labels[:10])})",
-                where,
-                "add it to data.labels or correct it",
-            ) from None
+    def _require_known_labels(self, turn: Turn, where: str) -> None:
+        for item in turn.objects:
+            if item.desc not in self._label_ids:
+                raise DataError(
+                    f"the label {item.desc!r} is not in the label set ({', '.join(self.labels[:10])})",
+                    where,
+                    "add it to data.labels or correct it",
+                )
 
 
 def trainable_objects(turn: Turn) -> list[DetectedObject]:

@@ -92,7 +92,7 @@ def parse_sample(line: str, where: str, root: Path = Path()) -> Sample:
         'a.jpg'
     """
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"expected one JSON object a line, got {line[:60]!r} ({error})",
@@ -116,6 +116,15 @@ def parse_sample(line: str, where: str, root: Path = Path()) -> Sample:
         ),
         where=where,
     )
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object; a key written twice is an error instead of the last one winning."""
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is written twice")
+    return record
 
 
 def _refuse_unknown_keys(record: dict[str, Any], known: frozenset[str], where: str, path: str) -> None:

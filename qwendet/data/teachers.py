@@ -34,5 +34,7 @@ def choose_teachers(
     generator = random.Random(f"{seed}/{epoch}/{index}")
     if generator.random() >= ratio:
         return []
-    candidates = [candidate for candidate in range(pool_size) if candidate != exclude]
-    return generator.sample(candidates, min(count, len(candidates)))
+    if exclude is None:
+        return generator.sample(range(pool_size), min(count, pool_size))
+    drawn = generator.sample(range(pool_size - 1), min(count, pool_size - 1))
+    return [candidate + (candidate >= exclude) for candidate in drawn]

@@ -22,7 +22,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from qwendet.data.collate import IGNORED, Batch
 from qwendet.model.head import DetectionHead, HeadOutput
-from qwendet.model.losses import TokenLosses
+from qwendet.model.losses import TokenLosses, at_least_float32
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,3 @@ class Qwen25VLWithDetection(nn.Module):
             batch["label_attention_mask"],
         )
         return predictions
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Raise half precision to float32; leave float32 and float64 as they are."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -147,6 +147,11 @@ def _stage_scale(head: HeadOutput, repeats: tuple[int, ...]) -> Tensor:
     return torch.cat(weights).to(head.logits.device)
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Raise half precision to float32; leave float32 and float64 as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def detection_terms(head: HeadOutput, targets: Targets, matches: Matches, scale: Tensor) -> dict[str, Tensor]:
     """Classification, L1 and GIoU loss, summed over all stages.
 
@@ -160,11 +165,11 @@ def detection_terms(head: HeadOutput, targets: Targets, matches: Matches, scale:
         scale: ``(K,)`` weight of a prediction, one over the number of boxes included.
 
     Returns:
-        ``class``, ``l1`` and ``giou``: scalars in float32.
+        ``class``, ``l1`` and ``giou``: scalars in float32 or float64.
     """
-    logits, boxes = head.logits.float(), head.boxes_cxcywh.float()
+    logits, boxes = at_least_float32(head.logits), at_least_float32(head.boxes_cxcywh)
     predicted = boxes[matches.sample, matches.prediction]
-    wanted = targets.boxes_cxcywh.float()[matches.target]
+    wanted = targets.boxes_cxcywh.to(boxes)[matches.target]
     iou, giou = paired_iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
     quality = torch.zeros_like(logits)
     quality[matches.sample, matches.prediction, targets.label_ids[matches.target]] = iou.detach()

@@ -102,7 +102,7 @@ def matching_cost(output: HeadOutput, targets: Targets, weights: CostWeights) ->
         ``(B, K, M)`` float, M the most boxes of a sample; columns beyond a sample's own mean nothing.
     """
     boxes, labels = _pad(targets)
-    probability = output.logits.sigmoid()
+    probability = output.logits.float().sigmoid()
     probability = probability.gather(2, labels[:, None].expand(-1, probability.shape[1], -1))
     positive = 0.25 * (1 - probability) ** 2 * -(probability + 1e-8).log()
     negative = 0.75 * probability**2 * -(1 - probability + 1e-8).log()

