@@ -67,14 +67,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--train-scenes", type=int, default=TRAINING_SCENES)
+    parser.add_argument("--test-scenes", type=int, default=HELD_OUT_SCENES)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     setup(debug=False, quiet=False)
     started = time.monotonic()
     folder = options.output
     data = folder / "data"
-    write_dataset(DEMO, data / "train.jsonl", TRAINING_SCENES, seed=11)
-    write_dataset(DEMO, data / "test.jsonl", HELD_OUT_SCENES, seed=12)
+    write_dataset(DEMO, data / "train.jsonl", options.train_scenes, seed=11)
+    write_dataset(DEMO, data / "test.jsonl", options.test_scenes, seed=12)
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     config = load_config(folder / "config.yaml", options.overrides)
     samples = list(SampleFile(data / "test.jsonl"))
@@ -87,14 +89,14 @@ def main() -> None:
     predictor = CountingPredictor.from_checkpoint(summary.final)
     after, truth, predictions = score(predictor, samples, "after")
 
-    write_coco(folder / "eval", truth, predictions)
+    write_coco(folder / "eval", truth, coco_results(predictions, predictor.bundle.labels, "head"))
     head_only = [keep_source(prediction, "head") for prediction in predictions]
     save_pictures(samples[:PICTURES], head_only[:PICTURES], folder / "pictures", threshold=0.3)
     rows = [
         [name, f"{before[name]:.3f}", f"{after[name]:.3f}"]
         for name in ("head/AP", "head/AP50", "head/AP75", "text/AP50", "text/parse_rate")
     ]
-    print_table(f"{HELD_OUT_SCENES} held-out images", ["metric", "before", "after"], rows)
+    print_table(f"{options.test_scenes} held-out images", ["metric", "before", "after"], rows)
     seconds = time.monotonic() - started
     print(f"training {training_seconds:.0f} s, all {seconds:.0f} s; pictures in {folder / 'pictures'}")
     if options.json:
@@ -139,11 +141,10 @@ def keep_source(prediction: Prediction, source: str) -> Prediction:
     )
 
 
-def write_coco(folder: Path, truth: dict[str, object], predictions: list[Prediction]) -> None:
+def write_coco(folder: Path, truth: dict[str, object], results: list[dict[str, object]]) -> None:
     """Write what pycocotools needs to score the head."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ground_truth.coco.json").write_text(json.dumps(truth), encoding="utf-8")
-    results = coco_results(predictions, DEMO.labels, "head")
     (folder / "predictions.coco.json").write_text(json.dumps(results), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The published tokenizer, template and vocabulary, Chinese labels: nothing is fitted to the tiny tokenizer."""
+"""The published tokenizer, template and vocabulary, Chinese labels: nothing is fitted to the tiny model."""
 
 from __future__ import annotations
 

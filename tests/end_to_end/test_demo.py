@@ -1,0 +1,41 @@
+"""The demo in small: what it leaves can be scored by pycocotools and looked at."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+SMALL = ["--train-scenes", "16", "--test-scenes", "4", "--set", "train.max_steps=2", "--set", "train.batch_size=4"]
+
+
+@pytest.mark.slow
+def test_demo__leaves_coco_files_and_pictures(
+    repo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, figures_file = tmp_path / "demo", tmp_path / "figures.json"
+    command = ["-m", "benchmarks.demo", "--output", str(folder), "--json", str(figures_file), *SMALL]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=repo_root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    truth = COCO(str(folder / "eval" / "ground_truth.coco.json"))
+    results = truth.loadRes(str(folder / "eval" / "predictions.coco.json"))
+    evaluation = COCOeval(truth, results, "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    capsys.readouterr()
+    figures = json.loads(figures_file.read_text(encoding="utf-8"))
+    assert figures["after/head/AP50"] == pytest.approx(float(evaluation.stats[1]), abs=1e-9)
+    assert 0.0 <= figures["after/text/parse_rate"] <= 1.0
+    pictures = sorted((folder / "pictures").glob("*.png"))
+    assert len(pictures) == 4
+    with Image.open(pictures[0]) as picture:
+        assert min(picture.size) >= 448
