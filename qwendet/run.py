@@ -10,23 +10,21 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from qwendet.callbacks import ProgressReport, StopOnSignal
 from qwendet.checks.config import require_config_checks
 from qwendet.config import Config
 from qwendet.data.dataset import open_samples, usable_samples
 from qwendet.data.samples import Sample
-from qwendet.errors import ConfigError
+from qwendet.errors import ConfigError, EnvironmentLacksError
 from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results
 from qwendet.files import atomic_file, atomic_folder
 from qwendet.inference import Prediction, Predictor, write_predictions
 from qwendet.loader import Bundle
 from qwendet.progress import Tracker, silent
-from qwendet.training import (
-    DetectionTrainer,
-    ProgressReport,
-    StopOnSignal,
-    create_trainer,
-    latest_checkpoint,
-)
+from qwendet.resume import latest_checkpoint
+from qwendet.training import DetectionTrainer, create_trainer
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class RunSummary:
     Attributes:
         output_dir: folder of the run.
         final: the last checkpoint; ``None`` if the run was stopped before its end.
-        metrics: of the validation samples; ``None`` if there are none.
+        metrics: of the validation samples; ``None`` if there are none, and on all ranks but the first.
         stopped_by: signal that stopped it; empty if it came to its end.
     """
 
@@ -68,12 +66,13 @@ def train(config: Config, *, resume: bool = False, tracker: Tracker = silent) ->
     if stopped_by:
         return RunSummary(output_dir, final=None, metrics=None, stopped_by=stopped_by)
     final = output_dir / "final"
-    shutil.rmtree(final, ignore_errors=True)
-    with atomic_folder(final) as folder:
-        trainer.save_bundle(folder)
     metrics = None
-    if config.train.evaluate and config.data.val is not None:
-        metrics = evaluate(trainer.bundle, output_dir, tracker)
+    if trainer.is_world_process_zero():  # one of the processes that torchrun starts
+        shutil.rmtree(final, ignore_errors=True)
+        with atomic_folder(final) as folder:
+            trainer.save_bundle(folder)
+        if config.train.evaluate and config.data.val is not None:
+            metrics = evaluate(trainer.bundle, output_dir, tracker)
     return RunSummary(output_dir, final, metrics)
 
 
@@ -99,6 +98,13 @@ def _train(trainer: DetectionTrainer, checkpoint: Path | None) -> str:
     try:
         with signals.listening():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentLacksError(
+            f"the GPU's memory does not suffice ({str(error).splitlines()[0]})",
+            "training",
+            "lower train.batch_size (and raise train.gradient_accumulation_steps) or data.max_pixels,"
+            " or set model.gradient_checkpointing to true",
+        ) from error
     finally:
         report.close()
     return signals.stopped_by

@@ -11,90 +11,40 @@ import importlib.util
 import logging
 import os
 import shutil
-import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from qwendet.callbacks import ProgressReport, StopOnSignal
 from qwendet.config import Config
 from qwendet.data.collate import Batch
 from qwendet.data.dataset import TrainingSamples, usable_samples
 from qwendet.data.order import EpochOrder
-from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError, Problem, QwendetError
+from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
 from qwendet.files import publish_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.model.checkpoint import save_checkpoint
 from qwendet.model.losses import Losses, LossManager, step_counts
 from qwendet.model.matching import Targets
-from qwendet.progress import Advance, Tracker, silent
+from qwendet.parameter_groups import freeze_groups, parameter_groups
+from qwendet.progress import Tracker, silent
+from qwendet.resume import require_same_run
 
 logger = logging.getLogger("qwendet")
 
-GROUPS = ("vision", "merger", "language", "head")
 STAGING = ".writing"
-# What the weights depend on, and what the optimizer's stored state would override; so do learning rates.
-FIXED_IN_A_RUN = (
-    "model.dtype", "data.labels", "data.system_prompt", "data.request", "data.min_pixels", "data.max_pixels",
-    "detection.enabled", "detection.hidden_size", "detection.num_layers", "detection.num_heads",
-    "train.optimizer", "train.weight_decay",
-)  # fmt: skip
 
 
 class TrainingDivergedError(QwendetError):
     """A loss or gradient is not finite; nothing was updated with it."""
 
     exit_code = 1
-
-
-def group_of(parameter_name: str) -> str:
-    """Parameter group of a detector's parameter: one of :data:`GROUPS`.
-
-    Example:
-        >>> group_of("vlm.model.visual.merger.mlp.0.weight"), group_of("vlm.lm_head.weight")
-        ('merger', 'language')
-    """
-    if parameter_name.startswith("head."):
-        return "head"
-    if parameter_name.startswith("vlm.model.visual.merger."):
-        return "merger"
-    return "vision" if parameter_name.startswith("vlm.model.visual.") else "language"
-
-
-def freeze_groups(detector: nn.Module, learning_rates: dict[str, float]) -> None:
-    """Turn off the gradients of groups whose learning rate is 0."""
-    for name, parameter in detector.named_parameters():
-        parameter.requires_grad_(learning_rates[group_of(name)] > 0)
-
-
-def parameter_groups(
-    detector: nn.Module, learning_rates: dict[str, float], weight_decay: float
-) -> list[dict[str, Any]]:
-    """Optimizer groups: a learning rate a group, weight decay on matrices only.
-
-    Returns:
-        Groups with ``params``, ``lr``, ``weight_decay`` and ``name``; empty ones are left out.
-    """
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in detector.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((group_of(name), parameter.ndim >= 2), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": learning_rates[group],
-            "weight_decay": weight_decay if is_matrix else 0.0,
-            "name": group,
-        }
-        for (group, is_matrix), parameters in groups.items()
-    ]
 
 
 class DetectionTrainer(Trainer):
@@ -117,6 +67,7 @@ class DetectionTrainer(Trainer):
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         self.bundle = bundle
+        self._run = Path(bundle.config.train.output_dir)
         self.loss_manager = LossManager(bundle.config.loss, bundle.config.detection.one_to_many)
         self._step_terms: dict[str, Tensor] = {}
         self._logged_terms: dict[str, float] = {}
@@ -142,7 +93,7 @@ class DetectionTrainer(Trainer):
     # Data and loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset: TrainingSamples = self.train_dataset
+        dataset: Any = self.train_dataset
         return EpochOrder(
             dataset.lengths(), self.args.train_batch_size, self.args.seed, on_epoch=dataset.set_epoch
         )
@@ -161,10 +112,10 @@ class DetectionTrainer(Trainer):
         model: nn.Module,
         inputs: Batch,
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """This micro-batch's share of the step's loss, times the number of processes."""
-        assert num_items_in_batch is not None
+        assert isinstance(num_items_in_batch, Tensor)
         output = model(inputs)
         targets = Targets(inputs["target_boxes_cxcywh"], inputs["target_label_ids"], inputs["num_boxes"])
         losses = self.loss_manager(output.tokens, output.head, targets, num_items_in_batch)
@@ -182,14 +133,15 @@ class DetectionTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip; then, before the optimizer's step, refuse anything that is not finite."""
-        norm = super()._clip_grad_norm(model)
+        norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
         terms = self._end_of_step()
         self._require_finite(terms, norm)
         return norm
 
     def _end_of_step(self) -> dict[str, float]:
         """The step's terms, added up over ranks and kept for the next log, with its learning rates."""
-        self._step_learning_rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        optimizer: Any = self.optimizer
+        self._step_learning_rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         names = sorted(self._step_terms)
         values = torch.stack([self._step_terms[name].float() for name in names])
         summed = self.accelerator.reduce(values, reduction="sum").tolist()
@@ -229,9 +181,9 @@ class DetectionTrainer(Trainer):
         if self.optimizer is None:
             train = self.bundle.config.train
             groups = parameter_groups(
-                self.model if model is None else model, train.group_learning_rates(), train.weight_decay
+                model or self.bundle.detector, train.group_learning_rates(), train.weight_decay
             )
-            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
 
@@ -239,7 +191,7 @@ class DetectionTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint beside its place and rename it when it is whole."""
-        run = Path(self.args.output_dir)
+        run = self._run
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(run / STAGING, ignore_errors=True)
@@ -255,7 +207,7 @@ class DetectionTrainer(Trainer):
             )
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(Path(self.args.output_dir) / STAGING)
+        return str(self._run / STAGING)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         assert output_dir is not None
@@ -280,39 +232,7 @@ class DetectionTrainer(Trainer):
         stored = config_of_checkpoint(Path(resume_from_checkpoint))
         require_same_run(stored, self.bundle.config, resume_from_checkpoint)
         restored = load(stored, for_inference=True)
-        self.model.load_state_dict(restored.detector.state_dict(), strict=True)
-
-
-def require_same_run(stored: Config, here: Config, checkpoint: str) -> None:
-    """Refuse to resume with settings that the checkpoint fixes; say which others differ.
-
-    Args:
-        stored: the checkpoint's config.
-        here: the resolved config of the run that goes on.
-        checkpoint: its folder, for the messages.
-
-    Raises:
-        CheckpointError: with every setting that would change the model, or not come into effect.
-    """
-    before, now = (
-        {f"{section}.{name}": value for section, group in dump.items() for name, value in group.items()}
-        for dump in (stored.model_dump(), here.model_dump())
-    )
-    elsewhere = ("model.path", "model.device")  # told by where the checkpoint is, and by the machine
-    differing = [key for key in before if before[key] != now[key] and key not in elsewhere]
-    for key in differing:
-        logger.info("differs from the checkpoint: %s: %s, now %s", key, before[key], now[key])
-    problems = [
-        Problem(
-            f"{key} is {now[key]!r}, but the run was started with {before[key]!r}",
-            checkpoint,
-            "restore it, or start another run with the checkpoint as model.path",
-        )
-        for key in differing
-        if key in FIXED_IN_A_RUN or key.endswith("learning_rate")
-    ]
-    if problems:
-        raise CheckpointError.of(problems)
+        self.bundle.detector.load_state_dict(restored.detector.state_dict(), strict=True)
 
 
 def create_trainer(config: Config, *, tracker: Tracker = silent) -> DetectionTrainer:
@@ -336,15 +256,11 @@ def create_trainer(config: Config, *, tracker: Tracker = silent) -> DetectionTra
         logger.warning("data.on_bad_sample is skip: %d samples left out", len(problems))
         for problem in problems:
             logger.warning("left out: %s: %s", problem.where, problem.what)
-    _require_full_batch(config, len(dataset))
+    if len(dataset) == 0:
+        raise ConfigError("no usable training sample is left", "data.train", "mend the samples listed above")
     return DetectionTrainer(
         bundle, dataset, training_arguments(bundle.config), [ProgressReport(tracker), StopOnSignal()]
     )
-
-
-def _require_full_batch(config: Config, num_samples: int) -> None:
-    if num_samples == 0:
-        raise ConfigError("no usable training sample is left", "data.train", "mend the samples listed above")
 
 
 def _require_available(config: Config) -> None:
@@ -392,103 +308,3 @@ def training_arguments(config: Config) -> TrainingArguments:
         remove_unused_columns=False,
         disable_tqdm=True,
     )
-
-
-class ProgressReport(TrainerCallback):
-    """Shows steps, rate, time left and the loss."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
-        self._context: Any = None
-        self._advance: Advance | None = None
-        self._text = ""
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Open the bar."""
-        self._context = self.tracker("training", state.max_steps)
-        self._advance = self._context.__enter__()
-        self._advance(state.global_step, self._text)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Move the bar."""
-        assert self._advance is not None
-        self._advance(state.global_step, self._text)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Remember the loss."""
-        terms = {name.removeprefix("loss/"): value for name, value in (logs or {}).items() if "loss/" in name}
-        if terms:
-            shown = ("total", "lm", "detection")
-            self._text = " ".join(f"{name} {terms[name]:.3f}" for name in shown if name in terms)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Close the bar."""
-        self.close()
-
-    def close(self) -> None:
-        """Close the bar, if it is open."""
-        if self._context is not None:
-            self._context.__exit__(None, None, None)
-            self._context = None
-
-
-class StopOnSignal(TrainerCallback):
-    """Ends training after the current step, with a checkpoint, on SIGINT or SIGTERM.
-
-    Attributes:
-        stopped_by: name of the signal; empty if there was none.
-    """
-
-    def __init__(self) -> None:
-        self.stopped_by = ""
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Catch the signals inside the block; a second one ends at once."""
-        before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped_by:
-            raise KeyboardInterrupt
-        self.stopped_by = signal.Signals(number).name
-        logger.warning("%s: finishing this step and saving a checkpoint", self.stopped_by)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Ask the Trainer to save and stop."""
-        if self.stopped_by:
-            control.should_save = True
-            control.should_training_stop = True
-
-
-def latest_checkpoint(run: Path) -> Path:
-    """The newest complete checkpoint of a run.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    found = [path for path in run.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    if not found:
-        raise CheckpointError(
-            "there is no checkpoint to resume from", str(run), "start the run without --resume"
-        )
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))

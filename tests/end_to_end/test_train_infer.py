@@ -26,8 +26,9 @@ from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError, QwendetError
 from qwendet.inference import Predictor, infer
 from qwendet.loader import config_of_checkpoint
+from qwendet.parameter_groups import group_of
 from qwendet.run import RunSummary, train
-from qwendet.training import DetectionTrainer, TrainingDivergedError, create_trainer, group_of
+from qwendet.training import DetectionTrainer, TrainingDivergedError, create_trainer
 
 STEPS = 6
 TERMS = ("lm", "teacher", "student", "detection", "class", "l1", "giou", "total")

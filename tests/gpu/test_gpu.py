@@ -28,7 +28,7 @@ def settings(samples: Path, **model: str) -> dict[str, Any]:
     return {
         "model": {"path": "tiny", **model},
         "data": {"train": str(samples), "val": str(samples), "teacher_ratio": 0.5},
-        "train": {"output_dir": str(samples.parent / "run"), "max_steps": 3, "batch_size": 4, "logging_steps": 1},
+        "train": {"output_dir": str(samples.parent / "run"), "max_steps": 3, "batch_size": 4},
     }
 
 

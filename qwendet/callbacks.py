@@ -1,0 +1,102 @@
+"""What listens to the Trainer: the progress bar, and signals that end a run with a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from qwendet.progress import Advance, Tracker
+
+logger = logging.getLogger("qwendet")
+
+
+class ProgressReport(TrainerCallback):
+    """Shows steps, rate, time left and the loss."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self._context: Any = None
+        self._advance: Advance | None = None
+        self._text = ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar."""
+        self._context = self.tracker("training", state.max_steps)
+        self._advance = self._context.__enter__()
+        self._advance(state.global_step, self._text)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the bar."""
+        assert self._advance is not None
+        self._advance(state.global_step, self._text)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Remember the loss."""
+        terms = {name.removeprefix("loss/"): value for name, value in (logs or {}).items() if "loss/" in name}
+        if terms:
+            shown = ("total", "lm", "detection")
+            self._text = " ".join(f"{name} {terms[name]:.3f}" for name in shown if name in terms)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the bar, if it is open."""
+        if self._context is not None:
+            self._context.__exit__(None, None, None)
+            self._context = None
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends training after the current step, with a checkpoint, on SIGINT or SIGTERM.
+
+    Attributes:
+        stopped_by: name of the signal; empty if there was none.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_by = ""
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals inside the block; a second one ends at once."""
+        before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped_by:
+            raise KeyboardInterrupt
+        self.stopped_by = signal.Signals(number).name
+        logger.warning("%s: finishing this step and saving a checkpoint", self.stopped_by)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask the Trainer to save and stop."""
+        if self.stopped_by:
+            control.should_save = True
+            control.should_training_stop = True

@@ -1,0 +1,52 @@
+"""The parameter groups, each with a learning rate of its own; a rate of 0 freezes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+GROUPS = ("vision", "merger", "language", "head")
+
+
+def group_of(parameter_name: str) -> str:
+    """Parameter group of a detector's parameter: one of :data:`GROUPS`.
+
+    Example:
+        >>> group_of("vlm.model.visual.merger.mlp.0.weight"), group_of("vlm.lm_head.weight")
+        ('merger', 'language')
+    """
+    if parameter_name.startswith("head."):
+        return "head"
+    if parameter_name.startswith("vlm.model.visual.merger."):
+        return "merger"
+    return "vision" if parameter_name.startswith("vlm.model.visual.") else "language"
+
+
+def freeze_groups(detector: nn.Module, learning_rates: dict[str, float]) -> None:
+    """Turn off the gradients of groups whose learning rate is 0."""
+    for name, parameter in detector.named_parameters():
+        parameter.requires_grad_(learning_rates[group_of(name)] > 0)
+
+
+def parameter_groups(
+    detector: nn.Module, learning_rates: dict[str, float], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Optimizer groups: a learning rate a group, weight decay on matrices only.
+
+    Returns:
+        Groups with ``params``, ``lr``, ``weight_decay`` and ``name``; empty ones are left out.
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in detector.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((group_of(name), parameter.ndim >= 2), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rates[group],
+            "weight_decay": weight_decay if is_matrix else 0.0,
+            "name": group,
+        }
+        for (group, is_matrix), parameters in groups.items()
+    ]
