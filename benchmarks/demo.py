@@ -37,12 +37,12 @@ data:
   max_tokens: 2048
 train:
   output_dir: run
-  max_steps: 400
+  max_steps: 500
   batch_size: 16
   learning_rate: 1.0e-3
   head_learning_rate: 1.0e-3
   weight_decay: 0.05
-  save_steps: 200
+  save_steps: 250
 infer:
   batch_size: 20
   max_new_tokens: 400

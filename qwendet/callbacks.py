@@ -36,8 +36,10 @@ class ProgressReport(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Move the bar."""
+        """Move the bar, and have the last steps logged however few they are."""
         assert self._advance is not None
+        if state.global_step >= state.max_steps:
+            control.should_log = True
         self._advance(state.global_step, self._text)
 
     def on_log(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pycocotools.coco import COCO
@@ -20,16 +20,18 @@ METRICS = (
 
 
 def coco_ground_truth(
-    samples: Iterable[Sample], predictions: Sequence[Prediction], labels: Sequence[str]
+    samples: Sequence[Sample], predictions: Sequence[Prediction], labels: Sequence[str]
 ) -> dict[str, Any]:
     """Ground truth in COCO's form: image ids count from 0, category ids from 1, boxes xywh.
 
     Args:
         samples: the samples that were predicted, in order; crowds and difficult objects are not scored.
         predictions: their predictions, which know the images' sizes.
-        labels: the label set.
+        labels: the label set; labels beside it become categories after it, which nothing can find.
     """
-    category_of = {label: index for index, label in enumerate(labels, start=1)}
+    known = dict.fromkeys(labels)
+    unknown = {item.desc for sample in samples for item in sample.student.objects} - known.keys()
+    category_of = {label: index for index, label in enumerate([*labels, *sorted(unknown)], start=1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):

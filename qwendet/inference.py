@@ -22,7 +22,7 @@ from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
 from qwendet.config import Config
 from qwendet.config_file import override_config
 from qwendet.data.answers import ParsedObject, parse_answer
-from qwendet.data.collate import Batch
+from qwendet.data.collate import Batch, require_left_padding
 from qwendet.data.dataset import open_samples, teacher_pool
 from qwendet.data.encode import EncodedSample
 from qwendet.data.images import IMAGE_SUFFIXES, image_size, open_image
@@ -171,7 +171,9 @@ class Predictor:
     @torch.inference_mode()
     def _predict_batch(self, samples: Sequence[Sample], sources: Sequence[Source]) -> Iterator[Prediction]:
         encoded = [self.encoder.encode(sample, with_answer=False) for sample in samples]
-        batch = to_device(self.collator(encoded), self.bundle.detector.device)
+        collated = self.collator(encoded)
+        require_left_padding(collated)
+        batch = to_device(collated, self.bundle.detector.device)
         found: list[list[Detection]] = [[] for _ in samples]
         rejected = [0] * len(samples)
         if "head" in sources:

@@ -84,10 +84,12 @@ def _require_unused(output_dir: Path) -> None:
             "choose another with --set train.output_dir=DIR",
         )
     if output_dir.is_dir() and any(output_dir.iterdir()):
+        other = "choose another with --set train.output_dir=DIR"
+        can_go_on = any(output_dir.glob("checkpoint-*"))
         raise ConfigError(
             "the output directory already holds a run",
             str(output_dir),
-            "continue it with --resume, or choose another with --set train.output_dir=DIR",
+            f"continue it with --resume, or {other}" if can_go_on else f"remove it, or {other}",
         )
 
 

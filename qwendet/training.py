@@ -23,7 +23,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from qwendet.callbacks import ProgressReport, StopOnSignal
 from qwendet.config import Config
-from qwendet.data.collate import Batch
+from qwendet.data.collate import Batch, require_left_padding
 from qwendet.data.dataset import TrainingSamples, usable_samples
 from qwendet.data.order import EpochOrder
 from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
@@ -72,6 +72,7 @@ class DetectionTrainer(Trainer):
         self._step_terms: dict[str, Tensor] = {}
         self._logged_terms: dict[str, float] = {}
         self._logged_steps = 0
+        self._first_step_seen = False
         self._step_sources: list[str] = []
         self._step_learning_rates: dict[str, float] = {}
         super().__init__(
@@ -103,6 +104,10 @@ class DetectionTrainer(Trainer):
     ) -> tuple[list[Batch], Tensor]:
         """Take an optimizer step's micro-batches and count its tokens and boxes over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        if not self._first_step_seen:  # later ones need no look at the device
+            for batch in batches:
+                require_left_padding(batch)
+            self._first_step_seen = True
         counts = step_counts(batches).to(device)
         gathered: Tensor = self.accelerator.gather(counts[None])
         return batches, gathered.sum(0)

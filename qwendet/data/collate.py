@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qwendet.data.encode import EncodedSample, Span
 from qwendet.data.patch_order import raster_to_flat, raster_to_token
+from qwendet.errors import DataError
 
 IGNORED = -100
 Batch = dict[str, Any]
@@ -104,6 +105,24 @@ class StandardDataCollator:
             "context_index": torch.from_numpy(context_index),
             "patch_mask": torch.from_numpy(patch_mask),
         }
+
+
+def require_left_padding(batch: Batch) -> None:
+    """Refuse a batch that is padded anywhere but on the left, whoever made it.
+
+    Raises:
+        DataError: naming the sample. Under Flash Attention, and for generation, its outputs would be wrong
+            without a word.
+    """
+    mask = batch["attention_mask"].bool()
+    rises = (mask[:, 1:] >= mask[:, :-1]).all(1) & mask[:, -1]
+    if not bool(rises.all()):
+        row = int((~rises).nonzero()[0])
+        raise DataError(
+            "the batch is not padded on the left, which Flash Attention and generation need",
+            batch["where"][row],
+            "use qwendet.data.collate.StandardDataCollator as it is",
+        )
 
 
 def _left_pad(rows: Sequence[Tensor], length: int, value: int) -> Tensor:

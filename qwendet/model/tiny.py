@@ -7,7 +7,9 @@ byte-level vocabulary. :func:`write_untrained` makes it with random weights; the
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable
 from functools import cache
@@ -158,6 +160,7 @@ def write_untrained() -> Path:
         A plain Hugging Face directory, the same for the whole process.
     """
     folder = Path(tempfile.mkdtemp(prefix="qwendet-tiny-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tokenizer = train_tokenizer(tokenizer_texts())
     with torch.random.fork_rng():
         torch.manual_seed(0)

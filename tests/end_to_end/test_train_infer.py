@@ -7,12 +7,15 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from transformers import TrainerCallback
@@ -488,17 +491,42 @@ def test_frozen__a_group_with_learning_rate_0_does_not_change_and_the_others_do(
     assert frozen not in {group["name"] for group in trainer.optimizer.param_groups}
 
 
+@pytest.fixture(scope="module")
+def four(scenes: Path) -> Path:
+    """Four of the samples, the negative and the one with its own teacher among them."""
+    lines = (scenes / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    path = scenes / "four.jsonl"
+    path.write_text("".join(lines[3:7]), encoding="utf-8")
+    return path
+
+
+def test_right_padding__planted_into_the_collator_stops_before_the_first_step(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """The fifth bug of the original scripts."""
+    trainer = create_trainer(make_config(tmp_path / "run"))
+    collate = trainer.data_collator
+
+    def pad_right(samples: Any) -> Any:
+        batch = collate(samples)
+        pads = (1 - batch["attention_mask"]).sum(1).tolist()
+        for name in ("input_ids", "attention_mask", "mm_token_type_ids", "labels"):
+            batch[name] = torch.stack([row.roll(-pad) for row, pad in zip(batch[name], pads, strict=True)])
+        return batch
+
+    trainer.data_collator = pad_right
+    with pytest.raises(QwendetError, match="not padded on the left"):
+        trainer.train()
+
+
 def test_accumulation__four_of_one_is_one_of_four(
-    scenes: Path, make_config: MakeConfig, tmp_path: Path
+    four: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     """The whole file is one step, so that both see the same samples."""
-    lines = (scenes / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    four = scenes / "four.jsonl"
-    four.write_text("".join(lines[3:7]), encoding="utf-8")
     rows, gradients = [], []
     for batch_size, accumulation in ((4, 1), (1, 4)):
         settings = {"max_steps": 1, "batch_size": batch_size, "gradient_accumulation_steps": accumulation}
-        data = {"train": str(four), "teacher_ratio": 0.5}
+        data = {"train": str(four)}
         trainer = create_trainer(make_config(tmp_path / str(batch_size), train=settings, data=data))
         found: dict[str, Tensor] = {}
         trainer.add_callback(BeforeUpdate(trainer, found))
@@ -511,6 +539,36 @@ def test_accumulation__four_of_one_is_one_of_four(
     scale = max(float(gradient.abs().max()) for gradient in gradients[0].values())
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-4 * scale, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes__two_of_two_is_one_of_four(
+    four: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """`torchrun`: the same losses as one process, one set of files, no process left behind."""
+    rows = []
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        settings = {"max_steps": 2, "batch_size": 4 // processes, "warmup_ratio": 0.0}
+        config = make_config(run, train=settings, data={"train": str(four), "val": None})
+        path = tmp_path / f"{processes}.yaml"
+        path.write_text(yaml.safe_dump(json.loads(config.model_dump_json())), encoding="utf-8")
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+        command = [
+            sys.executable,
+            "-m",
+            *launcher[: 4 if processes > 1 else 0],
+            "qwendet",
+            "train",
+            str(path),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert shape_of(run) == ["checkpoint-2", "final", "tensorboard"]
+        rows.append(rows_of(run / "checkpoint-2"))
+    for one, two in zip(*rows, strict=True):
+        for name in (*(f"loss/{term}" for term in TERMS), "grad_norm"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3), name
 
 
 class BeforeUpdate(TrainerCallback):

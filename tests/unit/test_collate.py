@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from qwendet.data.collate import IGNORED, Batch, StandardDataCollator
+from qwendet.data.collate import IGNORED, Batch, StandardDataCollator, require_left_padding
 from qwendet.data.encode import EncodedSample
 from qwendet.data.patch_order import raster_to_flat, raster_to_token
 from qwendet.data.samples import Sample
+from qwendet.errors import DataError
 from qwendet.loader import Bundle
 
 Mosaic = Callable[[int, int], tuple[Sample, np.ndarray]]
@@ -203,3 +204,12 @@ def test_patch_order__block_by_block(rows: int, columns: int, merge: int) -> Non
                     count += 1
     assert np.array_equal(flat, expected)
     assert np.array_equal(raster_to_token(rows, columns, merge), expected // merge**2)
+
+
+def test_right_padding__is_refused(collator: StandardDataCollator) -> None:
+    """The fifth bug of the original scripts: training padded right, Flash Attention needs left."""
+    batch = collator([bare_sample(3), bare_sample(5)])
+    require_left_padding(batch)
+    batch["attention_mask"] = batch["attention_mask"].flip(1)
+    with pytest.raises(DataError, match="not padded on the left, which Flash Attention and generation need"):
+        require_left_padding(batch)
