@@ -15,6 +15,7 @@ LearningRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
+EMBEDDED_MODELS = ("tiny", "tiny-untrained")  # never folders, even where there are some of these names
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
 DEFAULT_REQUEST = "Locate every {labels}. Output bbox_2d and label of each in JSON."
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from qwendet.config import Config
+from qwendet.config import EMBEDDED_MODELS, Config
 from qwendet.errors import ConfigError, Problem
 
 PACKAGE_EXAMPLES = Path(__file__).parent / "examples"
@@ -298,7 +298,8 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     }
     train = {"output_dir": str(folder / config.train.output_dir)}
     model_folder = folder / config.model.path
-    model = {"path": str(model_folder)} if config.model.path != "tiny" and model_folder.is_dir() else {}
+    is_folder = config.model.path not in EMBEDDED_MODELS and model_folder.is_dir()
+    model = {"path": str(model_folder)} if is_folder else {}
     return config.model_copy(
         update={
             "data": config.data.model_copy(update=data),

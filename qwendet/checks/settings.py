@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwendet.checks.samples import PARSE, RULES, Scan, Split
-from qwendet.config import Config
+from qwendet.config import EMBEDDED_MODELS, Config
 from qwendet.data.samples import check_label
 from qwendet.errors import DataError, Problem
 
@@ -46,6 +46,8 @@ class Check:
 def model_path(survey: Survey) -> list[Problem]:
     """``model.path`` is a folder with a model, or can be the name of one."""
     path = survey.config.model.path
+    if path in EMBEDDED_MODELS:
+        return []
     if Path(path).is_dir():
         if (Path(path) / "config.json").is_file():
             return []

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from qwendet.checks.config import require_config_checks
 from qwendet.config_file import load_config
 from qwendet.config_reference import render_reference
+from qwendet.progress import silent
 
 
 def test_configuration_reference__is_fresh(repo_root: Path) -> None:
@@ -57,3 +60,15 @@ def test_benchmarks__say_how_to_run_them(repo_root: Path) -> None:
     for path in (repo_root / "benchmarks").glob("[a-z]*.py"):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         assert path.stem == "report" or f"python -m benchmarks.{path.stem}" in text, path.name
+
+
+def test_tiny_example__can_be_used_from_beside_it(
+    repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder `tiny`, which holds its images, is not taken for the model `tiny`."""
+    shutil.copytree(repo_root / "examples" / "tiny", tmp_path / "tiny")
+    shutil.copy(repo_root / "examples" / "tiny.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    config = load_config("tiny.yaml")
+    assert config.model.path == "tiny"
+    require_config_checks(config, silent)
