@@ -77,8 +77,8 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: words after ``qwendet``; ``None`` takes the process's own.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    # Read when torch is imported: threads that spin while they wait slow training several times over as soon as
-    # another process wants a core.
+    # Read when torch is imported: threads that spin while they wait slow training several times over, as
+    # soon as another process wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
