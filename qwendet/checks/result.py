@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from qwendet.errors import Problem
 
 Status = Literal["pass", "fail", "skip"]
 
@@ -27,3 +30,37 @@ class Result:
     where: str = ""
     fix: str = ""
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Figures that a person reads beside the results; human output only.
+
+    Attributes:
+        title: one line.
+        columns: headings.
+        rows: cells, as many in each row as there are headings.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check of the model saw.
+
+    Attributes:
+        seen: what was measured, with the tolerance it was held against; printed when the check passes.
+        problems: what is wrong; none if it passes.
+        tables: figures behind it.
+    """
+
+    seen: str
+    problems: tuple[Problem, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+
+class NotApplicableError(Exception):
+    """Raised by a check that has nothing to look at; its text says why. The check is skipped."""

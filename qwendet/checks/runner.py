@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from qwendet.checks.result import Result, Status
+from qwendet.checks.result import NotApplicableError, Result, Status, Table, Verdict
 from qwendet.errors import Problem, QwendetError
+from qwendet.progress import Tracker
+
+Subject = TypeVar("Subject")
 
 MAX_SHOWN = 20
 """Problems of one check that are named; the rest is counted."""
@@ -22,6 +26,8 @@ def attempt(find: Callable[[], Iterable[Problem]]) -> list[Problem]:
     """
     try:
         return list(find())
+    except NotApplicableError:
+        raise
     except QwendetError as error:
         return list(error.problems)
     except Exception as error:  # noqa: BLE001 - the check runner: a crash is a failed check, never a passed one
@@ -98,3 +104,51 @@ class Findings:
         if few.count > len(few.shown):
             results.append(Result(self.id, status, f"{prefix}and {few.count - len(few.shown)} more"))
         return results
+
+
+def run_checks(
+    checks: Mapping[str, Callable[[Subject], Verdict]],
+    subject: Subject,
+    allowed: Collection[str],
+    tracker: Tracker,
+) -> tuple[list[Result], list[Table]]:
+    """Run checks of one subject, each come what may.
+
+    Args:
+        checks: by id, in the order to run them.
+        subject: what they look at.
+        allowed: ids of ``data.allow``.
+        tracker: shows progress.
+
+    Returns:
+        At least one result for each check, and the figures behind them.
+    """
+    results: list[Result] = []
+    tables: list[Table] = []
+    with tracker("checking", len(checks)) as advance:
+        for number, (id, check) in enumerate(checks.items()):
+            advance(number, id)
+            began = time.perf_counter()
+            try:
+                verdict = _judge(check, subject)
+            except NotApplicableError as reason:
+                results.append(Result(id, "skip", str(reason), seconds=time.perf_counter() - began))
+                continue
+            findings = Findings(id, time.perf_counter() - began)
+            findings.collect(lambda problems=verdict.problems: problems)  # type: ignore[misc]
+            results += findings.results(verdict.seen, allowed)
+            tables += verdict.tables
+        advance(len(checks), "")
+    return results, tables
+
+
+def _judge(check: Callable[[Subject], Verdict], subject: Subject) -> Verdict:
+    """Call a check; what it raises becomes a problem."""
+    verdicts: list[Verdict] = []
+
+    def find() -> tuple[Problem, ...]:
+        verdicts.append(check(subject))
+        return verdicts[0].problems
+
+    problems = attempt(find)
+    return verdicts[0] if verdicts else Verdict("", tuple(problems))
