@@ -1,0 +1,165 @@
+"""What the checks of the model look at: two builds and a few samples, each made once and when asked for.
+
+config ─► bundle   the training build, groups frozen as training freezes them
+             │
+             └► saved ─► served   what training would save at step 0, loaded as inference loads it
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+from qwendet.config import Config
+from qwendet.data.collate import Batch
+from qwendet.data.dataset import TrainingSamples
+from qwendet.data.encode import EncodedSample
+from qwendet.data.samples import Sample
+from qwendet.errors import ConfigError, DataError
+from qwendet.files import atomic_folder
+from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.model.checkpoint import save_checkpoint
+from qwendet.parameter_groups import freeze_groups
+
+LOOKED_AT = 64
+"""Training samples that the few are chosen from: the first ones."""
+WANTED = 4
+"""Samples of the batch that checks run on."""
+
+
+class Subject:
+    """One config's model and first samples; every part is built at most once.
+
+    Args:
+        config: the config, as loaded from its file.
+        folder: where the temporary checkpoint may be written.
+        bundle: the training build, where it is there already; ``None`` loads it.
+    """
+
+    def __init__(self, config: Config, folder: Path, bundle: Bundle | None = None) -> None:
+        self.config = config
+        self.folder = folder
+        self._bundle = bundle
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        """The training build on its device, its groups frozen; what ``create_trainer`` trains."""
+        bundle = self._bundle or load(self.config, for_inference=False)
+        freeze_groups(bundle.detector, bundle.config.train.group_learning_rates())
+        bundle.detector.to(bundle.config.model.device)
+        return bundle
+
+    @cached_property
+    def saved(self) -> Path:
+        """A checkpoint of :attr:`bundle`, written as training writes one, at step 0."""
+        bundle, folder = self.bundle, self.folder / "step-0"
+        with atomic_folder(folder) as staging:
+            save_checkpoint(
+                staging,
+                bundle.detector,
+                bundle.processor,
+                bundle.config,
+                attn_implementation=bundle.config.model.attn_implementation,
+                step=0,
+            )
+        return folder
+
+    @cached_property
+    def served(self) -> Bundle:
+        """The inference build of the same weights, from :attr:`saved`, on the same device."""
+        config = config_of_checkpoint(self.saved)
+        model = config.model.model_copy(update={"device": self.bundle.config.model.device})
+        return load(config.model_copy(update={"model": model}), for_inference=True)
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """At most four training samples: with and without demonstrations, with and without boxes.
+
+        A kind that the first samples lack is made of one of them, and ``where`` says so.
+
+        Raises:
+            ConfigError: if there is no training sample to look at.
+        """
+        first = list(islice(self._readable(), LOOKED_AT))
+        if not first:
+            raise ConfigError("there is no training sample", "data.train", "give a file with samples")
+        chosen: list[Sample] = []
+        for wanted in (_is_lesson, _is_bare, _is_negative):
+            found = next((sample for sample in first if wanted(sample) and sample not in chosen), None)
+            made = found or self._made(wanted, first)
+            if made is not None:
+                chosen.append(made)
+        others = (sample for sample in first if sample not in chosen)
+        return [*chosen, *islice(others, WANTED - len(chosen))]
+
+    @cached_property
+    def encoded(self) -> list[EncodedSample]:
+        """:attr:`samples` with their answers, as training encodes them."""
+        encoder = self.bundle.encoder()
+        return [encoder.encode(sample, with_answer=True) for sample in self.samples]
+
+    @cached_property
+    def batch(self) -> Batch:
+        """:attr:`encoded` as one batch."""
+        return self.bundle.collator()(self.encoded)
+
+    def _readable(self) -> Iterator[Sample]:
+        """The training samples of the first epoch, in the file's order."""
+        dataset = TrainingSamples(self.bundle.config, self.bundle.encoder())
+        must_fit = self.bundle.config.data.on_bad_sample == "error"
+        for position in range(len(dataset)):
+            try:
+                sample = dataset.sample(position)
+            except DataError:
+                if must_fit:
+                    raise
+                continue
+            if must_fit or self._fits(sample):
+                yield sample
+
+    def _made(self, wanted: Callable[[Sample], bool], first: list[Sample]) -> Sample | None:
+        """A sample of a kind that is not there; ``None`` if the model's limits leave no room for one."""
+        base = next((sample for sample in first if sample.student.objects), first[0])
+        if wanted is _is_lesson:
+            other = next((sample for sample in first if sample.student != base.student), base)
+            made = _named(replace(base, teachers=(other.student,)), "another sample put before it")
+        elif wanted is _is_negative:
+            made = _named(replace(base, student=replace(base.student, objects=())), "its boxes taken away")
+        else:
+            made = _named(replace(base, teachers=()), "its demonstrations taken away")
+        return made if self._fits(made) else None
+
+    def _fits(self, sample: Sample) -> bool:
+        try:
+            self.bundle.encoder().encode(sample, with_answer=True)
+        except DataError:
+            return False
+        return True
+
+
+@contextmanager
+def temporary_subject(config: Config, bundle: Bundle | None = None) -> Iterator[Subject]:
+    """A subject whose files are removed at the end of the block."""
+    with tempfile.TemporaryDirectory(prefix="qwendet-") as folder:
+        yield Subject(config, Path(folder), bundle)
+
+
+def _is_lesson(sample: Sample) -> bool:
+    return bool(sample.teachers) and bool(sample.student.objects)
+
+
+def _is_bare(sample: Sample) -> bool:
+    return not sample.teachers and bool(sample.student.objects)
+
+
+def _is_negative(sample: Sample) -> bool:
+    return not sample.student.objects
+
+
+def _named(sample: Sample, how: str) -> Sample:
+    return replace(sample, where=f"{sample.where} ({how})")
