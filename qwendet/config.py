@@ -197,6 +197,8 @@ class InferConfig(Section):
     """Most detections of an image, best first."""
     max_new_tokens: Count = 2048
     """Most tokens of a text answer."""
+    constrained: bool = False
+    """Keep text answers inside the grammar of a valid one: labels of the set, boxes inside the image."""
     picture_threshold: Share = 0.3
     """Detections with a lower score are not drawn."""
 

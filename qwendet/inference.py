@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ import torch
 from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
 from qwendet.config import Config
 from qwendet.config_file import override_config
+from qwendet.data.answer_grammar import AnswerGrammar
 from qwendet.data.answers import ParsedObject, parse_answer
 from qwendet.data.collate import Batch, require_left_padding
 from qwendet.data.dataset import open_samples, teacher_pool
@@ -32,6 +34,7 @@ from qwendet.data.teachers import choose_teachers
 from qwendet.errors import ConfigError, DataError, Problem
 from qwendet.files import atomic_file
 from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary
 from qwendet.model.generation import GeneratedAnswer, generate_answers
 from qwendet.pictures import save_picture
 from qwendet.progress import Tracker, silent
@@ -154,13 +157,19 @@ class Predictor:
             ConfigError: if the head is asked for and there is none.
             DataError: for an image that cannot be used.
         """
-        sources = self._sources(mode or self.bundle.config.infer.mode)
+        sources = self.sources(mode)
         remaining = iter(samples)
         self.bundle.detector.eval()
         while chunk := list(islice(remaining, self.bundle.config.infer.batch_size)):
             yield from self._predict_batch(chunk, sources)
 
-    def _sources(self, mode: str) -> tuple[Source, ...]:
+    def sources(self, mode: str | None = None) -> tuple[Source, ...]:
+        """What answers in a mode; ``None`` takes ``infer.mode``.
+
+        Raises:
+            ConfigError: if the head is asked for and there is none.
+        """
+        mode = mode or self.bundle.config.infer.mode
         has_head = self.bundle.detector.head is not None
         if mode == "auto":
             return ("head",) if has_head else ("text",)
@@ -180,7 +189,7 @@ class Predictor:
             for row, detections in zip(found, self._by_head(batch, encoded), strict=True):
                 row += detections
         if "text" in sources:
-            for index, answer in enumerate(self._answers(batch)):
+            for index, answer in enumerate(self._answers(batch, encoded)):
                 detections, lost = self._by_text(answer, encoded[index])
                 found[index] += detections
                 rejected[index] = lost
@@ -213,18 +222,33 @@ class Predictor:
                 if has_area(xyxy[query])
             ]
 
-    def _answers(self, batch: Batch) -> list[GeneratedAnswer]:
+    def _answers(self, batch: Batch, encoded: Sequence[EncodedSample]) -> list[GeneratedAnswer]:
         return generate_answers(
             self.bundle.detector.vlm,
             self.bundle.processor.tokenizer,
             batch,
             self.bundle.config.infer.max_new_tokens,
+            self._constraint(encoded) if self.bundle.config.infer.constrained else None,
         )
+
+    def _constraint(self, encoded: Sequence[EncodedSample]) -> AnswerConstraint:
+        infer = self.bundle.config.infer
+        grammars = [AnswerGrammar(self.bundle.labels, self._model_image_size(item)) for item in encoded]
+        return AnswerConstraint(self._vocabulary, grammars, infer.max_detections, infer.max_new_tokens)
+
+    @cached_property
+    def _vocabulary(self) -> AnswerVocabulary:
+        """The tokens of constrained answers: a second's work with the published vocabulary."""
+        alphabet = AnswerGrammar(self.bundle.labels, (1, 1)).alphabet
+        return AnswerVocabulary(self.bundle.processor.tokenizer, alphabet)
+
+    def _model_image_size(self, item: EncodedSample) -> tuple[int, int]:
+        patch_size = self.bundle.processor.image_processor.patch_size
+        return model_image_size(item.image_grid_thw[-1].tolist(), patch_size)
 
     def _by_text(self, answer: GeneratedAnswer, item: EncodedSample) -> tuple[list[Detection], int]:
         parsed = parse_answer(answer.text)
-        patch_size = self.bundle.processor.image_processor.patch_size
-        source = model_image_size(item.image_grid_thw[-1].tolist(), patch_size)
+        source = self._model_image_size(item)
         detections = [
             Detection(box, entry.desc, answer.score(entry.start, entry.end), "text")
             for entry in parsed.objects
@@ -292,6 +316,7 @@ def infer(
     mode: str | None = None,
     teachers: int = 0,
     labels: Sequence[str] | None = None,
+    constrained: bool = False,
     visualize: Path | None = None,
     overrides: Sequence[str] = (),
     tracker: Tracker = silent,
@@ -305,6 +330,7 @@ def infer(
         mode: ``head``, ``text`` or ``both``; ``None`` takes the config's.
         teachers: demonstrations to show where a sample has none of its own.
         labels: other labels to look for.
+        constrained: keep text answers inside the grammar of a valid one.
         visualize: folder for pictures with boxes.
         overrides: ``key=value`` for the checkpoint's config.
         tracker: shows progress.
@@ -313,7 +339,13 @@ def infer(
         QwendetError: for a checkpoint, image or option that cannot be used; then nothing is written.
     """
     samples = collect_samples(inputs)
+    if constrained:
+        overrides = [*overrides, "infer.constrained=true"]
     predictor = Predictor.from_checkpoint(checkpoint, labels=labels, overrides=overrides)
+    if constrained and "text" not in predictor.sources(mode):
+        raise ConfigError(
+            "--constrained is about text answers, but the head answers", "--mode", "add --mode text"
+        )
     samples = with_teachers(samples, predictor.bundle.config, teachers)
     predictions = []
     with tracker("predicting", len(samples)) as advance:

@@ -35,6 +35,10 @@ def infer(
         str | None,
         typer.Option("--labels", metavar="A,B", help="Look for these instead of the trained labels."),
     ] = None,
+    constrained: Annotated[
+        bool,
+        typer.Option("--constrained", help="Text answers cannot leave the grammar of a valid one."),
+    ] = False,
     visualize: Annotated[
         Path | None,
         typer.Option("--visualize", metavar="DIR", help="Folder for pictures with the boxes drawn."),
@@ -51,6 +55,7 @@ def infer(
         mode=mode,
         teachers=teachers,
         labels=split_labels(labels),
+        constrained=constrained,
         visualize=visualize,
         overrides=settings or (),
         tracker=console.progress,

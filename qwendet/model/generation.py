@@ -17,9 +17,9 @@ from transformers import (
     LogitsProcessorList,
     Qwen2_5_VLForConditionalGeneration,
 )
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from qwendet.data.collate import Batch
+from qwendet.model.constraint import AnswerConstraint, token_bytes
 
 PROMPT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 
@@ -52,21 +52,34 @@ class GeneratedAnswer:
 
 
 class GreedyLogProbs(LogitsProcessor):
-    """Notes the log-probability of the likeliest token of each step; changes nothing."""
+    """Notes the log-probability of the token that each step will choose.
 
-    def __init__(self) -> None:
+    It is the model's own: a token that a constraint forces keeps the low score that the model gave it.
+
+    Args:
+        constraint: takes away the tokens that must not be chosen; ``None`` leaves all.
+    """
+
+    def __init__(self, constraint: AnswerConstraint | None = None) -> None:
+        self.constraint = constraint
         self.steps: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Note ``(B,)`` and return the scores as they are."""
-        scores_float = scores.float()
-        self.steps.append(scores_float.amax(-1) - scores_float.logsumexp(-1))
+        """Note ``(B,)`` and return the scores that may be chosen from."""
+        total = scores.float().logsumexp(-1)
+        if self.constraint is not None:
+            scores = self.constraint(input_ids, scores)
+        self.steps.append(scores.float().amax(-1) - total)
         return scores
 
 
 @torch.inference_mode()
 def generate_answers(
-    vlm: Qwen2_5_VLForConditionalGeneration, tokenizer: Any, batch: Batch, max_new_tokens: int
+    vlm: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: Any,
+    batch: Batch,
+    max_new_tokens: int,
+    constraint: AnswerConstraint | None = None,
 ) -> list[GeneratedAnswer]:
     """Answer a batch of prompts, greedily.
 
@@ -78,8 +91,9 @@ def generate_answers(
         tokenizer: its tokenizer.
         batch: prompts, padded on the left.
         max_new_tokens: most tokens of an answer.
+        constraint: made for this batch and ``max_new_tokens``; ``None`` lets the model write anything.
     """
-    log_probs = GreedyLogProbs()
+    log_probs = GreedyLogProbs(constraint)
     end_ids = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     settings = GenerationConfig(
         do_sample=False,
@@ -132,7 +146,7 @@ def decode_with_ends(tokenizer: Any, ids: list[int]) -> tuple[str, list[int]]:
     ends: list[int] = []
     length = 0
     for token in tokenizer.convert_ids_to_tokens(ids):
-        pieces.append(decoder.decode(_token_bytes(token)))
+        pieces.append(decoder.decode(token_bytes(token)))
         length += len(pieces[-1])
         ends.append(length)
     rest = decoder.decode(b"", final=True)
@@ -140,19 +154,3 @@ def decode_with_ends(tokenizer: Any, ids: list[int]) -> tuple[str, list[int]]:
         pieces.append(rest)
         ends[-1] += len(rest)
     return "".join(pieces), ends
-
-
-BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
-
-
-def _token_bytes(token: str | None) -> bytes:
-    """Bytes of a vocabulary entry; special tokens are written out as they are.
-
-    None stands for an id that the model has and the tokenizer lacks: published embeddings have spare rows.
-    """
-    if token is None:
-        return b""
-    try:
-        return bytes(BYTE_OF_CHARACTER[character] for character in token)
-    except KeyError:
-        return token.encode("utf-8")

@@ -176,3 +176,21 @@ def test_infer__the_checkpoint_predicts_as_the_model_in_memory(
         found = [item for item in prediction.detections if item.source == "head"]
         assert len(found) == (0 if mode == "text" else 100)
         assert {item.desc for item in found} <= set(loaded.bundle.labels)
+
+
+def test_infer__constrained_answers_are_valid_in_the_published_vocabulary(
+    checkpoint: Path, scenes: Path
+) -> None:
+    """Five steps teach nothing: without the constraint not one box can be read."""
+    samples = [sample_of_image(path) for path in sorted((scenes.parent / "images").iterdir())[:2]]
+    overrides = ["infer.constrained=true", "infer.max_detections=3", "infer.max_new_tokens=150"]
+    constrained = Predictor.from_checkpoint(checkpoint, overrides=overrides)
+    for prediction in constrained.predict(samples, "text"):
+        assert prediction.rejected == 0
+        assert 1 <= len(prediction.detections) <= 3
+        assert {item.desc for item in prediction.detections} <= set(constrained.bundle.labels)
+        for item in prediction.detections:
+            assert 0 <= item.bbox_2d[0] < item.bbox_2d[2] <= prediction.width
+            assert 0 <= item.bbox_2d[1] < item.bbox_2d[3] <= prediction.height
+    free = Predictor.from_checkpoint(checkpoint, overrides=["infer.max_new_tokens=150"])
+    assert not any(prediction.detections for prediction in free.predict(samples, "text"))

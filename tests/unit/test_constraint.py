@@ -1,0 +1,168 @@
+"""Constrained answers: a model that never learned the form cannot leave it, whatever its vocabulary."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from qwendet.data.answer_grammar import AnswerGrammar, AnswerState
+from qwendet.data.samples import Sample
+from qwendet.errors import ConfigError
+from qwendet.inference import Predictor, infer
+from qwendet.loader import Bundle
+from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary, token_bytes
+from qwendet.model.generation import GeneratedAnswer, decode_with_ends
+from tests.unit.test_answer_grammar import assert_valid
+
+LABELS = ["red circle", "橙色星星", "a"]
+SIZE = (84, 140)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(bundle: Bundle, shared: Path) -> dict[str, Any]:
+    folder = shared / "qwen_processor" / "Qwen2.5-VL-7B-Instruct"
+    return {"tiny": bundle.processor.tokenizer, "published": AutoTokenizer.from_pretrained(folder)}
+
+
+@pytest.fixture(scope="module")
+def vocabularies(tokenizers: dict[str, Any]) -> dict[str, AnswerVocabulary]:
+    alphabet = AnswerGrammar(LABELS, SIZE).alphabet
+    return {name: AnswerVocabulary(tokenizer, alphabet) for name, tokenizer in tokenizers.items()}
+
+
+@pytest.mark.parametrize("name", ["tiny", "published"])
+def test_following__is_what_trying_every_token_finds(
+    name: str, tokenizers: dict[str, Any], vocabularies: dict[str, AnswerVocabulary]
+) -> None:
+    """The walk against the definition: tokens of the whole vocabulary whose every byte may stand there."""
+    grammar = AnswerGrammar(LABELS, SIZE)
+    vocabulary, tokenizer = vocabularies[name], tokenizers[name]
+    special = tokenizer.get_added_vocab().values()
+    words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    pieces = {token: token_bytes(word) for token, word in enumerate(words) if token not in special}
+    for begun in ("", "[", '[{"bbox_2d": [', '[{"bbox_2d": [8', '[{"bbox_2d": [8, 9, 10, 11], "label": "'):
+        state = grammar.read(begun.encode(), 1)
+        assert state is not None
+        wanted = {token for token, text in pieces.items() if may_follow(grammar, state, text)}
+        assert set(vocabulary.following(grammar, state, 1)) == wanted != set(), begun
+
+
+def may_follow(grammar: AnswerGrammar, state: AnswerState | None, text: bytes) -> bool:
+    for byte in text:
+        state = None if state is None else grammar.step(state, byte, 1)
+    return state is not None and bool(text)
+
+
+def test_following__a_complete_answer_can_only_end(vocabularies: dict[str, AnswerVocabulary]) -> None:
+    for vocabulary in vocabularies.values():
+        assert vocabulary.following(AnswerGrammar(LABELS, SIZE), AnswerState(-1), 5) == [vocabulary.end_id]
+    assert vocabularies["published"].end_id == 151_645
+
+
+def write(
+    constraint: AnswerConstraint, tokenizer: Any, tokens: int, seed: int, width: int
+) -> tuple[list[list[int]], list[str]]:
+    """Answers ``constraint`` allows to a model of random scores, greedily."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = len(constraint.grammars)
+    ids = torch.zeros(rows, 1, dtype=torch.long)
+    for _ in range(tokens):
+        scores = constraint(ids, torch.randn(rows, width, generator=generator))
+        assert scores.isfinite().any(1).all()
+        ids = torch.cat([ids, scores.argmax(1, keepdim=True)], 1)
+    written = [row[: row.index(tokenizer.eos_token_id)] for row in ids[:, 1:].tolist()]
+    return written, [decode_with_ends(tokenizer, row)[0] for row in written]
+
+
+@pytest.mark.parametrize("name", ["tiny", "published"])
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**32), tokens=st.integers(3, 160))
+def test_constraint__random_scores_write_whole_valid_answers_however_few_the_tokens(
+    name: str,
+    tokenizers: dict[str, Any],
+    vocabularies: dict[str, AnswerVocabulary],
+    seed: int,
+    tokens: int,
+) -> None:
+    sizes = [SIZE, (9, 1000)]
+    grammars = [AnswerGrammar(LABELS, size) for size in sizes]
+    constraint = AnswerConstraint(vocabularies[name], grammars, most_boxes=3, max_new_tokens=tokens)
+    width = max(vocabularies[name].end_id, *vocabularies[name].bytes_of) + 10
+    _, texts = write(constraint, tokenizers[name], tokens, seed, width)
+    for text, size in zip(texts, sizes, strict=True):
+        assert_valid(text, LABELS, size, most_boxes=3)
+
+
+def test_constraint__a_model_that_only_repeats_is_stopped_by_the_cap(
+    vocabularies: dict[str, AnswerVocabulary], tokenizers: dict[str, Any]
+) -> None:
+    """The end of turn is the last thing this one wants."""
+    vocabulary, tokenizer = vocabularies["tiny"], tokenizers["tiny"]
+    constraint = AnswerConstraint(vocabulary, [AnswerGrammar(LABELS, SIZE)], 7, max_new_tokens=2000)
+    scores = torch.zeros(1, len(tokenizer))
+    scores[0, vocabulary.end_id] = -100
+    for token, text in vocabulary.bytes_of.items():
+        scores[0, token] -= text.count(b"]")
+    ids = torch.zeros(1, 1, dtype=torch.long)
+    while ids[0, -1] != vocabulary.end_id:
+        ids = torch.cat([ids, constraint(ids, scores).argmax(1, keepdim=True)], 1)
+    text = decode_with_ends(tokenizer, ids[0, 1:-1].tolist())[0]
+    assert len(assert_valid(text, LABELS, SIZE, most_boxes=7)) == 7
+
+
+# Through the predictor
+
+
+@pytest.fixture(scope="module")
+def constrained(bundle: Bundle) -> Predictor:
+    settings = bundle.config.infer.model_copy(
+        update={"constrained": True, "max_detections": 2, "max_new_tokens": 120, "score_threshold": 0.0}
+    )
+    return Predictor(replace(bundle, config=bundle.config.model_copy(update={"infer": settings})))
+
+
+def test_predict__the_untrained_model_writes_boxes_of_the_label_set_inside_the_image(
+    constrained: Predictor, lessons: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[GeneratedAnswer] = []
+    read = constrained._by_text
+    monkeypatch.setattr(
+        constrained, "_by_text", lambda answer, item: answers.append(answer) or read(answer, item)
+    )
+    predictions = list(constrained.predict(lessons, "text"))
+    assert [prediction.rejected for prediction in predictions] == [0] * len(lessons)
+    labels = list(constrained.bundle.labels)
+    for sample, prediction, answer in zip(lessons, predictions, answers, strict=True):
+        item = constrained.encoder.encode(sample, with_answer=False)
+        records = assert_valid(answer.text, labels, constrained._model_image_size(item), most_boxes=2)
+        assert len(records) == len(prediction.detections)
+        assert not answer.truncated
+    assert any(prediction.detections for prediction in predictions)
+
+
+def test_predict__a_forced_token_keeps_the_score_that_the_model_gave_it(
+    constrained: Predictor, lessons: list[Sample]
+) -> None:
+    """Scored within the grammar alone, the fixed parts of an answer would have probability one."""
+    detections = [item for found in constrained.predict(lessons, "text") for item in found.detections]
+    uniform = 1 / len(constrained.bundle.processor.tokenizer)
+    assert detections
+    assert all(0 < item.score < 30 * uniform for item in detections)
+    assert all(math.isfinite(item.score) for item in detections)
+
+
+def test_infer__constrained_is_refused_where_the_head_answers(
+    bundle: Bundle, scenes_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Predictor, "from_checkpoint", lambda folder, **settings: Predictor(bundle))
+    with pytest.raises(ConfigError, match="text answers") as caught:
+        infer(Path("unused"), [scenes_file], constrained=True)
+    assert caught.value.problems[0].fix == "add --mode text"
