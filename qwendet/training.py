@@ -253,9 +253,18 @@ def create_trainer(config: Config, *, tracker: Tracker = silent) -> DetectionTra
     Raises:
         QwendetError: for data, weights or settings that cannot be used.
     """
-    bundle = load(config, for_inference=False)
-    freeze_groups(bundle.detector, bundle.config.train.group_learning_rates())
-    dataset = TrainingSamples(bundle.config, bundle.encoder())
+    return trainer_of(load(config, for_inference=False), tracker=tracker)
+
+
+def trainer_of(bundle: Bundle, *, tracker: Tracker = silent) -> DetectionTrainer:
+    """Build the trainer of a training build: groups frozen, samples opened.
+
+    Raises:
+        QwendetError: for data or settings that cannot be used.
+    """
+    config = bundle.config
+    freeze_groups(bundle.detector, config.train.group_learning_rates())
+    dataset = TrainingSamples(config, bundle.encoder())
     if config.data.on_bad_sample == "skip":
         dataset.indices, problems = usable_samples(dataset.samples, bundle.labels)
         logger.warning("data.on_bad_sample is skip: %d samples left out", len(problems))
@@ -264,7 +273,7 @@ def create_trainer(config: Config, *, tracker: Tracker = silent) -> DetectionTra
     if len(dataset) == 0:
         raise ConfigError("no usable training sample is left", "data.train", "mend the samples listed above")
     return DetectionTrainer(
-        bundle, dataset, training_arguments(bundle.config), [ProgressReport(tracker), StopOnSignal()]
+        bundle, dataset, training_arguments(config), [ProgressReport(tracker), StopOnSignal()]
     )
 
 

@@ -24,7 +24,7 @@ from qwendet.errors import ConfigError, DataError
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.model.checkpoint import save_checkpoint
-from qwendet.parameter_groups import freeze_groups
+from qwendet.training import DetectionTrainer, create_trainer, trainer_of
 
 LOOKED_AT = 64
 """Training samples that the few are chosen from: the first ones."""
@@ -37,7 +37,7 @@ class Subject:
 
     Args:
         config: the config, as loaded from its file.
-        folder: where the temporary checkpoint may be written.
+        folder: where a temporary checkpoint may be written.
         bundle: the training build, where it is there already; ``None`` loads it.
     """
 
@@ -47,12 +47,16 @@ class Subject:
         self._bundle = bundle
 
     @cached_property
+    def trainer(self) -> DetectionTrainer:
+        """The trainer that ``train`` would use, but for ``train.output_dir``: nothing is written there."""
+        if self._bundle is None:
+            return create_trainer(self._elsewhere(self.config))
+        return trainer_of(replace(self._bundle, config=self._elsewhere(self._bundle.config)))
+
+    @property
     def bundle(self) -> Bundle:
-        """The training build on its device, its groups frozen; what ``create_trainer`` trains."""
-        bundle = self._bundle or load(self.config, for_inference=False)
-        freeze_groups(bundle.detector, bundle.config.train.group_learning_rates())
-        bundle.detector.to(bundle.config.model.device)
-        return bundle
+        """The training build on its device, its groups frozen."""
+        return self.trainer.bundle
 
     @cached_property
     def saved(self) -> Path:
@@ -107,6 +111,10 @@ class Subject:
     def batch(self) -> Batch:
         """:attr:`encoded` as one batch."""
         return self.bundle.collator()(self.encoded)
+
+    def _elsewhere(self, config: Config) -> Config:
+        train = config.train.model_copy(update={"output_dir": str(self.folder / "run")})
+        return config.model_copy(update={"train": train})
 
     def _readable(self) -> Iterator[Sample]:
         """The training samples of the first epoch, in the file's order."""
