@@ -6,9 +6,11 @@ them are reported at once. How a file becomes a ``Config`` is in :mod:`qwendet.c
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LearningRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -26,6 +28,39 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
+class LoraConfig(Section):
+    """Train small matrices beside the frozen ones of the base model (LoRA, Hu et al. 2022)."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Inner size of the trained matrices."""
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
+    """What they add is multiplied by ``alpha / rank``."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of their inputs that is left out in training."""
+    targets: tuple[str, ...] = ("language",)
+    """``language``, ``vision``, ``all`` (both and the merger), or module names such as ``q_proj``."""
+    load_in_4bit: bool = False
+    """Keep the frozen base in 4 bits (QLoRA, Dettmers et al. 2023); needs a GPU and bitsandbytes."""
+    base: str | None = None
+    """The base; ``null`` is ``model.path``, or of an adapter checkpoint where it was in training."""
+    fingerprint: str | None = None
+    """SHA-256 over the base's weights, recorded in training; another base is refused."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return (value,)
+        return tuple(value) if isinstance(value, list) else value  # the manifest's JSON has no tuples
+
+    @field_validator("targets")
+    @classmethod
+    def _require_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(re.fullmatch(r"\w+(\.\w+)*", name) for name in value):
+            raise ValueError("model.lora.targets needs names; write language, vision, all, or module names")
+        return value
+
+
 class ModelConfig(Section):
     """Which model is built, and in what form it computes."""
 
@@ -39,6 +74,8 @@ class ModelConfig(Section):
     """``auto`` is the GPU if there is one; ``cuda`` without a GPU is an error."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about 30 % slower, far less memory."""
+    lora: LoraConfig | None = None
+    """Train an adapter instead of the model itself; ``null`` trains every part with a learning rate."""
 
 
 class DataConfig(Section):
@@ -220,6 +257,14 @@ class Config(Section):
         return self
 
 
+def inner_section(field: FieldInfo) -> type[Section] | None:
+    """The section that a field holds, such as ``model.lora``; ``None`` for a plain value."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None
+
+
 def _contradictions(config: Config) -> list[str]:
     """Say which settings exclude each other."""
     found = []
@@ -237,9 +282,26 @@ def _contradictions(config: Config) -> list[str]:
             "detection.enabled is true but the head's loss weights are 0: it would stay random;"
             " raise loss.detection_loss_weight or set detection.enabled to false"
         )
+    found += _frozen_parts_with_a_rate(config)
     if config.infer.mode in ("head", "both") and not config.detection.enabled:
         found.append(
             f"infer.mode is {config.infer.mode} but detection.enabled is false: there is no head;"
             " set infer.mode to text"
         )
     return found
+
+
+def _frozen_parts_with_a_rate(config: Config) -> list[str]:
+    """Say which parts were given a learning rate of their own, though LoRA leaves them frozen."""
+    lora, train = config.model.lora, config.train
+    named = {"language", "vision", "all"}
+    if lora is None or not named.issuperset(lora.targets) or "all" in lora.targets:
+        return []  # which parts a list of module names reaches is seen when the model is there
+    rates = {"language": train.language_learning_rate, "vision": train.vision_learning_rate}
+    rates["merger"] = train.merger_learning_rate
+    return [
+        f"train.{part}_learning_rate is {rate}, but model.lora.targets leaves the {part} part frozen;"
+        f" remove it, or set model.lora.targets to all"
+        for part, rate in rates.items()
+        if rate and part not in lora.targets
+    ]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from qwendet.config import EMBEDDED_MODELS, Config
+from qwendet.config import EMBEDDED_MODELS, Config, Section, inner_section
 from qwendet.errors import ConfigError, Problem
 
 PACKAGE_EXAMPLES = Path(__file__).parent / "examples"
@@ -267,11 +267,16 @@ def _fix_for_unknown(path: tuple[str, ...]) -> str:
 
 def known_keys() -> list[str]:
     """Every dotted key of the config, sections included."""
+    return _keys_of(Config)
+
+
+def _keys_of(section: type[Section], prefix: str = "") -> list[str]:
     keys = []
-    for section, field in Config.model_fields.items():
-        keys.append(section)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += [f"{section}.{name}" for name in field.annotation.model_fields]
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        inner = inner_section(field)
+        if inner is not None:
+            keys += _keys_of(inner, f"{prefix}{name}.")
     return keys
 
 
@@ -297,9 +302,10 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
         if (value := getattr(getattr(config, section), field)) is not None
     }
     train = {"output_dir": str(folder / config.train.output_dir)}
-    model_folder = folder / config.model.path
-    is_folder = config.model.path not in EMBEDDED_MODELS and model_folder.is_dir()
-    model = {"path": str(model_folder)} if is_folder else {}
+    model: dict[str, Any] = {"path": _model_path(config.model.path, folder)}
+    lora = config.model.lora
+    if lora is not None and lora.base is not None:
+        model["lora"] = lora.model_copy(update={"base": _model_path(lora.base, folder)})
     return config.model_copy(
         update={
             "data": config.data.model_copy(update=data),
@@ -307,3 +313,9 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
             "model": config.model.model_copy(update=model),
         }
     )
+
+
+def _model_path(path: str, folder: Path) -> str:
+    """A model's folder made absolute; an embedded model or a hub id as it is."""
+    is_folder = path not in EMBEDDED_MODELS and (folder / path).is_dir()
+    return str(folder / path) if is_folder else path

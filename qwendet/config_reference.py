@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic.fields import FieldInfo
 
-from qwendet.config import Config, Section
+from qwendet.config import Config, Section, inner_section
 
 HEADER = """\
 # Configuration
@@ -24,17 +24,23 @@ def render_reference() -> str:
 
 
 def _section(name: str, field: FieldInfo) -> str:
-    section = field.annotation
-    assert isinstance(section, type)
-    assert issubclass(section, Section)
+    section = inner_section(field)
+    assert section is not None
     summary = (section.__doc__ or "").strip()
-    rows = [
-        f"| `{name}.{key}` | `{_default(inner)}` | {inner.description} |"
-        for key, inner in section.model_fields.items()
-    ]
+    rows = _rows(name, section)
     return "\n".join(
         [f"## `{name}`", "", summary, "", "| key | default | meaning |", "|---|---|---|", *rows, ""]
     )
+
+
+def _rows(name: str, section: type[Section]) -> list[str]:
+    """A row for each key, and below it those of the section that it holds."""
+    rows = []
+    for key, field in section.model_fields.items():
+        rows.append(f"| `{name}.{key}` | `{_default(field)}` | {field.description} |")
+        inner = inner_section(field)
+        rows += _rows(f"{name}.{key}", inner) if inner is not None else []
+    return rows
 
 
 def _default(field: FieldInfo) -> str:

@@ -33,8 +33,8 @@ from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.data.teachers import choose_teachers
 from qwendet.errors import ConfigError, DataError, Problem
 from qwendet.files import atomic_file
-from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary
+from qwendet.loader import Bundle, config_of_checkpoint, load, require_as_trained
 from qwendet.model.generation import GeneratedAnswer, generate_answers
 from qwendet.pictures import save_picture
 from qwendet.progress import Tracker, silent
@@ -42,13 +42,6 @@ from qwendet.progress import Tracker, silent
 logger = logging.getLogger("qwendet")
 
 Source = Literal["head", "text"]
-AS_TRAINED = (
-    ("model", "path"),
-    ("data", "system_prompt"),
-    ("data", "request"),
-    ("data", "min_pixels"),
-    ("data", "max_pixels"),
-)
 
 
 @dataclass(frozen=True)
@@ -91,17 +84,6 @@ class Prediction:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
-def _require_as_trained(trained: Config, config: Config) -> None:
-    for section, name in AS_TRAINED:
-        wanted, found = (getattr(getattr(source, section), name) for source in (trained, config))
-        if found != wanted:
-            raise ConfigError(
-                f"{section}.{name} is {found!r}, but the checkpoint was trained with {wanted!r}",
-                "--set",
-                "leave it out: prompts and pixel limits belong to the weights",
-            )
-
-
 class Predictor:
     """Predicts with a model.
 
@@ -135,7 +117,7 @@ class Predictor:
         """
         trained = config_of_checkpoint(Path(folder))
         config = override_config(trained, overrides)
-        _require_as_trained(trained, config)
+        require_as_trained(trained, config)
         if labels is not None:
             config = config.model_copy(
                 update={"data": config.data.model_copy(update={"labels": tuple(labels)})}

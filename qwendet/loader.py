@@ -8,7 +8,6 @@ that alters an output.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +20,11 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, Qwen2_5_VLForConditionalGeneration
 
-from qwendet.config import Config
+from qwendet.config import Config, LoraConfig
 from qwendet.data.collate import StandardDataCollator
 from qwendet.data.encode import END_OF_TURN, Encoder
-from qwendet.data.samples import SampleFile, check_label
-from qwendet.errors import CheckpointError, ConfigError, DataError, EnvironmentLacksError, Problem
+from qwendet.data.labels import resolve_labels
+from qwendet.errors import CheckpointError, ConfigError, Problem
 from qwendet.model.checkpoint import (
     Manifest,
     is_qwendet_checkpoint,
@@ -35,7 +34,9 @@ from qwendet.model.checkpoint import (
     verify_parameters,
 )
 from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.model.environment import settle
 from qwendet.model.head import DetectionHead, HeadShape
+from qwendet.model.lora import add_adapter, fingerprint, in_4bit, load_adapter
 from qwendet.model.processor import ImageTextProcessor, load_processor
 from qwendet.model.tiny import TINY_FOLDER, UNTRAINED, write_untrained
 
@@ -47,6 +48,15 @@ UNREADABLE = (
     OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError,
     StrictDataclassError,
 )  # fmt: skip
+# What an adapter's parameters depend on.
+ADAPTER_SHAPE = ("rank", "alpha", "targets", "load_in_4bit")
+AS_TRAINED = (
+    ("model", "path"),
+    ("data", "system_prompt"),
+    ("data", "request"),
+    ("data", "min_pixels"),
+    ("data", "max_pixels"),
+)
 NEW_HEAD = {"hidden_size": 256, "num_layers": 3, "num_heads": 8}
 
 
@@ -98,9 +108,10 @@ def load(config: Config, *, for_inference: bool) -> Bundle:
         DataError: if there is no label set.
         EnvironmentLacksError: if a named device, dtype or attention is not to be had here.
     """
-    source, manifest = _source(config)
+    source, manifest = _source(config.model.path)
     config = _resolve(config)
-    vlm = _load_vlm(source, config)
+    base = _base_of_adapter(config, manifest)
+    vlm = _load_vlm(base or source, config)
     with _reading("tokenizer and image processor", source):
         processor = load_processor(source, config.data.min_pixels, config.data.max_pixels)
     _require_fitting(processor, vlm.config, source)
@@ -108,12 +119,19 @@ def load(config: Config, *, for_inference: bool) -> Bundle:
     if head is not None:
         head.to(vlm.dtype)
     detector = Qwen25VLWithDetection(vlm, head)
+    if base is not None and manifest is not None:
+        config = _with_adapter(detector, config, base, manifest.config.model.lora)
+        load_adapter(vlm, Path(source))
     if manifest is not None:
-        if head is not None and manifest.head is not None:
-            load_head_weights(detector, Path(source))
-        elif manifest.head is not None:
-            logger.info("head: detection.enabled is false, so the checkpoint's head is left out")
-        verify_parameters(_known(detector, manifest), manifest, Path(source))
+        _verify(detector, manifest, Path(source))
+    if base is None and config.model.lora is not None:
+        if for_inference:
+            raise CheckpointError(
+                "model.lora is set, but the checkpoint has no adapter: inference would use an untrained one",
+                config.model.path,
+                "set model.lora to null, or train an adapter first",
+            )
+        config = _with_adapter(detector, config, source, config.model.lora)
     bundle = Bundle(detector, processor, _record(config, detector, processor))
     if config.model.gradient_checkpointing and not for_inference:
         # The second name is the one before transformers 5.23.
@@ -135,11 +153,65 @@ def config_of_checkpoint(folder: Path) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def _source(config: Config) -> tuple[str, Manifest | None]:
+def restore(bundle: Bundle, folder: Path) -> None:
+    """Give a model the weights of a checkpoint of its own run, verified, every one of them.
+
+    Args:
+        bundle: the model, changed in place.
+        folder: the checkpoint.
+
+    Raises:
+        CheckpointError: for missing, unexpected or changed weights.
+    """
+    stored = config_of_checkpoint(folder)
+    if stored.model.lora is None:
+        restored = load(stored, for_inference=True)
+        bundle.detector.load_state_dict(restored.detector.state_dict(), strict=True)
+        return
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    _require_fingerprint(stored.model.lora, bundle.config.model.lora)
+    load_adapter(bundle.detector.vlm, folder)
+    _verify(bundle.detector, manifest, folder)
+
+
+def require_as_trained(trained: Config, config: Config) -> None:
+    """Refuse settings that would show a checkpoint's model what it was not trained on.
+
+    Args:
+        trained: the checkpoint's config.
+        config: the same with overrides.
+
+    Raises:
+        ConfigError: naming the first such setting.
+    """
+    for section, name in AS_TRAINED:
+        wanted, found = (getattr(getattr(source, section), name) for source in (trained, config))
+        if found != wanted:
+            raise ConfigError(
+                f"{section}.{name} is {found!r}, but the checkpoint was trained with {wanted!r}",
+                "--set",
+                "leave it out: prompts and pixel limits belong to the weights",
+            )
+    if _adapter(trained) != _adapter(config):
+        raise ConfigError(
+            "model.lora is not what the checkpoint was trained with",
+            "--set",
+            "leave it out: only model.lora.base, where the base model is, may be given",
+        )
+
+
+def _adapter(config: Config) -> LoraConfig | None:
+    """The adapter, wherever its base is."""
+    lora = config.model.lora
+    return None if lora is None else lora.model_copy(update={"base": None})
+
+
+def _source(path: str) -> tuple[str, Manifest | None]:
     """Where weights come from, and its verified manifest if it has one."""
-    if config.model.path == UNTRAINED:
+    if path == UNTRAINED:
         return str(write_untrained()), None
-    source = str(TINY_FOLDER) if config.model.path == "tiny" else config.model.path
+    source = str(TINY_FOLDER) if path == "tiny" else path
     folder = Path(source)
     if not is_qwendet_checkpoint(folder):
         if folder.is_absolute() and not folder.is_dir():
@@ -150,92 +222,66 @@ def _source(config: Config) -> tuple[str, Manifest | None]:
     return source, manifest
 
 
+def _base_of_adapter(config: Config, manifest: Manifest | None) -> str | None:
+    """Where the base of an adapter checkpoint is; ``None`` if ``model.path`` is no such checkpoint."""
+    stored = manifest.config.model.lora if manifest is not None else None
+    if stored is None:
+        return None
+    path, lora = config.model.path, config.model.lora
+    if lora is None or any(getattr(lora, name) != getattr(stored, name) for name in ADAPTER_SHAPE):
+        wanted = {name: getattr(stored, name) for name in ADAPTER_SHAPE}
+        raise CheckpointError(
+            f"the checkpoint is an adapter with {wanted}, but the config's model.lora is not the same",
+            path,
+            "copy model.lora from it, or make a whole model of it: qwendet export",
+        )
+    base, manifest_of_base = _source(lora.base or stored.base or "")
+    if manifest_of_base is not None and manifest_of_base.config.model.lora is not None:
+        raise CheckpointError("the base model is itself an adapter", base, "qwendet export it first")
+    return base
+
+
+def _with_adapter(
+    detector: Qwen25VLWithDetection, config: Config, base: str, wanted: LoraConfig | None
+) -> Config:
+    """Put the adapter into the model; record what its base is, and see that it is the wanted one."""
+    lora = config.model.lora
+    assert lora is not None
+    assert wanted is not None
+    with _reading("weights of the base model", base):
+        found = fingerprint(base)
+    path = lora.base or wanted.base or config.model.path
+    recorded = lora.model_copy(update={"base": path, "fingerprint": found})
+    _require_fingerprint(wanted, recorded)
+    add_adapter(detector.vlm, recorded, config.train.seed)
+    return config.model_copy(update={"model": config.model.model_copy(update={"lora": recorded})})
+
+
+def _require_fingerprint(wanted: LoraConfig, found: LoraConfig | None) -> None:
+    """Refuse an adapter on another base than it was trained on."""
+    if found is None or wanted.fingerprint not in (None, found.fingerprint):
+        raise CheckpointError(
+            f"this is not the base model that the adapter was trained on: expected the fingerprint"
+            f" {(wanted.fingerprint or '')[:16]}…, got {((found and found.fingerprint) or '')[:16]}…",
+            f"model.lora.base {found.base if found else None}",
+            f"give the folder or hub id of the right one (in training it was {wanted.base})"
+            " with --set model.lora.base=…",
+        )
+
+
+def _verify(detector: Qwen25VLWithDetection, manifest: Manifest, folder: Path) -> None:
+    """Load the checkpoint's head, and compare all that its manifest can vouch for."""
+    if detector.head is not None and manifest.head is not None:
+        load_head_weights(detector, folder)
+    elif manifest.head is not None:
+        logger.info("head: detection.enabled is false, so the checkpoint's head is left out")
+    verify_parameters(_known(detector, manifest), manifest, folder)
+
+
 def _resolve(config: Config) -> Config:
     """Fill in what ``auto`` and ``null`` leave open before the model is there, and say it."""
-    device = _resolve_device(config.model.device)
-    dtype = _resolve_dtype(config.model.dtype, device)
-    attention = _resolve_attention(config.model.attn_implementation, device, dtype)
-    logger.info("device: %s, dtype: %s, attention: %s", device, dtype, attention)
-    model = {"device": device, "dtype": dtype, "attn_implementation": attention}
-    return config.model_copy(
-        update={
-            "model": config.model.model_copy(update=model),
-            "data": config.data.model_copy(update={"labels": resolve_labels(config)}),
-        }
-    )
-
-
-def _resolve_device(device: str) -> str:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentLacksError(
-            "model.device is cuda, but torch sees no CUDA GPU", "model.device", "set it to auto or cpu"
-        )
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
-
-
-def _resolve_dtype(dtype: str, device: str) -> str:
-    if dtype != "auto":
-        return dtype
-    return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-
-
-def _resolve_attention(attention: str, device: str, dtype: str) -> str:
-    lacking = _why_no_flash_attention(device, dtype)
-    if attention == "auto":
-        return "sdpa" if lacking else "flash_attention_2"
-    if attention == "flash_attention_2" and lacking:
-        raise EnvironmentLacksError(
-            f"flash_attention_2 needs {lacking}",
-            "model.attn_implementation",
-            "pip install 'qwendet[flash]' on a machine with an NVIDIA GPU, or set it to sdpa",
-        )
-    return attention
-
-
-def _why_no_flash_attention(device: str, dtype: str) -> str:
-    if device != "cuda":
-        return "a CUDA GPU"
-    if importlib.util.find_spec("flash_attn") is None:
-        return "the package flash-attn"
-    return "" if dtype in ("bfloat16", "float16") else f"bfloat16 or float16, not {dtype}"
-
-
-def resolve_labels(config: Config) -> tuple[str, ...]:
-    """The label set: ``data.labels``, else the training samples' labels, sorted.
-
-    Raises:
-        DataError: if neither names a label.
-    """
-    if config.data.labels is not None:
-        labels = tuple(check_label(label, "data.labels", label) for label in config.data.labels)
-    elif config.data.train is not None:
-        labels = labels_of(SampleFile(Path(config.data.train)), skip_bad=config.data.on_bad_sample == "skip")
-    else:
-        labels = ()
-    if not labels:
-        raise DataError(
-            "there is no label to look for",
-            "data.labels",
-            "name them in data.labels, or give data.train with boxes",
-        )
-    return labels
-
-
-def labels_of(samples: SampleFile, *, skip_bad: bool) -> tuple[str, ...]:
-    """All labels of a sample file, sorted."""
-    found: set[str] = set()
-    for index in range(len(samples)):
-        try:
-            sample = samples[index]
-        except DataError:
-            if skip_bad:
-                continue
-            raise
-        for turn in (*sample.teachers, sample.student):
-            found.update(item.desc for item in turn.objects)
-    return tuple(sorted(found))
+    data = config.data.model_copy(update={"labels": resolve_labels(config)})
+    return config.model_copy(update={"model": settle(config.model), "data": data})
 
 
 def _load_vlm(source: str, config: Config) -> Qwen2_5_VLForConditionalGeneration:
@@ -252,6 +298,7 @@ def _load_vlm(source: str, config: Config) -> Qwen2_5_VLForConditionalGeneration
             ignore_mismatched_sizes=True,  # so that they are named below
             use_safetensors=True,
             trust_remote_code=False,
+            **in_4bit(config.model),
         )
     vlm: Qwen2_5_VLForConditionalGeneration
     vlm, report = loaded

@@ -1,10 +1,15 @@
-"""The parameter groups, each with a learning rate of its own; a rate of 0 freezes."""
+"""The parameter groups, each with a learning rate of its own; a rate of 0 freezes.
+
+An adapter belongs to the group of the part that it is in; with one, only adapters and the head train.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
+
+from qwendet.model.lora import has_adapter, is_adapter
 
 GROUPS = ("vision", "merger", "language", "head")
 
@@ -24,9 +29,12 @@ def group_of(parameter_name: str) -> str:
 
 
 def freeze_groups(detector: nn.Module, learning_rates: dict[str, float]) -> None:
-    """Turn off the gradients of groups whose learning rate is 0."""
+    """Turn off the gradients of groups whose learning rate is 0, and of the base beneath an adapter."""
+    with_adapter = has_adapter(detector)
     for name, parameter in detector.named_parameters():
-        parameter.requires_grad_(learning_rates[group_of(name)] > 0)
+        is_frozen_base = with_adapter and not is_adapter(name) and group_of(name) != "head"
+        if parameter.is_floating_point():  # what is kept in 4 bits has no gradient to turn off
+            parameter.requires_grad_(learning_rates[group_of(name)] > 0 and not is_frozen_base)
 
 
 def parameter_groups(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from qwendet.config import Config
 from qwendet.errors import CheckpointError, Problem
@@ -15,6 +16,7 @@ FIXED_IN_A_RUN = (
     "model.dtype", "data.labels", "data.system_prompt", "data.request", "data.min_pixels", "data.max_pixels",
     "detection.enabled", "detection.hidden_size", "detection.num_layers", "detection.num_heads",
     "train.optimizer", "train.weight_decay",
+    "model.lora", "model.lora.rank", "model.lora.alpha", "model.lora.targets", "model.lora.load_in_4bit",
 )  # fmt: skip
 
 
@@ -29,17 +31,15 @@ def require_same_run(stored: Config, here: Config, checkpoint: str) -> None:
     Raises:
         CheckpointError: with every setting that would change the model, or not come into effect.
     """
-    before, now = (
-        {f"{section}.{name}": value for section, group in dump.items() for name, value in group.items()}
-        for dump in (stored.model_dump(), here.model_dump())
-    )
-    elsewhere = ("model.path", "model.device")  # told by where the checkpoint is, and by the machine
-    differing = [key for key in before if before[key] != now[key] and key not in elsewhere]
+    before, now = _flat(stored.model_dump()), _flat(here.model_dump())
+    # Told by where the checkpoint is, by the machine, and by the base's fingerprint.
+    elsewhere = ("model.path", "model.device", "model.lora.base")
+    differing = [key for key in before | now if before.get(key) != now.get(key) and key not in elsewhere]
     for key in differing:
-        logger.info("differs from the checkpoint: %s: %s, now %s", key, before[key], now[key])
+        logger.info("differs from the checkpoint: %s: %s, now %s", key, before.get(key), now.get(key))
     problems = [
         Problem(
-            f"{key} is {now[key]!r}, but the run was started with {before[key]!r}",
+            f"{key} is {now.get(key)!r}, but the run was started with {before.get(key)!r}",
             checkpoint,
             "restore it, or start another run with the checkpoint as model.path",
         )
@@ -48,6 +48,14 @@ def require_same_run(stored: Config, here: Config, checkpoint: str) -> None:
     ]
     if problems:
         raise CheckpointError.of(problems)
+
+
+def _flat(dump: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in dump.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def latest_checkpoint(run: Path) -> Path:

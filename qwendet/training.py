@@ -28,7 +28,7 @@ from qwendet.data.dataset import TrainingSamples, usable_samples
 from qwendet.data.order import EpochOrder
 from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
 from qwendet.files import publish_folder
-from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.loader import Bundle, config_of_checkpoint, load, restore
 from qwendet.model.checkpoint import save_checkpoint
 from qwendet.model.losses import Losses, LossManager, step_counts
 from qwendet.model.matching import Targets
@@ -236,8 +236,7 @@ class DetectionTrainer(Trainer):
         """Load weights through the loader: verified, every key, nothing random."""
         stored = config_of_checkpoint(Path(resume_from_checkpoint))
         require_same_run(stored, self.bundle.config, resume_from_checkpoint)
-        restored = load(stored, for_inference=True)
-        self.bundle.detector.load_state_dict(restored.detector.state_dict(), strict=True)
+        restore(self.bundle, Path(resume_from_checkpoint))
 
 
 def create_trainer(config: Config, *, tracker: Tracker = silent) -> DetectionTrainer:

@@ -49,7 +49,7 @@ def model_path(survey: Survey) -> list[Problem]:
     if path in EMBEDDED_MODELS:
         return []
     if Path(path).is_dir():
-        if (Path(path) / "config.json").is_file():
+        if any((Path(path) / name).is_file() for name in ("config.json", "adapter_config.json")):
             return []
         return [Problem(f"the folder {path} holds no config.json, so no model", "model.path", "give another")]
     if HUB_ID.fullmatch(path):

@@ -1,6 +1,7 @@
 """Checkpoints: a plain Hugging Face directory, the head beside it, and a manifest that proves both.
 
     config.json, generation_config.json, model*.safetensors, tokenizer and processor files
+    adapter_config.json, adapter_model.safetensors      with LoRA, in place of config and model
     detection_head.safetensors          only with the head
     qwendet.json                        the manifest: what was trained, and the hash of every byte of it
 
@@ -26,6 +27,7 @@ from qwendet.errors import CheckpointError, Problem
 from qwendet.files import sha256_of_file
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import HeadShape
+from qwendet.model.lora import has_adapter, is_adapter, save_adapter
 from qwendet.model.losses import LOSS_VERSION
 from qwendet.model.processor import RESIZER, ImageTextProcessor, save_processor
 
@@ -107,7 +109,11 @@ def save_checkpoint(
         attn_implementation: attention in use.
         step: optimizer steps done.
     """
-    detector.vlm.save_pretrained(folder)
+    lora = config.model.lora
+    if lora is None:
+        detector.vlm.save_pretrained(folder)
+    else:
+        save_adapter(detector.vlm, lora, folder)
     save_processor(processor, folder)
     if detector.head is not None:
         weights = {name: tensor.contiguous() for name, tensor in detector.head.state_dict().items()}
@@ -138,10 +144,20 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def describe_parameters(detector: Qwen25VLWithDetection) -> dict[str, ParameterRecord]:
-    """Shape, dtype and hash of every parameter; tied ones count once."""
+    """Shape, dtype and hash of every parameter that a checkpoint holds; tied ones count once."""
     return {
         name: ParameterRecord(tuple(tensor.shape), dtype_name(tensor.dtype), sha256_of_tensor(tensor))
+        for name, tensor in stored_parameters(detector).items()
+    }
+
+
+def stored_parameters(detector: Qwen25VLWithDetection) -> dict[str, Tensor]:
+    """The parameters that a checkpoint holds: all of them, or of an adapter those beside the base."""
+    without_base = has_adapter(detector)
+    return {
+        name: tensor
         for name, tensor in detector.named_parameters()
+        if not without_base or is_adapter(name) or name.startswith("head.")
     }
 
 
@@ -246,7 +262,7 @@ def verify_parameters(detector: Qwen25VLWithDetection, manifest: Manifest, folde
     Raises:
         CheckpointError: naming the first that is missing, unexpected or different.
     """
-    found = dict(detector.named_parameters())
+    found = stored_parameters(detector)
     wanted = {name: record for name, record in manifest.parameters.items() if _is_built(name, detector)}
     for name in sorted(set(found) ^ set(wanted)):
         state = "unexpected" if name in found else "missing"

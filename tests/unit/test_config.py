@@ -212,8 +212,10 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(key=st.sampled_from([key for key in known_keys() if "." in key]), value=VALUES)
 def test_any_value_of_a_known_key__never_ends_in_a_traceback(scratch: Path, key: str, value: object) -> None:
-    section, name = key.split(".")
-    scratch.write_text(yaml.safe_dump({section: {name: value}}), encoding="utf-8")
+    values: object = value
+    for name in reversed(key.split(".")):
+        values = {name: values}
+    scratch.write_text(yaml.safe_dump(values), encoding="utf-8")
     assert ends_well(lambda: load_config(scratch))
 
 
