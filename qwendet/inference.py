@@ -33,8 +33,8 @@ from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.data.teachers import choose_teachers
 from qwendet.errors import ConfigError, DataError, Problem
 from qwendet.files import atomic_file
-from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary
 from qwendet.loader import Bundle, config_of_checkpoint, load, require_as_trained
+from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary
 from qwendet.model.generation import GeneratedAnswer, generate_answers
 from qwendet.pictures import save_picture
 from qwendet.progress import Tracker, silent
