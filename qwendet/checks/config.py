@@ -2,43 +2,97 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from qwendet.checks.result import Result
+from qwendet.checks import frames, overlap, settings, survey
+from qwendet.checks.result import Result, Table
 from qwendet.checks.runner import Findings
-from qwendet.checks.samples import PARSE, RULES, SPLITS, Scan, Split, scan_files
-from qwendet.checks.settings import CHECKS, Survey
+from qwendet.checks.samples import RULES, Split
+from qwendet.checks.scan import CUT, OPEN, PARSE, PASS_IDS, Depth, Scan, scan_files
+from qwendet.checks.summary import summary_tables
+from qwendet.checks.survey import Check, Survey
 from qwendet.config import Config
+from qwendet.data.image_tokens import image_limits
 from qwendet.errors import DataError, EnvironmentLacksError, Problem, QwendetError
 from qwendet.progress import Tracker
 
 ENVIRONMENT = "config.environment."
+FILES = "config.data.files"
+ALLOW = "config.data.allow"
+TOKENS = "config.tokens.limit"
+ORDER: tuple[Split, ...] = ("val", "train", "teachers")
 
 
-def run_config_checks(config: Config, tracker: Tracker) -> list[Result]:
+@dataclass(frozen=True)
+class Thoroughness:
+    """How far the checks go.
+
+    Attributes:
+        images: ``none`` opens no image, ``header`` reads header, EXIF and end mark, ``full`` every pixel.
+        tokens: count the tokens of every sample, which needs the tokenizer and so transformers.
+        workers: processes that read samples and images.
+    """
+
+    images: Depth = "header"
+    tokens: bool = False
+    workers: int = 1
+
+
+def run_config_checks(
+    config: Config, tracker: Tracker, how: Thoroughness | None = None
+) -> tuple[list[Result], list[Table]]:
     """Run every check of the config and its data.
 
     Args:
         config: a config that could be loaded.
         tracker: shows progress.
+        how: how far to go.
 
     Returns:
-        At least one result for each check.
+        At least one result for each check, causes before what follows from them; and the data in figures.
 
     Raises:
         DataError: if a sample file or the data root is absent or may not be read.
     """
-    _require_files(config)
-    scans, findings = scan_files(config, tracker)
-    survey, allowed = Survey(config, scans), config.data.allow
-    results = [result for id in CHECKS for result in _run_check(id, survey)]
-    goods = {PARSE: _what_parsed(scans)} | {id: good for id, (_, good) in RULES.items()}
-    if not any(scan.num_samples for scan in scans.values()):
-        skipped = "there are no samples to look at"
-        return results + [Result(id, "skip", skipped) for id in findings]
-    return results + [
-        result for id, found in findings.items() for result in found.results(goods[id], allowed)
-    ]
+    files: dict[Split, Path] = {
+        split: Path(name) for split in ORDER if (name := getattr(config.data, split)) is not None
+    }
+    how = how or Thoroughness()
+    require_files({f"data.{split}": path for split, path in files.items()}, config.data.root)
+    results, seen, tables = _run(config, files, known_checks(), tracker, how)
+    if how.tokens:
+        from qwendet.checks.tokens import count_tokens
+
+        found, more = count_tokens(config, seen, tracker)
+        return results + found, tables + more
+    return results, tables
+
+
+def run_data_checks(
+    files: Mapping[Split, Path], root: Path | None, tracker: Tracker, how: Thoroughness
+) -> tuple[list[Result], list[Table]]:
+    """Run every check that looks at sample files alone.
+
+    Args:
+        files: sample files.
+        root: folder that image paths start from; None is each file's own.
+        tracker: shows progress.
+        how: how far to go; tokens are not counted.
+
+    Raises:
+        DataError: if a file or the root is absent or may not be read.
+    """
+    names = {split: str(path) for split, path in files.items() if split != "test"}
+    data = {**names, **({"root": str(root)} if root else {})}
+    config = Config.model_validate({"data": data})
+    require_files({str(path): path for path in files.values()}, config.data.root)
+    checks = {id: check for id, check in known_checks().items() if check.is_of_data and id not in settings.CHECKS}
+    results, _, tables = _run(config, files, checks, tracker, how)
+    return [result for result in results if not result.id.startswith("config.detection.")], tables
 
 
 def require_config_checks(config: Config, tracker: Tracker) -> None:
@@ -48,41 +102,135 @@ def require_config_checks(config: Config, tracker: Tracker) -> None:
         EnvironmentLacksError: if the machine is all that is wrong.
         QwendetError: with every problem found.
     """
-    failed = [result for result in run_config_checks(config, tracker) if result.status == "fail"]
+    results, _ = run_config_checks(config, tracker)
+    failed = [result for result in results if result.status == "fail"]
     problems = [Problem(result.what, result.where, result.fix, result.id) for result in failed]
     if problems:
-        is_machine = all(problem.id.startswith(ENVIRONMENT) for problem in problems)
-        raise (EnvironmentLacksError if is_machine else QwendetError).of(problems)
+        raise (EnvironmentLacksError if is_of_machine(failed) else QwendetError).of(problems)
 
 
-def _run_check(id: str, survey: Survey) -> list[Result]:
-    check = CHECKS[id]
-    absent = [f"data.{split}" for split in check.needs if split not in survey.scans]
+def is_of_machine(failed: Iterable[Result]) -> bool:
+    """Whether the machine is all that is wrong: the config is sound and would run on another one."""
+    return all(result.id.startswith(ENVIRONMENT) for result in failed)
+
+
+def known_checks() -> dict[str, Check]:
+    """Every check of the whole, causes first."""
+    return {
+        ALLOW: Check(_allow_names_checks, "data.allow names checks only", is_of_data=False),
+        **settings.CHECKS,
+        **survey.CHECKS,
+        **overlap.CHECKS,
+        **frames.CHECKS,
+    }
+
+
+def known_ids() -> list[str]:
+    """Ids of every ``config.*`` check."""
+    return [*known_checks(), *PASS_IDS, TOKENS]
+
+
+def _run(
+    config: Config,
+    files: Mapping[Split, Path],
+    checks: Mapping[str, Check],
+    tracker: Tracker,
+    how: Thoroughness,
+) -> tuple[list[Result], Survey, list[Table]]:
+    limits = image_limits(config)
+    scans, findings = scan_files(
+        config, files, tracker, depth=how.images, workers=how.workers, limits=limits
+    )
+    seen = Survey(config, scans)
+    results = [result for id, check in checks.items() for result in _run_check(id, check, seen)]
+    lost = {result.where for result in results if result.id == "config.images.root" and result.status == "fail"}
+    if len(lost) == sum(1 for scan in scans.values() if scan.num_samples) and lost:
+        findings[OPEN] = Findings(OPEN)  # each of its problems follows from that one
+    goods = _goods(scans)
+    skips = _skips(scans, how, limits is not None)
+    for id, found in findings.items():
+        results += [Result(id, "skip", skips[id])] if id in skips else found.results(goods[id], config.data.allow)
+    return results, seen, summary_tables(scans)
+
+
+def _run_check(id: str, check: Check, seen: Survey) -> list[Result]:
+    absent = [f"data.{split}" for split in check.needs if split not in seen.scans]
     if absent:
         return [Result(id, "skip", f"{' and '.join(absent)} not set")]
+    empty = [seen.scans[split].path.name for split in check.needs if not seen.scans[split].num_parsed]
+    if empty:
+        return [Result(id, "skip", f"{' and '.join(empty)}: no sample that can be read")]
     findings = Findings(id)
-    findings.collect(lambda: check.find(survey))
-    return findings.results(check.good, survey.config.data.allow)
+    findings.collect(lambda: check.find(seen))
+    return findings.results(check.good, seen.config.data.allow)
 
 
-def _require_files(config: Config) -> None:
-    """Refuse absent files at once: without them most checks would say the same."""
-    problems = [
-        Problem(
-            f"there is no such sample file: {name}", f"data.{split}", "correct the path", "config.data.files"
-        )
-        for split in SPLITS
-        if (name := getattr(config.data, split)) is not None and not Path(name).is_file()
-    ]
-    root = config.data.root
+def _goods(scans: Mapping[Split, Scan]) -> dict[str, str]:
+    counts = ", ".join(f"{scan.num_samples} in {scan.path.name}" for scan in scans.values())
+    return {
+        PARSE: f"every sample can be read: {counts}",
+        CUT: "no file ends in mid-line",
+        OPEN: "every image opens and is whole",
+        **{id: rule.good for id, rule in RULES.items()},
+    }
+
+
+def _skips(scans: Mapping[Split, Scan], how: Thoroughness, knows_limits: bool) -> dict[str, str]:
+    """Why rules have nothing to look at."""
+    if not any(scan.num_samples for scan in scans.values()):
+        return dict.fromkeys(PASS_IDS, "there are no samples to look at")
+    skips = {}
+    if how.images == "none":
+        closed = [OPEN, *(id for id, rule in RULES.items() if rule.needs_images)]
+        skips = dict.fromkeys(closed, "images were not opened")
+    if not knows_limits:
+        skips["config.tokens.images"] = "only a download of the model would tell how it resizes images"
+    return skips
+
+
+def _allow_names_checks(seen: Survey) -> Iterable[Problem]:
+    """Every entry of ``data.allow`` is the id of a check."""
+    known = known_ids()
+    for id in seen.config.data.allow:
+        if id not in known:
+            close = difflib.get_close_matches(id, known, n=1, cutoff=0.5)
+            fix = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+            yield Problem(f"{id!r} is the id of no check", "data.allow", fix)
+
+
+def require_files(files: Mapping[str, Path], root: str | None) -> None:
+    """Refuse files that cannot be read at once: without them most checks would say the same.
+
+    Args:
+        files: by where the user named them.
+        root: ``data.root``.
+
+    Raises:
+        DataError: with every problem found.
+    """
+    problems = [problem for where, path in files.items() for problem in _unreadable(path, where)]
     if root is not None and not Path(root).is_dir():
-        problems.append(
-            Problem(f"there is no such folder: {root}", "data.root", "correct the path", "config.data.files")
-        )
+        what = f"{root} is no folder" if Path(root).exists() else f"there is no such folder: {root}"
+        problems.append(Problem(what, "data.root", "correct the path", FILES))
+    elif root is not None and not os.access(root, os.R_OK | os.X_OK):
+        problems.append(Problem(f"the folder may not be read: {root}", "data.root", f"chmod +rx {root}", FILES))
     if problems:
         raise DataError.of(problems)
 
 
-def _what_parsed(scans: dict[Split, Scan]) -> str:
-    counts = [f"{scan.num_samples} in {scan.path.name}" for scan in scans.values()]
-    return f"every sample can be read: {', '.join(counts)}"
+def _unreadable(path: Path, where: str) -> Iterable[Problem]:
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        yield Problem(f"the sample file cannot be reached: {error}", where, "correct the path", FILES)
+        return
+    if not exists:
+        yield Problem(f"there is no such sample file: {path}", where, "correct the path", FILES)
+    elif is_folder:
+        held = ", ".join(sorted(file.name for file in path.glob("*.jsonl"))) or "none"
+        what = f"expected a sample file, got the folder {path}"
+        yield Problem(what, where, f"name a .jsonl file in it: {held}", FILES)
+    elif not path.is_file():
+        yield Problem(f"{path} is not a regular file", where, "give a JSONL file", FILES)
+    elif not os.access(path, os.R_OK):
+        yield Problem(f"the sample file may not be read: {path}", where, f"chmod +r {path}", FILES)

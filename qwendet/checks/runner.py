@@ -46,6 +46,10 @@ class _Few:
         self.count += len(problems)
         self.shown += problems[: MAX_SHOWN - len(self.shown)]
 
+    def merge(self, other: _Few) -> None:
+        self.count += other.count
+        self.shown += other.shown[: MAX_SHOWN - len(self.shown)]
+
 
 @dataclass
 class Findings:
@@ -78,6 +82,13 @@ class Findings:
             few = self._excused.setdefault(excuse, _Few()) if excuse else self._failed
             few.add(problems)
         return not problems
+
+    def merge(self, other: Findings) -> None:
+        """Take in what the same check found elsewhere."""
+        self.seconds += other.seconds
+        self._failed.merge(other._failed)
+        for excuse, few in other._excused.items():
+            self._excused.setdefault(excuse, _Few()).merge(few)
 
     def results(self, good: str, allowed: Collection[str]) -> list[Result]:
         """The problems as results; a single passed one, saying ``good``, if there are none.

@@ -1,37 +1,31 @@
-"""Rules that every sample is held against, in one pass over each sample file.
+"""Rules that every turn of every sample is held against; the pass over the files is in ``scan``.
 
-    data.val, data.train, data.teachers ─► line ─► Sample ─► its turns ─► every rule ─► Findings
-                                                                      └► labels, counts, images ─► Scan
+    line ─► Sample ─► its turns ─► Visit ─► every rule ─► problems
 
-The validation file is read first: the others are compared with its images.
+A rule sees one turn. What only shows over the whole data set is in ``survey``, ``overlap`` and ``frames``.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-from qwendet.checks.runner import Findings
+from qwendet.checks.lookalikes import nearest_lookalike
 from qwendet.config import Config
-from qwendet.data.images import image_size, is_turned
-from qwendet.data.resize import require_inside
-from qwendet.data.samples import Sample, SampleFile, Turn
+from qwendet.data.image_tokens import ImageLimits, num_image_tokens
+from qwendet.data.images import ImageFacts
+from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.errors import Problem
-from qwendet.progress import Tracker
 
-Split = Literal["val", "train", "teachers"]
+Split = Literal["val", "test", "train", "teachers"]
+Box = tuple[float, float, float, float]
+Size = tuple[int, int]
 
-SPLITS: tuple[Split, ...] = ("val", "train", "teachers")
-PARSE = "config.data.samples"
-LEFT_OUT = "left out (data.on_bad_sample: skip)"
+LEAST_OVERLAP_PX = 0.5  # boxes whose corners all lie closer are the same box
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Visit:
     """One turn of a sample, as the rules see it.
 
@@ -40,16 +34,18 @@ class Visit:
         split: the file that the sample is in.
         turn: the turn.
         sample: the sample that it belongs to.
-        val_images: files of the validation images.
-        size: displayed width and height; None until the image was opened, or if it cannot be.
+        field: the turn's place in the line, such as ``teachers[0].``; empty for a flat sample.
+        facts: of the image; None where it was not opened, or cannot be.
+        limits: how the model's processor resizes; None where that is not known without a download.
     """
 
     config: Config
     split: Split
     turn: Turn
     sample: Sample
-    val_images: AbstractSet[str]
-    size: tuple[int, int] | None = None
+    field: str = ""
+    facts: ImageFacts | None = None
+    limits: ImageLimits | None = None
 
     @property
     def where(self) -> str:
@@ -57,227 +53,175 @@ class Visit:
         return self.sample.where
 
     @property
-    def is_demonstration(self) -> bool:
-        """Whether the turn stands in front of the one that is learned or answered."""
-        return self.turn is not self.sample.student
+    def size(self) -> Size | None:
+        """Displayed width and height in pixels: the image's own, else those that the file declares."""
+        return self.turn.declared_size if self.facts is None else self.facts.size
+
+    def name(self, index: int) -> str:
+        """An object's place in the line, such as ``student.objects[2]``."""
+        return f"{self.field}objects[{index}]"
 
 
-Rule = Callable[[Visit], Iterable[Problem]]
-
-
-def image_opens(visit: Visit) -> list[Problem]:
-    """The image is in the data root, whole, and of a usable size; only its header is read."""
-    visit.size = image_size(visit.turn.image, visit.turn.root, visit.where)
-    return []
-
-
-def size_is_declared(visit: Visit) -> list[Problem]:
+def size_is_declared(visit: Visit) -> Iterable[Problem]:
     """``width`` and ``height``, where given, are those of the image as displayed."""
-    turn, size = visit.turn, visit.size
-    if size is None:
-        return []
+    turn, facts = visit.turn, visit.facts
+    if facts is None:
+        return
+    size = facts.size
     declared = (turn.width or size[0], turn.height or size[1])
     if declared == size:
-        return []
+        return
     what = f"{turn.image!r} is declared {declared[0]}×{declared[1]} but is displayed {size[0]}×{size[1]}"
     fix = "correct width and height, and see that the boxes fit the image"
-    if declared == size[::-1] and is_turned(turn.image, turn.root, visit.where):
+    if declared == size[::-1] and facts.is_turned:
         fix = "give size and boxes after the EXIF orientation is applied, as viewers show the image"
-    return [Problem(what, visit.where, fix)]
+    yield Problem(what, visit.where, fix)
 
 
-def boxes_are_inside(visit: Visit) -> list[Problem]:
+def boxes_are_turned(visit: Visit) -> Iterable[Problem]:
+    """Boxes of an image with EXIF orientation fit the image as displayed, not the one as stored."""
+    facts = visit.facts
+    boxes = [item.bbox_2d for item in visit.turn.objects]
+    if facts is None or not facts.is_turned or _all_inside(boxes, facts.size):
+        return
+    stored = facts.size[::-1]
+    if _all_inside(boxes, stored):
+        what = (
+            f"{visit.turn.image!r} is displayed {facts.size[0]}×{facts.size[1]}, but its boxes fit only the "
+            f"{stored[0]}×{stored[1]} that are stored: they were drawn before the EXIF orientation is applied"
+        )
+        fix = "turn the boxes with the image, or remove its orientation (exiftool -Orientation= FILE)"
+        yield Problem(what, visit.where, fix)
+
+
+def boxes_are_inside(visit: Visit) -> Iterable[Problem]:
     """No box leaves its image."""
-    if visit.size is not None:
-        require_inside(visit.turn, visit.size, visit.where)
-    return []
-
-
-def no_box_is_repeated(visit: Visit) -> list[Problem]:
-    """No label has the same box twice in an image."""
-    seen: dict[tuple[object, str], int] = {}
-    problems = []
+    size = visit.size
+    if size is None:
+        return
     for index, item in enumerate(visit.turn.objects):
-        first = seen.setdefault((item.bbox_2d, item.desc), index)
-        if first != index:
-            what = f"objects[{index}] repeats objects[{first}]: {item.desc!r} {list(item.bbox_2d)}"
-            problems.append(Problem(what, visit.where, "remove one: the head would have to find it twice"))
-    return problems
+        if not is_inside(item.bbox_2d, size):
+            what = (
+                f"{visit.name(index)}.bbox_2d: {list(item.bbox_2d)} leaves {visit.turn.image},"
+                f" which is {size[0]}x{size[1]}"
+            )
+            yield Problem(what, visit.where, _fix_of_outside(item.bbox_2d, size))
 
 
-def labels_are_listed(visit: Visit) -> list[Problem]:
+def boxes_are_larger_than_a_pixel(visit: Visit) -> Iterable[Problem]:
+    """No box lies in the image's first pixel, as one in 0-1 coordinates does."""
+    for index, item in enumerate(visit.turn.objects):
+        if max(item.bbox_2d) <= 1:
+            what = f"{visit.name(index)}.bbox_2d: {list(item.bbox_2d)} lies in the first pixel of the image"
+            yield Problem(what, visit.where, "if these are shares of the image, multiply by width and height")
+
+
+def no_box_is_repeated(visit: Visit) -> Iterable[Problem]:
+    """No label has the same box twice in an image."""
+    seen: dict[tuple[str, int, int, int, int], int] = {}
+    for index, item in enumerate(visit.turn.objects):
+        x1, y1, x2, y2 = item.bbox_2d
+        first = seen.setdefault((item.desc, round(x1), round(y1), round(x2), round(y2)), index)
+        if first != index and _is_same(visit.turn.objects[first].bbox_2d, item.bbox_2d):
+            what = f"{visit.name(index)} repeats objects[{first}]: {item.desc!r} {list(item.bbox_2d)}"
+            yield Problem(what, visit.where, "remove one: the head would have to find it twice")
+
+
+def labels_are_listed(visit: Visit) -> Iterable[Problem]:
     """Every label is in ``data.labels``, where that is given."""
     listed = visit.config.data.labels
     if listed is None:
-        return []
-    strange = sorted({item.desc for item in visit.turn.objects} - set(listed))
-    return [
-        Problem(f"the label {label!r} is not in data.labels", visit.where, "add it there or correct it")
-        for label in strange
-    ]
+        return
+    for label in sorted({item.desc for item in visit.turn.objects} - set(listed)):
+        near = nearest_lookalike(label, listed)
+        fix = "add it there or correct it" if near is None else f"write {near!r}, which is in data.labels"
+        yield Problem(f"the label {label!r} is not in data.labels", visit.where, fix)
 
 
-def train_is_not_val(visit: Visit) -> list[Problem]:
-    """No training image is a validation image."""
-    is_trained = visit.split == "train" and not visit.is_demonstration
-    if not is_trained or image_file(visit.turn) not in visit.val_images:
-        return []
-    what = f"the training image {visit.turn.image!r} is also in validation, which would measure memory"
-    return [Problem(what, visit.where, "remove the sample from data.train or data.val")]
+def labels_have_no_stray_blanks(visit: Visit) -> Iterable[Problem]:
+    """No label begins or ends with a blank, or holds two in a row."""
+    for label in sorted({item.desc for item in visit.turn.objects}):
+        plain = " ".join(label.split())
+        if label != plain:
+            yield Problem(f"the label {label!r} has stray blanks", visit.where, f"write {plain!r}")
 
 
-def demonstrations_do_not_leak(visit: Visit) -> list[Problem]:
-    """No demonstration shows a validation image, or the very image that is asked about."""
-    turn, fix = visit.turn, "remove the demonstration, or take another image"
-    if visit.is_demonstration and image_file(turn) == image_file(visit.sample.student):
-        what = (
-            f"a demonstration shows {turn.image!r}, the very image that is asked about: it gives the answer"
-        )
-        return [Problem(what, visit.where, fix)]
-    may_leak = visit.split == "teachers" or (visit.split == "train" and visit.is_demonstration)
-    if may_leak and image_file(turn) in visit.val_images:
-        what = f"the demonstration image {turn.image!r} is also in validation: it gives the answer"
-        return [Problem(what, visit.where, fix)]
-    return []
+def head_has_queries(visit: Visit) -> Iterable[Problem]:
+    """The head has a query for every box of an image."""
+    head, turn = visit.config.detection, visit.turn
+    if not head.enabled or turn is not visit.sample.student or len(turn.objects) <= head.num_queries:
+        return
+    count = sum(not item.crowd for item in turn.objects)
+    if count > head.num_queries:
+        what = f"{turn.image!r} has {count} boxes, but detection.num_queries is {head.num_queries}"
+        yield Problem(what, visit.where, f"set detection.num_queries to {count} or more: the rest is lost")
 
 
-RULES: Mapping[str, tuple[Rule, str]] = {
-    "config.images.open": (image_opens, "every image opens"),  # first: it gives the others the size
-    "config.images.size": (size_is_declared, "declared sizes are those of the images"),
-    "config.boxes.inside": (boxes_are_inside, "every box lies inside its image"),
-    "config.boxes.duplicate": (no_box_is_repeated, "no box is repeated"),
-    "config.labels.unknown": (labels_are_listed, "every label is in the label set"),
-    "config.data.train_val_overlap": (train_is_not_val, "no training image is in validation"),
-    "config.teachers.leak": (demonstrations_do_not_leak, "no demonstration gives a validation answer away"),
-}
-LEAVES_OUT = frozenset({PARSE, "config.images.open", "config.boxes.inside", "config.labels.unknown"})
-"""Rules whose problems ``data.on_bad_sample: skip`` leaves out with their sample."""
+def images_fit_the_limit(visit: Visit) -> Iterable[Problem]:
+    """The images of a sample alone do not exceed ``data.max_tokens``: nothing is ever cut."""
+    size, limits, most = visit.size, visit.limits, visit.config.data.max_tokens
+    if size is None or limits is None:
+        return
+    tokens = num_image_tokens(size, limits)
+    if tokens > most:
+        what = f"{visit.turn.image!r} of {size[0]}×{size[1]} becomes {tokens} tokens, but data.max_tokens is {most}"
+        yield Problem(what, visit.where, "raise data.max_tokens or lower data.max_pixels")
 
 
-@dataclass
-class Scan:
-    """What one pass over a sample file saw.
+class Rule(NamedTuple):
+    """A rule.
 
     Attributes:
-        path: the file.
-        num_samples: samples in it, broken ones included.
-        num_usable: samples that parse and that no rule of ``LEAVES_OUT`` speaks against.
-        num_boxes: boxes to be trained on, of student turns.
-        labels: each label, and where it was first seen.
-        images: files of the student images, for validation only.
+        find: returns the problems of a visit.
+        good: what is so when there are none.
+        needs_images: it says nothing while images are not opened.
+        leaves_out: ``data.on_bad_sample: skip`` leaves samples out that it speaks against.
     """
 
-    path: Path
-    num_samples: int = 0
-    num_usable: int = 0
-    num_boxes: int = 0
-    labels: dict[str, str] = field(default_factory=dict)
-    images: set[str] = field(default_factory=set)
+    find: Callable[[Visit], Iterable[Problem]]
+    good: str
+    needs_images: bool = False
+    leaves_out: bool = False
 
 
-def image_file(turn: Turn) -> str:
-    """The file of a turn's image, whatever path leads to it."""
-    return os.path.realpath(turn.root / turn.image)
+RULES: Mapping[str, Rule] = {
+    "config.images.size": Rule(size_is_declared, "declared sizes are those of the images", needs_images=True),
+    "config.images.orientation": Rule(
+        boxes_are_turned, "boxes lie in the images as displayed", needs_images=True
+    ),
+    "config.boxes.inside": Rule(boxes_are_inside, "every box lies inside its image", leaves_out=True),
+    "config.boxes.pixels": Rule(boxes_are_larger_than_a_pixel, "boxes are in pixels, not in 0-1"),
+    "config.boxes.duplicate": Rule(no_box_is_repeated, "no box is repeated"),
+    "config.labels.unknown": Rule(labels_are_listed, "every label is in the label set", leaves_out=True),
+    "config.labels.blanks": Rule(labels_have_no_stray_blanks, "no label has stray blanks"),
+    "config.detection.queries": Rule(head_has_queries, "the head has a query for every box"),
+    "config.tokens.images": Rule(images_fit_the_limit, "no image alone exceeds data.max_tokens"),
+}
 
 
-def scan_files(config: Config, tracker: Tracker) -> tuple[dict[Split, Scan], dict[str, Findings]]:
-    """Hold every sample of every file that the config names against every rule.
-
-    Returns:
-        What was seen, by split; and what each rule found, by id.
-
-    Raises:
-        DataError: if a file cannot be read.
-    """
-    findings = {id: Findings(id) for id in (PARSE, *RULES)}
-    scans: dict[Split, Scan] = {}
-    for split in SPLITS:
-        name = getattr(config.data, split)
-        if name is not None:
-            val_images = scans["val"].images if "val" in scans else frozenset()
-            scans[split] = _FilePass(config, split, Path(name), val_images, findings).run(tracker)
-    return scans, findings
+def is_inside(box: Box, size: Size) -> bool:
+    """Whether a box lies inside an image, edges included."""
+    x1, y1, x2, y2 = box
+    return x1 >= 0 and y1 >= 0 and x2 <= size[0] and y2 <= size[1]
 
 
-class _FilePass:
-    """One pass over one file.
-
-    Args:
-        config: the config.
-        split: which of its files.
-        path: that file.
-        val_images: files of the validation images, as far as they are known.
-        findings: what the rules find is added here.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        split: Split,
-        path: Path,
-        val_images: AbstractSet[str],
-        findings: Mapping[str, Findings],
-    ) -> None:
-        self.config = config
-        self.split: Split = split
-        self.scan = Scan(path)
-        self.val_images = val_images
-        self.findings = findings
-        # Training leaves broken samples out; a demonstration that is drawn from a pool is needed.
-        self.is_lenient = config.data.on_bad_sample == "skip" and split != "teachers"
-
-    def run(self, tracker: Tracker) -> Scan:
-        """Read the file."""
-        if _is_blank(self.scan.path):
-            return self.scan
-        root = self.config.data.root
-        file = SampleFile(self.scan.path, None if root is None else Path(root))
-        self.scan.num_samples = len(file)
-        with tracker(f"checking {self.scan.path.name}", len(file)) as advance:
-            for index in range(len(file)):
-                self._read(file, index)
-                advance(index + 1, "")
-        return self.scan
-
-    def _read(self, file: SampleFile, index: int) -> None:
-        samples: list[Sample] = []
-
-        def parse() -> list[Problem]:
-            samples.append(file[index])
-            return []
-
-        self._holds(PARSE, parse)
-        if samples:
-            self._visit(samples[0])
-
-    def _visit(self, sample: Sample) -> None:
-        teachers = () if self.split == "teachers" else sample.teachers  # of a pool, only the student is shown
-        turns = (*teachers, sample.student)
-        visits = [Visit(self.config, self.split, turn, sample, self.val_images) for turn in turns]
-        verdicts = [self._is_usable(visit) for visit in visits]
-        is_usable = all(verdicts)
-        self.scan.num_usable += is_usable
-        if is_usable or not self.is_lenient:
-            self._count(sample)
-
-    def _is_usable(self, visit: Visit) -> bool:
-        """Hold a turn against every rule; whether those of ``LEAVES_OUT`` let it pass."""
-        held = {id: self._holds(id, partial(rule, visit)) for id, (rule, _) in RULES.items()}
-        return all(held[id] for id in LEAVES_OUT & held.keys())
-
-    def _holds(self, id: str, find: Callable[[], Iterable[Problem]]) -> bool:
-        return self.findings[id].collect(find, LEFT_OUT if self.is_lenient and id in LEAVES_OUT else "")
-
-    def _count(self, sample: Sample) -> None:
-        if self.split == "val":
-            self.scan.images.add(image_file(sample.student))
-        self.scan.num_boxes += sum(not item.crowd for item in sample.student.objects)
-        for turn in (*sample.teachers, sample.student):
-            for item in turn.objects:
-                self.scan.labels.setdefault(item.desc, sample.where)
+def is_counted(item: DetectedObject) -> bool:
+    """Whether an object is trained on."""
+    return not item.crowd
 
 
-def _is_blank(path: Path) -> bool:
-    """Whether a file holds nothing but white space."""
-    with path.open("rb") as file:
-        return not any(line.strip() for line in file)
+def _all_inside(boxes: Iterable[Box], size: Size) -> bool:
+    return all(is_inside(box, size) for box in boxes)
+
+
+def _is_same(first: Box, second: Box) -> bool:
+    return all(abs(a - b) < LEAST_OVERLAP_PX for a, b in zip(first, second, strict=True))
+
+
+def _fix_of_outside(box: Box, size: Size) -> str:
+    x1, y1, x2, y2 = box
+    if is_inside((y1, x1, y2, x2), size):
+        return "it fits with x and y swapped: boxes are [x1, y1, x2, y2]"
+    if min(box) >= 0 and max(box) <= 1000 and max(size) < 1000:
+        return "if these are 0-1000 coordinates, multiply by width / 1000 and height / 1000; else clip the box"
+    return "give xyxy pixels of the image as displayed, or clip the box"

@@ -1,4 +1,4 @@
-"""Checks of the config as a whole: what it asks of the machine, and whether it suits its data."""
+"""Checks of the settings alone: what they ask of the machine, and whether they contradict each other."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from qwendet.checks.samples import PARSE, RULES, Scan, Split
-from qwendet.config import EMBEDDED_MODELS, Config
+from qwendet.checks.survey import Check, Survey
+from qwendet.config import EMBEDDED_MODELS
 from qwendet.data.samples import check_label
 from qwendet.errors import DataError, Problem
 
@@ -20,27 +19,8 @@ HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
-@dataclass(frozen=True)
-class Survey:
-    """The config, and what its sample files hold."""
-
-    config: Config
-    scans: Mapping[Split, Scan]
-
-
-@dataclass(frozen=True)
-class Check:
-    """A check.
-
-    Attributes:
-        find: returns the problems.
-        good: what is so when there are none.
-        needs: files without which it is skipped.
-    """
-
-    find: Callable[[Survey], Iterable[Problem]]
-    good: str
-    needs: tuple[Split, ...] = ()
+HIGHEST_LEARNING_RATE = 0.02
+"""Above it, AdamW moves each weight by more than most weights are large, in a few dozen steps."""
 
 
 def model_path(survey: Survey) -> list[Problem]:
@@ -94,18 +74,6 @@ def train_is_given(survey: Survey) -> list[Problem]:
     return [Problem("data.train is not set", "data.train", "give the path of a JSONL file")]
 
 
-def files_hold_samples(survey: Survey) -> list[Problem]:
-    """No sample file is empty, or empty once broken samples are left out."""
-    problems = []
-    leaves_out = survey.config.data.on_bad_sample == "skip"
-    for split, scan in survey.scans.items():
-        if scan.num_samples == 0:
-            problems.append(Problem("the file holds no samples", str(scan.path), f"correct data.{split}"))
-        elif leaves_out and scan.num_usable == 0:
-            problems.append(Problem("no sample of the file is usable", str(scan.path), "mend its samples"))
-    return problems
-
-
 def labels_are_texts(survey: Survey) -> list[Problem]:
     """Every entry of ``data.labels`` can be written into a prompt."""
     problems: list[Problem] = []
@@ -117,49 +85,71 @@ def labels_are_texts(survey: Survey) -> list[Problem]:
     return problems
 
 
-def allow_names_checks(survey: Survey) -> list[Problem]:
-    """Every entry of ``data.allow`` is the id of a check."""
-    known = [PARSE, *RULES, *CHECKS]
-    problems = []
-    for id in survey.config.data.allow:
-        if id not in known:
-            close = difflib.get_close_matches(id, known, n=1, cutoff=0.5)
-            fix = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
-            problems.append(Problem(f"{id!r} is the id of no check", "data.allow", fix))
-    return problems
+def head_learns(survey: Survey) -> Iterable[Problem]:
+    """A head that is built is trained."""
+    config = survey.config
+    if config.detection.enabled and config.train.group_learning_rates()["head"] == 0:
+        what = "detection.enabled is true, but the head's learning rate is 0: it stays as it was before training"
+        fix = "raise it, or set detection.enabled to false; accept this for a head that is trained already"
+        yield Problem(what, "train.head_learning_rate", fix)
 
 
-def val_labels_are_trained(survey: Survey) -> list[Problem]:
-    """Every label of the validation samples is in training samples too."""
-    train, val = survey.scans["train"], survey.scans["val"]
-    return [
-        Problem(
-            f"the label {label!r} is in validation only: it would never be learned",
-            where,
-            "add training samples with it, or remove it from validation",
-        )
-        for label, where in val.labels.items()
-        if label not in train.labels
-    ]
+def text_is_trained(survey: Survey) -> Iterable[Problem]:
+    """Answers that are asked for in text are trained on."""
+    config, loss = survey.config, survey.config.loss
+    if config.infer.mode in ("text", "both") and not any(
+        (loss.lm_loss_weight, loss.student_loss_weight, loss.teacher_loss_weight)
+    ):
+        what = f"infer.mode is {config.infer.mode}, but the weights of every text loss are 0"
+        yield Problem(what, "loss.lm_loss_weight", "raise it, or set infer.mode to head")
 
 
-def head_is_wanted(survey: Survey) -> list[Problem]:
-    """With boxes in the data, the detection head is on."""
-    scan = survey.scans["train"]
-    if survey.config.detection.enabled or scan.num_boxes == 0:
-        return []
-    what = f"detection.enabled is false, but {scan.path.name} has {scan.num_boxes} boxes: no head learns"
-    fix = "set it to true; for text answers only, add config.detection.off_with_boxes to data.allow"
-    return [Problem(what, "detection.enabled", fix)]
+def only_teachers_are_learned(survey: Survey) -> Iterable[Problem]:
+    """The text that is trained on is not that of the demonstrations alone."""
+    config, loss = survey.config, survey.config.loss
+    if loss.teacher_loss_weight > 0 and loss.student_loss_weight == 0 and loss.lm_loss_weight == 0:
+        what = "only the demonstrations' answers are trained on: student_loss_weight and lm_loss_weight are 0"
+        if config.detection.enabled and config.infer.mode in ("auto", "head"):
+            what += ", and the text loss then only holds the demonstrations in place"
+        yield Problem(what, "loss.student_loss_weight", "raise it: the student's answer is what inference asks for")
 
 
-def head_has_boxes(survey: Survey) -> list[Problem]:
-    """With the detection head on, there are boxes to learn."""
-    scan = survey.scans["train"]
-    if not survey.config.detection.enabled or scan.num_boxes > 0:
-        return []
-    what = f"detection.enabled is true, but {scan.path.name} has no box: the head would learn to find nothing"
-    return [Problem(what, "detection.enabled", "give training samples with boxes, or set it to false")]
+def learning_rates_are_sane(survey: Survey) -> Iterable[Problem]:
+    """No learning rate is so high that training cannot but diverge."""
+    train = survey.config.train
+    for key in type(train).model_fields:
+        rate = getattr(train, key) if key.endswith("learning_rate") else None
+        if rate is not None and rate > HIGHEST_LEARNING_RATE:
+            what = f"the learning rate {rate:g} would destroy pre-trained weights within a few steps"
+            fix = "for example 1.0e-5; 1.0e-4 for the head; 1.0e-3 for the tiny model"
+            yield Problem(what, f"train.{key}", fix)
+
+
+def warm_up_ends(survey: Survey) -> Iterable[Problem]:
+    """The learning rate arrives at its full height."""
+    train = survey.config.train
+    if train.warmup_ratio == 1 and train.lr_scheduler != "constant":
+        what = "train.warmup_ratio is 1: the learning rate would rise until the last step"
+        yield Problem(what, "train.warmup_ratio", "for example 0.03")
+
+
+def demonstrations_are_given(survey: Survey) -> Iterable[Problem]:
+    """Samples that are to be given demonstrations are given at least one."""
+    data = survey.config.data
+    if data.teacher_ratio > 0 and data.num_teachers == 0:
+        what = f"data.teacher_ratio is {data.teacher_ratio:g}, but data.num_teachers is 0: none is ever given"
+        yield Problem(what, "data.num_teachers", "set it to 1 or more, or data.teacher_ratio to 0")
+
+
+def output_can_be_written(survey: Survey) -> Iterable[Problem]:
+    """The run's folder can be made and written to."""
+    target = Path(survey.config.train.output_dir).absolute()
+    nearest = next(path for path in (target, *target.parents) if path.exists())
+    fix = "choose another with --set train.output_dir=DIR"
+    if not nearest.is_dir():
+        yield Problem(f"{nearest} is a file", "train.output_dir", fix)
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        yield Problem(f"the folder {nearest} may not be written to", "train.output_dir", fix)
 
 
 CHECKS: Mapping[str, Check] = {
@@ -167,14 +157,12 @@ CHECKS: Mapping[str, Check] = {
     "config.environment.gpu": Check(gpu, "the device is there"),
     "config.environment.flash_attention": Check(flash_attention, "the attention implementation is there"),
     "config.data.train": Check(train_is_given, "there is a training file"),
-    "config.data.allow": Check(allow_names_checks, "data.allow names checks only"),
-    "config.data.empty": Check(files_hold_samples, "every file holds samples"),
     "config.labels.text": Check(labels_are_texts, "data.labels can be written into a prompt"),
-    "config.labels.only_in_validation": Check(
-        val_labels_are_trained, "every validation label is trained", needs=("train", "val")
-    ),
-    "config.detection.off_with_boxes": Check(head_is_wanted, "no boxes go unused", needs=("train",)),
-    "config.detection.on_without_boxes": Check(
-        head_has_boxes, "the head has boxes to learn", needs=("train",)
-    ),
+    "config.train.head_frozen": Check(head_learns, "a head that is built is trained"),
+    "config.train.learning_rate": Check(learning_rates_are_sane, "no learning rate is too high"),
+    "config.train.warmup": Check(warm_up_ends, "the warm-up ends"),
+    "config.train.output_dir": Check(output_can_be_written, "the run's folder can be written to"),
+    "config.loss.text_untrained": Check(text_is_trained, "answers that are asked for in text are trained on"),
+    "config.loss.teachers_only": Check(only_teachers_are_learned, "the student's answer is trained on"),
+    "config.teachers.none_given": Check(demonstrations_are_given, "demonstrations that are wanted are given"),
 }

@@ -1,7 +1,7 @@
 """Images: a path inside the data root becomes an upright RGB image, or an error that says why not.
 
     "images/a.jpg" ─► resolve_image ─► Path ─► open_image ─► RGB, as displayed (EXIF orientation applied)
-                                            └► image_size ─► (width, height) as displayed, without decoding
+                                            └► inspect_image ─► ImageFacts, as a rule without decoding
 
 Files are untrusted input: only the formats below are tried (Pillow's EPS reader, for one, starts another
 program), and a header that promises too many pixels is refused before any is decoded.
@@ -13,7 +13,9 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -30,6 +32,7 @@ MIN_IMAGE_SIDE = 2
 MAX_ASPECT_RATIO = 200
 """Long side over short side; Qwen2-VL's ``smart_resize`` refuses more."""
 
+START_OF_SCAN = 0xDA
 END_OF_JPEG = b"\xff\xd9"
 JPEG_TAIL_BYTES = 4096
 PNG_SIGNATURE_BYTES = 8
@@ -37,6 +40,33 @@ TURNED_ORIENTATIONS = frozenset({5, 6, 7, 8})
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 # What Pillow's readers raise on broken files.
 BROKEN_FILE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+class AbsentImageError(DataError):
+    """There is no file where the image should be."""
+
+
+class ForbiddenImageError(DataError):
+    """The image's file may not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What is known of an image without its pixels.
+
+    Attributes:
+        size: displayed width and height in pixels, EXIF orientation applied.
+        is_turned: orientation swaps the sides between the stored and the displayed image.
+        path: the real path of its file.
+        num_bytes: size of its file.
+        file_id: device and inode; equal for every path and hard link that leads to the same file.
+    """
+
+    size: tuple[int, int]
+    is_turned: bool
+    path: str
+    num_bytes: int
+    file_id: tuple[int, int]
 
 
 def resolve_image(image: str, root: Path, where: str) -> Path:
@@ -77,7 +107,7 @@ def resolve_image(image: str, root: Path, where: str) -> Path:
         )
     if not is_file:
         found = "not a regular file" if path.exists() else "no such file"
-        raise DataError(
+        raise AbsentImageError(
             f"the image {image!r} is absent ({found}: {path})",
             where,
             "correct the path, which is relative to data.root, or set data.root",
@@ -120,7 +150,17 @@ def open_image(
 
 
 def image_size(image: str, root: Path, where: str) -> tuple[int, int]:
-    """Read the displayed size of an image and see that its file is whole, decoding only where needed.
+    """Displayed width and height in pixels; raises as :func:`inspect_image`."""
+    return inspect_image(image, root, where).size
+
+
+def is_turned(image: str, root: Path, where: str) -> bool:
+    """Whether EXIF orientation swaps width and height; raises as :func:`inspect_image`."""
+    return inspect_image(image, root, where).is_turned
+
+
+def inspect_image(image: str, root: Path, where: str, *, decode: bool = False) -> ImageFacts:
+    """Read an image's displayed size and see that its file is whole, decoding only where needed.
 
     JPEG, PNG and WebP carry an end mark or their length, and orientation in front of the pixels. A file
     without these, or of another format, is decoded to find out.
@@ -129,28 +169,20 @@ def image_size(image: str, root: Path, where: str) -> tuple[int, int]:
         image: path relative to ``root``.
         root: the data root.
         where: ``file:line``, put into errors.
-
-    Returns:
-        Width and height in pixels, EXIF orientation applied.
+        decode: decode every pixel, whatever the format.
 
     Raises:
-        DataError: as :func:`open_image`, but for pixel data that is broken yet complete.
+        DataError: as :func:`open_image`; without ``decode``, pixel data that is broken yet complete passes.
     """
     path = resolve_image(image, root, where)
     with _opened(path, image, where) as stored:
         width, height = stored.size
-        return (height, width) if _is_turned(stored, path) else (width, height)
-
-
-def is_turned(image: str, root: Path, where: str) -> bool:
-    """Whether EXIF orientation swaps width and height between the stored and the displayed image.
-
-    Raises:
-        DataError: as :func:`image_size`.
-    """
-    path = resolve_image(image, root, where)
-    with _opened(path, image, where) as stored:
-        return _is_turned(stored, path)
+        if decode:
+            stored.load()
+        turned = _is_turned(stored, path)
+        status = path.stat()
+    size = (height, width) if turned else (width, height)
+    return ImageFacts(size, turned, str(path), status.st_size, (status.st_dev, status.st_ino))
 
 
 @contextmanager
@@ -171,7 +203,7 @@ def _opened(path: Path, image: str, where: str) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(image, where) from error
     except PermissionError as error:
-        raise DataError(f"the image {image!r} may not be read", where, f"chmod +r {path}") from error
+        raise ForbiddenImageError(f"the image {image!r} may not be read", where, f"chmod +r {path}") from error
     except BROKEN_FILE_ERRORS as error:
         raise DataError(
             f"the image {image!r} is truncated or broken ({error})", where, "fetch or export the file again"
@@ -250,7 +282,7 @@ def _is_turned(stored: Image.Image, path: Path) -> bool:
 def _must_be_decoded(path: Path, image_format: str | None) -> bool:
     """Whether header and file ending leave open that the file is whole and which way up it is."""
     if image_format in ("JPEG", "MPO"):
-        return END_OF_JPEG not in _tail(path, JPEG_TAIL_BYTES)
+        return not _has_end_of_jpeg(path)
     if image_format == "PNG":
         return not _ends_after_pixels(path)
     if image_format == "WEBP":
@@ -260,10 +292,34 @@ def _must_be_decoded(path: Path, image_format: str | None) -> bool:
     return True
 
 
-def _tail(path: Path, length: int) -> bytes:
+def _has_end_of_jpeg(path: Path) -> bool:
+    """Whether a JPEG's end mark follows its pixels; cameras may append bytes to it.
+
+    The end mark of a thumbnail, which lies in front of the pixels, does not count: a file that was cut
+    early may end with it.
+    """
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - length))
-        return file.read()
+        pixels_at = _start_of_scan(file)
+        if pixels_at is None:
+            return False
+        file.seek(max(pixels_at, path.stat().st_size - JPEG_TAIL_BYTES))
+        return END_OF_JPEG in file.read()
+
+
+def _start_of_scan(file: BinaryIO) -> int | None:
+    """Offset of a JPEG's first pixel data; None if its segments do not lead there."""
+    offset = 2  # behind the start mark
+    while True:
+        file.seek(offset)
+        head = file.read(4)
+        if len(head) < 4 or head[0] != 0xFF:
+            return None
+        if head[1] == 0xFF:  # fill byte
+            offset += 1
+            continue
+        offset += 2 + int.from_bytes(head[2:], "big")
+        if head[1] == START_OF_SCAN:
+            return offset
 
 
 def _ends_after_pixels(path: Path) -> bool:

@@ -20,6 +20,8 @@ from typing import Any
 from qwendet.errors import DataError
 
 SPECIAL_TOKEN_MARKS = ("<|", "|>")
+JOINERS = "\u200c\u200d"  # between letters of Persian and Indic scripts; unprintable by itself, yet part of words
+WITHOUT_JOINERS = str.maketrans("", "", JOINERS)
 TURN_KEYS = frozenset({"images", "objects", "width", "height"})
 SAMPLE_KEYS = frozenset({"teachers", "student"})
 OBJECT_KEYS = frozenset({"bbox_2d", "desc", "crowd", "difficult"})
@@ -226,7 +228,7 @@ def check_label(value: Any, where: str, path: str) -> str:
             where,
             "remove <| and |>: the tokenizer would read them as control tokens",
         )
-    if not value.isprintable():
+    if not value.translate(WITHOUT_JOINERS).isprintable():
         raise DataError(
             f"{path}: the label {value!r} holds control characters", where, "remove line breaks and escapes"
         )

@@ -1,0 +1,53 @@
+"""Labels that a person reads as one and a model as two: case, blanks, dots, unicode forms, foreign letters."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from qwendet.data.samples import WITHOUT_JOINERS
+
+# Cyrillic and Greek letters that look like a Latin one; after case folding.
+FOREIGN_LETTERS = str.maketrans("аеорсухіјѕԁһαορτυχν", "aeopcyxijsdhaoptuxv")
+BETWEEN_WORDS = re.compile(r"(?<=\w)[\s_\-‐‑–—]+(?=\w)")
+
+
+def reading(label: str) -> str:
+    """What a person reads: two labels with the same reading are one.
+
+    A single character stands for itself, as where letters are what is detected.
+
+    Example:
+        >>> reading("Red  Cell."), reading("red_cell"), reading("C++"), reading("A")
+        ('red cell', 'red cell', 'c++', 'A')
+    """
+    if len(label) == 1:
+        return label
+    text = unicodedata.normalize("NFKC", label).casefold().translate(WITHOUT_JOINERS)
+    text = BETWEEN_WORDS.sub(" ", " ".join(text.split()))
+    text = text.rstrip(" .,;:!。") or text
+    return text if _is_one_script(text) else text.translate(FOREIGN_LETTERS)
+
+
+def _is_one_script(text: str) -> bool:
+    """Whether a text is wholly Latin, or holds no Latin letter at all but what looks like one."""
+    foreign = [letter for letter in text if letter.isalpha() and not letter.isascii()]
+    return not any(chr(code) in text for code in FOREIGN_LETTERS) or (
+        not any(letter.isascii() and letter.isalpha() for letter in text)
+        and any(ord(letter) not in FOREIGN_LETTERS for letter in foreign)
+    )
+
+
+def nearest_lookalike(label: str, others: Iterable[str]) -> str | None:
+    """The other label that reads the same, if there is one."""
+    wanted = reading(label)
+    return next((other for other in others if other != label and reading(other) == wanted), None)
+
+
+def lookalikes(labels: Iterable[str]) -> list[list[str]]:
+    """Groups of two and more labels that read the same, in the order given."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(reading(label), []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
