@@ -143,6 +143,19 @@ def load(config: Config, *, for_inference: bool) -> Bundle:
     return bundle
 
 
+def load_encoder(config: Config) -> Encoder:
+    """What :func:`load` would give a model to turn samples into tokens; no weights are read.
+
+    Raises:
+        CheckpointError: for tokenizer or image processor files that cannot be read.
+        DataError: if there is no label set.
+    """
+    source, _ = _source(config.model.path)
+    with _reading("tokenizer and image processor", source):
+        processor = load_processor(source, config.data.min_pixels, config.data.max_pixels)
+    return Encoder(processor, resolve_labels(config), config.data)
+
+
 def config_of_checkpoint(folder: Path) -> Config:
     """The config that a checkpoint was trained with, with ``model.path`` pointing at it.
 

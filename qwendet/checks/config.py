@@ -23,7 +23,7 @@ from qwendet.progress import Tracker
 ENVIRONMENT = "config.environment."
 FILES = "config.data.files"
 ALLOW = "config.data.allow"
-TOKENS = "config.tokens.limit"
+TOKENS = ("config.tokens.limit", "config.tokens.answer")
 ORDER: tuple[Split, ...] = ("val", "train", "teachers")
 
 
@@ -67,7 +67,7 @@ def run_config_checks(
     if how.tokens:
         from qwendet.checks.tokens import count_tokens
 
-        found, more = count_tokens(config, seen, tracker)
+        found, more = count_tokens(seen, tracker)
         return results + found, tables + more
     return results, tables
 
@@ -87,10 +87,11 @@ def run_data_checks(
         DataError: if a file or the root is absent or may not be read.
     """
     names = {split: str(path) for split, path in files.items() if split != "test"}
-    data = {**names, **({"root": str(root)} if root else {})}
-    config = Config.model_validate({"data": data})
+    config = Config.model_validate({"data": {**names, "root": None if root is None else str(root)}})
     require_files({str(path): path for path in files.values()}, config.data.root)
-    checks = {id: check for id, check in known_checks().items() if check.is_of_data and id not in settings.CHECKS}
+    checks = {
+        id: check for id, check in known_checks().items() if check.is_of_data and id not in settings.CHECKS
+    }
     results, _, tables = _run(config, files, checks, tracker, how)
     return [result for result in results if not result.id.startswith("config.detection.")], tables
 
@@ -107,6 +108,12 @@ def require_config_checks(config: Config, tracker: Tracker) -> None:
     problems = [Problem(result.what, result.where, result.fix, result.id) for result in failed]
     if problems:
         raise (EnvironmentLacksError if is_of_machine(failed) else QwendetError).of(problems)
+
+
+def exit_code(results: Iterable[Result]) -> int:
+    """Exit code of a command that runs checks: 0 none failed, 3 if the machine is all that is wrong, else 1."""
+    failed = [result for result in results if result.status == "fail"]
+    return (3 if is_of_machine(failed) else 1) if failed else 0
 
 
 def is_of_machine(failed: Iterable[Result]) -> bool:
@@ -127,7 +134,7 @@ def known_checks() -> dict[str, Check]:
 
 def known_ids() -> list[str]:
     """Ids of every ``config.*`` check."""
-    return [*known_checks(), *PASS_IDS, TOKENS]
+    return [*known_checks(), *PASS_IDS, *TOKENS]
 
 
 def _run(
@@ -138,18 +145,20 @@ def _run(
     how: Thoroughness,
 ) -> tuple[list[Result], Survey, list[Table]]:
     limits = image_limits(config)
-    scans, findings = scan_files(
-        config, files, tracker, depth=how.images, workers=how.workers, limits=limits
-    )
+    scans, findings = scan_files(config, files, tracker, depth=how.images, workers=how.workers, limits=limits)
     seen = Survey(config, scans)
     results = [result for id, check in checks.items() for result in _run_check(id, check, seen)]
-    lost = {result.where for result in results if result.id == "config.images.root" and result.status == "fail"}
+    lost = {
+        result.where for result in results if result.id == "config.images.root" and result.status == "fail"
+    }
     if len(lost) == sum(1 for scan in scans.values() if scan.num_samples) and lost:
         findings[OPEN] = Findings(OPEN)  # each of its problems follows from that one
     goods = _goods(scans)
     skips = _skips(scans, how, limits is not None)
     for id, found in findings.items():
-        results += [Result(id, "skip", skips[id])] if id in skips else found.results(goods[id], config.data.allow)
+        results += (
+            [Result(id, "skip", skips[id])] if id in skips else found.results(goods[id], config.data.allow)
+        )
     return results, seen, summary_tables(scans)
 
 
@@ -213,7 +222,9 @@ def require_files(files: Mapping[str, Path], root: str | None) -> None:
         what = f"{root} is no folder" if Path(root).exists() else f"there is no such folder: {root}"
         problems.append(Problem(what, "data.root", "correct the path", FILES))
     elif root is not None and not os.access(root, os.R_OK | os.X_OK):
-        problems.append(Problem(f"the folder may not be read: {root}", "data.root", f"chmod +rx {root}", FILES))
+        problems.append(
+            Problem(f"the folder may not be read: {root}", "data.root", f"chmod +rx {root}", FILES)
+        )
     if problems:
         raise DataError.of(problems)
 

@@ -71,7 +71,9 @@ WAYS = (  # the more usual first: of two that explain the boxes equally well it 
     Way("[x, y, width, height] pixels", _from_xywh, None, "write [x, y, x + width, y + height]"),
     Way("[y1, x1, y2, x2] pixels", _from_yxyx, None, "swap x and y"),
     Way("[x1, y1, x2, y2] in 0-1", _as_is, 1.0, _TO_PIXELS),
-    Way("[center x, center y, width, height] in 0-1 (YOLO)", _from_cxcywh, 1.0, "convert it with --from yolo"),
+    Way(
+        "[center x, center y, width, height] in 0-1 (YOLO)", _from_cxcywh, 1.0, "convert it with --from yolo"
+    ),
     Way("[x, y, width, height] in 0-1", _from_xywh, 1.0, f"{_TO_PIXELS}, then x2 = x + width"),
     Way("[center x, center y, width, height] pixels", _from_cxcywh, None, "write corners instead"),
     Way("[x1, y1, x2, y2] percentages", _as_is, 100.0, f"{_TO_PIXELS}, divided by 100"),
@@ -82,7 +84,9 @@ WAYS = (  # the more usual first: of two that explain the boxes equally well it 
         1000.0,
         f"{_TO_PIXELS}, divided by 1000 (or by the size they are written for)",
     ),
-    Way("[y1, x1, y2, x2] in 0-1000", _from_yxyx, 1000.0, "swap x and y; " + _TO_PIXELS + ", divided by 1000"),
+    Way(
+        "[y1, x1, y2, x2] in 0-1000", _from_yxyx, 1000.0, "swap x and y; " + _TO_PIXELS + ", divided by 1000"
+    ),
 )
 
 

@@ -78,7 +78,9 @@ def answers_agree(survey: Survey) -> Iterable[Problem]:
                     f"{seen.image!r} is asked about with other objects than in line {earlier.line}:"
                     " each answer would be learned as complete"
                 )
-                yield Problem(what, scan.where(seen.line), f"put all its objects into one sample of data.{split}")
+                yield Problem(
+                    what, scan.where(seen.line), f"put all its objects into one sample of data.{split}"
+                )
 
 
 def _shared(

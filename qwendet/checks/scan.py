@@ -62,6 +62,7 @@ class SeenImage(NamedTuple):
         path: path of the file.
         file_id: device and inode, or the path where the image was not opened.
         num_bytes: size of the file; 0 where it was not opened.
+        size: displayed width and height in pixels; None if unknown.
         is_demonstration: it stands in front of the image that is asked about.
         answer: a number that differs where the objects differ.
     """
@@ -71,6 +72,7 @@ class SeenImage(NamedTuple):
     path: str
     file_id: object
     num_bytes: int
+    size: tuple[int, int] | None
     is_demonstration: bool
     answer: int
 
@@ -384,9 +386,9 @@ def _seen(visit: Visit, number: int) -> SeenImage:
     answer = hash(tuple(sorted(_as_numbers(item.bbox_2d, item.desc) for item in turn.objects)))
     if facts is None:
         path = os.path.normpath(turn.root / turn.image)
-        return SeenImage(number, turn.image, path, path, 0, is_demonstration, answer)
+        return SeenImage(number, turn.image, path, path, 0, visit.size, is_demonstration, answer)
     return SeenImage(
-        number, turn.image, facts.path, facts.file_id, facts.num_bytes, is_demonstration, answer
+        number, turn.image, facts.path, facts.file_id, facts.num_bytes, facts.size, is_demonstration, answer
     )
 
 

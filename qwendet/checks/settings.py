@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import os
 import re
@@ -89,7 +88,9 @@ def head_learns(survey: Survey) -> Iterable[Problem]:
     """A head that is built is trained."""
     config = survey.config
     if config.detection.enabled and config.train.group_learning_rates()["head"] == 0:
-        what = "detection.enabled is true, but the head's learning rate is 0: it stays as it was before training"
+        what = (
+            "detection.enabled is true, but the head's learning rate is 0: it stays as it was before training"
+        )
         fix = "raise it, or set detection.enabled to false; accept this for a head that is trained already"
         yield Problem(what, "train.head_learning_rate", fix)
 
@@ -111,7 +112,9 @@ def only_teachers_are_learned(survey: Survey) -> Iterable[Problem]:
         what = "only the demonstrations' answers are trained on: student_loss_weight and lm_loss_weight are 0"
         if config.detection.enabled and config.infer.mode in ("auto", "head"):
             what += ", and the text loss then only holds the demonstrations in place"
-        yield Problem(what, "loss.student_loss_weight", "raise it: the student's answer is what inference asks for")
+        yield Problem(
+            what, "loss.student_loss_weight", "raise it: the student's answer is what inference asks for"
+        )
 
 
 def learning_rates_are_sane(survey: Survey) -> Iterable[Problem]:

@@ -24,7 +24,17 @@ def summary_tables(scans: Mapping[Split, Scan]) -> list[Table]:
 
 
 def _samples(scans: Mapping[Split, Scan]) -> Table:
-    columns = ("split", "samples", "images", "without boxes", "with teachers", "boxes", "small", "medium", "large")
+    columns = (
+        "split",
+        "samples",
+        "images",
+        "without boxes",
+        "with teachers",
+        "boxes",
+        "small",
+        "medium",
+        "large",
+    )
     rows = []
     for split, scan in scans.items():
         table = box_table(scan)
@@ -61,8 +71,13 @@ def _sizes(scans: Mapping[Split, Scan]) -> Table:
         sides = np.sqrt(np.maximum(0, x2 - x1) * np.maximum(0, y2 - y1))
         known = (width > 0) & (height > 0)
         shares = sides[known] / np.sqrt(width[known] * height[known])
-        for name, values, digits in (("side, pixels", sides, 1), ("side, share of the image", shares, 3)):
+        for name, values in (("side, pixels", sides), ("side, share of the image", shares)):
             if len(values):
-                rows.append((split, name, *(round(float(value), digits) for value in np.quantile(values, QUANTILES))))
+                rows.append((split, name, *(_short(value) for value in np.quantile(values, QUANTILES))))
     names = ("least", *(f"{quantile:.0%}" for quantile in QUANTILES[1:-1]), "most")
     return Table("Box sizes (square root of the area)", ("split", "size", *names), rows)
+
+
+def _short(value: float) -> int | float:
+    """Whole pixels, but shares as they are."""
+    return round(value) if value > 1 else float(value)

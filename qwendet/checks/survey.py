@@ -1,4 +1,4 @@
-"""What the checks of a whole data set look at, and the checks of its samples, labels and settings together."""
+"""What the checks of a whole data set look at, and those of its samples, labels and settings together."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def no_line_is_repeated(survey: Survey) -> Iterable[Problem]:
     for scan in survey.scans.values():
         for line, first in scan.repeated:
             what = f"the sample repeats that of line {first}"
-            yield Problem(what, scan.where(line), "remove one, or accept it where samples are repeated on purpose")
+            yield Problem(
+                what, scan.where(line), "remove one, or accept it where samples are repeated on purpose"
+            )
 
 
 def labels_read_differently(survey: Survey) -> Iterable[Problem]:
@@ -125,7 +127,7 @@ def head_has_boxes(survey: Survey) -> Iterable[Problem]:
     """With the detection head on, there are boxes to learn."""
     scan = survey.scans["train"]
     if survey.config.detection.enabled and scan.num_boxes == 0:
-        what = f"detection.enabled is true, but {scan.path.name} has no box: the head would learn to find nothing"
+        what = f"detection.enabled is true, but {scan.path.name} has no box: the head would find nothing"
         yield Problem(what, "detection.enabled", "give training samples with boxes, or set it to false")
 
 
@@ -133,7 +135,7 @@ def val_has_boxes(survey: Survey) -> Iterable[Problem]:
     """Where training has boxes, validation has some: without any, nothing is measured."""
     train, val = survey.scans["train"], survey.scans["val"]
     if train.num_boxes and not val.num_boxes:
-        what = f"{val.path.name} has no box, while {train.path.name} has {train.num_boxes}: AP would be undefined"
+        what = f"{val.path.name} has no box, {train.path.name} has {train.num_boxes}: nothing is measured"
         yield Problem(what, "data.val", "give validation samples with boxes")
 
 
@@ -142,7 +144,7 @@ def pool_is_large_enough(survey: Survey) -> Iterable[Problem]:
     data = survey.config.data
     if data.teacher_ratio == 0 or data.num_teachers == 0:
         return
-    name = "train" if data.teachers is None else "teachers"
+    name: Split = "train" if data.teachers is None else "teachers"
     scan = survey.scans.get(name)
     if scan is None or not scan.num_parsed:
         return

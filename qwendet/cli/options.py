@@ -27,6 +27,13 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE", help="Change a setting, such as train.max_steps=100. Repeatable."
     ),
 ]
+DecodeOption = Annotated[
+    bool, typer.Option("--decode", help="Decode every image instead of its header and end mark alone.")
+]
+NoImagesOption = Annotated[bool, typer.Option("--no-images", help="Open no image: annotations alone.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes that read samples; all cores if not given.")
+]
 FormatOption = Annotated[OutputFormat, typer.Option("--format", help="How results are printed.")]
 
 
@@ -42,6 +49,17 @@ def config_name(argument: str | None, option: str | None) -> str:
     if not name:
         raise ConfigError("no config was given", "command line", CONFIG_FIX)
     return name
+
+
+def image_depth(decode: bool, no_images: bool) -> Literal["none", "header", "full"]:
+    """How far images are read, by ``--decode`` and ``--no-images``.
+
+    Raises:
+        ConfigError: if both were given.
+    """
+    if decode and no_images:
+        raise ConfigError("--decode and --no-images exclude each other", "command line", "give one of them")
+    return "full" if decode else "none" if no_images else "header"
 
 
 def split_labels(text: str | None) -> tuple[str, ...] | None:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from qwendet import console
-from qwendet.cli.options import ConfigArgument, ConfigOption, FormatOption, SetOption, config_name
+from qwendet.cli.options import (
+    ConfigArgument,
+    ConfigOption,
+    DecodeOption,
+    FormatOption,
+    NoImagesOption,
+    SetOption,
+    WorkersOption,
+    config_name,
+    image_depth,
+)
 
 
 def validate_config(
@@ -13,14 +25,24 @@ def validate_config(
     named: ConfigOption = None,
     output_format: FormatOption = "human",
     settings: SetOption = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Count the tokens of every sample; loads the tokenizer.")
+    ] = False,
+    decode: DecodeOption = False,
+    no_images: NoImagesOption = False,
+    workers: WorkersOption = None,
 ) -> None:
     """Check config and data without a model: seconds instead of GPU hours."""
     console.set_format(output_format)
-    from qwendet.checks.config import run_config_checks
+    from qwendet.checks.config import Thoroughness, exit_code, run_config_checks
     from qwendet.config_file import load_config
+    from qwendet.processes import available_cores
 
-    results = run_config_checks(
-        load_config(config_name(config, named), settings or ()), tracker=console.progress
-    )
+    how = Thoroughness(image_depth(decode, no_images), tokens, workers or available_cores())
+    loaded = load_config(config_name(config, named), settings or ())
+    results, tables = run_config_checks(loaded, console.progress, how)
+    if output_format == "human":
+        for table in tables:
+            console.print_table(table.title, table.columns, table.rows)
     console.report_checks(results)
-    raise typer.Exit(int(any(result.status == "fail" for result in results)))
+    raise typer.Exit(exit_code(results))

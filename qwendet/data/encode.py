@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from qwendet.boxes import xyxy_to_cxcywh
 from qwendet.config import DataConfig
@@ -128,6 +129,23 @@ class Encoder:
         )
         return self._with_targets(encoded, sample) if with_answer else encoded
 
+    def token_counts(self, sample: Sample, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Count a sample's tokens without opening its images.
+
+        Args:
+            sample: demonstrations and student turn.
+            sizes: displayed width and height of each image in pixels, the student's last.
+
+        Returns:
+            Tokens of the whole sample with its answer, and of the student's answer alone.
+        """
+        turns = (*sample.teachers, sample.student)
+        pictures = [self._unopened(size) for size in sizes]
+        answers = [self._answer(turn, picture) for turn, picture in zip(turns, pictures, strict=True)]
+        ids, spans = self._tokens(pictures, answers)
+        start, end = spans[-1]
+        return len(ids), end - start
+
     def label_tokens(self) -> list[list[int]]:
         """Token ids of each label text, in label order."""
         return [self._tokenize(label) for label in self.labels]
@@ -143,6 +161,16 @@ class Encoder:
             displayed_size=image.size,
             model_size=model_image_size((frames, rows, columns), self.image_processor.patch_size),
         )
+
+    def _unopened(self, size: tuple[int, int]) -> _Picture:
+        """An image as the processor would make it, without pixels."""
+        processor = self.image_processor
+        patch: int = processor.patch_size
+        limits = processor.size
+        height, width = smart_resize(
+            size[1], size[0], patch * processor.merge_size, limits["shortest_edge"], limits["longest_edge"]
+        )
+        return _Picture(torch.empty(0), (1, height // patch, width // patch), size, (width, height))
 
     def _answer(self, turn: Turn, picture: _Picture) -> str:
         objects = trainable_objects(turn)

@@ -203,7 +203,9 @@ def _opened(path: Path, image: str, where: str) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(image, where) from error
     except PermissionError as error:
-        raise ForbiddenImageError(f"the image {image!r} may not be read", where, f"chmod +r {path}") from error
+        raise ForbiddenImageError(
+            f"the image {image!r} may not be read", where, f"chmod +r {path}"
+        ) from error
     except BROKEN_FILE_ERRORS as error:
         raise DataError(
             f"the image {image!r} is truncated or broken ({error})", where, "fetch or export the file again"

@@ -20,7 +20,9 @@ from typing import Any
 from qwendet.errors import DataError
 
 SPECIAL_TOKEN_MARKS = ("<|", "|>")
-JOINERS = "\u200c\u200d"  # between letters of Persian and Indic scripts; unprintable by itself, yet part of words
+JOINERS = (
+    "\u200c\u200d"  # between letters of Persian and Indic scripts; unprintable by itself, yet part of words
+)
 WITHOUT_JOINERS = str.maketrans("", "", JOINERS)
 TURN_KEYS = frozenset({"images", "objects", "width", "height"})
 SAMPLE_KEYS = frozenset({"teachers", "student"})
