@@ -47,6 +47,8 @@ class StandardDataCollator:
             - ``labels``: ``(B, L)`` int64, -100 outside the assistants' answers
             - ``student_mask``: ``(B, L)`` bool, True at the tokens of the student's answer
             - ``teacher_assistant_spans``, ``student_assistant_spans``: per sample, half-open ranges
+            - ``teacher_rows``, ``student_rows``: ``(R,)`` int64, the token before each of the answers',
+              whose hidden state predicts it, in the flattened ``(B * L)`` sequence
             - ``pixel_values``: ``(patches, dim)`` float32; ``image_grid_thw``: ``(images, 3)``
             - ``patch_index``: ``(B, H, W)`` int64, row of ``pixel_values`` of the student's patch
             - ``context_index``: ``(B, H, W)`` int64, its token in the flattened ``(B * L)`` sequence
@@ -71,6 +73,8 @@ class StandardDataCollator:
             "student_mask": _mask(input_ids, student_spans),
             "teacher_assistant_spans": teacher_spans,
             "student_assistant_spans": student_spans,
+            "teacher_rows": _rows_before(teacher_spans, length),
+            "student_rows": _rows_before(student_spans, length),
             "pixel_values": torch.cat([sample.pixel_values for sample in samples]),
             "image_grid_thw": torch.cat([sample.image_grid_thw for sample in samples]),
             **self._student_patches(samples, pads, length),
@@ -142,6 +146,16 @@ def _mask(input_ids: Tensor, spans: Sequence[Sequence[Span]]) -> Tensor:
         for start, end in row_spans:
             mask[row, start:end] = True
     return mask
+
+
+def _rows_before(spans: Sequence[Sequence[Span]], length: int) -> Tensor:
+    """Flat index of the token before each token of the spans: ``(tokens,)`` int64."""
+    flat = [
+        torch.arange(row * length + start - 1, row * length + end - 1)
+        for row, row_spans in enumerate(spans)
+        for start, end in row_spans
+    ]
+    return torch.cat(flat) if flat else torch.zeros(0, dtype=torch.int64)
 
 
 def _pad_labels(label_tokens: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.vision_utils import get_vision_window_index
 
-from qwendet.data.collate import IGNORED, Batch
+from qwendet.data.collate import Batch
+from qwendet.model.cross_entropy import linear_cross_entropy
 from qwendet.model.head import DetectionHead, HeadOutput
 from qwendet.model.losses import TokenLosses, at_least_float32
 
@@ -113,11 +114,24 @@ class Qwen25VLWithDetection(nn.Module):
 
     def _token_losses(self, hidden: Tensor, batch: Batch) -> TokenLosses:
         """Token losses of the answers; only their positions go through ``lm_head``."""
-        labels = batch["labels"][:, 1:]
-        rows = labels != IGNORED
-        logits = self.vlm.lm_head(hidden[:, :-1][rows])
-        nll = F.cross_entropy(at_least_float32(logits), labels[rows], reduction="none")
-        return TokenLosses(nll, batch["student_mask"][:, 1:][rows])
+        teacher_rows, student_rows = batch["teacher_rows"], batch["student_rows"]
+        student_sum, student_nll = self._cross_entropy(hidden, student_rows, batch)
+        if len(teacher_rows):
+            teacher_sum, teacher_nll = self._cross_entropy(hidden, teacher_rows, batch)
+        else:  # a differentiable 0 without a second, empty gradient of the size of lm_head
+            teacher_sum, teacher_nll = student_sum * 0, student_nll[:0]
+        in_order = torch.cat([teacher_rows, student_rows]).argsort()
+        nll = torch.cat([teacher_nll, student_nll])[in_order]
+        return TokenLosses(nll, in_order >= len(teacher_rows), teacher_sum, student_sum)
+
+    def _cross_entropy(self, hidden: Tensor, rows: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sum of the nll of the tokens after ``rows``, and the summands ``(R,)``."""
+        states, labels = hidden.flatten(0, 1)[rows], batch["labels"].flatten()[rows + 1]
+        lm_head = self.vlm.lm_head
+        if type(lm_head) is nn.Linear:
+            return linear_cross_entropy(states, lm_head.weight, labels)
+        nll = F.cross_entropy(at_least_float32(lm_head(states)), labels, reduction="none")  # an adapter's
+        return nll.sum(), nll.detach()
 
     def _detect(self, patches: Tensor, hidden: Tensor, batch: Batch) -> HeadOutput:
         assert self.head is not None

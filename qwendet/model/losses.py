@@ -32,12 +32,16 @@ class TokenLosses:
     """Loss of every supervised token of a batch.
 
     Attributes:
-        nll: ``(R,)`` float32, negative log-likelihood of each label token.
+        nll: ``(R,)`` float32, negative log-likelihood of each label token, without gradient.
         is_student: ``(R,)`` bool, False for the demonstrations' tokens.
+        teacher_sum: sum of the demonstrations' nll, a scalar on the graph.
+        student_sum: sum of the student answers' nll, a scalar on the graph.
     """
 
     nll: Tensor
     is_student: Tensor
+    teacher_sum: Tensor
+    student_sum: Tensor
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,7 @@ class LossManager:
             that still has a gradient.
         """
         teacher_count, student_count, box_count = counts.to(tokens.nll).unbind()
-        teacher_sum = (tokens.nll * ~tokens.is_student).sum()
-        student_sum = (tokens.nll * tokens.is_student).sum()
+        teacher_sum, student_sum = tokens.teacher_sum, tokens.student_sum
         terms = {
             "lm": (teacher_sum + student_sum) / (teacher_count + student_count).clamp(min=1),
             "teacher": teacher_sum / teacher_count.clamp(min=1),

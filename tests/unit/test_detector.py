@@ -20,6 +20,8 @@ from qwendet.data.collate import IGNORED, Batch
 from qwendet.data.encode import EncodedSample
 from qwendet.data.samples import Sample, Turn
 from qwendet.loader import Bundle
+from qwendet.model import detector as detector_module
+from qwendet.model.cross_entropy import linear_cross_entropy
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import HeadOutput
 from qwendet.model.losses import LossManager, step_counts
@@ -93,22 +95,68 @@ def test_lm_loss_and_gradients__are_those_of_the_published_class(
         )
 
 
-def test_lm_head__sees_only_supervised_positions(detector64: Qwen25VLWithDetection, batch: Batch) -> None:
+@pytest.fixture
+def lm_head_rows(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Shapes of what goes through ``lm_head`` for the losses."""
+    shapes: list[torch.Size] = []
+
+    def note(rows: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        shapes.append(rows.shape)
+        return linear_cross_entropy(rows, weight, labels)
+
+    monkeypatch.setattr(detector_module, "linear_cross_entropy", note)
+    return shapes
+
+
+def test_lm_head__sees_only_supervised_positions(
+    detector64: Qwen25VLWithDetection, batch: Batch, lm_head_rows: list[torch.Size]
+) -> None:
     with recorded_inputs(detector64.vlm.lm_head) as calls, torch.no_grad():
         output = detector64(batch)
     supervised = (batch["labels"] != IGNORED).sum().item()
-    assert [args[0].shape for args in calls] == [(supervised, 160)]
-    assert supervised < batch["labels"].numel() / 2
+    student = batch["student_mask"].sum().item()
+    assert lm_head_rows == [(student, 160), (supervised - student, 160)]
+    assert calls == []
+    assert 0 < student < supervised < batch["labels"].numel() / 2
     assert output.tokens.nll.shape == (supervised,)
-    assert output.tokens.is_student.sum() == batch["student_mask"].sum()
+    assert output.tokens.is_student.sum() == student
+
+
+def test_token_sums__are_those_of_their_tokens(detector64: Qwen25VLWithDetection, batch: Batch) -> None:
+    with torch.no_grad():
+        tokens = detector64(batch).tokens
+    of_student = batch["student_mask"][batch["labels"] != IGNORED]
+    assert torch.equal(tokens.is_student, of_student)
+    assert tokens.student_sum.item() == pytest.approx(tokens.nll[of_student].sum().item(), rel=1e-12)
+    assert tokens.teacher_sum.item() == pytest.approx(tokens.nll[~of_student].sum().item(), rel=1e-12)
+
+
+def test_lm_head__with_an_adapter_is_called_as_a_module(
+    detector64: Qwen25VLWithDetection, batch: Batch
+) -> None:
+    class Adapted(nn.Module):
+        def __init__(self, base: nn.Linear) -> None:
+            super().__init__()
+            self.base = base
+
+        def forward(self, rows: Tensor) -> Tensor:
+            return self.base(rows) * 2
+
+    vlm = copy.copy(detector64.vlm)
+    vlm._modules = detector64.vlm._modules | {"lm_head": Adapted(detector64.vlm.lm_head)}
+    with torch.no_grad():
+        adapted = Qwen25VLWithDetection(vlm, None)(batch).tokens
+        plain = Qwen25VLWithDetection(detector64.vlm, None)(batch).tokens
+    assert (adapted.nll - plain.nll).abs().max() > 1e-3
+    assert adapted.student_sum.item() == pytest.approx(adapted.nll[adapted.is_student].sum().item())
 
 
 def test_lm_head__is_left_alone_where_no_losses_are_asked_for(
-    detector64: Qwen25VLWithDetection, batch: Batch
+    detector64: Qwen25VLWithDetection, batch: Batch, lm_head_rows: list[torch.Size]
 ) -> None:
-    with recorded_inputs(detector64.vlm.lm_head) as calls, torch.no_grad():
+    with torch.no_grad():
         assert detector64(batch, with_tokens=False).tokens is None
-    assert calls == []
+    assert lm_head_rows == []
 
 
 def test_forward__without_a_head_gives_token_losses_alone(
