@@ -1,0 +1,95 @@
+"""The two builds that are compared: as training has it after an update, and as inference loads what it saved.
+
+    subject.bundle ─► copy, every parameter moved a little ─► trained
+                                                                │ save_checkpoint, config_of_checkpoint, load
+                                                                └► served
+
+Moved, because an untrained head is built from the seed: one that inference built anew would look the same. A
+model too large to copy is compared as it stands.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from qwendet.checks.once import once
+from qwendet.checks.subject import Subject
+from qwendet.files import atomic_folder
+from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.model.checkpoint import save_checkpoint
+from qwendet.model.detector import Qwen25VLWithDetection
+
+SMALL = 50_000_000
+"""Parameters up to which a model is copied, moved and computed in float64."""
+MOVE = 0.02
+"""Standard deviation of what is added to each parameter."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two builds.
+
+    Attributes:
+        trained: what training has in memory.
+        served: what inference loads.
+        folder: the checkpoint between them.
+    """
+
+    trained: Bundle
+    served: Bundle
+    folder: Path
+
+
+def is_small(subject: Subject) -> bool:
+    """Whether the model may be copied, and computed with as often as is useful."""
+    return sum(parameter.numel() for parameter in subject.bundle.detector.parameters()) <= SMALL
+
+
+@once
+def pair(subject: Subject) -> Pair:
+    """Both builds, in the config's own type of number."""
+    if not is_small(subject):
+        return Pair(subject.bundle, subject.served, subject.saved)
+    trained = replace(subject.bundle, detector=moved(subject.bundle))
+    folder = subject.folder / "moved"
+    with atomic_folder(folder) as staging:
+        save_checkpoint(
+            staging,
+            trained.detector,
+            trained.processor,
+            trained.config,
+            attn_implementation=trained.config.model.attn_implementation,
+            step=1,
+        )
+    config = config_of_checkpoint(folder)
+    model = config.model.model_copy(update={"device": trained.config.model.device})
+    served = load(config.model_copy(update={"model": model}), for_inference=True)
+    return Pair(trained, served, folder)
+
+
+@once
+def exact_pair(subject: Subject) -> Pair:
+    """Both builds in float64 where the model is small, so that rounding hides nothing."""
+    both = pair(subject)
+    if not is_small(subject):
+        return both
+    trained, served = (
+        replace(bundle, detector=copy.deepcopy(bundle.detector).double())
+        for bundle in (both.trained, both.served)
+    )
+    return Pair(trained, served, both.folder)
+
+
+def moved(bundle: Bundle) -> Qwen25VLWithDetection:
+    """A copy of the detector with noise on every parameter, the same noise each time."""
+    detector = copy.deepcopy(bundle.detector)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * MOVE
+            parameter.add_(noise.to(parameter))
+    return detector
