@@ -1,0 +1,40 @@
+r"""Where the answers are in a sequence of tokens, read off the text: the encoder is not asked.
+
+<|im_start|> assistant \n [answer … <|im_end|>]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+TURN_BEGINS, TURN_ENDS = "<|im_start|>", "<|im_end|>"
+HEADER = "assistant\n"
+
+
+def answer_spans(input_ids: Sequence[int], tokenizer: Any) -> list[tuple[int, int]]:
+    """Half-open ranges of the assistant's answers, each with its closing ``<|im_end|>``.
+
+    Args:
+        input_ids: one sequence without padding.
+        tokenizer: the model's.
+    """
+    begins, ends = tokenizer.convert_tokens_to_ids([TURN_BEGINS, TURN_ENDS])
+    spans = []
+    for at, token in enumerate(input_ids):
+        if token != begins or (start := _behind_header(input_ids, at + 1, tokenizer)) is None:
+            continue
+        if ends in input_ids[start:]:
+            spans.append((start, input_ids.index(ends, start) + 1))
+    return spans
+
+
+def _behind_header(input_ids: Sequence[int], at: int, tokenizer: Any) -> int | None:
+    """Index behind ``assistant`` and the line break, if that is what stands at ``at``."""
+    for end in range(at + 1, at + len(HEADER.encode()) + 1):
+        text = tokenizer.decode(list(input_ids[at:end]))
+        if text == HEADER:
+            return end
+        if not HEADER.startswith(text):
+            return None
+    return None

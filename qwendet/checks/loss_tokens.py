@@ -1,0 +1,151 @@
+"""Which tokens are trained on, and that their losses are those of the published model."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from qwendet.checks.answer_spans import TURN_ENDS
+from qwendet.checks.published import published_nll
+from qwendet.checks.result import Verdict
+from qwendet.checks.watched import Watched, numbers
+from qwendet.data.collate import IGNORED
+from qwendet.errors import Problem
+from qwendet.model.checkpoint import dtype_name
+
+# Root mean square difference of token losses, alone and unpadded against left-padded, of the embedded model
+# (benchmarks/loss_noise.py); a larger model's is taken to grow with its layers.
+NOISE = {
+    torch.float64: 9.4e-15,
+    torch.float32: 6.3e-7,
+    torch.bfloat16: 2.2e-3,
+    torch.float16: 2.5e-4,
+}
+NOISE_LAYERS = 4
+MULTIPLE = 16.0
+
+
+def padding(watched: Watched) -> Verdict:
+    """Every row of the batch is one sample, pushed to the right end, its mask and image marks with it."""
+    batch, problems = watched.batch, []
+    length = batch["input_ids"].shape[1]
+    image_token = watched.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    for row, ids in enumerate(watched.ids):
+        pad = length - len(ids)
+        expected = {
+            "input_ids": ids,
+            "attention_mask": [0] * pad + [1] * len(ids),
+            "mm_token_type_ids": [0] * pad + [int(token == image_token) for token in ids],
+        }
+        found = {name: batch[name][row].tolist() for name in expected if name in batch}
+        found["input_ids"] = found["input_ids"][pad:]
+        wrong = [name for name, values in expected.items() if found.get(name) != values]
+        if wrong:
+            side = (
+                "the sample is padded on the right; "
+                if _is_right_padded(batch["input_ids"][row], ids)
+                else ""
+            )
+            what = f"expected the sample at the right end of its row: {side}wrong: {', '.join(wrong)}"
+            problems.append(Problem(what, batch["where"][row], "see qwendet/data/collate.py"))
+    most = length - min(len(ids) for ids in watched.ids)
+    return Verdict(
+        f"{len(watched.ids)} samples stand at the right end, up to {most} pads left", tuple(problems)
+    )
+
+
+def _is_right_padded(row: torch.Tensor, ids: list[int]) -> bool:
+    return len(row) > len(ids) and row[: len(ids)].tolist() == ids
+
+
+def labels(watched: Watched) -> Verdict:
+    """The assistant's answers are labels, closing token included, and nothing else; the counts are theirs."""
+    batch, problems = watched.batch, []
+    for row, (ids, spans) in enumerate(zip(watched.ids, watched.spans, strict=True)):
+        pad = batch["labels"].shape[1] - len(ids)
+        sample = watched.subject.samples[row]
+        if len(spans) != len(sample.teachers) + 1:
+            what = f"expected {len(sample.teachers) + 1} answers in the tokens, found {len(spans)}"
+            problems.append(Problem(what, sample.where, "see the chat template and qwendet/data/encode.py"))
+            continue
+        expected = [IGNORED] * (pad + len(ids))
+        for start, end in spans:
+            expected[pad + start : pad + end] = ids[start:end]
+        problems += _label_problems(watched, row, expected, pad)
+        start, end = spans[-1]
+        student = [pad + start <= at < pad + end for at in range(pad + len(ids))]
+        if batch["student_mask"][row].tolist() != student:
+            what = f"the student's answer is tokens {start} to {end}, student_mask marks others: teacher and"
+            problems.append(
+                Problem(f"{what} student are mixed up", sample.where, "see student_mask in collate")
+            )
+    problems += _count_problems(watched)
+    students = int(watched.is_student.sum())
+    seen = f"{len(watched.is_student) - students} teacher and {students} student tokens, and no others"
+    return Verdict(seen, tuple(problems))
+
+
+def _label_problems(watched: Watched, row: int, expected: list[int], pad: int) -> list[Problem]:
+    found = watched.batch["labels"][row].tolist()
+    for at, (got, wanted) in enumerate(zip(found, expected, strict=True)):
+        if got == wanted:
+            continue
+        token = watched.tokenizer.decode([watched.batch["input_ids"][row, at].item()])
+        if wanted == IGNORED:
+            what = f"token {at - pad} ({token!r}) is a label outside the answers: the prompt is trained on"
+        elif got == IGNORED:
+            what = f"token {at - pad} ({token!r}) of an answer is no label: it is not trained"
+            what += ", so answers never end" if token == TURN_ENDS else ""
+        else:
+            what = f"the label of token {at - pad} ({token!r}) is another token: labels are shifted"
+        return [
+            Problem(what, watched.subject.samples[row].where, "see the spans in encode and labels in collate")
+        ]
+    return []
+
+
+def _count_problems(watched: Watched) -> list[Problem]:
+    students = int(watched.is_student.sum())
+    boxes = sum(not item.crowd for sample in watched.subject.samples for item in sample.student.objects)
+    wanted = [len(watched.is_student) - students, students, boxes]
+    found = [float(count) for count in watched.share.counts.flatten().tolist()]
+    if found == wanted:
+        return []
+    what = f"the step has {wanted} teacher tokens, student tokens and boxes; the means divide by {found}"
+    return [Problem(what, "get_batch_samples", "see step_counts")]
+
+
+def token_losses(watched: Watched) -> Verdict:
+    """Each token's loss in the left-padded batch is the published model's, for that sample alone."""
+    output = watched.share.output.tokens
+    expected = published_nll(watched)
+    if output is None or len(output.nll) != len(expected):
+        got = None if output is None else len(output.nll)
+        what = f"expected the losses of {len(expected)} answer tokens, the model returned {got}"
+        return Verdict("", (Problem(what, "Qwen25VLWithDetection.forward", "see _token_losses"),))
+    dtype = watched.detector.vlm.dtype
+    layers = watched.detector.config.text_config.num_hidden_layers
+    tolerance = MULTIPLE * NOISE[dtype] * max(1.0, layers / NOISE_LAYERS)
+    gaps = np.abs(numbers(output.nll) - expected)
+    root_mean_square = math.sqrt(float((gaps**2).mean()))
+    seen = (
+        f"token losses of {len(expected)} tokens differ from the published model's by {root_mean_square:.1e}"
+        f" (root mean square; up to {tolerance:.1e} is the rounding of {dtype_name(dtype)})"
+    )
+    if root_mean_square <= tolerance:
+        return Verdict(seen)
+    fix = "see the shift of labels, attention mask, mm_token_type_ids and positions in the detector"
+    return Verdict("", (Problem(seen, _place_of(watched, int(gaps.argmax())), fix),))
+
+
+def _place_of(watched: Watched, index: int) -> str:
+    """Sample and token of the answer token number ``index`` of the batch."""
+    for sample, ids, spans in zip(watched.subject.samples, watched.ids, watched.spans, strict=True):
+        for start, end in spans:
+            if index < end - start:
+                at = start + index
+                return f"{sample.where}: token {at}, {watched.tokenizer.decode([ids[at]])!r}"
+            index -= end - start
+    raise IndexError(index)
