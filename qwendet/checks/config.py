@@ -111,7 +111,7 @@ def require_config_checks(config: Config, tracker: Tracker) -> None:
 
 
 def exit_code(results: Iterable[Result]) -> int:
-    """Exit code of a command that runs checks: 0 none failed, 3 if the machine is all that is wrong, else 1."""
+    """Exit code of checks: 0 if none failed, 3 if the machine is all that is wrong, else 1."""
     failed = [result for result in results if result.status == "fail"]
     return (3 if is_of_machine(failed) else 1) if failed else 0
 

@@ -1,4 +1,4 @@
-"""In which way the boxes of a data set are written: what each would have to be if they were written another way.
+"""In which way the boxes of a data set are written: as pixels, or as something else.
 
 A single box seldom tells [x1, y1, x2, y2] pixels from another way of writing it. All of them do: as what
 they are not, many are impossible; as what they are, none is. And where none is impossible, boxes of many
@@ -148,7 +148,9 @@ def _too_small(rows: Floats, path: Path) -> list[Problem]:
         log_chance = np.log(np.minimum(1, scale / sizes[larger])).sum()
         is_full = scale * (1 - 2 * NEAR_ORIGIN) < furthest.max() <= scale * (1 + ROUNDING)
         if larger.sum() >= LEAST_IMAGES and is_full and log_chance < UNLIKELY_LOG:
-            what = f"the boxes look like {name}: none reaches beyond {scale:g}, in {larger.sum()} images larger than that"
+            what = (
+                f"the boxes look like {name}: none reaches beyond {scale:g}, in {larger.sum()} larger images"
+            )
             fix = f"{_TO_PIXELS}, divided by {scale:g}; if they are pixels indeed, accept this"
             return [Problem(what, str(path), fix)]
     part = float((furthest / sizes).max())

@@ -1,4 +1,4 @@
-"""Labels that a person reads as one and a model as two: case, blanks, dots, unicode forms, foreign letters."""
+"""Labels that a person reads as one and a model as two: case, blanks, dots, unicode forms."""
 
 from __future__ import annotations
 

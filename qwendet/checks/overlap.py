@@ -1,6 +1,6 @@
 """Images that are where they must not be: trained and validated on, shown as their own answer, contradicted.
 
-An image is known by its file, whatever path or link leads there, and by its bytes, whatever the file is called.
+An image is known by its file, whatever path or link leads there, and by its bytes, whatever its name.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def demonstrations_do_not_leak(survey: Survey) -> Iterable[Problem]:
             continue
         shown = [seen for seen in scan.images if seen.is_demonstration or split == "teachers"]
         for held_split, seen, held_out in _shared(scan, shown, survey.scans):
-            what = f"the demonstration image {_named(seen, held_out)} is also in {held_split}: it gives the answer"
+            named = _named(seen, held_out)
+            what = f"the demonstration image {named} is also in {held_split}: it gives the answer"
             yield Problem(what, scan.where(seen.line), "remove the demonstration, or take another image")
 
 
@@ -61,12 +62,12 @@ def _own_answers(scan: Scan) -> Iterable[Problem]:
     for seen in scan.images:
         student = students.get(seen.line)
         if seen.is_demonstration and student is not None and _is_same_image(seen, student):
-            what = f"a demonstration shows {seen.image!r}, the very image that is asked about: it gives the answer"
+            what = f"a demonstration shows {seen.image!r}, the very image that is asked about"
             yield Problem(what, scan.where(seen.line), "remove the demonstration, or take another image")
 
 
 def answers_agree(survey: Survey) -> Iterable[Problem]:
-    """No image is asked about twice with different objects, as where each box was made a sample of its own."""
+    """No image is asked about twice with different objects, as where each box became a sample."""
     for split, scan in survey.scans.items():
         first: dict[object, SeenImage] = {}
         for seen in scan.images:

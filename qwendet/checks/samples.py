@@ -164,7 +164,8 @@ def images_fit_the_limit(visit: Visit) -> Iterable[Problem]:
         return
     tokens = num_image_tokens(size, limits)
     if tokens > most:
-        what = f"{visit.turn.image!r} of {size[0]}×{size[1]} becomes {tokens} tokens, but data.max_tokens is {most}"
+        became = f"{visit.turn.image!r} of {size[0]}×{size[1]} becomes {tokens} tokens"
+        what = f"{became}, but data.max_tokens is {most}"
         yield Problem(what, visit.where, "raise data.max_tokens or lower data.max_pixels")
 
 

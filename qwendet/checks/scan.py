@@ -1,7 +1,7 @@
 """One pass over every sample file, in pieces of some hundred lines, each read and judged by a worker process.
 
-    file ─► pieces (byte ranges of whole lines) ─► worker: Sample, image header, every rule ─► Portion
-                                                                                                └► merged: Scan
+    file ─► pieces (byte ranges of whole lines) ─► worker: Sample, image header, every rule ─► Scan, Findings
+                                                                                               └► merged
 
 Only what the checks of the whole data set need is kept of a sample: its labels, boxes and images as
 numbers, so memory grows by some 300 bytes a sample and not with the files. Nothing here imports torch, so

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from PIL import Image
 
 from qwendet.checks import config as config_checks
 from qwendet.checks import samples as sample_rules
-from qwendet.checks import settings
+from qwendet.checks import scan, settings
 from qwendet.checks.result import Result
 from qwendet.checks.runner import MAX_SHOWN
 from qwendet.config import Config
@@ -21,7 +22,7 @@ from qwendet.config_file import build_config
 from qwendet.errors import DataError, EnvironmentLacksError, QwendetError
 from qwendet.progress import Advance, silent
 
-ALL_IDS = {sample_rules.PARSE, *sample_rules.RULES, *settings.CHECKS}
+ALL_IDS = set(config_checks.known_ids()) - set(config_checks.TOKENS)
 BOX = {"bbox_2d": [1, 2, 20, 25], "desc": "dot"}
 
 Record = dict[str, Any]
@@ -43,7 +44,9 @@ class Project:
         return {"images": [image], "objects": list(objects or [BOX]), **extra}
 
     def draw(self, image: str, size: tuple[int, int] = (40, 30)) -> None:
-        Image.new("RGB", size, "white").save(self.folder / image)
+        image_data = Image.new("RGB", size, "white")
+        image_data.putpixel((0, 0), tuple(hashlib.sha256(Path(image).name.encode()).digest()[:3]))
+        image_data.save(self.folder / image)
 
     def config(self, **sections: Mapping[str, Any]) -> Config:
         """Write the files and build the config; ``sections`` change its values."""
@@ -59,7 +62,7 @@ class Project:
         return build_config(values, "config.yaml")
 
     def run(self, **sections: Mapping[str, Any]) -> list[Result]:
-        return config_checks.run_config_checks(self.config(**sections), silent)
+        return config_checks.run_config_checks(self.config(**sections), silent)[0]
 
     def failed(self, **sections: Mapping[str, Any]) -> list[Result]:
         return [result for result in self.run(**sections) if result.status == "fail"]
@@ -79,7 +82,7 @@ def test_sound_project__passes_every_check(project: Project) -> None:
     results = project.run()
     assert {result.id for result in results} == ALL_IDS
     assert {result.status for result in results} == {"pass"}
-    assert "1 in val.jsonl, 2 in train.jsonl" in next(r.what for r in results if r.id == sample_rules.PARSE)
+    assert "1 in val.jsonl, 2 in train.jsonl" in next(r.what for r in results if r.id == scan.PARSE)
 
 
 # Sample files
@@ -394,7 +397,7 @@ def test_progress__is_told_for_each_file(project: Project) -> None:
         yield lambda finished, text: told[-1][2].append(finished)
 
     config_checks.run_config_checks(project.config(), tracker)
-    assert told == [("checking val.jsonl", 1, [1]), ("checking train.jsonl", 2, [1, 2])]
+    assert told == [("checking val.jsonl", 1, [1]), ("checking train.jsonl", 2, [2])]
 
 
 def test_data_root__is_where_images_are_looked_for(project: Project) -> None:
@@ -402,5 +405,10 @@ def test_data_root__is_where_images_are_looked_for(project: Project) -> None:
     images.mkdir()
     for name in ("a.png", "b.png", "c.png"):
         (project.folder / name).rename(images / name)
-    assert {result.id for result in project.failed()} == {"config.images.open"}
+    results = project.failed()
+    assert [(r.id, r.what.split(" images ")[0]) for r in results] == [
+        ("config.images.root", "none of the 1"),
+        ("config.images.root", "none of the 2"),
+    ]
+    assert results[0].fix == "set data.root to the folder that the image paths start from"
     assert not project.failed(data={"root": str(images)})
