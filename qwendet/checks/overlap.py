@@ -17,6 +17,7 @@ from qwendet.checks.survey import Check, Survey
 from qwendet.errors import Problem
 
 HELD_OUT: tuple[Split, ...] = ("val", "test")
+NAMES = {"val": "validation", "test": "the test samples"}
 PROBE_BYTES = 4096
 
 
@@ -39,7 +40,8 @@ def training_is_not_validation(survey: Survey) -> Iterable[Problem]:
     train = survey.scans["train"]
     students = [seen for seen in train.images if not seen.is_demonstration]
     for split, seen, held_out in _shared(train, students, survey.scans):
-        what = f"the training image {_named(seen, held_out)} is also in {split}, which would measure memory"
+        named = _named(seen, held_out)
+        what = f"the training image {named} is also in {NAMES[split]}, which would measure memory"
         yield Problem(what, train.where(seen.line), f"remove the sample from data.train or data.{split}")
 
 
@@ -52,7 +54,7 @@ def demonstrations_do_not_leak(survey: Survey) -> Iterable[Problem]:
         shown = [seen for seen in scan.images if seen.is_demonstration or split == "teachers"]
         for held_split, seen, held_out in _shared(scan, shown, survey.scans):
             named = _named(seen, held_out)
-            what = f"the demonstration image {named} is also in {held_split}: it gives the answer"
+            what = f"the demonstration image {named} is also in {NAMES[held_split]}: it gives the answer"
             yield Problem(what, scan.where(seen.line), "remove the demonstration, or take another image")
 
 

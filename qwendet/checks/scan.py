@@ -248,6 +248,11 @@ def _mapper(workers: int) -> Iterator[Spread]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def available_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cut_into_pieces(path: Path) -> Iterator[Piece]:
     """Byte ranges of at most ``PIECE_SAMPLES`` samples each, blank lines not counted."""
     start, first_line, count, offset = 0, 1, 0, 0

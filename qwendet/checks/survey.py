@@ -108,8 +108,9 @@ def val_labels_are_trained(survey: Survey) -> Iterable[Problem]:
 
 
 def there_are_labels(survey: Survey) -> Iterable[Problem]:
-    """There is something to look for."""
-    if survey.config.data.labels is None and not survey.scans["train"].labels:
+    """There is something to look for; with the head on, ``config.detection.on_without_boxes`` says it."""
+    config = survey.config
+    if config.data.labels is None and not survey.scans["train"].labels and not config.detection.enabled:
         what = "no training sample has an object, and data.labels is not set: there is no label to look for"
         yield Problem(what, "data.labels", "name the labels there, or give training samples with boxes")
 

@@ -35,8 +35,8 @@ def validate_config(
     """Check config and data without a model: seconds instead of GPU hours."""
     console.set_format(output_format)
     from qwendet.checks.config import Thoroughness, exit_code, run_config_checks
+    from qwendet.checks.scan import available_cores
     from qwendet.config_file import load_config
-    from qwendet.processes import available_cores
 
     how = Thoroughness(image_depth(decode, no_images), tokens, workers or available_cores())
     loaded = load_config(config_name(config, named), settings or ())

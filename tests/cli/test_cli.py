@@ -47,7 +47,7 @@ def qwendet(capsys: pytest.CaptureFixture[str]) -> Iterator[Qwendet]:
 def project(tmp_path: Path) -> Path:
     """A config with two samples; returns the config's path."""
     for name in ("train", "val"):
-        Image.new("RGB", (40, 30), "white").save(tmp_path / f"{name}.png")
+        Image.new("RGB", (40, 30), "white" if name == "val" else "grey").save(tmp_path / f"{name}.png")
         record = {"images": [f"{name}.png"], "objects": [{"bbox_2d": [1, 2, 20, 25], "desc": "dot"}]}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(record) + "\n")
     config = tmp_path / "config.yaml"

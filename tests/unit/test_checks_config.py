@@ -107,8 +107,10 @@ def test_no_training_file__fails_and_skips_what_needs_it(project: Project) -> No
 
 def test_no_validation_file__skips_what_needs_it(project: Project) -> None:
     del project.files["val"]
-    skipped = only([r for r in project.run() if r.status == "skip"])
-    assert (skipped.id, skipped.what) == ("config.labels.only_in_validation", "data.val not set")
+    skipped = {r.id: r.what for r in project.run() if r.status == "skip"}
+    assert skipped == dict.fromkeys(
+        ("config.labels.only_in_validation", "config.data.val_without_boxes"), "data.val not set"
+    )
 
 
 def test_empty_file__fails(project: Project) -> None:
@@ -255,8 +257,9 @@ def test_detection_off_with_boxes__fails(project: Project) -> None:
 def test_detection_on_without_boxes__fails(project: Project, objects: list[Record]) -> None:
     project.files["train"] = [project.record("a.png") | {"objects": objects}]
     project.files["val"] = [project.record("c.png") | {"objects": objects}]
-    assert only(project.failed()).id == "config.detection.on_without_boxes"
-    assert not project.failed(detection={"enabled": False})
+    labels = {"labels": ["dot"]}
+    assert only(project.failed(data=labels)).id == "config.detection.on_without_boxes"
+    assert not project.failed(data=labels, detection={"enabled": False})
 
 
 # Leaks
@@ -271,7 +274,7 @@ def test_training_image_in_validation__is_named(project: Project) -> None:
 
 def test_teacher_pool_image_in_validation__is_named(project: Project) -> None:
     project.files["teachers"] = [project.record("d.png"), project.record("c.png")]
-    result = only(project.failed())
+    result = only(project.failed(data={"teacher_ratio": 0.5}))
     assert result.id == "config.teachers.leak"
     assert result.where.endswith("teachers.jsonl:2")
 
@@ -362,8 +365,7 @@ def crash(*arguments: object) -> Any:
 
 
 def test_crashing_rule__fails_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    rules = {**sample_rules.RULES, "config.boxes.inside": (crash, "fine")}
-    monkeypatch.setattr(sample_rules, "RULES", rules)
+    monkeypatch.setitem(sample_rules.RULES, "config.boxes.inside", sample_rules.Rule(crash, "fine"))  # type: ignore[arg-type]
     project.files["val"].append(project.record("d.png", BOX, BOX))
     failed = project.failed()
     assert {result.id for result in failed} == {"config.boxes.inside", "config.boxes.duplicate"}
