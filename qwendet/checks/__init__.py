@@ -2,9 +2,12 @@
 
 Files:
 
-    result.py   what a check says             samples.py    rules that every sample is held against
-    runner.py   runs a check, come what may   settings.py   checks of the config as a whole
-                                              config.py     all of them: validate-config
+    result.py   what a check says             samples.py    rules that every turn of a sample is held against
+    runner.py   runs a check, come what may   scan.py       the pass over sample files, by worker processes
+    summary.py  the data in figures           survey.py     samples, labels and settings together
+    settings.py settings and the machine      overlap.py    images where they must not be
+    frames.py   boxes that are no pixels      lookalikes.py labels that a person reads as one
+    tokens.py   tokens against the limits     config.py     all of them: validate-config
     subject.py  both builds, a few samples    loss_*.py     checks of the loss
     step.py     the trainer's step, watched   loss.py       all of them: validate-loss
 """
