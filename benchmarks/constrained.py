@@ -2,7 +2,7 @@
 
     python -m benchmarks.constrained PATH/TO/Qwen2.5-VL-7B-Instruct [--labels 80]
 
-Only the tokenizer's files are needed. The steps are those of an answer of 20 boxes, without the model's own time.
+Only the tokenizer's files are needed. The steps are those of an answer of 20 boxes, without the model's.
 """
 
 from __future__ import annotations

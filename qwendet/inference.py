@@ -22,6 +22,7 @@ import torch
 from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
 from qwendet.config import Config
 from qwendet.config_file import override_config
+from qwendet.data.answer_facts import AnswerFacts, answer_facts
 from qwendet.data.answer_grammar import AnswerGrammar
 from qwendet.data.answers import ParsedObject, parse_answer
 from qwendet.data.collate import Batch, require_left_padding
@@ -71,6 +72,7 @@ class Prediction:
         height: of the displayed image, pixels.
         detections: sorted by score, best first.
         rejected: boxes of a text answer that were incomplete, impossible or outside the image.
+        answer: what can be said of the text answer; ``None`` without one. No part of the output file.
     """
 
     image: str
@@ -78,10 +80,13 @@ class Prediction:
     height: int
     detections: tuple[Detection, ...]
     rejected: int
+    answer: AnswerFacts | None = None
 
     def to_json(self) -> str:
         """One line of the output file."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        record = asdict(self)
+        del record["answer"]
+        return json.dumps(record, ensure_ascii=False)
 
 
 class Predictor:
@@ -167,18 +172,19 @@ class Predictor:
         batch = to_device(collated, self.bundle.detector.device)
         found: list[list[Detection]] = [[] for _ in samples]
         rejected = [0] * len(samples)
+        facts: list[AnswerFacts | None] = [None] * len(samples)
         if "head" in sources:
             for row, detections in zip(found, self._by_head(batch, encoded), strict=True):
                 row += detections
         if "text" in sources:
             for index, answer in enumerate(self._answers(batch, encoded)):
-                detections, lost = self._by_text(answer, encoded[index])
+                detections, rejected[index], facts[index] = self._by_text(answer, encoded[index])
                 found[index] += detections
-                rejected[index] = lost
+        rows = zip(samples, encoded, found, rejected, facts, strict=True)
         return iter(
             [
-                Prediction(sample.student.image, *item.image_size, self._best(row), lost)
-                for sample, item, row, lost in zip(samples, encoded, found, rejected, strict=True)
+                Prediction(sample.student.image, *item.image_size, self._best(row), lost, fact)
+                for sample, item, row, lost, fact in rows
             ]
         )
 
@@ -228,7 +234,9 @@ class Predictor:
         patch_size = self.bundle.processor.image_processor.patch_size
         return model_image_size(item.image_grid_thw[-1].tolist(), patch_size)
 
-    def _by_text(self, answer: GeneratedAnswer, item: EncodedSample) -> tuple[list[Detection], int]:
+    def _by_text(
+        self, answer: GeneratedAnswer, item: EncodedSample
+    ) -> tuple[list[Detection], int, AnswerFacts]:
         parsed = parse_answer(answer.text)
         source = self._model_image_size(item)
         detections = [
@@ -236,7 +244,10 @@ class Predictor:
             for entry in parsed.objects
             if has_area(box := _displayed(entry, source, item.image_size))
         ]
-        return detections, parsed.rejected + len(parsed.objects) - len(detections)
+        facts = answer_facts(
+            answer.text, parsed, truncated=answer.truncated, size=source, labels=self.bundle.labels
+        )
+        return detections, parsed.rejected + len(parsed.objects) - len(detections), facts
 
 
 def _displayed(
