@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from qwendet import console
-from qwendet.cli import data, infer, init, train, validate
+from qwendet.cli import data, eval, infer, init, train, validate
 from qwendet.errors import EnvironmentLacksError, QwendetError
 
 GLOBAL_FLAGS = ("--debug", "--quiet")
@@ -42,6 +42,7 @@ app = typer.Typer(
 app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("infer")(infer.infer)
+app.command("eval")(eval.evaluate)
 app.command("validate-config")(validate.validate_config)
 app.add_typer(data.app, name="data")
 
@@ -62,7 +63,7 @@ def _main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Fine-tune Qwen2.5-VL into an object detector: init, train, infer.
+    """Fine-tune Qwen2.5-VL into an object detector: init, train, infer, eval.
 
     Exit codes: 0 all good, 1 a check failed, 2 unusable config, data or command,
     3 the environment lacks something, 130 interrupted, 143 terminated.

@@ -25,7 +25,8 @@ def coco_ground_truth(
     """Ground truth in COCO's form: image ids count from 0, category ids from 1, boxes xywh.
 
     Args:
-        samples: the samples that were predicted, in order; crowds and difficult objects are not scored.
+        samples: the samples that were predicted, in order. Crowds and difficult objects are not scored: a
+            crowd takes in any number of detections that lie in it, a difficult object the one that fits it.
         predictions: their predictions, which know the images' sizes.
         labels: the label set; labels beside it become categories after it, which nothing can find.
     """
@@ -52,7 +53,8 @@ def coco_ground_truth(
                     "category_id": category_of[item.desc],
                     "bbox": [x, y, width, height],
                     "area": width * height,
-                    "iscrowd": int(item.crowd or item.difficult),
+                    "iscrowd": int(item.crowd),
+                    "ignore": int(item.crowd or item.difficult),
                 }
             )
     categories = [{"id": category, "name": label} for label, category in category_of.items()]
@@ -83,6 +85,61 @@ def xywh(box_xyxy: Sequence[float]) -> tuple[float, float, float, float]:
     return x1, y1, x2 - x1, y2 - y1
 
 
+class BoxEvaluation(COCOeval):  # type: ignore[misc]
+    """pycocotools' evaluation, which takes ``ignore`` as it is given; its own lets only crowds be ignored."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        for objects in self._gts.values():
+            for item in objects:
+                item["ignore"] = item["iscrowd"] or item.get("ignore", 0)
+
+
+def match(
+    ground_truth: dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    *,
+    with_labels: bool = True,
+    only_totals: bool = False,
+) -> BoxEvaluation:
+    """Match detections with ground truth by pycocotools.
+
+    Args:
+        ground_truth: from :func:`coco_ground_truth`.
+        results: from :func:`coco_results`, at least one.
+        with_labels: a detection matches only an object of its label; otherwise any.
+        only_totals: boxes of every size together and 100 detections an image, for AP, AP50, AP75 and AR_100.
+
+    Returns:
+        The evaluation, matched and not yet accumulated; the id of a detection is its place in ``results``,
+        counted from 1.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        truth = COCO()
+        truth.dataset = ground_truth
+        truth.createIndex()
+        evaluation = BoxEvaluation(truth, truth.loadRes([dict(result) for result in results]), "bbox")
+        params = evaluation.params
+        params.useCats = int(with_labels)
+        if only_totals:
+            params.areaRng, params.areaRngLbl, params.maxDets = params.areaRng[:1], ["all"], [100]
+        evaluation.evaluate()
+    return evaluation
+
+
+def summarise(evaluation: BoxEvaluation) -> dict[str, float]:
+    """COCO's twelve metrics of matched detections; -1 where there is nothing to measure."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {name: float(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
+
+
+def has_truth(ground_truth: dict[str, Any]) -> bool:
+    """Whether there is any object to be found, beside crowds and difficult ones."""
+    return not all(item["ignore"] for item in ground_truth["annotations"])
+
+
 def coco_metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
     """COCO's twelve box metrics.
 
@@ -93,16 +150,6 @@ def coco_metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]) ->
     Returns:
         Metrics by name, see :data:`METRICS`; -1 where there is nothing to measure, as in COCO.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        truth = COCO()
-        truth.dataset = ground_truth
-        truth.createIndex()
-        if not truth.getAnnIds(iscrowd=False):
-            return dict.fromkeys(METRICS, -1.0)
-        if not results:
-            return dict.fromkeys(METRICS, 0.0)
-        evaluation = COCOeval(truth, truth.loadRes([dict(result) for result in results]), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return {name: float(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
+    if not has_truth(ground_truth):
+        return dict.fromkeys(METRICS, -1.0)
+    return summarise(match(ground_truth, results)) if results else dict.fromkeys(METRICS, 0.0)

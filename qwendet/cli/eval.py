@@ -1,0 +1,146 @@
+"""``qwendet eval``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from qwendet import console
+from qwendet.cli.options import FormatOption, SetOption
+
+if TYPE_CHECKING:
+    from qwendet.evaluation.command import Evaluation
+    from qwendet.evaluation.compare import Comparison
+    from qwendet.evaluation.scores import Run
+
+MOST_LABELS = 40
+
+
+def evaluate(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Folder that train wrote, such as run/final.")
+    ],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="JSONL file, or a data set folder: its test split first.")
+    ],
+    mode: Annotated[
+        Literal["head", "text", "both"] | None,
+        typer.Option("--mode", help="Who answers; without it, the head where there is one, else text."),
+    ] = None,
+    teachers: Annotated[
+        int,
+        typer.Option(
+            "--teachers", metavar="N", min=0, help="Measure without and with N demonstrations from the pool."
+        ),
+    ] = 0,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write all numbers and predictions, for --compare."),
+    ] = None,
+    coco: Annotated[
+        Path | None,
+        typer.Option(
+            "--coco", metavar="FILE", help="Write COCO results, and their ground truth beside them."
+        ),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare",
+            metavar="OTHER_RUN",
+            help="Differences to a file of eval --json, infer or train, or to a checkpoint.",
+        ),
+    ] = None,
+    output_format: FormatOption = "human",
+    settings: SetOption = None,
+) -> None:
+    """Measure a checkpoint on annotated images: COCO metrics, the best score threshold, label by label."""
+    console.set_format(output_format)
+    from qwendet.evaluation.command import evaluate_checkpoint, write_coco, write_json
+
+    found = evaluate_checkpoint(
+        checkpoint,
+        data,
+        mode=mode,
+        teachers=teachers,
+        compare=compare,
+        overrides=settings or (),
+        tracker=console.progress,
+    )
+    if output_format == "json":
+        console.print_record(found.to_record(with_predictions=False))
+    else:
+        _print(found)
+    written = [] if json_file is None else [json_file]
+    if json_file is not None:
+        write_json(found, json_file)
+    if coco is not None:
+        written += write_coco(found, coco)
+    if written:
+        console.say(f"Wrote {', '.join(map(str, written))}.")
+
+
+def _print(found: Evaluation) -> None:
+    columns = ["metric", *(f"{run.name} (score: {run.source})" for run in found.runs)]
+    rows = [[name, *(run.metrics[name] for run in found.runs)] for name in found.runs[0].metrics]
+    rows += [
+        [f"{name} at best F1", *(getattr(run.at_best, name) for run in found.runs)]
+        for name in found.runs[0].at_best._fields
+    ]
+    boxes = len(found.runs[0].matches.truth)
+    title = f"{len(found.samples)} images, {boxes} boxes; COCO metrics, the rest at IoU 0.5"
+    console.print_table(title, columns, _shown(rows))
+    for run in found.runs:
+        _print_labels(run)
+    _print_answers(found.runs)
+    for comparison in found.comparisons:
+        _print_comparison(comparison)
+    for note in found.notes:
+        console.say(note)
+
+
+def _shown(rows: Sequence[Sequence[object]]) -> list[list[object]]:
+    """Cells as they are printed: a dash where there was nothing to measure."""
+    return [["–" if value is None else value for value in row] for row in rows]
+
+
+def _print_labels(run: Run) -> None:
+    columns = ("label", "boxes", "AP", "AP50", "precision", "recall", "F1", "mean IoU", "own best score")
+    rows = [
+        [
+            label.label, label.boxes, label.AP, label.AP50,
+            label.at.precision, label.at.recall, label.at.f1, label.at.mean_iou, label.best_threshold,
+        ]
+        for label in run.labels
+    ]  # fmt: skip
+    hidden = f", {len(rows) - MOST_LABELS} more in --json" if len(rows) > MOST_LABELS else ""
+    threshold = "any score" if run.at_best.threshold is None else f"score ≥ {run.at_best.threshold:.4f}"
+    console.print_table(f"Labels by {run.name}, at {threshold}{hidden}", columns, _shown(rows[:MOST_LABELS]))
+
+
+def _print_answers(runs: Sequence[Run]) -> None:
+    answered = [run for run in runs if run.answers is not None]
+    if answered:
+        names = answered[0].answers._fields if answered[0].answers else ()
+        rows = [[name.replace("_", " "), *(getattr(run.answers, name) for run in answered)] for name in names]
+        console.print_table("Text answers", ["count", *(run.name for run in answered)], rows)
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    interval = f"{comparison.confidence:.0%} interval"
+    rows = [
+        [
+            item.metric, item.ours, item.other, item.difference,
+            None if item.low is None else f"{item.low:+.4f} … {item.high:+.4f}",
+        ]
+        for item in comparison.differences
+    ]  # fmt: skip
+    console.print_table(
+        f"{comparison.ours} against {comparison.other}; {interval} by {comparison.resamples} paired"
+        f" bootstrap resamples of the images, seed {comparison.seed}",
+        ("metric", "this run", "other", "difference", interval),
+        _shown(rows),
+    )

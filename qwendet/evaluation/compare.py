@@ -1,0 +1,156 @@
+"""Two runs over the same images: differences, and how sure they are (paired bootstrap by image)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qwendet.evaluation.coco import BoxEvaluation, match
+from qwendet.evaluation.matches import IntArray
+from qwendet.evaluation.scores import Run
+from qwendet.progress import Tracker, silent
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+SEED = 0
+COMPARED = ("AP", "AP50", "AP75", "AR_100")
+
+
+class Difference(NamedTuple):
+    """One metric of two runs.
+
+    Attributes:
+        metric: its name.
+        ours: of the run that was measured now; ``None`` where there is nothing to measure.
+        other: of the one it is compared with.
+        difference: ours minus other.
+        low: lower end of the interval; ``None`` without a difference.
+        high: upper end.
+    """
+
+    metric: str
+    ours: float | None
+    other: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+
+
+class Comparison(NamedTuple):
+    """Two runs side by side.
+
+    Attributes:
+        ours: name of the run measured now.
+        other: name of the one it is compared with.
+        differences: metric by metric.
+        resamples: how often images were drawn anew.
+        confidence: of the intervals.
+        seed: of the draws.
+    """
+
+    ours: str
+    other: str
+    differences: tuple[Difference, ...]
+    resamples: int
+    confidence: float
+    seed: int
+
+
+def compare_runs(
+    ours: Run,
+    other: Run,
+    names: tuple[str, str],
+    ground_truth: dict[str, Any],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    tracker: Tracker = silent,
+) -> Comparison:
+    """Compare two runs over the same ground truth.
+
+    Images are drawn with replacement, the same for both runs, and COCO's metrics are computed anew by
+    pycocotools for each draw; the interval is that of the percentiles of the differences.
+
+    Args:
+        ours: the run measured now.
+        other: the one it is compared with.
+        names: what to call them.
+        ground_truth: what both were measured on.
+        resamples: how often images are drawn.
+        seed: of the draws.
+        tracker: shows progress.
+    """
+    images = len(ground_truth["images"])
+    generator = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {name: [] for name in COMPARED}
+    scorers = [Resampler(ground_truth, run.results) for run in (ours, other)]
+    with tracker("drawing images anew", resamples) as advance:
+        for index in range(resamples):
+            chosen = generator.integers(images, size=images)
+            first, second = (scorer.metrics(chosen) for scorer in scorers)
+            for name in COMPARED:
+                if first[name] >= 0 and second[name] >= 0:  # a draw may hold no object at all
+                    drawn[name].append(first[name] - second[name])
+            advance(index + 1, "")
+    differences = tuple(_difference(name, ours.metrics, other.metrics, drawn[name]) for name in COMPARED)
+    return Comparison(*names, differences, resamples, CONFIDENCE, seed)
+
+
+def _difference(
+    name: str, ours: Mapping[str, float | None], other: Mapping[str, float | None], drawn: Sequence[float]
+) -> Difference:
+    first, second = ours[name], other[name]
+    if first is None or second is None or not drawn:
+        return Difference(name, first, second, None, None, None)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail]).tolist()
+    return Difference(name, first, second, first - second, low, high)
+
+
+class Resampler:
+    """COCO metrics of one run over images drawn anew: matched once, accumulated for each draw.
+
+    Args:
+        ground_truth: what the run is measured on.
+        results: its detections.
+    """
+
+    def __init__(self, ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
+        self.evaluation: BoxEvaluation | None = None
+        self._truth_per_image = np.zeros(len(ground_truth["images"]), dtype=np.int64)
+        for item in ground_truth["annotations"]:
+            self._truth_per_image[item["image_id"]] += not item["ignore"]
+        if results:
+            self.evaluation = match(ground_truth, results, only_totals=True)
+            images = len(ground_truth["images"])
+            records = self.evaluation.evalImgs
+            self._groups = [records[start : start + images] for start in range(0, len(records), images)]
+
+    def metrics(self, images: IntArray) -> dict[str, float]:
+        """AP, AP50, AP75 and AR_100 over images, each as often as it is named; -1 without objects.
+
+        Args:
+            images: as many as there are, by their place in the ground truth.
+        """
+        if not self._truth_per_image[images].any():
+            return dict.fromkeys(COMPARED, -1.0)
+        if self.evaluation is None:
+            return dict.fromkeys(COMPARED, 0.0)
+        self.evaluation.evalImgs = [group[image] for group in self._groups for image in images]
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.evaluation.accumulate()
+        precision, recall = (
+            self.evaluation.eval["precision"][..., 0, 0],
+            self.evaluation.eval["recall"][..., 0, 0],
+        )
+        present = recall[0] >= 0  # labels with objects among these images
+        return {
+            "AP": float(precision[..., present].mean()),
+            "AP50": float(precision[0][:, present].mean()),
+            "AP75": float(precision[5][:, present].mean()),
+            "AR_100": float(recall[:, present].mean()),
+        }

@@ -1,0 +1,89 @@
+"""What a detector is measured on: a JSONL file, or one split of a data set folder of any known format."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from qwendet.data.convert import conversion_notes, convert_dataset
+from qwendet.data.formats import detect_format
+from qwendet.data.samples import Sample, SampleFile, Turn
+from qwendet.errors import DataError
+from qwendet.inference import collect_samples
+from qwendet.progress import Tracker
+
+MEASURED_SPLITS = ("test", "val", "all", "train")
+"""Splits in the order in which a folder's is chosen: best are images that training never saw."""
+
+
+def open_dataset(data: Path, tracker: Tracker) -> tuple[list[Sample], list[str]]:
+    """The samples to measure on, their images looked at as far as their header.
+
+    Args:
+        data: a JSONL file; a folder that ``data convert`` wrote; a data set that it can convert.
+        tracker: shows progress.
+
+    Returns:
+        The samples, and what a user should know about them.
+
+    Raises:
+        DataError: naming everything that cannot be used.
+    """
+    if data.suffix == ".jsonl":
+        return collect_samples([data]), []
+    if detect_format(data) == "jsonl":
+        file = _measured_split(data)
+        return collect_samples([file]), [f"{data} is a folder: {file.name} is measured."]
+    with TemporaryDirectory() as temporary:
+        converted = Path(temporary) / "data"
+        report = convert_dataset(data, converted, source="auto", images="reference", tracker=tracker)
+        file = _measured_split(converted)
+        samples = [
+            replace(sample, where=f"{data}: {sample.student.image}")
+            for sample in SampleFile(file, report.data_root)
+        ]
+    # They stay where they are, so that data.root, which the last note is about, is nothing to set.
+    notes = conversion_notes(replace(report, data_root=None))
+    return samples, [f"{data} was converted: its {file.stem} split is measured.", *notes]
+
+
+def _measured_split(folder: Path) -> Path:
+    for split in MEASURED_SPLITS:
+        file = folder / f"{split}.jsonl"
+        if file.is_file():
+            return file
+    names = ", ".join(f"{split}.jsonl" for split in MEASURED_SPLITS)
+    raise DataError(f"expected one of {names}", str(folder), "name the JSONL file itself")
+
+
+def foreign_labels(samples: Sequence[Sample], labels: Collection[str], where: str) -> list[str]:
+    """Say which labels of the data the model does not know; their objects count as missed.
+
+    Raises:
+        DataError: if it knows none of them.
+    """
+    present = {item.desc for sample in samples for item in sample.student.objects}
+    strange = sorted(present - set(labels))
+    if present and len(strange) == len(present):
+        raise DataError(
+            f"no label in common: the data has {_some(strange)}, the model knows {_some(sorted(labels))}",
+            where,
+            "give the data the model was trained for, or its labels by --set data.labels=[…]",
+        )
+    if not strange:
+        return []
+    boxes = sum(item.desc in strange for sample in samples for item in sample.student.objects)
+    return [f"The model does not know {_some(strange)}: {boxes} boxes count as missed."]
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def without_teachers(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples without the demonstrations they bring along."""
+    none: tuple[Turn, ...] = ()
+    return [replace(sample, teachers=none) for sample in samples]

@@ -1,0 +1,81 @@
+"""Runs that were written to a file, and read again to be compared with.
+
+``qwendet eval --json FILE`` writes the numbers and the predictions; ``infer --output`` and ``train`` write
+predictions alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qwendet.data.answer_facts import AnswerFacts
+from qwendet.errors import DataError
+from qwendet.inference import Detection, Prediction, Source
+
+SOURCES: tuple[Source, ...] = ("head", "text")
+_FIX = "give a JSON file of `qwendet eval --json`, a JSONL file of `infer` or `train`, or a checkpoint"
+
+
+def read_runs(file: Path) -> dict[str, tuple[Source, list[Prediction]]]:
+    """The predictions of each run in a file, by the run's name.
+
+    Args:
+        file: what ``eval --json`` wrote, or predictions, one image a line.
+
+    Raises:
+        DataError: if it is neither.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".jsonl":
+            predictions = [_prediction(json.loads(line)) for line in text.splitlines() if line.strip()]
+            return {source: (source, predictions) for source in SOURCES if _has(predictions, source)}
+        runs = json.loads(text)["runs"]
+        return {
+            run["name"]: (run["source"], [_prediction(record) for record in run["predictions"]])
+            for run in runs
+        }
+    except OSError as error:
+        raise DataError(f"cannot read the other run ({error.strerror})", str(file), _FIX) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"this is no run that can be compared with ({error!r})", str(file), _FIX) from error
+
+
+def _has(predictions: Sequence[Prediction], source: Source) -> bool:
+    return any(item.source == source for prediction in predictions for item in prediction.detections)
+
+
+def _prediction(record: Mapping[str, Any]) -> Prediction:
+    detections = tuple(
+        Detection(tuple(item["bbox_2d"]), item["desc"], item["score"], item["source"])
+        for item in record["detections"]
+    )
+    answer = record.get("answer")
+    return Prediction(
+        record["image"],
+        record["width"],
+        record["height"],
+        detections,
+        record["rejected"],
+        None if answer is None else AnswerFacts(**answer),
+    )
+
+
+def align(predictions: Iterable[Prediction], images: Sequence[str], where: str) -> list[Prediction]:
+    """The predictions in the order of images.
+
+    Raises:
+        DataError: if they are not about these images.
+    """
+    by_image = {prediction.image: prediction for prediction in predictions}
+    missing = [image for image in images if image not in by_image]
+    if missing:
+        raise DataError(
+            f"the other run knows nothing of {len(missing)} of {len(images)} images, such as {missing[0]!r}",
+            where,
+            "compare runs over the same data",
+        )
+    return [by_image[image] for image in images]

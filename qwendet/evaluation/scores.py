@@ -1,0 +1,275 @@
+"""All numbers of one run: COCO's, precision and recall, label by label, and those of text answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qwendet.evaluation.coco import METRICS, coco_results, has_truth, match, summarise
+from qwendet.evaluation.matches import FloatArray, Matches, matches_of, no_matches
+from qwendet.inference import Prediction, Source
+
+SCORE_MEANINGS: dict[Source, str] = {
+    "head": "probability by the detection head",
+    "text": "exp(mean log-probability of the box's tokens)",
+}
+_AP50 = 0  # index of IoU 0.5 among pycocotools' thresholds
+
+
+class OperatingPoint(NamedTuple):
+    """What is found with a score of at least ``threshold``, at IoU 0.5; ``None`` where nothing divides.
+
+    Attributes:
+        threshold: the least score.
+        precision: share of the detections that found an object.
+        recall: share of the objects that were found.
+        f1: their harmonic mean.
+        mean_iou: of the detections that found an object.
+        true_positives: detections that found an object.
+        false_positives: detections that found none.
+        missed: objects that were not found.
+    """
+
+    threshold: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    mean_iou: float | None
+    true_positives: int
+    false_positives: int
+    missed: int
+
+
+class LabelScores(NamedTuple):
+    """One label's row: how many boxes, how well they are found.
+
+    Attributes:
+        label: its text.
+        boxes: objects that count.
+        AP: over IoU 0.5 to 0.95; ``None`` without objects.
+        AP50: at IoU 0.5.
+        best_threshold: the score at which this label alone has its best F1.
+        at: precision and recall at the run's threshold.
+    """
+
+    label: str
+    boxes: int
+    AP: float | None
+    AP50: float | None
+    best_threshold: float | None
+    at: OperatingPoint
+
+
+class AnswerTotals(NamedTuple):
+    """What is wrong with the text answers of a run; the last five count boxes, the first four answers.
+
+    Attributes:
+        answers: how many there are.
+        unreadable: neither a box nor an empty list can be read.
+        truncated: cut at the most tokens.
+        repeating: that hold a box, with its label, more than once.
+        boxes: boxes read.
+        rejected: incomplete or impossible ones.
+        repeated: equal to an earlier one of the answer.
+        outside: reach over the edge of the image.
+        unknown_labels: their label is not in the set, so that they are not scored.
+    """
+
+    answers: int
+    unreadable: int
+    truncated: int
+    repeating: int
+    boxes: int
+    rejected: int
+    repeated: int
+    outside: int
+    unknown_labels: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """Predictions of one kind, and their numbers.
+
+    Attributes:
+        source: what answered, which is what the scores are.
+        teachers: demonstrations asked for; ``None`` if samples kept what they have.
+        predictions: one an image, of this source alone.
+        results: the same in COCO's form.
+        metrics: COCO's twelve; ``None`` where there is nothing to measure.
+        at_best: the score with the best F1, over all labels, chosen on these images.
+        labels: label by label, in the order of the categories.
+        curves: ``(K, 101)`` precision at IoU 0.5 over recall 0, 0.01 … 1; -1 for a label without objects.
+        matches: which detection found what.
+        answers: of text answers; ``None`` for the head, and for predictions read from a file without them.
+    """
+
+    source: Source
+    teachers: int | None
+    predictions: tuple[Prediction, ...]
+    results: tuple[dict[str, Any], ...]
+    metrics: dict[str, float | None]
+    at_best: OperatingPoint
+    labels: tuple[LabelScores, ...]
+    curves: FloatArray
+    matches: Matches
+    answers: AnswerTotals | None
+
+    @property
+    def name(self) -> str:
+        """For example ``head`` or ``text, 2 teachers``."""
+        return run_name(self.source, self.teachers)
+
+
+def run_name(source: Source, teachers: int | None) -> str:
+    """Name a run.
+
+    Example:
+        >>> run_name("head", None), run_name("text", 0), run_name("text", 1)
+        ('head', 'text, no teachers', 'text, 1 teacher')
+    """
+    if teachers is None:
+        return source
+    return f"{source}, {teachers or 'no'} teacher{'' if teachers == 1 else 's'}"
+
+
+def score_run(
+    ground_truth: dict[str, Any],
+    predictions: Sequence[Prediction],
+    labels: Sequence[str],
+    source: Source,
+    teachers: int | None = None,
+) -> Run:
+    """Measure the detections of one source.
+
+    Args:
+        ground_truth: from :func:`~qwendet.evaluation.coco.coco_ground_truth`.
+        predictions: in the order of its images.
+        labels: the label set.
+        source: whose detections.
+        teachers: demonstrations asked for.
+    """
+    own = tuple(_of_source(prediction, source) for prediction in predictions)
+    results = coco_results(own, labels, source)
+    categories = ground_truth["categories"]
+    curves = np.full((len(categories), 101), -1.0)
+    average = np.full((2, len(categories)), -1.0)  # AP and AP50 of each label
+    metrics = dict.fromkeys(METRICS, 0.0 if has_truth(ground_truth) else -1.0)
+    matches = no_matches(ground_truth)
+    if results:
+        evaluation = match(ground_truth, results)
+        metrics = summarise(evaluation)
+        precision = evaluation.eval["precision"][..., 0, -1]  # (T, 101, K): any size, 100 detections
+        curves, average = precision[_AP50].T, np.stack([precision.mean((0, 1)), precision[_AP50].mean(0)])
+        matches = matches_of(ground_truth, results, evaluation)
+    elif has_truth(ground_truth):
+        present = np.isin([item["id"] for item in categories], matches.truth_category)
+        curves[present], average[:, present] = 0.0, 0.0
+    threshold = best_threshold(matches)
+    return Run(
+        source=source,
+        teachers=teachers,
+        predictions=own,
+        results=tuple(results),
+        metrics={name: _measured(value) for name, value in metrics.items()},
+        at_best=operating_point(matches, threshold),
+        labels=tuple(
+            _label_scores(category, matches, threshold, *average[:, index])
+            for index, category in enumerate(categories)
+        ),
+        curves=curves,
+        matches=matches,
+        answers=answer_totals(own),
+    )
+
+
+def best_threshold(matches: Matches) -> float | None:
+    """The score at which F1 is best, the highest of several; ``None`` if nothing right was found."""
+    counted = ~matches.ignored
+    score, is_true = matches.score[counted], matches.is_true[counted]
+    if not is_true.any():
+        return None
+    f1 = 2 * np.cumsum(is_true) / (np.arange(1, len(score) + 1) + len(matches.truth))
+    f1[:-1][score[:-1] == score[1:]] = 0.0  # a threshold takes all detections of one score
+    return float(score[np.argmax(f1)])
+
+
+def operating_point(matches: Matches, threshold: float | None) -> OperatingPoint:
+    """Precision and recall of the detections with at least a score; of all of them for ``None``."""
+    kept = np.ones(len(matches.score), bool) if threshold is None else matches.score >= threshold
+    is_true = kept & matches.is_true
+    right, wrong = int(is_true.sum()), int((kept & matches.is_false).sum())
+    total = len(matches.truth)
+    return OperatingPoint(
+        threshold=threshold,
+        precision=_share(right, right + wrong),
+        recall=_share(right, total),
+        f1=_share(2 * right, right + wrong + total),
+        mean_iou=float(matches.iou[is_true].mean()) if right else None,
+        true_positives=right,
+        false_positives=wrong,
+        missed=total - right,
+    )
+
+
+def answer_totals(predictions: Sequence[Prediction]) -> AnswerTotals | None:
+    """Add up what was counted in each answer; ``None`` if an image has no answer."""
+    facts = [prediction.answer for prediction in predictions]
+    known = [fact for fact in facts if fact is not None]
+    if not known or len(known) < len(facts):
+        return None
+    return AnswerTotals(
+        answers=len(known),
+        unreadable=sum(fact.unreadable for fact in known),
+        truncated=sum(fact.truncated for fact in known),
+        repeating=sum(fact.repeated > 0 for fact in known),
+        boxes=sum(fact.boxes for fact in known),
+        rejected=sum(fact.rejected for fact in known),
+        repeated=sum(fact.repeated for fact in known),
+        outside=sum(fact.outside for fact in known),
+        unknown_labels=sum(fact.unknown_labels for fact in known),
+    )
+
+
+def _of_source(prediction: Prediction, source: Source) -> Prediction:
+    found = tuple(item for item in prediction.detections if item.source == source)
+    return replace(prediction, detections=found, answer=prediction.answer if source == "text" else None)
+
+
+def _label_scores(
+    category: dict[str, Any], matches: Matches, threshold: float | None, ap: float, ap50: float
+) -> LabelScores:
+    own = _of_category(matches, category["id"])
+    return LabelScores(
+        label=category["name"],
+        boxes=len(own.truth),
+        AP=_measured(ap),
+        AP50=_measured(ap50),
+        best_threshold=best_threshold(own),
+        at=operating_point(own, threshold),
+    )
+
+
+def _of_category(matches: Matches, category: int) -> Matches:
+    rows = matches.category == category
+    truth = matches.truth_category == category
+    return Matches(
+        detection=matches.detection[rows],
+        score=matches.score[rows],
+        category=matches.category[rows],
+        found=matches.found[rows],
+        ignored=matches.ignored[rows],
+        iou=matches.iou[rows],
+        truth=matches.truth[truth],
+        truth_category=matches.truth_category[truth],
+    )
+
+
+def _measured(value: float) -> float | None:
+    return None if value < 0 else float(value)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
