@@ -89,10 +89,11 @@ class BoxEvaluation(COCOeval):  # type: ignore[misc]
     """pycocotools' evaluation, which takes ``ignore`` as it is given; its own lets only crowds be ignored."""
 
     def _prepare(self) -> None:
-        super()._prepare()
+        ignored = {item["id"] for item in self.cocoGt.dataset["annotations"] if item["ignore"]}
+        super()._prepare()  # overwrites them
         for objects in self._gts.values():
             for item in objects:
-                item["ignore"] = item["iscrowd"] or item.get("ignore", 0)
+                item["ignore"] = int(item["id"] in ignored)
 
 
 def match(
@@ -116,7 +117,8 @@ def match(
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         truth = COCO()
-        truth.dataset = ground_truth
+        # Its annotations are written to while they are prepared.
+        truth.dataset = {**ground_truth, "annotations": [dict(item) for item in ground_truth["annotations"]]}
         truth.createIndex()
         evaluation = BoxEvaluation(truth, truth.loadRes([dict(result) for result in results]), "bbox")
         params = evaluation.params

@@ -1,0 +1,347 @@
+"""Metrics: those of pycocotools to the last digit, and by hand where an example is small enough."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from qwendet.data.answer_facts import AnswerFacts
+from qwendet.data.samples import DetectedObject, Sample, Turn
+from qwendet.errors import DataError
+from qwendet.evaluation import METRICS, coco_ground_truth, coco_metrics, coco_results
+from qwendet.evaluation.compare import COMPARED, Resampler, compare_runs
+from qwendet.evaluation.dataset import foreign_labels
+from qwendet.evaluation.saved import align, read_runs
+from qwendet.evaluation.scores import Run, operating_point, run_name, score_run
+from qwendet.inference import Detection, Prediction, write_predictions
+
+LABELS = ("cat", "dog", "圆 <b>")
+SIDE = 600
+Box = tuple[float, float, float, float]
+
+
+def sample(index: int, *objects: DetectedObject) -> Sample:
+    return Sample(Turn(f"{index}.jpg", objects))
+
+
+def prediction(index: int, *found: tuple[Box, str, float]) -> Prediction:
+    detections = tuple(Detection(box, desc, score, "head") for box, desc, score in found)
+    return Prediction(f"{index}.jpg", SIDE, SIDE, detections, 0)
+
+
+def random_world(seed: int, images: int = 30) -> tuple[list[Sample], list[Prediction]]:
+    """Objects of all sizes, some crowds or difficult; detections near them, doubled, mislabelled, invented."""
+    draw = np.random.default_rng(seed)
+    samples, predictions = [], []
+    for index in range(images):
+        objects, found = [], []
+        for _ in range(draw.integers(0, 6)):
+            x, y, size = *draw.uniform(0, 300, 2), draw.choice([10, 50, 150, 250])
+            box = (x, y, x + size, y + size * draw.uniform(0.5, 1.2))
+            label = LABELS[draw.integers(3)]
+            flags = {"crowd": draw.random() < 0.1, "difficult": draw.random() < 0.15}
+            objects.append(DetectedObject(box, label, **flags))
+            for _ in range(draw.integers(0, 3)):
+                moved = tuple(np.add(box, draw.normal(0, 0.08 * size, 4)).round(2).tolist())
+                seen = label if draw.random() < 0.85 else LABELS[draw.integers(3)]
+                if moved[2] > moved[0] and moved[3] > moved[1]:
+                    found.append((moved, seen, round(float(draw.random()), 2)))
+        if draw.random() < 0.5:
+            found.append(((5.0, 5.0, 80.0, 90.0), LABELS[draw.integers(3)], float(draw.random())))
+        samples.append(sample(index, *objects))
+        predictions.append(prediction(index, *found))
+    return samples, predictions
+
+
+def by_pycocotools_alone(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> COCOeval:
+    """The same evaluation without a line of qwendet's.
+
+    A difficult object has an area outside every range, which is how pycocotools itself can be told to
+    ignore one that is no crowd.
+    """
+    annotations = []
+    for image, item in ((image, item) for image, s in enumerate(samples) for item in s.student.objects):
+        x1, y1, x2, y2 = item.bbox_2d
+        annotations.append(
+            {
+                "id": len(annotations) + 1,
+                "image_id": image,
+                "category_id": LABELS.index(item.desc),
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": -1 if item.difficult and not item.crowd else (x2 - x1) * (y2 - y1),
+                "iscrowd": int(item.crowd),
+            }
+        )
+    results = [
+        {
+            "image_id": image,
+            "category_id": LABELS.index(item.desc),
+            "bbox": [*item.bbox_2d[:2], item.bbox_2d[2] - item.bbox_2d[0], item.bbox_2d[3] - item.bbox_2d[1]],
+            "score": item.score,
+        }
+        for image, found in enumerate(predictions)
+        for item in found.detections
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = {
+            "images": [{"id": index} for index in range(len(samples))],
+            "annotations": annotations,
+            "categories": [{"id": index} for index in range(len(LABELS))],
+        }
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def scored(
+    samples: Sequence[Sample], predictions: Sequence[Prediction], labels: Sequence[str] = LABELS
+) -> Run:
+    return score_run(coco_ground_truth(samples, predictions, labels), predictions, labels, "head")
+
+
+# COCO
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics__are_pycocotools_own(seed: int) -> None:
+    samples, predictions = random_world(seed)
+    run, reference = scored(samples, predictions), by_pycocotools_alone(samples, predictions)
+    found = [-1.0 if run.metrics[name] is None else run.metrics[name] for name in METRICS]
+    np.testing.assert_allclose(found, reference.stats, rtol=0, atol=1e-6)
+    precision = reference.eval["precision"][..., 0, -1]
+    for index, label in enumerate(run.labels):
+        assert pytest.approx(precision[..., index].mean(), abs=1e-6) == label.AP
+        assert pytest.approx(precision[0, :, index].mean(), abs=1e-6) == label.AP50
+        np.testing.assert_allclose(run.curves[index], precision[0, :, index], atol=1e-6)
+
+
+def test_metrics__a_difficult_object_is_neither_missed_nor_a_false_alarm() -> None:
+    easy, hard = (10.0, 10.0, 50.0, 50.0), (100.0, 100.0, 200.0, 200.0)
+    samples = [sample(0, DetectedObject(easy, "cat"), DetectedObject(hard, "cat", difficult=True))]
+    without = scored(samples, [prediction(0, (easy, "cat", 0.5))])
+    found = scored(samples, [prediction(0, (easy, "cat", 0.5), (hard, "cat", 0.9))])
+    for run in (without, found):
+        assert (run.metrics["AP"], run.metrics["AR_100"]) == (pytest.approx(1), 1)
+        assert run.at_best[-3:] == (1, 0, 0)
+    plain = [sample(0, DetectedObject(easy, "cat"), DetectedObject(hard, "cat"))]
+    assert scored(plain, [prediction(0, (easy, "cat", 0.5))]).at_best.missed == 1
+
+
+def test_metrics__a_crowd_takes_in_all_that_lies_in_it_a_difficult_object_only_what_fits() -> None:
+    whole, parts = (0.0, 0.0, 200.0, 200.0), [(0.0, 0.0, 90.0, 90.0), (100.0, 100.0, 190.0, 190.0)]
+    other = DetectedObject((300.0, 300.0, 400.0, 400.0), "cat")
+    predictions = [prediction(0, *((part, "cat", 0.9) for part in parts), ((300, 300, 400, 400), "cat", 0.5))]
+    crowd = scored([sample(0, DetectedObject(whole, "cat", crowd=True), other)], predictions)
+    difficult = scored([sample(0, DetectedObject(whole, "cat", difficult=True), other)], predictions)
+    assert (crowd.at_best.false_positives, crowd.metrics["AP50"]) == (0, pytest.approx(1))
+    assert (difficult.at_best.false_positives, difficult.metrics["AP50"]) == (2, pytest.approx(1 / 3))
+
+
+# Precision, recall, threshold
+
+
+def test_at_best__by_hand() -> None:
+    a, b, c = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (40.0, 0.0, 50.0, 10.0)
+    samples = [sample(0, *(DetectedObject(box, "cat") for box in (a, b, c)))]
+    off = (20.0, 0.0, 30.0, 8.0)  # IoU 0.8 with b
+    found = [(a, "cat", 0.9), (a, "cat", 0.8), (off, "cat", 0.7), ((60, 0, 70, 10), "cat", 0.2)]
+    run = scored(samples, [prediction(0, *found)])
+    assert run.at_best == (
+        0.7, pytest.approx(2 / 3), pytest.approx(2 / 3), pytest.approx(2 / 3), pytest.approx(0.9), 2, 1, 1,
+    )  # fmt: skip
+    assert operating_point(run.matches, 0.75)[1:3] == (0.5, pytest.approx(1 / 3))
+    assert operating_point(run.matches, None).false_positives == 2
+    assert run.labels[0].at == run.at_best
+    assert run.labels[1].at[1:5] == (None, None, None, None)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10_000))
+def test_best_threshold__no_other_score_has_a_better_f1(seed: int) -> None:
+    samples, predictions = random_world(seed, images=8)
+    run = scored(samples, predictions)
+    tried = [operating_point(run.matches, score).f1 for score in run.matches.score]
+    if run.at_best.threshold is None:
+        assert not run.matches.is_true.any()
+    else:
+        assert run.at_best.f1 == pytest.approx(max(value for value in tried if value is not None))
+        best = [score for score, f1 in zip(run.matches.score, tried, strict=True) if f1 == run.at_best.f1]
+        assert run.at_best.threshold == max(best)
+
+
+# Degenerate
+
+
+def test_no_detections__everything_is_missed_and_nothing_divides_by_zero() -> None:
+    samples = [sample(0, DetectedObject((1, 1, 9, 9), "cat"))]
+    run = scored(samples, [prediction(0)])
+    assert run.metrics["AP"] == run.metrics["AR_100"] == 0
+    assert run.metrics == dict.fromkeys(METRICS, 0.0)
+    assert run.at_best == (None, None, 0.0, 0.0, None, 0, 0, 1)
+    assert [label.AP for label in run.labels] == [0.0, None, None]
+
+
+def test_no_objects__nothing_is_measured_but_false_alarms() -> None:
+    run = scored([sample(0)], [prediction(0, ((1, 1, 9, 9), "cat", 0.5))])
+    assert run.metrics == dict.fromkeys(METRICS)
+    assert run.at_best == (None, 0.0, None, 0.0, None, 0, 1, 0)
+    only_difficult = [sample(0, DetectedObject((1, 1, 9, 9), "cat", difficult=True))]
+    assert scored(only_difficult, [prediction(0)]).metrics == dict.fromkeys(METRICS)
+    assert coco_metrics(coco_ground_truth([sample(0)], [prediction(0)], LABELS), []) == dict.fromkeys(
+        METRICS, -1
+    )
+
+
+def test_labels_that_differ__objects_of_foreign_labels_are_missed_and_said() -> None:
+    samples = [sample(0, DetectedObject((1, 1, 9, 9), "cat"), DetectedObject((20, 20, 90, 90), "bird"))]
+    predictions = [prediction(0, ((1, 1, 9, 9), "cat", 0.5), ((20, 20, 90, 90), "bird", 0.9))]
+    run = scored(samples, predictions)
+    assert [label.label for label in run.labels] == [*LABELS, "bird"]
+    assert (run.metrics["AP"], run.at_best.missed) == (pytest.approx(0.5), 1)
+    assert foreign_labels(samples, LABELS, "x") == [
+        "The model does not know 'bird': 1 boxes count as missed."
+    ]
+    with pytest.raises(
+        DataError, match="no label in common: the data has 'bird', 'cat', the model knows 'dog'"
+    ):
+        foreign_labels(samples, ["dog"], "x")
+    assert foreign_labels([sample(0)], ["dog"], "x") == []
+
+
+# Text answers
+
+
+def test_answers__are_added_up() -> None:
+    facts = [
+        AnswerFacts(
+            "…",
+            truncated=True,
+            unreadable=False,
+            boxes=5,
+            rejected=1,
+            repeated=2,
+            outside=1,
+            unknown_labels=0,
+        ),
+        AnswerFacts(
+            "no",
+            truncated=False,
+            unreadable=True,
+            boxes=0,
+            rejected=0,
+            repeated=0,
+            outside=0,
+            unknown_labels=3,
+        ),
+    ]
+    samples = [sample(index, DetectedObject((1, 1, 9, 9), "cat")) for index in range(2)]
+    predictions = [replace(prediction(index), answer=fact) for index, fact in enumerate(facts)]
+    truth = coco_ground_truth(samples, predictions, LABELS)
+    assert score_run(truth, predictions, LABELS, "text").answers == (2, 1, 1, 1, 5, 1, 2, 1, 3)
+    assert score_run(truth, predictions, LABELS, "head").answers is None
+    assert score_run(truth, [prediction(0), predictions[1]], LABELS, "text").answers is None
+
+
+# Comparison
+
+
+def test_resampler__is_pycocotools_over_the_images_written_out_again() -> None:
+    samples, predictions = random_world(3)
+    truth = coco_ground_truth(samples, predictions, LABELS)
+    resampler = Resampler(truth, coco_results(predictions, LABELS, "head"))
+    for seed in range(4):
+        chosen = np.random.default_rng(seed).integers(len(samples), size=len(samples))
+        again = by_pycocotools_alone([samples[i] for i in chosen], [predictions[i] for i in chosen])
+        metrics = dict(zip(METRICS, again.stats, strict=True))
+        assert resampler.metrics(chosen) == pytest.approx(
+            {name: metrics[name] for name in COMPARED}, abs=1e-6
+        )
+
+
+def test_compare__a_run_with_itself_differs_in_nothing() -> None:
+    samples, predictions = random_world(1)
+    run, truth = scored(samples, predictions), coco_ground_truth(samples, predictions, LABELS)
+    comparison = compare_runs(run, run, ("a", "b"), truth, resamples=20)
+    assert [item[3:] for item in comparison.differences] == [(0.0, 0.0, 0.0)] * len(COMPARED)
+    assert (comparison.resamples, comparison.confidence, comparison.seed) == (20, 0.95, 0)
+
+
+def test_compare__a_run_without_every_other_detection_is_worse_beyond_doubt_and_repeatably() -> None:
+    samples, predictions = random_world(2, images=60)
+    poorer = [replace(item, detections=item.detections[:1]) for item in predictions]
+    truth = coco_ground_truth(samples, predictions, LABELS)
+    runs = scored(samples, poorer), scored(samples, predictions)
+    first, second = (compare_runs(*runs, ("a", "b"), truth, resamples=100) for _ in range(2))
+    assert first == second
+    ap = first.differences[0]
+    assert ap.difference == pytest.approx(ap.ours - ap.other)
+    assert ap.low < ap.difference < ap.high < 0
+
+
+def test_compare__with_a_run_that_found_nothing() -> None:
+    samples, predictions = random_world(4)
+    truth = coco_ground_truth(samples, predictions, LABELS)
+    nothing = scored(samples, [prediction(index) for index in range(len(samples))])
+    comparison = compare_runs(scored(samples, predictions), nothing, ("a", "b"), truth, resamples=30)
+    assert comparison.differences[0].other == 0
+    assert comparison.differences[0].low > 0
+
+
+def test_compare__of_images_without_objects_says_nothing() -> None:
+    run = scored([sample(0)], [prediction(0, ((1, 1, 9, 9), "cat", 0.5))])
+    truth = coco_ground_truth([sample(0)], [prediction(0)], LABELS)
+    assert compare_runs(run, run, ("a", "b"), truth, resamples=3).differences[0] == ("AP", *[None] * 5)
+
+
+# Files
+
+
+def test_read_runs__predictions_come_back_as_they_were_written(tmp_path: Path) -> None:
+    _, predictions = random_world(5, images=4)
+    write_predictions(predictions, tmp_path / "p.jsonl")
+    assert read_runs(tmp_path / "p.jsonl") == {"head": ("head", predictions)}
+    assert align(reversed(predictions), [item.image for item in predictions], "x") == predictions
+    with pytest.raises(DataError, match=r"knows nothing of 1 of 2 images, such as 'new\.jpg'"):
+        align(predictions, ["0.jpg", "new.jpg"], "x")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"runs": [{}]}', '{"runs": 3}', "\xff"])
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_read_runs__anything_else_is_refused(content: str, suffix: str, tmp_path: Path) -> None:
+    if (content, suffix) == ("", "jsonl"):
+        return  # no line, no prediction: the images are missing then
+    file = tmp_path / f"other.{suffix}"
+    file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match="no run that can be compared with"):
+        read_runs(file)
+
+
+def test_read_runs__a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot read the other run"):
+        read_runs(tmp_path / "nowhere.json")
+
+
+def test_prediction__the_output_file_says_nothing_of_the_answer() -> None:
+    keys = ["image", "width", "height", "detections", "rejected"]
+    assert list(json.loads(prediction(0).to_json())) == keys
+
+
+def test_run_name__says_source_and_teachers() -> None:
+    assert [run_name("text", count) for count in (None, 0, 1, 2)] == [
+        "text", "text, no teachers", "text, 1 teacher", "text, 2 teachers",
+    ]  # fmt: skip
