@@ -20,7 +20,7 @@ from qwendet.checks.once import once
 from qwendet.checks.subject import Subject
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.model.checkpoint import save_checkpoint
+from qwendet.model.checkpoint import save_checkpoint, stored_parameters
 from qwendet.model.detector import Qwen25VLWithDetection
 
 SMALL = 50_000_000
@@ -46,6 +46,9 @@ class Pair:
 
 def is_small(subject: Subject) -> bool:
     """Whether the model may be copied, and computed with as often as is useful."""
+    lora = subject.bundle.config.model.lora
+    if lora is not None and lora.load_in_4bit:
+        return False
     return sum(parameter.numel() for parameter in subject.bundle.detector.parameters()) <= SMALL
 
 
@@ -85,11 +88,11 @@ def exact_pair(subject: Subject) -> Pair:
 
 
 def moved(bundle: Bundle) -> Qwen25VLWithDetection:
-    """A copy of the detector with noise on every parameter, the same noise each time."""
+    """A copy of the detector with noise on every parameter that is saved, the same noise each time."""
     detector = copy.deepcopy(bundle.detector)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in detector.parameters():
+        for parameter in stored_parameters(detector).values():
             noise = torch.randn(parameter.shape, generator=generator) * MOVE
             parameter.add_(noise.to(parameter))
     return detector

@@ -75,7 +75,7 @@ def encoded_of(subject: Subject) -> list[EncodedSample]:
 def training(subject: Subject) -> Trace:
     """One batch through the training build, in the mode it trains in."""
     bundle = exact_pair(subject).trained
-    return run(bundle.detector.train(), bundle.collator()(encoded_of(subject)))
+    return run(as_in_training(bundle.detector), bundle.collator()(encoded_of(subject)))
 
 
 @once
@@ -88,7 +88,7 @@ def alone(subject: Subject) -> list[Trace]:
         return [forced(subject)]
     bundle = exact_pair(subject).trained
     collator = bundle.collator()
-    return [run(bundle.detector.train(), collator([item])) for item in encoded_of(subject)]
+    return [run(as_in_training(bundle.detector), collator([item])) for item in encoded_of(subject)]
 
 
 @once
@@ -125,9 +125,9 @@ def forced(subject: Subject) -> Trace:
         for item, prompt, answer in zip(encoded_of(subject), prompts, shown.generated, strict=True)
     ]
     if is_small(subject):
-        return run(bundle.detector.train(), bundle.collator()(items))
+        return run(as_in_training(bundle.detector), bundle.collator()(items))
     with attending(bundle.detector, "eager"):
-        return run(bundle.detector.train(), bundle.collator()(items[:1]))
+        return run(as_in_training(bundle.detector), bundle.collator()(items[:1]))
 
 
 @contextmanager
@@ -139,6 +139,15 @@ def attending(detector: Qwen25VLWithDetection, implementation: str) -> Iterator[
         yield
     finally:
         detector.vlm.set_attn_implementation(usual)
+
+
+def as_in_training(detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:
+    """Set the mode that training computes in, but for the adapter's dropout, which is meant to be random."""
+    detector.train()
+    for name, module in detector.named_modules():
+        if "lora_dropout" in name:
+            module.eval()
+    return detector
 
 
 def prompts_of(shown: Serving) -> list[list[int]]:
