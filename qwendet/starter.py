@@ -1,6 +1,6 @@
 """A new project: a short commented config, and data where it is generated or converted.
 
-init_project ─► data: generated shapes | JSONL where it lies | VOC converted into DIR/data
+init_project ─► data: generated shapes | JSONL where it lies | COCO, VOC, YOLO converted into DIR/data
              ─► settings for the model and the images' size ─► DIR/config.yaml, written last
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from qwendet.config import Config
-from qwendet.data.convert import conversion_notes, convert_dataset
+from qwendet.data.convert import Conversion, conversion_notes, convert_dataset
 from qwendet.data.formats import detect_format
 from qwendet.data.images import image_size
 from qwendet.data.samples import SampleFile
@@ -102,8 +102,8 @@ def init_project(
         directory: made if it is absent.
         tiny: the embedded model on generated shapes.
         model: ``model.path``; ``None`` is ``tiny`` with ``tiny``, else ``Qwen/Qwen2.5-VL-3B-Instruct``.
-        data: a JSONL file, a folder that ``data convert`` wrote, or a VOC folder, which is converted into
-            ``directory/data``; ``None`` leaves the files to the user.
+        data: a JSONL file, a folder that ``data convert`` wrote, or a COCO, VOC or YOLO data set, which is
+            converted into ``directory/data``; ``None`` leaves the files to the user.
         tracker: shows progress.
 
     Raises:
@@ -156,7 +156,7 @@ def _find_data(directory: Path, data: Path | None, tracker: Tracker) -> _Data:
         )
         return _Data("data/train.jsonl", "data/val.jsonl", notes=[note])
     if detect_format(data) != "jsonl":
-        report = convert_dataset(data, directory / "data", source="auto", images="copy", tracker=tracker)
+        report = convert_dataset(data, directory / "data", Conversion(), tracker)
         return _of_splits(directory / "data", directory, conversion_notes(report))
     if data.is_dir():
         return _of_splits(data, directory, [])

@@ -20,7 +20,8 @@ def init(
         typer.Option("--model", help="tiny, a folder, or a hub id; without it Qwen2.5-VL-3B-Instruct."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="JSONL file, folder that data convert wrote, or VOC folder.")
+        Path | None,
+        typer.Option("--data", help="JSONL file, folder that data convert wrote, or COCO, VOC or YOLO data."),
     ] = None,
 ) -> None:
     """Write a commented config, and the data that it needs."""

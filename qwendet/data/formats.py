@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from qwendet.data.records import SPLITS, WHOLE
-from qwendet.data.voc import voc_folders
+from qwendet.data.coco_layout import coco_files, is_coco
+from qwendet.data.jsonl import jsonl_files
+from qwendet.data.records import Format
+from qwendet.data.voc_layout import is_voc
+from qwendet.data.yolo_layout import is_yolo
 from qwendet.errors import DataError
-
-Format = Literal["jsonl", "voc", "coco", "yolo"]
 
 
 def detect_format(path: Path) -> Format:
@@ -33,7 +33,7 @@ def detect_format(path: Path) -> Format:
         raise DataError(
             "no data set found: expected a .jsonl file, a folder with train.jsonl or all.jsonl, "
             "VOC (Annotations/*.xml, JPEGImages/), COCO (a .json with annotations) "
-            "or YOLO (data.yaml or labels/)",
+            "or YOLO (data.yaml, obj.data or classes.txt)",
             str(path),
             "give the folder that holds these directly",
         )
@@ -43,28 +43,16 @@ def detect_format(path: Path) -> Format:
 def _detect_file(path: Path) -> Format | None:
     if path.suffix == ".jsonl":
         return "jsonl"
-    if path.suffix == ".json" and _is_coco(path):
-        return "coco"
-    return "yolo" if path.name in ("data.yaml", "data.yml") else None
+    if path.suffix.lower() == ".json":
+        return "coco" if is_coco(path) else None
+    return "yolo" if is_yolo(path) else None
 
 
 def _detect_folder(folder: Path) -> Format | None:
-    if any((folder / f"{split}.jsonl").is_file() for split in (*SPLITS, WHOLE)):
+    if jsonl_files(folder):
         return "jsonl"
-    if voc_folders(folder):
+    if is_voc(folder):
         return "voc"
-    if any(_is_coco(path) for pattern in ("*.json", "annotations/*.json") for path in folder.glob(pattern)):
+    if coco_files(folder):
         return "coco"
-    is_yolo = any((folder / name).is_file() for name in ("data.yaml", "data.yml"))
-    return "yolo" if is_yolo or (folder / "labels").is_dir() else None
-
-
-def _is_coco(path: Path) -> bool:
-    """Whether a JSON file holds the key ``annotations``; read in pieces, because COCO's own has 450 MB."""
-    key, seen = b'"annotations"', b""
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            seen = seen[-len(key) :] + piece
-            if key in seen:
-                return True
-    return False
+    return "yolo" if is_yolo(folder) else None

@@ -1,24 +1,67 @@
-"""One annotated image, whatever format it came from, and what its reader mended."""
+"""What a reader of any format yields: annotated images, labels, and what it mended or could not use.
+
+COCO │ VOC │ YOLO │ JSONL  ─►  Source(root, total, items)  ─►  a writer of any format
+                                                └► Labels │ Record │ Finding │ Problem, one after another
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from qwendet.data.samples import Sample
+from qwendet.errors import Problem
 
-FindingKind = Literal["zero_area", "clipped", "renamed", "resized"]
+Format = Literal["jsonl", "voc", "coco", "yolo"]
+Box = tuple[float, float, float, float]
+"""x1, y1, x2, y2 in pixels of the image as displayed."""
+FindingKind = Literal[
+    "zero_area", "clipped", "cut", "derived", "repeated", "same_id", "same_label", "unused", "renamed",
+    "placed_as", "resized", "absent", "unlabelled", "unlisted", "demonstrations",
+]  # fmt: skip
+
+FINDING_TITLES: Mapping[FindingKind, str] = {
+    "zero_area": "boxes without area left out",
+    "clipped": "boxes cut at the image's edge, which they left by a pixel at most",
+    "cut": "boxes cut at the image's edge, which they left by more than a pixel",
+    "derived": "boxes derived from polygons or masks",
+    "repeated": "boxes repeat another of the same image and label",
+    "same_id": "annotation ids are used more than once",
+    "same_label": "labels are declared more than once and were merged",
+    "unused": "declared labels have no box",
+    "renamed": "annotations name another image file than the one used",
+    "placed_as": "images share a name with another and were given one of their own",
+    "resized": "annotations claim another size than the image's real one, which was used",
+    "absent": "images are not there: their sizes are those the annotations claim",
+    "unlabelled": "images have no label file and count as negatives",
+    "unlisted": "annotations in no split left out",
+    "demonstrations": "samples lost their demonstrations: only their own image was converted",
+}
+HARMLESS: frozenset[FindingKind] = frozenset({"derived", "unused", "placed_as"})
+"""Kinds of findings that leave every box, label and image as they were."""
 
 SPLITS = ("train", "val", "test")
 WHOLE = "all"
+_SPLIT_WORDS: Mapping[str, str] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that a reader mended or left out.
+    """Something that a reader mended, left out or wants known.
 
     Attributes:
-        kind: the field of :class:`ConversionReport` that it is listed in.
+        kind: what sort of thing it is; see ``FINDING_TITLES``.
         note: the annotation file, the object where it is about one, and what was found, in words.
     """
 
@@ -27,15 +70,54 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Labels:
+    """Labels that a data set declares, in its own order; those of no box among them."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One annotated image, whatever format it came from.
 
     Attributes:
         split: ``train``, ``val``, ``test``, or ``all`` where the data set has no splits.
-        sample: its image is relative to the data set's folder; width and height are those displayed.
+        sample: its image is relative to the source's root; width and height are those displayed.
+        name: the image's path below the folder that holds the images of its split: what it is placed as.
         findings: what was mended in it.
     """
 
     split: str
     sample: Sample
+    name: str
     findings: tuple[Finding, ...] = ()
+
+
+Item = Labels | Record | Finding | Problem
+"""A problem stands for an image, or an annotation of none, that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A data set opened for reading.
+
+    Attributes:
+        root: folder that image paths start from and must stay in.
+        total: number of images, for progress; 0 if that takes reading them.
+        items: what it holds; can be gone through once.
+    """
+
+    root: Path
+    total: int
+    items: Iterator[Item]
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file's or folder's name speaks of, if it speaks of exactly one.
+
+    Example:
+        >>> split_of("instances_train2017"), split_of("valid"), split_of("trainval")
+        ('train', 'val', None)
+    """
+    found = {_SPLIT_WORDS[word] for word in re.findall("[a-z]+", name.lower()) if word in _SPLIT_WORDS}
+    return found.pop() if len(found) == 1 else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from qwendet import starter
 from qwendet.checks.config import require_config_checks
 from qwendet.config import Config
 from qwendet.config_file import load_config
-from qwendet.data.convert import convert_dataset
+from qwendet.data.convert import Conversion, convert_dataset
 from qwendet.errors import ConfigError, DataError
 from qwendet.progress import Advance, silent
 from qwendet.starter import DEFAULT_MODEL, InitSummary, init_project, render
@@ -135,12 +135,35 @@ def test_broken_image__is_left_to_validate(tmp_path: Path) -> None:
     assert config.data.max_pixels is None
 
 
-def test_coco__is_not_yet(tmp_path: Path) -> None:
-    (tmp_path / "coco").mkdir()
-    (tmp_path / "coco" / "instances.json").write_text('{"annotations": []}')
-    with pytest.raises(DataError, match="COCO cannot be read yet"):
-        start(tmp_path / "p", data=tmp_path / "coco")
-    assert not (tmp_path / "p" / "config.yaml").exists()
+def write_coco(folder: Path) -> Path:
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(folder / "images" / "a.jpg")
+    content = {
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 40, "height": 30}],
+        "categories": [{"id": 3, "name": "dot"}],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 2, 19, 23]}],
+    }
+    (folder / "instances.json").write_text(json.dumps(content))
+    return folder
+
+
+def write_yolo(folder: Path) -> Path:
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(folder / "images" / "a.jpg")
+    (folder / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (folder / "classes.txt").write_text("dot\n")
+    return folder
+
+
+@pytest.mark.parametrize("write", [write_coco, write_yolo])
+def test_coco_and_yolo__are_converted_beside_the_config(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    summary, config = start(tmp_path / "p", model="tiny", data=write(tmp_path / "source"))
+    assert config.data.train == str(tmp_path / "p" / "data" / "all.jsonl")
+    assert "no validation split" in summary.notes[-1]
+    require_config_checks(config, silent)
 
 
 def test_config__is_never_overwritten(tmp_path: Path) -> None:
@@ -208,7 +231,7 @@ def test_odd_folder__loads(tmp_path: Path) -> None:
 def test_convert__refuses_jsonl(tmp_path: Path) -> None:
     data = write_samples(tmp_path / "d", "train")
     with pytest.raises(DataError, match="this is JSONL already"):
-        convert_dataset(data, tmp_path / "out", source="auto", images="copy", tracker=silent)
+        convert_dataset(data, tmp_path / "out", Conversion(), silent)
 
 
 def test_convert__tells_how_far_it_is(tmp_path: Path) -> None:
@@ -219,7 +242,5 @@ def test_convert__tells_how_far_it_is(tmp_path: Path) -> None:
         told.append((description, total))
         yield lambda finished, text: told.append((finished, text))
 
-    convert_dataset(
-        write_voc(tmp_path / "voc", "a", "b"), tmp_path / "out", source="voc", images="copy", tracker=tracker
-    )
-    assert told == [("converting voc", 4), (1, "read"), (2, "read"), (3, "placed"), (4, "placed")]
+    convert_dataset(write_voc(tmp_path / "voc", "a", "b"), tmp_path / "out", Conversion("voc"), tracker)
+    assert told == [("reading voc", 2), (1, ""), (2, ""), ("placing images of voc", 2), (1, ""), (2, "")]

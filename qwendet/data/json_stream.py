@@ -1,0 +1,142 @@
+"""The elements of a large JSON file's top-level lists, one at a time: memory does not grow with the file.
+
+Python's own decoder is used on a window of the text, so that ``NaN``, which numpy's users write and strict
+parsers die of, arrives as a value that can be refused with its place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from qwendet.errors import DataError
+
+WINDOW = 1 << 20
+"""Characters read at a time."""
+MAX_VALUE = 1 << 26
+"""Characters of one element; more is a broken file, whose end would otherwise be looked for in memory."""
+FIX = "write the file again: it is broken there"
+
+
+def stream_lists(path: Path) -> Iterator[tuple[str, int, Any]]:
+    """Go through the lists at the top level of a JSON object.
+
+    Args:
+        path: a UTF-8 file.
+
+    Yields:
+        The list's key, the element's index and the element. Values other than lists are left out.
+
+    Raises:
+        DataError: naming the place, if the file is unreadable, broken or no object.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from _members(_Window(path, file))
+    except OSError as error:
+        raise DataError(f"cannot read the file ({error.strerror})", str(path)) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"the file is not UTF-8 ({error.reason})", str(path), FIX) from error
+
+
+def _members(window: _Window) -> Iterator[tuple[str, int, Any]]:
+    window.expect("{", "a JSON object")
+    if window.peek() == "}":
+        return
+    while True:
+        key = window.value()
+        if not isinstance(key, str):
+            raise window.error(f"expected a key, got {key!r}")
+        window.expect(":", f"a colon after {key!r}")
+        if window.peek() == "[":
+            yield from _elements(window, key)
+        else:
+            window.value()
+        if not window.goes_on("}", key):
+            break
+    if window.peek():
+        raise window.error("expected the end of the file")
+
+
+def _elements(window: _Window, key: str) -> Iterator[tuple[str, int, Any]]:
+    window.expect("[", "a list")
+    if window.peek() == "]":
+        window.expect("]", "its end")
+        return
+    index = 0
+    while True:
+        yield key, index, window.value(f"{key}[{index}]")
+        if not window.goes_on("]", f"{key}[{index}]"):
+            return
+        index += 1
+
+
+class _Window:
+    """A piece of the text, and how far it has been read."""
+
+    def __init__(self, path: Path, file: TextIO) -> None:
+        self._path = path
+        self._file = file
+        self._text = ""
+        self._at = 0
+        self._before = 0
+        self._is_last = False
+        self._decoder = json.JSONDecoder()
+
+    def error(self, what: str, within: str = "") -> DataError:
+        """An error at the current place."""
+        place = f"character {self._before + self._at + 1:,}"
+        return DataError(what, ": ".join(part for part in (str(self._path), within, place) if part), FIX)
+
+    def peek(self) -> str:
+        """The next character that is no blank; empty at the end."""
+        while True:
+            while self._at < len(self._text):
+                if not self._text[self._at].isspace():
+                    return self._text[self._at]
+                self._at += 1
+            if self._is_last:
+                return ""
+            self._read_on()
+
+    def expect(self, character: str, meaning: str) -> None:
+        """Take one character."""
+        found = self.peek()
+        if found != character:
+            raise self.error(f"expected {meaning}, got {found!r}" if found else "the file ends too early")
+        self._at += 1
+
+    def goes_on(self, end: str, within: str) -> bool:
+        """Take a comma, or the end of what is being read."""
+        found = self.peek()
+        if found not in (",", end) or not found:
+            what = f"expected ',' or {end!r}, got {found!r}" if found else "the file ends too early"
+            raise self.error(what, f"after {within}")
+        self._at += 1
+        return found == ","
+
+    def value(self, within: str = "") -> Any:
+        """Decode the next value; the window grows until it holds all of it."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                if self._is_last or len(self._text) - self._at > MAX_VALUE:
+                    self._at = error.pos
+                    raise self.error(f"expected JSON ({error.msg})", within) from error
+            except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+                raise self.error(f"expected JSON ({error})", within) from error
+            else:
+                if end < len(self._text) or self._is_last:  # a number might go on
+                    self._at = end
+                    return value
+            self._read_on()
+
+    def _read_on(self) -> None:
+        rest = self._text[self._at :]
+        more = self._file.read(max(WINDOW, len(rest)))
+        self._before += self._at
+        self._text, self._at, self._is_last = rest + more, 0, not more

@@ -1,0 +1,98 @@
+"""What every writer does: take annotated images one by one, and say which files they became."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol, TextIO
+
+from qwendet.data.samples import Turn
+
+
+class Writer(Protocol):
+    """Writes a data set of one format into a folder, split by split or mixed."""
+
+    def declare(self, labels: Sequence[str]) -> None:
+        """Take labels in the order that class numbers shall follow."""
+
+    def place(self, split: str, name: str) -> str:
+        """Where an image of this name goes, relative to the folder."""
+
+    def add(self, split: str, turn: Turn, image: str) -> None:
+        """Write an image's annotations.
+
+        Args:
+            split: its split.
+            turn: its size and objects.
+            image: its name, or, where images stay where they are, its path relative to their root.
+
+        Raises:
+            DataError: if the format cannot hold it.
+        """
+
+    def finish(self) -> list[str]:
+        """Write what comes last; the files that a user opens, relative to the folder."""
+
+
+class LabelTable:
+    """Numbers of labels: declared ones first, others as they come."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def declare(self, labels: Sequence[str]) -> None:
+        """Number labels in this order, as far as they have no number."""
+        for label in labels:
+            self.number(label)
+
+    def number(self, label: str) -> int:
+        """A label's number, from 0."""
+        return self._numbers.setdefault(label, len(self._numbers))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._numbers)
+
+
+class SplitFiles:
+    """One text file a split, opened when its first line comes.
+
+    Args:
+        folder: where they are.
+        pattern: their name, ``{}`` for the split.
+        stack: closes them if writing ends early.
+    """
+
+    def __init__(self, folder: Path, pattern: str, stack: ExitStack) -> None:
+        self._folder = folder
+        self._pattern = pattern
+        self._files: dict[str, TextIO] = {}
+        self._stack = stack
+
+    def path(self, split: str) -> Path:
+        """The file of a split."""
+        return self._folder / self._pattern.format(split)
+
+    def write(self, split: str, text: str) -> None:
+        """Append to the file of a split."""
+        if split not in self._files:
+            path = self.path(split)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._files[split] = self._stack.enter_context(path.open("w", encoding="utf-8", newline="\n"))
+        self._files[split].write(text)
+
+    def close(self) -> list[str]:
+        """Close the files; returns the splits."""
+        for file in self._files.values():
+            file.close()
+        return list(self._files)
+
+
+def number(value: float) -> int | float:
+    """A coordinate as it is written: whole numbers without ``.0``.
+
+    Example:
+        >>> number(3.0), number(3.5)
+        (3, 3.5)
+    """
+    return int(value) if value == int(value) else value
