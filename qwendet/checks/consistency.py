@@ -1,19 +1,29 @@
-"""``consistency.*``: the model that is trained is the model that is served."""
+"""``check-consistency``: the model that is trained is the model that is served."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
+from pathlib import Path
 
 from qwendet.checks import consistency_build as build
+from qwendet.checks import consistency_checkpoint as checkpoints
 from qwendet.checks import consistency_compute as compute
 from qwendet.checks import consistency_head as head
 from qwendet.checks import consistency_images as images
 from qwendet.checks import consistency_prompt as prompt
 from qwendet.checks.noise import noise_is_small
-from qwendet.checks.result import Verdict
+from qwendet.checks.result import NotApplicableError, Result, Table, Verdict
+from qwendet.checks.runner import run_checks
 from qwendet.checks.subject import Subject
+from qwendet.errors import CheckpointError, ConfigError
+from qwendet.progress import Tracker
+
+LOAD = "consistency.build.load"
+NO_CHECKPOINT = "no --checkpoint was given"
 
 CHECKS: Mapping[str, Callable[[Subject], Verdict]] = {
+    LOAD: build.load_both,
     "consistency.build.classes": build.classes,
     "consistency.build.settings": build.settings,
     "consistency.build.parameters": build.parameters,
@@ -49,3 +59,68 @@ CHECKS: Mapping[str, Callable[[Subject], Verdict]] = {
     "consistency.head.labels": head.labels,
     "consistency.head.scores": head.scores,
 }
+
+CHECKPOINT_CHECKS: Mapping[str, Callable[[Subject, Path], Verdict]] = {
+    "consistency.checkpoint.files": checkpoints.files,
+    "consistency.checkpoint.parameters": checkpoints.parameters,
+    "consistency.checkpoint.dtypes": checkpoints.dtypes,
+    "consistency.checkpoint.tied": checkpoints.tied,
+    "consistency.checkpoint.architecture": checkpoints.architecture,
+    "consistency.checkpoint.tokenizer": checkpoints.tokenizer,
+    "consistency.checkpoint.special_tokens": checkpoints.special_tokens,
+    "consistency.checkpoint.template": checkpoints.template,
+    "consistency.checkpoint.processor": checkpoints.processor,
+    "consistency.checkpoint.generation": checkpoints.generation,
+    "consistency.checkpoint.settings": checkpoints.settings,
+}
+IDS = (*CHECKS, *CHECKPOINT_CHECKS)
+
+
+def run_consistency_checks(
+    subject: Subject, tracker: Tracker, *, checkpoint: Path | None = None, only: Collection[str] = ()
+) -> tuple[list[Result], list[Table]]:
+    """Run the ``consistency.*`` checks.
+
+    Args:
+        subject: the config's model and samples.
+        tracker: shows progress.
+        checkpoint: a saved run, or a plain Hugging Face directory, to compare with what the config builds.
+        only: ids to run; none runs all.
+
+    Returns:
+        At least one result for each check, and the figures behind them. Where the model cannot be built, that
+        check fails and the others are skipped.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint.
+        ConfigError: for an id that no check has.
+    """
+    for id in only:
+        if id not in IDS:
+            near = get_close_matches(id, IDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "--list prints them"
+            raise ConfigError(f"there is no check {id!r}", "--only", hint)
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise CheckpointError("there is no such checkpoint", str(checkpoint), "give a checkpoint's folder")
+    chosen = {id: check for id, check in _all(checkpoint).items() if not only or id in only}
+    allowed = subject.config.data.allow
+    built, tables = run_checks({LOAD: build.load_both}, subject, allowed, tracker)
+    if any(result.status == "fail" for result in built):
+        reason = f"there is no model to look at: see {LOAD}"
+        return built + [Result(id, "skip", reason) for id in chosen if id != LOAD], tables
+    others = {id: check for id, check in chosen.items() if id != LOAD}
+    results, tables = run_checks(others, subject, allowed, tracker)
+    return (built if LOAD in chosen else []) + results, tables
+
+
+def _all(checkpoint: Path | None) -> dict[str, Callable[[Subject], Verdict]]:
+    return {**CHECKS, **{id: _of(check, checkpoint) for id, check in CHECKPOINT_CHECKS.items()}}
+
+
+def _of(check: Callable[[Subject, Path], Verdict], checkpoint: Path | None) -> Callable[[Subject], Verdict]:
+    def compare(subject: Subject) -> Verdict:
+        if checkpoint is None:
+            raise NotApplicableError(NO_CHECKPOINT)
+        return check(subject, checkpoint)
+
+    return compare

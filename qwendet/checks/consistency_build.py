@@ -29,6 +29,14 @@ MAY_DIFFER = ("model.path", "model.device", "train.output_dir", "model.lora")
 """Settings in which the two builds may differ; the adapter's base is told by its fingerprint."""
 
 
+def load_both(subject: Subject) -> Verdict:
+    """What training saves can be loaded as inference loads it, and the first samples can be read."""
+    both, tokens = pair(subject), [len(item.input_ids) for item in subject.encoded]
+    model = both.trained.config.model
+    form = f"{model.dtype}, {model.attn_implementation} attention on {model.device}"
+    return Verdict(f"{subject.config.model.path} in {form}; samples of {', '.join(map(str, tokens))} tokens")
+
+
 def classes(subject: Subject) -> Verdict:
     """Both builds are the detector around the published class, with a head exactly if one is configured."""
     both, problems = pair(subject), []

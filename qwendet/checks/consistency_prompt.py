@@ -121,11 +121,12 @@ def template(subject: Subject) -> Verdict:
         ("the training processor", both.trained.processor),
         ("the inference processor", both.served.processor),
     ):
-        problems += _template_problems(tokenizer, name)
+        problems += template_problems(tokenizer, name)
     return Verdict("templates write Qwen2.5-VL's published chat format", tuple(problems))
 
 
-def _template_problems(tokenizer: Any, name: str) -> Iterator[Problem]:
+def template_problems(tokenizer: Any, name: str) -> Iterator[Problem]:
+    """Where a tokenizer's or processor's chat template departs from the published format."""
     question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]}
     answer = {"role": "assistant", "content": [{"type": "text", "text": "[]"}]}
     system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
@@ -146,11 +147,12 @@ def special_tokens(subject: Subject) -> Verdict:
     both = pair(subject)
     problems: list[Problem] = []
     for name, bundle in (("training", both.trained), ("inference", both.served)):
-        problems += _special_token_problems(bundle.processor.tokenizer, bundle.detector.config, name)
+        problems += special_token_problems(bundle.processor.tokenizer, bundle.detector.config, name)
     return Verdict(f"{len(ONE_TOKEN)} special tokens are one token each, as in config.json", tuple(problems))
 
 
-def _special_token_problems(tokenizer: Any, config: Any, name: str) -> Iterator[Problem]:
+def special_token_problems(tokenizer: Any, config: Any, name: str) -> Iterator[Problem]:
+    """Special tokens that are split, or other ones than a model's config names."""
     for token in ONE_TOKEN:
         ids = tokenizer(f"a{token}b", add_special_tokens=False)["input_ids"]
         if len(ids) != 3 or tokenizer.decode(ids[1:2]) != token:
