@@ -121,14 +121,14 @@ def _of_yaml(file: Path) -> YoloLayout:
     }
     if not entries:
         raise DataError("expected train, val or test, got none", str(file), "name the folders of the images")
-    if entries.get("train") == entries.get("val"):
+    if "train" in entries and entries["train"] == entries.get("val"):
         entries = {WHOLE: entries.pop("train"), **{key: entries[key] for key in entries if key == "test"}}
     return YoloLayout(file.parent, names, entries, file, _key_point_columns(settings, file))
 
 
 def _names_of(value: Any, where: str) -> dict[int, str]:
     pairs = dict(enumerate(value)) if isinstance(value, list) else value
-    if not isinstance(pairs, dict) or not pairs:
+    if not isinstance(pairs, dict):
         raise DataError(
             f"expected a list or index: name pairs, got {value!r:.60}", where, "list the label names"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +14,7 @@ from qwendet.data.records import SPLITS, WHOLE
 from qwendet.data.samples import DetectedObject, Turn
 from qwendet.data.writer import LabelTable, SplitFiles
 from qwendet.data.yolo import FLAGS_FILE
+from qwendet.data.yolo_layout import label_file
 from qwendet.errors import DataError
 
 DECIMALS = 8
@@ -46,14 +47,14 @@ class YoloWriter:
 
     def add(self, split: str, turn: Turn, image: str) -> None:
         """Write a label file."""
-        name = PurePosixPath("labels", split, image).with_suffix(".txt").as_posix()
+        file = label_file(self._folder, self.place(split, image))[0]
+        name = file.relative_to(self._folder).as_posix()
         if name in self._written:
             raise DataError(
                 f"YOLO holds one label file an image, and {image!r} has another", "", "merge the two"
             )
         self._written[name] = None
         self._splits[split] = None
-        file = self._folder / name
         if file.parent not in self._folders:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._folders.add(file.parent)
