@@ -34,6 +34,10 @@ ImageDirOption = Annotated[
     Path | None,
     typer.Option("--image-dir", metavar="DIR", help="Where the images of SRC are, if not in SRC."),
 ]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out images with broken annotations, list them, end with 1.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="The same seed gives the same result.")]
 
 
 @app.command()
@@ -47,16 +51,70 @@ def convert(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse what would otherwise be mended or left out and told.")
     ] = False,
-    skip_bad: Annotated[
-        bool,
-        typer.Option("--skip-bad", help="Leave out images with broken annotations, list them, end with 1."),
-    ] = False,
+    skip_bad: SkipBadOption = False,
 ) -> None:
     """Convert a data set between COCO, VOC, YOLO and JSONL, split by split."""
     from qwendet.data.convert import Conversion, convert_dataset
 
     how = Conversion(source, target, images, image_dir, is_strict=strict, skip_bad=skip_bad)
     _show(convert_dataset(src, dst, how, console.progress))
+
+
+@app.command()
+def split(
+    src: Source,
+    dst: Target,
+    val: Annotated[float, typer.Option("--val", help="Share of the images for validation.")] = 0.1,
+    test: Annotated[float, typer.Option("--test", help="Share of the images for the test.")] = 0.0,
+    seed: SeedOption = 0,
+    source: FromOption = "auto",
+    target: ToOption = "jsonl",
+    images: ImagesOption = "copy",
+    image_dir: ImageDirOption = None,
+    skip_bad: SkipBadOption = False,
+) -> None:
+    """Divide a data set into training, validation and test; each gets its share of every label.
+
+    Splits that SRC has are forgotten; identical images stay together.
+    """
+    from qwendet.data.convert import Conversion
+    from qwendet.data.split import split_dataset
+
+    how = Conversion(source, target, images, image_dir, skip_bad=skip_bad)
+    _show(split_dataset(src, dst, {"val": val, "test": test}, seed, how, console.progress))
+
+
+@app.command()
+def teachers(
+    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="JSONL file to choose from.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="JSONL file to write, for data.teachers.")],
+    count: Annotated[int, typer.Option("--count", min=1, help="Demonstrations wanted.")] = 16,
+    val: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--val",
+            metavar="FILE",
+            help="JSONL file whose images are never chosen. Repeatable; without it val.jsonl and test.jsonl "
+            "beside TRAIN.",
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", metavar="DIR", help="data.root, if the config sets it.")
+    ] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Choose a diverse pool of demonstrations: every label, in sparse, medium and dense scenes."""
+    from qwendet.data.choose_pool import choose_pool
+
+    beside = (train.parent / name for name in ("val.jsonl", "test.jsonl"))
+    held_out = val if val is not None else [file for file in beside if file.is_file() and file != train]
+    report = choose_pool(train, out, count, held_out=held_out, root=root, seed=seed, tracker=console.progress)
+    rows = [(label, shown, report.available[label]) for label, shown in sorted(report.shown.items())]
+    console.print_table("Demonstrations", ("label", "images chosen", "images to choose from"), rows)
+    console.print_table("Scenes", ("objects", "images chosen"), list(report.images.items()))
+    files = ", ".join(map(str, held_out)) or "nothing: give --val"
+    console.say(f"Held out: {files}; {report.held_out} training images are also there and were passed over.")
+    console.say(f"Wrote {report.file}.")
 
 
 def _show(report: ConversionReport) -> None:

@@ -90,11 +90,10 @@ def content(folder: Path) -> Content:
         assert not isinstance(item, Problem), item
         if isinstance(item, Record):
             turn = item.sample.student
-            objects = sorted(turn.objects, key=lambda found: found.bbox_2d)
             facts = [(o.desc, o.crowd, o.difficult) for o in turn.objects]
-            assert turn.width and turn.height
+            assert turn.width is not None
+            assert turn.height is not None
             found.append((item.split, (turn.width, turn.height), facts, [o.bbox_2d for o in turn.objects]))
-            assert len(objects) == len(facts)
     return sorted(
         found, key=lambda entry: (entry[:2], entry[2], [[round(x, 1) for x in b] for b in entry[3]])
     )

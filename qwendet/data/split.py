@@ -1,0 +1,122 @@
+"""A data set divided into training, validation and test, each label's share kept in every part.
+
+Images without objects count as a label of their own, so that negatives are spread as well. Identical images
+stay together: one in training and its copy in validation would be an answer given away.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from qwendet.data.convert import Conversion, ConversionReport, open_source, refuse_occupied, write_source
+from qwendet.data.records import Record, Source
+from qwendet.data.stratify import stratify
+from qwendet.errors import ConfigError, DataError
+from qwendet.files import sha256_of_file
+from qwendet.progress import Tracker
+
+NEGATIVE = ""
+"""Stands for the label of an image without objects."""
+
+
+def split_dataset(
+    src: Path, dst: Path, fractions: Mapping[str, float], seed: int, how: Conversion, tracker: Tracker
+) -> ConversionReport:
+    """Divide a data set anew, whatever splits it has; complete or not at all.
+
+    Args:
+        src: the data set, of any format.
+        dst: a folder that is absent or empty.
+        fractions: share of the images by split, such as ``{"val": 0.1, "test": 0.1}``; the rest is
+            ``train``.
+        seed: another seed is another division.
+        how: as for :func:`~qwendet.data.convert.convert_dataset`.
+        tracker: shows progress.
+
+    Raises:
+        ConfigError: if a fraction is not between 0 and 1, or nothing is left for training.
+        DataError: if the data set is broken, or too small for a part to get an image.
+    """
+    shares = _shares(fractions)
+    refuse_occupied(dst)
+    may_be_absent = how.images == "reference"
+
+    def opened() -> Source:
+        return open_source(src, how.source, how.image_dir, may_be_absent=may_be_absent)
+
+    source = opened()
+    labels = _labels_by_image(source, tracker, src.name)
+    groups = _identical(list(labels), source.root, tracker)
+    parts = stratify(
+        [frozenset[str]().union(*(labels[image] for image in group)) for group in groups],
+        [len(group) for group in groups],
+        shares,
+        seed,
+    )
+    _require_all(parts, shares, src, len(labels))
+    part_of = {image: part for group, part in zip(groups, parts, strict=True) for image in group}
+    return write_source(
+        opened(), src.name, dst, how, tracker, lambda record: part_of[record.sample.student.image]
+    )
+
+
+def _shares(fractions: Mapping[str, float]) -> dict[str, float]:
+    """Shares of all parts; those of 0 are left out."""
+    for split, fraction in fractions.items():
+        if not 0 <= fraction < 1:
+            raise ConfigError(
+                f"expected a fraction from 0 to 1, got {fraction:g}", f"--{split}", "such as 0.1"
+            )
+    rest = 1 - sum(fractions.values())
+    if rest <= 1e-9 or rest == 1:
+        raise ConfigError(
+            "expected training to keep some images and another split to get some",
+            " ".join(f"--{split} {fraction:g}" for split, fraction in fractions.items()),
+            "for example --val 0.1 --test 0.1",
+        )
+    return {"train": rest} | {split: fraction for split, fraction in fractions.items() if fraction}
+
+
+def _labels_by_image(source: Source, tracker: Tracker, name: str) -> dict[str, set[str]]:
+    """Labels of each image, by path relative to the root; broken ones are told when it is written."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    with tracker(f"looking at {name}", source.total) as advance:
+        for item in source.items:
+            if isinstance(item, Record):
+                turn = item.sample.student
+                labels[turn.image].update(found.desc for found in turn.objects)
+                advance(len(labels), "")
+    return {image: found or {NEGATIVE} for image, found in labels.items()}
+
+
+def _identical(images: Sequence[str], root: Path, tracker: Tracker) -> list[list[str]]:
+    """Images in groups of the same bytes; only those of equal length are read for that."""
+    by_length: dict[int, list[str]] = defaultdict(list)
+    groups: dict[object, list[str]] = defaultdict(list)
+    for image in images:
+        file = root / image
+        if file.is_file():
+            by_length[file.stat().st_size].append(image)
+        else:
+            groups[image].append(image)
+    with tracker("comparing images", len(images)) as advance:
+        done = 0
+        for length, candidates in by_length.items():
+            for image in candidates:
+                is_alone = len(candidates) == 1
+                groups[length if is_alone else sha256_of_file(root / image)].append(image)
+                done += 1
+                advance(done, "")
+    return list(groups.values())
+
+
+def _require_all(parts: Sequence[str], shares: Mapping[str, float], src: Path, num_images: int) -> None:
+    empty = [part for part in shares if part not in parts]
+    if empty:
+        raise DataError(
+            f"no image is left for {empty[0]}: {num_images} are too few for {shares[empty[0]]:g} of them",
+            str(src),
+            "ask for a larger fraction, or for fewer splits",
+        )
