@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from qwendet.data.convert import conversion_notes, convert_dataset
+from qwendet.data.convert import Conversion, conversion_notes, convert_dataset
 from qwendet.data.formats import detect_format
 from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.errors import DataError
@@ -38,7 +38,7 @@ def open_dataset(data: Path, tracker: Tracker) -> tuple[list[Sample], list[str]]
         return collect_samples([file]), [f"{data} is a folder: {file.name} is measured."]
     with TemporaryDirectory() as temporary:
         converted = Path(temporary) / "data"
-        report = convert_dataset(data, converted, source="auto", images="reference", tracker=tracker)
+        report = convert_dataset(data, converted, Conversion(images="reference"), tracker)
         file = _measured_split(converted)
         samples = [
             replace(sample, where=f"{data}: {sample.student.image}")

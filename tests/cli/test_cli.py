@@ -75,7 +75,18 @@ def in_new_process(code: str, repo_root: Path, *words: str, cwd: Path | None = N
 
 @pytest.mark.parametrize(
     "command",
-    ["", "init", "train", "infer", "eval", "validate-config", "data", "data convert"],
+    [
+        "",
+        "init",
+        "train",
+        "infer",
+        "eval",
+        "validate-config",
+        "data",
+        "data convert",
+        "data split",
+        "data teachers",
+    ],
     ids=lambda c: c or "app",
 )
 def test_help__is_as_agreed(command: str, repo_root: Path, golden: Callable[[str, str], None]) -> None:
