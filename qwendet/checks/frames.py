@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from qwendet.checks.scan import BOX_COLUMNS, Scan
 from qwendet.checks.survey import Check, Survey
 from qwendet.errors import Problem
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 LEAST_IMPOSSIBLE = 3  # boxes, below which each is reported by itself alone
 LEAST_SHARE = 0.1  # of impossible boxes, for the way of writing to be in doubt
@@ -100,7 +100,7 @@ def boxes_are_xyxy_pixels(survey: Survey) -> Iterable[Problem]:
 
 def box_table(scan: Scan) -> Floats:
     """``(N, 7)``: x1, y1, x2, y2 as written, width and height of the image (0 if unknown), line."""
-    return np.frombuffer(scan.boxes, dtype=np.float32).reshape(-1, BOX_COLUMNS).astype(np.float64)
+    return np.frombuffer(scan.boxes, dtype=np.float32).reshape(-1, BOX_COLUMNS)
 
 
 def _impossible(rows: Floats, path: Path) -> list[Problem]:

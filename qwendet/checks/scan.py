@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -399,7 +400,7 @@ def _seen(visit: Visit, number: int) -> SeenImage:
 
 def _as_numbers(box: tuple[float, ...], label: str) -> tuple[float, ...]:
     """A box and its label as numbers, whose hash is the same in every process, as that of a text is not."""
-    return (*box, float(int.from_bytes(hashlib.blake2b(label.encode(), digest_size=4).digest(), "big")))
+    return (*box, float(zlib.crc32(label.encode())))
 
 
 def _say_cut(raw: bytes, where: str) -> list[Problem]:
