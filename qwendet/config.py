@@ -115,16 +115,17 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
         if "{labels}" not in self.request:
-            raise ValueError("data.request must contain {labels}: the model is told what to look for")
+            raise ValueError("data.request must contain {labels}: the model is told what to look for; add it")
         for key, text in (("request", self.request), ("system_prompt", self.system_prompt)):
             if "<|" in text or "|>" in text:
                 raise ValueError(f"data.{key} holds special-token text: remove <| and |>")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(
-                f"data.min_pixels ({self.min_pixels}) is above data.max_pixels ({self.max_pixels})"
+                f"data.min_pixels ({self.min_pixels}) is above data.max_pixels ({self.max_pixels});"
+                " lower the one or raise the other"
             )
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
-            raise ValueError("data.labels names a label twice")
+            raise ValueError("data.labels names a label twice; remove one")
         return self
 
 

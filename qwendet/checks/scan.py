@@ -321,11 +321,22 @@ class _PiecePass:
             record = json.loads(raw)
             turn = record.get("student", record)
             boxes = [item["bbox_2d"] for item in turn["objects"]]
-            size = (float(turn.get("width") or 0), float(turn.get("height") or 0))
+            size = self._raw_size(turn, self.scan.where(number))
             for x1, y1, x2, y2 in boxes:
                 self.scan.boxes.extend((float(x1), float(y1), float(x2), float(y2), *size, number))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
             return  # nothing that could be read as boxes; the line itself is reported already
+
+    def _raw_size(self, turn: Mapping[str, Any], where: str) -> tuple[float, float]:
+        """Declared size of a line that is no sample, else that of its image, else zeros."""
+        if turn.get("width") and turn.get("height"):
+            return float(turn["width"]), float(turn["height"])
+        try:
+            if self.task.depth != "none":
+                return inspect_image(str(turn["images"][0]), self.task.root, where).size
+        except DataError:
+            pass  # whether it can be opened is asked of samples alone
+        return 0.0, 0.0
 
     def _visit(self, sample: Sample, number: int) -> None:
         # Of a pool's sample, only the student is shown.

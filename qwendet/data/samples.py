@@ -203,7 +203,9 @@ def _parse_box(value: Any, where: str, path: str) -> tuple[float, float, float, 
         and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value)
     )
     if not is_box:
-        raise DataError(f"{path}: expected [x1, y1, x2, y2], got {value!r}", where)
+        raise DataError(
+            f"{path}: expected [x1, y1, x2, y2], got {value!r}", where, "give four numbers, in pixels"
+        )
     if not all(abs(number) <= sys.float_info.max for number in value):  # NaN, infinity, integers beyond float
         raise DataError(f"{path}: expected finite numbers, got {value!r}", where, "remove this box")
     x1, y1, x2, y2 = (float(number) for number in value)
@@ -223,7 +225,7 @@ def check_label(value: Any, where: str, path: str) -> str:
         DataError: for anything but a non-empty string without ``<|``, ``|>`` or control characters.
     """
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{path}: expected a label text, got {value!r}", where)
+        raise DataError(f"{path}: expected a label text, got {value!r}", where, "name what the box shows")
     if any(mark in value for mark in SPECIAL_TOKEN_MARKS):
         raise DataError(
             f"{path}: the label {value!r} holds special-token text",
