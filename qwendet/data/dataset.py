@@ -10,7 +10,7 @@ from qwendet.config import Config
 from qwendet.data.encode import EncodedSample, Encoder
 from qwendet.data.images import image_size
 from qwendet.data.resize import require_inside
-from qwendet.data.samples import Sample, SampleFile
+from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.data.teachers import choose_teachers
 from qwendet.errors import ConfigError, DataError, Problem
 
@@ -68,21 +68,28 @@ class TrainingSamples:
             return sample
         own = self.pool.is_training_set
         pool = self.indices if own else range(len(self.pool.samples))  # no sample that was left out
+        count = self.config.data.num_teachers
         chosen = choose_teachers(
             seed=self.config.train.seed,
             epoch=self.epoch,
             index=index,
             pool_size=len(pool),
-            count=self.config.data.num_teachers,
+            count=count if own else count + 1,  # one to spare: a pool may hold the sample's own image
             ratio=self.config.data.teacher_ratio,
             exclude=position if own else None,
         )
-        return replace(sample, teachers=tuple(self.pool.samples[pool[at]].student for at in chosen))
+        drawn = (self.pool.samples[pool[at]].student for at in chosen)
+        others = [turn for turn in drawn if not _is_same_image(turn, sample.student)]
+        return replace(sample, teachers=tuple(others[:count]))
 
     def lengths(self) -> list[int]:
         """A number for each sample that grows with its tokens, for batches of similar length."""
         line_bytes = self.samples.line_bytes()
         return [line_bytes[index] for index in self.indices]
+
+
+def _is_same_image(turn: Turn, other: Turn) -> bool:
+    return (turn.root / turn.image).resolve() == (other.root / other.image).resolve()
 
 
 def open_samples(config: Config, split: str) -> SampleFile:

@@ -184,12 +184,15 @@ def test_training_samples__own_teachers_come_first(bundle: Bundle, lessons_file:
     assert [len(images) for images in shown(samples)] == [2, 2, 1, 1]
 
 
-def test_training_samples__another_pool_may_hold_the_samples_index(bundle: Bundle, scenes_file: Path) -> None:
+def test_training_samples__a_pool_never_shows_a_sample_its_own_image(
+    bundle: Bundle, scenes_file: Path
+) -> None:
     pool = scenes_file.with_name("pool.jsonl")
     pool.write_text("".join(scenes_file.read_text().splitlines(keepends=True)[:2]))
     samples = dataset(bundle, scenes_file, teachers=str(pool))
     both = {sample.student.image for sample in SampleFile(pool)}
-    assert [set(images) for images in shown(samples)] == [both] * 24
+    asked = [sample.student.image for sample in SampleFile(scenes_file)]
+    assert [set(images) for images in shown(samples)] == [both - {image} for image in asked]
 
 
 def test_training_samples__what_was_left_out_teaches_nobody(
