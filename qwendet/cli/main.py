@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from qwendet import console
-from qwendet.cli import check_consistency, data, eval, infer, init, train, validate
+from qwendet.cli import check_consistency, data, eval, export, infer, init, train, validate
 from qwendet.errors import EnvironmentLacksError, QwendetError
 
 GLOBAL_FLAGS = ("--debug", "--quiet")
@@ -43,6 +43,7 @@ app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("infer")(infer.infer)
 app.command("eval")(eval.evaluate)
+app.command("export")(export.export)
 app.command("validate-config")(validate.validate_config)
 app.command("check-consistency")(check_consistency.check_consistency)
 app.add_typer(data.app, name="data")

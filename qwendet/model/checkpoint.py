@@ -98,6 +98,7 @@ def save_checkpoint(
     *,
     attn_implementation: str,
     step: int,
+    max_shard_size: str = "5GB",
 ) -> None:
     """Write a model into an existing, empty folder (see :func:`qwendet.files.atomic_folder`).
 
@@ -108,10 +109,11 @@ def save_checkpoint(
         config: the resolved config, labels included.
         attn_implementation: attention in use.
         step: optimizer steps done.
+        max_shard_size: most bytes of a weight file, as in ``5GB``.
     """
     lora = config.model.lora
     if lora is None:
-        detector.vlm.save_pretrained(folder)
+        detector.vlm.save_pretrained(folder, max_shard_size=max_shard_size)
     else:
         save_adapter(detector.vlm, lora, folder)
     save_processor(processor, folder)

@@ -71,14 +71,14 @@ class Qwen25VLWithDetection(nn.Module):
             batch: the batch; targets in it are not looked at.
             with_tokens: compute the losses of the answers' tokens.
         """
-        patches, image_embeds = self._see(batch["pixel_values"], batch["image_grid_thw"])
+        patches, image_embeds = self.see(batch["pixel_values"], batch["image_grid_thw"])
         hidden = self._read(batch, image_embeds)
         return DetectorOutput(
             tokens=self._token_losses(hidden, batch) if with_tokens else None,
             head=None if self.head is None else self._detect(patches, hidden, batch),
         )
 
-    def _see(self, pixel_values: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, Tensor]:
+    def see(self, pixel_values: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, Tensor]:
         """Patches ``(P, vision)`` in the processor's order, image tokens ``(P / merge², text)``."""
         visual = self.vlm.model.visual
         seen = visual(pixel_values.to(visual.dtype), grid_thw=image_grid_thw)

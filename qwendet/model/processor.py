@@ -65,6 +65,7 @@ def save_processor(processor: ImageTextProcessor, folder: Path) -> None:
     bare tokenizer without a word.
     """
     processor.tokenizer.save_pretrained(folder)
+    _forget_origin(folder / "tokenizer_config.json")
     image_processor = processor.image_processor
     facts = {
         "min_pixels": image_processor.size["shortest_edge"],
@@ -78,3 +79,10 @@ def save_processor(processor: ImageTextProcessor, folder: Path) -> None:
         "processor_class": PUBLISHED_CLASS,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _forget_origin(path: Path) -> None:
+    """Remove how the tokenizer was loaded, which transformers writes among what it is."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in settings.items() if name not in ("is_local", "local_files_only")}
+    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

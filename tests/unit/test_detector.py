@@ -362,7 +362,7 @@ def test_image_tokens__keep_the_mergers_order(
     """Image embeddings enter the sequence as the published model itself would put them there."""
     sample = encoded[0]
     with torch.no_grad():
-        _, embeds = detector64._see(sample.pixel_values, sample.image_grid_thw)
+        _, embeds = detector64.see(sample.pixel_values, sample.image_grid_thw)
         own = detector64.vlm.get_image_features(sample.pixel_values.double(), sample.image_grid_thw)
     assert torch.equal(embeds, torch.cat(list(own.pooler_output)))
 

@@ -185,7 +185,7 @@ def teacher_forced(
         "mm_token_type_ids": torch.cat([batch["mm_token_type_ids"], ones * 0], 1),
     }
     detector = Qwen25VLWithDetection(vlm, None)
-    _, image_embeds = detector._see(whole["pixel_values"], whole["image_grid_thw"])
+    _, image_embeds = detector.see(whole["pixel_values"], whole["image_grid_thw"])
     hidden = detector._read(whole, image_embeds)
     return vlm.lm_head(hidden[:, -NEW_TOKENS - 1 : -1]).log_softmax(-1)
 

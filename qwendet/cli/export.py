@@ -1,0 +1,54 @@
+"""``qwendet export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from qwendet import console
+from qwendet.errors import ConfigError
+
+
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Folder that train wrote, such as run/final.")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option("--dtype", help="Type of the weights; without it, that of the training."),
+    ] = None,
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", metavar="SIZE", help="Most bytes of a weight file.")
+    ] = "5GB",
+    head: Annotated[
+        Literal["onnx"] | None,
+        typer.Option("--head", help="Write vision tower and head as ONNX graphs too."),
+    ] = None,
+    image_size: Annotated[
+        str, typer.Option("--image-size", metavar="WxH", help="Size of the images that the graphs are for.")
+    ] = "644x476",
+) -> None:
+    """Write a merged, plain Hugging Face directory, for transformers and vLLM."""
+    from qwendet.export import export as run_export
+
+    size = _size(image_size) if head == "onnx" else None
+    summary = run_export(checkpoint, output, dtype=dtype, max_shard_size=max_shard_size, onnx_size=size)
+    if summary.merge_error is not None:
+        console.say(f"The adapter is merged; the logits differ by {summary.merge_error:.1e} of their size.")
+    for graph in summary.graphs:
+        console.say(f"{graph.file}: onnxruntime is within {graph.error:.1e} of torch, relative.")
+    files = f"{len(summary.files)} weight file{'s' if len(summary.files) > 1 else ''}"
+    console.say(
+        f"{summary.num_parameters:,} parameters in {summary.dtype}, {files}, reloaded and compared"
+        f" → {summary.output}"
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise ConfigError(f"expected width x height, got {text!r}", "--image-size", "for example: 644x476")
+    return int(width), int(height)
