@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import qwendet.export
@@ -22,7 +26,7 @@ from qwendet.data.prompts import request_text
 from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
 from qwendet.export import export
-from qwendet.inference import Predictor
+from qwendet.inference import Predictor, sample_of_image
 from qwendet.loader import Bundle, load
 from qwendet.model.lora import is_adapter
 from qwendet.model.onnx import Head
@@ -286,3 +290,46 @@ def test_cli__says_what_was_written(saved: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["export", str(saved), str(tmp_path / "out"), "--dtype", "bfloat16"])
     assert result.exit_code == 0, result.output
     assert "parameters in bfloat16, 2 weight files, reloaded and compared" in result.output.replace("\n", " ")
+
+
+# The client of docs/serving.md
+
+
+def test_serving_client__sends_what_the_model_was_trained_on_and_maps_boxes_back(
+    repo_root: Path, scene: Path, saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = (repo_root / "docs" / "serving.md").read_text(encoding="utf-8")
+    source = text.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.setitem(sys.modules, "openai", types.SimpleNamespace(OpenAI=lambda **kwargs: None))
+    names: dict[str, Any] = {}
+    exec(compile(source, "serving.md", "exec"), names)  # noqa: S102  # our own documentation
+    wide = tmp_path / "wide.png"
+    Image.open(scene).convert("RGB").resize((400, 100)).save(wide)
+    bundle = Predictor.from_checkpoint(saved).bundle
+    data = bundle.config.data
+    sent: dict[str, Any] = {}
+
+    def answer(**request: Any) -> Any:
+        sent.update(request)
+        content = json.dumps([{"bbox_2d": [28, 28, 56, 84], "label": "a"}])
+        message = types.SimpleNamespace(message=types.SimpleNamespace(content=content))
+        return types.SimpleNamespace(choices=[message])
+
+    completions = types.SimpleNamespace(completions=types.SimpleNamespace(create=answer))
+    client = types.SimpleNamespace(chat=completions)
+    request = request_text(data.request, bundle.labels)
+    found = names["detect"](wide, data.system_prompt, request, data.min_pixels, data.max_pixels, client)
+    item = bundle.encoder().encode(sample_of_image(wide), with_answer=False)
+    _, rows, columns = item.image_grid_thw[0].tolist()
+    url = sent["messages"][1]["content"][0]["image_url"]["url"]
+    picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    assert picture.size == (columns * 14, rows * 14)
+    (pixels,) = bundle.processor.image_processor(images=[picture], return_tensors="pt")["pixel_values"][None]
+    assert torch.equal(pixels, item.pixel_values), "pixel for pixel what qwendet shows the model"
+    wanted = [
+        28 * 400 / picture.width,
+        28 * 100 / picture.height,
+        56 * 400 / picture.width,
+        84 * 100 / picture.height,
+    ]
+    assert found == [(pytest.approx(wanted), "a")]

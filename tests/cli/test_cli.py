@@ -81,6 +81,7 @@ def in_new_process(code: str, repo_root: Path, *words: str, cwd: Path | None = N
         "train",
         "infer",
         "eval",
+        "export",
         "validate-config",
         "data",
         "data convert",
