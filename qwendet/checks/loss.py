@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from qwendet.checks import (
+    loss_backward,
     loss_gradients,
+    loss_image,
     loss_nan,
     loss_optimizer,
     loss_overfit,
@@ -36,7 +38,9 @@ CHECKS: dict[str, Callable[[Watched], Verdict]] = {
     BUILD: build,
     "loss.padding": loss_tokens.padding,
     "loss.labels": loss_tokens.labels,
+    "loss.image": loss_image.student_image,
     "loss.tokens": loss_tokens.token_losses,
+    "loss.backward": loss_backward.token_gradients,
     "loss.formula": loss_terms.formula,
     "loss.detection": loss_terms.detection,
     "loss.weights": loss_terms.weights,

@@ -71,7 +71,8 @@ class StandIn(nn.Module):
         rows = batch["labels"][:, 1:] != IGNORED
         nll = self.weight.expand(int(rows.sum()))
         spoilt = torch.cat([self.poison(nll[:1]), nll[1:]])
-        return DetectorOutput(TokenLosses(spoilt, batch["student_mask"][:, 1:][rows]), None)
+        is_student = torch.ones_like(spoilt, dtype=torch.bool)
+        return DetectorOutput(TokenLosses(spoilt.detach(), is_student, nll[:0].sum(), spoilt.sum()), None)
 
 
 def nan_stops(watched: Watched) -> Verdict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 
 from torch import nn
@@ -12,12 +11,22 @@ from qwendet.checks.parts import parts
 from qwendet.checks.result import Table, Verdict
 from qwendet.checks.watched import Watched
 from qwendet.errors import Problem
+from qwendet.model.lora import is_adapter
 
 GROUPS_FIX = "see qwendet/parameter_groups.py and DetectionTrainer.create_optimizer"
 
 
 def optimizer(watched: Watched) -> Verdict:
     """Learning rate 0 is frozen; every trainable parameter is in one group of the optimizer, at its rate."""
+    config, owned = watched.subject.bundle.config, parts(watched.detector)
+    rates, with_adapter = config.train.group_learning_rates(), config.model.lora is not None
+    problems = [
+        problem
+        for part, parameters in owned.items()
+        for problem in _frozen_problems(part, parameters, rates[part], with_adapter)
+    ]
+    if problems:
+        return Verdict("", tuple(problems))
     watched.trainer.optimizer = None
     try:
         built = watched.trainer.create_optimizer()
@@ -27,21 +36,17 @@ def optimizer(watched: Watched) -> Verdict:
         )
     finally:
         watched.trainer.optimizer = None
-    config, owned = watched.subject.bundle.config.train, parts(watched.detector)
-    rates, held = config.group_learning_rates(), Counter[int]()
-    held_at: dict[int, tuple[float, float]] = {}
+    held_at: dict[int, list[float]] = {}
     for group in built.param_groups:
         for parameter in group["params"]:
-            held[id(parameter)] += 1
-            held_at[id(parameter)] = (group["lr"], group["weight_decay"])
-    problems = _stray_problems(held, owned)
+            held_at.setdefault(id(parameter), []).append(group["lr"])
+    problems = _stray_problems(held_at, owned)
     rows = []
     for part, parameters in owned.items():
-        rate = rates[part]
-        trained = [name for name, p in parameters.items() if p.requires_grad]
-        size = sum(parameters[name].numel() for name in trained)
-        rows.append((part, len(parameters), len(trained), size, rate))
-        problems += _rate_problems(part, parameters, rate, held, held_at)
+        problems += _group_problems(part, parameters, rates[part], held_at)
+        trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
+        size = sum(parameter.numel() for parameter in trained)
+        rows.append((part, len(parameters), len(trained), size, f"{rates[part]:g}"))
     table = Table("Parameters", ("part", "tensors", "trained", "numbers trained", "learning rate"), rows)
     total = sum(row[2] for row in rows)
     seen = (
@@ -50,7 +55,24 @@ def optimizer(watched: Watched) -> Verdict:
     return Verdict(seen, tuple(problems), (table,))
 
 
-def _stray_problems(held: Counter[int], owned: Mapping[str, Mapping[str, nn.Parameter]]) -> list[Problem]:
+def _frozen_problems(
+    part: str, parameters: Mapping[str, nn.Parameter], rate: float, with_adapter: bool
+) -> list[Problem]:
+    """What is trained but was to be frozen, and the other way round."""
+    key, kinds = f"train.{part}_learning_rate", dict[str, list[str]]()
+    for name, parameter in parameters.items():
+        is_wanted = rate > 0 and (part == "head" or not with_adapter or is_adapter(name))
+        if parameter.requires_grad and not is_wanted:
+            why = f"{key} is 0" if rate == 0 else "lie beneath an adapter"
+            kinds.setdefault(f"trained, but {why}: it was to be frozen", []).append(name)
+        elif is_wanted and not parameter.requires_grad and parameter.is_floating_point():
+            kinds.setdefault(f"frozen, but {key} is {rate:g}", []).append(name)
+    return _problems(part, kinds)
+
+
+def _stray_problems(
+    held: Mapping[int, object], owned: Mapping[str, Mapping[str, nn.Parameter]]
+) -> list[Problem]:
     known = {id(p) for parameters in owned.values() for p in parameters.values()}
     strangers = [number for number in held if number not in known]
     if not strangers:
@@ -59,34 +81,26 @@ def _stray_problems(held: Counter[int], owned: Mapping[str, Mapping[str, nn.Para
     return [Problem(what, "optimizer", GROUPS_FIX)]
 
 
-def _rate_problems(
-    part: str,
-    parameters: Mapping[str, nn.Parameter],
-    rate: float,
-    held: Counter[int],
-    held_at: Mapping[int, tuple[float, float]],
+def _group_problems(
+    part: str, parameters: Mapping[str, nn.Parameter], rate: float, held_at: Mapping[int, list[float]]
 ) -> list[Problem]:
-    """At most one problem of each kind in a part; the first parameter is named."""
-    key = f"train.{part}_learning_rate"
     kinds: dict[str, list[str]] = {}
     for name, parameter in parameters.items():
-        times, is_trained = held[id(parameter)], parameter.requires_grad
-        if is_trained and rate == 0:
-            kinds.setdefault(f"trained, but {key} is 0: it was to be frozen", []).append(name)
-        elif is_trained and times == 0:
-            kinds.setdefault("trainable, but in no group of the optimizer: it would never change", []).append(
-                name
-            )
-        elif times > 1:
-            kinds.setdefault(f"in the optimizer {times} times: it would be updated as often", []).append(name)
-        elif times and not is_trained:
-            kinds.setdefault("frozen, but in the optimizer: weight decay would change it", []).append(name)
-        elif times and not math.isclose(held_at[id(parameter)][0], rate):
-            kinds.setdefault(f"trained at {held_at[id(parameter)][0]:g}, but {key} is {rate:g}", []).append(
-                name
-            )
-    if rate > 0 and not any(p.requires_grad for p in parameters.values()):
-        kinds[f"frozen, but {key} is {rate:g}"] = list(parameters)
+        found, is_trained = held_at.get(id(parameter), []), parameter.requires_grad
+        if is_trained and not found:
+            what = "trainable, but in no group of the optimizer: they would never change"
+        elif found and not is_trained:
+            what = "frozen, but in the optimizer: weight decay would change them"
+        elif found and not math.isclose(found[0], rate):
+            what = f"trained at {found[0]:g}, but train.{part}_learning_rate is {rate:g}"
+        else:
+            continue
+        kinds.setdefault(what, []).append(name)
+    return _problems(part, kinds)
+
+
+def _problems(part: str, kinds: Mapping[str, list[str]]) -> list[Problem]:
+    """One problem of each kind in a part; the first parameter is named."""
     return [
         Problem(f"{part}: {len(names)} parameters are {what}, such as {names[0]}", names[0], GROUPS_FIX)
         for what, names in kinds.items()

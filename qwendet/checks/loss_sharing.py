@@ -36,9 +36,9 @@ def accumulation(watched: Watched) -> Verdict:
         if not abs(whole - summed) <= TOLERANCE * max(1.0, abs(whole)):
             what = f"{name} of 1 × {count} samples is {whole:.8g}, of {count} × 1 it is {summed:.8g}"
             problems.append(Problem(what, "train.gradient_accumulation_steps", COUNTS_FIX))
-    pulls = [_pulls(together), _pulls(apart)]
-    gap = (pulls[0] - pulls[1]).abs().max().item()
-    if not gap <= TOLERANCE * pulls[0].abs().max().item():
+    whole_pulls = _pulls(together[0])
+    gap = max((_pulls(share) - whole_pulls).abs().max().item() for share in apart)
+    if not gap <= TOLERANCE * whole_pulls.abs().max().item():
         what = f"the gradient of a token's loss differs by {gap:.3g} between 1 × {count} and {count} × 1"
         problems.append(Problem(what, "train.gradient_accumulation_steps", COUNTS_FIX))
     seen = f"1 × {count} and {count} × 1 give the same loss ({_sum_of(together, 'total'):.6f}) and gradient"
@@ -65,15 +65,15 @@ def _sum_of(shares: list[Share], name: str) -> float:
     return sum(share.losses.terms[name].item() for share in shares)
 
 
-def _pulls(shares: list[Share]) -> Tensor:
-    """Derivative of each share of the loss by its token losses, tokens in order."""
-    return torch.cat([_gradients(share)[0] for share in shares])
+def _pulls(share: Share) -> Tensor:
+    """Derivative of a share of the loss by one teacher token's loss and by one student token's."""
+    return torch.stack(_gradients(share)[:2])
 
 
 def _gradients(share: Share) -> list[Tensor]:
-    """Derivatives of the loss by the model's outputs: token losses, and logits and boxes of the head."""
+    """Derivatives of the loss by the model's outputs: sums of token losses, logits and boxes of the head."""
     assert share.output.tokens is not None
-    leaves = [share.output.tokens.nll]
+    leaves = [share.output.tokens.teacher_sum, share.output.tokens.student_sum]
     if share.output.head is not None:
         leaves += [share.output.head.logits, share.output.head.boxes_cxcywh]
     if not share.backpropagated.requires_grad:
@@ -112,7 +112,8 @@ def _without_answers(watched: Watched) -> Share:
     batch = watched.collate([encoder.encode(bare, with_answer=False)])
     (own,) = watched.rows([watched.row_of_kind(negative=True, bare=True)])
     nothing = torch.zeros(0, dtype=torch.float64, device=watched.trainer.args.device)
-    output = DetectorOutput(TokenLosses(nothing, nothing.bool()), own.head)
+    sums = (nothing.sum().requires_grad_(), nothing.sum().requires_grad_())
+    output = DetectorOutput(TokenLosses(nothing, nothing.bool(), *sums), own.head)
     (share,) = watch_step(watched.trainer, [batch], Replay([output]))
     return share
 

@@ -124,14 +124,9 @@ def weights(watched: Watched) -> Verdict:
     terms = {name: term for name, term in share.losses.terms.items() if name in wanted}
     found = dict.fromkeys(terms, 0.0)
     problems = []
-    on_graph = [name for name, term in terms.items() if term.requires_grad]
-    if share.backpropagated.requires_grad and on_graph:
-        gradients: Sequence[Tensor | None] = torch.autograd.grad(
-            share.backpropagated, [terms[name] for name in on_graph], retain_graph=True, allow_unused=True
-        )
+    if share.backpropagated.requires_grad:
         processes = watched.trainer.accelerator.num_processes
-        for name, gradient in zip(on_graph, gradients, strict=True):
-            found[name] = 0.0 if gradient is None else gradient.item() / processes
+        found = {name: _derivative(share.backpropagated, term) / processes for name, term in terms.items()}
     for name, value in found.items():
         key, weight = wanted[name]
         if not abs(value - weight) <= 1e-5 * max(1.0, weight):
@@ -153,25 +148,28 @@ def weights(watched: Watched) -> Verdict:
 def _token_problems(watched: Watched) -> list[Problem]:
     """Every token pulls with the sum of its terms' weights, each over the tokens of that term."""
     share, loss = watched.share, watched.subject.bundle.config.loss
-    assert share.output.tokens is not None
-    nll, is_student = share.output.tokens.nll, watched.is_student
+    tokens, is_student = share.output.tokens, watched.is_student
+    assert tokens is not None
     if not share.backpropagated.requires_grad:
         return [Problem("what reaches backward has no gradient at all", "compute_loss", FORMULA)]
-    pulls: Sequence[Tensor | None] = torch.autograd.grad(
-        share.backpropagated, [nll], retain_graph=True, allow_unused=True
-    )
-    if len(nll) != len(is_student):
-        return []  # loss.formula says so
-    found = np.zeros(len(nll)) if pulls[0] is None else numbers(pulls[0])
-    found = found / watched.trainer.accelerator.num_processes
-    students = max(1, int(is_student.sum()))
-    teachers = max(1, int((~is_student).sum()))
-    of_all = loss.lm_loss_weight / max(1, len(nll))
-    of_student, of_teacher = loss.student_loss_weight / students, loss.teacher_loss_weight / teachers
-    expected = of_all + np.where(is_student, of_student, of_teacher)
-    worst = int(np.abs(found - expected).argmax())
-    if np.abs(found - expected)[worst] <= 1e-5 * max(expected.max(), 1e-12):
-        return []
-    who = "student" if is_student[worst] else "teacher"
-    what = f"a {who} token pulls with {found[worst]:.6g}, its weights over the step's tokens are"
-    return [Problem(f"{what} {expected[worst]:.6g}", "LossManager", FORMULA)]
+    sums = {"teacher": tokens.teacher_sum, "student": tokens.student_sum}
+    counts = {"teacher": int((~is_student).sum()), "student": int(is_student.sum())}
+    of_all = loss.lm_loss_weight / max(1, len(is_student))
+    problems = []
+    for name, value in sums.items():
+        if not counts[name]:
+            continue
+        found = _derivative(share.backpropagated, value) / watched.trainer.accelerator.num_processes
+        expected = of_all + getattr(loss, f"{name}_loss_weight") / counts[name]
+        if not abs(found - expected) <= 1e-5 * max(expected, 1e-12):
+            what = f"a {name} token pulls with {found:.6g}, its weights by tokens are {expected:.6g}"
+            problems.append(Problem(what, "LossManager", FORMULA))
+    return problems
+
+
+def _derivative(total: Tensor, value: Tensor) -> float:
+    """Of a scalar by another one; 0 without a path."""
+    if not value.requires_grad:
+        return 0.0
+    found: Sequence[Tensor | None] = torch.autograd.grad(total, [value], retain_graph=True, allow_unused=True)
+    return 0.0 if found[0] is None else found[0].item()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from qwendet.checks.answer_spans import TURN_ENDS
+from qwendet.checks.loss_noise import token_loss_tolerance
 from qwendet.checks.published import published_nll
 from qwendet.checks.result import Verdict
 from qwendet.checks.watched import Watched, numbers
@@ -15,16 +16,7 @@ from qwendet.data.collate import IGNORED
 from qwendet.errors import Problem
 from qwendet.model.checkpoint import dtype_name
 
-# Root mean square difference of token losses, alone and unpadded against left-padded, of the embedded model
-# (benchmarks/loss_noise.py); a larger model's is taken to grow with its layers.
-NOISE = {
-    torch.float64: 9.4e-15,
-    torch.float32: 6.3e-7,
-    torch.bfloat16: 2.2e-3,
-    torch.float16: 2.5e-4,
-}
-NOISE_LAYERS = 4
-MULTIPLE = 16.0
+LABELS_FIX = "see the spans in encode and labels in collate"
 
 
 def padding(watched: Watched) -> Verdict:
@@ -74,14 +66,8 @@ def labels(watched: Watched) -> Verdict:
         for start, end in spans:
             expected[pad + start : pad + end] = ids[start:end]
         problems += _label_problems(watched, row, expected, pad)
-        start, end = spans[-1]
-        student = [pad + start <= at < pad + end for at in range(pad + len(ids))]
-        if batch["student_mask"][row].tolist() != student:
-            what = f"the student's answer is tokens {start} to {end}, student_mask marks others: teacher and"
-            problems.append(
-                Problem(f"{what} student are mixed up", sample.where, "see student_mask in collate")
-            )
-    problems += _count_problems(watched)
+    problems += _row_problems(watched)
+    problems = problems or _count_problems(watched)  # wrong labels may make the model itself crash
     students = int(watched.is_student.sum())
     seen = f"{len(watched.is_student) - students} teacher and {students} student tokens, and no others"
     return Verdict(seen, tuple(problems))
@@ -89,6 +75,11 @@ def labels(watched: Watched) -> Verdict:
 
 def _label_problems(watched: Watched, row: int, expected: list[int], pad: int) -> list[Problem]:
     found = watched.batch["labels"][row].tolist()
+    where = watched.subject.samples[row].where
+    for shift in (-2, -1, 1, 2):
+        if found != expected and found == expected[-shift:] + expected[:-shift]:
+            what = f"labels are shifted by {shift}: each is to be the token at its own place"
+            return [Problem(what, where, LABELS_FIX)]
     for at, (got, wanted) in enumerate(zip(found, expected, strict=True)):
         if got == wanted:
             continue
@@ -104,6 +95,28 @@ def _label_problems(watched: Watched, row: int, expected: list[int], pad: int) -
             Problem(what, watched.subject.samples[row].where, "see the spans in encode and labels in collate")
         ]
     return []
+
+
+def _row_problems(watched: Watched) -> list[Problem]:
+    """The states that are asked for a token are those before it, teachers' and student's told apart."""
+    length = watched.batch["input_ids"].shape[1]
+    expected: dict[str, list[int]] = {"teacher_rows": [], "student_rows": []}
+    for row, (ids, spans) in enumerate(zip(watched.ids, watched.spans, strict=True)):
+        first = row * length + length - len(ids)
+        for span in spans:
+            name = "student_rows" if span == spans[-1] else "teacher_rows"
+            expected[name] += range(first + span[0] - 1, first + span[1] - 1)
+    problems = []
+    for name, rows in expected.items():
+        found = watched.batch[name].tolist()
+        if sorted(found) != rows:
+            other = next(wanted for key, wanted in expected.items() if key != name)
+            cause = "teacher and student are mixed up" if set(found) & set(other) else "states are shifted"
+            what = (
+                f"{name} names {len(found)} states, not the {len(rows)} before the answers' tokens: {cause}"
+            )
+            problems.append(Problem(what, watched.batch["where"][0], "see _rows_before in collate"))
+    return problems
 
 
 def _count_problems(watched: Watched) -> list[Problem]:
@@ -125,10 +138,9 @@ def token_losses(watched: Watched) -> Verdict:
         got = None if output is None else len(output.nll)
         what = f"expected the losses of {len(expected)} answer tokens, the model returned {got}"
         return Verdict("", (Problem(what, "Qwen25VLWithDetection.forward", "see _token_losses"),))
-    dtype = watched.detector.vlm.dtype
-    layers = watched.detector.config.text_config.num_hidden_layers
-    tolerance = MULTIPLE * NOISE[dtype] * max(1.0, layers / NOISE_LAYERS)
     gaps = np.abs(numbers(output.nll) - expected)
+    dtype = watched.detector.vlm.dtype
+    tolerance = token_loss_tolerance(dtype, watched.detector.config.text_config.num_hidden_layers)
     root_mean_square = math.sqrt(float((gaps**2).mean()))
     seen = (
         f"token losses of {len(expected)} tokens differ from the published model's by {root_mean_square:.1e}"

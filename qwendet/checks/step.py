@@ -2,7 +2,7 @@
 
     batches ─► get_batch_samples ─► training_step ─► compute_loss ─► LossManager ─► backward (only noted)
                                                          │ model
-                                                         ├ Shallow   the detector, cut off behind its outputs
+                                                         ├ Shallow   detector, graph cut at hidden states
                                                          ├ Replay    outputs that are there already
                                                          └ detector  with its whole graph
 
@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qwendet.data.collate import Batch
-from qwendet.model.detector import DetectorOutput
+from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
 from qwendet.model.head import HeadOutput
 from qwendet.model.losses import Losses, TokenLosses
 from qwendet.training import DetectionTrainer
@@ -50,21 +50,34 @@ class UnseenStepError(Exception):
 
 
 class Shallow(nn.Module):
-    """The detector, its outputs cut off from its graph.
+    """The detector without dropout, its graph cut off: it begins at hidden states and the head's outputs.
 
     Args:
         detector: the model.
+
+    Attributes:
+        hidden: ``(B, L, text)`` the language model's states of the last call, a leaf.
     """
 
-    def __init__(self, detector: nn.Module) -> None:
+    def __init__(self, detector: Qwen25VLWithDetection) -> None:
         super().__init__()
         self.detector = detector
+        self.hidden: Tensor | None = None
 
     def forward(self, batch: Batch) -> DetectorOutput:
-        """Run the detector; the outputs are leaves."""
-        with torch.no_grad():
-            output: DetectorOutput = self.detector(batch)
-        return leaves(output)
+        """Run the detector."""
+        handle = self.detector.vlm.model.language_model.register_forward_hook(self._cut)
+        try:
+            with without_dropout(self.detector), torch.no_grad():
+                output: DetectorOutput = self.detector(batch)
+        finally:
+            handle.remove()
+        return replace(output, head=_head_leaves(output.head, None))
+
+    def _cut(self, module: nn.Module, args: Any, output: Any) -> Any:
+        output.last_hidden_state = self.hidden = output.last_hidden_state.detach().requires_grad_()
+        torch.set_grad_enabled(True)  # until the end of the surrounding no_grad
+        return output
 
 
 class Replay(nn.Module):
@@ -83,19 +96,38 @@ class Replay(nn.Module):
         return leaves(next(self._outputs))
 
 
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Nothing random in the forward until the end of the block."""
+    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.training]
+    for module in dropouts:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in dropouts:
+            module.train()
+
+
 def leaves(output: DetectorOutput, dtype: torch.dtype | None = None) -> DetectorOutput:
     """The same numbers as leaves of a new graph, in ``dtype`` if one is given."""
+    tokens = output.tokens
+    if tokens is not None:
+        nll = tokens.nll.detach().to(dtype or tokens.nll.dtype)
+        own = tokens.is_student
+        sums = ((nll * ~own).sum().requires_grad_(), (nll * own).sum().requires_grad_())
+        tokens = TokenLosses(nll, own, *sums)
+    return DetectorOutput(tokens, _head_leaves(output.head, dtype))
 
-    def leaf(tensor: Tensor) -> Tensor:
-        return tensor.detach().clone().to(dtype or tensor.dtype).requires_grad_()
 
-    tokens, head = output.tokens, output.head
-    return DetectorOutput(
-        None if tokens is None else TokenLosses(leaf(tokens.nll), tokens.is_student),
-        None
-        if head is None
-        else HeadOutput(leaf(head.logits), leaf(head.boxes_cxcywh), head.valid, head.stage_sizes),
+def _head_leaves(head: HeadOutput | None, dtype: torch.dtype | None) -> HeadOutput | None:
+    if head is None:
+        return None
+    logits, boxes = (
+        tensor.detach().clone().to(dtype or tensor.dtype).requires_grad_()
+        for tensor in (head.logits, head.boxes_cxcywh)
     )
+    return HeadOutput(logits, boxes, head.valid, head.stage_sizes)
 
 
 def row_of(output: DetectorOutput, row: int, tokens: slice, dtype: torch.dtype) -> DetectorOutput:
@@ -108,7 +140,8 @@ def row_of(output: DetectorOutput, row: int, tokens: slice, dtype: torch.dtype) 
         dtype: type of the part.
     """
     assert output.tokens is not None
-    own = TokenLosses(output.tokens.nll[tokens], output.tokens.is_student[tokens])
+    of_row = {"nll": output.tokens.nll[tokens], "is_student": output.tokens.is_student[tokens]}
+    own = replace(output.tokens, **of_row)
     head = output.head
     if head is not None:
         mine = slice(row, row + 1)

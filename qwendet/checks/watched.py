@@ -75,10 +75,17 @@ class Watched:
         return self.collate(self.subject.encoded)
 
     @cached_property
+    def share_and_hidden(self) -> tuple[Share, Tensor]:
+        """The samples as one micro-batch of one step, and the hidden states that its graph begins at."""
+        model = Shallow(self.detector)
+        (share,) = watch_step(self.trainer, [self.batch], model)
+        assert model.hidden is not None
+        return share, model.hidden
+
+    @property
     def share(self) -> Share:
-        """The samples as one micro-batch of one step, the graph cut off behind the model's outputs."""
-        (share,) = watch_step(self.trainer, [self.batch], Shallow(self.detector))
-        return share
+        """The samples as one micro-batch of one step."""
+        return self.share_and_hidden[0]
 
     def rows(self, which: Sequence[int], dtype: torch.dtype = torch.float64) -> list[DetectorOutput]:
         """The outputs of single samples, from those of the whole batch."""

@@ -1,0 +1,44 @@
+"""How far rounding moves token losses and gradients on the embedded model: noise of ``validate-loss``.
+
+    python -m benchmarks.loss_noise [--json FILE]
+
+The tolerances in qwendet/checks/loss_noise.py are 16 times these figures.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.report import parser, report
+from qwendet.checks.loss_backward import gradient_gaps
+from qwendet.checks.loss_noise import GRADIENT, TOKEN_LOSS
+from qwendet.checks.published import published_nll
+from qwendet.checks.subject import temporary_subject
+from qwendet.checks.watched import Watched, numbers
+from qwendet.config_file import load_config
+from qwendet.model.checkpoint import dtype_name
+
+
+def main() -> None:
+    """Measure each type and print it beside what the checks were given."""
+    options = parser(__doc__).parse_args()
+    figures: dict[str, float] = {}
+    for dtype in TOKEN_LOSS:
+        name = dtype_name(dtype)
+        config = load_config("examples/tiny.yaml", [f"model.dtype={name}", "model.device=cpu"])
+        with temporary_subject(config) as subject:
+            watched = Watched(subject)
+            tokens = watched.share.output.tokens
+            assert tokens is not None
+            gaps = torch.from_numpy(numbers(tokens.nll) - published_nll(watched))
+            figures |= {
+                f"token_loss_{name}": gaps.square().mean().sqrt().item(),
+                f"token_loss_{name}_in_use": TOKEN_LOSS[dtype],
+                f"gradient_{name}": max(gap for gap, _ in gradient_gaps(watched).values()),
+                f"gradient_{name}_in_use": GRADIENT[dtype],
+            }
+    report(figures, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Every bug of :mod:`tests.planted.bugs_loss` is found by the check that it is for, in its words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from qwendet.checks.loss import CHECKS, run_loss_checks
+from qwendet.checks.result import Result
+from qwendet.checks.subject import temporary_subject
+from qwendet.loader import Bundle
+from qwendet.progress import silent
+from tests.planted.bug import Bug
+from tests.planted.bugs_loss import BUGS
+
+MakeBundle = Callable[[tuple[str, ...]], Bundle]
+
+
+def results_of(bundle: Bundle, only: set[str]) -> list[Result]:
+    with temporary_subject(bundle.config, bundle) as subject:
+        return run_loss_checks(subject, silent, only=only)[0]
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
+def test_planted_bug__is_found(bug: Bug, bundle_with: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = bundle_with(bug.settings)
+    with monkeypatch.context() as planting:
+        bug.plant(planting)
+        found = results_of(bundle, {bug.check})
+    failed = [result for result in found if result.status == "fail"]
+    assert {result.id for result in failed} == {bug.check}, found
+    message = "\n".join(f"{result.what} {result.where}" for result in failed)
+    assert "could not run" not in message
+    for words in bug.words:
+        assert words in message
+    assert all(result.fix for result in failed)
+
+
+@pytest.mark.parametrize("settings", sorted({bug.settings for bug in BUGS} | {()}))
+def test_sound_project__passes(settings: tuple[str, ...], bundle_with: MakeBundle) -> None:
+    found = results_of(bundle_with(settings), set())
+    assert [result for result in found if result.status != "pass"] == []
+    assert [result.id for result in found] == list(CHECKS)
+
+
+def test_every_check__has_a_bug_that_it_finds() -> None:
+    assert set(CHECKS) - {bug.check for bug in BUGS} == {"loss.build"}
