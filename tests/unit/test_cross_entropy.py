@@ -43,6 +43,16 @@ def test_values_and_gradients__are_torchs() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+def test_float32__by_onednn_is_as_exact_as_torch() -> None:
+    rows, weight, labels = problem(torch.float32)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (rows, weight)]
+    truth = torch.autograd.grad(reference(*exact, labels).sum(), exact)
+    total, nll = linear_cross_entropy(rows, weight, labels)
+    torch.testing.assert_close(nll.double(), reference(*exact, labels), rtol=0, atol=1e-5)
+    for one, other in zip(torch.autograd.grad(total, [rows, weight]), truth, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-5)
+
+
 def test_gradients__are_the_finite_differences() -> None:
     rows, weight, labels = problem()
     assert torch.autograd.gradcheck(lambda *args: linear_cross_entropy(*args)[0], (rows, weight, labels))

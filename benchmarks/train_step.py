@@ -1,0 +1,228 @@
+"""Seconds and memory of a training step beside the plain Hugging Face Trainer's, in one run.
+
+    python -m benchmarks.train_step              about 12 minutes on two cores, 10 GB
+    python -m benchmarks.train_step --rounds 1 --steps 4
+
+On a random Qwen2.5-VL of the true vocabulary and 48 BCCD photographs from $QWENDET_SHARED (../shared), in
+float32, batch 4, AdamW, full fine-tuning on the JSON answers:
+
+    plain      the Trainer with the model's own loss (benchmarks/plain_training.py)
+    lm         qwendet with the loss term lm alone: the same batches, the same loss
+    teachers   qwendet with one demonstration a sample and all terms of the text
+    head       qwendet with the detection head
+
+The ways run in turn, round after round, each time as a process of its own, so that its peak memory is its
+own; a step's time is that between the ends of two steps, and the first step does not count.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.random_model import MAX_PIXELS, PHOTOGRAPHS, write_model, write_photographs
+from benchmarks.report import parser, report
+
+WAYS = ("plain", "lm", "teachers", "head")
+LM_ALONE = {"teacher_loss_weight": 0.0, "student_loss_weight": 0.0}
+SAMPLES, BATCH_SIZE, LEARNING_RATE = 48, 4, 1e-5
+
+
+def settings(folder: Path, way: str, steps: int) -> dict[str, Any]:
+    """The config of one of qwendet's ways."""
+    return {
+        "model": {"path": str(folder / "model"), "dtype": "float32", "device": "cpu"},
+        "data": {
+            "train": str(folder / "data" / "photographs.jsonl"),
+            "root": str(PHOTOGRAPHS),
+            "max_pixels": MAX_PIXELS,
+            "teacher_ratio": 1.0 if way == "teachers" else 0.0,
+        },
+        "detection": {"enabled": way == "head"},
+        "loss": LM_ALONE if way == "lm" else {},
+        "train": {
+            "output_dir": str(folder / f"run-{way}"),
+            "max_steps": steps,
+            "batch_size": BATCH_SIZE,
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler": "constant",
+            "logging_steps": 1,
+            "save_steps": 1_000_000,
+        },
+    }
+
+
+def measure(way: str, folder: Path, steps: int) -> dict[str, Any]:
+    """Train some steps and tell of each the seconds, tokens and loss, and of all the peak memory."""
+    from transformers import TrainerCallback
+
+    started = time.perf_counter()
+    ends: list[float] = []
+    peak = 0.0
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            nonlocal peak
+            ends.append(time.perf_counter())
+            peak = peak_gigabytes()  # the checkpoint that qwendet writes at the end is another matter
+
+    trainer = (_plain if way == "plain" else _ours)(way, folder, steps, Clock())
+    shapes: list[tuple[int, int]] = []
+    trainer.data_collator = _counting(trainer.data_collator, shapes)
+    trainer.train()
+    return {
+        "seconds": [end - start for start, end in itertools.pairwise(ends)],
+        "first": ends[0] - started,
+        "tokens": [real for real, _ in shapes[1:steps]],
+        "padded": [padded for _, padded in shapes[1:steps]],
+        "loss": [row["loss"] for row in trainer.state.log_history if "loss" in row],
+        "peak": peak,
+    }
+
+
+def _counting(collator: Any, shapes: list[tuple[int, int]]) -> Any:
+    def collate(samples: Any) -> Any:
+        batch = collator(samples)
+        shapes.append((int(batch["attention_mask"].sum()), batch["attention_mask"].numel()))
+        return batch
+
+    return collate
+
+
+def _ours(way: str, folder: Path, steps: int, clock: Any) -> Any:
+    from qwendet.config_file import build_config
+    from qwendet.training import create_trainer
+
+    trainer = create_trainer(build_config(settings(folder, way, steps), "benchmark"))
+    trainer.add_callback(clock)
+    return trainer
+
+
+def _plain(way: str, folder: Path, steps: int, clock: Any) -> Any:
+    from transformers import TrainingArguments
+
+    from benchmarks.plain_training import Collator, plain_trainer
+    from qwendet.config import DEFAULT_REQUEST, DEFAULT_SYSTEM_PROMPT
+    from qwendet.data.order import EpochOrder
+
+    lines = (folder / "data" / "photographs.jsonl").read_bytes().splitlines(keepends=True)
+    order = EpochOrder([len(line) for line in lines], BATCH_SIZE, seed=0, on_epoch=lambda epoch: None)
+    samples = [json.loads(lines[index]) for index in order]  # the batches that qwendet makes
+    names = ", ".join(sorted({item["desc"] for sample in samples for item in sample["objects"]}))
+    request = DEFAULT_REQUEST.replace("{labels}", names)
+    collator = Collator(folder / "model", PHOTOGRAPHS, request, DEFAULT_SYSTEM_PROMPT, MAX_PIXELS)
+    arguments = TrainingArguments(
+        output_dir=str(folder / "run-plain"),
+        max_steps=steps,
+        per_device_train_batch_size=BATCH_SIZE,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+    return plain_trainer(folder / "model", samples, collator, arguments, clock)
+
+
+def peak_gigabytes() -> float:
+    """The largest this process has been (Linux), in 10⁹ bytes."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (kilobytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(kilobytes) * 1024 / 1e9
+
+
+def figures(runs: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Medians, and the ratios between ways: each within its round, then the median of the rounds."""
+    result: dict[str, float] = {}
+    for way, rounds in runs.items():
+        seconds = [statistics.median(run["seconds"]) for run in rounds]
+        result[f"{way}_seconds_per_step"] = statistics.median(seconds)
+        result |= {f"{way}_seconds_round_{number}": value for number, value in enumerate(seconds, 1)}
+        result[f"{way}_samples_per_second"] = BATCH_SIZE / statistics.median(seconds)
+        result[f"{way}_milliseconds_per_token"] = 1000 * statistics.median(map(_per_token, rounds))
+        result[f"{way}_padding_share"] = 1 - sum(rounds[0]["tokens"]) / sum(rounds[0]["padded"])
+        result[f"{way}_seconds_to_first_step"] = statistics.median(run["first"] for run in rounds)
+        result[f"{way}_peak_gigabytes"] = max(run["peak"] for run in rounds)
+    if {"plain", "lm"} <= set(runs):
+        result |= _against_plain(runs, result)
+    for way in {"teachers", "head"} & set(runs) if "lm" in runs else ():
+        pairs = zip(runs[way], runs["lm"], strict=True)
+        ratios = [_per_token(one) / _per_token(lm) for one, lm in pairs]
+        result[f"{way}_over_lm_per_token"] = statistics.median(ratios)
+    return result
+
+
+def _per_token(run: dict[str, Any]) -> float:
+    return statistics.median(
+        seconds / tokens for seconds, tokens in zip(run["seconds"], run["tokens"], strict=True)
+    )
+
+
+def _against_plain(runs: dict[str, list[dict[str, Any]]], result: dict[str, float]) -> dict[str, float]:
+    pairs = list(zip(runs["plain"], runs["lm"], strict=True))
+    ratios = [statistics.median(p["seconds"]) / statistics.median(o["seconds"]) for p, o in pairs]
+    plain, ours = pairs[0]
+    losses = zip(plain["loss"], ours["loss"], strict=True)
+    return {
+        "speed_ratio": statistics.median(ratios),
+        "memory_ratio": result["lm_peak_gigabytes"] / result["plain_peak_gigabytes"],
+        "loss_difference": max(abs(one - other) for one, other in losses),
+    }
+
+
+def run(way: str, folder: Path, steps: int) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.train_step", "--way", way]
+    command += ["--folder", str(folder), "--steps", str(steps)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{way} failed with exit code {done.returncode}; its messages are above")
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def main() -> None:
+    """Build model and data once, run the ways in turn, report."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=2, help="times each way runs (2)")
+    arguments.add_argument(
+        "--steps", type=int, default=6, help="steps of a run; the first does not count (6)"
+    )
+    arguments.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="ways to run (all)")
+    arguments.add_argument("--way", choices=WAYS, help="one measurement, for internal use")
+    arguments.add_argument("--folder", type=Path, help="model and data, for internal use")
+    options = arguments.parse_args()
+    if options.steps < 2:
+        raise SystemExit("--steps must be at least 2: the first step does not count")
+    if options.way:
+        print(json.dumps(measure(options.way, options.folder, options.steps)))
+        return
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in options.ways}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_model(folder / "model")
+        write_photographs(folder / "data", SAMPLES)
+        for number in range(1, options.rounds + 1):
+            for way in options.ways:
+                runs[way].append(run(way, folder, options.steps))
+                median = statistics.median(runs[way][-1]["seconds"])
+                print(
+                    f"round {number}: {way}: {median:.2f} s a step, {runs[way][-1]['peak']:.2f} GB",
+                    flush=True,
+                )
+    report(figures(runs), options.json)
+
+
+if __name__ == "__main__":
+    main()
