@@ -40,8 +40,8 @@ MUST_MATCH = ("data.system_prompt", "data.request", "data.labels", "data.min_pix
               "detection.enabled", "detection.hidden_size", "detection.num_layers", "detection.num_heads",
               "model.lora.rank", "model.lora.alpha", "model.lora.targets")  # fmt: skip
 NOT_ARCHITECTURE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache",
-                    "architectures", "_attn_implementation", "_attn_implementation_internal", "attn_implementation",
-                    "output_attentions", "output_hidden_states")  # fmt: skip
+                    "architectures", "_attn_implementation", "_attn_implementation_internal",
+                    "attn_implementation", "output_attentions", "output_hidden_states")  # fmt: skip
 
 
 def files(subject: Subject, folder: Path) -> Verdict:

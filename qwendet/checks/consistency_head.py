@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qwendet.checks.consistency_images import looked_at
 from qwendet.checks.noise import compare, noise
 from qwendet.checks.pair import exact_pair, is_small, pair
 from qwendet.checks.reference import FloatArray, patch_places
@@ -130,14 +131,15 @@ def order(subject: Subject) -> Verdict:
     computation looks up by row and column in the student's image.
     """
     _require_head(subject)
-    bundle, items = exact_pair(subject).trained, encoded_of(subject)
+    bundle = exact_pair(subject).trained
+    samples, items, _ = zip(*looked_at(subject), strict=True)  # the drawn one is wider than a window
     with ExitStack() as stack:
         stack.enter_context(without(bundle.detector.vlm.model.visual, "blocks"))
         stack.enter_context(without(bundle.detector.vlm.model.language_model, "layers"))
         look = run(bundle.detector, bundle.collator()(items)).looks[0]
         problems = [
             problem
-            for row, (item, sample) in enumerate(zip(items, samples_of(subject), strict=True))
+            for row, (item, sample) in enumerate(zip(items, samples, strict=True))
             for problem in _order_problems(
                 look, row, item, bundle.detector, noise(subject).rounding, sample.where
             )

@@ -1,7 +1,7 @@
 """The two builds that are compared: as training has it after an update, and as inference loads what it saved.
 
     subject.bundle ─► copy, every parameter moved a little ─► trained
-                                                                │ save_checkpoint, config_of_checkpoint, load
+                                                                │ save_checkpoint, Predictor.from_checkpoint
                                                                 └► served
 
 Moved, because an untrained head is built from the seed: one that inference built anew would look the same. A
@@ -19,7 +19,8 @@ import torch
 from qwendet.checks.once import once
 from qwendet.checks.subject import Subject
 from qwendet.files import atomic_folder
-from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.inference import Predictor
+from qwendet.loader import Bundle
 from qwendet.model.checkpoint import save_checkpoint, stored_parameters
 from qwendet.model.detector import Qwen25VLWithDetection
 
@@ -68,10 +69,8 @@ def pair(subject: Subject) -> Pair:
             attn_implementation=trained.config.model.attn_implementation,
             step=1,
         )
-    config = config_of_checkpoint(folder)
-    model = config.model.model_copy(update={"device": trained.config.model.device})
-    served = load(config.model_copy(update={"model": model}), for_inference=True)
-    return Pair(trained, served, folder)
+    device = f"model.device={trained.config.model.device}"
+    return Pair(trained, Predictor.from_checkpoint(folder, overrides=[device]).bundle, folder)
 
 
 @once

@@ -39,7 +39,8 @@ def synthetic_sample(
         DetectedObject(_whole_pixels(box, shown), labels[0 if index % 2 else -1])
         for index, box in enumerate(BOXES)
     )
-    return Sample(Turn(name, objects, root=folder), where=f"{name} (drawn for this check)")
+    crowd = DetectedObject((1.0, 1.0, WIDTH / 2, HEIGHT / 2), labels[0], crowd=True)  # nobody's target
+    return Sample(Turn(name, (*objects, crowd), root=folder), where=f"{name} (drawn for this check)")
 
 
 def _whole_pixels(box: Sequence[float], shown: tuple[int, int]) -> tuple[float, float, float, float]:
