@@ -57,6 +57,7 @@ AS_TRAINED = (
     ("data", "min_pixels"),
     ("data", "max_pixels"),
 )
+WHOLE = "take a directory that holds every weight of its model, under the published names"
 NEW_HEAD = {"hidden_size": 256, "num_layers": 3, "num_heads": 8}
 
 
@@ -316,7 +317,7 @@ def _load_vlm(source: str, config: Config) -> Qwen2_5_VLForConditionalGeneration
     vlm: Qwen2_5_VLForConditionalGeneration
     vlm, report = loaded
     problems = [
-        Problem(f"{len(keys)} {kind.replace('_', ' ')}, such as {sorted(map(str, keys))[0]}", source)
+        Problem(f"{len(keys)} {kind.replace('_', ' ')}, such as {sorted(map(str, keys))[0]}", source, WHOLE)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if (keys := report[kind])
     ]

@@ -99,6 +99,11 @@ def in_reading(change: Callable[[Qwen25VLWithDetection, Batch], Batch]) -> Plant
 # Prompt and tokenizer
 
 
+def newline_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = Encoder._tokenize
+    monkeypatch.setattr(Encoder, "_tokenize", lambda self, text: sound(self, text.removesuffix("\n")))
+
+
 def without_generation_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = Encoder.encode
 
@@ -154,7 +159,7 @@ PROMPT_BUGS = [
         "newline before the answer lost",
         "consistency.prompt.text",
         ("published chat format",),
-        changing(Encoder, "_render", lambda text: text.removesuffix("\n")),
+        newline_lost,
     ),
     Bug(
         "request names labels in another order",
@@ -359,15 +364,15 @@ def with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Qwen25VLWithDetection, "_read", read)
 
 
-def forgetful_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Count generated tokens on from the number of tokens, as a model without images does."""
-    sound = Qwen2_5_VLModel.get_rope_index
+def steps_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each generated token is placed two behind the last."""
+    sound = Qwen2_5_VLForConditionalGeneration._update_model_kwargs_for_generation
 
-    def index(self: Any, *args: Any, **kwargs: Any) -> Any:
-        positions, deltas = sound(self, *args, **kwargs)
-        return positions, torch.zeros_like(deltas)
+    def update(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = sound(self, *args, **kwargs)
+        return found | {"position_ids": found["position_ids"] + 1}
 
-    monkeypatch.setattr(Qwen2_5_VLModel, "get_rope_index", index)
+    monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "_update_model_kwargs_for_generation", update)
 
 
 def scale_images_at_inference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,9 +389,9 @@ def eager_without_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = modeling_qwen2_5_vl.eager_attention_forward
 
     def forward(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kw: Any
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kw: Any
     ) -> Any:
-        return sound(module, query, key, value, None, *args, **kw)
+        return sound(module, query, key, value, None, **kw)
 
     monkeypatch.setattr(modeling_qwen2_5_vl, "eager_attention_forward", forward)
 
@@ -419,10 +424,10 @@ COMPUTE_BUGS = [
         replacing(Qwen2_5_VLModel, "get_rope_index", one_dimension),
     ),
     Bug(
-        "generated tokens count on from the number of tokens",
+        "generated tokens are placed too far on",
         "consistency.compute.positions",
         ("generated token",),
-        forgetful_steps,
+        steps_of_two,
     ),
     Bug(
         "attention mask missing",

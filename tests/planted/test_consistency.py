@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from qwendet.checks.consistency import run_consistency_checks
+from qwendet.checks.consistency import IDS, run_consistency_checks
 from qwendet.checks.result import Result
-from qwendet.checks.subject import temporary_subject
+from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config import Config
 from qwendet.config_file import load_config
+from qwendet.errors import ConfigError
 from qwendet.progress import silent
 from tests.planted.bug import Bug
+from tests.planted.bugs_checkpoint import FILE_BUGS, FileBug
 from tests.planted.bugs_consistency import BUGS
 
 
@@ -28,7 +32,7 @@ def require_found(found: list[Result], check: str, words: tuple[str, ...]) -> No
     assert "could not run" not in message
     for word in words:
         assert word in message
-    assert all(result.fix for result in failed)
+    assert failed[0].fix
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
@@ -37,3 +41,56 @@ def test_planted_bug__is_found(bug: Bug, project: Config, monkeypatch: pytest.Mo
         bug.plant(planting)
         found, _ = run_consistency_checks(subject, silent, only=[bug.check])
     require_found(found, bug.check, bug.words)
+
+
+@pytest.fixture(scope="module")
+def subject(project: Config) -> Iterator[Subject]:
+    with temporary_subject(project) as built:
+        yield built
+
+
+@pytest.fixture
+def directory(subject: Subject, tmp_path: Path) -> Callable[[bool], Path]:
+    """A copy of what training saves, with its manifest or, plain, without manifest and head."""
+
+    def copy(plain: bool) -> Path:
+        folder = Path(shutil.copytree(subject.saved, tmp_path / "final"))
+        if plain:
+            (folder / "qwendet.json").unlink()
+            (folder / "detection_head.safetensors").unlink()
+        return folder
+
+    return copy
+
+
+@pytest.mark.parametrize("bug", FILE_BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
+def test_planted_file_bug__is_found(
+    bug: FileBug, subject: Subject, directory: Callable[[bool], Path]
+) -> None:
+    folder = directory(bug.plain)
+    bug.plant(folder)
+    found, _ = run_consistency_checks(subject, silent, only=[bug.check], checkpoint=folder)
+    require_found(found, bug.check, bug.words)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_sound_checkpoint__passes(plain: bool, subject: Subject, directory: Callable[[bool], Path]) -> None:
+    found, _ = run_consistency_checks(subject, silent, checkpoint=directory(plain))
+    assert [result for result in found if result.status == "fail"] == []
+    skipped = {result.id: result.what for result in found if result.status == "skip"}
+    expected = {"consistency.compute.packed"}
+    if plain:
+        expected |= {"consistency.checkpoint.files", "consistency.checkpoint.settings"}
+    assert set(skipped) == expected
+    assert all(skipped.values())
+
+
+def test_every_check__has_a_bug_that_it_finds() -> None:
+    bugs = {bug.check for bug in (*BUGS, *FILE_BUGS)}
+    assert set(IDS) - bugs == {"consistency.compute.packed"}
+
+
+def test_unknown_check__is_named_with_the_nearest(subject: Subject) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_consistency_checks(subject, silent, only=["consistency.head.answers"])
+    assert caught.value.problems[0].fix == "did you mean consistency.head.answer?"

@@ -1,0 +1,219 @@
+"""Bugs in the files of a checkpoint, or of a plain Hugging Face directory trained elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class FileBug:
+    """One realistic mistake in a sound directory.
+
+    Attributes:
+        name: what went wrong, in words.
+        check: id of the check that must fail.
+        words: what its message must hold.
+        plant: changes the directory in place.
+        plain: the directory has no manifest.
+    """
+
+    name: str
+    check: str
+    words: tuple[str, ...]
+    plant: Callable[[Path], None]
+    plain: bool = False
+
+
+# How a bug is planted. Manifests are signed anew, as somebody would who edits a checkpoint by hand.
+
+
+def sign(folder: Path, name: str) -> None:
+    """Write a file's new hash into the manifest, if there is one."""
+    path = folder / "qwendet.json"
+    if path.is_file():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        path.write_text(json.dumps(record), encoding="utf-8")
+
+
+def in_json(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def plant(folder: Path) -> None:
+        record = json.loads((folder / name).read_text(encoding="utf-8"))
+        change(record)
+        (folder / name).write_text(json.dumps(record), encoding="utf-8")
+        if name != "qwendet.json":
+            sign(folder, name)
+
+    return plant
+
+
+def in_weights(change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path], None]:
+    def plant(folder: Path) -> None:
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+        change(tensors)
+        safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        sign(folder, WEIGHTS)
+
+    return plant
+
+
+def flip_a_byte(folder: Path) -> None:
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[-100] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+
+
+def slip_in_a_file(folder: Path) -> None:
+    (folder / "added_tokens.json").write_text("{}", encoding="utf-8")
+
+
+def edit_template(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text(encoding="utf-8").replace("assistant\n", "assistant"), encoding="utf-8")
+    sign(folder, path.name)
+
+
+def two_tokens_swapped(record: dict[str, Any]) -> None:
+    vocabulary = record["model"]["vocab"]
+    first, second = sorted(vocabulary, key=vocabulary.__getitem__)[10:12]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+
+
+def stale(tensors: dict[str, Tensor]) -> None:
+    tensors["visual.blocks.0.norm1.weight"] += 1e-3
+
+
+def rename(tensors: dict[str, Tensor]) -> None:
+    tensors["visual.blocks.0.norm_1.weight"] = tensors.pop("visual.blocks.0.norm1.weight")
+
+
+def to_bfloat16(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensors[name] = tensor.to(torch.bfloat16)
+
+
+def another_lm_head(tensors: dict[str, Tensor]) -> None:
+    tensors["lm_head.weight"] = tensors[EMBEDDING] + 1
+
+
+def wrong_index(folder: Path) -> None:
+    tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, WEIGHTS) | {"visual.none": WEIGHTS}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def set_rope(record: dict[str, Any]) -> None:
+    record["text_config"]["rope_parameters"]["rope_theta"] = 1e6
+
+
+def set_prompt(record: dict[str, Any]) -> None:
+    record["config"]["data"]["system_prompt"] = "You are Qwen."
+
+
+def reverse_labels(record: dict[str, Any]) -> None:
+    record["config"]["data"]["labels"].reverse()
+
+
+FILE_BUGS = [
+    FileBug("byte flipped", "consistency.checkpoint.files", ("hash differs", WEIGHTS), flip_a_byte),
+    FileBug("file slipped in", "consistency.checkpoint.files", ("does not know",), slip_in_a_file),
+    FileBug(
+        "older loss version",
+        "consistency.checkpoint.files",
+        ("loss_version is 0",),
+        in_json("qwendet.json", lambda record: record.update(loss_version=0)),
+    ),
+    FileBug(
+        "foreign tokenizer",
+        "consistency.checkpoint.tokenizer",
+        ("entries of the vocabulary differ",),
+        in_json("tokenizer.json", two_tokens_swapped),
+    ),
+    FileBug(
+        "rope settings edited",
+        "consistency.checkpoint.architecture",
+        ("rope_theta", "1000000"),
+        in_json("config.json", set_rope),
+    ),
+    FileBug("template edited", "consistency.checkpoint.template", ("chat template",), edit_template),
+    FileBug(
+        "key renamed",
+        "consistency.checkpoint.parameters",
+        ("key too many", "norm_1"),
+        in_weights(rename),
+        True,
+    ),
+    FileBug(
+        "one weight stale", "consistency.checkpoint.parameters", ("hash differs", "norm1"), in_weights(stale)
+    ),
+    FileBug(
+        "index of another save", "consistency.checkpoint.parameters", ("visual.none",), wrong_index, True
+    ),
+    FileBug(
+        "key missing",
+        "consistency.checkpoint.parameters",
+        ("the weight is missing", "norm2"),
+        in_weights(lambda tensors: tensors.pop("visual.blocks.0.norm2.weight")),
+        True,
+    ),
+    FileBug("cast on disk", "consistency.checkpoint.dtypes", ("bfloat16",), in_weights(to_bfloat16)),
+    FileBug(
+        "tied lm_head with values of its own",
+        "consistency.checkpoint.tied",
+        ("different tensors",),
+        in_weights(another_lm_head),
+        True,
+    ),
+    FileBug(
+        "lm_head untied and lost",
+        "consistency.checkpoint.tied",
+        ("one of them is missing",),
+        in_json("config.json", lambda record: record.update(tie_word_embeddings=False)),
+        True,
+    ),
+    FileBug(
+        "max_pixels edited",
+        "consistency.checkpoint.processor",
+        ("max_pixels is 12845056",),
+        in_json("preprocessor_config.json", lambda record: record.update(max_pixels=12845056)),
+        True,
+    ),
+    FileBug(
+        "padding is the end of turn",
+        "consistency.checkpoint.special_tokens",
+        ("must differ",),
+        in_json("tokenizer_config.json", lambda record: record.update(pad_token="<|im_end|>")),
+        True,
+    ),
+    FileBug(
+        "generation does not stop",
+        "consistency.checkpoint.generation",
+        ("is not in it",),
+        in_json("generation_config.json", lambda record: record.update(eos_token_id=[0])),
+        True,
+    ),
+    FileBug(
+        "another system prompt",
+        "consistency.checkpoint.settings",
+        ("data.system_prompt", "Qwen"),
+        in_json("qwendet.json", set_prompt),
+    ),
+    FileBug(
+        "labels in another order",
+        "consistency.checkpoint.settings",
+        ("data.labels",),
+        in_json("qwendet.json", reverse_labels),
+    ),
+]
