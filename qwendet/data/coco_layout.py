@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwendet.data.fitting import is_there
 from qwendet.data.records import WHOLE, split_of
 from qwendet.errors import DataError
 
@@ -139,9 +138,7 @@ def image_folder(root: Path, coco: CocoFile, names: Sequence[str], *, may_be_abs
     """
     folders = _usual_folders(root, coco)
     hits = {
-        folder: sum(
-            is_there(root / folder / name.replace("\\", "/"), str(coco.path)) for name in names[:PROBED]
-        )
+        folder: sum(_is_there(root / folder / name.replace("\\", "/")) for name in names[:PROBED])
         for folder in folders
     }
     best = max(folders, key=lambda folder: hits[folder])
@@ -155,6 +152,13 @@ def image_folder(root: Path, coco: CocoFile, names: Sequence[str], *, may_be_abs
             "name their folder with --image-dir",
         )
     return next((folder for folder in folders if folder and (root / folder).is_dir()), "")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, say: told when the image is read
+        return False
 
 
 def _usual_folders(root: Path, coco: CocoFile) -> list[str]:

@@ -66,7 +66,7 @@ def join_image(folder: str, name: str, where: str) -> str:
     return joined
 
 
-def is_there(path: Path, where: str) -> bool:
+def _is_there(path: Path, where: str) -> bool:
     """Whether a file exists.
 
     Raises:
@@ -102,7 +102,7 @@ def image_frame(
     Raises:
         DataError: if the image is absent or broken, or the claimed size is that before its EXIF orientation.
     """
-    if may_be_absent and not is_there(root / image, where):
+    if may_be_absent and not _is_there(root / image, where):
         return _absent_frame(image, where, claimed)
     size = image_size(image, root, where)
     if claimed is None:

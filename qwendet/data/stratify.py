@@ -29,7 +29,7 @@ def stratify(
 
     Example:
         >>> stratify([{"a"}, {"a"}, {"b"}, {"b"}], [1, 1, 1, 1], {"train": 0.5, "val": 0.5}, 0)
-        ['val', 'train', 'train', 'val']
+        ['train', 'val', 'train', 'val']
     """
     generator = random.Random(f"split/{seed}")
     wanted = _Wanted(labels, weights, shares)

@@ -34,7 +34,7 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
     Raises:
         DataError: if names or images are absent, or the settings are broken.
     """
-    layout = find_yolo(path)
+    layout = find_yolo(path, image_dir)
     root = image_dir or layout.root
     images = {
         (split, entry): images_of(layout, root, entry)
@@ -47,6 +47,8 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
 
     def items() -> Iterator[Item]:
         yield Labels(tuple(dict.fromkeys(layout.names[index] for index in sorted(layout.names))))
+        for problem in layout.absent:
+            yield Finding("no_split", f"{problem.where}: {problem.what}")
         for (split, entry), names in images.items():
             for image in names:
                 try:

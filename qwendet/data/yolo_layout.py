@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +22,7 @@ from qwendet.data.fitting import join_image
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.data.records import WHOLE, split_of
 from qwendet.data.samples import check_label
-from qwendet.errors import DataError
+from qwendet.errors import DataError, Problem
 
 SETTINGS_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 NAME_FILES = ("obj.names", "classes.txt", "labels/classes.txt", "train/classes.txt")
@@ -39,6 +39,7 @@ class YoloLayout:
         names: label by class index.
         entries: what each split consists of: folders, and ``.txt`` lists of images, relative to the root.
         settings: the file that says so, put into errors.
+        absent: what is wrong with splits that are named but not there.
         columns: numbers after class and box that every line has (key points), 0 without.
     """
 
@@ -46,6 +47,7 @@ class YoloLayout:
     names: Mapping[int, str]
     entries: Mapping[str, Sequence[str]]
     settings: Path
+    absent: tuple[Problem, ...] = ()
     columns: int = 0
 
 
@@ -57,19 +59,21 @@ def is_yolo(path: Path) -> bool:
     return _settings_file(path) is not None or has_names or (path / "labels").is_dir()
 
 
-def find_yolo(path: Path) -> YoloLayout:
+def find_yolo(path: Path, image_dir: Path | None = None) -> YoloLayout:
     """Find names and splits.
 
     Args:
         path: the folder, its ``data.yaml`` or its ``obj.data``.
+        image_dir: the folder that the images' paths start from instead.
 
     Raises:
         DataError: if the names are absent or broken, or the settings lead out of the folder.
     """
     settings = path if path.is_file() else _settings_file(path)
     if settings is None:
-        return _of_folders(path)
-    return _of_darknet(settings) if settings.suffix == ".data" else _of_yaml(settings)
+        return _of_folders(path, image_dir or path)
+    read = _of_darknet if settings.suffix == ".data" else _of_yaml
+    return read(_Settings(settings, [settings.parent, *([image_dir] if image_dir else [])]))
 
 
 def _settings_file(folder: Path) -> Path | None:
@@ -95,35 +99,98 @@ def _read_text(file: Path) -> str:
         raise DataError(f"cannot read the file as UTF-8 text ({error})", str(file)) from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """A settings file, and the folders that its paths may start from."""
+
+    file: Path
+    homes: Sequence[Path]
+
+    def existing(self, entry: str, base: str, key: str) -> str:
+        """An entry's path relative to the home that it is in.
+
+        Raises:
+            DataError: if it is nowhere.
+        """
+        for tail in _tails(entry):
+            for folder in dict.fromkeys((base, "")):
+                path = posixpath.normpath(posixpath.join(folder, tail))
+                is_inside = not path.startswith(("/", ".."))
+                if is_inside and any((home / path).exists() for home in self.homes):
+                    return path
+        raise DataError(
+            f"there is no {entry!r} in the data set's folder", f"{self.file}: {key}", "correct the path"
+        )
+
+    def splits(self, values: Mapping[str, Any], base: str) -> tuple[dict[str, list[str]], list[Problem]]:
+        """What each split consists of, and what is wrong with those that are not there; one must be."""
+        found: dict[str, list[str]] = {}
+        absent: list[Problem] = []
+        for key, split in SETTINGS_KEYS.items():
+            value = values.get(key)
+            entries = value if isinstance(value, list) else [value] if value else []
+            if not all(isinstance(entry, str) for entry in entries):
+                raise DataError(
+                    f"expected folders or .txt files, got {value!r:.60}", f"{self.file}: {key}", "correct it"
+                )
+            try:
+                paths = [self.existing(entry, base, key) for entry in entries]
+            except DataError as error:
+                absent += error.problems
+            else:
+                found |= {split: paths} if paths else {}
+        if absent and not found:
+            raise DataError.of(absent)
+        return found, absent
+
+
+def _tails(entry: str) -> Iterator[str]:
+    """What a path may mean below the data set's folder.
+
+    Roboflow's ``../train/images`` lies one folder lower than it says, CVAT's ``data/`` is another program's
+    folder, and of an absolute path of another machine the end may be found.
+
+    Example:
+        >>> list(_tails("../train/images")), list(_tails("/content/x/train"))
+        (['train/images'], ['content/x/train', 'x/train', 'train'])
+    """
+    parts = posixpath.normpath(entry.replace("\\", "/")).split("/")
+    if parts[0] and not parts[0].endswith(":"):
+        inside = [part for part in parts if part != ".."]
+        yield "/".join(inside)
+        if inside[:1] == ["data"]:
+            yield "/".join(inside[1:])
+        return
+    for start in range(1, len(parts)):
+        tail = parts[start:]
+        is_telling = len(tail) > 1 or "." in tail[0] or split_of(tail[0]) is not None
+        if is_telling:  # of /a/test/images, images alone may be those of another split
+            yield "/".join(tail)
+
+
 # Ultralytics
 
 
-def _of_yaml(file: Path) -> YoloLayout:
+def _of_yaml(settings: _Settings) -> YoloLayout:
+    file = settings.file
     try:
-        settings = yaml.safe_load(_read_text(file))
+        values = yaml.safe_load(_read_text(file))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"expected YAML, got a broken file ({error})", str(file), "correct it") from error
-    if not isinstance(settings, dict):
-        raise DataError(
-            f"expected keys such as names and train, got {settings!r:.60}", str(file), "correct it"
-        )
-    names = _names_of(settings.get("names"), f"{file}: names")
-    count = settings.get("nc")
+    if not isinstance(values, dict):
+        raise DataError(f"expected keys such as names and train, got {values!r:.60}", str(file), "correct it")
+    names = _names_of(values.get("names"), f"{file}: names")
+    count = values.get("nc")
     if count is not None and count != len(names):
         raise DataError(
             f"nc is {count!r}, but there are {len(names)} names", str(file), "correct one of them"
         )
-    base = _base(settings.get("path"), file)
-    entries = {
-        split: _entries(settings[key], base, file, key)
-        for key, split in SETTINGS_KEYS.items()
-        if settings.get(key)
-    }
+    entries, absent = settings.splits(values, _base(values.get("path"), file))
     if not entries:
         raise DataError("expected train, val or test, got none", str(file), "name the folders of the images")
     if "train" in entries and entries["train"] == entries.get("val"):
-        entries = {WHOLE: entries.pop("train"), **{key: entries[key] for key in entries if key == "test"}}
-    return YoloLayout(file.parent, names, entries, file, _key_point_columns(settings, file))
+        entries = {WHOLE: entries["train"], **{key: entries[key] for key in entries if key == "test"}}
+    return YoloLayout(file.parent, names, entries, file, tuple(absent), _key_point_columns(values, file))
 
 
 def _names_of(value: Any, where: str) -> dict[int, str]:
@@ -144,44 +211,20 @@ def _names_of(value: Any, where: str) -> dict[int, str]:
 
 def _base(value: Any, file: Path) -> str:
     """``path``, relative to the file's folder; one of another machine is that folder itself."""
-    if value is None or not (Path(str(value)).is_absolute() or (file.parent / str(value)).is_dir()):
+    if value is None:
         return ""
-    folder = (file.parent / str(value)).resolve()
-    home = file.parent.resolve()
-    if folder.is_relative_to(home):
-        return folder.relative_to(home).as_posix().removeprefix(".")
+    folder, home = (file.parent / str(value)).resolve(), file.parent.resolve()
     if not folder.is_dir():
         return ""
-    raise DataError(
-        f"path leads out of the data set: {value!r}", f"{file}: path", "put the file into that folder"
-    )
+    if not folder.is_relative_to(home):
+        raise DataError(
+            f"path leads out of the data set: {value!r}", f"{file}: path", "put the file into that folder"
+        )
+    return folder.relative_to(home).as_posix().removeprefix(".")
 
 
-def _entries(value: Any, base: str, file: Path, key: str) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    if not all(isinstance(entry, str) for entry in values):
-        raise DataError(f"expected folders or .txt files, got {value!r:.60}", f"{file}: {key}", "correct it")
-    return [_existing(entry, base, file, key) for entry in values]
-
-
-def _existing(entry: str, base: str, file: Path, key: str) -> str:
-    """An entry's path relative to the root.
-
-    Paths of another machine, and Roboflow's ``../train/images``, which lies one folder lower than it says,
-    are found by their last parts.
-    """
-    parts = PurePosixPath(entry.replace("\\", "/")).parts
-    for start in range(len(parts)):
-        tail = PurePosixPath(*parts[start:]).as_posix()
-        for folder in dict.fromkeys((base, "")):
-            path = posixpath.normpath(posixpath.join(folder, tail))
-            if not tail.startswith(("/", "..")) and (file.parent / path).exists():
-                return path
-    raise DataError(f"there is no {entry!r} in the data set's folder", f"{file}: {key}", "correct the path")
-
-
-def _key_point_columns(settings: Mapping[str, Any], file: Path) -> int:
-    shape = settings.get("kpt_shape")
+def _key_point_columns(values: Mapping[str, Any], file: Path) -> int:
+    shape = values.get("kpt_shape")
     if shape is None:
         return 0
     if (
@@ -196,18 +239,15 @@ def _key_point_columns(settings: Mapping[str, Any], file: Path) -> int:
 # Darknet and plain folders
 
 
-def _of_darknet(file: Path) -> YoloLayout:
+def _of_darknet(settings: _Settings) -> YoloLayout:
+    file = settings.file
     pairs = (line.partition("=") for line in _read_text(file).splitlines() if "=" in line)
-    settings = {key.strip(): value.strip() for key, _, value in pairs}
-    if "names" not in settings:
+    values = {key.strip(): value.strip() for key, _, value in pairs}
+    if "names" not in values:
         raise DataError("expected a line names = FILE", str(file), "name the file of labels")
-    names = _names_in(file.parent / _existing(settings["names"], "", file, "names"))
-    entries = {
-        split: [_existing(settings[key], "", file, key)]
-        for key, split in SETTINGS_KEYS.items()
-        if settings.get(key)
-    }
-    return YoloLayout(file.parent, names, entries or {WHOLE: ["."]}, file)
+    names = _names_in(file.parent / settings.existing(values["names"], "", "names"))
+    entries, absent = settings.splits(values, "")
+    return YoloLayout(file.parent, names, entries or {WHOLE: ["."]}, file, tuple(absent))
 
 
 def _names_in(file: Path) -> dict[int, str]:
@@ -218,7 +258,7 @@ def _names_in(file: Path) -> dict[int, str]:
     return _names_of(lines, str(file))
 
 
-def _of_folders(root: Path) -> YoloLayout:
+def _of_folders(root: Path, image_root: Path) -> YoloLayout:
     file = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
     if file is None:
         raise DataError(
@@ -226,14 +266,14 @@ def _of_folders(root: Path) -> YoloLayout:
             str(root),
             "write classes.txt, a label a line",
         )
-    images = root / "images" if (root / "images").is_dir() else root
+    images = image_root / "images" if (image_root / "images").is_dir() else image_root
     found = {
-        split: child.relative_to(root).as_posix()
+        split: [child.relative_to(image_root).as_posix()]
         for child in sorted(images.iterdir())
         if child.is_dir() and (split := split_of(child.name))
     }
-    whole = images.relative_to(root).as_posix()
-    return YoloLayout(root, _names_in(file), {k: [v] for k, v in found.items()} or {WHOLE: [whole]}, file)
+    whole = images.relative_to(image_root).as_posix()
+    return YoloLayout(root, _names_in(file), found or {WHOLE: [whole]}, file)
 
 
 # Images and their labels
@@ -281,10 +321,8 @@ def _listed(listing: Path, root: Path) -> list[str]:
 
 def _locate(name: str, listing: Path, root: Path, where: str) -> str:
     """A listed image's path relative to the root; its leading folders may be those of another machine."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts
     home = listing.parent.relative_to(root).as_posix() if listing.parent.is_relative_to(root) else ""
-    for start in range(len(parts)):
-        tail = PurePosixPath(*parts[start:]).as_posix()
+    for tail in _tails(name):
         for folder in dict.fromkeys((home, "")):
             joined = posixpath.normpath(posixpath.join(folder, tail))
             if not joined.startswith(("/", "..")) and (root / joined).is_file():

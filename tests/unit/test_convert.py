@@ -11,10 +11,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qwendet.data.convert import Conversion, ConversionReport, convert_dataset
+from qwendet.data.convert import (
+    Conversion,
+    ConversionReport,
+    conversion_notes,
+    convert_dataset,
+    open_source,
+    write_source,
+)
 from qwendet.data.images import open_image
-from qwendet.data.placing import Placement
-from qwendet.data.records import Record
+from qwendet.data.placing import Names, Placement
+from qwendet.data.records import Format, Record
 from qwendet.data.samples import SampleFile
 from qwendet.data.voc import open_voc
 from qwendet.errors import DataError, Problem
@@ -232,3 +239,178 @@ def test_convert_voc__real_data(shared: Path, tmp_path: Path, images: Placement)
             assert (root / turn.image).is_file()
             assert (turn.width, turn.height) == (640, 480)
     assert sum(len(SampleFile(path)) for path in report.files) == 364
+
+
+# Whatever the format
+
+
+def write_samples(
+    folder: Path, *samples: tuple[str, str, list[dict[str, Any]]], size: tuple[int, int] = (WIDTH, HEIGHT)
+) -> Path:
+    """JSONL of split, image and objects each."""
+    for number, (split, name, objects) in enumerate(samples):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (number, 0, 0)).save(folder / name)
+        with (folder / f"{split}.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"images": [name], "objects": objects}) + "\n")
+    return folder
+
+
+def dot(*box: float, **flags: bool) -> dict[str, Any]:
+    return {"bbox_2d": list(box or (1, 2, 30, 40)), "desc": "dot", **flags}
+
+
+def colours(folder: Path) -> set[int]:
+    """The red of each image below: :func:`write_samples` gave each another."""
+    found = set()
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as image:
+            found.add(image.getpixel((0, 0))[0])  # type: ignore[index]
+    return found
+
+
+@pytest.mark.parametrize("target", ["jsonl", "coco", "voc", "yolo"])
+def test_two_images_of_one_name__both_are_kept(tmp_path: Path, target: Format) -> None:
+    source = write_samples(
+        tmp_path / "in", ("train", "a/1.png", [dot()]), ("train", "b/1.PNG", []), ("val", "c/1.png", [])
+    )
+    (source / "b" / "1.PNG").rename(source / "b" / "1.png")
+    lines = (source / "train.jsonl").read_text().replace("1.PNG", "1.png")
+    (source / "train.jsonl").write_text(lines)
+    report = (
+        convert_dataset(source, tmp_path / "out", Conversion("jsonl", target=target), silent)
+        if target != "jsonl"
+        else write_source(open_source(source), "in", tmp_path / "out", Conversion(), silent)
+    )
+    assert report.images == {"train": 2, "val": 1}
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 3
+    assert colours(tmp_path / "out") == {0, 1, 2}
+    again = [item for item in open_source(tmp_path / "out").items if isinstance(item, Record)]
+    assert sorted(len(record.sample.student.objects) for record in again) == [0, 0, 1]
+    if target == "voc":
+        assert report.findings["placed_as"] == (
+            "'b/1.png' is now '1-2.png'",
+            "'c/1.png' is now '1-3.png'",
+        )
+
+
+def test_names__differ_in_more_than_case_and_ending() -> None:
+    names = Names(flat=True)
+    wanted = ["x/a.jpg", "y/A.png", "z/a-2.jpg", "w/a.jpg"]
+    assert [names.give("train", name, name) for name in wanted] == [
+        "a.jpg",
+        "A-2.png",
+        "a-2-2.jpg",
+        "a-3.jpg",
+    ]
+    assert names.give("val", "x/a.jpg", "a.jpg") == "a.jpg"
+
+
+def test_strict__refuses_what_would_be_mended(voc: Voc, tmp_path: Path) -> None:
+    path = voc.add("a", voc_object((5, 5, 5, 9)))
+    with pytest.raises(DataError) as error:
+        convert_dataset(voc.folder, tmp_path / "out", Conversion(is_strict=True), silent)
+    (problem,) = error.value.problems
+    assert problem.what.startswith(f"boxes without area left out: {path}: object 1 (cell)")
+    assert problem.fix == "mend it, or convert without --strict"
+    assert [path.name for path in tmp_path.iterdir()] == ["voc"]
+
+
+def test_skip_bad__leaves_out_images_and_lists_them(voc: Voc, tmp_path: Path) -> None:
+    voc.add("a", voc_object((1, 2, 30, 40)))
+    path = voc.add("b", voc_object((1, 2, 30, 40)), voc_object((9, 0, 1, 9)))
+    report = convert_dataset(voc.folder, tmp_path / "out", Conversion(skip_bad=True), silent)
+    assert report.images == {"all": 1}
+    assert [problem.where for problem in report.left_out] == [f"{path}: object 2 (cell)"]
+    assert (tmp_path / "out" / "left-out.txt").read_text(encoding="utf-8") == (
+        f"{path}: object 2 (cell): expected xmin ≤ xmax and ymin ≤ ymax, got [9, 0, 1, 9]\n"
+    )
+    assert conversion_notes(report)[-1].startswith("Left out 1, all listed in left-out.txt:\n")
+
+
+def test_skip_bad__with_nothing_left(voc: Voc, tmp_path: Path) -> None:
+    voc.add("a", xml="broken")
+    with pytest.raises(DataError, match="no image is left"):
+        convert_dataset(voc.folder, tmp_path / "out", Conversion(skip_bad=True), silent)
+    assert [path.name for path in tmp_path.iterdir()] == ["voc"]
+
+
+@pytest.mark.parametrize(("target", "name"), [("voc", "VOC"), ("yolo", "YOLO")])
+def test_image_annotated_twice__only_where_the_format_can(tmp_path: Path, target: Format, name: str) -> None:
+    source = write_samples(tmp_path / "in", ("train", "a.png", [dot()]), ("train", "a.png", []))
+    with pytest.raises(DataError) as error:
+        convert_dataset(source, tmp_path / "out", Conversion(target=target), silent)
+    assert f"train.jsonl:2: {name} holds one" in str(error.value)
+    report = convert_dataset(source, tmp_path / "out", Conversion(target="coco"), silent)
+    assert report.images == {"train": 2}
+
+
+def test_declared_labels__keep_their_order_and_the_unused_are_told(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    (source / "images").mkdir(parents=True)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(source / "images" / "a.png")
+    (source / "labels").mkdir()
+    (source / "labels" / "a.txt").write_text("2 0.5 0.5 0.2 0.2\n")
+    (source / "classes.txt").write_text("z\ny\nx\n")
+    report = convert_dataset(source, tmp_path / "out", Conversion(target="coco"), silent)
+    assert report.findings["unused"] == ("'z'", "'y'")
+    content = json.loads(report.files[0].read_text())
+    assert [(entry["id"], entry["name"]) for entry in content["categories"]] == [(1, "z"), (2, "y"), (3, "x")]
+    assert content["annotations"][0]["category_id"] == 3
+
+
+def test_whole__becomes_a_split_only_beside_others(tmp_path: Path) -> None:
+    source = write_samples(tmp_path / "in", ("all", "a.png", [dot()]), ("test", "b.png", []))
+    for target in ("coco", "voc", "yolo"):
+        how = Conversion(target=target)  # type: ignore[arg-type]
+        convert_dataset(source, tmp_path / target, how, silent)
+        found = [item for item in open_source(tmp_path / target).items if isinstance(item, Record)]
+        whole = "all" if target == "yolo" else "train"
+        assert sorted(record.split for record in found) == sorted([whole, "test"])
+
+
+def test_demonstrations__are_told(tmp_path: Path) -> None:
+    source = write_samples(tmp_path / "in", ("train", "a.png", [dot()]))
+    turn = json.loads((source / "train.jsonl").read_text())
+    (source / "train.jsonl").write_text(json.dumps({"teachers": [turn], "student": turn}) + "\n")
+    report = convert_dataset(source, tmp_path / "out", Conversion(target="coco"), silent)
+    assert report.findings["demonstrations"] == (f"{source}/train.jsonl:1: 1",)
+
+
+def test_source__whose_images_are_elsewhere(tmp_path: Path) -> None:
+    source = write_samples(tmp_path / "in", ("train", "photos/a.png", [dot()]))
+    (source / "photos").rename(tmp_path / "photos")
+    how = Conversion("jsonl", target="voc", image_dir=tmp_path)
+    assert convert_dataset(source, tmp_path / "out", how, silent).images == {"train": 1}
+    how = Conversion("jsonl", target="voc", image_dir=tmp_path / "nowhere")
+    with pytest.raises(DataError, match="expected a folder of images, got none"):
+        convert_dataset(source, tmp_path / "out2", how, silent)
+
+
+def test_unreadable_folder(voc: Voc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    voc.add("a")
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError) as error:
+        open_source(voc.folder, "voc")
+    assert str(error.value) == f"{voc.folder}: cannot look into the folder (Permission denied)"
+
+
+def test_broken_samples__name_their_line(tmp_path: Path) -> None:
+    source = write_samples(tmp_path / "in", ("train", "a.png", [dot(0, 0, 500, 40)]))
+    with (source / "train.jsonl").open("a") as lines:
+        lines.write('{"images": ["../../etc/passwd"], "objects": []}\n{"images"\n')
+    with pytest.raises(DataError) as error:
+        convert_dataset(source, tmp_path / "out", Conversion("jsonl", target="coco"), silent)
+    wheres = [problem.where for problem in error.value.problems]
+    file = source / "train.jsonl"
+    assert wheres == [f"{file}:1: objects[0] (dot)", f"{file}:2", f"{file}:3"]
+
+
+def test_cut_box__in_a_frame_that_is_sure(voc: Voc) -> None:
+    path = voc.add("a", voc_object((0, 0, WIDTH + 2, 9)))
+    report = convert_voc(voc.folder, voc.folder.parent / "out")
+    note = f"{path}: object 1 (cell): [0, 0, 66, 9] cut to [0, 0, 64, 9]"
+    assert report.findings == {"cut": (note,)}
