@@ -36,6 +36,10 @@ def evaluate(
             "--teachers", metavar="N", min=0, help="Measure without and with N demonstrations from the pool."
         ),
     ] = 0,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="DIR", help="Folder for index.html: curves, errors, pictures."),
+    ] = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write all numbers and predictions, for --compare."),
@@ -79,6 +83,10 @@ def evaluate(
         write_json(found, json_file)
     if coco is not None:
         written += write_coco(found, coco)
+    if report is not None:
+        from qwendet.report import write_report
+
+        written.append(write_report(found, report))
     if written:
         console.say(f"Wrote {', '.join(map(str, written))}.")
 

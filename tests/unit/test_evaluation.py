@@ -41,7 +41,7 @@ def prediction(index: int, *found: tuple[Box, str, float]) -> Prediction:
 
 
 def random_world(seed: int, images: int = 30) -> tuple[list[Sample], list[Prediction]]:
-    """Objects of all sizes, some crowds or difficult; detections near them, doubled, mislabelled, invented."""
+    """Objects of all sizes, some crowds or difficult; detections near them, doubled, mislabelled, new."""
     draw = np.random.default_rng(seed)
     samples, predictions = [], []
     for index in range(images):
