@@ -25,6 +25,8 @@ FILES = "config.data.files"
 ALLOW = "config.data.allow"
 TOKENS = ("config.tokens.limit", "config.tokens.answer")
 ORDER: tuple[Split, ...] = ("val", "train", "teachers")
+OF_CONFIG = frozenset({"config.detection.queries", "config.tokens.images", "config.labels.unknown"})
+"""Rules of samples that hold them against settings."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,39 @@ def run_data_checks(
     Raises:
         DataError: if a file or the root is absent or may not be read.
     """
-    names = {split: str(path) for split, path in files.items() if split != "test"}
-    config = Config.model_validate({"data": {**names, "root": None if root is None else str(root)}})
-    require_files({str(path): path for path in files.values()}, config.data.root)
+    config = _data_config(files, root)
     checks = {
         id: check for id, check in known_checks().items() if check.is_of_data and id not in settings.CHECKS
     }
     results, _, tables = _run(config, files, checks, tracker, how)
-    return [result for result in results if not result.id.startswith("config.detection.")], tables
+    return [result for result in results if result.id not in OF_CONFIG], tables
+
+
+def survey_data(
+    files: Mapping[Split, Path], root: Path | None, tracker: Tracker, how: Thoroughness
+) -> tuple[Survey, int]:
+    """See what sample files hold, without judging it.
+
+    Args:
+        files: sample files.
+        root: folder that image paths start from; None is each file's own.
+        tracker: shows progress.
+        how: how far to go; tokens are not counted.
+
+    Returns:
+        What was seen, and the number of samples that are broken.
+    """
+    config = _data_config(files, root)
+    scans, _ = scan_files(config, files, tracker, depth=how.images, workers=how.workers)
+    return Survey(config, scans), sum(scan.num_samples - scan.num_parsed for scan in scans.values())
+
+
+def _data_config(files: Mapping[Split, Path], root: Path | None) -> Config:
+    """Defaults, with these files; what may not be read is refused."""
+    names = {split: str(path) for split, path in files.items() if split != "test"}
+    config = Config.model_validate({"data": {**names, "root": None if root is None else str(root)}})
+    require_files({str(path): path for path in files.values()}, config.data.root)
+    return config
 
 
 def require_config_checks(config: Config, tracker: Tracker) -> None:

@@ -171,7 +171,9 @@ def pool_is_used(survey: Survey) -> Iterable[Problem]:
 CHECKS: Mapping[str, Check] = {
     "config.data.empty": Check(files_hold_samples, "every file holds samples"),
     "config.images.root": Check(images_are_under_the_root, "image paths lead somewhere"),
-    "config.labels.none": Check(there_are_labels, "there are labels to look for", needs=("train",)),
+    "config.labels.none": Check(
+        there_are_labels, "there are labels to look for", needs=("train",), is_of_data=False
+    ),
     "config.labels.lookalike": Check(labels_read_differently, "no two labels read the same"),
     "config.labels.only_in_validation": Check(
         val_labels_are_trained, "every validation label is trained", needs=("train", "val")

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from qwendet import console
-from qwendet.cli import check_consistency, data, eval, export, infer, init, train, validate
+from qwendet.cli import check_consistency, data, data_check, eval, export, infer, init, train, validate
 from qwendet.errors import EnvironmentLacksError, QwendetError
 
 GLOBAL_FLAGS = ("--debug", "--quiet")
@@ -46,6 +46,8 @@ app.command("eval")(eval.evaluate)
 app.command("export")(export.export)
 app.command("validate-config")(validate.validate_config)
 app.command("check-consistency")(check_consistency.check_consistency)
+data.app.command("check")(data_check.check)
+data.app.command("stats")(data_check.stats)
 app.add_typer(data.app, name="data")
 
 

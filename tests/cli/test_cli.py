@@ -87,6 +87,8 @@ def in_new_process(code: str, repo_root: Path, *words: str, cwd: Path | None = N
         "data convert",
         "data split",
         "data teachers",
+        "data check",
+        "data stats",
     ],
     ids=lambda c: c or "app",
 )

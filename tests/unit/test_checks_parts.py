@@ -1,0 +1,164 @@
+"""What the data checks are made of, held against what owns the truth: the published resizer, the encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from qwendet.checks.config import Thoroughness, exit_code, require_files, run_config_checks
+from qwendet.checks.lookalikes import lookalikes, nearest_lookalike
+from qwendet.checks.result import Result
+from qwendet.config import Config, ModelConfig
+from qwendet.config_file import load_config
+from qwendet.data.image_tokens import ImageLimits, image_limits, model_size
+from qwendet.data.images import inspect_image
+from qwendet.data.samples import Sample
+from qwendet.errors import DataError
+from qwendet.loader import Bundle, load_encoder
+from qwendet.progress import silent
+from tests.planted.planting import Project
+
+SIDES = st.integers(2, 6000)
+
+
+@given(SIDES, SIDES, st.sampled_from([(3136, 50_176), (3136, 12_845_056), (200_704, 1_003_520)]))
+def test_model_size__is_that_of_the_published_resizer(
+    width: int, height: int, limits: tuple[int, int]
+) -> None:
+    if max(width, height) > 200 * min(width, height):
+        return
+    expected = smart_resize(height, width, 28, *limits)
+    assert model_size((width, height), ImageLimits(*limits, 28))[::-1] == expected
+
+
+def test_image_limits__are_the_models_own_unless_set() -> None:
+    assert image_limits(Config()) == ImageLimits(3136, 50_176, 28)
+    assert image_limits(Config(model=ModelConfig(path="Qwen/Qwen2.5-VL-3B-Instruct"))) is None
+
+
+def test_token_counts__are_those_of_the_encoder(bundle: Bundle, lessons: list[Sample]) -> None:
+    encoder = bundle.encoder()
+    for lesson in lessons:
+        encoded = encoder.encode(lesson, with_answer=True)
+        turns = (*lesson.teachers, lesson.student)
+        sizes = [inspect_image(turn.image, turn.root, lesson.where).size for turn in turns]
+        ((start, end),) = encoded.student_assistant_spans
+        assert encoder.token_counts(lesson, sizes) == (len(encoded.input_ids), end - start)
+
+
+def test_load_encoder__needs_no_model(bundle: Bundle, tiny_config: Config) -> None:
+    encoder = load_encoder(tiny_config)
+    assert encoder.label_tokens() == bundle.encoder().label_tokens()
+
+
+def test_token_table__gives_median_and_most(tmp_path: Path) -> None:
+    project = Project.sound(tmp_path)
+    config = load_config(project.write())
+    results, tables = run_config_checks(config, silent, Thoroughness(tokens=True))
+    assert {result.status for result in results if result.id.startswith("config.tokens.")} == {"pass"}
+    encoder = load_encoder(config)
+    from qwendet.data.samples import SampleFile
+
+    counts = sorted(
+        len(encoder.encode(sample, with_answer=True).input_ids)
+        for sample in SampleFile(tmp_path / "train.jsonl")
+    )
+    (row,) = (row for row in tables[-1].rows if row[0] == "train")
+    assert (row[1], row[4], row[5]) == (12, counts[-1], 8192)
+    assert counts[5] <= row[2] <= counts[6]
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups"),
+    [
+        (["cat", "Cat", "dog"], [["cat", "Cat"]]),
+        (
+            ["traffic light", "traffic-light", "traffic_light"],
+            [["traffic light", "traffic-light", "traffic_light"]],
+        ),
+        (["cafe\u0301", "café"], [["cafe\u0301", "café"]]),
+        (["пёс", "кот", "dog"], []),
+        (["A", "a", "B"], []),
+        (["C", "C++", "c#"], []),
+        (["می‌خواهم", "میخواهم"], [["می‌خواهم", "میخواهم"]]),
+    ],
+)
+def test_lookalikes__are_what_a_person_reads_as_one(labels: list[str], groups: list[list[str]]) -> None:
+    assert lookalikes(labels) == groups
+
+
+def test_nearest_lookalike__is_another_label() -> None:
+    assert nearest_lookalike("Cat.", ["dog", "cat"]) == "cat"
+    assert nearest_lookalike("cat", ["dog", "cat"]) is None
+
+
+# Files that may not be read, and how it ends
+
+
+def test_unreadable_files__are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text("{}\n")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(DataError) as caught:
+        require_files({"data.train": path, "data.val": tmp_path / "no.jsonl"}, str(tmp_path))
+    assert [(problem.where, problem.what.split(":")[0]) for problem in caught.value.problems] == [
+        ("data.train", "the sample file may not be read"),
+        ("data.val", "there is no such sample file"),
+        ("data.root", "the folder may not be read"),
+    ]
+    assert {problem.id for problem in caught.value.problems} == {"config.data.files"}
+
+
+def test_folder_that_may_not_be_written__is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project.sound(tmp_path)
+    project.write()
+    monkeypatch.setattr("os.access", lambda path, mode: mode == 4)  # reading alone
+    failed = dict(project.failures())
+    assert "may not be written to" in failed["config.train.output_dir"]
+
+
+def test_images_that_may_not_be_read__are_one_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    project = Project.sound(tmp_path)
+    monkeypatch.setattr("qwendet.data.images.Image.open", refuse)
+    failed = project.failures()
+    assert [id for id, _ in failed] == ["config.images.root", "config.images.root"]
+    assert "none of the 4 images may be read" in failed[0][1]
+
+
+def test_empty_training_file__is_the_only_problem(tmp_path: Path) -> None:
+    project = Project.sound(tmp_path)
+    project.files["train"] = []
+    assert [id for id, _ in project.failures()] == ["config.data.empty"]
+
+
+def test_no_images__opens_none_and_uses_declared_sizes(tmp_path: Path) -> None:
+    project = Project.sound(tmp_path)
+    for file in tmp_path.glob("*.png"):
+        file.unlink()
+    project.at(4).update(width=100, height=100)
+    found = project.failures(images="none")
+    assert {id for id, _ in found} == {"config.boxes.inside"}
+    assert "train.jsonl:5" in found[0][1]
+
+
+@pytest.mark.parametrize(
+    ("failed", "code"),
+    [
+        ([], 0),
+        (["config.environment.gpu"], 3),
+        (["config.environment.gpu", "config.environment.flash_attention"], 3),
+        (["config.environment.gpu", "config.boxes.inside"], 1),
+    ],
+)
+def test_exit_code__is_3_if_the_machine_is_all_that_is_wrong(failed: list[str], code: int) -> None:
+    results = [Result("config.data.empty", "pass", "fine"), *(Result(id, "fail", "bad") for id in failed)]
+    assert exit_code(results) == code

@@ -1,0 +1,169 @@
+"""data check, data stats and what they are made of: sample files by name, charts, tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qwendet import charts
+from qwendet.checks import scan
+from qwendet.checks.config import Thoroughness, run_data_checks, survey_data
+from qwendet.checks.plots import save_plots
+from qwendet.checks.sample_files import find_sample_files
+from qwendet.checks.summary import summary_tables
+from qwendet.errors import DataError
+from qwendet.progress import silent
+from tests.planted.planting import Project
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    project = Project.sound(tmp_path)
+    project.write()
+    return project
+
+
+# Files by name
+
+
+def test_folder__gives_files_by_their_names(project: Project) -> None:
+    (project.folder / "test.jsonl").write_bytes((project.folder / "val.jsonl").read_bytes())
+    (project.folder / "notes.jsonl").write_text("not for us")
+    files = find_sample_files([project.folder])
+    assert [(part, path.name) for part, path in files.items()] == [
+        ("val", "val.jsonl"),
+        ("test", "test.jsonl"),
+        ("train", "train.jsonl"),
+    ]
+
+
+def test_single_file__of_any_name_counts_as_training(project: Project) -> None:
+    path = project.folder / "train.jsonl"
+    assert find_sample_files([path.rename(path.with_name("cells.jsonl"))]) == {
+        "train": project.folder / "cells.jsonl"
+    }
+
+
+def test_files__whose_part_is_unknown_or_taken_are_refused(project: Project, tmp_path: Path) -> None:
+    for name, what in (
+        ("more.jsonl", "cannot tell what more.jsonl is for"),
+        ("all.jsonl", "both train files"),
+    ):
+        (project.folder / name).write_text("{}")
+        with pytest.raises(DataError) as caught:
+            find_sample_files([project.folder / "train.jsonl", project.folder / name])
+        assert what in caught.value.problems[0].what
+
+
+def test_other_formats__are_told_how_to_be_converted(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(DataError) as caught:
+        find_sample_files([tmp_path])
+    assert caught.value.problems[0].fix.endswith(f"qwendet data convert {tmp_path} DST")
+
+
+# data check
+
+
+def run_check(project: Project) -> dict[str, str]:
+    project.write()
+    results, _ = run_data_checks(find_sample_files([project.folder]), None, silent, Thoroughness())
+    return {result.id: result.what for result in results if result.status == "fail"}
+
+
+def test_data_check__passes_sound_data_and_asks_nothing_of_settings(project: Project) -> None:
+    results, tables = run_data_checks(find_sample_files([project.folder]), None, silent, Thoroughness())
+    assert {result.status for result in results} == {"pass"}
+    prefixes = {result.id.split(".")[1] for result in results}
+    assert prefixes == {"boxes", "data", "images", "labels", "teachers"}
+    assert [table.title.split(" (")[0] for table in tables] == ["Data", "Boxes of each label", "Box sizes"]
+
+
+def test_data_check__compares_training_with_the_test_split(project: Project) -> None:
+    project.files["test"] = [project.at(0)]
+    assert "also in the test samples" in run_check(project)["config.data.train_val_overlap"]
+
+
+def test_data_check__accepts_negatives_only(project: Project) -> None:
+    for index in range(12):
+        project.at(index)["objects"] = []
+    assert run_check(project).keys() == {"config.labels.only_in_validation"}
+
+
+def test_data_check__as_a_command(project: Project) -> None:
+    project.at(2)["objects"][0]["bbox_2d"] = [-5, 0, 10, 10]
+    project.write()
+    words = ["-m", "qwendet", "data", "check", str(project.folder), "--format", "json"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    (failed,) = (check for check in json.loads(done.stdout)["checks"] if check["status"] == "fail")
+    assert (failed["id"], failed["where"]) == ("config.boxes.inside", f"{project.folder}/train.jsonl:3")
+
+
+# Figures and pictures
+
+
+def test_tables__count_samples_boxes_and_sizes(project: Project) -> None:
+    project.files = {"train": [project.record("a.png"), project.record("b.png")]}
+    project.at(0)["objects"] = [
+        {"bbox_2d": [0, 0, 31, 33], "desc": "x"},
+        {"bbox_2d": [0, 0, 32, 32], "desc": "x"},
+        {"bbox_2d": [0, 0, 96, 96], "desc": "y"},
+        {"bbox_2d": [0, 0, 9, 9], "desc": "y", "crowd": True},
+    ]
+    project.at(1)["objects"] = []
+    project.write()
+    seen, broken = survey_data({"train": project.folder / "train.jsonl"}, None, silent, Thoroughness())
+    samples, labels, sizes = summary_tables(seen.scans)
+    assert samples.rows == [("train", 2, 2, 1, 0, 3, 2, 1, 1)]
+    assert labels.rows == [("x", 2), ("y", 1)]
+    assert [row[1:3] for row in sizes.rows] == [
+        ("side, pixels", 9),
+        ("side, share of the image", pytest.approx(0.065, abs=1e-3)),
+    ]
+    assert broken == 0
+
+
+def test_plots__are_pictures_with_something_in_them(project: Project, tmp_path: Path) -> None:
+    for index, item in enumerate(project.objects()):
+        item["desc"] = ("红细胞", "תא", "cell")[index % 3]
+    project.write()
+    seen, _ = survey_data(find_sample_files([project.folder]), None, silent, Thoroughness())
+    files = save_plots(seen.scans, tmp_path / "plots")
+    assert [file.name for file in files] == [
+        "boxes_per_image.png",
+        "box_sizes.png",
+        "aspect_ratios.png",
+        "labels.png",
+        "positions.png",
+    ]
+    for file in files:
+        with Image.open(file) as picture:
+            assert (np.asarray(picture) != 255).mean() > 0.01
+
+
+def test_characters__that_no_font_has_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "FONT_NAMES", ())
+    charts.fonts.cache_clear()
+    try:
+        assert charts.legible("cell 红")[0] == "cell \\u7ea2"
+        assert charts.legible("cell")[0] == "cell"
+    finally:
+        charts.fonts.cache_clear()
+
+
+def test_pieces__hold_every_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "PIECE_SAMPLES", 3)
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b"\n1\n2\n\n3\n4\n \n5\n6\r\n7")
+    pieces = list(scan.cut_into_pieces(path))
+    assert [piece.num_samples for piece in pieces] == [3, 3, 1]
+    assert [piece.first_line for piece in pieces] == [1, 6, 10]
+    whole = path.read_bytes()
+    assert b"".join(whole[piece.start : piece.end] for piece in pieces) == whole
