@@ -22,6 +22,7 @@ from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.runs import encoded_of, samples_of, serving
 from qwendet.checks.subject import Subject
 from qwendet.checks.synthetic import HEIGHT, WIDTH, synthetic_sample
+from qwendet.checks.trace import without
 from qwendet.data.encode import EncodedSample
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.errors import Problem
@@ -244,9 +245,14 @@ def head_boxes(subject: Subject) -> Verdict:
         assert output.head is not None
         return replace(output, head=_as_predictions(output.head, item, len(bundle.labels)))
 
+    model = bundle.detector.vlm.model
     handle = bundle.detector.register_forward_hook(perfect)
     try:
-        (prediction,) = Predictor(bundle).predict([sample], "head")
+        with (
+            without(model.visual, "blocks"),
+            without(model.language_model, "layers"),
+        ):  # what they say is replaced
+            (prediction,) = Predictor(bundle).predict([sample], "head")
     finally:
         handle.remove()
     found = [detection for detection in prediction.detections if detection.score > 0.5]

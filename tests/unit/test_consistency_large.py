@@ -1,0 +1,59 @@
+"""A model too large to copy is run a few times, and its checks still find what they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from qwendet.checks import pair
+from qwendet.checks.consistency import run_consistency_checks
+from qwendet.checks.result import Result
+from qwendet.checks.subject import Subject, temporary_subject
+from qwendet.config_file import load_config
+from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.progress import silent
+
+
+@pytest.fixture
+def large(repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Subject]:
+    """The tiny model, taken for a large one."""
+    monkeypatch.setattr(pair, "SMALL", 0)
+    settings = ["model.device=cpu", "data.max_pixels=6272", "data.min_pixels=3136"]
+    with temporary_subject(load_config(repo_root / "examples" / "tiny.yaml", settings)) as subject:
+        yield subject
+
+
+def failures(results: list[Result]) -> list[Result]:
+    return [result for result in results if result.status == "fail"]
+
+
+def test_large_model__is_read_four_times(large: Subject) -> None:
+    model: Any = large.bundle.detector.vlm.model.language_model
+    served: Any = large.served.detector.vlm.model.language_model
+    lengths: list[int] = []
+
+    def count(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if len(module.layers):  # some checks take the layers away: that costs nothing
+            lengths.append(kwargs["inputs_embeds"].shape[1])
+
+    for part in (model, served):
+        part.register_forward_hook(count, with_kwargs=True)
+    results, _ = run_consistency_checks(large, silent)
+    assert failures(results) == []
+    whole = [length for length in lengths if length > 1]  # the others are steps of one token with the cache
+    assert len(whole) == 4  # training's batch, the head's prompts, generation's prompts, the forced answer
+
+
+def test_large_model__leak_is_found(large: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = Qwen25VLWithDetection._detect
+
+    def detect(self: Qwen25VLWithDetection, patches: Tensor, hidden: Tensor, batch: Any) -> Any:
+        return sound(self, patches, hidden + 0.1 * hidden[:, -1:], batch)
+
+    monkeypatch.setattr(Qwen25VLWithDetection, "_detect", detect)
+    results, _ = run_consistency_checks(large, silent, only=["consistency.head.answer"])
+    assert {result.id for result in failures(results)} == {"consistency.head.answer"}
