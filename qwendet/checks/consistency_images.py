@@ -248,10 +248,8 @@ def head_boxes(subject: Subject) -> Verdict:
     model = bundle.detector.vlm.model
     handle = bundle.detector.register_forward_hook(perfect)
     try:
-        with (
-            without(model.visual, "blocks"),
-            without(model.language_model, "layers"),
-        ):  # what they say is replaced
+        # What the layers would say is replaced anyway: they need not be run.
+        with without(model.visual, "blocks"), without(model.language_model, "layers"):
             (prediction,) = Predictor(bundle).predict([sample], "head")
     finally:
         handle.remove()
