@@ -30,6 +30,7 @@ VERY_UNLIKELY_LOG = math.log(1e-6)  # … within a part of the images that no kn
 LARGEST_PART = 0.6
 NEAR_ORIGIN = 0.05
 SCALES = {1000.0: "0-1000 coordinates", 100.0: "percentages"}
+FAR = 1e9  # pixels
 ROUNDING = 0.01  # share of the frame by which rounding may leave it
 
 
@@ -99,8 +100,12 @@ def boxes_are_xyxy_pixels(survey: Survey) -> Iterable[Problem]:
 
 
 def box_table(scan: Scan) -> Floats:
-    """``(N, 7)``: x1, y1, x2, y2 as written, width and height of the image (0 if unknown), line."""
-    return np.frombuffer(scan.boxes, dtype=np.float32).reshape(-1, BOX_COLUMNS)
+    """``(N, 7)``: x1, y1, x2, y2 as written, width and height of the image (0 if unknown), line.
+
+    Numbers beyond every image become ``FAR``, so that they can be reckoned with.
+    """
+    rows = np.frombuffer(scan.boxes, dtype=np.float32).reshape(-1, BOX_COLUMNS)
+    return np.clip(np.nan_to_num(rows, nan=FAR), -FAR, FAR)
 
 
 def _impossible(rows: Floats, path: Path) -> list[Problem]:

@@ -38,7 +38,7 @@ def _samples(scans: Mapping[Split, Scan]) -> Table:
     rows = []
     for split, scan in scans.items():
         table = box_table(scan)
-        areas = (table[:, 2] - table[:, 0]) * (table[:, 3] - table[:, 1])
+        areas = np.maximum(0, table[:, 2] - table[:, 0]) * np.maximum(0, table[:, 3] - table[:, 1])
         small = int((areas < SMALL_PX**2).sum())
         large = int((areas >= LARGE_PX**2).sum())
         images = len({seen.file_id for seen in scan.images})

@@ -24,6 +24,7 @@ JOINERS = (
     "\u200c\u200d"  # between letters of Persian and Indic scripts; unprintable by itself, yet part of words
 )
 WITHOUT_JOINERS = str.maketrans("", "", JOINERS)
+MAX_SIDE = 2**31 - 1  # pixels; formats of images cannot say more
 TURN_KEYS = frozenset({"images", "objects", "width", "height"})
 SAMPLE_KEYS = frozenset({"teachers", "student"})
 OBJECT_KEYS = frozenset({"bbox_2d", "desc", "crowd", "difficult"})
@@ -172,8 +173,10 @@ def _parse_size(record: dict[str, Any], key: str, where: str, path: str) -> int 
     value = record.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise DataError(f"{path}{key}: expected a positive integer, got {value!r}", where)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIDE:
+        raise DataError(
+            f"{path}{key}: expected a positive integer, got {value!r}", where, "give pixels, or leave it out"
+        )
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def test_every_check__has_a_bug_that_it_finds() -> None:
     )  # these: tests/unit/test_checks_config.py
     assert len(BUGS) > 80
     assert len({bug.name for bug in BUGS}) == len(BUGS)
+
+
+def test_every_check__is_explained(repo_root: Path) -> None:
+    text = (repo_root / "docs" / "config_checks.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"^\| `(config\.[\w.]+)`", text, re.MULTILINE))
+    assert explained == {*known_ids(), "config.data.files"}
+    assert f"plant {len(BUGS)} bugs" in text
+    assert f"On {len(SOUND)} sound projects" in text
 
 
 # Sound data, on which nothing fails

@@ -162,3 +162,18 @@ def test_no_images__opens_none_and_uses_declared_sizes(tmp_path: Path) -> None:
 def test_exit_code__is_3_if_the_machine_is_all_that_is_wrong(failed: list[str], code: int) -> None:
     results = [Result("config.data.empty", "pass", "fine"), *(Result(id, "fail", "bad") for id in failed)]
     assert exit_code(results) == code
+
+
+def test_numbers_beyond_measure__are_problems_and_no_crash(tmp_path: Path) -> None:
+    project = Project.sound(tmp_path)
+    project.at(0)["objects"][0]["bbox_2d"] = [-1e300, 0, 1e300, 1e38]
+    project.at(1)["objects"][0]["bbox_2d"] = [float("nan"), 0, float("inf"), 7]
+    project.at(2)["width"] = 10**400
+    project.at(3).update(images=["absent.png"], width=2**31 - 1, height=1)
+    found = project.failures()
+    assert [(id, words.split(" | ")[1].rpartition(":")[2]) for id, words in found] == [
+        ("config.data.samples", "2"),
+        ("config.data.samples", "3"),
+        ("config.images.open", "4"),
+        ("config.boxes.inside", "1"),
+    ]
