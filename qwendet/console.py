@@ -15,10 +15,12 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from qwendet.check_formats import CheckResult, Status, to_github, to_json, to_junit
 from qwendet.errors import (
     CheckpointError,
     ConfigError,
@@ -27,14 +29,13 @@ from qwendet.errors import (
     Problem,
     QwendetError,
 )
-from qwendet.progress import Advance
+from qwendet.progress import Advance, Pace
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-Format = Literal["human", "json"]
-Status = Literal["pass", "fail", "skip"]
+Format = Literal["human", "json", "junit", "github"]
 
 PLAIN_STEP = 0.1  # share of the work between two lines of progress without a terminal
 PLAIN_SECONDS = 30.0  # … or seconds
@@ -43,23 +44,6 @@ PLAIN_WIDTH = 160  # characters of a table without a terminal
 BUG_REPORT = "please report it, with the output of the same command with --debug"
 NOISY_LIBRARIES = r"(torch|transformers|accelerate|huggingface_hub)(\.|$)"
 STYLES: dict[Status, str] = {"pass": "green", "fail": "bold red", "skip": "yellow"}
-
-
-class CheckResult(Protocol):
-    """What is printed of a check; :class:`qwendet.checks.result.Result` is one."""
-
-    @property
-    def id(self) -> str: ...  # noqa: D102
-    @property
-    def status(self) -> Status: ...  # noqa: D102
-    @property
-    def what(self) -> str: ...  # noqa: D102
-    @property
-    def where(self) -> str: ...  # noqa: D102
-    @property
-    def fix(self) -> str: ...  # noqa: D102
-    @property
-    def seconds(self) -> float: ...  # noqa: D102
 
 
 @dataclass
@@ -228,9 +212,9 @@ def print_record(record: Mapping[str, Any]) -> None:
 
 
 def report_error(error: QwendetError) -> None:
-    """Print every problem of an error: what, where, fix; as JSON on stdout after ``set_format("json")``."""
-    if _state.format == "json":
-        _print_json([_problem_record(problem, error) for problem in error.problems])
+    """Print every problem of an error: what, where, fix; on stdout after ``set_format`` other than human."""
+    if _state.format != "human":
+        report_checks([_failure(problem, error) for problem in error.problems])
     else:
         for problem in error.problems:
             _print(_stderr(), f"Error: {problem.what}", "bold red")
@@ -250,8 +234,20 @@ def _print_traceback() -> None:
         _print(_stderr(), traceback.format_exc())
 
 
-def _problem_record(problem: Problem, error: QwendetError) -> dict[str, Any]:
-    return _record(problem.id or _error_id(error), "fail", problem.what, problem.where, problem.fix, 0.0)
+@dataclass(frozen=True)
+class _Failure:
+    """A problem that no check found."""
+
+    id: str
+    what: str
+    where: str
+    fix: str
+    status: Status = "fail"
+    seconds: float = 0.0
+
+
+def _failure(problem: Problem, error: QwendetError) -> _Failure:
+    return _Failure(problem.id or _error_id(error), problem.what, problem.where, problem.fix)
 
 
 def _error_id(error: QwendetError) -> str:
@@ -267,9 +263,31 @@ def _error_id(error: QwendetError) -> str:
 def report_checks(results: Sequence[CheckResult]) -> None:
     """Print the results of checks on stdout, in the format that was set."""
     if _state.format == "json":
-        _print_json([_record(r.id, r.status, r.what, r.where, r.fix, r.seconds) for r in results])
+        print(to_json(results))
+    elif _state.format == "junit":
+        print(to_junit(results))
+    elif _state.format == "github":
+        for command in to_github(results, Path.cwd()):
+            print(command)
+        print(_summary(results))
     else:
         _print_checks(results)
+
+
+@contextmanager
+def nothing_but_results() -> Iterator[None]:
+    """What libraries print until the end of the block goes to stderr, where results are for a machine."""
+    if _state.format == "human":
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def _summary(results: Sequence[CheckResult]) -> str:
+    counts = Counter(result.status for result in results)
+    seconds = sum(result.seconds for result in results)
+    return f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped in {seconds:.1f} s"
 
 
 def _print_checks(results: Sequence[CheckResult]) -> None:
@@ -281,27 +299,8 @@ def _print_checks(results: Sequence[CheckResult]) -> None:
         line = Text.assemble(status, f"  {printable(result.id):<{width}}  ", printable(result.what))
         _stdout().print(line, soft_wrap=True)
         _print_pairs(_stdout(), [("where", result.where), ("fix", result.fix)])
-    counts = Counter(result.status for result in results)
-    seconds = sum(result.seconds for result in results)
-    summary = f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped in {seconds:.1f} s"
-    _print(_stdout(), summary, STYLES["fail" if counts["fail"] else "pass"])
-
-
-def _record(id: str, status: Status, what: str, where: str, fix: str, seconds: float) -> dict[str, Any]:
-    return {
-        "id": id,
-        "status": status,
-        "what": what,
-        "where": where,
-        "fix": fix,
-        "seconds": round(seconds, 3),
-    }
-
-
-def _print_json(checks: list[dict[str, Any]]) -> None:
-    """Print the one object that ``--format json`` promises; ASCII, so that any encoding of stdout will do."""
-    is_ok = all(check["status"] != "fail" for check in checks)
-    print(json.dumps({"ok": is_ok, "checks": checks}, indent=2))
+    is_good = all(result.status != "fail" for result in results)
+    _print(_stdout(), _summary(results), STYLES["pass" if is_good else "fail"])
 
 
 # Progress
@@ -327,47 +326,13 @@ def progress(description: str, total: int) -> Iterator[Advance]:
         yield _PlainProgress(description, total)
 
 
-class _Pace:
-    """Rate and time left, counted from where the work was when it was first looked at."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._began = time.monotonic()
-        self._finished_before: int | None = None
-
-    def describe(self, finished: int) -> str:
-        """For example ``2.5/s, 1:40 left``; empty while nothing is known."""
-        if self._finished_before is None:
-            self._finished_before = 0 if finished <= 1 else finished
-        done = finished - self._finished_before
-        seconds = time.monotonic() - self._began
-        if done <= 0 or seconds <= 0:
-            return ""
-        rate = done / seconds
-        shown = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
-        left = f", {_clock((self.total - finished) / rate)} left" if self.total > finished else ""
-        return shown + left
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as ``h:mm:ss`` or ``m:ss``.
-
-    Example:
-        >>> _clock(61), _clock(3661)
-        ('1:01', '1:01:01')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 class _PlainProgress:
     """Progress for a log file."""
 
     def __init__(self, description: str, total: int) -> None:
         self.description = description
         self.total = total
-        self._pace = _Pace(total)
+        self._pace = Pace(total)
         self._shown_at = time.monotonic()
         self._shown = 0
 
@@ -390,12 +355,12 @@ def _bar(description: str, total: int) -> Iterator[Advance]:
     with _live_bars() as bars:
         task = bars.add_task(printable(description), total=total or None, pace="", text="")
         try:
-            yield _advance_on(bars, task, _Pace(total))
+            yield _advance_on(bars, task, Pace(total))
         finally:
             bars.stop_task(task)
 
 
-def _advance_on(bars: Progress, task: TaskID, pace: _Pace) -> Advance:
+def _advance_on(bars: Progress, task: TaskID, pace: Pace) -> Advance:
     def advance(finished: int, text: str) -> None:
         bars.update(task, completed=finished, pace=pace.describe(finished), text=printable(text))
 

@@ -13,7 +13,18 @@ import typer
 from typer.core import TyperGroup
 
 from qwendet import console
-from qwendet.cli import check_consistency, data, data_check, eval, export, infer, init, train, validate
+from qwendet.cli import (
+    check_consistency,
+    data,
+    data_check,
+    eval,
+    export,
+    infer,
+    init,
+    train,
+    validate,
+    validate_model,
+)
 from qwendet.errors import EnvironmentLacksError, QwendetError
 
 GLOBAL_FLAGS = ("--debug", "--quiet")
@@ -45,7 +56,9 @@ app.command("infer")(infer.infer)
 app.command("eval")(eval.evaluate)
 app.command("export")(export.export)
 app.command("validate-config")(validate.validate_config)
+app.command("validate-loss")(validate_model.validate_loss)
 app.command("check-consistency")(check_consistency.check_consistency)
+app.command("validate")(validate_model.validate)
 data.app.command("check")(data_check.check)
 data.app.command("stats")(data_check.stats)
 app.add_typer(data.app, name="data")

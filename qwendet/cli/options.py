@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -12,7 +13,7 @@ from qwendet.errors import ConfigError
 
 CONFIG_FIX = "give it once: qwendet COMMAND CONFIG, or qwendet COMMAND --config NAME"
 
-OutputFormat = Literal["human", "json"]
+OutputFormat = Literal["human", "json", "junit", "github"]
 
 ConfigArgument = Annotated[
     str | None,
@@ -33,6 +34,17 @@ DecodeOption = Annotated[
 NoImagesOption = Annotated[bool, typer.Option("--no-images", help="Open no image: annotations alone.")]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes that read samples; all cores if not given.")
+]
+OnlyOption = Annotated[
+    list[str] | None, typer.Option("--only", metavar="ID", help="Run this check alone. Repeatable.")
+]
+ListOption = Annotated[bool, typer.Option("--list", help="Print the ids of all checks and exit.")]
+OverfitOption = Annotated[
+    bool, typer.Option("--overfit/--no-overfit", help="Train 12 steps on one batch, and put all back.")
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="DIR", help="Compare a saved run with what CONFIG would build."),
 ]
 FormatOption = Annotated[OutputFormat, typer.Option("--format", help="How results are printed.")]
 

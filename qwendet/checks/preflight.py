@@ -1,0 +1,89 @@
+"""``validate``: every check of config, loss and consistency on one config; and the cheap part that ``train`` runs.
+
+config.*  ──┐
+loss.*  ────┼─► one list of results
+consistency.* ┘      the model is loaded once for both
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from qwendet.checks import consistency, loss
+from qwendet.checks.config import Thoroughness, known_ids, run_config_checks
+from qwendet.checks.result import Result, Table
+from qwendet.checks.subject import temporary_subject
+from qwendet.config import Config
+from qwendet.errors import ConfigError
+from qwendet.progress import Tracker
+
+Found = tuple[list[Result], list[Table]]
+
+
+def all_ids() -> list[str]:
+    """Ids of every check, in the order in which they run."""
+    return [*known_ids(), *loss.CHECKS, *consistency.IDS]
+
+
+def require_known(ids: Collection[str], known: Sequence[str]) -> None:
+    """Refuse an id that no check has.
+
+    Raises:
+        ConfigError: naming the nearest known one.
+    """
+    for id in ids:
+        if id not in known:
+            close = difflib.get_close_matches(id, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "--list prints them"
+            raise ConfigError(f"there is no check {id!r}", "--only", hint)
+
+
+def run_all_checks(
+    config: Config,
+    tracker: Tracker,
+    how: Thoroughness,
+    *,
+    checkpoint: Path | None = None,
+    only: Collection[str] = (),
+    with_overfit: bool = True,
+) -> Found:
+    """Run every check, or those of some ids.
+
+    Args:
+        config: a config that could be loaded.
+        tracker: shows progress.
+        how: how far the checks of the data go.
+        checkpoint: a saved run to compare with what the config would build.
+        only: ids to run; none runs all.
+        with_overfit: train a few steps too.
+
+    Raises:
+        ConfigError: for an id that no check has.
+        DataError: if a sample file or the data root is absent or may not be read.
+    """
+    require_known(only, all_ids())
+    results, tables = _config_results(config, tracker, how, only)
+    of_loss, of_consistency = ([id for id in only if id in known] for known in (loss.CHECKS, consistency.IDS))
+    with temporary_subject(config) as subject:
+        if of_loss or not only:
+            found = loss.run_loss_checks(subject, tracker, only=of_loss, with_overfit=with_overfit)
+            results, tables = results + found[0], tables + found[1]
+        if of_consistency or not only:
+            found = consistency.run_consistency_checks(
+                subject, tracker, checkpoint=checkpoint, only=of_consistency
+            )
+            results, tables = results + found[0], tables + found[1]
+    return results, tables
+
+
+def _config_results(config: Config, tracker: Tracker, how: Thoroughness, only: Collection[str]) -> Found:
+    wanted = set(only) & set(known_ids())
+    if only and not wanted:
+        return [], []
+    results, tables = run_config_checks(config, tracker, how)
+    return (
+        [result for result in results if not only or result.id in wanted],
+        [] if only else tables,
+    )
