@@ -211,6 +211,10 @@ class TrainConfig(Section):
     evaluate: bool = True
     """Predict the validation samples with the model in memory when training ends."""
 
+    preflight: Literal["full", "quick", "off"] = "quick"
+    """Checks of the model before the first step: ``full`` is all of ``qwendet validate`` but loss.overfit,
+    ``quick`` takes the time of a few steps, ``off`` is printed; see docs/preflight.md."""
+
     def group_learning_rates(self) -> dict[str, float]:
         """Learning rate of each parameter group: ``vision``, ``merger``, ``language``, ``head``."""
         own = {

@@ -14,6 +14,7 @@ import torch
 
 from qwendet.callbacks import ProgressReport, StopOnSignal
 from qwendet.checks.config import require_config_checks
+from qwendet.checks.preflight import require_preflight
 from qwendet.config import Config
 from qwendet.data.dataset import open_samples, usable_samples
 from qwendet.data.samples import Sample
@@ -62,6 +63,7 @@ def train(config: Config, *, resume: bool = False, tracker: Tracker = silent) ->
         _require_unused(output_dir)
     require_config_checks(config, tracker)
     trainer = create_trainer(config, tracker=tracker)
+    require_preflight(trainer.bundle, tracker)
     stopped_by = _train(trainer, checkpoint)
     if stopped_by:
         return RunSummary(output_dir, final=None, metrics=None, stopped_by=stopped_by)

@@ -11,6 +11,7 @@ from qwendet.checks import (
     loss_nan,
     loss_optimizer,
     loss_overfit,
+    loss_prompt,
     loss_sharing,
     loss_terms,
     loss_tokens,
@@ -23,6 +24,16 @@ from qwendet.progress import Tracker
 
 BUILD = "loss.build"
 OVERFIT = "loss.overfit"
+QUICK = (
+    BUILD,
+    "loss.padding",
+    "loss.labels",
+    "loss.prompt",
+    "loss.boxes",
+    "loss.gradients",
+    "loss.optimizer",
+)
+"""What ``train`` runs before its first step: a forward of four samples, one of one, seven short backwards."""
 
 
 def build(watched: Watched) -> Verdict:
@@ -38,6 +49,8 @@ CHECKS: dict[str, Callable[[Watched], Verdict]] = {
     BUILD: build,
     "loss.padding": loss_tokens.padding,
     "loss.labels": loss_tokens.labels,
+    "loss.prompt": loss_prompt.prompt,
+    "loss.boxes": loss_prompt.boxes,
     "loss.image": loss_image.student_image,
     "loss.tokens": loss_tokens.token_losses,
     "loss.backward": loss_backward.token_gradients,

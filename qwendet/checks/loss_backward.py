@@ -37,7 +37,7 @@ def token_gradients(watched: Watched) -> Verdict:
 
 
 def gradient_gaps(watched: Watched) -> dict[str, tuple[float, str]]:
-    """Of both sums how far the gradient is from the textbook's, as a share of its norm, and the worst sample."""
+    """Of both sums how far the gradient is from the textbook's (share of its norm), and the worst sample."""
     share, hidden = watched.share_and_hidden
     tokens = share.output.tokens
     assert tokens is not None

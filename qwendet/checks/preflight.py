@@ -1,4 +1,4 @@
-"""``validate``: every check of config, loss and consistency on one config; and the cheap part that ``train`` runs.
+"""``validate``: every check of config, loss and consistency; and the cheap part, which ``train`` runs.
 
 config.*  ──┐
 loss.*  ────┼─► one list of results
@@ -8,16 +8,22 @@ consistency.* ┘      the model is loaded once for both
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
+
+import torch
 
 from qwendet.checks import consistency, loss
 from qwendet.checks.config import Thoroughness, known_ids, run_config_checks
 from qwendet.checks.result import Result, Table
 from qwendet.checks.subject import temporary_subject
 from qwendet.config import Config
-from qwendet.errors import ConfigError
+from qwendet.errors import ConfigError, Problem, QwendetError
+from qwendet.loader import Bundle
 from qwendet.progress import Tracker
+
+logger = logging.getLogger("qwendet")
 
 Found = tuple[list[Result], list[Table]]
 
@@ -76,6 +82,36 @@ def run_all_checks(
             )
             results, tables = results + found[0], tables + found[1]
     return results, tables
+
+
+def require_preflight(bundle: Bundle, tracker: Tracker) -> None:
+    """Run what ``train.preflight`` asks for on the model that is about to be trained.
+
+    Raises:
+        QwendetError: with every problem found.
+    """
+    config = bundle.config
+    if config.train.preflight == "off":
+        logger.warning("train.preflight is off: nobody has checked that this model trains as it is served")
+        return
+    with torch.random.fork_rng(), temporary_subject(config, bundle) as subject:
+        if config.train.preflight == "quick":
+            results, _ = loss.run_loss_checks(subject, tracker, only=loss.QUICK)
+        else:
+            results, _ = loss.run_loss_checks(subject, tracker, with_overfit=False)
+            results += consistency.run_consistency_checks(subject, tracker)[0]
+    failed = [result for result in results if result.status == "fail"]
+    if failed:
+        problems = [Problem(result.what, result.where, result.fix, result.id) for result in failed]
+        raise PreflightError.of(problems)
+    passed = sum(result.status == "pass" for result in results)
+    logger.info("preflight (%s): %d checks passed", config.train.preflight, passed)
+
+
+class PreflightError(QwendetError):
+    """A check of the model failed; training has not begun."""
+
+    exit_code = 1
 
 
 def _config_results(config: Config, tracker: Tracker, how: Thoroughness, only: Collection[str]) -> Found:

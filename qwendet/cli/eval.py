@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qwendet import console
-from qwendet.cli.options import FormatOption, SetOption
+from qwendet.cli.options import RecordFormatOption, SetOption
 
 if TYPE_CHECKING:
     from qwendet.evaluation.command import Evaluation
@@ -58,7 +58,7 @@ def evaluate(
             help="Differences to a file of eval --json, infer or train, or to a checkpoint.",
         ),
     ] = None,
-    output_format: FormatOption = "human",
+    output_format: RecordFormatOption = "human",
     settings: SetOption = None,
 ) -> None:
     """Measure a checkpoint on annotated images: COCO metrics, the best score threshold, label by label."""

@@ -14,6 +14,7 @@ from qwendet.errors import ConfigError
 CONFIG_FIX = "give it once: qwendet COMMAND CONFIG, or qwendet COMMAND --config NAME"
 
 OutputFormat = Literal["human", "json", "junit", "github"]
+RecordFormat = Literal["human", "json"]
 
 ConfigArgument = Annotated[
     str | None,
@@ -46,6 +47,7 @@ CheckpointOption = Annotated[
     Path | None,
     typer.Option("--checkpoint", metavar="DIR", help="Compare a saved run with what CONFIG would build."),
 ]
+RecordFormatOption = Annotated[RecordFormat, typer.Option("--format", help="How results are printed.")]
 FormatOption = Annotated[OutputFormat, typer.Option("--format", help="How results are printed.")]
 
 

@@ -68,8 +68,8 @@ def validate(
     console.set_format(output_format)
     from qwendet.checks.config import Thoroughness, exit_code
     from qwendet.checks.preflight import all_ids, run_all_checks
+    from qwendet.checks.scan import available_cores
     from qwendet.config_file import load_config
-    from qwendet.processes import available_cores
 
     if list_ids:
         console.print_lines(all_ids())

@@ -83,6 +83,8 @@ def in_new_process(code: str, repo_root: Path, *words: str, cwd: Path | None = N
         "eval",
         "export",
         "validate-config",
+        "validate-loss",
+        "validate",
         "data",
         "data convert",
         "data split",

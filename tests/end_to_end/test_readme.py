@@ -32,14 +32,18 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_walk__from_init_to_infer(repo_root: Path, shared: Path, tmp_path: Path) -> None:
     walk = commands(repo_root)
-    assert [line[1] for line in walk] == ["init", "validate-config", "train", "infer"]
+    assert [line[1] for line in walk] == ["init", "validate-config", "validate", "train", "infer"]
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "voc").symlink_to(shared / "data" / "bccd" / "BCCD")
     photos = sorted((shared / "data" / "bccd" / "BCCD" / "JPEGImages").glob("*.jpg"))[:2]
     (tmp_path / "photos").mkdir()
     for photo in photos:
         (tmp_path / "photos" / photo.name).write_bytes(photo.read_bytes())
-    extra = {"init": ["--model", "tiny"], "train": [*STEPS, "--set", "train.evaluate=false"]}
+    extra = {
+        "init": ["--model", "tiny"],
+        "validate": ["--no-overfit"],
+        "train": [*STEPS, "--set", "train.evaluate=false"],
+    }
     for line in walk:
         done = run([*line, *extra.get(line[1], [])], tmp_path)
         assert done.returncode == 0, done.stderr

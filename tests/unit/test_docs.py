@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qwendet.checks.config import require_config_checks
+from qwendet.checks.preflight import all_ids
 from qwendet.config_file import load_config
 from qwendet.config_reference import render_reference
 from qwendet.progress import silent
@@ -41,7 +42,9 @@ def test_tiny_example__is_small(repo_root: Path) -> None:
     assert sum(path.stat().st_size for path in files) <= 1_000_000
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/checkpoints.md", "docs/head.md", "docs/losses.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/checkpoints.md", "docs/head.md", "docs/losses.md", "docs/preflight.md"]
+)
 def test_links__lead_somewhere(repo_root: Path, document: str) -> None:
     path = repo_root / document
     links = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
@@ -49,10 +52,15 @@ def test_links__lead_somewhere(repo_root: Path, document: str) -> None:
     assert missing == []
 
 
+def test_preflight__names_every_check(repo_root: Path) -> None:
+    written = (repo_root / "docs" / "preflight.md").read_text(encoding="utf-8")
+    assert [id for id in all_ids() if f"`{id}`" not in written] == []
+
+
 def test_readme__names_every_module(repo_root: Path) -> None:
     readme = (repo_root / "README.md").read_text(encoding="utf-8")
     modules = [path.name for path in (repo_root / "qwendet").glob("*.py") if not path.name.startswith("__")]
-    helpers = {"boxes.py", "errors.py", "files.py", "progress.py", "config_reference.py"}
+    helpers = {"boxes.py", "errors.py", "files.py", "progress.py", "check_formats.py", "config_reference.py"}
     assert [name for name in modules if name not in readme and name not in helpers] == []
 
 
