@@ -70,9 +70,10 @@ def write_model(folder: Path, *, full_size: bool = False, dtype: str = "float32"
 
 def write_photographs(folder: Path, count: int) -> Path:
     """Write a JSONL of the first BCCD training photographs; its ``data.root`` is :data:`PHOTOGRAPHS`."""
-    from qwendet.data.convert import convert_voc
+    from qwendet.data.convert import Conversion, convert_dataset
+    from qwendet.progress import silent
 
-    convert_voc(PHOTOGRAPHS, folder, images="reference")
+    convert_dataset(PHOTOGRAPHS, folder, Conversion(source="voc", images="reference"), silent)
     lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:count]
     if len(lines) < count:
         raise SystemExit(f"{PHOTOGRAPHS} has {len(lines)} training photographs, {count} were asked for")

@@ -200,6 +200,8 @@ class TrainConfig(Section):
     """Optimizer, by the Trainer's name."""
     autocast: Literal["none", "bf16", "fp16"] = "none"
     """Mixed precision of the forward pass, with weights kept in ``model.dtype``."""
+    packing: bool = False
+    """Put the samples of a batch into one row without padding; refused where attention would mix them."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Seed of the head's weights, the data order and the choice of teachers."""
     logging_steps: Count = 10

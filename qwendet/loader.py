@@ -84,12 +84,13 @@ class Bundle:
         """What turns this model's samples into tokens and pixels."""
         return Encoder(self.processor, self.labels, self.config.data)
 
-    def collator(self) -> StandardDataCollator:
+    def collator(self, *, packing: bool = False) -> StandardDataCollator:
         """What turns this model's encoded samples into a batch."""
         return StandardDataCollator(
             self.processor.tokenizer.pad_token_id,
             self.processor.image_processor.merge_size,
             self.encoder().label_tokens(),
+            packing=packing,
         )
 
 

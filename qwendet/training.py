@@ -32,6 +32,7 @@ from qwendet.loader import Bundle, config_of_checkpoint, load, restore
 from qwendet.model.checkpoint import save_checkpoint
 from qwendet.model.losses import Losses, LossManager, step_counts
 from qwendet.model.matching import Targets
+from qwendet.model.packing import require_isolation
 from qwendet.parameter_groups import freeze_groups, parameter_groups
 from qwendet.progress import Tracker, silent
 from qwendet.resume import require_same_run
@@ -78,7 +79,7 @@ class DetectionTrainer(Trainer):
         super().__init__(
             model=bundle.detector,
             args=args,
-            data_collator=bundle.collator(),
+            data_collator=bundle.collator(packing=bundle.config.train.packing),
             train_dataset=train_dataset,
             callbacks=list(callbacks),
         )
@@ -262,6 +263,8 @@ def trainer_of(bundle: Bundle, *, tracker: Tracker = silent) -> DetectionTrainer
         QwendetError: for data or settings that cannot be used.
     """
     config = bundle.config
+    if config.train.packing:
+        require_isolation(bundle.detector)
     freeze_groups(bundle.detector, config.train.group_learning_rates())
     dataset = TrainingSamples(config, bundle.encoder())
     if config.data.on_bad_sample == "skip":

@@ -4,11 +4,18 @@
     row 1   sys img img img img req ANS ANS      positions and attention come from the same mask
 
 Left is the only side: generation continues at the right end, and Flash Attention needs it so.
+
+Packed, the samples of a batch share one row without padding, told apart by their positions:
+
+    row 0   sys img img req ANS ANS sys img img img img req ANS ANS
+            0   1   2   3   4   5   0   1   2   3   4   5   6   7
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,67 +24,123 @@ from torch import Tensor
 
 from qwendet.data.encode import EncodedSample, Span
 from qwendet.data.patch_order import raster_to_flat, raster_to_token
+from qwendet.data.positions import rope_positions
 from qwendet.errors import DataError
 
 IGNORED = -100
 Batch = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where the samples of a batch stand.
+
+    Attributes:
+        shape: rows and tokens of a row.
+        rows: row of each sample.
+        shifts: index in its row of each sample's first token.
+    """
+
+    shape: tuple[int, int]
+    rows: tuple[int, ...]
+    shifts: tuple[int, ...]
+
+    def flat(self, sample: int) -> int:
+        """Index of a sample's first token in the flattened batch."""
+        return self.rows[sample] * self.shape[1] + self.shifts[sample]
+
+    def spread(self, values: Sequence[Tensor], fill: int) -> Tensor:
+        """``(rows, tokens)`` int64 of values ``(tokens,)`` a sample, ``fill`` elsewhere."""
+        spread = torch.full(self.shape, fill, dtype=torch.int64)
+        for row, shift, own in zip(self.rows, self.shifts, values, strict=True):
+            spread[row, shift : shift + len(own)] = own
+        return spread
+
+
+def _padded(lengths: Sequence[int]) -> _Place:
+    """A row each, padded on the left."""
+    longest = max(lengths)
+    return _Place(
+        (len(lengths), longest), tuple(range(len(lengths))), tuple(longest - own for own in lengths)
+    )
+
+
+def _packed(lengths: Sequence[int]) -> _Place:
+    """One row, one after the other."""
+    return _Place((1, sum(lengths)), (0,) * len(lengths), tuple(accumulate([0, *lengths[:-1]])))
+
+
 class StandardDataCollator:
-    """Pads to the longest sample, on the left.
+    """Pads to the longest sample, on the left, or packs samples into one row.
 
     Args:
         pad_token_id: token of the padding.
         merge_size: side of a block of patches that become one image token.
         label_tokens: token ids of each label text, in label order.
+        packing: one row without padding, for training.
     """
 
-    def __init__(self, pad_token_id: int, merge_size: int, label_tokens: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        pad_token_id: int,
+        merge_size: int,
+        label_tokens: Sequence[Sequence[int]],
+        *,
+        packing: bool = False,
+    ) -> None:
         self.pad_token_id = pad_token_id
         self.merge_size = merge_size
+        self.packing = packing
         self.label_input_ids, self.label_attention_mask = _pad_labels(label_tokens, pad_token_id)
 
     def __call__(self, samples: Sequence[EncodedSample]) -> Batch:
         """Collate.
 
         Returns:
-            For B samples padded to L tokens, with N boxes in all, on grids of at most H × W patches:
+            For S samples in B rows of L tokens (S rows, or one row if packed), with N boxes in all, on grids
+            of at most H × W patches:
 
             - ``input_ids``, ``attention_mask``, ``mm_token_type_ids``: ``(B, L)`` int64
+            - ``position_ids``: ``(4, B, L)`` int64, only if packed: the token's index in its sample, by which
+              attention tells samples apart, and its time, row and column
             - ``labels``: ``(B, L)`` int64, -100 outside the assistants' answers
             - ``student_mask``: ``(B, L)`` bool, True at the tokens of the student's answer
-            - ``teacher_assistant_spans``, ``student_assistant_spans``: per sample, half-open ranges
+            - ``teacher_assistant_spans``, ``student_assistant_spans``: per sample, ranges of its row
             - ``teacher_rows``, ``student_rows``: ``(R,)`` int64, the token before each of the answers',
               whose hidden state predicts it, in the flattened ``(B * L)`` sequence
             - ``pixel_values``: ``(patches, dim)`` float32; ``image_grid_thw``: ``(images, 3)``
-            - ``patch_index``: ``(B, H, W)`` int64, row of ``pixel_values`` of the student's patch
-            - ``context_index``: ``(B, H, W)`` int64, its token in the flattened ``(B * L)`` sequence
-            - ``patch_mask``: ``(B, H, W)`` bool, False beyond a sample's own grid
+            - ``patch_index``: ``(S, H, W)`` int64, row of ``pixel_values`` of the student's patch
+            - ``context_index``: ``(S, H, W)`` int64, its token in the flattened ``(B * L)`` sequence
+            - ``patch_mask``: ``(S, H, W)`` bool, False beyond a sample's own grid
             - ``label_input_ids``, ``label_attention_mask``: ``(C, T)`` tokens of the label texts
             - ``target_boxes_cxcywh``: ``(N, 4)``; ``target_label_ids``: ``(N,)``
-            - ``num_boxes``: list of B counts
-            - ``where``: list of B sources, for error messages
+            - ``num_boxes``: list of S counts
+            - ``where``: list of S sources, for error messages
         """
-        length = max(len(sample.input_ids) for sample in samples)
-        pads = [length - len(sample.input_ids) for sample in samples]
-        input_ids = _left_pad([sample.input_ids for sample in samples], length, self.pad_token_id)
-        teacher_spans = [_shift(s.teacher_assistant_spans, pad) for s, pad in zip(samples, pads, strict=True)]
-        student_spans = [_shift(s.student_assistant_spans, pad) for s, pad in zip(samples, pads, strict=True)]
+        lengths = [len(sample.input_ids) for sample in samples]
+        place = _packed(lengths) if self.packing else _padded(lengths)
+        input_ids = place.spread([sample.input_ids for sample in samples], self.pad_token_id)
+        teacher_spans = [
+            _shift(s.teacher_assistant_spans, by) for s, by in zip(samples, place.shifts, strict=True)
+        ]
+        student_spans = [
+            _shift(s.student_assistant_spans, by) for s, by in zip(samples, place.shifts, strict=True)
+        ]
+        student_mask = _mask(place, student_spans)
         return {
             "input_ids": input_ids,
-            "attention_mask": _left_pad([torch.ones_like(s.input_ids) for s in samples], length, 0),
-            "mm_token_type_ids": _left_pad([s.mm_token_type_ids for s in samples], length, 0),
-            "labels": torch.where(
-                _mask(input_ids, teacher_spans) | _mask(input_ids, student_spans), input_ids, IGNORED
-            ),
-            "student_mask": _mask(input_ids, student_spans),
+            "attention_mask": place.spread([torch.ones_like(s.input_ids) for s in samples], 0),
+            "mm_token_type_ids": place.spread([s.mm_token_type_ids for s in samples], 0),
+            **(self._positions(samples) if self.packing else {}),
+            "labels": torch.where(_mask(place, teacher_spans) | student_mask, input_ids, IGNORED),
+            "student_mask": student_mask,
             "teacher_assistant_spans": teacher_spans,
             "student_assistant_spans": student_spans,
-            "teacher_rows": _rows_before(teacher_spans, length),
-            "student_rows": _rows_before(student_spans, length),
+            "teacher_rows": _rows_before(place, teacher_spans),
+            "student_rows": _rows_before(place, student_spans),
             "pixel_values": torch.cat([sample.pixel_values for sample in samples]),
             "image_grid_thw": torch.cat([sample.image_grid_thw for sample in samples]),
-            **self._student_patches(samples, pads, length),
+            **self._student_patches(samples, place),
             "label_input_ids": self.label_input_ids,
             "label_attention_mask": self.label_attention_mask,
             "target_boxes_cxcywh": torch.cat([sample.boxes_cxcywh for sample in samples]),
@@ -86,9 +149,20 @@ class StandardDataCollator:
             "where": [sample.where for sample in samples],
         }
 
-    def _student_patches(
-        self, samples: Sequence[EncodedSample], pads: Sequence[int], length: int
-    ) -> dict[str, Tensor]:
+    def _positions(self, samples: Sequence[EncodedSample]) -> dict[str, Tensor]:
+        """``position_ids`` ``(4, 1, L)`` of packed samples."""
+        positions = [
+            torch.cat(
+                [
+                    torch.arange(len(sample.input_ids))[None],
+                    rope_positions(sample.mm_token_type_ids, sample.image_grid_thw, self.merge_size),
+                ]
+            )
+            for sample in samples
+        ]
+        return {"position_ids": torch.cat(positions, dim=1)[:, None]}
+
+    def _student_patches(self, samples: Sequence[EncodedSample], place: _Place) -> dict[str, Tensor]:
         """Point at the patches and tokens of each student image, in raster order."""
         grids = [sample.image_grid_thw[-1, 1:].tolist() for sample in samples]
         shape = (len(samples), max(rows for rows, _ in grids), max(columns for _, columns in grids))
@@ -99,7 +173,7 @@ class StandardDataCollator:
         for row, (sample, (rows, columns)) in enumerate(zip(samples, grids, strict=True)):
             first_patch += len(sample.pixel_values)
             student_patch = first_patch - rows * columns
-            student_token = row * length + pads[row] + sample.student_image_start
+            student_token = place.flat(row) + sample.student_image_start
             own = np.s_[row, :rows, :columns]
             patch_index[own] = student_patch + raster_to_flat(rows, columns, self.merge_size)
             context_index[own] = student_token + raster_to_token(rows, columns, self.merge_size)
@@ -129,31 +203,25 @@ def require_left_padding(batch: Batch) -> None:
         )
 
 
-def _left_pad(rows: Sequence[Tensor], length: int, value: int) -> Tensor:
-    padded = torch.full((len(rows), length), value, dtype=torch.int64)
-    for target, row in zip(padded, rows, strict=True):
-        target[length - len(row) :] = row
-    return padded
-
-
 def _shift(spans: Sequence[Span], by: int) -> list[Span]:
     return [(start + by, end + by) for start, end in spans]
 
 
-def _mask(input_ids: Tensor, spans: Sequence[Sequence[Span]]) -> Tensor:
-    mask = torch.zeros_like(input_ids, dtype=torch.bool)
-    for row, row_spans in enumerate(spans):
-        for start, end in row_spans:
+def _mask(place: _Place, spans: Sequence[Sequence[Span]]) -> Tensor:
+    mask = torch.zeros(place.shape, dtype=torch.bool)
+    for row, own in zip(place.rows, spans, strict=True):
+        for start, end in own:
             mask[row, start:end] = True
     return mask
 
 
-def _rows_before(spans: Sequence[Sequence[Span]], length: int) -> Tensor:
+def _rows_before(place: _Place, spans: Sequence[Sequence[Span]]) -> Tensor:
     """Flat index of the token before each token of the spans: ``(tokens,)`` int64."""
+    length = place.shape[1]
     flat = [
         torch.arange(row * length + start - 1, row * length + end - 1)
-        for row, row_spans in enumerate(spans)
-        for start, end in row_spans
+        for row, own in zip(place.rows, spans, strict=True)
+        for start, end in own
     ]
     return torch.cat(flat) if flat else torch.zeros(0, dtype=torch.int64)
 

@@ -97,17 +97,28 @@ class Qwen25VLWithDetection(nn.Module):
         embeds = model.get_input_embeddings()(input_ids)
         is_image = (input_ids == self.config.image_token_id)[..., None]
         embeds = embeds.masked_scatter(is_image, image_embeds.to(embeds.dtype))
-        position_ids, _ = model.get_rope_index(
-            input_ids,
-            mm_token_type_ids=batch["mm_token_type_ids"],
-            image_grid_thw=batch["image_grid_thw"],
-            attention_mask=batch["attention_mask"],
-        )
-        outputs = model.language_model(
-            inputs_embeds=embeds,
-            position_ids=position_ids,
-            attention_mask=batch["attention_mask"],
-            use_cache=False,
+        attention_mask, position_ids = batch["attention_mask"], batch.get("position_ids")
+        if position_ids is None:
+            position_ids, _ = model.get_rope_index(
+                input_ids,
+                mm_token_type_ids=batch["mm_token_type_ids"],
+                image_grid_thw=batch["image_grid_thw"],
+                attention_mask=attention_mask,
+            )
+        else:  # packed: samples are told apart by positions only where there is no mask and no cache
+            attention_mask = None
+        return self.hidden_states(embeds, position_ids, attention_mask)
+
+    def hidden_states(self, embeds: Tensor, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """States ``(B, L, text)`` of the language model.
+
+        Args:
+            embeds: ``(B, L, text)``.
+            position_ids: ``(3, B, L)`` time, row and column; ``(4, B, L)`` of packed samples.
+            attention_mask: ``(B, L)``; ``None`` for packed samples.
+        """
+        outputs = self.vlm.model.language_model(
+            inputs_embeds=embeds, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
         )
         hidden: Tensor = outputs.last_hidden_state
         return hidden

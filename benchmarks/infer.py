@@ -1,0 +1,141 @@
+"""Images a second of the head, of text answers, and of plain ``transformers.generate`` beside them.
+
+    python -m benchmarks.infer                   about 5 minutes on two cores, 2 GB
+
+One random checkpoint of the true vocabulary and one set of BCCD photographs from $QWENDET_SHARED (../shared)
+for all. Every text answer has 256 new tokens: the end of turn is not let through, in either way. The ways
+alternate within one process, batch 1 and 8; a ratio is the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.random_model import MAX_PIXELS, PHOTOGRAPHS, write_model, write_photographs
+from benchmarks.report import parser, report
+
+BATCH = 8
+
+
+def predictor_of(folder: Path, new_tokens: int) -> Any:
+    """A predictor on a checkpoint with an untrained head."""
+    from qwendet.config_file import build_config
+    from qwendet.inference import Predictor
+    from qwendet.loader import load
+
+    settings = {
+        "model": {"path": str(write_model(folder / "model")), "dtype": "float32", "device": "cpu"},
+        "data": {
+            "train": str(write_photographs(folder / "data", BATCH)),
+            "root": str(PHOTOGRAPHS),
+            "max_pixels": MAX_PIXELS,
+        },
+        "infer": {"max_new_tokens": new_tokens, "batch_size": BATCH},
+    }
+    bundle = load(build_config(settings, "benchmark"), for_inference=False)
+    never_end(bundle.detector.vlm)
+    return Predictor(bundle)
+
+
+def never_end(vlm: Any) -> None:
+    """Make the end of turn and the padding the least likely tokens: every answer has its full length."""
+    import torch
+
+    untied = torch.nn.Linear(vlm.lm_head.in_features, vlm.lm_head.out_features, bias=True)
+    with torch.no_grad():
+        untied.weight = vlm.lm_head.weight
+        untied.bias.zero_()
+        untied.bias[[vlm.config.text_config.eos_token_id, vlm.config.text_config.pad_token_id]] = -1e9
+    vlm.lm_head = untied
+
+
+def ways_of(predictor: Any, new_tokens: int) -> dict[str, Callable[[list[Any]], int]]:
+    """What is timed: each takes samples in one batch and returns how many tokens it wrote."""
+    import torch
+
+    from qwendet.model.generation import PROMPT_KEYS, generate_answers
+
+    bundle = predictor.bundle
+    vlm, tokenizer = bundle.detector.vlm, bundle.processor.tokenizer
+
+    def batch_of(samples: list[Any]) -> Any:
+        return predictor.collator([predictor.encoder.encode(sample, with_answer=False) for sample in samples])
+
+    def head(samples: list[Any]) -> int:
+        list(predictor.predict(samples, "head"))
+        return 0
+
+    def text(samples: list[Any]) -> int:
+        answers = generate_answers(vlm, tokenizer, batch_of(samples), new_tokens)
+        return sum(len(answer.log_probs) for answer in answers)
+
+    @torch.inference_mode()
+    def generate(samples: list[Any]) -> int:
+        batch = batch_of(samples)
+        inputs = {key: batch[key] for key in PROMPT_KEYS}
+        answers = vlm.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+        tokenizer.batch_decode(answers)
+        return (answers.shape[1] - batch["input_ids"].shape[1]) * len(samples)
+
+    return {"head": head, "text": text, "generate": generate}
+
+
+def measure(
+    ways: dict[str, Callable[[list[Any]], int]], samples: list[Any], new_tokens: int
+) -> dict[str, float]:
+    """Seconds of each way at batch 1 and, where it is asked for, 8."""
+    seconds = {}
+    for way, act in ways.items():
+        for size in (1, BATCH):
+            started = time.perf_counter()
+            written = act(samples[:size])
+            seconds[f"{way}_b{size}"] = (time.perf_counter() - started) / size
+            if way != "head" and written != new_tokens * size:
+                raise SystemExit(f"{way} wrote {written} tokens instead of {new_tokens * size}")
+    return seconds
+
+
+def figures(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """Images a second, and the ratios."""
+    result = {
+        f"{name}_images_per_second": 1 / statistics.median(row[name] for row in rounds) for name in rounds[0]
+    }
+    for name, fast, slow in (
+        ("head_over_text", "head_b1", "text_b1"),
+        ("text_over_generate_b1", "text_b1", "generate_b1"),
+        ("text_over_generate_b8", "text_b8", "generate_b8"),
+        ("text_b8_over_generate_b1", "text_b8", "generate_b1"),
+    ):
+        result[name] = statistics.median(row[slow] / row[fast] for row in rounds)
+    return result
+
+
+def main() -> None:
+    """Load once, run the ways in turn, report."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=3, help="times each way runs (3)")
+    arguments.add_argument("--tokens", type=int, default=256, help="new tokens of each answer (256)")
+    options = arguments.parse_args()
+    from qwendet.data.samples import SampleFile
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        predictor = predictor_of(folder, options.tokens)
+        samples = list(SampleFile(folder / "data" / "photographs.jsonl", PHOTOGRAPHS))
+        ways = ways_of(predictor, options.tokens)
+        measure(ways_of(predictor, 2), samples, 2)  # warm up
+        rounds = []
+        for number in range(1, options.rounds + 1):
+            rounds.append(measure(ways, samples, options.tokens))
+            shown = ", ".join(f"{way} {seconds:.2f} s" for way, seconds in rounds[-1].items())
+            print(f"round {number}, an image: {shown}", flush=True)
+    report(figures(rounds), options.json)
+
+
+if __name__ == "__main__":
+    main()
