@@ -75,6 +75,16 @@ def is_no_box_key(key: str) -> bool:
     return _NO_BOX_KEY.search(key) is not None
 
 
+def is_label_key(key: str) -> bool:
+    """Whether a key is the very name of those that hold labels.
+
+    Example:
+        >>> [is_label_key(key) for key in ("label", "sub_label", "cat")]
+        [True, False, False]
+    """
+    return key in _LABEL_KEYS
+
+
 def is_name(key: str) -> bool:
     """Whether a key names what its box shows, as in ``{"red car": [1, 2, 3, 4]}``.
 
@@ -104,6 +114,8 @@ def name_before(text: str, floor: int, start: int) -> str:
     if text.startswith("([", start):  # a call such as array([…])
         return ""
     line = text[max(floor, start - _LONGEST_NAME) : start].rpartition("\n")[2].rpartition(">")[2]
+    if line.lstrip().startswith("|"):  # a row of a table
+        line = line.strip().strip("|").rpartition("|")[2].strip() + ":"
     name = line.rstrip()
     if name != line and not name.endswith((":", "：")):
         return ""
@@ -138,6 +150,8 @@ def pair_labels(starts: Sequence[int], texts: Sequence[LabelText]) -> list[str]:
         return [""] * len(starts)
     labels = [text for rank, text in ranked if rank == best]
     places = [text.start for text in labels]
+    if len(labels) == len(starts) and (places[-1] < starts[0] or places[0] > starts[-1]):
+        return [text.value for text in labels]  # a list of names beside a list of boxes
     label_first = places[0] < starts[0]
     indices = [bisect_left(places, start) - label_first for start in starts]
     return [labels[min(index, len(labels) - 1)].value for index in indices]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from qwendet.data.answer_boxes import BoxTally, ListFrame, ObjectFrame
-from qwendet.data.answer_names import LabelText, is_box_key, is_no_box_key, name_before
+from qwendet.data.answer_names import LabelText, is_box_key, is_label_key, is_no_box_key, name_before
 from qwendet.data.answer_tokens import Token, as_number, next_token, numbers_in
 
 # Answers nest three or four brackets; deeper ones are noise, of which the outermost is forgotten.
@@ -66,7 +66,8 @@ class AnswerReader:
             case "close_list":
                 self._close_bracket(token.end)
             case "comma":
-                self._end_value()
+                if not self._awaits_box():
+                    self._end_value()
             case "key":
                 self._take_key(token)
             case "number":
@@ -104,6 +105,11 @@ class AnswerReader:
             return top.promised
         return top is not None and is_box_key(top.key)
 
+    def _awaits_box(self) -> bool:
+        """Whether a key promised a box, of which nothing has come yet."""
+        top = self._top()
+        return isinstance(top, ObjectFrame) and is_box_key(top.key)
+
     def _push(self, frame: ObjectFrame | ListFrame) -> None:
         top, owner = self._top(), self._owner()
         frame.skipped = (top is not None and top.skipped) or (owner is not None and is_no_box_key(owner.key))
@@ -122,6 +128,9 @@ class AnswerReader:
 
     def _open_list(self, token: Token) -> None:
         top, name = self._top(), ""
+        if isinstance(top, ListFrame) and top.promised and len(top.numbers) == 4 and not top.tag:
+            self._close_list(token.start)  # its closing bracket is missing
+            top = self._top()
         if isinstance(top, ListFrame):
             name = top.name
         elif top is None:
@@ -146,7 +155,10 @@ class AnswerReader:
         self._outside_from = token.end
 
     def _take_key(self, token: Token) -> None:
-        while isinstance(top := self._top(), ListFrame) and top.owner and (top.numbers or top.tag):
+        while isinstance(top := self._top(), ListFrame) and top.owner:
+            is_done = top.numbers or top.tag or (top.promised and top.owner.settled)
+            if not is_done:
+                break
             self._close_list(token.start)
         if isinstance(top, ListFrame):
             top = ObjectFrame(token.start, under=top.owner.key if top.owner else "", implied=True)
@@ -171,13 +183,16 @@ class AnswerReader:
         if isinstance(top, ListFrame):
             top.worded = top.worded or token.kind == "word"
             top.name = token.value if token.kind == "string" else top.name
+        elif top is not None and not top.key and is_label_key(token.value):  # its colon is missing
+            top.key = token.value
+            return
         if owner is not None and owner.key:
             owner.texts.append(LabelText(token.start, owner.key, token.value))
         self._end_value()
 
     def _take_written_numbers(self, token: Token) -> None:
         numbers, top = numbers_in(token.value), self._top()
-        if len(numbers) == 1 and isinstance(top, ListFrame):  # ["1", "2", "3", "4"]
+        if isinstance(top, ListFrame) and (len(numbers) == 1 or top.numbers):  # ["1", "2", "3", "4"]
             top.numbers += numbers
             return
         self._push(ListFrame(token.start, self._owner(), "", promised=True, numbers=numbers))
@@ -235,7 +250,7 @@ class AnswerReader:
                 frame.owner.settled = True
         elif isinstance(parent, ListFrame) and _is_corner(frame, parent):
             parent.numbers += frame.numbers
-            parent.worded = parent.worded or len(frame.numbers) != 2
+            parent.worded = parent.worded or (parent.tag and len(frame.numbers) != 2)
         elif len(frame.numbers) == 2 and parent is None and self.text[frame.start] == "(":
             self._take_pair(frame, end)
         else:
@@ -293,4 +308,5 @@ class AnswerReader:
 def _is_corner(frame: ListFrame, parent: ListFrame) -> bool:
     """Whether a list is part of the box that its parent is; a box token makes one even of broken parts."""
     count = len(frame.numbers)
-    return parent.promised and (count == 2 or (parent.tag and count not in {0, 4}))
+    is_stray = 0 < len(parent.numbers) < 4 and 0 < count < 4  # a bracket in the middle of the numbers
+    return parent.promised and (count == 2 or is_stray or (parent.tag and count not in {0, 4}))

@@ -65,17 +65,28 @@ _NUMERAL = r"""
 """
 # A quote closes a string only before what may follow one, so that `24" monitor` and 'man's hat' stay
 # whole. A string whose quote is missing ends with its line, or where the next key stands.
-_CLOSING = r"""(?P=quote)(?=\s*+(?:[,:：;}\])]|\Z)|[ \t]*+[\r\n]|\s++\\?["'])"""
+_CLOSING = r"""(?P=quote)(?=\s*+(?:[,:：=;}\])]|\Z)|[ \t]*+[\r\n]|\s++\\?["'])"""
 _NEXT_KEY = r"""(?:[,{\[]\s*+)?(?:"|(?P=quote))[\w\ ]{1,40}+\\?["']\s*+[:：]"""
+# A key that lost a quote or its colon, or has a stray mark. It is told from a text that holds a box by what
+# is before it, and by a name that promises a box, or by the quote of its own value.
+_BOX_NAME = r"(?:bounding[\ _-]?)?b?box(?:es)?(?:[\ _-]?(?:2d|xyxy))?(?!\w)"
+_DAMAGED_KEY = rf"""
+    (?<![:：=])(?<![:：=]\s)(?!(?:\\?"{_BOX_NAME}\\?"|\\?'{_BOX_NAME}\\?'|{_BOX_NAME})\s*+[:：])
+    \\?["']?(?P<box_name>{_BOX_NAME})
+    (?:[\\"'{{}}\]),:：=\s]|[\[(](?=\s*[:：=]|\s+[\[(])){{0,6}}?(?=[\[(]\s*+[-+.\d])
+"""
+_CUT_KEY = r"""(?<![:：=])(?<![:：=]\s)\\?["'](?P<cut_name>[a-z]\w{0,30}+)\s*+[:：]\s*+(?=\\?["']\w)"""
 _INSIDE = re.compile(
     rf"""{_MARKS}
+  | (?P<damaged_key>{_DAMAGED_KEY})
+  | (?P<cut_key>{_CUT_KEY})
   | (?P<close_object>\}})
   | (?P<close_list>[\])])
   | (?P<comma>[,，])
   | (?P<number>{_NUMERAL})
   | (?P<string>(?P<quote>\\?["'])
         (?P<body>(?:[^\\\r\n"',{{\[]++|(?!{_CLOSING}|{_NEXT_KEY})(?:["',{{\[]|\\[^\r\n]))*+)
-        (?P<closed>(?P=quote)(?P<colon>\s*+[:：])?)?)
+        (?P<closed>(?P=quote)(?P<colon>\s*+[:：=])?)?)
   | (?P<word>\w[^\r\n,，:：{{}}\[\]()<`]*+(?P<word_colon>[:：])?)
     """,
     re.VERBOSE | re.IGNORECASE,
@@ -116,12 +127,14 @@ def next_token(text: str, position: int, inside: bool) -> Token | None:
         return _string_token(match, start, end)
     if kind == "word":
         return _word_token(match, start, end)
+    if kind in ("damaged_key", "cut_key"):
+        return Token("key", start, end, match["box_name"] or match["cut_name"])
     value_group = _VALUE_GROUPS.get(kind)
     return Token(cast(Kind, kind), start, end, match[value_group] if value_group else "")
 
 
 def _word_token(match: re.Match[str], start: int, end: int) -> Token:
-    value = match[0].rstrip(":： ").strip("\"'")
+    value = match[0].rstrip(":： ").strip("\"'“”‘’")
     return Token("key" if match["word_colon"] else "word", start, end, value)
 
 

@@ -99,6 +99,27 @@ WRITINGS = {
     "QwenVL HTML": ('<p data-bbox="1 2 3 4">x</p><img data-bbox="5 6 7 8"/>', ["", ""]),
     "fences": ('```json\n[{"bbox_2d": [1,2,3,4]}]\n```\nand ```[[5,6,7,8]]```', ["", ""]),
     "thinking": ("<think>[9,9,10,10]?</think><answer>[[1,2,3,4],[5,6,7,8]]</answer>", ["", ""]),
+    "key without end quote": (
+        '[{"bbox_2d: [1,2,3,4], "label": "a"}, {"box [5,6,7,8], "label: "b"}]',
+        ["a", "b"],
+    ),
+    "key without colon": ('[{"bbox_2d" [1,2,3,4], "label" "a"}, {box [5,6,7,8], "label": "b"}]', ["a", "b"]),
+    "key with stray marks": ('[{"bbox_2d}: [1,2,3,4], "label": "a"}, {"box"[ [5,6,7,8]}]', ["a", ""]),
+    "key without value": (
+        '[{"bbox_2d": ,1,2,3,4], "label": "a"}, {"box": [5,6[7,8], "label": "b"}]',
+        ["a", "b"],
+    ),
+    "equals": ('[{"bbox_2d"=[1,2,3,4], "label"="a"}, {"box" = [5,6,7,8], "label" = "b"}]', ["a", "b"]),
+    "typographic": (
+        "[{“bbox_2d”: [1，2，3，4]， “label”： “a”}, {“box”: [5, 6, 7, 8], “label”: “b”}]",
+        ["a", "b"],
+    ),
+    "lists side by side": ('{"labels": ["a", "b"], "bboxes": [[1,2,3,4], [5,6,7,8]]}', ["a", "b"]),
+    "lists, names last": ('{"bboxes": [[1,2,3,4], [5,6,7,8]], "labels": ["a", "b"]}', ["a", "b"]),
+    "table": (
+        "| no | what | box |\n|---|---|---|\n| 1 | red car | [1,2,3,4] |\n| 2 | b | [5,6,7,8] |",
+        ["red car", "b"],
+    ),
     "template": ('[{"bbox_2d": [x1, y1, x2, y2]}]\nassistant\n[[1,2,3,4],[5,6,7,8]]', ["", ""]),
 }
 
@@ -230,7 +251,20 @@ def test_parse_answer__ranges_of_an_object_with_several_boxes_are_the_boxes_own(
 
 @pytest.mark.parametrize(
     "unit",
-    ["[", "{", '"', "[{", '["', '[\\"', "[ '", '{"a":', "[(1,2),", "<box>", "[9", "car[[1,2,3,4]]"],
+    ["[", "{", '"', "[{", '["', '[\\"', "[ '", '{"a":', "[(1,2),", "<box>", "[9", "car[[1,2,3,4]]"]
+    + [
+        '{"box',
+        "{box ",
+        '["box"[ ',
+        '{"a: ',
+        '"label" ',
+        "| a ",
+        "[1,2,3,4[",
+        '{"box":,',
+        "[1,[",
+        "(1,2",
+        "[[1],",
+    ],
 )
 def test_parse_answer__a_megabyte_of_noise_ends(unit: str) -> None:
     # Seconds if the time grows with the length; hours if it grows with its square.
