@@ -15,6 +15,7 @@ from torch import Tensor
 from qwendet import training
 from qwendet.data import collate, encode
 from qwendet.data.collate import IGNORED, Batch, StandardDataCollator
+from qwendet.data.resize import rescale_xyxy
 from qwendet.model import detector as detector_module
 from qwendet.model import losses as losses_module
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
@@ -212,12 +213,12 @@ def read(*, with_mask: bool, one_dimensional: bool) -> Callable[..., Tensor]:
 
 def seeing(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Plant:
     """Change patches and image tokens behind the vision tower."""
-    sound = Qwen25VLWithDetection._see
+    sound = Qwen25VLWithDetection.see
 
     def see(self: Qwen25VLWithDetection, pixel_values: Tensor, image_grid_thw: Tensor) -> Any:
         return change(*sound(self, pixel_values, image_grid_thw))
 
-    return replacing(Qwen25VLWithDetection, "_see", see)
+    return replacing(Qwen25VLWithDetection, "see", see)
 
 
 def context_detached(plant_on: pytest.MonkeyPatch) -> None:
@@ -553,6 +554,21 @@ BUGS = [
         "loss.tokens",
         ("differ from the published model's",),
         replacing(Qwen25VLWithDetection, "_read", read(with_mask=True, one_dimensional=True)),
+    ),
+    # Prompts and boxes
+    Bug(
+        "the prompt of inference lacks the last line break",
+        "loss.prompt",
+        ("the prompt that inference sends differs",),
+        encoded(
+            lambda sample: {} if sample.student_assistant_spans else {"input_ids": sample.input_ids[:-1]}
+        ),
+    ),
+    Bug(
+        "x and y swapped in answers",
+        "loss.boxes",
+        ("pixels of the model's image off",),
+        replacing(encode, "rescale_xyxy", lambda *frames: rescale_xyxy(*frames)[:, [1, 0, 3, 2]]),
     ),
     # The head's image and targets
     Bug(

@@ -1,0 +1,48 @@
+"""The quick part of ``validate``, which stands before training."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from qwendet import training
+from qwendet.checks.preflight import PreflightError, all_ids, require_known, require_preflight
+from qwendet.config import Config
+from qwendet.errors import ConfigError
+from qwendet.loader import Bundle
+from qwendet.progress import silent
+
+
+def with_preflight(bundle: Bundle, preflight: str) -> Bundle:
+    config: Config = bundle.config
+    train = config.train.model_copy(update={"preflight": preflight})
+    return Bundle(bundle.detector, bundle.processor, config.model_copy(update={"train": train}))
+
+
+def test_quick__passes_a_sound_model_and_refuses_a_frozen_one(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_preflight(with_preflight(bundle, "quick"), silent)
+    monkeypatch.setattr(training, "freeze_groups", lambda detector, rates: detector.requires_grad_(False))
+    try:
+        with pytest.raises(PreflightError) as caught:
+            require_preflight(with_preflight(bundle, "quick"), silent)
+    finally:
+        bundle.detector.requires_grad_(True)
+    assert caught.value.exit_code == 1
+    assert {"loss.optimizer"} <= {problem.id for problem in caught.value.problems}
+
+
+def test_off__is_printed(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="qwendet"):
+        require_preflight(with_preflight(bundle, "off"), silent)
+    assert "train.preflight is off" in caplog.text
+
+
+def test_ids__are_unique_and_unknown_ones_refused() -> None:
+    ids = all_ids()
+    assert len(ids) == len(set(ids))
+    with pytest.raises(ConfigError, match=r"did you mean loss\.labels") as caught:
+        require_known(["loss.label"], ids)
+    assert caught.value.exit_code == 2
