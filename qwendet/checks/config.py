@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwendet.checks import frames, overlap, settings, survey
+from qwendet.checks.census import Scan
 from qwendet.checks.result import Result, Table
 from qwendet.checks.runner import Findings
 from qwendet.checks.samples import RULES, Split
-from qwendet.checks.scan import CUT, OPEN, PARSE, PASS_IDS, Depth, Scan, scan_files
+from qwendet.checks.scan import CUT, OPEN, PARSE, PASS_IDS, Depth, scan_files
 from qwendet.checks.summary import summary_tables
 from qwendet.checks.survey import Check, Survey
 from qwendet.config import Config

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qwendet.checks.scan import BOX_COLUMNS, Scan
+from qwendet.checks.census import BOX_COLUMNS, Scan
 from qwendet.checks.survey import Check, Survey
 from qwendet.errors import Problem
 

@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from qwendet.checks.census import Scan, SeenImage
 from qwendet.checks.samples import Split
-from qwendet.checks.scan import Scan, SeenImage
 from qwendet.checks.survey import Check, Survey
 from qwendet.errors import Problem
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from qwendet.charts import save_bars, save_heat_map, save_histogram
+from qwendet.checks.census import Scan
 from qwendet.checks.frames import Floats, box_table
 from qwendet.checks.samples import Split
-from qwendet.checks.scan import Scan
 
 MOST_BOXES = 30
 SIZE_EDGES_PX = (0, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 1024)

@@ -14,17 +14,17 @@ import hashlib
 import json
 import os
 import zlib
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from qwendet.checks.census import LabelUse, Scan, SeenImage
 from qwendet.checks.runner import Findings
 from qwendet.checks.samples import RULES, Split, Visit, is_counted
 from qwendet.config import Config
@@ -49,116 +49,8 @@ LEFT_OUT = "left out (data.on_bad_sample: skip)"
 PIECE_SAMPLES = 256
 FEW_SAMPLES = 2000
 """Up to so many are checked faster than worker processes start."""
-BOX_COLUMNS = 7
 
 Depth = Literal["none", "header", "full"]
-
-
-class SeenImage(NamedTuple):
-    """A use of an image.
-
-    Attributes:
-        line: of the sample.
-        image: path as written.
-        path: path of the file.
-        file_id: device and inode, or the path where the image was not opened.
-        num_bytes: size of the file; 0 where it was not opened.
-        size: displayed width and height in pixels; None if unknown.
-        is_demonstration: it stands in front of the image that is asked about.
-        answer: a number that differs where the objects differ.
-    """
-
-    line: int
-    image: str
-    path: str
-    file_id: object
-    num_bytes: int
-    size: tuple[int, int] | None
-    is_demonstration: bool
-    answer: int
-
-
-@dataclass
-class LabelUse:
-    """Where a label was first seen, and how many boxes of student turns have it."""
-
-    where: str
-    num_boxes: int = 0
-
-
-@dataclass
-class Scan:
-    """What one pass over a sample file saw.
-
-    Attributes:
-        path: the file.
-        num_samples: samples in it, broken ones included.
-        num_parsed: those that can be read.
-        num_usable: those that no finding of ``LEAVES_OUT`` speaks against.
-        num_boxes: boxes to be trained on, of student turns.
-        num_negatives: student turns without boxes.
-        num_with_teachers: samples with demonstrations of their own.
-        labels: each label, in the order seen.
-        images: each use of an image.
-        boxes: x1, y1, x2, y2 as written, width and height of the image (0 if unknown) and line of each box of
-            student turns, also of lines that are no sample.
-        lines: first line of each different sample text, by its digest.
-        repeated: lines that repeat an earlier one, and that one.
-        num_absent: images without a file.
-        num_forbidden: images that may not be read.
-        first_absent: what was said of the first of these.
-    """
-
-    path: Path
-    num_samples: int = 0
-    num_parsed: int = 0
-    num_usable: int = 0
-    num_boxes: int = 0
-    num_negatives: int = 0
-    num_with_teachers: int = 0
-    labels: dict[str, LabelUse] = field(default_factory=dict)
-    images: list[SeenImage] = field(default_factory=list)
-    boxes: array[float] = field(default_factory=lambda: array("f"))
-    lines: dict[bytes, int] = field(default_factory=dict)
-    repeated: list[tuple[int, int]] = field(default_factory=list)
-    num_absent: int = 0
-    num_forbidden: int = 0
-    first_absent: Problem | None = None
-
-    def where(self, line: int) -> str:
-        """File and line."""
-        return f"{self.path}:{line}"
-
-    def add(self, other: Scan) -> None:
-        """Take in what was seen of the next piece of the file."""
-        for name in _COUNTS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for label, use in other.labels.items():
-            self.labels.setdefault(label, LabelUse(use.where)).num_boxes += use.num_boxes
-        self.images += other.images
-        self.boxes.extend(other.boxes)
-        for digest, line in other.lines.items():
-            self.add_line(digest, line)
-        self.repeated += other.repeated
-        self.first_absent = self.first_absent or other.first_absent
-
-    def add_line(self, digest: bytes, line: int) -> None:
-        """Note a sample's text; that of a repeated one is noted as such."""
-        first = self.lines.setdefault(digest, line)
-        if first != line:
-            self.repeated.append((line, first))
-
-
-_COUNTS = (
-    "num_samples",
-    "num_parsed",
-    "num_usable",
-    "num_boxes",
-    "num_negatives",
-    "num_with_teachers",
-    "num_absent",
-    "num_forbidden",
-)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from qwendet.checks.census import Scan
 from qwendet.checks.frames import box_table
 from qwendet.checks.result import Table
 from qwendet.checks.samples import Split
-from qwendet.checks.scan import Scan
 
 SMALL_PX, LARGE_PX = 32, 96
 """Sides of squares whose areas part small, medium and large boxes, as COCO does."""

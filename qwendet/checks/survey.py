@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from qwendet.checks.census import Scan
 from qwendet.checks.lookalikes import lookalikes, nearest_lookalike
 from qwendet.checks.samples import Split
-from qwendet.checks.scan import Scan
 from qwendet.config import Config
 from qwendet.errors import Problem
 

@@ -1,0 +1,119 @@
+"""What one pass over a sample file saw: counts, labels, images and boxes as numbers."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from qwendet.errors import Problem
+
+BOX_COLUMNS = 7
+
+
+class SeenImage(NamedTuple):
+    """A use of an image.
+
+    Attributes:
+        line: of the sample.
+        image: path as written.
+        path: path of the file.
+        file_id: device and inode, or the path where the image was not opened.
+        num_bytes: size of the file; 0 where it was not opened.
+        size: displayed width and height in pixels; None if unknown.
+        is_demonstration: it stands in front of the image that is asked about.
+        answer: a number that differs where the objects differ.
+    """
+
+    line: int
+    image: str
+    path: str
+    file_id: object
+    num_bytes: int
+    size: tuple[int, int] | None
+    is_demonstration: bool
+    answer: int
+
+
+@dataclass
+class LabelUse:
+    """Where a label was first seen, and how many boxes of student turns have it."""
+
+    where: str
+    num_boxes: int = 0
+
+
+@dataclass
+class Scan:
+    """What one pass over a sample file saw.
+
+    Attributes:
+        path: the file.
+        num_samples: samples in it, broken ones included.
+        num_parsed: those that can be read.
+        num_usable: those that no finding of ``LEAVES_OUT`` speaks against.
+        num_boxes: boxes to be trained on, of student turns.
+        num_negatives: student turns without boxes.
+        num_with_teachers: samples with demonstrations of their own.
+        labels: each label, in the order seen.
+        images: each use of an image.
+        boxes: x1, y1, x2, y2 as written, width and height of the image (0 if unknown) and line of each box of
+            student turns, also of lines that are no sample.
+        lines: first line of each different sample text, by its digest.
+        repeated: lines that repeat an earlier one, and that one.
+        num_absent: images without a file.
+        num_forbidden: images that may not be read.
+        first_absent: what was said of the first of these.
+    """
+
+    path: Path
+    num_samples: int = 0
+    num_parsed: int = 0
+    num_usable: int = 0
+    num_boxes: int = 0
+    num_negatives: int = 0
+    num_with_teachers: int = 0
+    labels: dict[str, LabelUse] = field(default_factory=dict)
+    images: list[SeenImage] = field(default_factory=list)
+    boxes: array[float] = field(default_factory=lambda: array("f"))
+    lines: dict[bytes, int] = field(default_factory=dict)
+    repeated: list[tuple[int, int]] = field(default_factory=list)
+    num_absent: int = 0
+    num_forbidden: int = 0
+    first_absent: Problem | None = None
+
+    def where(self, line: int) -> str:
+        """File and line."""
+        return f"{self.path}:{line}"
+
+    def add(self, other: Scan) -> None:
+        """Take in what was seen of the next piece of the file."""
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for label, use in other.labels.items():
+            self.labels.setdefault(label, LabelUse(use.where)).num_boxes += use.num_boxes
+        self.images += other.images
+        self.boxes.extend(other.boxes)
+        for digest, line in other.lines.items():
+            self.add_line(digest, line)
+        self.repeated += other.repeated
+        self.first_absent = self.first_absent or other.first_absent
+
+    def add_line(self, digest: bytes, line: int) -> None:
+        """Note a sample's text; that of a repeated one is noted as such."""
+        first = self.lines.setdefault(digest, line)
+        if first != line:
+            self.repeated.append((line, first))
+
+
+_COUNTS = (
+    "num_samples",
+    "num_parsed",
+    "num_usable",
+    "num_boxes",
+    "num_negatives",
+    "num_with_teachers",
+    "num_absent",
+    "num_forbidden",
+)
