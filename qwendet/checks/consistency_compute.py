@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -200,7 +201,7 @@ def generation(subject: Subject) -> Verdict:
     """Greedy generation with the cache says, token for token, what training would find likeliest."""
     shown, trace = serving(subject), forced(subject)
     hidden, lengths = hidden_of(trace), [len(prompt) for prompt in prompts_of(shown)]
-    problems = list(_fed_back(shown))
+    problems = list(_fed_back(shown, exact_pair(subject).served.processor.tokenizer))
     for row, states in enumerate(hidden):
         answer, where = shown.generated[row], shown.samples[row].where
         logits = token_logits(exact_pair(subject).trained, states[lengths[row] - 1 : -1])
@@ -214,15 +215,17 @@ def generation(subject: Subject) -> Verdict:
     return Verdict(f"{steps} greedy tokens with the cache are the teacher-forced likeliest", tuple(problems))
 
 
-def _fed_back(shown: Serving) -> Iterator[Problem]:
-    """Each step continues with the token that was likeliest."""
-    for row, answer in enumerate(shown.generated):
+def _fed_back(shown: Serving, tokenizer: Any) -> Iterator[Problem]:
+    """Each step continues with the token that was likeliest, and behind the end of turn with padding."""
+    for row, likeliest in enumerate(shown.generated):
+        rest = len(shown.trace.prompts) - len(likeliest)
+        answer = [*likeliest, *[tokenizer.pad_token_id] * rest]
         fed = [int(step["input_ids"][row, -1]) for step in shown.trace.prompts[1:]]
         wrong = [at for at, (own, token) in enumerate(zip(fed, answer, strict=False)) if own != token]
         if wrong:
             at = wrong[0]
             yield Problem(
-                f"step {at} chose token {fed[at]}, though {answer[at]} was likeliest",
+                f"step {at} chose token {fed[at]}, though {answer[at]} was likeliest, or due behind the end",
                 shown.samples[row].where,
                 "generate greedily: no sampling, no repetition penalty",
             )

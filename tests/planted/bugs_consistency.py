@@ -384,6 +384,12 @@ def scale_images_at_inference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "generate_answers", answers)
 
 
+def endless(**settings: Any) -> GenerationConfig:
+    """Stop at padding alone."""
+    end = {"eos_token_id": settings["pad_token_id"]} if settings else {}
+    return GenerationConfig(**settings | end)
+
+
 def eager_without_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain attention forgets its mask, as a hand-written replacement may."""
     sound = modeling_qwen2_5_vl.eager_attention_forward
@@ -453,6 +459,12 @@ COMPUTE_BUGS = [
         "consistency.compute.generation",
         ("was likeliest",),
         replacing(generation, "GenerationConfig", partial(GenerationConfig, repetition_penalty=3.0)),
+    ),
+    Bug(
+        "generation goes on behind the end of turn",
+        "consistency.compute.generation",
+        ("due behind the end",),
+        replacing(generation, "GenerationConfig", endless),
     ),
     Bug(
         "attention without its mask",
