@@ -17,6 +17,7 @@ WINDOW = 1 << 20
 """Characters read at a time."""
 MAX_VALUE = 1 << 26
 """Characters of one element; more is a broken file, whose end would otherwise be looked for in memory."""
+AFTER_VALUE = frozenset(",:]} \t\r\n")
 FIX = "write the file again: it is broken there"
 
 
@@ -130,7 +131,8 @@ class _Window:
             except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
                 raise self.error(f"expected JSON ({error})", within) from error
             else:
-                if end < len(self._text) or self._is_last:  # a number might go on
+                is_whole = self._text[end : end + 1] in AFTER_VALUE
+                if is_whole or self._is_last:  # a number might go on
                     self._at = end
                     return value
             self._read_on()
