@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from qwendet.data.convert import Conversion, ConversionReport, convert_dataset
+from qwendet.data.formats import detect_format
 from qwendet.data.placing import Placement
 from qwendet.data.records import Record
 from qwendet.data.voc import open_voc
@@ -337,3 +339,58 @@ def test_read_voc__only_data_errors(tmp_path_factory: pytest.TempPathFactory, ju
     voc.add("a", voc_object((number, 0, 40, 40), name=junk))
     for record in read_voc(voc.folder):
         assert all(0 <= found.bbox_2d[0] < 40 for found in record.sample.student.objects)
+
+
+# Layouts
+
+
+def places(folder: Path) -> list[tuple[str, str, str]]:
+    return [(record.split, record.sample.student.image, record.name) for record in read_voc(folder)]
+
+
+def flat(folder: Path, *stems: str) -> Path:
+    """XML beside the images."""
+    folder.mkdir(parents=True)
+    for stem in stems:
+        Image.new("RGB", (WIDTH, HEIGHT)).save(folder / f"{stem}.jpg")
+        (folder / f"{stem}.XML").write_text(voc_xml(), encoding="utf-8")
+    return folder
+
+
+def test_layout__beside_the_images(tmp_path: Path) -> None:
+    assert places(flat(tmp_path / "data", "a", "b")) == [("all", "a.jpg", "a.jpg"), ("all", "b.jpg", "b.jpg")]
+    assert detect_format(tmp_path / "data") == "voc"
+
+
+def test_layout__a_folder_a_split(tmp_path: Path) -> None:
+    for name in ("train", "valid"):
+        flat(tmp_path / name, "a")
+    assert places(tmp_path) == [("train", "train/a.jpg", "a.jpg"), ("val", "valid/a.jpg", "a.jpg")]
+
+
+def test_layout__lower_case_and_images(voc: Voc) -> None:
+    voc.add("a")
+    (voc.folder / "Annotations").rename(voc.folder / "annotations")
+    (voc.folder / "JPEGImages").rename(voc.folder / "images")
+    assert places(voc.folder) == [("all", "images/a.jpg", "a.jpg")]
+
+
+def test_layout__images_elsewhere(voc: Voc, tmp_path: Path) -> None:
+    voc.add("a")
+    (voc.folder / "JPEGImages").rename(tmp_path / "photos")
+    (record,) = (item for item in open_voc(voc.folder, tmp_path / "photos").items if isinstance(item, Record))
+    assert record.sample.student.image == "a.jpg"
+
+
+def test_layout__images_not_there_but_not_needed(voc: Voc) -> None:
+    voc.add("a", xml=voc_xml(filename="other.png"))
+    shutil.rmtree(voc.folder / "JPEGImages")
+    (record,) = (item for item in open_voc(voc.folder, may_be_absent=True).items if isinstance(item, Record))
+    assert record.sample.student.image == "JPEGImages/a.png"
+    assert [finding.kind for finding in record.findings] == ["renamed", "absent"]
+
+
+def test_crowd__is_read_as_it_is_written(voc: Voc) -> None:
+    voc.add("a", voc_object((1, 2, 3, 4), extra="<crowd>1</crowd>"))
+    (record,) = read_voc(voc.folder)
+    assert record.sample.student.objects[0].crowd
