@@ -233,10 +233,16 @@ def _box(entry: Mapping[str, Any], where: str) -> tuple[Box, int]:
     if bbox is None or bbox == []:
         return _from_segmentation(entry.get("segmentation"), where), DERIVED
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
-        raise DataError(f"bbox: expected [x, y, width, height], got {bbox!r:.80}", where, "correct it")
+        raise DataError(
+            f"bbox: expected [x, y, width, height], got {bbox!r:.80}", where, "write four finite numbers"
+        )
     x, y, width, height = bbox
     if width < 0 or height < 0:
-        raise DataError(f"bbox: expected width and height of at least 0, got {bbox!r}", where, "correct it")
+        raise DataError(
+            f"bbox: expected width and height of at least 0, got {bbox!r}",
+            where,
+            "x and y are those of the upper left corner",
+        )
     return (x, y, round(x + width, DECIMALS), round(y + height, DECIMALS)), 0
 
 

@@ -43,7 +43,15 @@ def test_tiny_example__is_small(repo_root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/checkpoints.md", "docs/head.md", "docs/losses.md", "docs/preflight.md"]
+    "document",
+    [
+        "README.md",
+        "docs/checkpoints.md",
+        "docs/data.md",
+        "docs/head.md",
+        "docs/losses.md",
+        "docs/preflight.md",
+    ],
 )
 def test_links__lead_somewhere(repo_root: Path, document: str) -> None:
     path = repo_root / document
