@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -20,19 +20,17 @@ from typing import Literal
 import torch
 
 from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
-from qwendet.config import Config
 from qwendet.config_file import override_config
 from qwendet.data.answer_facts import AnswerFacts, answer_facts
 from qwendet.data.answer_grammar import AnswerGrammar
 from qwendet.data.answers import ParsedObject, parse_answer
 from qwendet.data.collate import Batch, require_left_padding
-from qwendet.data.dataset import open_samples, teacher_pool
 from qwendet.data.encode import EncodedSample
-from qwendet.data.images import IMAGE_SUFFIXES, image_size, open_image
+from qwendet.data.images import open_image
+from qwendet.data.inputs import collect_samples, sample_of_image, with_teachers
 from qwendet.data.resize import model_image_size, rescale_xyxy
-from qwendet.data.samples import Sample, SampleFile, Turn
-from qwendet.data.teachers import choose_teachers
-from qwendet.errors import ConfigError, DataError, Problem
+from qwendet.data.samples import Sample
+from qwendet.errors import ConfigError
 from qwendet.files import atomic_file
 from qwendet.loader import Bundle, config_of_checkpoint, load, require_as_trained
 from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary
@@ -274,11 +272,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
 
 
-def sample_of_image(path: Path) -> Sample:
-    """A question about an image file; its folder is the root."""
-    return Sample(Turn(image=path.name, objects=(), root=path.parent), where=str(path))
-
-
 # The command
 
 
@@ -357,52 +350,6 @@ def infer(
         output=output,
         lines=[] if output is not None else [prediction.to_json() for prediction in predictions],
     )
-
-
-def collect_samples(inputs: Sequence[Path]) -> list[Sample]:
-    """The samples of images, folders and JSONL files, each image looked at as far as its header.
-
-    Raises:
-        DataError: naming every input that cannot be used.
-    """
-    samples = [sample for path in inputs for sample in _samples_of(path)]
-    problems: list[Problem] = []
-    for sample in samples:
-        for turn in (*sample.teachers, sample.student):
-            try:
-                image_size(turn.image, turn.root, sample.where)
-            except DataError as error:
-                problems += error.problems
-    if problems:
-        raise DataError.of(problems)
-    return samples
-
-
-def _samples_of(path: Path) -> Iterable[Sample]:
-    if path.is_dir():
-        images = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not images:
-            raise DataError(
-                "the folder holds no images", str(path), "give a folder of images or a JSONL file"
-            )
-        return [Sample(Turn(str(file.relative_to(path)), (), root=path), where=str(file)) for file in images]
-    if path.suffix.lower() in (".jsonl", ".json"):
-        return SampleFile(path)
-    return [sample_of_image(path)]
-
-
-def with_teachers(samples: Sequence[Sample], config: Config, count: int) -> list[Sample]:
-    """Give demonstrations from the pool to samples that have none of their own.
-
-    Raises:
-        DataError: if the pool cannot be read.
-    """
-    if count == 0 or all(sample.teachers for sample in samples):
-        return list(samples)
-    pool = teacher_pool(config, open_samples(config, "train")).samples
-    chosen = choose_teachers(config.train.seed, 0, 0, len(pool), count, ratio=1.0)
-    turns = tuple(pool[index].student for index in chosen)
-    return [sample if sample.teachers else replace(sample, teachers=turns) for sample in samples]
 
 
 def write_predictions(predictions: Iterable[Prediction], output: Path) -> None:

@@ -7,9 +7,10 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from qwendet.files import atomic_file
+from qwendet.fonts import font_for
 
 GOLDEN_RATIO = 0.618034
 LEAST_SIDE = 448  # smaller images are enlarged, so that captions can be read
@@ -39,12 +40,12 @@ def draw_boxes(
     picture = image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(picture)
     line = max(2, min(picture.size) // 250)
-    font = ImageFont.load_default(size=max(12, min(picture.size) // 35))
+    size = max(12, min(picture.size) // 35)
     for box, caption in zip(boxes_xyxy, captions, strict=True):
         colour = colour_of(caption.rpartition(" ")[0] or caption)
         corners = [number * factor for number in box]
         draw.rectangle(corners, outline=colour, width=line)
-        _draw_caption(draw, (corners[0], corners[1]), caption, colour, font)
+        _draw_caption(draw, (corners[0], corners[1]), caption, colour, size)
     return picture
 
 
@@ -53,8 +54,9 @@ def _draw_caption(
     corner: tuple[float, float],
     caption: str,
     colour: tuple[int, int, int],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    size: int,
 ) -> None:
+    font, caption = font_for(caption, size)
     left, top, right, bottom = draw.textbbox((0, 0), caption, font=font)
     width, height = right - left + 4, bottom - top + 4
     x, y = corner[0], max(0.0, corner[1] - height)

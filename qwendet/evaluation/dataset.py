@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 
 from qwendet.data.convert import Conversion, conversion_notes, convert_dataset
 from qwendet.data.formats import detect_format
+from qwendet.data.inputs import collect_samples, require_images
 from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.errors import DataError
-from qwendet.inference import collect_samples
 from qwendet.progress import Tracker
 
 MEASURED_SPLITS = ("test", "val", "all", "train")
@@ -44,6 +44,7 @@ def open_dataset(data: Path, tracker: Tracker) -> tuple[list[Sample], list[str]]
             replace(sample, where=f"{data}: {sample.student.image}")
             for sample in SampleFile(file, report.data_root)
         ]
+    require_images(samples)
     # They stay where they are, so that data.root, which the last note is about, is nothing to set.
     notes = conversion_notes(replace(report, data_root=None))
     return samples, [f"{data} was converted: its {file.stem} split is measured.", *notes]

@@ -151,7 +151,8 @@ def chromium(page: Path) -> Iterator[webdriver.Chrome]:
 def opened(chromium: webdriver.Chrome) -> webdriver.Chrome:
     """The page as after loading."""
     chromium.execute_script(
-        "const form = document.getElementById('filters'); form.reset(); form.dispatchEvent(new Event('change'))"
+        "const form = document.getElementById('filters');"
+        "form.reset(); form.dispatchEvent(new Event('change'))"
     )
     return chromium
 
