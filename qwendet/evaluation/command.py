@@ -101,13 +101,16 @@ def evaluate_checkpoint(
         QwendetError: for a checkpoint, data or option that cannot be used.
     """
     samples, notes = open_dataset(data, tracker)
+    # Read before hours are spent on predicting.
+    others = read_runs(compare) if compare is not None and not compare.is_dir() else {}
     predictor = Predictor.from_checkpoint(checkpoint, overrides=overrides)
     labels = predictor.bundle.labels
     notes += foreign_labels(samples, labels, str(data))
     found = _predict_all(predictor, samples, mode, teachers, tracker)
     truth = coco_ground_truth(samples, found[0][2], labels)
     runs = tuple(score_run(truth, predictions, labels, source, count) for source, count, predictions in found)
-    others = {} if compare is None else _other_runs(compare, samples, mode, teachers, overrides, tracker)
+    if compare is not None and compare.is_dir():
+        others = _runs_of_checkpoint(compare, samples, mode, teachers, overrides, tracker)
     return Evaluation(
         checkpoint=str(checkpoint),
         data=str(data),
@@ -143,7 +146,7 @@ def _predict_all(
     return found
 
 
-def _other_runs(
+def _runs_of_checkpoint(
     other: Path,
     samples: Sequence[Sample],
     mode: str | None,
@@ -151,8 +154,6 @@ def _other_runs(
     overrides: Sequence[str],
     tracker: Tracker,
 ) -> dict[str, tuple[Source, list[Prediction]]]:
-    if not other.is_dir():
-        return read_runs(other)
     predictor = Predictor.from_checkpoint(other, overrides=overrides)
     found = _predict_all(predictor, samples, mode, teachers, tracker)
     return {run_name(source, count): (source, predictions) for source, count, predictions in found}
