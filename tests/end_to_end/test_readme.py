@@ -30,9 +30,9 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_walk__from_init_to_infer(repo_root: Path, shared: Path, tmp_path: Path) -> None:
+def test_walk__from_init_to_eval(repo_root: Path, shared: Path, tmp_path: Path) -> None:
     walk = commands(repo_root)
-    assert [line[1] for line in walk] == ["init", "validate-config", "validate", "train", "infer"]
+    assert [line[1] for line in walk] == ["init", "validate-config", "validate", "train", "infer", "eval"]
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "voc").symlink_to(shared / "data" / "bccd" / "BCCD")
     photos = sorted((shared / "data" / "bccd" / "BCCD" / "JPEGImages").glob("*.jpg"))[:2]
@@ -51,6 +51,7 @@ def test_walk__from_init_to_infer(repo_root: Path, shared: Path, tmp_path: Path)
     assert [row["image"] for row in rows] == [photo.name for photo in photos]
     assert all(row["width"] == 640 and row["height"] == 480 for row in rows)
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+    assert (tmp_path / "report" / "index.html").is_file()
 
 
 def test_makefile_targets__of_the_readme_exist(repo_root: Path) -> None:
