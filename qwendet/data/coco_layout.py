@@ -98,7 +98,8 @@ def find_coco(path: Path) -> CocoLayout:
     instances = [file for file in found if "instances" in file.name] or found
     chosen = _one_a_split(instances, path)
     ignored = tuple(file for file in found if file not in {coco.path for coco in chosen})
-    return CocoLayout(path, chosen, ignored)
+    root = path.parent if path.name == "annotations" else path
+    return CocoLayout(root, chosen, ignored)
 
 
 def _split(file: Path, root: Path) -> str | None:

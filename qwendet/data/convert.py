@@ -13,10 +13,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qwendet.data.coco import open_coco
 from qwendet.data.coco_writer import CocoWriter
-from qwendet.data.formats import detect_format
-from qwendet.data.jsonl import open_jsonl
+from qwendet.data.formats import detect_format, open_source
 from qwendet.data.jsonl_writer import JsonlWriter
 from qwendet.data.placing import Names, Placement, place_images
 from qwendet.data.records import (
@@ -29,10 +27,8 @@ from qwendet.data.records import (
     Record,
     Source,
 )
-from qwendet.data.voc import open_voc
 from qwendet.data.voc_writer import VocWriter
 from qwendet.data.writer import Writer
-from qwendet.data.yolo import open_yolo
 from qwendet.data.yolo_writer import YoloWriter
 from qwendet.errors import DataError, Problem
 from qwendet.progress import Advance, Tracker
@@ -95,25 +91,6 @@ class ConversionReport:
     data_root: Path | None = None
     findings: Mapping[FindingKind, tuple[str, ...]] = field(default_factory=dict)
     left_out: tuple[Problem, ...] = ()
-
-
-def open_source(
-    path: Path, source: Format | str = "auto", image_dir: Path | None = None, *, may_be_absent: bool = False
-) -> Source:
-    """Open a data set of any format; see the reader of each.
-
-    Raises:
-        DataError: if it is of no known format, or has not what the format asks for.
-    """
-    if image_dir is not None and not image_dir.is_dir():
-        raise DataError("expected a folder of images, got none", str(image_dir), "correct --image-dir")
-    found = detect_format(path) if source == "auto" else source
-    if not path.exists():
-        raise DataError("expected a data set, got no such file or folder", str(path), "correct the path")
-    if found == "yolo":
-        return open_yolo(path, image_dir)
-    openers = {"coco": open_coco, "voc": open_voc, "jsonl": open_jsonl}
-    return openers[found](path, image_dir, may_be_absent=may_be_absent)
 
 
 def convert_dataset(src: Path, dst: Path, how: Conversion, tracker: Tracker) -> ConversionReport:

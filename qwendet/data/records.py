@@ -20,7 +20,7 @@ Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the image as displayed."""
 FindingKind = Literal[
     "zero_area", "clipped", "cut", "derived", "repeated", "same_id", "same_label", "unused", "renamed",
-    "placed_as", "resized", "absent", "unlabelled", "unlisted", "no_split", "demonstrations",
+    "placed_as", "resized", "absent", "unlabelled", "unlisted", "no_split", "no_annotation", "demonstrations",
 ]  # fmt: skip
 
 FINDING_TITLES: Mapping[FindingKind, str] = {
@@ -38,6 +38,7 @@ FINDING_TITLES: Mapping[FindingKind, str] = {
     "absent": "images are not there: their sizes are those the annotations claim",
     "unlabelled": "images have no label file and count as negatives",
     "unlisted": "annotations in no split left out",
+    "no_annotation": "images without annotation left out",
     "no_split": "splits are named but not there",
     "demonstrations": "samples lost their demonstrations: only their own image was converted",
 }

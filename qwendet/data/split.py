@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qwendet.data.convert import Conversion, ConversionReport, open_source, refuse_occupied, write_source
+from qwendet.data.convert import Conversion, ConversionReport, refuse_occupied, write_source
+from qwendet.data.formats import open_source
 from qwendet.data.records import Record, Source
 from qwendet.data.stratify import stratify
 from qwendet.errors import ConfigError, DataError

@@ -76,6 +76,8 @@ class _Reader:
                     yield from error.problems
         for file in folder.unlisted():
             yield Finding("unlisted", f"{file}: in no split list")
+        for stem in sorted(images.keys() - folder.annotations.keys()) if self.own_folders else ():
+            yield Finding("no_annotation", f"{self.root / place / images[stem][0]}")
 
     def _record(self, split: str, file: Path, candidates: list[str], place: str) -> Record:
         """Read one annotation together with the size of its image."""

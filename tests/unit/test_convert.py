@@ -16,9 +16,9 @@ from qwendet.data.convert import (
     ConversionReport,
     conversion_notes,
     convert_dataset,
-    open_source,
     write_source,
 )
+from qwendet.data.formats import open_source
 from qwendet.data.images import open_image
 from qwendet.data.placing import Names, Placement
 from qwendet.data.records import Format, Record

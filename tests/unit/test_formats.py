@@ -137,3 +137,14 @@ def test_detect_format__absent(tmp_path: Path) -> None:
 def test_detect_format__real_data(shared: Path) -> None:
     assert detect_format(shared / "data" / "bccd") == "voc"
     assert detect_format(shared / "data" / "nuts" / "data") == "coco"
+
+
+def test_detect_format__the_only_data_set_of_a_folder(shared: Path, tmp_path: Path) -> None:
+    assert detect_format(shared / "data" / "nuts") == "coco"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.yaml").touch()
+        if name == "a":
+            assert detect_format(tmp_path) == "yolo"
+    with pytest.raises(DataError, match="no data set found"):
+        detect_format(tmp_path)

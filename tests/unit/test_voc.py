@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from qwendet.data.convert import Conversion, ConversionReport, convert_dataset
 from qwendet.data.formats import detect_format
 from qwendet.data.placing import Placement
-from qwendet.data.records import Record
+from qwendet.data.records import Finding, Record
 from qwendet.data.voc import open_voc
 from qwendet.data.voc_layout import find_voc
 from qwendet.errors import DataError, Problem
@@ -394,3 +394,11 @@ def test_crowd__is_read_as_it_is_written(voc: Voc) -> None:
     voc.add("a", voc_object((1, 2, 3, 4), extra="<crowd>1</crowd>"))
     (record,) = read_voc(voc.folder)
     assert record.sample.student.objects[0].crowd
+
+
+def test_image_without_annotation__is_told(voc: Voc) -> None:
+    voc.add("a")
+    extra = voc.folder / "JPEGImages" / "extra.png"
+    Image.new("RGB", (WIDTH, HEIGHT)).save(extra)
+    found = [item for item in open_voc(voc.folder).items if not isinstance(item, Record)]
+    assert found == [Finding("no_annotation", str(extra))]
