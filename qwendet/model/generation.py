@@ -66,10 +66,12 @@ class GreedyLogProbs(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Note ``(B,)`` and return the scores that may be chosen from."""
-        total = scores.float().logsumexp(-1)
-        if self.constraint is not None:
-            scores = self.constraint(input_ids, scores)
-        self.steps.append(scores.float().amax(-1) - total)
+        log_probs = scores.float().log_softmax(-1)  # one pass; logsumexp takes five
+        if self.constraint is None:
+            self.steps.append(log_probs.amax(-1))
+            return scores
+        scores = self.constraint(input_ids, scores)
+        self.steps.append(log_probs.gather(-1, scores.argmax(-1, keepdim=True))[:, 0])
         return scores
 
 
