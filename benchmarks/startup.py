@@ -3,8 +3,8 @@
     python -m benchmarks.startup                 about 3 minutes on two cores
 
 `--help` and `validate-config` (on 100 samples) never wait for torch; a bare Python and a bare import of typer
-and rich stand beside them. `train` is one step of the tiny model, with the checkpoint and the end of the process
-on top; `infer` is one image by a trained checkpoint. Then the five slowest imports of `train`.
+and rich stand beside them. `train` is one step of the tiny model, with its checkpoints and the process's end
+on top; `infer` is one image by the checkpoint. Then the five slowest imports of `train`.
 """
 
 from __future__ import annotations

@@ -55,6 +55,8 @@ class ProgressReport(TrainerCallback):
         if terms:
             shown = ("total", "lm", "detection")
             self._text = " ".join(f"{name} {terms[name]:.3f}" for name in shown if name in terms)
+            waiting = (logs or {}).get("time/waiting_for_data", 0.0)
+            self._text += f" (waiting for data {waiting:.0%})"
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

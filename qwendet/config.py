@@ -109,6 +109,10 @@ class DataConfig(Section):
     """``skip`` leaves broken samples out, counted and listed; none is replaced by another one."""
     allow: tuple[str, ...] = ()
     """Ids of findings that are accepted, such as ``config.boxes.duplicate``; kept in the manifest."""
+    image_cache: str | None = None
+    """Folder that keeps images decoded and resized, relative to the config; ``null`` for none."""
+    image_cache_gigabytes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    """Most that the folder holds, in 10⁹ bytes; when it is full, further images are not kept."""
     num_workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that read and encode samples beside the training process."""
 

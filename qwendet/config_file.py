@@ -18,7 +18,9 @@ from qwendet.errors import ConfigError, Problem
 
 PACKAGE_EXAMPLES = Path(__file__).parent / "examples"
 REPOSITORY_EXAMPLES = Path(__file__).parent.parent / "examples"
-PATH_FIELDS = (("data", "train"), ("data", "val"), ("data", "teachers"), ("data", "root"))
+PATH_FIELDS = (
+    ("data", "train"), ("data", "val"), ("data", "teachers"), ("data", "root"), ("data", "image_cache"),
+)  # fmt: skip
 
 # Keys of the flat files of the original scripts whose new name is not simply section + key.
 OLD_NAMES = {

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ class DetectionTrainer(Trainer):
         self._logged_steps = 0
         self._first_step_seen = False
         self._step_sources: list[str] = []
+        self._waited = 0.0
+        self._logged_at = time.perf_counter()
         self._step_learning_rates: dict[str, float] = {}
         super().__init__(
             model=bundle.detector,
@@ -104,7 +107,9 @@ class DetectionTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
         """Take an optimizer step's micro-batches and count its tokens and boxes over all ranks."""
+        started = time.perf_counter()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self._waited += time.perf_counter() - started
         if not self._first_step_seen:  # later ones need no look at the device
             for batch in batches:
                 require_left_padding(batch)
@@ -178,6 +183,9 @@ class DetectionTrainer(Trainer):
             self._logged_terms, self._logged_steps = {}, 0
             for group, rate in self._step_learning_rates.items():
                 logs[f"learning_rate/{group}"] = rate
+            now = time.perf_counter()
+            logs["time/waiting_for_data"] = self._waited / (now - self._logged_at)
+            self._waited, self._logged_at = 0.0, now
         super().log(logs, start_time)
 
     # Optimizer

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from qwendet.boxes import xyxy_to_cxcywh
 from qwendet.config import DataConfig
 from qwendet.data.answers import format_answer
-from qwendet.data.images import open_image
+from qwendet.data.image_cache import CachedImage, ImageCache
+from qwendet.data.images import open_image, resolve_image
 from qwendet.data.prompts import conversation, request_text
 from qwendet.data.resize import model_image_size, require_inside, rescale_xyxy
 from qwendet.data.samples import DetectedObject, Sample, Turn
@@ -90,6 +93,10 @@ class Encoder:
         self._label_ids = {label: index for index, label in enumerate(self.labels)}
         self._image_token_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self._request = request_text(settings.request, self.labels)
+        self._cache: ImageCache | None = None
+        if settings.image_cache is not None:
+            folder, most = Path(settings.image_cache), settings.image_cache_gigabytes
+            self._cache = ImageCache(folder, most, self._made_by())
 
     def encode(self, sample: Sample, *, with_answer: bool) -> EncodedSample:
         """Encode one sample.
@@ -151,15 +158,41 @@ class Encoder:
         return [self._tokenize(label) for label in self.labels]
 
     def _picture(self, turn: Turn, where: str) -> _Picture:
-        image = open_image(turn.image, turn.root, where, turn.declared_size)
-        require_inside(turn, image.size, where)
+        image, displayed_size = self._opened(turn, where)
+        require_inside(turn, displayed_size, where)
         features = self.image_processor(images=[image], return_tensors="pt")
         frames, rows, columns = features["image_grid_thw"][0].tolist()
         return _Picture(
             pixel_values=features["pixel_values"],
             grid_thw=(frames, rows, columns),
-            displayed_size=image.size,
+            displayed_size=displayed_size,
             model_size=model_image_size((frames, rows, columns), self.image_processor.patch_size),
+        )
+
+    def _opened(self, turn: Turn, where: str) -> tuple[Image.Image, tuple[int, int]]:
+        """The image, in the model's size already where there is a cache, and its displayed size."""
+        if self._cache is None:
+            image = open_image(turn.image, turn.root, where, turn.declared_size)
+            return image, image.size
+        name = self._cache.name_of(resolve_image(turn.image, turn.root, where))
+        kept = self._cache.find(name)
+        if kept is None or turn.declared_size not in (None, kept.displayed_size):
+            image = open_image(turn.image, turn.root, where, turn.declared_size)
+            size = self._unopened(image.size).model_size
+            resized = image.resize(size, resample=self.image_processor.resample)
+            kept = CachedImage(np.asarray(resized), image.size)
+            self._cache.keep(name, kept)
+        return Image.fromarray(kept.pixels), kept.displayed_size
+
+    def _made_by(self) -> dict[str, object]:
+        """What the size and the pixels of a resized image depend on."""
+        processor = self.image_processor
+        names = ("patch_size", "merge_size")
+        limits = {name: processor.size[name] for name in ("shortest_edge", "longest_edge")}
+        return (
+            {name: getattr(processor, name) for name in names}
+            | limits
+            | {"resample": int(processor.resample)}
         )
 
     def _unopened(self, size: tuple[int, int]) -> _Picture:
