@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwendet.progress import Advance, Tracker
@@ -80,10 +81,14 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.stopped_by = ""
+        self._received: set[int] = set()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Catch the signals inside the block; a second one ends at once."""
+        """Catch the signals inside the block; the same one a second time ends at once.
+
+        A launcher that is interrupted passes SIGTERM on to processes that had SIGINT from the terminal.
+        """
         before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -92,15 +97,27 @@ class StopOnSignal(TrainerCallback):
                 signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped_by:
+        if number in self._received:
             raise KeyboardInterrupt
+        self._received.add(number)
+        if self.stopped_by:
+            return
         self.stopped_by = signal.Signals(number).name
         logger.warning("%s: finishing this step and saving a checkpoint", self.stopped_by)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask the Trainer to save and stop."""
+        """Ask the Trainer to save and stop, on all ranks after the same step."""
+        if args.world_size > 1:
+            self.stopped_by = _agreed(self.stopped_by, args.device)
         if self.stopped_by:
             control.should_save = True
             control.should_training_stop = True
+
+
+def _agreed(stopped_by: str, device: torch.device) -> str:
+    """The signal that any rank received: they reach ranks in different steps, and all must save together."""
+    number = torch.tensor(signal.Signals[stopped_by].value if stopped_by else 0, device=device)
+    torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+    return signal.Signals(int(number)).name if int(number) else ""

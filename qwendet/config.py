@@ -16,6 +16,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LearningRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+LrScheduler = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 
 EMBEDDED_MODELS = ("tiny", "tiny-untrained")  # never folders, even where there are some of these names
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
@@ -196,10 +197,10 @@ class TrainConfig(Section):
     """Decoupled weight decay of matrices; norms and biases have none."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this total norm; 0 never scales."""
-    lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    lr_scheduler: LrScheduler = "cosine"
     """Course of the learning rates after the warm-up."""
     warmup_ratio: Share = 0.03
-    """Share of the steps in which the learning rates rise from 0."""
+    """Share of the steps in which the learning rates rise, the first step not at 0."""
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "adamw_bnb_8bit"] = "adamw_torch"
     """Optimizer, by the Trainer's name."""
     autocast: Literal["none", "bf16", "fp16"] = "none"

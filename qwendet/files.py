@@ -15,11 +15,12 @@ CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Write a folder beside its place, sync it to disk and rename it.
 
     Args:
-        target: the folder to be; must not exist when the block ends.
+        target: the folder to be; must not exist when the block ends, unless it is to be replaced.
+        replace: put it in place of a folder of the same name.
 
     Yields:
         An empty folder to write to. It is removed if the block raises.
@@ -29,17 +30,22 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     staging.mkdir(parents=True)
     try:
         yield staging
-        publish_folder(staging, target)
+        publish_folder(staging, target, replace=replace)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def publish_folder(staging: Path, target: Path) -> None:
-    """Sync a finished folder to disk and rename it to its final name."""
+def publish_folder(staging: Path, target: Path, *, replace: bool) -> None:
+    """Sync a finished folder to disk and give it its final name, another folder's if ``replace``."""
     for path in [*staging.rglob("*"), staging]:
         _sync(path)
+    replaced = target.with_name(f".{target.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if replace and target.is_dir():
+        target.rename(replaced)
     staging.rename(target)
     _sync(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 @contextmanager

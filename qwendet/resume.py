@@ -1,13 +1,25 @@
-"""Going on with a run: which checkpoint, and which settings must be the same."""
+"""Going on with a run: which checkpoint, whether all of it is there, and which settings must be the same.
+
+qwendet.json   vouches for model, head, tokenizer and processor      (read by every command)
+resume.json    vouches for optimizer, schedule and random states     (read by --resume alone)
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from qwendet.config import Config
-from qwendet.errors import CheckpointError, Problem
+from qwendet.errors import CheckpointError, EnvironmentLacksError, Problem
+from qwendet.files import sha256_of_file
+from qwendet.model.checkpoint import MANIFEST, RESUME, Manifest, read_manifest, verify_files
 
 logger = logging.getLogger("qwendet")
 
@@ -18,6 +30,8 @@ FIXED_IN_A_RUN = (
     "train.optimizer", "train.weight_decay",
     "model.lora", "model.lora.rank", "model.lora.alpha", "model.lora.targets", "model.lora.load_in_4bit",
 )  # fmt: skip
+# What torch says when a file cannot be written to its end; it has no class of its own for that.
+TORCH_CANNOT_WRITE = ("PytorchStreamWriter failed", "unexpected pos", "file write failed")
 
 
 def require_same_run(stored: Config, here: Config, checkpoint: str) -> None:
@@ -58,15 +72,146 @@ def _flat(dump: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+# Which checkpoint
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, whole or not, the oldest first."""
+    found = [path for path in run.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps that were done when a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
 def latest_checkpoint(run: Path) -> Path:
-    """The newest complete checkpoint of a run.
+    """The newest checkpoint that is complete, byte for byte; newer ones that are not are named.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is none, with what is wrong with each.
     """
-    found = [path for path in run.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    if not found:
-        raise CheckpointError(
-            "there is no checkpoint to resume from", str(run), "start the run without --resume"
+    problems: list[Problem] = []
+    for folder in reversed(checkpoints(run)):
+        try:
+            verify_training_state(folder, verify_checkpoint(folder))
+        except CheckpointError as error:
+            problems += error.problems
+            first = error.problems[0]
+            logger.warning("passed over %s: %s: %s", folder.name, first.where, first.what)
+        else:
+            logger.info("resuming from %s", folder)
+            return folder
+    if problems:
+        raise CheckpointError.of(problems)
+    raise CheckpointError("there is no checkpoint to resume from", str(run), "start the run without --resume")
+
+
+def verify_checkpoint(folder: Path) -> Manifest:
+    """Compare a checkpoint's files with its manifest.
+
+    Raises:
+        CheckpointError: naming each that is missing, changed or unknown.
+    """
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    return manifest
+
+
+def rotate(run: Path, newest: Path, limit: int) -> None:
+    """Remove the oldest checkpoints beyond ``limit``, never the one just written.
+
+    Later ones than that are of a run that was resumed before them, because they were damaged: they go first.
+    """
+    others = [path for path in checkpoints(run) if path != newest]
+    others.sort(key=lambda path: (step_of(path) < step_of(newest), step_of(path)))
+    for path in others[: max(0, len(others) + 1 - limit)]:
+        shutil.rmtree(path)
+
+
+# The training state
+
+
+def record_training_state(folder: Path, manifest_files: Manifest, processes: int) -> None:
+    """Write the hash of every file that the manifest does not know.
+
+    Args:
+        folder: a checkpoint that is written but for this.
+        manifest_files: its manifest.
+        processes: number of processes of the run.
+    """
+    files = {
+        name: sha256_of_file(folder / name)
+        for name in _files(folder)
+        if name not in {*manifest_files.files, MANIFEST, RESUME}
+    }
+    record = {"files": files, "processes": processes}
+    (folder / RESUME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def verify_training_state(folder: Path, manifest: Manifest) -> int:
+    """Compare optimizer, schedule and random states with their hashes.
+
+    Returns:
+        Number of processes of the run that wrote them.
+
+    Raises:
+        CheckpointError: naming each file that is missing or changed, or that nobody vouches for.
+    """
+    path = folder / RESUME
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        files, processes = dict(record["files"]), int(record["processes"])
+    except FileNotFoundError as error:
+        raise CheckpointError("there is no training state", str(path), "use it as model.path") from error
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"cannot be read ({error})", str(path), "take another checkpoint") from error
+    present = _files(folder)
+    problems = [
+        Problem(
+            "the training state is missing" if name not in present else "the training state was changed",
+            str(folder / name),
+            "resume from an older checkpoint, or start another run with this one as model.path",
         )
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+        for name, expected in files.items()
+        if name not in present or sha256_of_file(folder / name) != expected
+    ]
+    known = {*files, *manifest.files, MANIFEST, RESUME}
+    problems += [
+        Problem("neither manifest nor resume.json knows this file", str(folder / name), "remove it")
+        for name in present
+        if name not in known
+    ]
+    if problems:
+        raise CheckpointError.of(problems)
+    return processes
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Say in plain words that a checkpoint could not be written.
+
+    Raises:
+        EnvironmentLacksError: for a disk that is full, a quota, a directory that is read-only.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(folder, error) from error
+    except RuntimeError as error:
+        if any(words in str(error) for words in TORCH_CANNOT_WRITE):
+            raise _cannot_write(folder, error) from error
+        raise
+
+
+def _cannot_write(folder: Path, error: Exception) -> EnvironmentLacksError:
+    return EnvironmentLacksError(
+        f"the checkpoint cannot be written: {str(error).splitlines()[0]}",
+        str(folder),
+        "make room or mend the permissions, then go on with --resume: earlier checkpoints are untouched",
+    )

@@ -6,7 +6,10 @@ DIR/checkpoint-N/   DIR/final/   DIR/tensorboard/   DIR/metrics.json   DIR/eval/
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import shlex
+import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +25,9 @@ from qwendet.errors import ConfigError, EnvironmentLacksError
 from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results
 from qwendet.files import atomic_file, atomic_folder
 from qwendet.inference import Prediction, Predictor, write_predictions
-from qwendet.loader import Bundle
+from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.progress import Tracker, silent
-from qwendet.resume import latest_checkpoint
+from qwendet.resume import latest_checkpoint, saving
 from qwendet.training import DetectionTrainer, create_trainer
 
 
@@ -62,6 +65,7 @@ def train(config: Config, *, resume: bool = False, tracker: Tracker = silent) ->
     if not resume:
         _require_unused(output_dir)
     require_config_checks(config, tracker)
+    _require_writable(output_dir)
     trainer = create_trainer(config, tracker=tracker)
     require_preflight(trainer.bundle, tracker)
     stopped_by = _train(trainer, checkpoint)
@@ -69,13 +73,43 @@ def train(config: Config, *, resume: bool = False, tracker: Tracker = silent) ->
         return RunSummary(output_dir, final=None, metrics=None, stopped_by=stopped_by)
     final = output_dir / "final"
     metrics = None
+    weights = trainer.gathered_weights()
     if trainer.is_world_process_zero():  # one of the processes that torchrun starts
-        shutil.rmtree(final, ignore_errors=True)
-        with atomic_folder(final) as folder:
-            trainer.save_bundle(folder)
+        with saving(final), atomic_folder(final, replace=True) as folder:
+            trainer.save_bundle(folder, weights)
         if config.train.evaluate and config.data.val is not None:
-            metrics = evaluate(trainer.bundle, output_dir, tracker)
+            metrics = evaluate(_whole(trainer, final), output_dir, tracker)
     return RunSummary(output_dir, final, metrics)
+
+
+def _whole(trainer: DetectionTrainer, final: Path) -> Bundle:
+    """The model in memory; or, where it is spread over processes, what they have just saved."""
+    return load(config_of_checkpoint(final), for_inference=True) if trainer.is_sharded else trainer.bundle
+
+
+def _require_writable(output_dir: Path) -> None:
+    """Find out before the first checkpoint that nothing can be saved, or that anybody could change it.
+
+    Raises:
+        EnvironmentLacksError: if a file cannot be written there.
+        ConfigError: if every user of the machine may write there.
+    """
+    existing = next(folder for folder in (output_dir, *output_dir.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            mode = existing.stat().st_mode if existing == output_dir else 0
+    except OSError as error:
+        raise EnvironmentLacksError(
+            f"the output directory cannot be written to: {error.strerror}",
+            str(output_dir),
+            "mend its permissions, or choose another with --set train.output_dir=DIR",
+        ) from error
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise ConfigError(
+            "every user of this machine may write to the output directory, and so change the checkpoints",
+            str(output_dir),
+            f"chmod o-w {shlex.quote(str(output_dir))}",
+        )
 
 
 def _require_unused(output_dir: Path) -> None:
@@ -102,16 +136,42 @@ def _train(trainer: DetectionTrainer, checkpoint: Path | None) -> str:
     try:
         with signals.listening():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except torch.OutOfMemoryError as error:
-        raise EnvironmentLacksError(
-            f"the GPU's memory does not suffice ({str(error).splitlines()[0]})",
-            "training",
-            "lower train.batch_size (and raise train.gradient_accumulation_steps) or data.max_pixels,"
-            " or set model.gradient_checkpointing to true",
-        ) from error
+    except RuntimeError as error:
+        known = _of_the_machine(error)
+        if known is None:
+            raise
+        raise known from error
     finally:
         report.close()
     return signals.stopped_by
+
+
+def _of_the_machine(error: RuntimeError) -> EnvironmentLacksError | None:
+    """What a torch error that is not ours means; ``None`` if it tells nothing about the machine.
+
+    But for the GPU's memory torch has no classes for them, only words.
+    """
+    words = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return EnvironmentLacksError(
+            f"the GPU's memory does not suffice ({words})",
+            "training",
+            "lower train.batch_size (and raise train.gradient_accumulation_steps) or data.max_pixels,"
+            " or set model.gradient_checkpointing to true",
+        )
+    if "DataLoader worker" in words:
+        return EnvironmentLacksError(
+            f"a process that reads samples is gone ({words})",
+            "data.num_workers",
+            "most often the machine ran out of memory: lower data.num_workers, then go on with --resume",
+        )
+    if isinstance(error, torch.distributed.DistError) or "onnection closed by peer" in words:
+        return EnvironmentLacksError(
+            f"another process of this run is gone ({words})",
+            f"rank {os.environ.get('RANK', '0')}",
+            "the launcher names it; mend what ended it, then go on with --resume",
+        )
+    return None
 
 
 def evaluate(bundle: Bundle, output_dir: Path, tracker: Tracker) -> dict[str, float]:

@@ -13,30 +13,33 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import rotate_checkpoints
 
 from qwendet.callbacks import ProgressReport, StopOnSignal
 from qwendet.config import Config
 from qwendet.data.collate import Batch, require_left_padding
 from qwendet.data.dataset import TrainingSamples, usable_samples
 from qwendet.data.order import EpochOrder
-from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
+from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError, QwendetError
 from qwendet.files import publish_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load, restore
-from qwendet.model.checkpoint import save_checkpoint
+from qwendet.model.checkpoint import read_manifest, save_checkpoint
 from qwendet.model.losses import Losses, LossManager, step_counts
 from qwendet.model.matching import Targets
 from qwendet.model.packing import require_isolation
 from qwendet.parameter_groups import freeze_groups, parameter_groups
 from qwendet.progress import Tracker, silent
-from qwendet.resume import require_same_run
+from qwendet.resume import record_training_state, require_same_run, rotate, saving
+from qwendet.schedule import schedule
 
 logger = logging.getLogger("qwendet")
 
@@ -201,24 +204,37 @@ class DetectionTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Build the schedule of ``train.lr_scheduler``; its first step is not at rate 0."""
+        if self.lr_scheduler is None:
+            train, built = self.bundle.config.train, optimizer or self.optimizer
+            assert built is not None
+            self.lr_scheduler = schedule(built, train.lr_scheduler, train.warmup_ratio, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint beside its place and rename it when it is whole."""
         run = self._run
-        name = f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            shutil.rmtree(run / STAGING, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            shutil.rmtree(run / name, ignore_errors=True)
-            publish_folder(run / STAGING / name, run / name)
-            (run / STAGING).rmdir()
-            rotate_checkpoints(
-                output_dir=str(run), save_total_limit=self.args.save_total_limit, use_mtime=False
-            )
+        folder = run / STAGING / f"checkpoint-{self.state.global_step}"
+        try:
+            with saving(run):
+                if self.args.should_save:
+                    shutil.rmtree(run / STAGING, ignore_errors=True)
+                self.accelerator.wait_for_everyone()
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    record_training_state(folder, read_manifest(folder), self.accelerator.num_processes)
+                    publish_folder(folder, run / folder.name, replace=True)
+                    rotate(run, run / folder.name, self.bundle.config.train.save_total_limit)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(run / STAGING, ignore_errors=True)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._run / STAGING)
@@ -228,10 +244,24 @@ class DetectionTrainer(Trainer):
         if self.args.should_save:
             folder = Path(output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            self.save_bundle(folder)
+            self.save_bundle(folder, state_dict if self.is_sharded else None)
 
-    def save_bundle(self, folder: Path) -> None:
-        """Write the model as it is now into an existing, empty folder."""
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process holds the whole model."""
+        return bool(self.is_fsdp_enabled) or is_deepspeed_zero3_enabled()
+
+    def gathered_weights(self) -> dict[str, Tensor] | None:
+        """The whole model on the first process, if it is spread over all; to be called on each of them."""
+        return self.accelerator.get_state_dict(self.model_wrapped) if self.is_sharded else None
+
+    def save_bundle(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write the model as it is now into an existing, empty folder.
+
+        Args:
+            folder: where to write.
+            weights: from :meth:`gathered_weights`, of a model that is spread over processes.
+        """
         save_checkpoint(
             folder,
             self.accelerator.unwrap_model(self.model),
@@ -239,6 +269,7 @@ class DetectionTrainer(Trainer):
             self.bundle.config,
             attn_implementation=self.bundle.config.model.attn_implementation,
             step=self.state.global_step,
+            weights=weights,
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -246,6 +277,31 @@ class DetectionTrainer(Trainer):
         stored = config_of_checkpoint(Path(resume_from_checkpoint))
         require_same_run(stored, self.bundle.config, resume_from_checkpoint)
         restore(self.bundle, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _reading_state(checkpoint, "optimizer or schedule"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _reading_state(checkpoint, "random state"):
+            super()._load_rng_state(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _reading_state(checkpoint, "gradient scaler"):
+            super()._load_scaler(checkpoint)
+
+
+@contextmanager
+def _reading_state(checkpoint: str | None, what: str) -> Iterator[None]:
+    """Say which part of the training state cannot be used; nothing in it is ever unpickled."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"the {what} cannot be loaded: {str(error).splitlines()[0]}",
+            checkpoint or "",
+            "resume from an older checkpoint, or start another run with this one as model.path",
+        ) from error
 
 
 def create_trainer(config: Config, *, tracker: Tracker = silent) -> DetectionTrainer:
@@ -317,7 +373,6 @@ def training_arguments(config: Config) -> TrainingArguments:
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm or float("inf"),
         lr_scheduler_type=train.lr_scheduler,
-        warmup_steps=train.warmup_ratio,
         optim=train.optimizer,
         bf16=train.autocast == "bf16",
         fp16=train.autocast == "fp16",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +41,7 @@ VERSIONED = ("torch", "transformers", "safetensors", "pillow", "numpy")
 READ_SUFFIXES = (".safetensors", ".json", ".jinja")
 READ_FOLDER = "additional_chat_templates"
 TRAINER_STATE = "trainer_state.json"
+RESUME = "resume.json"  # hashes of the training state, see qwendet.resume
 
 
 @dataclass(frozen=True)
@@ -98,28 +100,33 @@ def save_checkpoint(
     *,
     attn_implementation: str,
     step: int,
+    weights: Mapping[str, Tensor] | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
     """Write a model into an existing, empty folder (see :func:`qwendet.files.atomic_folder`).
 
     Args:
         folder: where to write.
-        detector: the model, whole on this process.
+        detector: the model.
         processor: its processor.
         config: the resolved config, labels included.
         attn_implementation: attention in use.
         step: optimizer steps done.
+        weights: all of the model's tensors by name, gathered from the processes that share it; ``None`` if
+            it is whole on this one.
         max_shard_size: most bytes of a weight file, as in ``5GB``.
     """
     lora = config.model.lora
+    state = detector.state_dict() if weights is None else weights
     if lora is None:
-        detector.vlm.save_pretrained(folder, max_shard_size=max_shard_size)
+        vlm = None if weights is None else part_of(weights, "vlm.")
+        detector.vlm.save_pretrained(folder, state_dict=vlm, max_shard_size=max_shard_size)
     else:
-        save_adapter(detector.vlm, lora, folder)
+        save_adapter(part_of(state, "vlm."), lora, folder)
     save_processor(processor, folder)
     if detector.head is not None:
-        weights = {name: tensor.contiguous() for name, tensor in detector.head.state_dict().items()}
-        safetensors.torch.save_file(weights, folder / HEAD_WEIGHTS, metadata={"format": "pt"})
+        head = {name: tensor.contiguous() for name, tensor in part_of(state, "head.").items()}
+        safetensors.torch.save_file(head, folder / HEAD_WEIGHTS, metadata={"format": "pt"})
     manifest = Manifest(
         config=config,
         head=None if detector.head is None else detector.head.shape,
@@ -127,7 +134,7 @@ def save_checkpoint(
         max_pixels=processor.image_processor.size["longest_edge"],
         attn_implementation=attn_implementation,
         dtype=dtype_name(detector.vlm.dtype),
-        parameters=describe_parameters(detector),
+        parameters=describe_parameters(detector, state),
         files={path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},
         versions={"python": platform.python_version()} | {name: version(name) for name in VERSIONED},
         step=step,
@@ -145,11 +152,25 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def describe_parameters(detector: Qwen25VLWithDetection) -> dict[str, ParameterRecord]:
-    """Shape, dtype and hash of every parameter that a checkpoint holds; tied ones count once."""
+def part_of(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a part of the detector, by their names in it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def describe_parameters(
+    detector: Qwen25VLWithDetection, weights: Mapping[str, Tensor] | None = None
+) -> dict[str, ParameterRecord]:
+    """Shape, dtype and hash of every parameter that a checkpoint holds; tied ones count once.
+
+    Args:
+        detector: whose parameters.
+        weights: their values by name; ``None`` takes its own.
+    """
+    state = detector.state_dict() if weights is None else weights
+    whole = {name: state[name] for name in stored_parameters(detector)}
     return {
         name: ParameterRecord(tuple(tensor.shape), dtype_name(tensor.dtype), sha256_of_tensor(tensor))
-        for name, tensor in stored_parameters(detector).items()
+        for name, tensor in whole.items()
     }
 
 
@@ -252,7 +273,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     read = {p.name for p in folder.iterdir() if p.suffix in READ_SUFFIXES or p.name == READ_FOLDER}
     problems += [
         Problem("the manifest does not know this file", str(folder / name), "remove it")
-        for name in sorted(read - {*manifest.files, MANIFEST, TRAINER_STATE})
+        for name in sorted(read - {*manifest.files, MANIFEST, TRAINER_STATE, RESUME})
     ]
     if problems:
         raise CheckpointError.of(problems)

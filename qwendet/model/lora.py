@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,10 +147,20 @@ def merge_adapter(vlm: nn.Module) -> None:
 # Files
 
 
-def save_adapter(vlm: nn.Module, lora: LoraConfig, folder: Path) -> None:
-    """Write the adapter as peft does, so that ``peft`` loads it without qwendet."""
-    weights = {_name_in_file(name): tensor.detach().contiguous() for name, tensor in _adapter_parameters(vlm)}
-    safetensors.torch.save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+def save_adapter(weights: Mapping[str, Tensor], lora: LoraConfig, folder: Path) -> None:
+    """Write the adapter as peft does, so that ``peft`` loads it without qwendet.
+
+    Args:
+        weights: tensors of the published model, the adapter's among them, by name.
+        lora: the settings.
+        folder: where to write.
+    """
+    adapter = {
+        _name_in_file(name): tensor.detach().contiguous()
+        for name, tensor in weights.items()
+        if is_adapter(name)
+    }
+    safetensors.torch.save_file(adapter, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     _peft_config(lora).save_pretrained(str(folder))
 
 
