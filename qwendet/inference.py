@@ -36,7 +36,8 @@ from qwendet.loader import Bundle, config_of_checkpoint, load, require_as_traine
 from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary
 from qwendet.model.generation import GeneratedAnswer, generate_answers
 from qwendet.pictures import save_picture
-from qwendet.progress import Tracker, silent
+from qwendet.progress import Advance, Tracker, no_advance, silent
+from qwendet.sharding import is_first_process, joined_processes, map_batches
 
 logger = logging.getLogger("qwendet")
 
@@ -130,6 +131,13 @@ class Predictor:
     def predict_image(self, path: str | Path, mode: str | None = None) -> Prediction:
         """Predict one image file."""
         return next(self.predict([sample_of_image(Path(path))], mode))
+
+    def predict_all(
+        self, samples: Sequence[Sample], mode: str | None = None, advance: Advance = no_advance
+    ) -> list[Prediction]:
+        """Predict samples by all processes of the launcher together; each has all predictions in order."""
+        batch_size = self.bundle.config.infer.batch_size
+        return map_batches(lambda own: self.predict(own, mode), samples, batch_size, advance)
 
     def predict(self, samples: Iterable[Sample], mode: str | None = None) -> Iterator[Prediction]:
         """Predict samples, in batches of ``infer.batch_size``, in order.
@@ -324,6 +332,34 @@ def infer(
     Raises:
         QwendetError: for a checkpoint, image or option that cannot be used; then nothing is written.
     """
+    with joined_processes():
+        samples, predictor, predictions = _predict_inputs(
+            checkpoint, inputs, mode, teachers, labels, constrained, overrides, tracker
+        )
+    if visualize is not None and is_first_process():
+        threshold = predictor.bundle.config.infer.picture_threshold
+        save_pictures(samples, predictions, visualize, threshold)
+    if output is not None and is_first_process():
+        write_predictions(predictions, output)
+    return InferSummary(
+        images=len(predictions),
+        detections=sum(len(prediction.detections) for prediction in predictions),
+        rejected=sum(prediction.rejected for prediction in predictions),
+        output=output,
+        lines=[] if output is not None else [prediction.to_json() for prediction in predictions],
+    )
+
+
+def _predict_inputs(
+    checkpoint: Path,
+    inputs: Sequence[Path],
+    mode: str | None,
+    teachers: int,
+    labels: Sequence[str] | None,
+    constrained: bool,
+    overrides: Sequence[str],
+    tracker: Tracker,
+) -> tuple[list[Sample], Predictor, list[Prediction]]:
     samples = collect_samples(inputs)
     if constrained:
         overrides = [*overrides, "infer.constrained=true"]
@@ -333,23 +369,8 @@ def infer(
             "--constrained is about text answers, but the head answers", "--mode", "add --mode text"
         )
     samples = with_teachers(samples, predictor.bundle.config, teachers)
-    predictions = []
     with tracker("predicting", len(samples)) as advance:
-        for prediction in predictor.predict(samples, mode):
-            predictions.append(prediction)
-            advance(len(predictions), "")
-    if visualize is not None:
-        threshold = predictor.bundle.config.infer.picture_threshold
-        save_pictures(samples, predictions, visualize, threshold)
-    if output is not None:
-        write_predictions(predictions, output)
-    return InferSummary(
-        images=len(predictions),
-        detections=sum(len(prediction.detections) for prediction in predictions),
-        rejected=sum(prediction.rejected for prediction in predictions),
-        output=output,
-        lines=[] if output is not None else [prediction.to_json() for prediction in predictions],
-    )
+        return samples, predictor, predictor.predict_all(samples, mode, advance)
 
 
 def write_predictions(predictions: Iterable[Prediction], output: Path) -> None:

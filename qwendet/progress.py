@@ -16,7 +16,11 @@ Tracker = Callable[[str, int], AbstractContextManager[Advance]]
 @contextmanager
 def silent(description: str, total: int) -> Iterator[Advance]:
     """Track without showing anything."""
-    yield lambda finished, text: None
+    yield no_advance
+
+
+def no_advance(finished: int, text: str) -> None:
+    """Show nothing."""
 
 
 class Pace:

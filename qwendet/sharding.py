@@ -23,15 +23,10 @@ def is_first_process() -> bool:
 
 
 @contextmanager
-def processes() -> Iterator[tuple[int, int]]:
-    """Join the other processes of the launcher, each on a GPU of its own if there are GPUs.
-
-    Yields:
-        This process' number and how many there are; 0 and 1 without a launcher.
-    """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield 0, 1
+def joined_processes() -> Iterator[None]:
+    """Join the other processes of the launcher, each on a GPU of its own if there are GPUs."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
         return
     import torch
     from torch import distributed
@@ -40,7 +35,7 @@ def processes() -> Iterator[tuple[int, int]]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     distributed.init_process_group("gloo")
     try:
-        yield distributed.get_rank(), world
+        yield
     finally:
         distributed.destroy_process_group()
 
@@ -74,7 +69,6 @@ def map_batches(
     function: Callable[[Sequence[Item]], Iterable[Found]],
     items: Sequence[Item],
     batch_size: int,
-    ranks: tuple[int, int],
     advance: Callable[[int, str], object],
 ) -> list[Found]:
     """Apply a function that works in batches and in order, this process' share here, the others' elsewhere.
@@ -83,21 +77,21 @@ def map_batches(
         function: gives one result an item.
         items: all items, the same on every process.
         batch_size: items of a batch of the function.
-        ranks: from :func:`processes`.
         advance: told how many items are done, all processes taken to be as fast as this one.
 
     Returns:
-        The results of all items, on every process.
+        The results of all items, on every process of :func:`joined_processes`.
     """
-    rank, world = ranks
+    from torch import distributed
+
+    is_shared = distributed.is_initialized()
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if is_shared else (0, 1)
     own: list[Found] = []
     for result in function(deal(items, batch_size, rank, world)):
         own.append(result)
         advance(min(len(own) * world, len(items)), "")
     if world == 1:
         return own
-    from torch import distributed
-
     gathered: list[Any] = [None] * world
     distributed.all_gather_object(gathered, own)
     return collect(gathered, batch_size)

@@ -10,6 +10,7 @@ import typer
 
 from qwendet import console
 from qwendet.cli.options import RecordFormatOption, SetOption
+from qwendet.sharding import is_first_process, joined_processes
 
 if TYPE_CHECKING:
     from qwendet.evaluation.command import Evaluation
@@ -65,15 +66,18 @@ def evaluate(
     console.set_format(output_format)
     from qwendet.evaluation.command import evaluate_checkpoint, write_coco, write_json
 
-    found = evaluate_checkpoint(
-        checkpoint,
-        data,
-        mode=mode,
-        teachers=teachers,
-        compare=compare,
-        overrides=settings or (),
-        tracker=console.progress,
-    )
+    with joined_processes():
+        found = evaluate_checkpoint(
+            checkpoint,
+            data,
+            mode=mode,
+            teachers=teachers,
+            compare=compare,
+            overrides=settings or (),
+            tracker=console.progress,
+        )
+    if not is_first_process():
+        return
     if output_format == "json":
         console.print_record(found.to_record(with_predictions=False))
     else:

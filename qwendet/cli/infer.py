@@ -9,6 +9,7 @@ import typer
 
 from qwendet import console
 from qwendet.cli.options import SetOption, split_labels
+from qwendet.sharding import is_first_process
 
 
 def infer(
@@ -60,6 +61,8 @@ def infer(
         overrides=settings or (),
         tracker=console.progress,
     )
+    if not is_first_process():  # of those that a launcher started
+        return
     if summary.output is None:
         console.print_lines(summary.lines)
     written = f" → {summary.output}" if summary.output else ""

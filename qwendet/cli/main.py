@@ -26,6 +26,7 @@ from qwendet.cli import (
     validate_model,
 )
 from qwendet.errors import EnvironmentLacksError, QwendetError
+from qwendet.sharding import is_first_process
 
 GLOBAL_FLAGS = ("--debug", "--quiet")
 INTERRUPTED = 130
@@ -85,7 +86,7 @@ def _main(
     Exit codes: 0 all good, 1 a check failed, 2 unusable config, data or command,
     3 the environment lacks something, 130 interrupted, 143 terminated.
     """
-    console.setup(debug=debug, quiet=quiet)
+    console.setup(debug=debug, quiet=quiet or not is_first_process())
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -137,11 +137,8 @@ def _predict_all(
     found: list[Found] = []
     for source in predictor.sources(mode):
         for count, asked in settings:
-            predictions = []
             with tracker(f"predicting by {source}", len(asked)) as advance:
-                for prediction in predictor.predict(asked, source):
-                    predictions.append(prediction)
-                    advance(len(predictions), "")
+                predictions = predictor.predict_all(asked, source, advance)
             found.append((source, count, predictions))
     return found
 

@@ -119,7 +119,7 @@ def save_checkpoint(
     lora = config.model.lora
     state = detector.state_dict() if weights is None else weights
     if lora is None:
-        vlm = None if weights is None else part_of(weights, "vlm.")
+        vlm = None if weights is None else part_of(_without_ties(weights, detector), "vlm.")
         detector.vlm.save_pretrained(folder, state_dict=vlm, max_shard_size=max_shard_size)
     else:
         save_adapter(part_of(state, "vlm."), lora, folder)
@@ -155,6 +155,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 def part_of(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors of a part of the detector, by their names in it."""
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def _without_ties(weights: Mapping[str, Tensor], detector: Qwen25VLWithDetection) -> dict[str, Tensor]:
+    """Gathered weights without the second name of a tied one, which is a tensor of its own there."""
+    names = {name for name, _ in detector.named_parameters(remove_duplicate=False)}
+    second_names = names - {name for name, _ in detector.named_parameters()}
+    return {name: tensor for name, tensor in weights.items() if name not in second_names}
 
 
 def describe_parameters(

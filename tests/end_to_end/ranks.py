@@ -1,0 +1,186 @@
+"""Started by test_distributed.py: imports once, then forks the ranks of a job and does one thing in each.
+
+python ranks.py JOB CONFIG OUT [NUM_RANKS]
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from qwendet.cli.main import run as run_command
+from qwendet.config import Config
+from qwendet.config_file import load_config
+from qwendet.files import atomic_folder
+from qwendet.loader import Bundle, load
+from qwendet.model.checkpoint import save_checkpoint
+from qwendet.model.losses import LossManager, step_counts
+from qwendet.model.matching import Targets
+from qwendet.model.tiny import write_untrained
+from qwendet.run import train
+from qwendet.training import DetectionTrainer, TrainingSamples, create_trainer
+
+
+class NoteGradients(TrainerCallback):
+    """Keeps the gradients of every update."""
+
+    def __init__(self, trainer: DetectionTrainer) -> None:
+        self.trainer = trainer
+        self.steps: list[dict[str, Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = self.trainer.bundle.detector.named_parameters()
+        self.steps.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+
+def ddp(config: Config, out: Path) -> None:
+    """Train by the Trainer; save losses, gradients and counts of this rank."""
+    trainer = create_trainer(config)
+    notes = NoteGradients(trainer)
+    trainer.add_callback(notes)
+    counts: list[list[float]] = []
+    original = trainer.get_batch_samples
+
+    def note(iterator: Any, number: int, device: torch.device) -> Any:
+        batches, total = original(iterator, number, device)
+        counts.append(step_counts(batches).tolist())
+        return batches, total
+
+    trainer.get_batch_samples = note  # type: ignore[method-assign]
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss/total" in row]
+    torch.save({"rows": rows, "gradients": notes.steps, "counts": counts}, out / f"{rank()}.pt")
+
+
+def shard(config: Config, out: Path) -> None:
+    """One backward pass of a `fully_shard`ed model; save whole gradients, then a checkpoint."""
+    bundle = load(config, for_inference=False)
+    samples = TrainingSamples(bundle.config, bundle.encoder())
+    own = range(len(samples))[rank() :: world()]
+    batch = bundle.collator()([samples[index] for index in own])
+    counts = step_counts([batch])
+    if world() > 1:
+        torch.distributed.init_process_group("gloo")
+        torch.distributed.all_reduce(counts)
+        _fully_shard(bundle)
+        assert all(isinstance(parameter, DTensor) for parameter in bundle.detector.parameters())
+    output = bundle.detector(batch)
+    targets = Targets(batch["target_boxes_cxcywh"], batch["target_label_ids"], batch["num_boxes"])
+    losses = LossManager(config.loss, config.detection.one_to_many)(
+        output.tokens, output.head, targets, counts
+    )
+    (losses.total * world()).backward()
+    gradients = {
+        name: p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
+        for name, p in bundle.detector.named_parameters()
+        if p.grad is not None
+    }
+    weights = None
+    if world() > 1:
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights = get_model_state_dict(bundle.detector, options=whole)
+    if rank() == 0:
+        torch.save({"gradients": gradients}, out / "0.pt")
+        with atomic_folder(out / "checkpoint") as folder:
+            save_checkpoint(
+                folder,
+                bundle.detector,
+                bundle.processor,
+                bundle.config,
+                attn_implementation="sdpa",
+                step=1,
+                weights=weights,
+            )
+
+
+def _fully_shard(bundle: Bundle) -> None:
+    mesh = init_device_mesh("cpu", (world(),))
+    vlm = bundle.detector.vlm
+    for layer in (*vlm.model.visual.blocks, *vlm.model.language_model.layers):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(bundle.detector, mesh=mesh)
+
+
+def stop(config: Config, out: Path) -> None:
+    """Train; the second rank alone receives SIGTERM, in its second step."""
+    import signal
+
+    import qwendet.run
+
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if rank() == 1 and state.global_step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def create(*args: Any, **kwargs: Any) -> DetectionTrainer:
+        trainer = create_trainer(*args, **kwargs)
+        trainer.add_callback(Kill())
+        return trainer
+
+    qwendet.run.create_trainer = create
+    (out / f"{rank()}.txt").write_text(train(config).stopped_by, encoding="utf-8")
+
+
+def command(config: Path, out: Path) -> None:
+    """Run the command line that stands in a file, a word a line, and end with its exit code."""
+    with (out / f"{rank()}.out").open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        run_command(config.read_text(encoding="utf-8").splitlines())
+
+
+def rank() -> int:
+    return int(os.environ["RANK"])
+
+
+def world() -> int:
+    return int(os.environ["WORLD_SIZE"])
+
+
+JOBS: dict[str, Any] = {"ddp": ddp, "shard": shard, "stop": stop}
+
+
+def start(job: str, config: str, out: Path, number: int, of: int, port: int) -> int:
+    process = os.fork()
+    if process:
+        return process
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(of)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(of)}
+    code: Any = 1
+    try:
+        command(Path(config), out) if job == "command" else JOBS[job](load_config(config), out)
+        code = 0
+    except SystemExit as ending:
+        code = ending.code
+    except BaseException:  # noqa: BLE001  # the end of a forked process
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(int(code or 0))
+
+
+def main() -> None:
+    job, config, out, of = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+    write_untrained()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [start(job, config, out, number, of, port) for number in range(of)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
+    sys.exit(max(codes, key=abs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Two gloo processes on the CPU give what one process with the same global batch gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.inference import Predictor
+from qwendet.model.checkpoint import read_manifest
+from qwendet.model.tiny import TINY_FOLDER
+
+RANKS = Path(__file__).with_name("ranks.py")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four samples that fill one step: two with teachers and boxes, two with neither."""
+    folder = tmp_path_factory.mktemp("scenes")
+    path = write_dataset(DEMO, folder / "train.jsonl", 6, seed=0)
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records.sort(key=lambda record: -len(record["objects"]))
+    assert records[1]["objects"]
+    shown = [{"teachers": [records[number + 2]], "student": records[number]} for number in (0, 1)]
+    empty = [record | {"objects": []} for record in records[4:]]
+    path.write_text("".join(json.dumps(record) + "\n" for record in shown + empty), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def write_config(four: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write the config of a run of three steps over all four samples."""
+
+    def write(run: Path, batch_size: int, **settings: Any) -> Path:
+        train = {
+            "output_dir": str(run),
+            "max_steps": 3,
+            "batch_size": batch_size,
+            "learning_rate": 1e-3,
+            "save_steps": 100,
+            "logging_steps": 1,
+        }
+        values = {
+            "model": {"path": "tiny-untrained", "device": "cpu", "dtype": "float32"},
+            "data": {"train": str(four), "labels": list(DEMO.labels)},
+            "detection": {"hidden_size": 64, "num_layers": 1, "num_heads": 4},
+            "train": train | settings,
+        }
+        path = tmp_path_factory.mktemp("config") / "config.yaml"
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return path
+
+    return write
+
+
+def start(job: str, config: Path, out: Path, ranks: int) -> subprocess.CompletedProcess[str]:
+    out.mkdir(exist_ok=True)
+    command = [sys.executable, str(RANKS), job, str(config), str(out), str(ranks)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+
+
+def run(job: str, config: Path, out: Path, ranks: int) -> None:
+    done = start(job, config, out, ranks)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """To 1e-5 of the largest gradient."""
+    scale = max(float(tensor.abs().max()) for tensor in wanted.values())
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5 * scale, msg=name)
+
+
+def test_distributed_ddp__losses_gradients_and_weights_are_those_of_one_process(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Ranks hold different numbers of teacher tokens and boxes, and in some step none at all."""
+    found: dict[int, list[Any]] = {}
+    for ranks in (1, 2):
+        config = write_config(tmp_path / f"run-{ranks}", 4 // ranks)
+        run("ddp", config, tmp_path / f"out-{ranks}", ranks)
+        files = [tmp_path / f"out-{ranks}" / f"{rank}.pt" for rank in range(ranks)]
+        found[ranks] = [torch.load(file, weights_only=True) for file in files]
+    (one,), (first, second) = found[1], found[2]
+    assert first["counts"] != second["counts"]
+    assert any(0.0 in counts for counts in first["counts"] + second["counts"]), "a rank had none of something"
+    for row, wanted in zip(first["rows"], one["rows"], strict=True):
+        for name in (name for name in wanted if name.startswith("loss") or name == "grad_norm"):
+            assert row[name] == pytest.approx(wanted[name], rel=1e-5, abs=1e-6), (wanted["step"], name)
+    for step, wanted in zip(first["gradients"], one["gradients"], strict=True):
+        assert_close(step, wanted)
+    for step, wanted in zip(second["gradients"], first["gradients"], strict=True):
+        assert all(torch.equal(step[name], tensor) for name, tensor in wanted.items())
+
+
+def test_distributed_fully_shard__gradients_and_the_saved_checkpoint_are_those_of_one_process(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    for ranks in (1, 2):
+        run("shard", write_config(tmp_path / "run", 4), tmp_path / str(ranks), ranks)
+    one, two = (torch.load(tmp_path / name / "0.pt", weights_only=True)["gradients"] for name in "12")
+    assert_close(two, one)
+    manifests = [read_manifest(tmp_path / name / "checkpoint") for name in "12"]
+    assert manifests[0].parameters == manifests[1].parameters
+    assert manifests[0].files == manifests[1].files
+    Predictor.from_checkpoint(tmp_path / "2" / "checkpoint")
+
+
+def test_distributed_signal__on_one_rank_ends_all_after_the_same_step_with_a_checkpoint(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    run("stop", write_config(tmp_path / "run", 2, max_steps=50), tmp_path / "out", 2)
+    assert [(tmp_path / "out" / f"{rank}.txt").read_text() for rank in (0, 1)] == ["SIGTERM", "SIGTERM"]
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_distributed_infer_and_eval__give_what_one_process_gives(tmp_path: Path) -> None:
+    """Five images in batches of two: three batches for two ranks, the last one short."""
+    scenes = write_dataset(DEMO, tmp_path / "val.jsonl", 5, seed=3)
+    infer = [
+        "infer",
+        str(TINY_FOLDER),
+        str(scenes),
+        "--set",
+        "infer.batch_size=2",
+        "--labels",
+        ",".join(DEMO.labels),
+    ]
+    for ranks in (1, 2):
+        words = tmp_path / f"infer-{ranks}"
+        output = tmp_path / f"found-{ranks}.jsonl"
+        words.write_text("\n".join([*infer, "--output", str(output)]), encoding="utf-8")
+        run("command", words, tmp_path / f"out-{ranks}", ranks)
+    one, two = ((tmp_path / f"found-{ranks}.jsonl").read_bytes() for ranks in (1, 2))
+    assert two == one
+    images = [json.loads(line)["image"] for line in one.splitlines()]
+    assert images == [f"images/val_{number:05d}.png" for number in range(5)]
+
+
+@pytest.mark.timeout(600)
+def test_distributed_death__of_a_rank_stops_the_others_and_is_named(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "run", 2, max_steps=1000)
+    script = tmp_path / "dies.py"
+    script.write_text(
+        "import os, signal, sys, threading, time\n"
+        "from pathlib import Path\n"
+        "from qwendet.cli.main import run\n"
+        "def die():\n"
+        "    while not any(Path(sys.argv[1]).glob('tensorboard/*')):\n"
+        "        time.sleep(0.1)\n"
+        "    time.sleep(2)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    threading.Thread(target=die, daemon=True).start()\n"
+        "run(['train', sys.argv[2]])\n",
+        encoding="utf-8",
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launcher, str(script), str(tmp_path / "run"), str(config)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "Signal 9 (SIGKILL) received by PID" in done.stderr
+    assert "rank      : 1 (local_rank: 1)" in done.stderr
+    assert not (tmp_path / "run" / "final").exists()
