@@ -3,6 +3,7 @@
 #:   make demo     train the embedded model on generated shapes, evaluate it, write pictures to runs/demo
 #:   make test     every test
 #:   make check    format, lint, types, import rule, fast tests and doctests: before every commit
+#:   make bench-check  count what a training step does, and compare with the committed table
 #:   make fix      rewrite what can be rewritten
 #:   make clean    delete .venv, caches, built packages and runs/demo
 #:
@@ -27,7 +28,7 @@ INSTALLED := $(VENV)/.installed
 # Nothing is fetched from the Hugging Face hub while testing.
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --doctest-modules qwendet tests
 
-.PHONY: help demo test check static fix clean
+.PHONY: help demo test check static bench-check fix clean
 .NOTPARALLEL:
 
 help:
@@ -49,6 +50,9 @@ static: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench-check: $(INSTALLED)
+	$(BIN)/python -m benchmarks.counts
 
 fix: $(INSTALLED)
 	$(BIN)/ruff check --fix-only
