@@ -4,7 +4,7 @@
     python -m benchmarks.counts --update    write benchmarks/counts.json, with a reason in the commit message
 
 One optimizer step of the embedded model on four generated samples, with teachers and head, padded and packed:
-operator calls, bytes of the largest tensor, rows that go through ``lm_head``, tokens; and the images decoded in
+operator calls, bytes of the largest tensor, rows through ``lm_head``, tokens; and the images decoded in
 an epoch of 16 samples. A count that falls is no failure: update the table, so that it stays won.
 """
 
