@@ -1,0 +1,29 @@
+"""No check fails on a sound run, whatever it is built of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qwendet.checks.config import Thoroughness, run_config_checks
+from qwendet.checks.consistency import run_consistency_checks
+from qwendet.checks.loss import run_loss_checks
+from qwendet.checks.subject import temporary_subject
+from qwendet.config_file import load_config
+from qwendet.progress import silent
+from tests.planted.planting import Project
+from tests.planted.sound import SOUND_RUNS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOUND_RUNS)
+def test_sound_run__passes(name: str, tmp_path: Path) -> None:
+    project = Project.sound(tmp_path)
+    SOUND_RUNS[name](project)
+    config = load_config(project.write(), ["model.device=cpu"])
+    results, _ = run_config_checks(config, silent, Thoroughness(tokens=True))
+    with temporary_subject(config) as subject:
+        results += run_loss_checks(subject, silent, with_overfit=False)[0]
+        results += run_consistency_checks(subject, silent)[0]
+    assert [result for result in results if result.status == "fail"] == []
