@@ -2,8 +2,8 @@
 
     python -m benchmarks.planted_bugs
 
-Runs tests/planted and counts: a bug is caught if the check it is for fails and names it; a false alarm is a check
-that fails on a sound project. Prints what was missed and the slowest bugs and projects.
+Runs tests/planted and counts: a bug is caught if the check it is for fails and names it; a false alarm is a
+check that fails on a sound project. Prints what was missed and the slowest bugs and projects.
 """
 
 from __future__ import annotations

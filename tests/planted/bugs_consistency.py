@@ -334,11 +334,8 @@ IMAGE_BUGS = [
 # Padding, positions and generation
 
 
-def right_pad(rows: Sequence[Tensor], length: int, value: int) -> Tensor:
-    padded = torch.full((len(rows), length), value, dtype=torch.int64)
-    for target, row in zip(padded, rows, strict=True):
-        target[: len(row)] = row
-    return padded
+def right_pad(lengths: Sequence[int]) -> Any:
+    return collate._Place((len(lengths), max(lengths)), tuple(range(len(lengths))), (0,) * len(lengths))
 
 
 def one_dimension(self: Any, input_ids: Tensor, *args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
@@ -407,7 +404,7 @@ COMPUTE_BUGS = [
         "padded on the right",
         "consistency.compute.positions",
         ("padded on the left",),
-        replacing(collate, "_left_pad", right_pad),
+        replacing(collate, "_padded", right_pad),
     ),
     Bug(
         "mm_token_type_ids dropped",

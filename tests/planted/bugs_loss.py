@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -269,11 +269,8 @@ def labels_of_the_prompt(batch: Batch) -> dict[str, Any]:
     return {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)}
 
 
-def right_padded(rows: Any, length: int, value: int) -> Tensor:
-    padded = torch.full((len(rows), length), value, dtype=torch.int64)
-    for target, row in zip(padded, rows, strict=True):
-        target[: len(row)] = row
-    return padded
+def right_padded(lengths: Sequence[int]) -> Any:
+    return collate._Place((len(lengths), max(lengths)), tuple(range(len(lengths))), (0,) * len(lengths))
 
 
 def head_on_the_first_image(batch: Batch) -> dict[str, Any]:
@@ -529,7 +526,7 @@ BUGS = [
         "right padding",
         "loss.padding",
         ("padded on the right", "attention_mask"),
-        replacing(collate, "_left_pad", right_padded),
+        replacing(collate, "_padded", right_padded),
     ),
     Bug(
         "attention mask of ones",
