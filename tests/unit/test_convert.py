@@ -414,3 +414,26 @@ def test_cut_box__in_a_frame_that_is_sure(voc: Voc) -> None:
     report = convert_voc(voc.folder, voc.folder.parent / "out")
     note = f"{path}: object 1 (cell): [0, 0, 66, 9] cut to [0, 0, 64, 9]"
     assert report.findings == {"cut": (note,)}
+
+
+@pytest.mark.parametrize("data", ["nuts", "bccd"])
+def test_real_data__through_every_format(shared: Path, tmp_path: Path, data: str) -> None:
+    """Boxes of the last are those of the first to a thousandth of a pixel."""
+    direct = convert_dataset(
+        shared / "data" / data, tmp_path / "direct", Conversion(images="reference"), silent
+    )
+    source = shared / "data" / data
+    placement: Placement = "copy"  # the first: the data may be on another file system
+    for target in ("coco", "voc", "yolo", "jsonl"):
+        convert_dataset(source, tmp_path / target, Conversion(target=target, images=placement), silent)  # type: ignore[arg-type]
+        source, placement = tmp_path / target, "link"
+    for file in direct.files:
+        found, expected = lines_of(tmp_path / "jsonl" / file.name), lines_of(file)
+        by_name = {Path(line["images"][0]).name: line for line in found}
+        assert len(by_name) == len(expected)
+        for line in expected:
+            other = by_name[Path(line["images"][0]).name]
+            assert (other["width"], other["height"]) == (line["width"], line["height"])
+            for one, two in zip(other["objects"], line["objects"], strict=True):
+                assert one["desc"] == two["desc"]
+                assert one["bbox_2d"] == pytest.approx(two["bbox_2d"], abs=0.001)
