@@ -68,6 +68,18 @@ def atomic_file(target: Path) -> Iterator[Path]:
             staging.unlink(missing_ok=True)
 
 
+def list_folder(folder: Path) -> list[Path]:
+    """What a folder holds, sorted by name; nothing if it is absent.
+
+    Raises:
+        DataError: if it may not be looked into.
+    """
+    try:
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise DataError(f"cannot look into the folder ({error.strerror})", str(folder)) from error
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from qwendet.data.records import WHOLE, split_of
 from qwendet.errors import DataError
+from qwendet.files import list_folder
 
 PROBED = 20
 """Images that are looked for when the image folder is."""
@@ -66,16 +67,16 @@ def coco_files(folder: Path) -> list[Path]:
     found = [path for path in _json_files(folder) + _json_files(folder / "annotations") if is_coco(path)]
     if found:
         return found
-    inner = [child for child in sorted(folder.iterdir()) if child.is_dir() and split_of(child.name)]
+    inner = [child for child in list_folder(folder) if child.is_dir() and split_of(child.name)]
     return [path for child in inner for path in _json_files(child) if is_coco(path)]
 
 
 def _json_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() == ".json" and not path.name.startswith(".")
-    )
+    return [
+        path
+        for path in list_folder(folder)
+        if path.suffix.lower() == ".json" and not path.name.startswith(".")
+    ]
 
 
 def find_coco(path: Path) -> CocoLayout:

@@ -13,6 +13,7 @@ from qwendet.data.voc_layout import is_voc
 from qwendet.data.yolo import open_yolo
 from qwendet.data.yolo_layout import is_yolo
 from qwendet.errors import DataError
+from qwendet.files import list_folder
 
 
 def detect_format(path: Path) -> Format:
@@ -47,7 +48,7 @@ def dataset_in(path: Path) -> Path:
     """``path`` itself if it is a data set, else the only folder in it that is one of COCO or YOLO."""
     if not path.is_dir() or _detect_folder(path) is not None:
         return path
-    children = (child for child in sorted(path.iterdir()) if child.is_dir())
+    children = (child for child in list_folder(path) if child.is_dir())
     found = [child for child in children if _detect_folder(child) in ("coco", "yolo")]
     return found[0] if len(found) == 1 else path
 

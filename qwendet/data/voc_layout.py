@@ -18,6 +18,7 @@ from pathlib import Path
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.data.records import SPLITS, WHOLE, split_of
 from qwendet.errors import DataError
+from qwendet.files import list_folder
 
 FLAG_COLUMN = frozenset({"-1", "0", "1"})
 IMAGE_FOLDERS = ("jpegimages", "images")
@@ -78,7 +79,7 @@ def find_voc(path: Path) -> tuple[Path, tuple[VocFolder, ...]]:
 def images_by_stem(folder: Path) -> Mapping[str, list[str]]:
     """Names of the image files in a folder, by name without ending."""
     names: dict[str, list[str]] = defaultdict(list)
-    for file in _files(folder):
+    for file in list_folder(folder):
         if file.suffix.lower() in IMAGE_SUFFIXES:
             names[file.stem].append(file.name)
     return names
@@ -90,30 +91,27 @@ def _roots(path: Path) -> list[Path]:
         return []
     if _xml_files(_child(path, "annotations")) or _xml_files(path) or _split_folders(path):
         return [path]
-    return [child for child in _files(path) if child.is_dir() and _xml_files(_child(child, "annotations"))]
+    return [
+        child for child in list_folder(path) if child.is_dir() and _xml_files(_child(child, "annotations"))
+    ]
 
 
 def _split_folders(root: Path) -> list[tuple[Path, str]]:
-    found = [(child, split_of(child.name)) for child in _files(root) if child.is_dir()]
+    found = [(child, split_of(child.name)) for child in list_folder(root) if child.is_dir()]
     return [(child, split) for child, split in found if split and _xml_files(child)]
 
 
 def _child(folder: Path, name: str) -> Path:
     """A folder inside another, whatever its case."""
-    matching = (child for child in _files(folder) if child.name.lower() == name and child.is_dir())
+    matching = (child for child in list_folder(folder) if child.name.lower() == name and child.is_dir())
     return next(matching, folder / name)
-
-
-def _files(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir()) if folder.is_dir() else []
-    except OSError as error:
-        raise DataError(f"cannot look into the folder ({error.strerror})", str(folder)) from error
 
 
 def _xml_files(folder: Path) -> list[Path]:
     return [
-        file for file in _files(folder) if file.suffix.lower() == ".xml" and not file.name.startswith(".")
+        file
+        for file in list_folder(folder)
+        if file.suffix.lower() == ".xml" and not file.name.startswith(".")
     ]
 
 

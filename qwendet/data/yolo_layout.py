@@ -23,6 +23,7 @@ from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.data.records import WHOLE, split_of
 from qwendet.data.samples import check_label
 from qwendet.errors import DataError, Problem
+from qwendet.files import list_folder
 
 SETTINGS_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 NAME_FILES = ("obj.names", "classes.txt", "labels/classes.txt", "train/classes.txt")
@@ -80,7 +81,7 @@ def _settings_file(folder: Path) -> Path | None:
     for name in ("data.yaml", "data.yml", "dataset.yaml", "obj.data"):
         if (folder / name).is_file():
             return folder / name
-    others = [file for file in sorted(folder.glob("*.y*ml")) if _is_settings(file)]
+    others = [file for file in list_folder(folder) if file.suffix in (".yaml", ".yml") and _is_settings(file)]
     return others[0] if len(others) == 1 else None
 
 
@@ -269,7 +270,7 @@ def _of_folders(root: Path, image_root: Path) -> YoloLayout:
     images = image_root / "images" if (image_root / "images").is_dir() else image_root
     found = {
         split: [child.relative_to(image_root).as_posix()]
-        for child in sorted(images.iterdir())
+        for child in list_folder(images)
         if child.is_dir() and (split := split_of(child.name))
     }
     whole = images.relative_to(image_root).as_posix()

@@ -393,9 +393,10 @@ def test_unreadable_folder(voc: Voc, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     voc.add("a")
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(DataError) as error:
-        open_source(voc.folder, "voc")
-    assert str(error.value) == f"{voc.folder}: cannot look into the folder (Permission denied)"
+    for source in ("auto", "voc", "coco", "yolo"):
+        with pytest.raises(DataError) as error:
+            open_source(voc.folder, source)
+        assert str(error.value) == f"{voc.folder}: cannot look into the folder (Permission denied)"
 
 
 def test_broken_samples__name_their_line(tmp_path: Path) -> None:
