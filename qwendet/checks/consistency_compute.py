@@ -21,6 +21,7 @@ from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.runs import (
     Serving,
     alone,
+    as_in_training,
     attending,
     encoded_of,
     forced,
@@ -39,6 +40,7 @@ from qwendet.loader import Bundle
 
 POSITIONS_FIX = "positions come from get_rope_index with mm_token_type_ids, image_grid_thw and attention_mask"
 PADDING_FIX = "pass attention_mask to the language model, and pad on the left with StandardDataCollator"
+PACKING_FIX = "set train.packing to false, or pass four rows of positions, no attention mask and no cache"
 
 
 def positions(subject: Subject) -> Verdict:
@@ -284,4 +286,16 @@ def _by_attention(subject: Subject, usual: str) -> dict[str, list[Tensor]]:
 
 def packed(subject: Subject) -> Verdict:
     """Samples packed into one row do not see each other."""
-    raise NotApplicableError("samples are not packed: each has a row of its own")
+    bundle = exact_pair(subject).trained
+    if not bundle.config.train.packing:
+        raise NotApplicableError("samples are not packed: train.packing is false")
+    items, problems = encoded_of(subject), []
+    batch = bundle.collator(packing=True)(items)
+    (row,) = hidden_of(run(as_in_training(bundle.detector), batch))
+    parts = row.split([len(item.input_ids) for item in items])
+    wheres = [sample.where for sample in samples_of(subject)]
+    for own, expected, where in zip(parts, hidden_of(training(subject)), wheres, strict=True):
+        tolerance = noise(subject).tolerance("hidden", expected)
+        what = "hidden states (token, channel) packed and in a row of its own"
+        problems += compare(own, expected, tolerance, what, where, PACKING_FIX)
+    return Verdict(f"{len(items)} packed samples equal themselves in rows of their own", tuple(problems))

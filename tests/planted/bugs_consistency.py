@@ -347,6 +347,11 @@ def without_mask(self: Any, batch: Batch) -> Batch:
     return batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}
 
 
+def without_rows_for_text(self: Any, batch: Batch) -> Batch:
+    """Three rows of positions, as in every other forward: attention cannot tell packed samples apart."""
+    return batch | {"position_ids": batch["position_ids"][1:]} if "position_ids" in batch else batch
+
+
 def see_everything(*args: Any, inputs_embeds: Tensor, **kwargs: Any) -> Tensor:
     rows, length, _ = inputs_embeds.shape
     return inputs_embeds.new_zeros(rows, 1, length, length)
@@ -437,6 +442,13 @@ COMPUTE_BUGS = [
         "consistency.compute.padding",
         ("alone and left-padded", "tolerance"),
         in_reading(without_mask),
+    ),
+    Bug(
+        "packed samples see each other",
+        "consistency.compute.packed",
+        ("packed and in a row of its own", "tolerance"),
+        in_reading(without_rows_for_text),
+        ("train.packing=true",),
     ),
     Bug(
         "attention sees the answer",

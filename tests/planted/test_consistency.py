@@ -12,7 +12,7 @@ from qwendet.checks.consistency import IDS, run_consistency_checks
 from qwendet.checks.result import Result
 from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config import Config
-from qwendet.config_file import load_config
+from qwendet.config_file import load_config, override_config
 from qwendet.errors import ConfigError
 from qwendet.progress import silent
 from tests.planted.bug import Bug
@@ -37,7 +37,8 @@ def require_found(found: list[Result], check: str, words: tuple[str, ...]) -> No
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
 def test_planted_bug__is_found(bug: Bug, project: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as planting, temporary_subject(project) as subject:
+    config = override_config(project, bug.settings)
+    with monkeypatch.context() as planting, temporary_subject(config) as subject:
         bug.plant(planting)
         found, _ = run_consistency_checks(subject, silent, only=[bug.check])
     require_found(found, bug.check, bug.words)
@@ -87,7 +88,13 @@ def test_sound_checkpoint__passes(plain: bool, subject: Subject, directory: Call
 
 def test_every_check__has_a_bug_that_it_finds() -> None:
     bugs = {bug.check for bug in (*BUGS, *FILE_BUGS)}
-    assert set(IDS) - bugs == {"consistency.compute.packed"}
+    assert set(IDS) - bugs == set()
+
+
+def test_packed_samples__stay_apart(project: Config) -> None:
+    with temporary_subject(override_config(project, ["train.packing=true"])) as packing:
+        (found,), _ = run_consistency_checks(packing, silent, only=["consistency.compute.packed"])
+    assert (found.status, found.id) == ("pass", "consistency.compute.packed")
 
 
 def test_unknown_check__is_named_with_the_nearest(subject: Subject) -> None:
