@@ -53,6 +53,7 @@ class ObjectFrame:
         boxes: its boxes that have no label yet.
         texts: its texts, in order.
         corners: named coordinates so far, by their index in a box.
+        numbered: it holds numbers that are no corners, as ``width`` is none.
     """
 
     start: int
@@ -64,6 +65,7 @@ class ObjectFrame:
     boxes: list[FoundBox] = field(default_factory=list)
     texts: list[LabelText] = field(default_factory=list)
     corners: dict[int, float] = field(default_factory=dict)
+    numbered: bool = False
 
 
 @dataclass(slots=True)
@@ -144,8 +146,9 @@ class BoxTally:
 
     def take_corner(self, owner: ObjectFrame, start: int, end: int, number: float) -> None:
         """Take a number as a coordinate if its key names a corner, as ``x1`` or ``y_min`` do."""
-        corner = _CORNERS.get(owner.key.lower().replace("_", ""))
+        corner = _corner(owner.key)
         if corner is None or owner.skipped:
+            owner.numbered = True
             return
         owner.corners[corner] = number
         if len(owner.corners) == 4:
@@ -157,7 +160,9 @@ class BoxTally:
     def close_object(self, frame: ObjectFrame, parent: ObjectFrame | None, end: int) -> None:
         """Label the boxes of a closed object; hand those without label, or a label, to its parent."""
         unsettled = not frame.settled and not frame.skipped
-        if unsettled and (frame.corners or (frame.texts and is_box_key(frame.under))):
+        # The parts of one box, as in {"bbox": [{"x": 1, "y": 2}, {"x": 3, "y": 4}]}, fail together.
+        is_part = parent is not None and parent.settled
+        if unsettled and (frame.corners or (_has_content(frame) and is_box_key(frame.under) and not is_part)):
             self.reject(frame)
         if len(frame.boxes) == 1:
             frame.boxes[0].start, frame.boxes[0].end = frame.start, end
@@ -166,6 +171,19 @@ class BoxTally:
             box.desc = label or box.desc or (box.key if is_name(box.key) else "")
         if parent is not None:
             _hand_over(frame, parent)
+
+
+def is_corner_key(key: str) -> bool:
+    """Whether a key names a coordinate of a corner, as ``x1`` and ``y_min`` do."""
+    return _corner(key) is not None
+
+
+def _corner(key: str) -> int | None:
+    return _CORNERS.get(key.lower().replace("_", ""))
+
+
+def _has_content(frame: ObjectFrame) -> bool:
+    return bool(frame.texts or frame.numbered)
 
 
 def _hand_over(frame: ObjectFrame, parent: ObjectFrame) -> None:

@@ -85,6 +85,16 @@ def is_label_key(key: str) -> bool:
     return key in _LABEL_KEYS
 
 
+def may_hold_label(key: str) -> bool:
+    """Whether a key contains one of the names of those that hold labels.
+
+    Example:
+        >>> [may_hold_label(key) for key in ("sub_label", "cat", "position")]
+        [True, False, False]
+    """
+    return _rank(key) != _NO_RANK
+
+
 def is_name(key: str) -> bool:
     """Whether a key names what its box shows, as in ``{"red car": [1, 2, 3, 4]}``.
 

@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import re
 
-from qwendet.data.answer_boxes import BoxTally, ListFrame, ObjectFrame
-from qwendet.data.answer_names import LabelText, is_box_key, is_label_key, is_no_box_key, name_before
-from qwendet.data.answer_tokens import Token, as_number, next_token, numbers_in
+from qwendet.data.answer_boxes import BoxTally, ListFrame, ObjectFrame, is_corner_key
+from qwendet.data.answer_names import (
+    LabelText,
+    is_box_key,
+    is_label_key,
+    is_no_box_key,
+    may_hold_label,
+    name_before,
+)
+from qwendet.data.answer_tokens import Token, as_number, is_written_box, next_token, numbers_in
 
 # Answers nest three or four brackets; deeper ones are noise, of which the outermost is forgotten.
 _MAX_DEPTH = 32
@@ -142,8 +149,10 @@ class AnswerReader:
             self._close_list(token.start)
         start = token.start if self._ref_start is None else self._ref_start
         self._ref_start = None
-        tally = self.tally.total
-        self._push(ListFrame(start, self._owner(), self._ref, promised=True, tag=True, tally=tally))
+        tally, name = self.tally.total, self._ref
+        if not name and top is None:
+            name = name_before(self.text, self._outside_from, token.start)
+        self._push(ListFrame(start, self._owner(), name, promised=True, tag=True, tally=tally))
 
     def _take_ref(self, token: Token) -> None:
         top, label = self._top(), token.value.strip()
@@ -176,10 +185,10 @@ class AnswerReader:
             self.tally.take_corner(top, token.start, token.end, number)
 
     def _take_text(self, token: Token) -> None:
-        if token.kind == "string" and self._promised() and numbers_in(token.value):
+        top, owner = self._top(), self._owner()
+        if token.kind == "string" and self._holds_numbers(token.value):
             self._take_written_numbers(token)
             return
-        top, owner = self._top(), self._owner()
         if isinstance(top, ListFrame):
             top.worded = top.worded or token.kind == "word"
             top.name = token.value if token.kind == "string" else top.name
@@ -190,8 +199,19 @@ class AnswerReader:
             owner.texts.append(LabelText(token.start, owner.key, token.value))
         self._end_value()
 
+    def _holds_numbers(self, text: str) -> bool:
+        """Whether a text where one stands now is a box, a number of one, or a corner."""
+        top = self._top()
+        if self._promised() or (isinstance(top, ObjectFrame) and is_corner_key(top.key)):
+            return bool(numbers_in(text))
+        has_free_key = isinstance(top, ObjectFrame) and top.key and not may_hold_label(top.key)
+        return bool(has_free_key) and is_written_box(text)
+
     def _take_written_numbers(self, token: Token) -> None:
         numbers, top = numbers_in(token.value), self._top()
+        if isinstance(top, ObjectFrame) and is_corner_key(top.key):
+            self.tally.take_corner(top, token.start, token.end, numbers[0])
+            return
         if isinstance(top, ListFrame) and (len(numbers) == 1 or top.numbers):  # ["1", "2", "3", "4"]
             top.numbers += numbers
             return

@@ -54,9 +54,9 @@ class Token(NamedTuple):
 _MARKS = r"""
     (?P<open_object>\{)
   | (?P<open_list>\[ | \((?=\s*+[-+.\d(\["']))
-  | (?P<ref><\|?(?:object_)?ref(?:_start)?\|?>(?P<name>[^<]*+))
-  | (?P<box_start><\|?b?box(?:_start)?\|?>)
-  | (?P<box_end><\|box_end\|>|</b?box>)
+  | (?P<ref><\|?\ ?(?:object_)?ref(?:_start)?\ ?\|?>(?P<name>[^<]*+))
+  | (?P<box_start><\|?\ ?b?box(?:_start)?\ ?\|?>)
+  | (?P<box_end><\|\ ?box_end\ ?\|>|</b?box>)
   | (?P<thought_end></think\b)
   | (?P<end>```|</?answer>|<\|(?:im_start|im_end|endoftext)\|>)
 """
@@ -98,6 +98,7 @@ _OUTSIDE = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _LOOSE_NUMERAL = re.compile(rf"(?<![\w.]){_NUMERAL}", re.VERBOSE | re.IGNORECASE)
+_FOUR_NUMBERS = re.compile(r"\s*+(?:[-+]?[0-9]++(?:\.[0-9]*+)?\s*+(?:,\s*+|\Z)){4}")
 _VALUE_GROUPS = {"number": "number", "ref": "name", "attribute": "values"}
 _ESCAPE = re.compile(r"(?:\\u[0-9a-fA-F]{4})++|\\(.)")
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", '"': '"', "'": "'", "\\": "\\", "/": "/"}
@@ -165,6 +166,16 @@ def as_number(numeral: str) -> float:
     if numeral.lower().lstrip("+-") in {"null", "none"}:
         return math.nan
     return float(numeral)
+
+
+def is_written_box(text: str) -> bool:
+    """Whether a text is a list of four numbers and nothing else.
+
+    Example:
+        >>> is_written_box("[1, 2, 3, 4]"), is_written_box("at [1, 2, 3, 4]"), is_written_box("1, 2, 3, 4")
+        (True, False, False)
+    """
+    return text[:1] == "[" and text[-1:] == "]" and _FOUR_NUMBERS.fullmatch(text[1:-1]) is not None
 
 
 def numbers_in(text: str) -> list[float]:

@@ -120,6 +120,16 @@ WRITINGS = {
         "| no | what | box |\n|---|---|---|\n| 1 | red car | [1,2,3,4] |\n| 2 | b | [5,6,7,8] |",
         ["red car", "b"],
     ),
+    "blanks in tokens": (
+        "<| object_ref_start |>a<| object_ref_end |><| box_start |>(1,2), (3,4)<| box_end |>"
+        "<box>5 6 7 8</box>",
+        ["a", "a"],
+    ),
+    "name before a token": ("red car<box>[[1,2,3,4]]</box>圆<box>(5,6),(7,8)</box>", ["red car", "圆"]),
+    "strings as corners": (
+        '{"bbox": {"x1": "1", "y1": "2", "x2": "3", "y2": "4"}, "label": "a"}, {"dog": "[5, 6, 7, 8]"}',
+        ["a", "dog"],
+    ),
     "template": ('[{"bbox_2d": [x1, y1, x2, y2]}]\nassistant\n[[1,2,3,4],[5,6,7,8]]', ["", ""]),
 }
 
@@ -193,6 +203,9 @@ def test_parse_answer__no_box_and_no_failed_one(text: str) -> None:
         ('{"bbox_2d": [[1,2],[3,2],[3,4],[1,4]]}', 1),
         ('{"bbox_2d": {"language": "en", "text": "<ref-object>"}, "label": "<ref-object>"}', 1),
         ('{"bbox": {"x1": 1, "y1": 2, "x2": 3}, "label": "a"}', 1),
+        ('{"bbox": {"x": 1, "y": 2, "width": 3, "height": 4}, "label": "a"}', 1),
+        ('{"bbox_2d": [{"x": 1, "y": 2}, {"x": 3, "y": 4}], "label": "a"}', 1),
+        ("[245, [234, 543, 542, 244]]", 1),
         ("<|box_start|>", 1),
         ("<|box_start|><|box_end|>", 1),
         ("<|box_start|>(246,113)<|box_end|>", 1),
