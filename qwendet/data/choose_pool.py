@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qwendet.data.images import resolve_image
@@ -71,39 +71,74 @@ def choose_pool(
     if out.exists():
         raise ConfigError("there is a file of this name already", str(out), "remove it, or give another name")
     forbidden = _Files(sample for path in held_out for sample in SampleFile(path, root))
-    labels: Counter[str] = Counter()
-    candidates: list[Sample] = []
-    num_held_out = 0
     samples = SampleFile(train, root)
-    with tracker(f"looking at {train.name}", len(samples)) as advance:
-        for index, sample in enumerate(samples):
-            labels.update(dict.fromkeys((item.desc for item in sample.student.objects), 0))
-            if forbidden.hold(sample):
-                num_held_out += 1
-            elif _is_demonstration(sample):
-                candidates.append(sample)
-            advance(index + 1, "")
-    if not candidates:
+    survey = _look_at(samples, forbidden, tracker)
+    if not survey.candidates:
         raise DataError(
             "there is no image to choose: each is held out, without objects, or holds a crowd",
             str(train),
             "give more training samples",
         )
-    density_of = _densities(candidates)
-    chosen = _Choice(candidates, density_of, seed).make(count)
+    chosen = _Choice(samples, survey.candidates, seed).make(count)
     with atomic_file(out) as staging:
-        lines = (sample_line(sample.student, prefix + sample.student.image) for sample in chosen)
-        staging.write_text("".join(lines), encoding="utf-8")
-    available = _images_by_label(candidates)
-    shown = _images_by_label(chosen)
-    densities = Counter(density_of[id(sample)] for sample in chosen)
+        turns = (samples[candidate.index].student for candidate in chosen)
+        staging.write_text(
+            "".join(sample_line(turn, prefix + turn.image) for turn in turns), encoding="utf-8"
+        )
+    available, shown = _images_by_label(survey.candidates), _images_by_label(chosen)
+    densities = Counter(candidate.density for candidate in chosen)
     return PoolReport(
         out,
         {density: densities[density] for density in DENSITIES},
-        {label: shown[label] for label in labels},
-        {label: available[label] for label in labels},
-        num_held_out,
+        {label: shown[label] for label in survey.labels},
+        {label: available[label] for label in survey.labels},
+        survey.num_held_out,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A sample that may be chosen, by its index."""
+
+    index: int
+    labels: frozenset[str]
+    num_objects: int
+    density: str = ""
+
+
+@dataclass(slots=True)
+class _Survey:
+    """What a pass over the training samples saw; labels in the order in which they came."""
+
+    labels: dict[str, None] = field(default_factory=dict)
+    candidates: list[_Candidate] = field(default_factory=list)
+    num_held_out: int = 0
+
+
+def _look_at(samples: SampleFile, forbidden: _Files, tracker: Tracker) -> _Survey:
+    survey = _Survey()
+    with tracker(f"looking at {samples.path.name}", len(samples)) as advance:
+        for index, sample in enumerate(samples):
+            objects = sample.student.objects
+            labels = dict.fromkeys(item.desc for item in objects)
+            survey.labels |= labels
+            if forbidden.hold(sample):
+                survey.num_held_out += 1
+            elif objects and not any(item.crowd for item in objects):
+                survey.candidates.append(_Candidate(index, frozenset(labels), len(objects)))
+            advance(index + 1, "")
+    survey.candidates = _with_densities(survey.candidates)
+    return survey
+
+
+def _with_densities(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """Thirds by number of objects; equal numbers stay together."""
+    numbers = sorted(candidate.num_objects for candidate in candidates) or [0]
+    low, high = numbers[(len(numbers) - 1) // 3], numbers[2 * (len(numbers) - 1) // 3]
+    return [
+        replace(one, density=DENSITIES[(one.num_objects > low) + (one.num_objects > max(high, low))])
+        for one in candidates
+    ]
 
 
 def _prefix(train: Path, out: Path) -> str:
@@ -119,66 +154,46 @@ def _prefix(train: Path, out: Path) -> str:
     return "" if folder == "." else f"{folder}/"
 
 
-def _is_demonstration(sample: Sample) -> bool:
-    objects = sample.student.objects
-    return bool(objects) and not any(item.crowd for item in objects)
-
-
-def _labels(sample: Sample) -> set[str]:
-    return {item.desc for item in sample.student.objects}
-
-
-def _images_by_label(samples: Iterable[Sample]) -> Counter[str]:
-    return Counter(label for sample in samples for label in _labels(sample))
-
-
-def _densities(samples: Sequence[Sample]) -> dict[int, str]:
-    """The density of each sample, by identity: thirds by number of objects, equal numbers together."""
-    numbers = sorted(len(sample.student.objects) for sample in samples)
-    low, high = numbers[(len(numbers) - 1) // 3], numbers[2 * (len(numbers) - 1) // 3]
-    return {
-        id(sample): DENSITIES[(number > low) + (number > max(high, low))]
-        for sample in samples
-        for number in [len(sample.student.objects)]
-    }
+def _images_by_label(candidates: Iterable[_Candidate]) -> Counter[str]:
+    return Counter(label for candidate in candidates for label in candidate.labels)
 
 
 class _Choice:
     """Chooses one demonstration after the other."""
 
-    def __init__(self, candidates: Sequence[Sample], density_of: dict[int, str], seed: int) -> None:
+    def __init__(self, samples: SampleFile, candidates: Sequence[_Candidate], seed: int) -> None:
+        self.samples = samples
         self.left = list(candidates)
         random.Random(f"pool/{seed}").shuffle(self.left)
-        self.density_of = density_of
         self.available = _images_by_label(candidates)
         self.shown: Counter[str] = Counter()
         self.densities: Counter[str] = Counter()
-        self.chosen: list[Sample] = []
 
-    def make(self, count: int) -> list[Sample]:
+    def make(self, count: int) -> list[_Candidate]:
         """Choose, without copies of what was chosen."""
         taken = _Files(())
-        while self.left and len(self.chosen) < count:
+        chosen: list[_Candidate] = []
+        while self.left and len(chosen) < count:
             best = max(self._eligible(), key=self._worth)
             self.left.remove(best)
-            if not taken.hold(best):
-                taken.add(best)
-                self.chosen.append(best)
-                self.shown.update(_labels(best))
-                self.densities[self.density_of[id(best)]] += 1
-        return self.chosen
+            sample = self.samples[best.index]
+            if not taken.hold(sample):
+                taken.add(sample)
+                chosen.append(best)
+                self.shown.update(best.labels)
+                self.densities[best.density] += 1
+        return chosen
 
-    def _eligible(self) -> list[Sample]:
+    def _eligible(self) -> list[_Candidate]:
         """Those that show the rarest label not yet shown, else all that are left."""
         missing = [label for label in self.available if not self.shown[label]]
         rarest = min(missing, key=lambda label: (self.available[label], label), default=None)
-        return [sample for sample in self.left if rarest in _labels(sample)] or self.left
+        return [candidate for candidate in self.left if rarest in candidate.labels] or self.left
 
-    def _worth(self, sample: Sample) -> tuple[int, int, float]:
-        labels = _labels(sample)
-        new = sum(not self.shown[label] for label in labels)
-        gain = sum(1 / (1 + self.shown[label]) for label in labels)
-        return new, -self.densities[self.density_of[id(sample)]], gain
+    def _worth(self, candidate: _Candidate) -> tuple[int, int, float]:
+        new = sum(not self.shown[label] for label in candidate.labels)
+        gain = sum(1 / (1 + self.shown[label]) for label in candidate.labels)
+        return new, -self.densities[candidate.density], gain
 
 
 class _Files:

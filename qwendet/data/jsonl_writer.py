@@ -42,13 +42,13 @@ class JsonlWriter:
 
 
 def sample_line(turn: Turn, image: str) -> str:
-    """One line of a sample file, with its line break; flags only where set."""
+    """One line of a sample file, with its line break; size and flags only where set."""
     record: dict[str, Any] = {
         "images": [image],
         "objects": [_object_record(found) for found in turn.objects],
-        "width": turn.width,
-        "height": turn.height,
     }
+    if turn.declared_size:
+        record |= {"width": turn.width, "height": turn.height}
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 

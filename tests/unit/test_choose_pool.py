@@ -111,3 +111,9 @@ def test_pool__overwrites_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is a file of this name already"):
         choose(train, 1, out=train)
     assert len(SampleFile(train)) == 1
+
+
+def test_pool__declares_no_size_that_the_samples_do_not(tmp_path: Path) -> None:
+    report = choose(write(tmp_path, ["a"]), 1)
+    record = json.loads(report.file.read_text())
+    assert record == {"images": ["train-0.png"], "objects": [{"bbox_2d": [1, 2, 20, 25], "desc": "a"}]}
