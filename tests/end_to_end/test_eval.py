@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,23 @@ def test_eval__of_images_without_objects(command: Command, scenes: Path, tmp_pat
     assert code == 0, err
     assert "2 images, 0 boxes" in out
     assert "There are no objects to be found." in (tmp_path / "report" / "index.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("target", ["coco", "voc"])
+def test_eval__of_another_format_measures_the_same(
+    target: str, command: Command, scenes: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(scenes / "images", source / "images")
+    (source / "test.jsonl").write_bytes((scenes / "test.jsonl").read_bytes())
+    assert command("data", "convert", source, tmp_path / target, "--to", target)[0] == 0
+    records = []
+    for data in (scenes / "test.jsonl", tmp_path / target):
+        code, out, err = command("eval", "checkpoint", data, "--format", "json")
+        assert code == 0, err
+        records.append(json.loads(out))
+    assert records[1]["notes"][0] == f"{tmp_path / target} was converted: its test split is measured."
+    assert records[1]["boxes"] == records[0]["boxes"]
+    assert records[1]["runs"][0]["metrics"]["AP50"] == pytest.approx(
+        records[0]["runs"][0]["metrics"]["AP50"], abs=0.02
+    )

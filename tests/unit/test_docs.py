@@ -48,6 +48,7 @@ def test_tiny_example__is_small(repo_root: Path) -> None:
         "README.md",
         "docs/checkpoints.md",
         "docs/data.md",
+        "docs/evaluation.md",
         "docs/head.md",
         "docs/losses.md",
         "docs/preflight.md",
