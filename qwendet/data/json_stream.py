@@ -127,7 +127,9 @@ class _Window:
             except json.JSONDecodeError as error:
                 if self._is_last or len(self._text) - self._at > MAX_VALUE:
                     self._at = error.pos
-                    raise self.error(f"expected JSON ({error.msg})", within) from error
+                    is_cut = error.pos >= len(self._text)
+                    what = "the file ends too early" if is_cut else f"expected JSON ({error.msg})"
+                    raise self.error(what, within) from error
             except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
                 raise self.error(f"expected JSON ({error})", within) from error
             else:
