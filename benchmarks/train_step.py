@@ -10,6 +10,7 @@ float32, batch 4, AdamW, full fine-tuning on the JSON answers:
     lm         qwendet with the loss term lm alone: the same batches, the same loss
     teachers   qwendet with one demonstration a sample and all terms of the text
     head       qwendet with the detection head
+    packed     lm with train.packing
 
 The ways run in turn, round after round, each time as a process of its own, so that its peak memory is its
 own; a step's time is that between the ends of two steps, and the first step does not count.
@@ -24,13 +25,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from benchmarks.random_model import MAX_PIXELS, PHOTOGRAPHS, write_model, write_photographs
 from benchmarks.report import parser, report
 
-WAYS = ("plain", "lm", "teachers", "head")
+WAYS = ("plain", "lm", "teachers", "head", "packed")
 LM_ALONE = {"teacher_loss_weight": 0.0, "student_loss_weight": 0.0}
 SAMPLES, BATCH_SIZE, LEARNING_RATE = 48, 4, 1e-5
 
@@ -46,7 +48,7 @@ def settings(folder: Path, way: str, steps: int) -> dict[str, Any]:
             "teacher_ratio": 1.0 if way == "teachers" else 0.0,
         },
         "detection": {"enabled": way == "head"},
-        "loss": LM_ALONE if way == "lm" else {},
+        "loss": LM_ALONE if way in ("lm", "packed") else {},
         "train": {
             "output_dir": str(folder / f"run-{way}"),
             "max_steps": steps,
@@ -55,6 +57,7 @@ def settings(folder: Path, way: str, steps: int) -> dict[str, Any]:
             "lr_scheduler": "constant",
             "logging_steps": 1,
             "save_steps": 1_000_000,
+            "packing": way == "packed",
         },
     }
 
@@ -73,7 +76,7 @@ def measure(way: str, folder: Path, steps: int) -> dict[str, Any]:
             ends.append(time.perf_counter())
             peak = peak_gigabytes()  # the checkpoint that qwendet writes at the end is another matter
 
-    trainer = (_plain if way == "plain" else _ours)(way, folder, steps, Clock())
+    trainer = plain_way(folder, steps, Clock()) if way == "plain" else _ours(way, folder, steps, Clock())
     shapes: list[tuple[int, int]] = []
     trainer.data_collator = _counting(trainer.data_collator, shapes)
     trainer.train()
@@ -105,7 +108,22 @@ def _ours(way: str, folder: Path, steps: int, clock: Any) -> Any:
     return trainer
 
 
-def _plain(way: str, folder: Path, steps: int, clock: Any) -> Any:
+def plain_way(
+    folder: Path,
+    steps: int,
+    clock: Any,
+    training: dict[str, Any] | None = None,
+    loading: dict[str, Any] | None = None,
+) -> Any:
+    """The plain Trainer on the batches that qwendet makes.
+
+    Args:
+        folder: model and data.
+        steps: optimizer steps.
+        clock: a callback.
+        training: more training arguments.
+        loading: more arguments of ``from_pretrained``.
+    """
     from transformers import TrainingArguments
 
     from benchmarks.plain_training import Collator, plain_trainer
@@ -114,25 +132,28 @@ def _plain(way: str, folder: Path, steps: int, clock: Any) -> Any:
 
     lines = (folder / "data" / "photographs.jsonl").read_bytes().splitlines(keepends=True)
     order = EpochOrder([len(line) for line in lines], BATCH_SIZE, seed=0, on_epoch=lambda epoch: None)
-    samples = [json.loads(lines[index]) for index in order]  # the batches that qwendet makes
+    samples = [json.loads(lines[index]) for index in order]
     names = ", ".join(sorted({item["desc"] for sample in samples for item in sample["objects"]}))
     request = DEFAULT_REQUEST.replace("{labels}", names)
     collator = Collator(folder / "model", PHOTOGRAPHS, request, DEFAULT_SYSTEM_PROMPT, MAX_PIXELS)
-    arguments = TrainingArguments(
-        output_dir=str(folder / "run-plain"),
-        max_steps=steps,
-        per_device_train_batch_size=BATCH_SIZE,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        train_sampling_strategy="sequential",
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        remove_unused_columns=False,
-        disable_tqdm=True,
+    arguments: dict[str, Any] = {
+        "output_dir": str(folder / "run-plain"),
+        "max_steps": steps,
+        "per_device_train_batch_size": BATCH_SIZE,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        **(training or {}),
+    }
+    return plain_trainer(
+        folder / "model", samples, collator, TrainingArguments(**arguments), clock, **(loading or {})
     )
-    return plain_trainer(folder / "model", samples, collator, arguments, clock)
 
 
 def peak_gigabytes() -> float:
@@ -156,7 +177,7 @@ def figures(runs: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
         result[f"{way}_peak_gigabytes"] = max(run["peak"] for run in rounds)
     if {"plain", "lm"} <= set(runs):
         result |= _against_plain(runs, result)
-    for way in {"teachers", "head"} & set(runs) if "lm" in runs else ():
+    for way in {"teachers", "head", "packed"} & set(runs) if "lm" in runs else ():
         pairs = zip(runs[way], runs["lm"], strict=True)
         ratios = [_per_token(one) / _per_token(lm) for one, lm in pairs]
         result[f"{way}_over_lm_per_token"] = statistics.median(ratios)
@@ -179,6 +200,12 @@ def _against_plain(runs: dict[str, list[dict[str, Any]]], result: dict[str, floa
         "memory_ratio": result["lm_peak_gigabytes"] / result["plain_peak_gigabytes"],
         "loss_difference": max(abs(one - other) for one, other in losses),
     }
+
+
+def prepare(folder: Path) -> None:
+    """Write model and data."""
+    write_model(folder / "model")
+    write_photographs(folder / "data", SAMPLES)
 
 
 def run(way: str, folder: Path, steps: int) -> dict[str, Any]:
@@ -211,8 +238,8 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in options.ways}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "model")
-        write_photographs(folder / "data", SAMPLES)
+        with get_context("spawn").Pool(1) as pool:  # torch stays out of this process's memory
+            pool.apply(prepare, (folder,))
         for number in range(1, options.rounds + 1):
             for way in options.ways:
                 runs[way].append(run(way, folder, options.steps))
