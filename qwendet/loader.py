@@ -9,7 +9,7 @@ that alters an output.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,13 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, Qwen2_5_VLForConditionalGeneration
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    PreTrainedConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from qwendet.config import Config, LoraConfig
 from qwendet.data.collate import StandardDataCollator
@@ -94,13 +100,15 @@ class Bundle:
         )
 
 
-def load(config: Config, *, for_inference: bool) -> Bundle:
+def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] | None = None) -> Bundle:
     """Build the model that a config describes.
 
     Args:
         config: its ``model.path`` is ``tiny``, a directory with or without a manifest, or a hub id.
         for_inference: evaluation mode on the config's device, and every weight must come from
             ``model.path``; for training a head that is not there yet is built with ``train.seed``.
+        weights: of the published model, under the names that files give them, if they are in memory: they are
+            copied, and no file of them is read.
 
     Returns:
         The model with everything that was left open resolved and recorded.
@@ -113,7 +121,7 @@ def load(config: Config, *, for_inference: bool) -> Bundle:
     source, manifest = _source(config.model.path)
     config = _resolve(config)
     base = _base_of_adapter(config, manifest)
-    vlm = _load_vlm(base or source, config)
+    vlm = _load_vlm(base or source, config, weights)
     with _reading("tokenizer and image processor", source):
         processor = load_processor(source, config.data.min_pixels, config.data.max_pixels)
     _require_fitting(processor, vlm.config, source)
@@ -299,14 +307,19 @@ def _resolve(config: Config) -> Config:
     return config.model_copy(update={"model": settle(config.model), "data": data})
 
 
-def _load_vlm(source: str, config: Config) -> Qwen2_5_VLForConditionalGeneration:
+def _load_vlm(
+    source: str, config: Config, weights: Mapping[str, Tensor] | None
+) -> Qwen2_5_VLForConditionalGeneration:
     """Load the published class, every weight by name; anything missing or left over is an error."""
     with _reading("model", source):
         model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
         if model_type != MODEL_TYPE:  # transformers would build a model of default size, tens of gigabytes
             raise ValueError(f"expected a config.json with model_type {MODEL_TYPE}, got {model_type}")
+        from_memory = None if weights is None else Qwen2_5_VLConfig.from_pretrained(source)
         loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            source,
+            source if weights is None else None,
+            config=from_memory,
+            state_dict=weights,
             dtype=getattr(torch, config.model.dtype),
             attn_implementation=config.model.attn_implementation,
             output_loading_info=True,
@@ -317,6 +330,8 @@ def _load_vlm(source: str, config: Config) -> Qwen2_5_VLForConditionalGeneration
         )
     vlm: Qwen2_5_VLForConditionalGeneration
     vlm, report = loaded
+    if weights is not None:
+        vlm.generation_config = GenerationConfig.from_pretrained(source)
     problems = [
         Problem(f"{len(keys)} {kind.replace('_', ' ')}, such as {sorted(map(str, keys))[0]}", source, WHOLE)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")

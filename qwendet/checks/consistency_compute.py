@@ -15,19 +15,18 @@ import torch
 from torch import Tensor
 
 from qwendet.checks.noise import MULTIPLE, compare, difference, noise
-from qwendet.checks.pair import exact_pair, is_small
+from qwendet.checks.pair import exact_pair
 from qwendet.checks.reference import rope_positions
 from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.runs import (
     Serving,
     alone,
-    as_in_training,
     attending,
-    encoded_of,
     forced,
     hidden_of,
+    lone_rows,
+    packed_pass,
     prompts_of,
-    samples_of,
     serving,
     token_logits,
     training,
@@ -45,8 +44,8 @@ PACKING_FIX = "set train.packing to false, or pass four rows of positions, no at
 
 def positions(subject: Subject) -> Verdict:
     """The language model gets the positions of Qwen2.5-VL, in training and in every step of generation."""
-    pair, shown, items = exact_pair(subject), serving(subject), encoded_of(subject)
-    wheres = [sample.where for sample in samples_of(subject)]
+    pair, shown, items = exact_pair(subject), serving(subject), subject.encoded
+    wheres = [sample.where for sample in subject.samples]
     trained = training(subject)
     problems = list(_types_and_masks(trained.batches[0], pair.trained, "the training batch"))
     problems += _types_and_masks(shown.trace.prompts[0], pair.served, "the prompts of generation")
@@ -155,19 +154,19 @@ def padding(subject: Subject) -> Verdict:
     """A sample alone computes what it computes left-padded, beside others."""
     together, problems = hidden_of(training(subject)), []
     lone = alone(subject)
-    for row, (trace, sample) in enumerate(zip(lone, samples_of(subject), strict=False)):
+    for row, trace in zip(lone_rows(subject), lone, strict=True):
         own = hidden_of(trace)[0][: _shared_length(subject, row)]
         expected = together[row][: len(own)]
         tolerance = noise(subject).tolerance("hidden", expected)
         what = "hidden states (token, channel) alone and left-padded beside others"
-        problems += compare(own, expected, tolerance, what, sample.where, PADDING_FIX)
+        problems += compare(own, expected, tolerance, what, subject.samples[row].where, PADDING_FIX)
     return Verdict(f"{len(lone)} samples alone equal themselves left-padded in a batch", tuple(problems))
 
 
 def _shared_length(subject: Subject, row: int) -> int:
     """Tokens of a row that its lone run shares with the batch."""
-    item = encoded_of(subject)[row]
-    return len(item.input_ids) if is_small(subject) else item.student_assistant_spans[0][0]
+    item = subject.encoded[row]
+    return len(item.input_ids) if subject.is_small else item.student_assistant_spans[0][0]
 
 
 def served(subject: Subject) -> Verdict:
@@ -188,14 +187,13 @@ def causal(subject: Subject) -> Verdict:
     """Another answer changes nothing of what stands before it."""
     expected, found = hidden_of(training(subject)), hidden_of(forced(subject))
     problems = []
-    for row, (own, item, sample) in enumerate(
-        zip(found, encoded_of(subject), samples_of(subject), strict=False)
-    ):
-        length = item.student_assistant_spans[0][0]
+    for row, own in zip(lone_rows(subject), found, strict=True):
+        length = subject.encoded[row].student_assistant_spans[0][0]
         tolerance = noise(subject).tolerance("hidden", expected[row][:length])
         what = "the prompt's hidden states (token, channel) before two different answers"
         fix = "attention must be causal"
-        problems += compare(own[:length], expected[row][:length], tolerance, what, sample.where, fix)
+        where = subject.samples[row].where
+        problems += compare(own[:length], expected[row][:length], tolerance, what, where, fix)
     return Verdict("what stands before the answer does not depend on it", tuple(problems))
 
 
@@ -204,7 +202,7 @@ def generation(subject: Subject) -> Verdict:
     shown, trace = serving(subject), forced(subject)
     hidden, lengths = hidden_of(trace), [len(prompt) for prompt in prompts_of(shown)]
     problems = list(_fed_back(shown, exact_pair(subject).served.processor.tokenizer))
-    for row, states in enumerate(hidden):
+    for row, states in zip(lone_rows(subject), hidden, strict=True):
         answer, where = shown.generated[row], shown.samples[row].where
         logits = token_logits(exact_pair(subject).trained, states[lengths[row] - 1 : -1])
         found = shown.steps[row, : len(answer)]
@@ -213,7 +211,7 @@ def generation(subject: Subject) -> Verdict:
         what = "logits (step, token) of generation and of training"
         problems += compare(found, logits, tolerance, what, where, fix)
         problems += _likeliest(logits, answer, tolerance, where, fix)
-    steps = sum(len(answer) for answer in shown.generated[: len(hidden)])
+    steps = sum(len(shown.generated[row]) for row in lone_rows(subject))
     return Verdict(f"{steps} greedy tokens with the cache are the teacher-forced likeliest", tuple(problems))
 
 
@@ -253,17 +251,18 @@ def attention(subject: Subject) -> Verdict:
     rounding = _rounding(subject, runs)
     expected, problems = runs.pop(usual), []
     for name, rows in runs.items():
-        for found, row, sample in zip(rows, expected, samples_of(subject), strict=False):
+        for found, row, number in zip(rows, expected, lone_rows(subject), strict=True):
             tolerance = max(noise(subject).tolerance("hidden", row), rounding)
             what = f"hidden states (token, channel) under {name} and {usual}"
             fix = "set model.attn_implementation to sdpa, in training and inference"
-            problems += compare(found, row[: len(found)], tolerance, what, sample.where, fix)
+            where = subject.samples[number].where
+            problems += compare(found, row[: len(found)], tolerance, what, where, fix)
     return Verdict(f"{' and '.join([usual, *runs])} agree", tuple(problems))
 
 
 def _rounding(subject: Subject, runs: dict[str, list[Tensor]]) -> float:
     """Tolerance of a type that is narrower than float32: how far sdpa is from float64 in it."""
-    if "flash_attention_2" not in runs or not is_small(subject):
+    if "flash_attention_2" not in runs or not subject.is_small:
         return 0.0
     gaps = [difference(*rows) for rows in zip(runs["sdpa"], hidden_of(training(subject)), strict=True)]
     return MULTIPLE * max(gaps)
@@ -271,13 +270,13 @@ def _rounding(subject: Subject, runs: dict[str, list[Tensor]]) -> float:
 
 def _by_attention(subject: Subject, usual: str) -> dict[str, list[Tensor]]:
     """Hidden states of the training batch under each implementation that runs here."""
-    if not is_small(subject):
-        lone = [row[: _shared_length(subject, at)] for at, row in enumerate(hidden_of(forced(subject)))]
-        return {usual: hidden_of(training(subject)), "eager": lone}
+    if not subject.is_small:
+        (row,), (states,) = lone_rows(subject), hidden_of(forced(subject))
+        return {usual: [hidden_of(training(subject))[row]], "eager": [states[: _shared_length(subject, row)]]}
     bundle = exact_pair(subject).trained
     dtype = subject.bundle.detector.vlm.dtype if usual == "flash_attention_2" else torch.float32
     detector = copy.deepcopy(bundle.detector).to(dtype)
-    batch, runs = bundle.collator()(encoded_of(subject)), {}
+    batch, runs = bundle.collator()(subject.encoded), {}
     for name in dict.fromkeys((usual, "sdpa", "eager")):
         with attending(detector, name):
             runs[name] = hidden_of(run(detector, batch))
@@ -289,13 +288,10 @@ def packed(subject: Subject) -> Verdict:
     bundle = exact_pair(subject).trained
     if not bundle.config.train.packing:
         raise NotApplicableError("samples are not packed: train.packing is false")
-    items, problems = encoded_of(subject), []
-    batch = bundle.collator(packing=True)(items)
-    (row,) = hidden_of(run(as_in_training(bundle.detector), batch))
-    parts = row.split([len(item.input_ids) for item in items])
-    wheres = [sample.where for sample in samples_of(subject)]
-    for own, expected, where in zip(parts, hidden_of(training(subject)), wheres, strict=True):
+    apart, problems = hidden_of(training(subject)), []
+    (row,) = hidden_of(packed_pass(subject))
+    for own, expected, sample in zip(row.split([*map(len, apart)]), apart, subject.samples, strict=True):
         tolerance = noise(subject).tolerance("hidden", expected)
         what = "hidden states (token, channel) packed and in a row of its own"
-        problems += compare(own, expected, tolerance, what, where, PACKING_FIX)
-    return Verdict(f"{len(items)} packed samples equal themselves in rows of their own", tuple(problems))
+        problems += compare(own, expected, tolerance, what, sample.where, PACKING_FIX)
+    return Verdict(f"{len(apart)} packed samples equal themselves in rows of their own", tuple(problems))

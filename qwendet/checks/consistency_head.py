@@ -15,10 +15,10 @@ from torch import Tensor
 
 from qwendet.checks.consistency_images import looked_at
 from qwendet.checks.noise import compare, noise
-from qwendet.checks.pair import exact_pair, is_small, pair
+from qwendet.checks.pair import exact_pair, pair
 from qwendet.checks.reference import FloatArray, patch_places
 from qwendet.checks.result import NotApplicableError, Verdict
-from qwendet.checks.runs import alone, encoded_of, forced, samples_of, serving, training
+from qwendet.checks.runs import alone, forced, lone_rows, serving, training
 from qwendet.checks.subject import Subject
 from qwendet.checks.trace import Look, run, without
 from qwendet.data.encode import EncodedSample
@@ -45,9 +45,13 @@ def answer(subject: Subject) -> Verdict:
     _require_head(subject)
     expected = training(subject).looks[0]
     problems: list[Problem] = []
-    others = [("with another answer", forced(subject).looks[0]), ("without an answer", _served_look(subject))]
-    for name, look in others:
-        problems += _differences(subject, look, expected, f"head outputs in training and {name}")
+    every_row = list(range(len(subject.samples)))
+    others = [
+        ("with another answer", forced(subject).looks[0], lone_rows(subject)),
+        ("without an answer", _served_look(subject), every_row),
+    ]
+    for name, look, rows in others:
+        problems += _differences(subject, look, expected, f"head outputs in training and {name}", rows)
     return Verdict("the head does not depend on the student's answer", tuple(problems))
 
 
@@ -63,20 +67,18 @@ def mates(subject: Subject) -> Verdict:
     _require_head(subject)
     expected = training(subject).looks[0]
     problems: list[Problem] = []
-    for row, trace in enumerate(alone(subject)):
+    for row, trace in zip(lone_rows(subject), alone(subject), strict=True):
         what = "head outputs alone and in a batch"
         problems += _differences(subject, trace.looks[0], expected, what, [row])
     return Verdict("the head does not depend on padding or on who else is in the batch", tuple(problems))
 
 
 def _differences(
-    subject: Subject, found: Look, expected: Look, what: str, rows: Sequence[int] | None = None
+    subject: Subject, found: Look, expected: Look, what: str, rows: Sequence[int]
 ) -> Iterator[Problem]:
-    """Where two runs differ: first what the head was given, then what it made of it."""
-    samples = samples_of(subject)
-    used = range(len(found.inputs["mask"])) if rows is None else rows
-    for own_row, row in enumerate(used):
-        where = samples[row].where
+    """Where ``rows`` of a run differ from another: first what the head was given, then what it made of it."""
+    for own_row, row in enumerate(rows):
+        where = subject.samples[row].where
         for quantity, part in _own_parts(found, own_row).items():
             wanted = _own_parts(expected, row)[quantity]
             kind = (
@@ -114,7 +116,7 @@ def _own_parts(look: Look, row: int) -> dict[str, Tensor]:
 
 def _same_choice(subject: Subject, found: Look, own_row: int, expected: Look, row: int) -> bool:
     """Whether the head chose the same proposals; on a large model rounding may flip a choice."""
-    if is_small(subject):
+    if subject.is_small:
         return True
     count = min(found.output.stage_sizes[-1], expected.output.stage_sizes[-1])
     orders = [
@@ -193,7 +195,7 @@ def cells(subject: Subject) -> Verdict:
         output = detector.head(*look.inputs.values())
         for parameter, values in zip(last.parameters(), kept, strict=True):
             parameter.copy_(values)
-    for row, (item, sample) in enumerate(zip(encoded_of(subject), samples_of(subject), strict=True)):
+    for row, (item, sample) in enumerate(zip(subject.encoded, subject.samples, strict=True)):
         _, rows, columns = item.image_grid_thw[-1].tolist()
         height, width = look.inputs["mask"].shape[1:]
         found = output.boxes_cxcywh[row, : height * width, :2].unflatten(0, (height, width))[:rows, :columns]
@@ -253,7 +255,7 @@ def scores(subject: Subject) -> Verdict:
     output = _served_look(subject).output
     last, total = slice(-output.stage_sizes[-1], None), 0
     problems: list[Problem] = []
-    for row, (prediction, item) in enumerate(zip(shown.predictions, encoded_of(subject), strict=True)):
+    for row, (prediction, item) in enumerate(zip(shown.predictions, subject.encoded, strict=True)):
         valid = output.valid[row, last]
         logits, boxes = output.logits[row, last][valid], output.boxes_cxcywh[row, last][valid]
         expected = _decoded(logits, boxes, item.image_size)

@@ -19,7 +19,7 @@ from qwendet.checks.once import once
 from qwendet.checks.pair import pair
 from qwendet.checks.reference import ImageFacts, answer_text, displayed_pixels, model_size, patch_values
 from qwendet.checks.result import NotApplicableError, Verdict
-from qwendet.checks.runs import encoded_of, samples_of, serving
+from qwendet.checks.runs import serving
 from qwendet.checks.subject import Subject
 from qwendet.checks.synthetic import HEIGHT, WIDTH, synthetic_sample
 from qwendet.checks.trace import without
@@ -55,8 +55,8 @@ def looked_at(subject: Subject) -> list[tuple[Sample, EncodedSample, EncodedSamp
     """Samples as training encodes them and as the Predictor does: the first, and a drawn one."""
     both = pair(subject)
     drawn = synthetic_sample(subject.folder / "drawn", both.trained.labels, facts_of(both.trained))
-    samples = [*samples_of(subject), drawn]
-    with_answers = [*encoded_of(subject), both.trained.encoder().encode(drawn, with_answer=True)]
+    samples = [*subject.samples, drawn]
+    with_answers = [*subject.encoded, both.trained.encoder().encode(drawn, with_answer=True)]
     encoder = Predictor(both.served).encoder
     return [
         (sample, item, encoder.encode(sample, with_answer=False))
@@ -144,7 +144,7 @@ def same(subject: Subject) -> Verdict:
                 problems.append(Problem(what, sample.where, PROCESSOR_FIX))
     trace = serving(subject).trace
     for name in ("pixel_values", "image_grid_thw"):
-        wanted = torch.cat([getattr(item, name) for item in encoded_of(subject)])
+        wanted = torch.cat([getattr(item, name) for item in subject.encoded])
         given = [batch[name] for batch in trace.batches] + [trace.prompts[0].get(name)]
         if any(found is not None and not torch.equal(found.cpu(), wanted) for found in given):
             what = f"the Predictor gives the model other {name} than training"

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from qwendet.checks.pair import pair
 from qwendet.checks.reference import prompt_text
 from qwendet.checks.result import Verdict
-from qwendet.checks.runs import encoded_of, prompts_of, samples_of, serving, training
+from qwendet.checks.runs import prompts_of, serving, training
 from qwendet.checks.subject import Subject
 from qwendet.data.collate import IGNORED
 from qwendet.data.encode import EncodedSample
@@ -42,7 +42,7 @@ def prefix(subject: Subject) -> Verdict:
     """The prompts of the Predictor, for head and text, are the beginnings of what training saw."""
     shown, problems = serving(subject), []
     tokenizer = pair(subject).served.processor.tokenizer
-    items = encoded_of(subject)
+    items = subject.encoded
     given = [("generation", prompts_of(shown))]
     if shown.trace.batches:
         batch = shown.trace.batches[0]
@@ -66,7 +66,7 @@ def text(subject: Subject) -> Verdict:
     """What training sees is the whole conversation, written in the published format, tokenised in one go."""
     both, problems = pair(subject), []
     tokenizer = Tokenizer.from_file(str(both.folder / "tokenizer.json"))
-    for item, sample in zip(encoded_of(subject), samples_of(subject), strict=True):
+    for item, sample in zip(subject.encoded, subject.samples, strict=True):
         expected = tokenizer.encode(_conversation(item, both.trained), add_special_tokens=False).ids
         what = "the encoder's tokens are not those of the published chat format"
         own = both.trained.processor.tokenizer
@@ -185,7 +185,7 @@ def tokenizer(subject: Subject) -> Verdict:
         what = f"{len(differing)} entries of the vocabularies differ, such as {differing[0]}"
         problems.append(Problem(what, "training and inference build", TOKENIZER_FIX))
     texts = [*both.trained.labels, both.trained.config.data.request, '[{"bbox_2d": [0, 1, 23, 456]}]']
-    texts += [_decode(both.trained, item.input_ids.tolist()) for item in encoded_of(subject)]
+    texts += [_decode(both.trained, item.input_ids.tolist()) for item in subject.encoded]
     for name, own in (("training", ours), ("inference", theirs)):
         if own.padding_side != "left":
             problems.append(
@@ -209,7 +209,7 @@ def labels(subject: Subject) -> Verdict:
     header, end = own(HEADER, add_special_tokens=False)["input_ids"], own.convert_tokens_to_ids(END)
     batch, problems = training(subject).batches[0], []
     fix = "labels are the answers' tokens, student_mask those of the last answer"
-    for row, sample in enumerate(samples_of(subject)):
+    for row, sample in enumerate(subject.samples):
         ids = batch["input_ids"][row].tolist()
         answers = _answers(ids, header, end)
         learned = {index for start, stop in answers for index in range(start, stop)}

@@ -133,12 +133,12 @@ def _count_problems(watched: Watched) -> list[Problem]:
 def token_losses(watched: Watched) -> Verdict:
     """Each token's loss in the left-padded batch is the published model's, for that sample alone."""
     output = watched.share.output.tokens
-    expected = published_nll(watched)
-    if output is None or len(output.nll) != len(expected):
+    if output is None or len(output.nll) != len(watched.is_student):
         got = None if output is None else len(output.nll)
-        what = f"expected the losses of {len(expected)} answer tokens, the model returned {got}"
+        what = f"expected the losses of {len(watched.is_student)} answer tokens, the model returned {got}"
         return Verdict("", (Problem(what, "Qwen25VLWithDetection.forward", "see _token_losses"),))
-    gaps = np.abs(numbers(output.nll) - expected)
+    expected = published_nll(watched)  # of all samples, or of the first of them
+    gaps = np.abs(numbers(output.nll)[: len(expected)] - expected)
     dtype = watched.detector.vlm.dtype
     tolerance = token_loss_tolerance(dtype, watched.detector.config.text_config.num_hidden_layers)
     root_mean_square = math.sqrt(float((gaps**2).mean()))

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from qwendet.checks.once import once
-from qwendet.checks.pair import exact_pair, is_small
+from qwendet.checks.pair import exact_pair
 from qwendet.checks.result import Verdict
-from qwendet.checks.runs import encoded_of, training
+from qwendet.checks.runs import training
 from qwendet.checks.subject import Subject
 from qwendet.checks.synthetic import synthetic_sample
 from qwendet.checks.trace import Trace, run
@@ -61,9 +61,9 @@ class Noise:
 @once
 def noise(subject: Subject) -> Noise:
     """Measure it on the subject's model, or on the embedded one in the type of a large model."""
-    if is_small(subject):
+    if subject.is_small:
         detector = exact_pair(subject).trained.detector
-        batch = exact_pair(subject).trained.collator()(encoded_of(subject))
+        batch = exact_pair(subject).trained.collator()(subject.encoded)
         return _measure(detector, batch, training(subject), torch.float32, "this model")
     return _noise_of_large(subject)
 
@@ -177,4 +177,4 @@ def noise_is_small(subject: Subject) -> Verdict:
 
 def is_single(subject: Subject) -> bool:
     """Whether the noise is that of float32."""
-    return is_small(subject) or subject.bundle.detector.vlm.dtype == torch.float32
+    return subject.is_small or subject.bundle.detector.vlm.dtype == torch.float32

@@ -5,7 +5,7 @@
                                                                 └► served
 
 Moved, because an untrained head is built from the seed: one that inference built anew would look the same. A
-model too large to copy is compared as it stands.
+large model is compared as it stands: its weights are handed to the loader instead of written and read.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from qwendet.loader import Bundle
 from qwendet.model.checkpoint import save_checkpoint, stored_parameters
 from qwendet.model.detector import Qwen25VLWithDetection
 
-SMALL = 50_000_000
-"""Parameters up to which a model is copied, moved and computed in float64."""
 MOVE = 0.02
 """Standard deviation of what is added to each parameter."""
 
@@ -45,18 +43,10 @@ class Pair:
     folder: Path
 
 
-def is_small(subject: Subject) -> bool:
-    """Whether the model may be copied, and computed with as often as is useful."""
-    lora = subject.bundle.config.model.lora
-    if lora is not None and lora.load_in_4bit:
-        return False
-    return sum(parameter.numel() for parameter in subject.bundle.detector.parameters()) <= SMALL
-
-
 @once
 def pair(subject: Subject) -> Pair:
     """Both builds, in the config's own type of number."""
-    if not is_small(subject):
+    if not subject.is_small:
         return Pair(subject.bundle, subject.served, subject.saved)
     trained = replace(subject.bundle, detector=moved(subject.bundle))
     folder = subject.folder / "moved"
@@ -81,7 +71,7 @@ def exact_pair(subject: Subject) -> Pair:
     does not, Flash Attention has no float64 at all. The check of attention compares them in narrower types.
     """
     both = pair(subject)
-    if not is_small(subject):
+    if not subject.is_small:
         return both
     trained, served = (
         replace(bundle, detector=copy.deepcopy(bundle.detector).double())

@@ -12,8 +12,9 @@ from qwendet.data.encode import EncodedSample
 
 
 def published_nll(watched: Watched) -> npt.NDArray[np.float64]:
-    """Float64 ``-log p`` of every answer token, samples in order, from the published logits."""
-    triples = zip(watched.subject.encoded, watched.ids, watched.spans, strict=True)
+    """Float64 ``-log p`` of the answer tokens of ``watched.lone_rows``, from the published logits."""
+    encoded, ids, spans = watched.subject.encoded, watched.ids, watched.spans
+    triples = [(encoded[row], ids[row], spans[row]) for row in watched.lone_rows]
     with without_dropout(watched.detector), torch.no_grad():
         return np.concatenate([_nll_of(watched, *triple) for triple in triples])
 

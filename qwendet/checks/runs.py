@@ -5,8 +5,8 @@
     forced     the prompts with the generated tokens as answers, as training would compute those
     alone      samples of that batch each by itself: no padding, nobody beside them
 
-A large model runs once of each: on two samples, and the first forced answer alone, unpadded and with the
-plainest attention, so that one forward proves what a small model is asked apart.
+A large model runs once of each: training in the step that the checks of the loss watch, and one forced answer
+alone, unpadded and with the plainest attention, so that one forward proves what a small model is asked apart.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from qwendet.checks.once import once
-from qwendet.checks.pair import exact_pair, is_small
+from qwendet.checks.pair import exact_pair
 from qwendet.checks.subject import Subject
 from qwendet.checks.trace import Trace, recording, run
+from qwendet.checks.watched import first_step
 from qwendet.data.encode import EncodedSample
 from qwendet.data.samples import Sample
 from qwendet.inference import Prediction, Predictor
@@ -31,8 +32,6 @@ from qwendet.model.detector import Qwen25VLWithDetection
 
 GENERATED = 12
 """Most tokens that are generated for a check."""
-FEW = 2
-"""Samples that a large model is run on."""
 
 
 @dataclass(frozen=True)
@@ -60,42 +59,47 @@ class Serving:
 
 
 @once
-def samples_of(subject: Subject) -> list[Sample]:
-    """The samples that are run: all that the subject looks at, or the first two."""
-    return subject.samples if is_small(subject) else subject.samples[:FEW]
-
-
-@once
-def encoded_of(subject: Subject) -> list[EncodedSample]:
-    """:func:`samples_of` as training encodes them."""
-    return subject.encoded[: len(samples_of(subject))]
-
-
-@once
 def training(subject: Subject) -> Trace:
     """One batch through the training build, in the mode it trains in."""
     bundle = exact_pair(subject).trained
-    return run(as_in_training(bundle.detector), bundle.collator()(encoded_of(subject)))
+    if not subject.is_small and not bundle.config.train.packing:
+        return first_step(subject).trace  # which the checks of the loss look at, too
+    return run(as_in_training(bundle.detector), bundle.collator()(subject.encoded))
+
+
+@once
+def packed_pass(subject: Subject) -> Trace:
+    """The samples packed into one row by the trainer's own collator."""
+    if not subject.is_small:
+        return first_step(subject).trace
+    collator: Any = subject.trainer.data_collator
+    return run(as_in_training(exact_pair(subject).trained.detector), collator(subject.encoded))
+
+
+def lone_rows(subject: Subject) -> list[int]:
+    """Samples that are run by themselves: all; of a large model the one with most padding in the batch."""
+    lengths = [len(item.input_ids) for item in subject.encoded]
+    return list(range(len(lengths))) if subject.is_small else [lengths.index(min(lengths))]
 
 
 @once
 def alone(subject: Subject) -> list[Trace]:
-    """Samples of :func:`training`, each by itself.
+    """Of each of :func:`lone_rows` its sample by itself.
 
-    Of a large model the first :func:`forced` answer serves: what stands before the answer is the same.
+    Of a large model the :func:`forced` answer serves: what stands before the answer is the same.
     """
-    if not is_small(subject):
+    if not subject.is_small:
         return [forced(subject)]
     bundle = exact_pair(subject).trained
     collator = bundle.collator()
-    return [run(as_in_training(bundle.detector), collator([item])) for item in encoded_of(subject)]
+    return [run(as_in_training(bundle.detector), collator([item])) for item in subject.encoded]
 
 
 @once
 def serving(subject: Subject) -> Serving:
     """The samples without their answers, asked through the Predictor."""
     served = exact_pair(subject).served
-    samples = samples_of(subject)
+    samples = subject.samples
     infer = served.config.infer.model_copy(
         update={
             "batch_size": len(samples),
@@ -117,17 +121,16 @@ def serving(subject: Subject) -> Serving:
 
 @once
 def forced(subject: Subject) -> Trace:
-    """The generated tokens as if they were the answers to be learned; of a large model the first alone."""
+    """The generated tokens of :func:`lone_rows` as if they were the answers to be learned, in one batch."""
     bundle, shown = exact_pair(subject).trained, serving(subject)
     prompts = prompts_of(shown)
     items = [
-        with_answer(item, prompt, answer)
-        for item, prompt, answer in zip(encoded_of(subject), prompts, shown.generated, strict=True)
+        with_answer(subject.encoded[row], prompts[row], shown.generated[row]) for row in lone_rows(subject)
     ]
-    if is_small(subject):
+    if subject.is_small:
         return run(as_in_training(bundle.detector), bundle.collator()(items))
     with attending(bundle.detector, "eager"):
-        return run(as_in_training(bundle.detector), bundle.collator()(items[:1]))
+        return run(as_in_training(bundle.detector), bundle.collator()(items))
 
 
 @contextmanager

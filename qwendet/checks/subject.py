@@ -3,6 +3,8 @@
 config ─► bundle   the training build, groups frozen as training freezes them
              │
              └► saved ─► served   what training would save at step 0, loaded as inference loads it
+
+Of a model too large to be written and read for a check, the loader is handed the weights in memory.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from qwendet.data.samples import Sample
 from qwendet.errors import ConfigError, DataError
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.model.checkpoint import save_checkpoint
+from qwendet.model.checkpoint import published_weights, save_checkpoint
 from qwendet.training import DetectionTrainer, create_trainer, trainer_of
 
+SMALL = 50_000_000
+"""Parameters up to which a model is copied, moved and computed in float64."""
 LOOKED_AT = 64
 """Training samples that the few are chosen from: the first ones."""
 WANTED = 4
@@ -59,8 +63,19 @@ class Subject:
         return self.trainer.bundle
 
     @cached_property
+    def is_small(self) -> bool:
+        """Whether the model may be copied, and computed with as often as is useful."""
+        lora = self.bundle.config.model.lora
+        if lora is not None and lora.load_in_4bit:
+            return False
+        return sum(parameter.numel() for parameter in self.bundle.detector.parameters()) <= SMALL
+
+    @cached_property
     def saved(self) -> Path:
-        """A checkpoint of :attr:`bundle`, written as training writes one, at step 0."""
+        """A checkpoint of :attr:`bundle`, written as training writes one, at step 0.
+
+        Of a large model all but the published model's weights.
+        """
         bundle, folder = self.bundle, self.folder / "step-0"
         with atomic_folder(folder) as staging:
             save_checkpoint(
@@ -70,15 +85,22 @@ class Subject:
                 bundle.config,
                 attn_implementation=bundle.config.model.attn_implementation,
                 step=0,
+                with_vlm=self.is_small,
             )
         return folder
 
     @cached_property
     def served(self) -> Bundle:
-        """The inference build of the same weights, from :attr:`saved`, on the same device."""
+        """The inference build of the same weights, from :attr:`saved`, on the same device.
+
+        A large model's weights come from memory, by the names that its files would give them; those of a base
+        in 4 bits are read once more.
+        """
         config = config_of_checkpoint(self.saved)
         model = config.model.model_copy(update={"device": self.bundle.config.model.device})
-        return load(config.model_copy(update={"model": model}), for_inference=True)
+        in_4bit = model.lora is not None and model.lora.load_in_4bit
+        weights = None if self.is_small or in_4bit else published_weights(self.bundle.detector)
+        return load(config.model_copy(update={"model": model}), for_inference=True, weights=weights)
 
     @cached_property
     def samples(self) -> list[Sample]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -87,12 +87,15 @@ def recording(detector: Qwen25VLWithDetection) -> Iterator[Trace]:
                 given("position_ids"),
                 given("attention_mask"),
                 given("inputs_embeds"),
-                output.last_hidden_state,
+                output.last_hidden_state.detach(),
             )
         )
 
     def on_head(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        trace.looks.append(Look(dict(zip(HEAD_INPUTS, args, strict=False)) | kwargs, output))
+        given = dict(zip(HEAD_INPUTS, args, strict=False)) | kwargs
+        logits, boxes = output.logits.detach(), output.boxes_cxcywh.detach()
+        seen = replace(output, logits=logits, boxes_cxcywh=boxes)
+        trace.looks.append(Look({name: tensor.detach() for name, tensor in given.items()}, seen))
 
     def on_published(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         trace.prompts.append(dict(kwargs))

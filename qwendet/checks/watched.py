@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,15 +13,43 @@ import torch
 from torch import Tensor
 
 from qwendet.checks.answer_spans import answer_spans
+from qwendet.checks.once import once
 from qwendet.checks.result import NotApplicableError
 from qwendet.checks.step import Shallow, Share, leaves, row_of, watch_step
 from qwendet.checks.subject import Subject
+from qwendet.checks.trace import Trace, recording
 from qwendet.data.collate import Batch
 from qwendet.data.encode import EncodedSample
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
 from qwendet.training import DetectionTrainer
 
 Spans = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class FirstStep:
+    """The samples as one micro-batch of one step of the trainer.
+
+    Attributes:
+        share: what went into the loss.
+        hidden: ``(B, L, text)`` states that the share's graph begins at.
+        trace: what went through the model.
+    """
+
+    share: Share
+    hidden: Tensor
+    trace: Trace
+
+
+@once
+def first_step(subject: Subject) -> FirstStep:
+    """Let the trainer take its step on the subject's samples, up to the backward pass."""
+    collator: Any = subject.trainer.data_collator
+    model = Shallow(subject.bundle.detector)
+    with recording(subject.bundle.detector) as trace:
+        (share,) = watch_step(subject.trainer, [collator(subject.encoded)], model)
+    assert model.hidden is not None
+    return FirstStep(share, model.hidden, trace)
 
 
 class Watched:
@@ -77,15 +106,18 @@ class Watched:
     @cached_property
     def share_and_hidden(self) -> tuple[Share, Tensor]:
         """The samples as one micro-batch of one step, and the hidden states that its graph begins at."""
-        model = Shallow(self.detector)
-        (share,) = watch_step(self.trainer, [self.batch], model)
-        assert model.hidden is not None
-        return share, model.hidden
+        step = first_step(self.subject)
+        return step.share, step.hidden
 
     @property
     def share(self) -> Share:
         """The samples as one micro-batch of one step."""
         return self.share_and_hidden[0]
+
+    @cached_property
+    def lone_rows(self) -> list[int]:
+        """Samples that are run by themselves: all; of a large model the first, which has demonstrations."""
+        return list(range(len(self.ids) if self.subject.is_small else 1))
 
     def rows(self, which: Sequence[int], dtype: torch.dtype = torch.float64) -> list[DetectorOutput]:
         """The outputs of single samples, from those of the whole batch."""

@@ -22,6 +22,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
 
 from qwendet.config import Config
 from qwendet.errors import CheckpointError, Problem
@@ -102,6 +103,7 @@ def save_checkpoint(
     step: int,
     weights: Mapping[str, Tensor] | None = None,
     max_shard_size: str = "5GB",
+    with_vlm: bool = True,
 ) -> None:
     """Write a model into an existing, empty folder (see :func:`qwendet.files.atomic_folder`).
 
@@ -115,14 +117,18 @@ def save_checkpoint(
         weights: all of the model's tensors by name, gathered from the processes that share it; ``None`` if
             it is whole on this one.
         max_shard_size: most bytes of a weight file, as in ``5GB``.
+        with_vlm: ``False`` leaves out the published model's weights, for a reader who has them in memory.
     """
     lora = config.model.lora
     state = detector.state_dict() if weights is None else weights
-    if lora is None:
+    if lora is not None:
+        save_adapter(part_of(state, "vlm."), lora, folder)
+    elif with_vlm:
         vlm = None if weights is None else part_of(_without_ties(weights, detector), "vlm.")
         detector.vlm.save_pretrained(folder, state_dict=vlm, max_shard_size=max_shard_size)
     else:
-        save_adapter(part_of(state, "vlm."), lora, folder)
+        detector.vlm.config.save_pretrained(folder)
+        detector.vlm.generation_config.save_pretrained(folder)
     save_processor(processor, folder)
     if detector.head is not None:
         head = {name: tensor.contiguous() for name, tensor in part_of(state, "head.").items()}
@@ -140,6 +146,17 @@ def save_checkpoint(
         step=step,
     )
     _write_manifest(manifest, folder / MANIFEST)
+
+
+def published_weights(detector: Qwen25VLWithDetection) -> dict[str, Tensor]:
+    """The published model's tensors by the names that its files give them; no copies, no adapters."""
+    own = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in detector.vlm.state_dict().items()
+        if not is_adapter(name)
+    }
+    weights: dict[str, Tensor] = revert_weight_conversion(detector.vlm, own)
+    return weights
 
 
 def _write_manifest(manifest: Manifest, path: Path) -> None:

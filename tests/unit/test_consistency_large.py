@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from qwendet.checks import pair
+from qwendet.checks import subject as subject_module
 from qwendet.checks.consistency import run_consistency_checks
 from qwendet.checks.result import Result
 from qwendet.checks.subject import Subject, temporary_subject
@@ -21,7 +21,7 @@ from qwendet.progress import silent
 @pytest.fixture
 def large(repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Subject]:
     """The tiny model, taken for a large one."""
-    monkeypatch.setattr(pair, "SMALL", 0)
+    monkeypatch.setattr(subject_module, "SMALL", 0)
     settings = ["model.device=cpu", "data.max_pixels=6272", "data.min_pixels=3136"]
     with temporary_subject(load_config(repo_root / "examples" / "tiny.yaml", settings)) as subject:
         yield subject
