@@ -245,7 +245,8 @@ def loader(subject: Subject) -> Verdict:
     found, problems = list(batch["where"]), []
     places = {dataset.samples.where(index): at for at, index in enumerate(dataset.indices)}
     items = [dataset[places[where]] for where in found]
-    expected = pair(subject).trained.collator()(items)
+    trained = pair(subject).trained
+    expected = trained.collator(packing=trained.config.train.packing)(items)
     for key, value in expected.items():
         same = torch.equal(value, batch[key].cpu()) if torch.is_tensor(value) else value == batch.get(key)
         if not same:

@@ -54,18 +54,20 @@ def gradient_gaps(watched: Watched) -> dict[str, tuple[float, str]]:
 
 
 def _worst_sample(watched: Watched, gap: Tensor) -> str:
-    where: str = watched.batch["where"][int(gap.flatten(1).norm(dim=1).argmax())]
-    return where
+    norms = [
+        gap[row, first : first + len(ids)].norm().item()
+        for (row, first), ids in zip(watched.places, watched.ids, strict=True)
+    ]
+    return watched.subject.samples[norms.index(max(norms))].where
 
 
 def _expected(watched: Watched, hidden: Tensor, *, of_student: bool) -> Tensor:
     """Gradient of the summed token losses by the hidden states, in float64."""
     expected = torch.zeros_like(hidden, dtype=torch.float64)
-    length = hidden.shape[1]
-    for row, (ids, spans) in enumerate(zip(watched.ids, watched.spans, strict=True)):
+    for (row, first), ids, spans in zip(watched.places, watched.ids, watched.spans, strict=True):
         own: Spans = spans[-1:] if of_student else spans[:-1]
         for start, end in own:
-            before = slice(length - len(ids) + start - 1, length - len(ids) + end - 1)
+            before = slice(first + start - 1, first + end - 1)
             labels = torch.tensor(ids[start:end], device=hidden.device)
             expected[row, before] = _textbook(watched, hidden[row, before], labels)
     return expected

@@ -26,11 +26,12 @@ def student_image(watched: Watched) -> Verdict:
         _, rows, columns = grids[-1]
         in_blocks = np.arange(rows * columns).reshape(rows // merge, columns // merge, merge, merge)
         raster = in_blocks.transpose(0, 2, 1, 3).reshape(rows, columns)
+        place = watched.places[row]
         tokens = [at for at, token in enumerate(ids) if token == image_token]
         first_token = tokens[-sizes[-1] // merge**2]
         expected = {
             "patch_index": first_patch + sum(sizes[:-1]) + raster,
-            "context_index": row * length + length - len(ids) + first_token + raster // merge**2,
+            "context_index": place[0] * length + place[1] + first_token + raster // merge**2,
         }
         problems += _wrong(watched, row, expected)
         first_patch += sum(sizes)

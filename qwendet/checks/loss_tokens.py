@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 
 from qwendet.checks.answer_spans import TURN_ENDS
 from qwendet.checks.loss_noise import token_loss_tolerance
 from qwendet.checks.published import published_nll
+from qwendet.checks.reference import rope_positions
 from qwendet.checks.result import Verdict
 from qwendet.checks.watched import Watched, numbers
 from qwendet.data.collate import IGNORED
@@ -20,43 +20,51 @@ LABELS_FIX = "see the spans in encode and labels in collate"
 
 
 def padding(watched: Watched) -> Verdict:
-    """Every row of the batch is one sample, pushed to the right end, its mask and image marks with it."""
+    """A row is one sample at its right end, or all of them packed; masks and image marks stand with them."""
     batch, problems = watched.batch, []
-    length = batch["input_ids"].shape[1]
     image_token = watched.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     for row, ids in enumerate(watched.ids):
-        pad = length - len(ids)
+        pad = watched.padding_of(row)
         expected = {
             "input_ids": ids,
             "attention_mask": [0] * pad + [1] * len(ids),
             "mm_token_type_ids": [0] * pad + [int(token == image_token) for token in ids],
         }
-        found = {name: batch[name][row].tolist() for name in expected if name in batch}
+        found = {name: watched.filled_by(name, row) for name in expected if name in batch}
         found["input_ids"] = found["input_ids"][pad:]
         wrong = [name for name, values in expected.items() if found.get(name) != values]
+        if watched.is_packed and not _knows_its_positions(watched, row, image_token):
+            wrong.append("position_ids")
         if wrong:
-            side = (
-                "the sample is padded on the right; "
-                if _is_right_padded(batch["input_ids"][row], ids)
-                else ""
-            )
-            what = f"expected the sample at the right end of its row: {side}wrong: {', '.join(wrong)}"
+            is_on_right = pad > 0 and batch["input_ids"][row, : len(ids)].tolist() == ids
+            side = "the sample is padded on the right; " if is_on_right else ""
+            place = f"behind {watched.places[row][1]} tokens" if watched.is_packed else "at the right end"
+            what = f"expected the sample {place} of its row: {side}wrong: {', '.join(wrong)}"
             problems.append(Problem(what, batch["where"][row], "see qwendet/data/collate.py"))
-    most = length - min(len(ids) for ids in watched.ids)
-    return Verdict(
-        f"{len(watched.ids)} samples stand at the right end, up to {most} pads left", tuple(problems)
+    most = max(watched.padding_of(row) for row in range(len(watched.ids)))
+    seen = (
+        "are packed into one row" if watched.is_packed else f"stand at the right end, up to {most} pads left"
     )
+    return Verdict(f"{len(watched.ids)} samples {seen}", tuple(problems))
 
 
-def _is_right_padded(row: torch.Tensor, ids: list[int]) -> bool:
-    return len(row) > len(ids) and row[: len(ids)].tolist() == ids
+def _knows_its_positions(watched: Watched, sample: int, image_token: int) -> bool:
+    """Whether a packed sample counts its tokens, times, rows and columns from 0."""
+    ids, first = watched.ids[sample], watched.places[sample][1]
+    if "position_ids" not in watched.batch:
+        return False
+    grids = watched.subject.encoded[sample].image_grid_thw.tolist()
+    merge = watched.subject.bundle.processor.image_processor.merge_size
+    expected = np.concatenate([[range(len(ids))], rope_positions(ids, image_token, grids, merge)])
+    found = watched.batch["position_ids"][:, 0, first : first + len(ids)].numpy()
+    return found.shape == expected.shape and bool((found == expected).all())
 
 
 def labels(watched: Watched) -> Verdict:
     """The assistant's answers are labels, closing token included, and nothing else; the counts are theirs."""
-    batch, problems = watched.batch, []
+    problems = []
     for row, (ids, spans) in enumerate(zip(watched.ids, watched.spans, strict=True)):
-        pad = batch["labels"].shape[1] - len(ids)
+        pad = watched.padding_of(row)
         sample = watched.subject.samples[row]
         if len(spans) != len(sample.teachers) + 1:
             what = f"expected {len(sample.teachers) + 1} answers in the tokens, found {len(spans)}"
@@ -74,7 +82,7 @@ def labels(watched: Watched) -> Verdict:
 
 
 def _label_problems(watched: Watched, row: int, expected: list[int], pad: int) -> list[Problem]:
-    found = watched.batch["labels"][row].tolist()
+    found = watched.filled_by("labels", row)
     where = watched.subject.samples[row].where
     for shift in (-2, -1, 1, 2):
         if found != expected and found == expected[-shift:] + expected[:-shift]:
@@ -83,7 +91,7 @@ def _label_problems(watched: Watched, row: int, expected: list[int], pad: int) -
     for at, (got, wanted) in enumerate(zip(found, expected, strict=True)):
         if got == wanted:
             continue
-        token = watched.tokenizer.decode([watched.batch["input_ids"][row, at].item()])
+        token = watched.tokenizer.decode([watched.filled_by("input_ids", row)[at]])
         if wanted == IGNORED:
             what = f"token {at - pad} ({token!r}) is a label outside the answers: the prompt is trained on"
         elif got == IGNORED:
@@ -101,8 +109,9 @@ def _row_problems(watched: Watched) -> list[Problem]:
     """The states that are asked for a token are those before it, teachers' and student's told apart."""
     length = watched.batch["input_ids"].shape[1]
     expected: dict[str, list[int]] = {"teacher_rows": [], "student_rows": []}
-    for row, (ids, spans) in enumerate(zip(watched.ids, watched.spans, strict=True)):
-        first = row * length + length - len(ids)
+    for row, spans in enumerate(watched.spans):
+        place = watched.places[row]
+        first = place[0] * length + place[1]
         for span in spans:
             name = "student_rows" if span == spans[-1] else "teacher_rows"
             expected[name] += range(first + span[0] - 1, first + span[1] - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,31 @@ class Watched:
     def batch(self) -> Batch:
         """All samples in one batch."""
         return self.collate(self.subject.encoded)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the batch is one row of all samples."""
+        return self.subject.bundle.config.train.packing
+
+    @cached_property
+    def places(self) -> list[tuple[int, int]]:
+        """Of each sample its row of the batch and where it must begin in it: at the right end, or packed."""
+        lengths = [len(ids) for ids in self.ids]
+        if self.is_packed:
+            return [(0, first) for first in accumulate([0, *lengths[:-1]])]
+        width = self.batch["input_ids"].shape[1]
+        return [(row, width - own) for row, own in enumerate(lengths)]
+
+    def filled_by(self, name: str, sample: int) -> list[Any]:
+        """Of a part of the batch ``(B, L)`` what a sample fills: its row with its padding, or its stretch."""
+        row, first = self.places[sample]
+        stretch = slice(first, first + len(self.ids[sample])) if self.is_packed else slice(None)
+        found: list[Any] = self.batch[name][row, stretch].tolist()
+        return found
+
+    def padding_of(self, sample: int) -> int:
+        """Tokens of padding before a sample."""
+        return 0 if self.is_packed else self.places[sample][1]
 
     @cached_property
     def share_and_hidden(self) -> tuple[Share, Tensor]:
