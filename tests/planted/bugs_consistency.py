@@ -595,7 +595,7 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def save(self: Any, folder: Any, **kwargs: Any) -> None:
         state = {key: value for key, value in self.state_dict().items() if "blocks.0.norm1" not in key}
-        sound(self, folder, state_dict=state, **kwargs)
+        sound(self, folder, **kwargs | {"state_dict": state})
 
     monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "save_pretrained", save)
 
