@@ -1,6 +1,7 @@
 """Generated detection data: coloured shapes, in one world to pre-train on and another to transfer to.
 
-``PRETRAIN`` varies what real photographs vary (contrast, blur, shading, crowds, touching and cut objects);
+``PRETRAIN`` varies what real photographs vary (contrast, blur, shading, crowds, touching and cut objects),
+``PRIMER`` shows the same kinds of objects plainly;
 ``DEMO`` shares no colour, no shape, no kind of background and no word of a label with it.
 """
 
@@ -10,7 +11,7 @@ import colorsys
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,6 @@ from qwendet.errors import DataError
 VISIBLE_COVERAGE = 0.3  # of a pixel, from which on it belongs to its object's box
 MIN_SIDE_PX = 6
 MIN_IN_IMAGE = 0.6  # share of an object's pixels that the image's edge leaves
-COUNT_WEIGHTS = (0.03, 0.2, 0.19, 0.18, 0.15, 0.1, 0.07, 0.05, 0.03)  # of 0 to 8 objects
 CROWD_SIZE = (0.09, 0.24)  # as World.size
 PLACE_TRIES = 12
 COLOUR_TRIES = 12
@@ -58,6 +58,7 @@ class World:
         cuts: probability of an object that may reach over the image's edge.
         distractors: probability of lines, strokes or blobs that are no objects.
         wear: how far the camera spoils the picture, 0-1.
+        counts: weights of the numbers of objects from 0 on, in a scene that is no crowd.
     """
 
     name: str
@@ -77,6 +78,7 @@ class World:
     cuts: float
     distractors: float
     wear: float
+    counts: tuple[float, ...] = (0.03, 0.2, 0.19, 0.18, 0.15, 0.1, 0.07, 0.05, 0.03)
 
 
 PRETRAIN = World(
@@ -99,6 +101,21 @@ PRETRAIN = World(
     cuts=0.25,
     distractors=0.3,
     wear=1.0,
+)
+
+# Fewer, larger and plainer objects of the same kinds, to learn to read and write places from.
+PRIMER = replace(
+    PRETRAIN,
+    name="primer",
+    side_px=(100, 124),
+    size=(0.18, 0.5),
+    opacity=(0.6, 1.0),
+    overlap=0.1,
+    crowds=0.0,
+    cuts=0.05,
+    distractors=0.1,
+    wear=0.4,
+    counts=(0.02, 0.4, 0.3, 0.2, 0.08),
 )
 
 DEMO = World(
@@ -150,7 +167,7 @@ def draw_scene(world: World, rng: np.random.Generator) -> Scene:
     if rng.random() < world.crowds:
         _draw_crowd(world, rng, canvas)
     else:
-        for _ in range(int(rng.choice(len(COUNT_WEIGHTS), p=COUNT_WEIGHTS))):
+        for _ in range(int(rng.choice(len(world.counts), p=world.counts))):
             diameter_px = _log_uniform(rng, world.size) * min(width, height)
             _draw_object(world, rng, canvas, str(rng.choice(world.labels)), diameter_px, touching=0.15)
     return Scene(scenery.photograph(canvas.pixels, world.wear, rng), tuple(canvas.objects))

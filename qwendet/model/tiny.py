@@ -33,7 +33,7 @@ UNTRAINED = "tiny-untrained"  # model.path of the tiny model before pre-training
 VOCABULARY = 640
 # Columns are turned by the lowest frequencies. With a base of 10,000 the few columns of a small image would
 # differ by less than 0.03 rad, and the language model could not tell left from right.
-ROPE_THETA = 30.0
+ROPE_THETA = 10.0
 
 # Special tokens of Qwen2.5-VL in the order of their published ids (151643 and up).
 SPECIAL_TOKENS = (

@@ -1,0 +1,158 @@
+"""Auxiliary losses that teach the tiny model's language model where things are; used in pre-training only.
+
+Left to the answers alone, it takes far more than 70,000 samples to find out where an image token lies: the
+vision tower knows relative positions only, so rows and columns can be told from nothing but M-RoPE's turn
+against the text before the image. Linear probes on the hidden states ask for it directly:
+
+    layer 0   image tokens    their row and column
+    layer 1   image tokens    the box of the object that covers them, in absolute pixels
+    layer 2   image tokens    the same;    answer tokens    the box of the object that is being written
+    layer 3                                answer tokens    the same
+
+The idea is the deep supervision of Lee et al. 2015 (Deeply-Supervised Nets). The probes are thrown away.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qwendet.boxes import cxcywh_to_xyxy
+from qwendet.data.collate import Batch
+from qwendet.loader import Bundle
+
+MAX_ROWS = 8  # of image tokens; their columns likewise
+DIGITS = (2, 10, 10)  # classes of a coordinate's hundreds, tens and ones
+ONES_WEIGHT = 0.5  # the last digit is mostly noise
+REGRESSION_WEIGHT = 5.0
+PIXELS = 112.0  # unit of the regression
+TOKEN_PX = 28
+NOTHING = -1.0  # in a target box: no object there
+
+
+class PositionProbe(nn.Module):
+    """Reads row and column of an image token."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.read = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 2 * MAX_ROWS))
+
+    def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Cross-entropy for hidden states ``(N, size)`` and rows and columns ``(N, 2)``."""
+        logits = self.read(hidden).unflatten(1, (2, MAX_ROWS))
+        return 2 * F.cross_entropy(logits.flatten(0, 1), positions.flatten())
+
+
+class BoxProbe(nn.Module):
+    """Reads the four coordinates of a box, as digits and as numbers."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.read = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 4 * (sum(DIGITS) + 1)))
+
+    def forward(self, hidden: Tensor, boxes_xyxy_px: Tensor) -> Tensor:
+        """Loss for hidden states ``(N, size)`` and boxes ``(N, 4)``; rows of ``NOTHING`` are left out."""
+        known = boxes_xyxy_px[:, 0] != NOTHING
+        boxes = boxes_xyxy_px[known]
+        if len(boxes) == 0:
+            return hidden.sum() * 0
+        read = self.read(hidden[known]).unflatten(1, (4, -1))
+        *digits, number = read.split((*DIGITS, 1), dim=-1)
+        whole = boxes.round().long().clamp(0, 199)
+        wanted = (whole // 100, whole // 10 % 10, whole % 10)
+        losses = [
+            F.cross_entropy(logits.flatten(0, 1), digit.flatten())
+            for logits, digit in zip(digits, wanted, strict=True)
+        ]
+        regression = F.l1_loss(number.squeeze(-1), boxes / PIXELS)
+        return losses[0] + losses[1] + ONES_WEIGHT * losses[2] + REGRESSION_WEIGHT * regression
+
+
+class BoxProbes(nn.Module):
+    """All probes, listening to the language model of a bundle.
+
+    Args:
+        bundle: the model and its tokenizer.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
+        layers: Any = bundle.detector.vlm.model.language_model.layers
+        size = bundle.detector.config.text_config.hidden_size
+        self.tokenizer = bundle.processor.tokenizer
+        self.position = PositionProbe(size)
+        self.seen = nn.ModuleDict({"1": BoxProbe(size), "2": BoxProbe(size)})
+        self.written = nn.ModuleDict({"2": BoxProbe(size), "3": BoxProbe(size)})
+        self._hidden: dict[int, Tensor] = {}
+        vocabulary = range(len(self.tokenizer))
+        self._opened = torch.tensor([self.tokenizer.decode([token]).count("{") for token in vocabulary])
+        for index, layer in enumerate(layers):
+            layer.register_forward_hook(self._listen(index))
+
+    def _listen(self, index: int) -> Any:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._hidden[index] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Sum of the probes' losses for the batch that the model has just seen."""
+        tokens, positions, covering = image_targets(batch)
+        writing = self._written_boxes(batch)
+        flat = {index: hidden.float().flatten(0, 1) for index, hidden in self._hidden.items()}
+        loss: Tensor = self.position(flat[0][tokens], positions)
+        for index, probe in self.seen.items():
+            loss = loss + probe(flat[int(index)][tokens], covering)
+        for index, probe in self.written.items():
+            loss = loss + probe(flat[int(index)], writing)
+        return loss
+
+    def _written_boxes(self, batch: Batch) -> Tensor:
+        """For each token of the batch ``(B * L, 4)`` the box of the object it helps to write, pixels."""
+        input_ids: Tensor = batch["input_ids"]
+        boxes = torch.full((*input_ids.shape, 4), NOTHING)
+        for row, ((start, end),) in enumerate(batch["student_assistant_spans"]):
+            answer = input_ids[row, start:end]
+            objects = json.loads(self.tokenizer.decode(answer[:-1]))
+            if objects:
+                own = torch.tensor([item["bbox_2d"] for item in objects], dtype=torch.float32)
+                number = self._opened[answer].cumsum(0)  # 0 before the first object
+                boxes[row, start:end] = torch.where(number[:, None] > 0, own[number - 1], NOTHING)
+        return boxes.flatten(0, 1)
+
+
+def image_targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """What the image tokens of a batch lie on.
+
+    Returns:
+        For the N tokens of all student images: their indices in the flattened batch ``(N,)``; row and
+        column ``(N, 2)``; and ``(N, 4)`` the xyxy box, in pixels of the model's image, of the nearest object
+        among those that cover a token's centre or have their own centre in the token, else ``NOTHING``.
+    """
+    mask: Tensor = batch["patch_mask"][:, ::2, ::2]
+    tokens: Tensor = batch["context_index"][:, ::2, ::2]
+    boxes = cxcywh_to_xyxy(batch["target_boxes_cxcywh"])
+    covering = []
+    for own, objects in zip(mask, boxes.split(batch["num_boxes"]), strict=True):
+        rows, columns = own.any(1).sum(), own.any(0).sum()
+        size = TOKEN_PX * torch.stack([columns, rows, columns, rows])
+        covering.append(_nearest(own.nonzero(), objects * size))
+    return tokens[mask], mask.nonzero()[:, 1:], torch.cat(covering)
+
+
+def _nearest(cells: Tensor, boxes: Tensor) -> Tensor:
+    """The box ``(N, 4)`` of each cell (row, column) ``(N, 2)``, out of ``(K, 4)``."""
+    if len(boxes) == 0:
+        return torch.full((len(cells), 4), NOTHING)
+    centres = (cells.flip(1) * TOKEN_PX + TOKEN_PX / 2)[:, None]
+    covers = ((boxes[:, :2] < centres) & (centres < boxes[:, 2:])).all(-1)
+    offsets = (boxes[:, :2] + boxes[:, 2:]) / 2 - centres
+    holds = (offsets.abs() <= TOKEN_PX / 2).all(-1)
+    # An object whose centre is in the token comes before one that merely covers it.
+    distance = offsets.norm(dim=-1) - 1000.0 * holds
+    nearest = distance.masked_fill(~(covers | holds), torch.inf).min(1)
+    return torch.where(nearest.values.isfinite()[:, None], boxes[nearest.indices], NOTHING)
