@@ -3,7 +3,7 @@
     python -m benchmarks.pretrain_tiny --output runs/pretrain
 
 Writes 72,000 generated scenes, trains ``examples/pretrain_tiny.yaml`` on them from random weights with the
-auxiliary losses of ``benchmarks/box_probes.py`` (about an hour on one core of an AMD EPYC), and puts the
+auxiliary losses of ``benchmarks/probes.py`` (about an hour on one core of an AMD EPYC), and puts the
 weights, in half precision, into the package.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.box_probes import BoxProbes
+from benchmarks.probes import Probes
 from qwendet.callbacks import ProgressReport
 from qwendet.config import Config
 from qwendet.config_file import load_config
@@ -33,7 +33,7 @@ from qwendet.training import DetectionTrainer, training_arguments
 # World, number of scenes, seed.
 SCENES: tuple[tuple[World, int, int], ...] = ((PRETRAIN, 40_000, 1), (PRIMER, 32_000, 3))
 VALIDATION_SCENES = 200
-PROBE_WEIGHT = 0.5
+PROBE_WEIGHT = 1.0
 
 
 class ProbedTrainer(DetectionTrainer):
@@ -41,7 +41,7 @@ class ProbedTrainer(DetectionTrainer):
 
     def __init__(self, config: Config) -> None:
         bundle = load(config, for_inference=False)
-        self.probes = BoxProbes(bundle)
+        self.probes = Probes(bundle)
         dataset = TrainingSamples(bundle.config, bundle.encoder())
         super().__init__(bundle, dataset, training_arguments(bundle.config), [ProgressReport(progress)])
 

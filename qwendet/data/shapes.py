@@ -115,7 +115,7 @@ PRIMER = replace(
     cuts=0.05,
     distractors=0.1,
     wear=0.4,
-    counts=(0.02, 0.4, 0.3, 0.2, 0.08),
+    counts=(0.02, 0.26, 0.24, 0.2, 0.14, 0.09, 0.05),
 )
 
 DEMO = World(

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.box_probes import NOTHING, BoxProbes, image_targets
-from qwendet.config import Config
+from benchmarks.probes import NOTHING, Probes, image_targets
+from qwendet.config import Config, DataConfig
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.loader import load
 
@@ -20,16 +20,13 @@ def probed(tmp_path_factory: pytest.TempPathFactory):
     folder: Path = tmp_path_factory.mktemp("probes")
     Image.new("RGB", (112, 84)).save(folder / "a.png")
     Image.new("RGB", (56, 56)).save(folder / "b.png")
-    config = Config()
-    bundle = load(
-        config.model_copy(update={"data": config.data.model_copy(update={"labels": ("red ring",)})}),
-        for_inference=False,
-    )
+    config = Config(data=DataConfig(labels=("red ring", "blue ring")))
+    bundle = load(config, for_inference=False)
     small = DetectedObject((60, 30, 80, 54), "red ring")  # within the token of row 1, column 2
-    large = DetectedObject((0, 0, 50, 70), "red ring")
+    large = DetectedObject((0, 0, 50, 70), "blue ring")
     turns = [Turn("a.png", (small, large), root=folder), Turn("b.png", (), root=folder)]
     samples = [bundle.encoder().encode(Sample(turn), with_answer=True) for turn in turns]
-    return BoxProbes(bundle), bundle, bundle.collator()(samples)
+    return Probes(bundle), bundle, bundle.collator()(samples)
 
 
 def test_image_targets__say_where_tokens_lie_and_what_covers_them(probed) -> None:
@@ -39,16 +36,16 @@ def test_image_targets__say_where_tokens_lie_and_what_covers_them(probed) -> Non
     assert positions.tolist() == [[row, column] for row in range(3) for column in range(4)] + [
         [0, 0], [0, 1], [1, 0], [1, 1]
     ]  # fmt: skip
-    large, small, nothing = [0, 0, 50, 70], [60, 30, 80, 54], [NOTHING] * 4
+    large, small, nothing = [0, 0, 50, 70, 1], [60, 30, 80, 54, 0], [NOTHING] * 5
     expected = [large, large, nothing, nothing, large, large, small, nothing] + [nothing] * 8
     torch.testing.assert_close(boxes, torch.tensor(expected, dtype=torch.float32), atol=1e-4, rtol=0)
 
 
-def test_written_boxes__change_where_an_object_opens(probed) -> None:
+def test_written_objects__change_where_an_object_opens(probed) -> None:
     probes, bundle, batch = probed
-    boxes = probes._written_boxes(batch).unflatten(0, batch["input_ids"].shape)
+    boxes = probes._written_objects(batch).unflatten(0, batch["input_ids"].shape)
     ((start, end),) = batch["student_assistant_spans"][0]
-    large, small = [0.0, 0.0, 50.0, 70.0], [60.0, 30.0, 80.0, 54.0]  # the answer is sorted by top
+    large, small = [0.0, 0.0, 50.0, 70.0, 1.0], [60.0, 30.0, 80.0, 54.0, 0.0]  # the answer is sorted by top
     written = [box.tolist() for box in boxes[0, start:end]]
     assert written[0] == large
     assert written[-1] == small

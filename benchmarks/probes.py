@@ -5,8 +5,8 @@ vision tower knows relative positions only, so rows and columns can be told from
 against the text before the image. Linear probes on the hidden states ask for it directly:
 
     layer 0   image tokens    their row and column
-    layer 1   image tokens    the box of the object that covers them, in absolute pixels
-    layer 2   image tokens    the same;    answer tokens    the box of the object that is being written
+    layer 1   image tokens    box (in absolute pixels) and label of the object that covers them
+    layer 2   image tokens    the same;    answer tokens    box and label of the object that is being written
     layer 3                                answer tokens    the same
 
 The idea is the deep supervision of Lee et al. 2015 (Deeply-Supervised Nets). The probes are thrown away.
@@ -31,7 +31,7 @@ ONES_WEIGHT = 0.5  # the last digit is mostly noise
 REGRESSION_WEIGHT = 5.0
 PIXELS = 112.0  # unit of the regression
 TOKEN_PX = 28
-NOTHING = -1.0  # in a target box: no object there
+NOTHING = -1.0  # in all of a target: no object there
 
 
 class PositionProbe(nn.Module):
@@ -47,21 +47,28 @@ class PositionProbe(nn.Module):
         return 2 * F.cross_entropy(logits.flatten(0, 1), positions.flatten())
 
 
-class BoxProbe(nn.Module):
-    """Reads the four coordinates of a box, as digits and as numbers."""
+class ObjectProbe(nn.Module):
+    """Reads the four coordinates of a box, as digits and as numbers, and the label."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, num_labels: int) -> None:
         super().__init__()
-        self.read = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 4 * (sum(DIGITS) + 1)))
+        self.norm = nn.LayerNorm(size)
+        self.box = nn.Linear(size, 4 * (sum(DIGITS) + 1))
+        self.label = nn.Linear(size, num_labels)
 
-    def forward(self, hidden: Tensor, boxes_xyxy_px: Tensor) -> Tensor:
-        """Loss for hidden states ``(N, size)`` and boxes ``(N, 4)``; rows of ``NOTHING`` are left out."""
-        known = boxes_xyxy_px[:, 0] != NOTHING
-        boxes = boxes_xyxy_px[known]
+    def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Loss for hidden states ``(N, size)``; rows of ``NOTHING`` are left out.
+
+        Args:
+            hidden: hidden states.
+            targets: ``(N, 5)``, xyxy in pixels of the model's image, and the label's index.
+        """
+        known = targets[:, 0] != NOTHING
+        boxes, labels = targets[known, :4], targets[known, 4].long()
         if len(boxes) == 0:
             return hidden.sum() * 0
-        read = self.read(hidden[known]).unflatten(1, (4, -1))
-        *digits, number = read.split((*DIGITS, 1), dim=-1)
+        normed = self.norm(hidden[known])
+        *digits, number = self.box(normed).unflatten(1, (4, -1)).split((*DIGITS, 1), dim=-1)
         whole = boxes.round().long().clamp(0, 199)
         wanted = (whole // 100, whole // 10 % 10, whole % 10)
         losses = [
@@ -69,10 +76,11 @@ class BoxProbe(nn.Module):
             for logits, digit in zip(digits, wanted, strict=True)
         ]
         regression = F.l1_loss(number.squeeze(-1), boxes / PIXELS)
-        return losses[0] + losses[1] + ONES_WEIGHT * losses[2] + REGRESSION_WEIGHT * regression
+        label: Tensor = F.cross_entropy(self.label(normed), labels)
+        return losses[0] + losses[1] + ONES_WEIGHT * losses[2] + REGRESSION_WEIGHT * regression + label
 
 
-class BoxProbes(nn.Module):
+class Probes(nn.Module):
     """All probes, listening to the language model of a bundle.
 
     Args:
@@ -82,11 +90,12 @@ class BoxProbes(nn.Module):
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
         layers: Any = bundle.detector.vlm.model.language_model.layers
-        size = bundle.detector.config.text_config.hidden_size
+        size, num_labels = bundle.detector.config.text_config.hidden_size, len(bundle.labels)
+        self.labels = bundle.labels
         self.tokenizer = bundle.processor.tokenizer
         self.position = PositionProbe(size)
-        self.seen = nn.ModuleDict({"1": BoxProbe(size), "2": BoxProbe(size)})
-        self.written = nn.ModuleDict({"2": BoxProbe(size), "3": BoxProbe(size)})
+        self.seen = nn.ModuleDict({"1": ObjectProbe(size, num_labels), "2": ObjectProbe(size, num_labels)})
+        self.written = nn.ModuleDict({"2": ObjectProbe(size, num_labels), "3": ObjectProbe(size, num_labels)})
         self._hidden: dict[int, Tensor] = {}
         vocabulary = range(len(self.tokenizer))
         self._opened = torch.tensor([self.tokenizer.decode([token]).count("{") for token in vocabulary])
@@ -102,7 +111,7 @@ class BoxProbes(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Sum of the probes' losses for the batch that the model has just seen."""
         tokens, positions, covering = image_targets(batch)
-        writing = self._written_boxes(batch)
+        writing = self._written_objects(batch)
         flat = {index: hidden.float().flatten(0, 1) for index, hidden in self._hidden.items()}
         loss: Tensor = self.position(flat[0][tokens], positions)
         for index, probe in self.seen.items():
@@ -111,18 +120,18 @@ class BoxProbes(nn.Module):
             loss = loss + probe(flat[int(index)], writing)
         return loss
 
-    def _written_boxes(self, batch: Batch) -> Tensor:
-        """For each token of the batch ``(B * L, 4)`` the box of the object it helps to write, pixels."""
+    def _written_objects(self, batch: Batch) -> Tensor:
+        """For each token of the batch ``(B * L, 5)`` the object that it helps to write."""
         input_ids: Tensor = batch["input_ids"]
-        boxes = torch.full((*input_ids.shape, 4), NOTHING)
+        targets = torch.full((*input_ids.shape, 5), NOTHING)
         for row, ((start, end),) in enumerate(batch["student_assistant_spans"]):
             answer = input_ids[row, start:end]
             objects = json.loads(self.tokenizer.decode(answer[:-1]))
             if objects:
-                own = torch.tensor([item["bbox_2d"] for item in objects], dtype=torch.float32)
+                own = torch.tensor([[*item["bbox_2d"], self.labels.index(item["label"])] for item in objects])
                 number = self._opened[answer].cumsum(0)  # 0 before the first object
-                boxes[row, start:end] = torch.where(number[:, None] > 0, own[number - 1], NOTHING)
-        return boxes.flatten(0, 1)
+                targets[row, start:end] = torch.where(number[:, None] > 0, own[number - 1].float(), NOTHING)
+        return targets.flatten(0, 1)
 
 
 def image_targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,29 +139,32 @@ def image_targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         For the N tokens of all student images: their indices in the flattened batch ``(N,)``; row and
-        column ``(N, 2)``; and ``(N, 4)`` the xyxy box, in pixels of the model's image, of the nearest object
-        among those that cover a token's centre or have their own centre in the token, else ``NOTHING``.
+        column ``(N, 2)``; and as ``(N, 5)`` xyxy box (pixels of the model's image) and label index of the
+        nearest object among those that cover a token's centre or have their own centre in the token, else
+        ``NOTHING``.
     """
     mask: Tensor = batch["patch_mask"][:, ::2, ::2]
     tokens: Tensor = batch["context_index"][:, ::2, ::2]
     boxes = cxcywh_to_xyxy(batch["target_boxes_cxcywh"])
+    objects = torch.cat([boxes, batch["target_label_ids"][:, None].float()], dim=1)
     covering = []
-    for own, objects in zip(mask, boxes.split(batch["num_boxes"]), strict=True):
-        rows, columns = own.any(1).sum(), own.any(0).sum()
-        size = TOKEN_PX * torch.stack([columns, rows, columns, rows])
-        covering.append(_nearest(own.nonzero(), objects * size))
+    for own, inside in zip(mask, objects.split(batch["num_boxes"]), strict=True):
+        rows, columns = TOKEN_PX * own.any(1).sum(), TOKEN_PX * own.any(0).sum()
+        scale = torch.stack([columns, rows, columns, rows, torch.ones_like(rows)])
+        covering.append(_nearest(own.nonzero(), inside * scale))
     return tokens[mask], mask.nonzero()[:, 1:], torch.cat(covering)
 
 
-def _nearest(cells: Tensor, boxes: Tensor) -> Tensor:
-    """The box ``(N, 4)`` of each cell (row, column) ``(N, 2)``, out of ``(K, 4)``."""
-    if len(boxes) == 0:
-        return torch.full((len(cells), 4), NOTHING)
+def _nearest(cells: Tensor, objects: Tensor) -> Tensor:
+    """The object ``(N, 5)`` of each cell (row, column) ``(N, 2)``, out of ``(K, 5)``."""
+    if len(objects) == 0:
+        return torch.full((len(cells), 5), NOTHING)
+    low, high = objects[:, :2], objects[:, 2:4]
     centres = (cells.flip(1) * TOKEN_PX + TOKEN_PX / 2)[:, None]
-    covers = ((boxes[:, :2] < centres) & (centres < boxes[:, 2:])).all(-1)
-    offsets = (boxes[:, :2] + boxes[:, 2:]) / 2 - centres
+    covers = ((low < centres) & (centres < high)).all(-1)
+    offsets = (low + high) / 2 - centres
     holds = (offsets.abs() <= TOKEN_PX / 2).all(-1)
     # An object whose centre is in the token comes before one that merely covers it.
     distance = offsets.norm(dim=-1) - 1000.0 * holds
     nearest = distance.masked_fill(~(covers | holds), torch.inf).min(1)
-    return torch.where(nearest.values.isfinite()[:, None], boxes[nearest.indices], NOTHING)
+    return torch.where(nearest.values.isfinite()[:, None], objects[nearest.indices], NOTHING)
