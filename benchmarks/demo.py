@@ -25,7 +25,7 @@ from qwendet.loader import load
 from qwendet.model.generation import GeneratedAnswer
 from qwendet.run import train
 
-TRAINING_SCENES = 1600
+TRAINING_SCENES = 6400
 HELD_OUT_SCENES = 200
 PICTURES = 12
 
@@ -35,9 +35,11 @@ model:
 data:
   train: data/train.jsonl
   max_tokens: 2048
+loss:
+  lm_loss_weight: 4.0
 train:
   output_dir: run
-  max_steps: 500
+  max_steps: 900
   batch_size: 16
   learning_rate: 1.0e-3
   head_learning_rate: 1.0e-3
