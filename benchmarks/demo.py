@@ -22,7 +22,6 @@ from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results
 from qwendet.inference import Prediction, Predictor, save_pictures
 from qwendet.loader import load
-from qwendet.model.generation import GeneratedAnswer
 from qwendet.run import train
 
 TRAINING_SCENES = 6400
@@ -39,7 +38,7 @@ loss:
   lm_loss_weight: 4.0
 train:
   output_dir: run
-  max_steps: 900
+  max_steps: 750
   batch_size: 16
   learning_rate: 1.0e-3
   head_learning_rate: 1.0e-3
@@ -49,19 +48,6 @@ infer:
   batch_size: 20
   max_new_tokens: 400
 """
-
-
-class CountingPredictor(Predictor):
-    """A predictor that counts the text answers that came to an end and could be read whole."""
-
-    def __init__(self, bundle) -> None:  # type: ignore[no-untyped-def]
-        super().__init__(bundle)
-        self.answers: list[GeneratedAnswer] = []
-
-    def _answers(self, batch):  # type: ignore[no-untyped-def]
-        answers = super()._answers(batch)
-        self.answers += answers
-        return answers
 
 
 def main() -> None:
@@ -84,11 +70,11 @@ def main() -> None:
     samples = list(SampleFile(data / "test.jsonl"))
 
     untrained = config.model_copy(update={"data": config.data.model_copy(update={"labels": DEMO.labels})})
-    before, _, _ = score(CountingPredictor(load(untrained, for_inference=True)), samples, "before")
+    before, _, _ = score(Predictor(load(untrained, for_inference=True)), samples, "before")
     trained_at = time.monotonic()
     summary = train(config, tracker=progress)
     training_seconds = time.monotonic() - trained_at
-    predictor = CountingPredictor.from_checkpoint(summary.final)
+    predictor = Predictor.from_checkpoint(summary.final)
     after, truth, predictions = score(predictor, samples, "after")
 
     write_coco(folder / "eval", truth, coco_results(predictions, predictor.bundle.labels, "head"))
@@ -109,7 +95,7 @@ def main() -> None:
 
 
 def score(
-    predictor: CountingPredictor, samples: list[Sample], name: str
+    predictor: Predictor, samples: list[Sample], name: str
 ) -> tuple[dict[str, float], dict[str, object], list[Prediction]]:
     """Predict by head and text; COCO metrics of both, ground truth, predictions."""
     predictions: list[Prediction] = []
@@ -123,15 +109,16 @@ def score(
     for source in ("head", "text"):
         found = coco_metrics(truth, coco_results(predictions, labels, source))
         metrics |= {f"{source}/{key}": value for key, value in found.items()}
-    metrics["text/parse_rate"] = parse_rate(predictor.answers, predictions)
+    metrics["text/parse_rate"] = parse_rate(predictions)
     return metrics, truth, predictions
 
 
-def parse_rate(answers: list[GeneratedAnswer], predictions: list[Prediction]) -> float:
+def parse_rate(predictions: list[Prediction]) -> float:
     """Share of answers that ended by themselves and in which no box was rejected."""
+    answers = [(prediction.answer, prediction.rejected) for prediction in predictions]
     whole = [
-        not answer.truncated and prediction.rejected == 0
-        for answer, prediction in zip(answers, predictions, strict=True)
+        facts is not None and not (facts.truncated or facts.unreadable or rejected)
+        for facts, rejected in answers
     ]
     return sum(whole) / len(whole)
 
