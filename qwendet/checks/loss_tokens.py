@@ -131,7 +131,8 @@ def _row_problems(watched: Watched) -> list[Problem]:
 def _count_problems(watched: Watched) -> list[Problem]:
     students = int(watched.is_student.sum())
     boxes = sum(not item.crowd for sample in watched.subject.samples for item in sample.student.objects)
-    wanted = [len(watched.is_student) - students, students, boxes]
+    processes = watched.subject.trainer.accelerator.num_processes  # each looks at the same samples
+    wanted = [processes * count for count in (len(watched.is_student) - students, students, boxes)]
     found = [float(count) for count in watched.share.counts.flatten().tolist()]
     if found == wanted:
         return []

@@ -124,7 +124,8 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 def rows_of(checkpoint: Path) -> list[dict[str, float]]:
     """Rows that were logged, without those that are times or sums."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return [row for row in state["log_history"] if "loss/total" in row]
+    rows = [row for row in state["log_history"] if "loss/total" in row]
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
 
 def shape_of(run: Path) -> list[str]:
