@@ -51,6 +51,7 @@ def make_config(scenes: Path, run: Path) -> Config:
                 "learning_rate": 1e-3,
                 "save_steps": SAVE_STEPS,
                 "logging_steps": 1,
+                "preflight": "off",
             },
         },
         "benchmark",
@@ -84,7 +85,15 @@ def finish(process: int) -> None:
 def outcome(run: Path) -> dict[str, Any]:
     """Losses of every step, and the hash of every parameter at the end."""
     state = json.loads((run / f"checkpoint-{STEPS}" / "trainer_state.json").read_text(encoding="utf-8"))
-    losses = [row for row in state["log_history"] if "loss/total" in row]
+    losses = [
+        {
+            name: value
+            for name, value in row.items()
+            if name.startswith(("loss", "learning_rate", "grad_norm"))
+        }
+        for row in state["log_history"]
+        if "loss/total" in row  # beside them, how long things took
+    ]
     return {"losses": losses, "parameters": read_manifest(run / "final").parameters}
 
 

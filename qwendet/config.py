@@ -215,6 +215,8 @@ class TrainConfig(Section):
     """Steps between two checkpoints."""
     save_total_limit: Count = 2
     """Checkpoints kept; ``final/`` is kept besides."""
+    max_memory: Annotated[float, Field(gt=0)] | None = None
+    """GiB of a device that the estimated peak must stay below; ``null`` is the GPU's own memory."""
     evaluate: bool = True
     """Predict the validation samples with the model in memory when training ends."""
 

@@ -24,6 +24,7 @@ from qwendet.progress import Tracker
 ENVIRONMENT = "config.environment."
 FILES = "config.data.files"
 ALLOW = "config.data.allow"
+MEMORY = "config.memory"  # run by `validate`, see qwendet.checks.memory
 TOKENS = ("config.tokens.limit", "config.tokens.answer")
 ORDER: tuple[Split, ...] = ("val", "train", "teachers")
 OF_CONFIG = frozenset({"config.detection.queries", "config.tokens.images", "config.labels.unknown"})
@@ -227,7 +228,7 @@ def _skips(scans: Mapping[Split, Scan], how: Thoroughness, knows_limits: bool) -
 
 def _allow_names_checks(seen: Survey) -> Iterable[Problem]:
     """Every entry of ``data.allow`` is the id of a check."""
-    known = known_ids()
+    known = [*known_ids(), MEMORY]
     for id in seen.config.data.allow:
         if id not in known:
             close = difflib.get_close_matches(id, known, n=1, cutoff=0.5)

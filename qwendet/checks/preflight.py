@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from qwendet.checks import consistency, loss
-from qwendet.checks.config import Thoroughness, known_ids, run_config_checks
+from qwendet.checks.config import MEMORY, Thoroughness, known_ids, run_config_checks
+from qwendet.checks.memory import run_memory_check
 from qwendet.checks.result import Result, Table
 from qwendet.checks.subject import temporary_subject
 from qwendet.config import Config
@@ -30,7 +31,7 @@ Found = tuple[list[Result], list[Table]]
 
 def all_ids() -> list[str]:
     """Ids of every check, in the order in which they run."""
-    return [*known_ids(), *loss.CHECKS, *consistency.IDS]
+    return [*known_ids(), MEMORY, *loss.CHECKS, *consistency.IDS]
 
 
 def require_known(ids: Collection[str], known: Sequence[str]) -> None:
@@ -72,6 +73,10 @@ def run_all_checks(
     require_known(only, all_ids())
     results, tables = _config_results(config, tracker, how, only)
     of_loss, of_consistency = ([id for id in only if id in known] for known in (loss.CHECKS, consistency.IDS))
+    if not only or MEMORY in only:
+        results = results + run_memory_check(config)
+        if results[-1].status == "fail":  # what cannot be trained here is not downloaded
+            return results, tables
     with temporary_subject(config) as subject:
         if of_loss or not only:
             found = loss.run_loss_checks(subject, tracker, only=of_loss, with_overfit=with_overfit)

@@ -49,6 +49,7 @@ def write_config(four: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
             "learning_rate": 1e-3,
             "save_steps": 100,
             "logging_steps": 1,
+            "preflight": "off",
         }
         values = {
             "model": {"path": "tiny-untrained", "device": "cpu", "dtype": "float32"},

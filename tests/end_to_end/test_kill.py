@@ -51,6 +51,7 @@ def make_config(scenes: Path) -> MakeConfig:
             "learning_rate": 1e-3,
             "save_steps": 2,
             "logging_steps": 1,
+            "preflight": "off",
         }
         return build_config(
             {
