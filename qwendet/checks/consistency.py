@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 
 from qwendet.checks import consistency_build as build
@@ -14,9 +13,9 @@ from qwendet.checks import consistency_images as images
 from qwendet.checks import consistency_prompt as prompt
 from qwendet.checks.noise import noise_is_small
 from qwendet.checks.result import NotApplicableError, Result, Table, Verdict
-from qwendet.checks.runner import run_checks
+from qwendet.checks.runner import require_known, run_checks
 from qwendet.checks.subject import Subject
-from qwendet.errors import CheckpointError, ConfigError
+from qwendet.errors import CheckpointError
 from qwendet.progress import Tracker
 
 LOAD = "consistency.build.load"
@@ -95,11 +94,7 @@ def run_consistency_checks(
         CheckpointError: if there is no such checkpoint.
         ConfigError: for an id that no check has.
     """
-    for id in only:
-        if id not in IDS:
-            near = get_close_matches(id, IDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else "--list prints them"
-            raise ConfigError(f"there is no check {id!r}", "--only", hint)
+    require_known(only, IDS)
     if checkpoint is not None and not checkpoint.is_dir():
         raise CheckpointError("there is no such checkpoint", str(checkpoint), "give a checkpoint's folder")
     chosen = {id: check for id, check in _all(checkpoint).items() if not only or id in only}

@@ -7,9 +7,8 @@ consistency.* ┘      the model is loaded once for both
 
 from __future__ import annotations
 
-import difflib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -18,9 +17,10 @@ from qwendet.checks import consistency, loss
 from qwendet.checks.config import MEMORY, Thoroughness, known_ids, run_config_checks
 from qwendet.checks.memory import run_memory_check
 from qwendet.checks.result import Result, Table
+from qwendet.checks.runner import require_known
 from qwendet.checks.subject import temporary_subject
 from qwendet.config import Config
-from qwendet.errors import ConfigError, Problem, QwendetError
+from qwendet.errors import Problem, QwendetError
 from qwendet.loader import Bundle
 from qwendet.progress import Tracker
 
@@ -32,19 +32,6 @@ Found = tuple[list[Result], list[Table]]
 def all_ids() -> list[str]:
     """Ids of every check, in the order in which they run."""
     return [*known_ids(), MEMORY, *loss.CHECKS, *consistency.IDS]
-
-
-def require_known(ids: Collection[str], known: Sequence[str]) -> None:
-    """Refuse an id that no check has.
-
-    Raises:
-        ConfigError: naming the nearest known one.
-    """
-    for id in ids:
-        if id not in known:
-            close = difflib.get_close_matches(id, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else "--list prints them"
-            raise ConfigError(f"there is no check {id!r}", "--only", hint)
 
 
 def run_all_checks(

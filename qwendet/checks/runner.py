@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from qwendet.checks.result import NotApplicableError, Result, Status, Table, Verdict
-from qwendet.errors import Problem, QwendetError
+from qwendet.errors import ConfigError, Problem, QwendetError
 from qwendet.progress import Tracker
 
 Subject = TypeVar("Subject")
@@ -115,6 +116,19 @@ class Findings:
         if few.count > len(few.shown):
             results.append(Result(self.id, status, f"{prefix}and {few.count - len(few.shown)} more"))
         return results
+
+
+def require_known(ids: Collection[str], known: Sequence[str]) -> None:
+    """Refuse an id that no check has.
+
+    Raises:
+        ConfigError: naming the nearest known one.
+    """
+    for id in ids:
+        if id not in known:
+            close = difflib.get_close_matches(id, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "--list prints them"
+            raise ConfigError(f"there is no check {id!r}", "--only", hint)
 
 
 def run_checks(

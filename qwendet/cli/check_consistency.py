@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from qwendet import console
-from qwendet.cli.options import ConfigArgument, ConfigOption, FormatOption, SetOption, config_name
+from qwendet.cli.options import (
+    CheckpointOption,
+    ConfigArgument,
+    ConfigOption,
+    FormatOption,
+    ListOption,
+    OnlyOption,
+    SetOption,
+    config_name,
+)
+from qwendet.cli.validate_model import report
 
 
 def check_consistency(
     config: ConfigArgument = None,
     named: ConfigOption = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option("--checkpoint", metavar="DIR", help="Compare a saved run with what CONFIG would build."),
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="ID", help="Run this check alone. Repeatable.")
-    ] = None,
-    list_ids: Annotated[bool, typer.Option("--list", help="Print the ids of all checks and exit.")] = False,
+    checkpoint: CheckpointOption = None,
+    only: OnlyOption = None,
+    list_ids: ListOption = False,
     output_format: FormatOption = "human",
     settings: SetOption = None,
 ) -> None:
@@ -29,19 +31,18 @@ def check_consistency(
     console.set_format(output_format)
     from qwendet.checks.config import exit_code
     from qwendet.checks.consistency import IDS, run_consistency_checks
+    from qwendet.checks.runner import require_known
     from qwendet.checks.subject import temporary_subject
     from qwendet.config_file import load_config
 
     if list_ids:
         console.print_lines(IDS)
         return
+    require_known(only or (), IDS)
     loaded = load_config(config_name(config, named), settings or ())
-    with temporary_subject(loaded) as subject:
+    with console.nothing_but_results(), temporary_subject(loaded) as subject:
         results, tables = run_consistency_checks(
             subject, console.progress, checkpoint=checkpoint, only=only or ()
         )
-    if output_format == "human":
-        for table in tables:
-            console.print_table(table.title, table.columns, table.rows)
-    console.report_checks(results)
+    report(results, tables, output_format)
     raise typer.Exit(exit_code(results))

@@ -38,7 +38,7 @@ def validate_loss(
     console.set_format(output_format)
     from qwendet.checks.config import exit_code
     from qwendet.checks.loss import CHECKS, run_loss_checks
-    from qwendet.checks.preflight import require_known
+    from qwendet.checks.runner import require_known
     from qwendet.checks.subject import temporary_subject
     from qwendet.config_file import load_config
 

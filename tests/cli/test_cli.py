@@ -7,40 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from PIL import Image
 
-from qwendet.cli.main import run
-
-
-class Ending(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Qwendet = Callable[..., Ending]
-
-
-@pytest.fixture
-def qwendet(capsys: pytest.CaptureFixture[str]) -> Iterator[Qwendet]:
-    """Run a command in this process."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def call(*words: str | Path) -> Ending:
-        with pytest.raises(SystemExit) as ending:
-            run([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert isinstance(ending.value.code, int)
-        return Ending(ending.value.code, out, err)
-
-    yield call
-    signal.signal(signal.SIGTERM, handler)
+from tests.cli.conftest import Ending, Qwendet
 
 
 @pytest.fixture
@@ -84,6 +59,7 @@ def in_new_process(code: str, repo_root: Path, *words: str, cwd: Path | None = N
         "export",
         "validate-config",
         "validate-loss",
+        "check-consistency",
         "validate",
         "data",
         "data convert",

@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import pytest
 from PIL import Image
 
-from qwendet.cli.main import run
+from tests.cli.conftest import Qwendet
 
-
-class Ending(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Qwendet = Callable[..., Ending]
 CATEGORIES = [{"id": 1, "name": "dot"}, {"id": 2, "name": "unused"}]
-
-
-@pytest.fixture
-def qwendet(capsys: pytest.CaptureFixture[str]) -> Iterator[Qwendet]:
-    """Run a command in this process."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def call(*words: str | Path) -> Ending:
-        with pytest.raises(SystemExit) as ending:
-            run([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert isinstance(ending.value.code, int)
-        return Ending(ending.value.code, out, err)
-
-    yield call
-    signal.signal(signal.SIGTERM, handler)
 
 
 def write_coco(folder: Path, boxes: list[dict[str, Any]], num_images: int = 2) -> Path:

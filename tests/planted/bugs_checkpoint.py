@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tests.planted.bug import Bug
+
 WEIGHTS = "model.safetensors"
 EMBEDDING = "model.embed_tokens.weight"
-
-
-@dataclass(frozen=True)
-class FileBug:
-    """One realistic mistake in a sound directory.
-
-    Attributes:
-        name: what went wrong, in words.
-        check: id of the check that must fail.
-        words: what its message must hold.
-        plant: changes the directory in place.
-        plain: the directory has no manifest.
-    """
-
-    name: str
-    check: str
-    words: tuple[str, ...]
-    plant: Callable[[Path], None]
-    plain: bool = False
 
 
 # How a bug is planted. Manifests are signed anew, as somebody would who edits a checkpoint by hand.
@@ -126,91 +108,95 @@ def reverse_labels(record: dict[str, Any]) -> None:
     record["config"]["data"]["labels"].reverse()
 
 
-FILE_BUGS = [
-    FileBug("byte flipped", "consistency.checkpoint.files", ("hash differs", WEIGHTS), flip_a_byte),
-    FileBug("file slipped in", "consistency.checkpoint.files", ("does not know",), slip_in_a_file),
-    FileBug(
+FILE_BUGS: list[Bug[Path]] = [
+    Bug("byte flipped", "consistency.checkpoint.files", ("hash differs", WEIGHTS), flip_a_byte),
+    Bug("file slipped in", "consistency.checkpoint.files", ("does not know",), slip_in_a_file),
+    Bug(
         "older loss version",
         "consistency.checkpoint.files",
         ("loss_version is 0",),
         in_json("qwendet.json", lambda record: record.update(loss_version=0)),
     ),
-    FileBug(
+    Bug(
         "foreign tokenizer",
         "consistency.checkpoint.tokenizer",
         ("entries of the vocabulary differ",),
         in_json("tokenizer.json", two_tokens_swapped),
     ),
-    FileBug(
+    Bug(
         "rope settings edited",
         "consistency.checkpoint.architecture",
         ("rope_theta", "1000000"),
         in_json("config.json", set_rope),
     ),
-    FileBug("template edited", "consistency.checkpoint.template", ("chat template",), edit_template),
-    FileBug(
+    Bug("template edited", "consistency.checkpoint.template", ("chat template",), edit_template),
+    Bug(
         "key renamed",
         "consistency.checkpoint.parameters",
         ("key too many", "norm_1"),
         in_weights(rename),
-        True,
+        is_plain=True,
     ),
-    FileBug(
+    Bug(
         "one weight stale", "consistency.checkpoint.parameters", ("hash differs", "norm1"), in_weights(stale)
     ),
-    FileBug(
-        "index of another save", "consistency.checkpoint.parameters", ("visual.none",), wrong_index, True
+    Bug(
+        "index of another save",
+        "consistency.checkpoint.parameters",
+        ("visual.none",),
+        wrong_index,
+        is_plain=True,
     ),
-    FileBug(
+    Bug(
         "key missing",
         "consistency.checkpoint.parameters",
         ("the weight is missing", "norm2"),
         in_weights(lambda tensors: tensors.pop("visual.blocks.0.norm2.weight")),
-        True,
+        is_plain=True,
     ),
-    FileBug("cast on disk", "consistency.checkpoint.dtypes", ("bfloat16",), in_weights(to_bfloat16)),
-    FileBug(
+    Bug("cast on disk", "consistency.checkpoint.dtypes", ("bfloat16",), in_weights(to_bfloat16)),
+    Bug(
         "tied lm_head with values of its own",
         "consistency.checkpoint.tied",
         ("different tensors",),
         in_weights(another_lm_head),
-        True,
+        is_plain=True,
     ),
-    FileBug(
+    Bug(
         "lm_head untied and lost",
         "consistency.checkpoint.tied",
         ("one of them is missing",),
         in_json("config.json", lambda record: record.update(tie_word_embeddings=False)),
-        True,
+        is_plain=True,
     ),
-    FileBug(
+    Bug(
         "max_pixels edited",
         "consistency.checkpoint.processor",
         ("max_pixels is 12845056",),
         in_json("preprocessor_config.json", lambda record: record.update(max_pixels=12845056)),
-        True,
+        is_plain=True,
     ),
-    FileBug(
+    Bug(
         "padding is the end of turn",
         "consistency.checkpoint.special_tokens",
         ("must differ",),
         in_json("tokenizer_config.json", lambda record: record.update(pad_token="<|im_end|>")),
-        True,
+        is_plain=True,
     ),
-    FileBug(
+    Bug(
         "generation does not stop",
         "consistency.checkpoint.generation",
         ("is not in it",),
         in_json("generation_config.json", lambda record: record.update(eos_token_id=[0])),
-        True,
+        is_plain=True,
     ),
-    FileBug(
+    Bug(
         "another system prompt",
         "consistency.checkpoint.settings",
         ("data.system_prompt", "Qwen"),
         in_json("qwendet.json", set_prompt),
     ),
-    FileBug(
+    Bug(
         "labels in another order",
         "consistency.checkpoint.settings",
         ("data.labels",),

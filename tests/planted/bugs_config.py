@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 
+from tests.planted.bug import Bug
 from tests.planted.bugs_data import BOX_BUGS, IMAGE_BUGS, LABEL_BUGS
-from tests.planted.planting import Bug
+from tests.planted.planting import Project
 from tests.planted.spoiling import (
     also_in_train,
     blocked_output,
@@ -17,6 +18,7 @@ from tests.planted.spoiling import (
     long_drawn,
     many_boxes,
     no_boxes,
+    no_labels,
     one_box_a_sample,
     pool,
     same_files,
@@ -27,201 +29,226 @@ from tests.planted.spoiling import (
 
 TOKENS = (("tokens", True),)
 
-CONFIG_BUGS = [
-    Bug("misspelt key", setting("train.learning_rat", 0.1), "config", "did you mean train.learning_rate?"),
-    Bug("right padding", setting("data.padding_side", "right"), "config", "padding is always left"),
-    Bug("right padding of the model", setting("model.padding_side", "right"), "config", "Flash Attention"),
-    Bug("number as text", setting("train.learning_rate", "1e-4"), "config", "write 1.0e-4"),
-    Bug("request without labels", setting("data.request", "Find it."), "config", "must contain {labels}"),
+CONFIG_BUGS: list[Bug[Project]] = [
+    Bug("misspelt key", "config", ("did you mean train.learning_rate?",), setting("train.learning_rat", 0.1)),
+    Bug("right padding", "config", ("padding is always left",), setting("data.padding_side", "right")),
+    Bug("right padding of the model", "config", ("Flash Attention",), setting("model.padding_side", "right")),
+    Bug("number as text", "config", ("write 1.0e-4",), setting("train.learning_rate", "1e-4")),
+    Bug("request without labels", "config", ("must contain {labels}",), setting("data.request", "Find it.")),
     Bug(
         "limits crossed",
-        lambda p: (p.set("data.min_pixels", 9000), p.set("data.max_pixels", 5000)),
         "config",
-        "data.min_pixels (9000) is above data.max_pixels (5000)",
+        ("data.min_pixels (9000) is above data.max_pixels (5000)",),
+        lambda p: (p.set("data.min_pixels", 9000), p.set("data.max_pixels", 5000)),
     ),
     Bug(
         "all weights zero",
+        "config",
+        ("every loss weight is 0",),
         lambda p: [
             p.set(f"loss.{name}_loss_weight", 0.0) for name in ("teacher", "student", "lm", "detection")
         ],
-        "config",
-        "every loss weight is 0",
     ),
     Bug(
         "head asked for, none there",
-        lambda p: (p.set("infer.mode", "head"), p.set("detection.enabled", False)),
         "config",
-        "there is no head",
+        ("there is no head",),
+        lambda p: (p.set("infer.mode", "head"), p.set("detection.enabled", False)),
     ),
     Bug(
-        "old flat key", lambda p: p.values.update({"detection_enabled": False}), "config", "detection.enabled"
+        "old flat key",
+        "config",
+        ("detection.enabled",),
+        lambda p: p.values.update({"detection_enabled": False}),
     ),
     Bug(
         "learning rate of 1",
-        setting("train.language_learning_rate", 1.0),
         "config.train.learning_rate",
-        "train.language_learning_rate",
+        ("train.language_learning_rate",),
+        setting("train.language_learning_rate", 1.0),
     ),
     Bug(
-        "head frozen", setting("train.head_learning_rate", 0.0), "config.train.head_frozen", "stays as it was"
+        "head frozen",
+        "config.train.head_frozen",
+        ("stays as it was",),
+        setting("train.head_learning_rate", 0.0),
     ),
     Bug(
         "warm-up without end",
-        setting("train.warmup_ratio", 1.0),
         "config.train.warmup",
-        "until the last step",
+        ("until the last step",),
+        setting("train.warmup_ratio", 1.0),
     ),
     Bug(
         "text asked for, untrained",
+        "config.loss.text_untrained",
+        ("infer.mode is text",),
         lambda p: (
             [p.set("infer.mode", "text")]
             + [p.set(f"loss.{name}_loss_weight", 0.0) for name in ("teacher", "student", "lm")]
         ),
-        "config.loss.text_untrained",
-        "infer.mode is text",
     ),
     Bug(
         "student left out",
-        lambda p: [p.set("loss.student_loss_weight", 0.0), p.set("loss.lm_loss_weight", 0.0)],
         "config.loss.teachers_only",
-        "student_loss_weight and lm_loss_weight are 0",
+        ("student_loss_weight and lm_loss_weight are 0",),
+        lambda p: [p.set("loss.student_loss_weight", 0.0), p.set("loss.lm_loss_weight", 0.0)],
     ),
     Bug(
         "no demonstration given",
-        lambda p: (p.set("data.teacher_ratio", 0.5), p.set("data.num_teachers", 0)),
         "config.teachers.none_given",
-        "none is ever given",
+        ("none is ever given",),
+        lambda p: (p.set("data.teacher_ratio", 0.5), p.set("data.num_teachers", 0)),
     ),
     Bug(
         "too few demonstrations",
-        lambda p: (pool("t1.png")(p), p.set("data.num_teachers", 3)),
         "config.teachers.pool",
-        "only 1 samples",
+        ("only 1 samples",),
+        lambda p: (pool("t1.png")(p), p.set("data.num_teachers", 3)),
     ),
-    Bug("idle pool", pool("t1.png", ratio=0.0), "config.teachers.unused", "data.teacher_ratio is 0"),
+    Bug("idle pool", "config.teachers.unused", ("data.teacher_ratio is 0",), pool("t1.png", ratio=0.0)),
     Bug(
         "detection off over boxes",
-        setting("detection.enabled", False),
         "config.detection.off_with_boxes",
-        "36 boxes",
+        ("36 boxes",),
+        setting("detection.enabled", False),
     ),
     Bug(
         "detection on without boxes",
-        no_boxes("train", "val"),
         "config.detection.on_without_boxes",
-        "has no box",
+        ("has no box",),
+        no_boxes("train", "val"),
     ),
-    Bug("validation without boxes", no_boxes("val"), "config.data.val_without_boxes", "val.jsonl has no box"),
+    Bug(
+        "validation without boxes",
+        "config.data.val_without_boxes",
+        ("val.jsonl has no box",),
+        no_boxes("val"),
+    ),
     Bug(
         "too few queries",
-        many_boxes,
         "config.detection.queries",
-        "165 boxes, but detection.num_queries is 100",
+        ("165 boxes, but detection.num_queries is 100",),
+        many_boxes,
     ),
-    Bug("output folder is a file", blocked_output, "config.train.output_dir", "occupied is a file"),
-    Bug("no such model", setting("model.path", "./nowhere"), "config.model.path", "no folder"),
+    Bug("output folder is a file", "config.train.output_dir", ("occupied is a file",), blocked_output),
+    Bug("no such model", "config.model.path", ("no folder",), setting("model.path", "./nowhere")),
     Bug(
         "unknown allowance",
-        setting("data.allow", ["config.boxes.duplicates"]),
         "config.data.allow",
-        "did you mean config.boxes.duplicate?",
+        ("did you mean config.boxes.duplicate?",),
+        setting("data.allow", ["config.boxes.duplicates"]),
     ),
-    Bug("image beyond the limit", setting("data.max_tokens", 20), "config.tokens.images", "train.jsonl:1"),
-    Bug("sample beyond the limit", long_answer, "config.tokens.limit", "train.jsonl:1", TOKENS),
-    Bug("drawn demonstrations beyond the limit", long_drawn, "config.tokens.limit", "shown first", TOKENS),
+    Bug("image beyond the limit", "config.tokens.images", ("train.jsonl:1",), setting("data.max_tokens", 20)),
+    Bug("sample beyond the limit", "config.tokens.limit", ("train.jsonl:1",), long_answer, how=TOKENS),
+    Bug(
+        "drawn demonstrations beyond the limit",
+        "config.tokens.limit",
+        ("shown first",),
+        long_drawn,
+        how=TOKENS,
+    ),
     Bug(
         "answer cut at inference",
-        lambda p: [p.set("infer.max_new_tokens", 40), p.set("infer.mode", "text")],
         "config.tokens.answer",
-        "infer.max_new_tokens is 40",
-        TOKENS,
+        ("infer.max_new_tokens is 40",),
+        lambda p: [p.set("infer.max_new_tokens", 40), p.set("infer.mode", "text")],
+        how=TOKENS,
     ),
 ]
 
-LINE_BUGS = [
-    Bug("no such file", setting("data.train", "absent.jsonl"), "config.data.files", "no such sample file"),
+LINE_BUGS: list[Bug[Project]] = [
+    Bug("no training file", "config.data.train", ("data.train",), setting("data.train", None)),
+    Bug("no labels anywhere", "config.labels.none", ("no label",), no_labels),
+    Bug("no such file", "config.data.files", ("no such sample file",), setting("data.train", "absent.jsonl")),
     Bug(
         "folder given as file",
-        setting("data.train", "."),
         "config.data.files",
-        "name a .jsonl file in it: train.jsonl",
+        ("name a .jsonl file in it: train.jsonl",),
+        setting("data.train", "."),
     ),
-    Bug("empty file", lambda p: p.files.update(train=[]), "config.data.empty", "holds no samples"),
-    Bug("file cut in mid-line", cut_file, "config.data.cut", "train.jsonl:13"),
-    Bug("line that is no JSON", line("images: a.png"), "config.data.samples", "train.jsonl:13"),
+    Bug("empty file", "config.data.empty", ("holds no samples",), lambda p: p.files.update(train=[])),
+    Bug("file cut in mid-line", "config.data.cut", ("train.jsonl:13",), cut_file),
+    Bug("line that is no JSON", "config.data.samples", ("train.jsonl:13",), line("images: a.png")),
     Bug(
         "line in Latin-1",
-        line('{"images": ["é.png"], "objects": []}'.encode("latin-1")),
         "config.data.samples",
-        "not UTF-8",
+        ("not UTF-8",),
+        line('{"images": ["é.png"], "objects": []}'.encode("latin-1")),
     ),
     Bug(
         "unknown key",
-        line('{"images": ["a.png"], "objects": [], "boxs": []}'),
         "config.data.samples",
-        "unknown key boxs",
+        ("unknown key boxs",),
+        line('{"images": ["a.png"], "objects": [], "boxs": []}'),
     ),
     Bug(
         "key written twice",
-        line('{"images": ["a.png"], "images": ["b.png"], "objects": []}'),
         "config.data.samples",
-        "written twice",
+        ("written twice",),
+        line('{"images": ["a.png"], "images": ["b.png"], "objects": []}'),
     ),
-    Bug("box without area", in_object("bbox_2d", [5, 5, 5, 9]), "config.data.samples", "objects[1].bbox_2d"),
-    Bug("box with NaN", in_object("bbox_2d", [1, 2, float("nan"), 9]), "config.data.samples", "finite"),
-    Bug("box of three numbers", in_object("bbox_2d", [1, 2, 3]), "config.data.samples", "[x1, y1, x2, y2]"),
-    Bug("sample repeated", twice, "config.data.repeated", "repeats that of line 3"),
+    Bug(
+        "box without area", "config.data.samples", ("objects[1].bbox_2d",), in_object("bbox_2d", [5, 5, 5, 9])
+    ),
+    Bug("box with NaN", "config.data.samples", ("finite",), in_object("bbox_2d", [1, 2, float("nan"), 9])),
+    Bug(
+        "box of three numbers", "config.data.samples", ("[x1, y1, x2, y2]",), in_object("bbox_2d", [1, 2, 3])
+    ),
+    Bug("sample repeated", "config.data.repeated", ("repeats that of line 3",), twice),
     Bug(
         "one box a sample",
-        one_box_a_sample,
         "config.data.contradiction",
-        "with other objects than in line 12",
+        ("with other objects than in line 12",),
+        one_box_a_sample,
     ),
-    Bug("validation is training", same_files, "config.data.same_file", "train.jsonl"),
+    Bug("validation is training", "config.data.same_file", ("train.jsonl",), same_files),
     Bug(
         "validation image trained on",
-        lambda p: p.at(0).update(images=["val_0.png"]),
         "config.data.train_val_overlap",
-        "train.jsonl:1",
+        ("train.jsonl:1",),
+        lambda p: p.at(0).update(images=["val_0.png"]),
     ),
     Bug(
         "… by another path",
-        lambda p: p.at(0).update(images=["./val_0.png"]),
         "config.data.train_val_overlap",
-        "'./val_0.png'",
+        ("'./val_0.png'",),
+        lambda p: p.at(0).update(images=["./val_0.png"]),
     ),
     Bug(
         "… by a symbolic link",
-        also_in_train(lambda a, b: b.symlink_to(a)),
         "config.data.train_val_overlap",
-        "'val_0.png'",
+        ("'val_0.png'",),
+        also_in_train(lambda a, b: b.symlink_to(a)),
     ),
     Bug(
         "… by a hard link",
-        also_in_train(lambda a, b: os.link(a, b)),
         "config.data.train_val_overlap",
-        "'val_0.png'",
+        ("'val_0.png'",),
+        also_in_train(lambda a, b: os.link(a, b)),
     ),
     Bug(
         "… as a copy",
-        also_in_train(shutil.copyfile),
         "config.data.train_val_overlap",
-        "the same as 'val_0.png'",
+        ("the same as 'val_0.png'",),
+        also_in_train(shutil.copyfile),
     ),
-    Bug("pool overlaps validation", pool("val_0.png", "t1.png"), "config.teachers.leak", "teachers.jsonl:1"),
+    Bug(
+        "pool overlaps validation", "config.teachers.leak", ("teachers.jsonl:1",), pool("val_0.png", "t1.png")
+    ),
     Bug(
         "demonstration from validation",
-        shown_before("val_1.png"),
         "config.teachers.leak",
-        "also in validation",
+        ("also in validation",),
+        shown_before("val_1.png"),
     ),
-    Bug("its own demonstration", shown_before("train_0.png"), "config.teachers.leak", "the very image"),
+    Bug("its own demonstration", "config.teachers.leak", ("the very image",), shown_before("train_0.png")),
     Bug(
         "its own demonstration, as a copy",
-        shown_before("copy.png", "val_0.png", "val"),
         "config.teachers.leak",
-        "the very image",
+        ("the very image",),
+        shown_before("copy.png", "val_0.png", "val"),
     ),
 ]
 
-BUGS = [*CONFIG_BUGS, *LINE_BUGS, *IMAGE_BUGS, *BOX_BUGS, *LABEL_BUGS]
+BUGS: list[Bug[Project]] = [*CONFIG_BUGS, *LINE_BUGS, *IMAGE_BUGS, *BOX_BUGS, *LABEL_BUGS]

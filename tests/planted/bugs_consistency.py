@@ -154,7 +154,7 @@ def without_types(batches: Any) -> Any:
         yield batch | {"mm_token_type_ids": torch.zeros_like(batch["mm_token_type_ids"])}
 
 
-PROMPT_BUGS = [
+PROMPT_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug(
         "newline before the answer lost",
         "consistency.prompt.text",
@@ -261,7 +261,7 @@ def thousandths(boxes: Any, source: tuple[float, float], target: tuple[float, fl
 SOUND_RESCALE = encode.rescale_xyxy
 SOUND_CORNERS = inference.cxcywh_to_xyxy
 
-IMAGE_BUGS = [
+IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug(
         "max_pixels differs at inference",
         "consistency.images.processor",
@@ -404,7 +404,7 @@ def eager_without_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modeling_qwen2_5_vl, "eager_attention_forward", forward)
 
 
-COMPUTE_BUGS = [
+COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug(
         "padded on the right",
         "consistency.compute.positions",
@@ -532,7 +532,7 @@ def swapped_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_module, "cell_boxes", lambda mask: sound(mask)[..., [1, 0, 3, 2]])
 
 
-HEAD_BUGS = [
+HEAD_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug("answer leaks into the head", "consistency.head.answer", ("answer",), in_head_inputs(answer_leak)),
     Bug("batch leaks into the head", "consistency.head.mates", ("alone",), in_head_inputs(batch_leak)),
     Bug(
@@ -600,7 +600,7 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "save_pretrained", save)
 
 
-BUILD_BUGS = [
+BUILD_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug("a key is not saved", "consistency.build.load", ("missing",), unloadable),
     Bug("head missing at inference", "consistency.build.classes", ("no head",), at_inference(without_head)),
     Bug("head loaded with strict=False", "consistency.build.parameters", ("head.",), unverified_head),
@@ -629,4 +629,4 @@ BUILD_BUGS = [
     ),
 ]
 
-BUGS = [*BUILD_BUGS, *PROMPT_BUGS, *IMAGE_BUGS, *COMPUTE_BUGS, *HEAD_BUGS]
+BUGS: list[Bug[pytest.MonkeyPatch]] = [*BUILD_BUGS, *PROMPT_BUGS, *IMAGE_BUGS, *COMPUTE_BUGS, *HEAD_BUGS]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.planted.planting import HEIGHT, WIDTH, Bug
+from tests.planted.bug import Bug
+from tests.planted.planting import HEIGHT, WIDTH, Project
 from tests.planted.spoiling import (
     all_boxes,
     cut_behind_thumbnail,
@@ -21,141 +22,154 @@ from tests.planted.spoiling import (
     wrong_root,
 )
 
-IMAGE_BUGS = [
-    Bug("image absent", spoilt_image(Path.unlink), "config.images.open", "is absent"),
-    Bug("wrong root", wrong_root, "config.images.root", "none of the 12 images is there"),
-    Bug("path leads out", leading_out, "config.images.open", "leaves the data root"),
-    Bug("JPEG cut", spoilt_image(cut_to(0.8)), "config.images.open", "truncated or broken"),
-    Bug("JPEG cut behind its thumbnail", spoilt_image(cut_behind_thumbnail), "config.images.open", "broken"),
-    Bug("PNG cut", spoilt_image(cut_to(0.9), "spoilt.png"), "config.images.open", "truncated or broken"),
-    Bug("WebP cut", spoilt_image(cut_to(0.7), "spoilt.webp"), "config.images.open", "truncated or broken"),
-    Bug("BMP cut", spoilt_image(cut_to(0.7), "spoilt.bmp"), "config.images.open", "truncated or broken"),
+IMAGE_BUGS: list[Bug[Project]] = [
+    Bug("image absent", "config.images.open", ("is absent",), spoilt_image(Path.unlink)),
+    Bug("wrong root", "config.images.root", ("none of the 12 images is there",), wrong_root),
+    Bug("path leads out", "config.images.open", ("leaves the data root",), leading_out),
+    Bug("JPEG cut", "config.images.open", ("truncated or broken",), spoilt_image(cut_to(0.8))),
+    Bug(
+        "JPEG cut behind its thumbnail", "config.images.open", ("broken",), spoilt_image(cut_behind_thumbnail)
+    ),
+    Bug("PNG cut", "config.images.open", ("truncated or broken",), spoilt_image(cut_to(0.9), "spoilt.png")),
+    Bug("WebP cut", "config.images.open", ("truncated or broken",), spoilt_image(cut_to(0.7), "spoilt.webp")),
+    Bug("BMP cut", "config.images.open", ("truncated or broken",), spoilt_image(cut_to(0.7), "spoilt.bmp")),
     Bug(
         "web page as image",
-        spoilt_image(lambda path: path.write_text("<html>")),
         "config.images.open",
-        "is not an image",
+        ("is not an image",),
+        spoilt_image(lambda path: path.write_text("<html>")),
     ),
     Bug(
-        "empty image", spoilt_image(lambda path: path.write_bytes(b"")), "config.images.open", "an empty file"
+        "empty image",
+        "config.images.open",
+        ("an empty file",),
+        spoilt_image(lambda path: path.write_bytes(b"")),
     ),
-    Bug("placeholder", spoilt_image(lambda path: None, size=(1, 1)), "config.images.open", "too small"),
+    Bug("placeholder", "config.images.open", ("too small",), spoilt_image(lambda path: None, size=(1, 1))),
     Bug(
         "size of another image",
-        lambda p: p.at(1).update(width=99, height=77),
         "config.images.size",
-        "declared 99×77",
+        ("declared 99×77",),
+        lambda p: p.at(1).update(width=99, height=77),
     ),
-    Bug("size before EXIF", exif_size, "config.images.size", "EXIF orientation"),
-    Bug("boxes before EXIF", exif_boxes, "config.images.orientation", "'turned.jpg' is displayed 120×160"),
+    Bug("size before EXIF", "config.images.size", ("EXIF orientation",), exif_size),
+    Bug("boxes before EXIF", "config.images.orientation", ("'turned.jpg' is displayed 120×160",), exif_boxes),
 ]
 
-BOX_BUGS = [
-    Bug("box off the image", in_object("bbox_2d", [10, 10, 161, 40]), "config.boxes.inside", "train.jsonl:3"),
+BOX_BUGS: list[Bug[Project]] = [
     Bug(
-        "box far off", in_object("bbox_2d", [-50, 10, 99999, 20]), "config.boxes.inside", "objects[1].bbox_2d"
+        "box off the image",
+        "config.boxes.inside",
+        ("train.jsonl:3",),
+        in_object("bbox_2d", [10, 10, 161, 40]),
     ),
-    Bug("box in 0-1", in_object("bbox_2d", [0.1, 0.2, 0.6, 0.9]), "config.boxes.pixels", "first pixel"),
+    Bug(
+        "box far off",
+        "config.boxes.inside",
+        ("objects[1].bbox_2d",),
+        in_object("bbox_2d", [-50, 10, 99999, 20]),
+    ),
+    Bug("box in 0-1", "config.boxes.pixels", ("first pixel",), in_object("bbox_2d", [0.1, 0.2, 0.6, 0.9])),
     Bug(
         "x and y of one box",
-        in_object("bbox_2d", [5, 130, 60, 150]),
         "config.boxes.inside",
-        "x and y swapped",
+        ("x and y swapped",),
+        in_object("bbox_2d", [5, 130, 60, 150]),
     ),
-    Bug("box repeated", repeated_box, "config.boxes.duplicate", "repeats objects[0]"),
+    Bug("box repeated", "config.boxes.duplicate", ("repeats objects[0]",), repeated_box),
     Bug(
         "all boxes xywh",
-        all_boxes(lambda a, b, c, d: [a, b, c - a, d - b]),
         "config.boxes.format",
-        "[x, y, width, height] pixels",
+        ("[x, y, width, height] pixels",),
+        all_boxes(lambda a, b, c, d: [a, b, c - a, d - b]),
     ),
     Bug(
         "all boxes cxcywh",
-        all_boxes(lambda a, b, c, d: [(a + c) / 2, (b + d) / 2, c - a, d - b]),
         "config.boxes.format",
-        "center",
+        ("center",),
+        all_boxes(lambda a, b, c, d: [(a + c) / 2, (b + d) / 2, c - a, d - b]),
     ),
     Bug(
         "all boxes 0-1",
-        all_boxes(lambda a, b, c, d: [a / WIDTH, b / HEIGHT, c / WIDTH, d / HEIGHT]),
         "config.boxes.format",
-        "[x1, y1, x2, y2] in 0-1",
+        ("[x1, y1, x2, y2] in 0-1",),
+        all_boxes(lambda a, b, c, d: [a / WIDTH, b / HEIGHT, c / WIDTH, d / HEIGHT]),
     ),
     Bug(
         "all boxes YOLO",
+        "config.boxes.format",
+        ("(YOLO)",),
         all_boxes(
             lambda a, b, c, d: [(a + c) / 2 / WIDTH, (b + d) / 2 / HEIGHT, (c - a) / WIDTH, (d - b) / HEIGHT]
         ),
-        "config.boxes.format",
-        "(YOLO)",
     ),
     Bug(
         "all boxes 0-1000",
+        "config.boxes.format",
+        ("0-1000",),
         all_boxes(
             lambda a, b, c, d: [a * 1000 // WIDTH, b * 1000 // HEIGHT, c * 1000 // WIDTH, d * 1000 // HEIGHT]
         ),
-        "config.boxes.format",
-        "0-1000",
     ),
     Bug(
         "all boxes 0-1000, large images",
-        large_images((2400, 1800), lambda a, b, c, d: [round(1000 * n) for n in (a, b, c, d)]),
         "config.boxes.format",
-        "0-1000 coordinates",
+        ("0-1000 coordinates",),
+        large_images((2400, 1800), lambda a, b, c, d: [round(1000 * n) for n in (a, b, c, d)]),
     ),
     Bug(
         "all boxes percentages",
-        large_images((640, 480), lambda a, b, c, d: [100 * n for n in (a, b, c, d)]),
         "config.boxes.format",
-        "percentages",
+        ("percentages",),
+        large_images((640, 480), lambda a, b, c, d: [100 * n for n in (a, b, c, d)]),
     ),
     Bug(
         "all boxes of images half as large",
-        large_images((320, 240), lambda a, b, c, d: [a * 160, b * 120, c * 160, d * 120]),
         "config.boxes.format",
-        "boxes of smaller images",
+        ("boxes of smaller images",),
+        large_images((320, 240), lambda a, b, c, d: [a * 160, b * 120, c * 160, d * 120]),
     ),
     Bug(
         "all boxes with x and y swapped",
-        all_boxes(lambda a, b, c, d: [b, a, d, c]),
         "config.boxes.format",
-        "[y1, x1, y2, x2] pixels",
+        ("[y1, x1, y2, x2] pixels",),
+        all_boxes(lambda a, b, c, d: [b, a, d, c]),
     ),
 ]
 
-LABEL_BUGS = [
+LABEL_BUGS: list[Bug[Project]] = [
     Bug(
         "label in validation only",
-        relabel("platelet", split="val"),
         "config.labels.only_in_validation",
-        "'platelet'",
+        ("'platelet'",),
+        relabel("platelet", split="val"),
     ),
-    Bug("case", relabel("Red cell"), "config.labels.lookalike", "'Red cell'"),
-    Bug("underscore", relabel("red_cell"), "config.labels.lookalike", "'red_cell'"),
-    Bug("trailing dot", relabel("red cell."), "config.labels.lookalike", "'red cell.'"),
-    Bug("full-width letters", relabel("ｒed cell"), "config.labels.lookalike", "\\uff52ed cell"),
-    Bug("Cyrillic letter", relabel("rеd cell"), "config.labels.lookalike", "r\\u0435d cell"),
-    Bug("no-break blank", relabel("red\u202fcell"), "config.data.samples", "control characters"),
-    Bug("trailing blank", relabel("red cell "), "config.labels.blanks", "write 'red cell'"),
-    Bug("special token", relabel("red<|im_end|>"), "config.data.samples", "special-token text"),
-    Bug("line break", relabel("red\ncell"), "config.data.samples", "control characters"),
-    Bug("empty label", relabel("  "), "config.data.samples", "expected a label text"),
+    Bug("case", "config.labels.lookalike", ("'Red cell'",), relabel("Red cell")),
+    Bug("underscore", "config.labels.lookalike", ("'red_cell'",), relabel("red_cell")),
+    Bug("trailing dot", "config.labels.lookalike", ("'red cell.'",), relabel("red cell.")),
+    Bug("full-width letters", "config.labels.lookalike", ("\\uff52ed cell",), relabel("ｒed cell")),
+    Bug("Cyrillic letter", "config.labels.lookalike", ("r\\u0435d cell",), relabel("rеd cell")),
+    Bug("no-break blank", "config.data.samples", ("control characters",), relabel("red\u202fcell")),
+    Bug("trailing blank", "config.labels.blanks", ("write 'red cell'",), relabel("red cell ")),
+    Bug("special token", "config.data.samples", ("special-token text",), relabel("red<|im_end|>")),
+    Bug("line break", "config.data.samples", ("control characters",), relabel("red\ncell")),
+    Bug("empty label", "config.data.samples", ("expected a label text",), relabel("  ")),
     Bug(
         "label not listed",
-        setting("data.labels", ["white cell", "Red Cell"]),
         "config.labels.unknown",
-        "write 'Red Cell'",
+        ("write 'Red Cell'",),
+        setting("data.labels", ["white cell", "Red Cell"]),
     ),
     Bug(
         "listed label unusable",
-        setting("data.labels", ["red cell", "white cell", "<|box_end|>"]),
         "config.labels.text",
-        "special-token",
+        ("special-token",),
+        setting("data.labels", ["red cell", "white cell", "<|box_end|>"]),
     ),
     Bug(
         "label with a comma",
-        relabel("red cell, white cell"),
         "config.labels.lookalike",
-        "separates labels by commas",
+        ("separates labels by commas",),
+        relabel("red cell, white cell"),
     ),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from qwendet import training
 from qwendet.data import collate, encode
 from qwendet.data.collate import IGNORED, Batch, StandardDataCollator
 from qwendet.data.resize import rescale_xyxy
+from qwendet.errors import DataError
 from qwendet.model import detector as detector_module
 from qwendet.model import losses as losses_module
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
@@ -69,6 +71,13 @@ def in_batch(change: Callable[[Batch], dict[str, Any]]) -> Plant:
 
 def replacing(owner: Any, name: str, value: Any) -> Plant:
     return lambda monkeypatch: monkeypatch.setattr(owner, name, value)
+
+
+def without_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_image(path: Path, where: str) -> None:
+        raise DataError(f"the image {path.name} is absent", where, "mount the folder again")
+
+    monkeypatch.setattr(encode, "open_image", open_image)
 
 
 # The loss manager
@@ -354,7 +363,8 @@ sound_require_finite = DetectionTrainer._require_finite
 
 NO_VISION = ("train.vision_learning_rate=0",)
 
-BUGS = [
+BUGS: list[Bug[pytest.MonkeyPatch]] = [
+    Bug("image gone since it was checked", "loss.build", ("is absent",), without_images),
     # Terms and weights
     Bug(
         "teacher loss logged, never back-propagated",

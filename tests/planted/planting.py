@@ -1,10 +1,9 @@
-"""What a planted bug of config or data is, and the sound project that it is planted into."""
+"""The sound project that bugs of config and data are planted into."""
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,22 +109,3 @@ class Project:
 
 def _dump(record: Record) -> str:
     return json.dumps(record, ensure_ascii=False)
-
-
-@dataclass(frozen=True)
-class Bug:
-    """One realistic mistake.
-
-    Attributes:
-        name: what went wrong, in words.
-        plant: makes the mistake in a sound project.
-        check_id: the check that must fail.
-        says: what its message, place or mend must hold.
-        how: how thorough the checks must be to see it; as they are without options if empty.
-    """
-
-    name: str
-    plant: Callable[[Project], object]
-    check_id: str
-    says: str
-    how: tuple[tuple[str, Any], ...] = ()

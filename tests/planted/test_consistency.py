@@ -16,7 +16,7 @@ from qwendet.config_file import load_config, override_config
 from qwendet.errors import ConfigError
 from qwendet.progress import silent
 from tests.planted.bug import Bug
-from tests.planted.bugs_checkpoint import FILE_BUGS, FileBug
+from tests.planted.bugs_checkpoint import FILE_BUGS
 from tests.planted.bugs_consistency import BUGS
 
 
@@ -36,7 +36,9 @@ def require_found(found: list[Result], check: str, words: tuple[str, ...]) -> No
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
-def test_planted_bug__is_found(bug: Bug, project: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_bug__is_found(
+    bug: Bug[pytest.MonkeyPatch], project: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = override_config(project, bug.settings)
     with monkeypatch.context() as planting, temporary_subject(config) as subject:
         bug.plant(planting)
@@ -66,9 +68,9 @@ def directory(subject: Subject, tmp_path: Path) -> Callable[[bool], Path]:
 
 @pytest.mark.parametrize("bug", FILE_BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
 def test_planted_file_bug__is_found(
-    bug: FileBug, subject: Subject, directory: Callable[[bool], Path]
+    bug: Bug[Path], subject: Subject, directory: Callable[[bool], Path]
 ) -> None:
-    folder = directory(bug.plain)
+    folder = directory(bug.is_plain)
     bug.plant(folder)
     found, _ = run_consistency_checks(subject, silent, only=[bug.check], checkpoint=folder)
     require_found(found, bug.check, bug.words)

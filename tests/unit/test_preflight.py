@@ -7,7 +7,8 @@ import logging
 import pytest
 
 from qwendet import training
-from qwendet.checks.preflight import PreflightError, all_ids, require_known, require_preflight
+from qwendet.checks.preflight import PreflightError, all_ids, require_preflight
+from qwendet.checks.runner import require_known
 from qwendet.config import Config
 from qwendet.errors import ConfigError
 from qwendet.loader import Bundle
