@@ -159,7 +159,7 @@ CONFIG_BUGS: list[Bug[Project]] = [
 
 LINE_BUGS: list[Bug[Project]] = [
     Bug("no training file", "config.data.train", ("data.train",), setting("data.train", None)),
-    Bug("no labels anywhere", "config.labels.none", ("no label",), no_labels),
+    Bug("no labels anywhere", "config.labels.none", ("no label to look for",), no_labels),
     Bug("no such file", "config.data.files", ("no such sample file",), setting("data.train", "absent.jsonl")),
     Bug(
         "folder given as file",

@@ -144,7 +144,8 @@ def no_boxes(*splits: str) -> Plant:
 
 
 def no_labels(project: Project) -> None:
-    """Nothing but negatives, and a label set that nobody wrote."""
+    """Nothing but negatives, no head, and a label set that nobody wrote."""
+    project.set("detection.enabled", False)
     for split, records in project.files.items():
         for index in range(len(records)):
             project.at(index, split)["objects"] = []
