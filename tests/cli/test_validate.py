@@ -25,8 +25,8 @@ OF_THE_MODEL = [command for command in COMMANDS if command != "validate-config"]
 def without_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images went away since the samples were looked at."""
 
-    def open_image(path: Path, where: str) -> None:
-        raise DataError(f"the image {path.name} is absent", where, "mount the folder again")
+    def open_image(path: str, root: Path, where: str, declared: object) -> None:
+        raise DataError(f"the image {path} is absent", where, "mount the folder again")
 
     monkeypatch.setattr(encode, "open_image", open_image)
 
@@ -48,6 +48,7 @@ def test_failure__reads_alike_in_every_format(qwendet: Qwendet, repo_root: Path,
     checks = json.loads(endings["json"].out)["checks"]
     (failed,) = [check for check in checks if check["status"] == "fail"]
     assert failed["id"] == COMMANDS[command]
+    assert "could not run" not in failed["what"]
     cases = list(ElementTree.fromstring(endings["junit"].out).iter("testcase"))  # noqa: S314  # our own
     assert [case.get("name") for case in cases if case.find("failure") is not None] == [failed["id"]]
     assert len(cases) == len({check["id"] for check in checks})

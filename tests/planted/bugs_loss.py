@@ -74,8 +74,8 @@ def replacing(owner: Any, name: str, value: Any) -> Plant:
 
 
 def without_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_image(path: Path, where: str) -> None:
-        raise DataError(f"the image {path.name} is absent", where, "mount the folder again")
+    def open_image(path: str, root: Path, where: str, declared: object) -> None:
+        raise DataError(f"the image {path} is absent", where, "mount the folder again")
 
     monkeypatch.setattr(encode, "open_image", open_image)
 
