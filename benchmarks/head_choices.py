@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from benchmarks.report import parser
 from qwendet.config import Config
 from qwendet.config_file import build_config
-from qwendet.console import print_table, setup
-from qwendet.data.convert import convert_voc
+from qwendet.console import print_table, progress, setup
+from qwendet.data.convert import Conversion, convert_dataset
 from qwendet.data.samples import SampleFile
 from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results
@@ -176,8 +176,8 @@ def _options() -> argparse.Namespace:
         "--bccd", type=Path, required=True, help="the folder with Annotations and JPEGImages"
     )
     arguments.add_argument("--output", type=Path, default=Path("runs/head_choices"))
-    arguments.add_argument("--shapes-steps", type=int, default=100)
-    arguments.add_argument("--bccd-steps", type=int, default=60)
+    arguments.add_argument("--shapes-steps", type=int, default=200)
+    arguments.add_argument("--bccd-steps", type=int, default=150)
     return arguments.parse_args()
 
 
@@ -187,7 +187,7 @@ def prepare(folder: Path, bccd: Path) -> None:
         write_dataset(DEMO, folder / "shapes" / "train.jsonl", 1600, seed=11)
         write_dataset(DEMO, folder / "shapes" / "test.jsonl", 200, seed=12)
     if not (folder / "bccd").exists():
-        convert_voc(bccd, folder / "bccd")
+        convert_dataset(bccd, folder / "bccd", Conversion(), progress)
     if not (folder / "base").exists():
         bundle = load(build_config({"data": {"labels": ["any"]}}, "tiny"), for_inference=True)
         bundle.detector.vlm.save_pretrained(folder / "base")
