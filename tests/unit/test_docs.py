@@ -52,6 +52,9 @@ def test_tiny_example__is_small(repo_root: Path) -> None:
         "docs/head.md",
         "docs/losses.md",
         "docs/preflight.md",
+        "docs/scaling.md",
+        "docs/security.md",
+        "docs/serving.md",
     ],
 )
 def test_links__lead_somewhere(repo_root: Path, document: str) -> None:

@@ -1,0 +1,158 @@
+"""How time and memory grow with the work: samples, boxes an image, images a sample, tokens.
+
+    python -m benchmarks.scaling [--samples 100000]
+
+Each step is run at growing sizes; the exponent is the slope of log time over log size, so 1 is
+proportional, and attention alone may exceed it. Memory of reading samples is the process' own growth.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.report import parser, report
+from qwendet.config import Config
+from qwendet.config_file import build_config
+from qwendet.data.answers import format_answer, parse_answer
+from qwendet.data.encode import Encoder
+from qwendet.data.samples import DetectedObject, Sample, SampleFile
+from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.loader import Bundle, load
+from qwendet.model.losses import LossManager, step_counts
+from qwendet.model.matching import Targets
+
+ROUNDS = 3
+
+
+def make_bundle(scenes: Path) -> Bundle:
+    """The tiny model in training mode."""
+    config: Config = build_config(
+        {
+            "model": {"path": "tiny", "device": "cpu", "dtype": "float32"},
+            "data": {"train": str(scenes), "labels": list(DEMO.labels), "max_tokens": 20_000},
+        },
+        "benchmark",
+    )
+    return load(config, for_inference=False)
+
+
+def best_time(work: Callable[[], object]) -> float:
+    """Median seconds of a few runs, after one that warms up."""
+    work()
+    times = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
+    """Slope of log seconds over log size."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def samples_file(folder: Path, count: int, record: dict[str, object]) -> Path:
+    """A file of one sample many times, each line its own."""
+    path = folder / f"{count}.jsonl"
+    line = json.dumps(record) + "\n"
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(line for _ in range(count))
+    return path
+
+
+def read_all(path: Path) -> float:
+    """Read every sample; returns how much this process grew, in MB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for sample in SampleFile(path):
+        assert sample.student
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def with_boxes(sample: Sample, count: int) -> Sample:
+    """The sample with this many boxes, all of the same label."""
+    objects = tuple(
+        DetectedObject((x, y, x + 8, y + 8), DEMO.labels[0])
+        for x, y in ((5 + 4 * (number % 20), 5 + 4 * (number // 20 % 20)) for number in range(count))
+    )
+    return replace(sample, student=replace(sample.student, objects=objects))
+
+
+def train_step(bundle: Bundle, samples: Sequence[Sample]) -> None:
+    """Encode, forward, loss and backward of a batch."""
+    encoder: Encoder = bundle.encoder()
+    batch = bundle.collator()([encoder.encode(sample, with_answer=True) for sample in samples])
+    output = bundle.detector(batch)
+    targets = Targets(batch["target_boxes_cxcywh"], batch["target_label_ids"], batch["num_boxes"])
+    settings = bundle.config
+    manager = LossManager(settings.loss, settings.detection.one_to_many)
+    manager(output.tokens, output.head, targets, step_counts([batch])).total.backward()
+    bundle.detector.zero_grad()
+
+
+def main() -> None:
+    """Measure all."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--samples", type=int, default=100_000, help="largest sample file")
+    options = arguments.parse_args()
+    torch.set_num_threads(1)
+    figures: dict[str, float | int | str] = {}
+    with tempfile.TemporaryDirectory(prefix="qwendet-scaling-") as name:
+        folder = Path(name)
+        scenes = write_dataset(DEMO, folder / "train.jsonl", 9, seed=1)
+        record = json.loads(scenes.read_text(encoding="utf-8").splitlines()[0])
+        counts = [options.samples // 100, options.samples // 10, options.samples]
+        files = [samples_file(folder, count, record) for count in counts]
+        read_all(files[0])
+        grown = [read_all(file) for file in files]
+        figures["memory_growth_of_reading_mb"] = max(grown)
+        figures["samples_exponent"] = exponent(counts, [best_time(lambda f=f: read_all(f)) for f in files])  # type: ignore[misc]
+        bundle = make_bundle(scenes)
+        first = SampleFile(scenes)[0]
+        figures |= boxes(bundle, first)
+        figures |= images(bundle, list(SampleFile(scenes)))
+    report(figures, options.json)
+
+
+def boxes(bundle: Bundle, sample: Sample) -> dict[str, float]:
+    """Boxes an image, 1 to 300: a training step, and reading the answer back."""
+    counts = (1, 10, 100, 300)
+    steps = [best_time(lambda n=n: train_step(bundle, [with_boxes(sample, n)])) for n in counts]  # type: ignore[misc]
+    texts = [format_answer(with_boxes(sample, number).student.objects) for number in counts]
+    parsing = [best_time(lambda text=text: parse_answer(text)) for text in texts]  # type: ignore[misc]
+    return {
+        "boxes_train_step_exponent": exponent(counts, steps),
+        "boxes_train_step_300_seconds": steps[-1],
+        "boxes_parse_exponent": exponent(counts[1:], parsing[1:]),
+    }
+
+
+def images(bundle: Bundle, samples: list[Sample]) -> dict[str, float]:
+    """Images a sample, 1 to 8: a training step with demonstrations, over images and over tokens."""
+    counts = (1, 2, 4, 8)
+    encoder = bundle.encoder()
+    asked = [
+        replace(samples[0], teachers=tuple(item.student for item in samples[1:number])) for number in counts
+    ]
+    tokens = [len(encoder.encode(sample, with_answer=True).input_ids) for sample in asked]
+    steps = [best_time(lambda s=s: train_step(bundle, [s])) for s in asked]  # type: ignore[misc]
+    return {
+        "images_train_step_exponent": exponent(counts, steps),
+        "tokens_train_step_exponent": exponent(tokens, steps),
+        "tokens_of_8_images": tokens[-1],
+        "images_8_train_step_seconds": steps[-1],
+    }
+
+
+if __name__ == "__main__":
+    main()
