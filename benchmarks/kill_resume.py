@@ -125,13 +125,29 @@ def kill_somewhere(
     """Kill a training; ``inside`` a save, or at any moment."""
     if inside:
         before = chance.randrange(STEPS // SAVE_STEPS)  # this many checkpoints are there already
-        while len(checkpoints(run)) < before or not (run / STAGING).exists():
-            time.sleep(0.0005)
-        time.sleep(chance.uniform(0, 0.9 * reference.save_seconds))
+        stop_inside_save(process, run, before, chance.uniform(0, reference.save_seconds))
     else:
         time.sleep(chance.uniform(0, reference.seconds))
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
+
+
+def stop_inside_save(process: int, run: Path, before: int, delay: float) -> None:
+    """Stop a training some time into a save; if that was over by then, halfway as far into the next one.
+
+    A process that ends before is left ended: it is then killed after its last save.
+    """
+    while True:
+        while len(checkpoints(run)) < before or not (run / STAGING).exists():
+            if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return
+            time.sleep(0.0005)
+        time.sleep(delay)
+        os.kill(process, signal.SIGSTOP)
+        if (run / STAGING).exists():
+            return
+        os.kill(process, signal.SIGCONT)
+        delay /= 2
 
 
 def is_lost(run: Path, published: list[Path]) -> bool:
