@@ -126,7 +126,7 @@ def test_distributed_signal__on_one_rank_ends_all_after_the_same_step_with_a_che
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
-def test_distributed_infer_and_eval__give_what_one_process_gives(tmp_path: Path) -> None:
+def test_distributed_infer__gives_what_one_process_gives(tmp_path: Path) -> None:
     """Five images in batches of two: three batches for two ranks, the last one short."""
     scenes = write_dataset(DEMO, tmp_path / "val.jsonl", 5, seed=3)
     infer = [
@@ -147,6 +147,19 @@ def test_distributed_infer_and_eval__give_what_one_process_gives(tmp_path: Path)
     assert two == one
     images = [json.loads(line)["image"] for line in one.splitlines()]
     assert images == [f"images/val_{number:05d}.png" for number in range(5)]
+
+
+def test_distributed_eval__gives_what_one_process_gives(tmp_path: Path) -> None:
+    scenes = write_dataset(DEMO, tmp_path / "val.jsonl", 5, seed=3)
+    labels = f"data.labels={json.dumps(DEMO.labels)}"
+    settings = ["--set", "infer.batch_size=2", "--set", labels]
+    for ranks in (1, 2):
+        words, output = tmp_path / f"eval-{ranks}", tmp_path / f"found-{ranks}.json"
+        command = ["eval", str(TINY_FOLDER), str(scenes), *settings, "--json", str(output)]
+        words.write_text("\n".join(command), encoding="utf-8")
+        run("command", words, tmp_path / f"out-{ranks}", ranks)
+    assert (tmp_path / "found-2.json").read_bytes() == (tmp_path / "found-1.json").read_bytes()
+    assert (tmp_path / "out-2" / "1.out").read_text() == "", "only the first process prints"
 
 
 @pytest.mark.timeout(600)
