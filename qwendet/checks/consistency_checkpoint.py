@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from qwendet.checks.consistency_build import flat, own_name
 from qwendet.checks.consistency_prompt import special_token_problems, template_problems
@@ -28,7 +28,20 @@ from qwendet.model.checkpoint import FORMAT_VERSION, HEAD_WEIGHTS, MANIFEST
 from qwendet.model.losses import LOSS_VERSION
 
 ADAPTER = "adapter_config.json"
+BICUBIC = 3
+"""Pillow's number, which preprocessor_config.json writes."""
 PREPROCESSOR = "preprocessor_config.json"
+OF_ANSWERS = (
+    "do_sample",
+    "temperature",
+    "top_",
+    "min_",
+    "max_",
+    "repetition_",
+    "no_repeat",
+    "num_beams",
+    "length_",
+)
 RETRAIN = "retrain, because the weights were trained for something else"
 COPY = "copy the checkpoint again, or take another one"
 FROM_ORIGIN = "copy the file from the model's origin, or train from this one: set model.path to it"
@@ -276,6 +289,10 @@ def processor(subject: Subject, folder: Path) -> Verdict:
         for name, value in wanted.items()
         if found.get(name) is None or not np.allclose(found[name], value, rtol=1e-9)
     ]
+    resample = record.get("resample", BICUBIC)
+    if resample != BICUBIC:
+        what = f"resample is {resample}, Qwen2.5-VL's is {BICUBIC} (bicubic): pixels differ"
+        problems.append(Problem(what, path, FROM_ORIGIN))
     problems += [
         Problem(f"{step} is off", path, FROM_ORIGIN)
         for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
@@ -287,7 +304,7 @@ def processor(subject: Subject, folder: Path) -> Verdict:
 
 
 def generation(subject: Subject, folder: Path) -> Verdict:
-    """Answers end where training ended them: the end of turn stops generation."""
+    """Answers end where training ended them, and are chosen as those of the config's model."""
     path = folder / "generation_config.json"
     if not path.is_file():
         raise NotApplicableError("there is no generation_config.json")
@@ -304,7 +321,19 @@ def generation(subject: Subject, folder: Path) -> Verdict:
     if pad not in (None, own.pad_token_id):
         what = f"pad_token_id is {pad}, the tokenizer pads with {own.pad_token_id}"
         problems.append(Problem(what, str(path), FROM_ORIGIN))
-    return Verdict("the end of turn ends generation", tuple(problems))
+    wanted = subject.bundle.detector.vlm.generation_config.to_diff_dict()
+    found = GenerationConfig(**record).to_diff_dict()
+    problems += [
+        Problem(
+            f"{name} is {found.get(name)}, the config's model has {wanted.get(name)}:"
+            " other servers would answer otherwise",
+            str(path),
+            FROM_ORIGIN,
+        )
+        for name in sorted(wanted.keys() | found.keys())
+        if name.startswith(OF_ANSWERS) and found.get(name) != wanted.get(name)
+    ]
+    return Verdict("the end of turn ends generation, tokens are chosen as by the model", tuple(problems))
 
 
 def settings(subject: Subject, folder: Path) -> Verdict:

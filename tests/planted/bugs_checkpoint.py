@@ -184,6 +184,27 @@ FILE_BUGS: list[Bug[Path]] = [
         is_plain=True,
     ),
     Bug(
+        "resized by another filter",
+        "consistency.checkpoint.processor",
+        ("resample is 2", "bicubic"),
+        in_json("preprocessor_config.json", lambda record: record.update(resample=2)),
+        is_plain=True,
+    ),
+    Bug(
+        "answers are drawn by lot",
+        "consistency.checkpoint.generation",
+        ("do_sample is True", "temperature is 1.5"),
+        in_json("generation_config.json", lambda record: record.update(do_sample=True, temperature=1.5)),
+        is_plain=True,
+    ),
+    Bug(
+        "answers are cut by generation settings",
+        "consistency.checkpoint.generation",
+        ("max_new_tokens is 16",),
+        in_json("generation_config.json", lambda record: record.update(max_new_tokens=16)),
+        is_plain=True,
+    ),
+    Bug(
         "generation does not stop",
         "consistency.checkpoint.generation",
         ("is not in it",),
