@@ -224,6 +224,12 @@ class TrainConfig(Section):
     """Checks of the model before the first step: ``full`` is all of ``qwendet validate`` but loss.overfit,
     ``quick`` takes the time of a few steps, ``off`` is printed; see docs/preflight.md."""
 
+    @field_validator("preflight", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        """YAML reads an unquoted ``off`` as false."""
+        return "off" if value is False else value
+
     def group_learning_rates(self) -> dict[str, float]:
         """Learning rate of each parameter group: ``vision``, ``merger``, ``language``, ``head``."""
         own = {

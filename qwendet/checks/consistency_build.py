@@ -25,6 +25,9 @@ from qwendet.model.tiny import TINY_FOLDER, UNTRAINED, write_untrained
 
 BUILD_FIX = "build every model with qwendet.loader.load"
 WEIGHTS_FIX = "save with save_checkpoint and load with qwendet.loader.load, which refuses missing keys"
+PLAIN = (bool, int, float, str, tuple, list)
+MAY_BE_OTHER = ("training", "gradient_checkpointing", "name_or_path")
+"""Settings of modules that change nothing of what they compute."""
 FIRST_ROWS = 16
 """Of each weight of a large model's files, that are held against the model."""
 MAY_DIFFER = ("model.path", "model.device", "train.output_dir", "model.lora")
@@ -40,7 +43,7 @@ def load_both(subject: Subject) -> Verdict:
 
 
 def classes(subject: Subject) -> Verdict:
-    """Both builds are the detector around the published class, with a head exactly if one is configured."""
+    """Both builds are the detector around the published class, alike in each module, with a head as configured."""
     both, problems = pair(subject), []
     wants_head = subject.config.detection.enabled
     built = [
@@ -80,6 +83,20 @@ def _module_differences(trained: nn.Module, other: nn.Module, name: str) -> Iter
             yield Problem(
                 f"{ours[key].__name__} in training, {theirs[key].__name__} in {name}", key, BUILD_FIX
             )
+    yield from _plain_differences(trained, other, name)
+
+
+def _plain_differences(trained: nn.Module, other: nn.Module, name: str) -> Iterator[Problem]:
+    """Numbers, flags and names that modules compute with, such as ``is_causal`` or an epsilon."""
+    theirs = dict(other.named_modules())
+    for key, part in trained.named_modules():
+        for setting, value in vars(part).items():
+            if not isinstance(value, PLAIN) or setting.startswith("_") or setting in MAY_BE_OTHER:
+                continue
+            found = getattr(theirs.get(key, part), setting, None)
+            if found != value:
+                what = f"{setting} is {value} in training, {found} in {name}"
+                yield Problem(what, key or "the detector", BUILD_FIX)
 
 
 def parameters(subject: Subject) -> Verdict:

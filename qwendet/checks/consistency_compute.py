@@ -19,6 +19,7 @@ from qwendet.checks.pair import exact_pair
 from qwendet.checks.reference import rope_positions
 from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.runs import (
+    GENERATED,
     Serving,
     alone,
     attending,
@@ -201,7 +202,8 @@ def generation(subject: Subject) -> Verdict:
     """Greedy generation with the cache says, token for token, what training would find likeliest."""
     shown, trace = serving(subject), forced(subject)
     hidden, lengths = hidden_of(trace), [len(prompt) for prompt in prompts_of(shown)]
-    problems = list(_fed_back(shown, exact_pair(subject).served.processor.tokenizer))
+    tokenizer = exact_pair(subject).served.processor.tokenizer
+    problems = [*_cut_short(shown, tokenizer.eos_token_id), *_fed_back(shown, tokenizer)]
     for row, states in zip(lone_rows(subject), hidden, strict=True):
         answer, where = shown.generated[row], shown.samples[row].where
         logits = token_logits(exact_pair(subject).trained, states[lengths[row] - 1 : -1])
@@ -213,6 +215,14 @@ def generation(subject: Subject) -> Verdict:
         problems += _likeliest(logits, answer, tolerance, where, fix)
     steps = sum(len(shown.generated[row]) for row in lone_rows(subject))
     return Verdict(f"{steps} greedy tokens with the cache are the teacher-forced likeliest", tuple(problems))
+
+
+def _cut_short(shown: Serving, end: int) -> Iterator[Problem]:
+    """Each answer goes on to its end of turn, or to as many tokens as were asked for."""
+    for row, answer in enumerate(shown.generated):
+        if len(answer) < GENERATED and end not in answer:
+            what = f"the answer was cut after {len(answer)} tokens, {GENERATED} were asked for"
+            yield Problem(what, shown.samples[row].where, "let infer.max_new_tokens alone cut answers")
 
 
 def _fed_back(shown: Serving, tokenizer: Any) -> Iterator[Problem]:

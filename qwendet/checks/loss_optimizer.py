@@ -17,7 +17,7 @@ GROUPS_FIX = "see qwendet/parameter_groups.py and DetectionTrainer.create_optimi
 
 
 def optimizer(watched: Watched) -> Verdict:
-    """Learning rate 0 is frozen; every trainable parameter is in one group of the optimizer, at its rate."""
+    """Learning rate 0 is frozen; every trainable parameter is in one group, at its rate and weight decay."""
     config, owned = watched.subject.bundle.config, parts(watched.detector)
     rates, with_adapter = config.train.group_learning_rates(), config.model.lora is not None
     problems = [
@@ -36,14 +36,14 @@ def optimizer(watched: Watched) -> Verdict:
         )
     finally:
         watched.trainer.optimizer = None
-    held_at: dict[int, list[float]] = {}
+    held_at: dict[int, list[tuple[float, float]]] = {}
     for group in built.param_groups:
         for parameter in group["params"]:
-            held_at.setdefault(id(parameter), []).append(group["lr"])
+            held_at.setdefault(id(parameter), []).append((group["lr"], group["weight_decay"]))
     problems = _stray_problems(held_at, owned)
     rows = []
     for part, parameters in owned.items():
-        problems += _group_problems(part, parameters, rates[part], held_at)
+        problems += _group_problems(part, parameters, rates[part], config.train.weight_decay, held_at)
         trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
         size = sum(parameter.numel() for parameter in trained)
         rows.append((part, len(parameters), len(trained), size, f"{rates[part]:g}"))
@@ -82,7 +82,11 @@ def _stray_problems(
 
 
 def _group_problems(
-    part: str, parameters: Mapping[str, nn.Parameter], rate: float, held_at: Mapping[int, list[float]]
+    part: str,
+    parameters: Mapping[str, nn.Parameter],
+    rate: float,
+    weight_decay: float,
+    held_at: Mapping[int, list[tuple[float, float]]],
 ) -> list[Problem]:
     kinds: dict[str, list[str]] = {}
     for name, parameter in parameters.items():
@@ -91,8 +95,10 @@ def _group_problems(
             what = "trainable, but in no group of the optimizer: they would never change"
         elif found and not is_trained:
             what = "frozen, but in the optimizer: weight decay would change them"
-        elif found and not math.isclose(found[0], rate):
-            what = f"trained at {found[0]:g}, but train.{part}_learning_rate is {rate:g}"
+        elif found and not math.isclose(found[0][0], rate):
+            what = f"trained at {found[0][0]:g}, but train.{part}_learning_rate is {rate:g}"
+        elif found and found[0][1] != (decay := weight_decay if parameter.ndim >= 2 else 0.0):
+            what = f"decayed by {found[0][1]:g}, not by {decay:g}: train.weight_decay is for matrices alone"
         else:
             continue
         kinds.setdefault(what, []).append(name)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from peft.tuners.lora import LoraLayer
 from PIL import Image
 from torch import Tensor, nn
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
@@ -261,6 +262,24 @@ def thousandths(boxes: Any, source: tuple[float, float], target: tuple[float, fl
 SOUND_RESCALE = encode.rescale_xyxy
 SOUND_CORNERS = inference.cxcywh_to_xyxy
 
+
+def in_processor(**settings: Any) -> Plant:
+    """Other settings of the image processor, in training and at inference alike."""
+
+    def change(processor: Any) -> Any:
+        for name, value in settings.items():
+            setattr(processor.image_processor, name, value)
+        return processor
+
+    return changing(loader, "load_processor", change)
+
+
+def transposed_blocks(item: EncodedSample) -> EncodedSample:
+    """Down before right in the two by two patches of a token."""
+    blocks = item.pixel_values.unflatten(0, (-1, 2, 2)).transpose(1, 2)
+    return replace(item, pixel_values=blocks.flatten(0, 2))
+
+
 IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug(
         "max_pixels differs at inference",
@@ -279,6 +298,32 @@ IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "consistency.images.pixels",
         ("of the pixel values differ",),
         changing(encode, "open_image", lambda image: Image.merge("RGB", image.split()[::-1])),
+    ),
+    Bug(
+        "patches of a token transposed",
+        "consistency.images.pixels",
+        ("of the pixel values differ",),
+        changing(Encoder, "encode", transposed_blocks),
+    ),
+    Bug(
+        "resized by another filter",
+        "consistency.images.pixels",
+        ("of the pixel values differ",),
+        in_processor(resample=2),
+    ),
+    Bug(
+        "means and deviations swapped",
+        "consistency.images.processor",
+        ("image_mean", "training"),
+        in_processor(
+            image_mean=[0.26862954, 0.26130258, 0.27577711], image_std=[0.48145466, 0.4578275, 0.40821073]
+        ),
+    ),
+    Bug(
+        "images are not resized",
+        "consistency.images.processor",
+        ("do_resize is off",),
+        in_processor(do_resize=False),
     ),
     Bug(
         "EXIF orientation ignored",
@@ -343,6 +388,17 @@ def one_dimension(self: Any, input_ids: Tensor, *args: Any, attention_mask: Tens
     return positions.expand(3, -1, -1), torch.zeros(len(input_ids), 1, dtype=torch.int64)
 
 
+def one_on_behind_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = Qwen2_5_VLModel.get_rope_index
+
+    def positions(self: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        found, deltas = sound(self, input_ids, *args, **kwargs)
+        later = (input_ids == self.config.image_token_id).long().flip(1).cumsum(1).flip(1) == 0
+        return found + later.to(found), deltas + 1
+
+    monkeypatch.setattr(Qwen2_5_VLModel, "get_rope_index", positions)
+
+
 def without_mask(self: Any, batch: Batch) -> Batch:
     return batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}
 
@@ -382,6 +438,15 @@ def scale_images_at_inference(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def answers(vlm: Any, tokenizer: Any, batch: Batch, *args: Any) -> Any:
         return sound(vlm, tokenizer, batch | {"pixel_values": batch["pixel_values"] * 255}, *args)
+
+    monkeypatch.setattr(inference, "generate_answers", answers)
+
+
+def cut_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = inference.generate_answers
+
+    def answers(vlm: Any, tokenizer: Any, batch: Batch, most: int, *args: Any) -> Any:
+        return sound(vlm, tokenizer, batch, min(most, 5), *args)
 
     monkeypatch.setattr(inference, "generate_answers", answers)
 
@@ -426,6 +491,12 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         ),
     ),
     Bug(
+        "text behind an image one position on",
+        "consistency.compute.positions",
+        ("expected",),
+        one_on_behind_images,
+    ),
+    Bug(
         "positions from one dimension",
         "consistency.compute.positions",
         ("expected",),
@@ -468,6 +539,22 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "consistency.compute.generation",
         ("was likeliest",),
         replacing(generation, "GenerationConfig", partial(GenerationConfig, repetition_penalty=3.0)),
+    ),
+    Bug(
+        "answers are cut",
+        "consistency.compute.generation",
+        ("cut after 5 tokens",),
+        cut_answers,
+    ),
+    Bug(
+        "answers are drawn by lot",
+        "consistency.compute.generation",
+        ("was likeliest",),
+        replacing(
+            generation,
+            "GenerationConfig",
+            lambda **s: GenerationConfig(**s | ({"do_sample": True, "temperature": 3.0} if s else {})),
+        ),
     ),
     Bug(
         "generation goes on behind the end of turn",
@@ -561,6 +648,38 @@ def without_head(bundle: Bundle) -> Bundle:
     return replace(bundle, detector=Qwen25VLWithDetection(bundle.detector.vlm, None))
 
 
+def adapters(bundle: Bundle) -> list[LoraLayer]:
+    return [module for module in bundle.detector.modules() if isinstance(module, LoraLayer)]
+
+
+def unloaded_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "load_adapter", lambda vlm, folder: None)
+    monkeypatch.setattr(loader, "verify_parameters", lambda detector, manifest, folder: None)
+
+
+@torch.no_grad()
+def merged_twice(bundle: Bundle) -> None:
+    for layer in adapters(bundle):
+        layer.get_base_layer().weight += layer.get_delta_weight("default")
+
+
+def scaled_twice(bundle: Bundle) -> None:
+    for layer in adapters(bundle):
+        layer.scaling["default"] *= 2
+
+
+def bidirectional(bundle: Bundle) -> None:
+    """Only unpadded prompts show it: where there is padding, a mask says what may be seen."""
+    for layer in bundle.detector.vlm.model.language_model.layers:
+        layer.self_attn.is_causal = False
+
+
+def coarse_norms(bundle: Bundle) -> None:
+    for module in bundle.detector.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.variance_epsilon = 1e-2
+
+
 def one_layer_lost(bundle: Bundle) -> None:
     nn.init.normal_(bundle.detector.vlm.model.visual.blocks[0].mlp.down_proj.weight)
 
@@ -602,6 +721,39 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 BUILD_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug("a key is not saved", "consistency.build.load", ("missing",), unloadable),
+    Bug(
+        "attention not causal at inference",
+        "consistency.build.classes",
+        ("is_causal is True in training, False in inference",),
+        at_inference(bidirectional),
+    ),
+    Bug(
+        "another epsilon at inference",
+        "consistency.build.classes",
+        ("variance_epsilon",),
+        at_inference(coarse_norms),
+    ),
+    Bug(
+        "adapter not loaded",
+        "consistency.build.parameters",
+        ("lora_B",),
+        unloaded_adapter,
+        ("model.lora.rank=4",),
+    ),
+    Bug(
+        "adapter merged and added again",
+        "consistency.compute.served",
+        ("in training",),
+        at_inference(merged_twice),
+        ("model.lora.rank=4",),
+    ),
+    Bug(
+        "adapter scaled twice",
+        "consistency.compute.served",
+        ("in training",),
+        at_inference(scaled_twice),
+        ("model.lora.rank=4",),
+    ),
     Bug("head missing at inference", "consistency.build.classes", ("no head",), at_inference(without_head)),
     Bug("head loaded with strict=False", "consistency.build.parameters", ("head.",), unverified_head),
     Bug(

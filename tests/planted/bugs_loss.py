@@ -73,6 +73,20 @@ def replacing(owner: Any, name: str, value: Any) -> Plant:
     return lambda monkeypatch: monkeypatch.setattr(owner, name, value)
 
 
+def swapped_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = training.parameter_groups
+
+    def groups(detector: Any, rates: dict[str, float], decay: float) -> Any:
+        return sound(detector, rates | {"head": rates["language"], "language": rates["head"]}, decay)
+
+    monkeypatch.setattr(training, "parameter_groups", groups)
+
+
+def without_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = training.parameter_groups
+    monkeypatch.setattr(training, "parameter_groups", lambda detector, rates, _: sound(detector, rates, 0.0))
+
+
 def without_images(monkeypatch: pytest.MonkeyPatch) -> None:
     def open_image(path: str, root: Path, where: str, declared: object) -> None:
         raise DataError(f"the image {path} is absent", where, "mount the folder again")
@@ -364,6 +378,20 @@ sound_require_finite = DetectionTrainer._require_finite
 NO_VISION = ("train.vision_learning_rate=0",)
 
 BUGS: list[Bug[pytest.MonkeyPatch]] = [
+    Bug(
+        "rates of head and language swapped",
+        "loss.optimizer",
+        ("trained at 0.0005",),
+        swapped_rates,
+        ("train.head_learning_rate=0.0005",),
+    ),
+    Bug(
+        "weight decay lost",
+        "loss.optimizer",
+        ("decayed by 0, not by 0.1",),
+        without_decay,
+        ("train.weight_decay=0.1",),
+    ),
     Bug("image gone since it was checked", "loss.build", ("is absent",), without_images),
     # Terms and weights
     Bug(
