@@ -2,8 +2,8 @@
 
     python -m benchmarks.preflight_cost [CONFIG]
 
-Everything that `train.preflight: quick` runs, on a model that is loaded already, as `qwendet train` has it, and
-the checks of config and data before it.
+Everything that `train.preflight: quick` runs, on a model that is loaded already, and the checks of config
+and data before it, as in `qwendet train`.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def load_both(subject: Subject) -> Verdict:
 
 
 def classes(subject: Subject) -> Verdict:
-    """Both builds are the detector around the published class, alike in each module, with a head as configured."""
+    """Both builds are the detector around the published class, alike in each module, head as configured."""
     both, problems = pair(subject), []
     wants_head = subject.config.detection.enabled
     built = [
