@@ -133,18 +133,18 @@ def rotate(run: Path, newest: Path, limit: int) -> None:
 # The training state
 
 
-def record_training_state(folder: Path, manifest_files: Manifest, processes: int) -> None:
-    """Write the hash of every file that the manifest does not know.
+def record_training_state(folder: Path, manifest: Manifest, processes: int) -> None:
+    """Write the hash of every file that the manifest does not know, the manifest's own among them.
 
     Args:
         folder: a checkpoint that is written but for this.
-        manifest_files: its manifest.
+        manifest: its manifest.
         processes: number of processes of the run.
     """
     files = {
         name: sha256_of_file(folder / name)
         for name in _files(folder)
-        if name not in {*manifest_files.files, MANIFEST, RESUME}
+        if name not in {*manifest.files, RESUME}
     }
     record = {"files": files, "processes": processes}
     (folder / RESUME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -170,14 +170,15 @@ def verify_training_state(folder: Path, manifest: Manifest) -> int:
     present = _files(folder)
     problems = [
         Problem(
-            "the training state is missing" if name not in present else "the training state was changed",
+            f"{what} is missing" if name not in present else f"{what} was changed",
             str(folder / name),
             "resume from an older checkpoint, or start another run with this one as model.path",
         )
         for name, expected in files.items()
+        for what in ["the manifest" if name == MANIFEST else "the training state"]
         if name not in present or sha256_of_file(folder / name) != expected
     ]
-    known = {*files, *manifest.files, MANIFEST, RESUME}
+    known = {*files, *manifest.files, RESUME}
     problems += [
         Problem("neither manifest nor resume.json knows this file", str(folder / name), "remove it")
         for name in present
