@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,13 +96,15 @@ def latest_checkpoint(run: Path) -> Path:
     problems: list[Problem] = []
     for folder in reversed(checkpoints(run)):
         try:
-            verify_training_state(folder, verify_checkpoint(folder))
+            processes = verify_training_state(folder, verify_checkpoint(folder))
         except CheckpointError as error:
             problems += error.problems
             first = error.problems[0]
             logger.warning("passed over %s: %s: %s", folder.name, first.where, first.what)
         else:
             logger.info("resuming from %s", folder)
+            if processes != (now := int(os.environ.get("WORLD_SIZE", "1"))):
+                logger.warning("differs from the checkpoint: processes: %d, now %d", processes, now)
             return folder
     if problems:
         raise CheckpointError.of(problems)

@@ -172,6 +172,15 @@ def test_resume__from_the_older_one_gives_the_same_and_replaces_the_damaged_one(
     assert list(stopped.glob(".*")) == []
 
 
+def test_resume__with_another_number_of_processes_says_so(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each takes its own share of the samples, so the run is not the same bit for bit."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert latest_checkpoint(stopped) == stopped / "checkpoint-4"
+    assert "differs from the checkpoint: processes: 1, now 2" in caplog.text
+
+
 def test_rotate__keeps_the_one_just_written_though_a_damaged_one_has_a_higher_number(tmp_path: Path) -> None:
     for step in (1, 2, 3, 9):
         (tmp_path / f"checkpoint-{step}").mkdir()
