@@ -57,3 +57,17 @@ def test_large_model__leak_is_found(large: Subject, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Qwen25VLWithDetection, "_detect", detect)
     results, _ = run_consistency_checks(large, silent, only=["consistency.head.answer"])
     assert {result.id for result in failures(results)} == {"consistency.head.answer"}
+
+
+@pytest.mark.parametrize("setting", ["model.lora.rank=4", "train.packing=true"])
+def test_large_model__adapters_and_packed_samples_pass(
+    setting: str, repo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter's base comes from memory, without it; a packed step is no batch of padded rows."""
+    monkeypatch.setattr(subject_module, "SMALL", 0)
+    config = load_config(repo_root / "examples" / "tiny.yaml", ["model.device=cpu", setting])
+    with temporary_subject(config) as subject:
+        results, _ = run_consistency_checks(subject, silent)
+    assert failures(results) == []
+    skipped = {result.id for result in results if result.status == "skip"}
+    assert ("consistency.compute.packed" in skipped) == ("packing" not in setting)
