@@ -55,6 +55,7 @@ def settings(folder: Path, way: str, steps: int) -> dict[str, Any]:
             "batch_size": BATCH_SIZE,
             "learning_rate": LEARNING_RATE,
             "lr_scheduler": "constant",
+            "optimizer": "adamw_torch_fused",  # the Trainer's own default
             "logging_steps": 1,
             "save_steps": 1_000_000,
             "packing": way == "packed",
