@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 
+from qwendet.as_trained import require_as_trained
 from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
 from qwendet.config_file import override_config
 from qwendet.data.answer_facts import AnswerFacts, answer_facts
@@ -32,7 +33,7 @@ from qwendet.data.resize import model_image_size, rescale_xyxy
 from qwendet.data.samples import Sample
 from qwendet.errors import ConfigError
 from qwendet.files import atomic_file
-from qwendet.loader import Bundle, config_of_checkpoint, load, require_as_trained
+from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary
 from qwendet.model.generation import GeneratedAnswer, generate_answers
 from qwendet.pictures import save_picture
