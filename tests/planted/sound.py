@@ -156,6 +156,8 @@ SOUND_RUNS: dict[str, Change] = {
     "eager attention": setting("model.attn_implementation", "eager"),
     "gradient checkpointing": setting("model.gradient_checkpointing", True),
     "accumulation": both(setting("train.batch_size", 2), setting("train.gradient_accumulation_steps", 3)),
+    "packing": setting("train.packing", True),
+    "packing with demonstrations": both(own_demonstrations, setting("train.packing", True)),
     "one image": one_image,
     "negatives only": negatives_only,
     "not square": sized((400, 30), (30, 400), (161, 97)),
