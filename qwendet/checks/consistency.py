@@ -95,8 +95,7 @@ def run_consistency_checks(
         ConfigError: for an id that no check has.
     """
     require_known(only, IDS)
-    if checkpoint is not None and not checkpoint.is_dir():
-        raise CheckpointError("there is no such checkpoint", str(checkpoint), "give a checkpoint's folder")
+    require_checkpoint(checkpoint)
     chosen = {id: check for id, check in _all(checkpoint).items() if not only or id in only}
     allowed = subject.config.data.allow
     built, tables = run_checks({LOAD: build.load_both}, subject, allowed, tracker)
@@ -106,6 +105,16 @@ def run_consistency_checks(
     others = {id: check for id, check in chosen.items() if id != LOAD}
     results, tables = run_checks(others, subject, allowed, tracker)
     return (built if LOAD in chosen else []) + results, tables
+
+
+def require_checkpoint(checkpoint: Path | None) -> None:
+    """Refuse a checkpoint that was named and is not there.
+
+    Raises:
+        CheckpointError: naming it.
+    """
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise CheckpointError("there is no such checkpoint", str(checkpoint), "give a checkpoint's folder")
 
 
 def _all(checkpoint: Path | None) -> dict[str, Callable[[Subject], Verdict]]:

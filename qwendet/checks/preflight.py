@@ -54,10 +54,12 @@ def run_all_checks(
         with_overfit: train a few steps too.
 
     Raises:
+        CheckpointError: if there is no such checkpoint.
         ConfigError: for an id that no check has.
         DataError: if a sample file or the data root is absent or may not be read.
     """
     require_known(only, all_ids())
+    consistency.require_checkpoint(checkpoint)  # before minutes of other checks
     results, tables = _config_results(config, tracker, how, only)
     of_loss, of_consistency = ([id for id in only if id in known] for known in (loss.CHECKS, consistency.IDS))
     if not only or MEMORY in only:
