@@ -269,9 +269,7 @@ class SampleFile:
                         self._lines.append(number)
                     offset += len(line)
         except OSError as error:
-            raise DataError(
-                f"cannot read the sample file ({error.strerror})", str(path), "correct the path"
-            ) from error
+            raise DataError(f"cannot read the sample file ({error.strerror})", str(path)) from error
         if not self._offsets:
             raise DataError("the file holds no samples", str(path), "give a file with one sample a line")
 
