@@ -27,7 +27,7 @@ from benchmarks.report import parser
 from qwendet.config import Config
 from qwendet.config_file import build_config
 from qwendet.console import print_table, progress, setup
-from qwendet.data.convert import Conversion, convert_dataset
+from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.samples import SampleFile
 from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results

@@ -2,7 +2,7 @@
 
     python -m benchmarks.loss_noise [--json FILE]
 
-The tolerances in qwendet/checks/loss_noise.py are 16 times these figures.
+The tolerances in qwendet/checks/loss/noise.py are 16 times these figures.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 
 from benchmarks.report import parser, report
-from qwendet.checks.loss_backward import gradient_gaps
-from qwendet.checks.loss_noise import GRADIENT, TOKEN_LOSS
-from qwendet.checks.published import published_nll
+from qwendet.checks.loss.backward import gradient_gaps
+from qwendet.checks.loss.noise import GRADIENT, TOKEN_LOSS
+from qwendet.checks.loss.published import published_nll
+from qwendet.checks.loss.watched import Watched, numbers
 from qwendet.checks.subject import temporary_subject
-from qwendet.checks.watched import Watched, numbers
 from qwendet.config_file import load_config
 from qwendet.model.checkpoint import dtype_name
 

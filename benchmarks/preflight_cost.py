@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from benchmarks.report import parser, report
-from qwendet.checks.config import require_config_checks
+from qwendet.checks.config.suite import require_config_checks
 from qwendet.checks.preflight import require_preflight
 from qwendet.config_file import load_config
 from qwendet.progress import silent

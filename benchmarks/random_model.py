@@ -70,7 +70,7 @@ def write_model(folder: Path, *, full_size: bool = False, dtype: str = "float32"
 
 def write_photographs(folder: Path, count: int) -> Path:
     """Write a JSONL of the first BCCD training photographs; its ``data.root`` is :data:`PHOTOGRAPHS`."""
-    from qwendet.data.convert import Conversion, convert_dataset
+    from qwendet.data.formats.convert import Conversion, convert_dataset
     from qwendet.progress import silent
 
     convert_dataset(PHOTOGRAPHS, folder, Conversion(source="voc", images="reference"), silent)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from qwendet.callbacks import ProgressReport, StopOnSignal
-from qwendet.checks.config import require_config_checks
+from qwendet.checks.config.suite import require_config_checks
 from qwendet.checks.preflight import require_preflight
 from qwendet.config import Config
 from qwendet.data.dataset import open_samples, usable_samples

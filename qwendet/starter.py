@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from qwendet.config import Config
-from qwendet.data.convert import Conversion, conversion_notes, convert_dataset
-from qwendet.data.formats import detect_format
+from qwendet.data.formats.convert import Conversion, conversion_notes, convert_dataset
+from qwendet.data.formats.detect import detect_format
 from qwendet.data.images import image_size
 from qwendet.data.samples import SampleFile
 from qwendet.data.shapes import DEMO, write_dataset

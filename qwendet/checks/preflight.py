@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from qwendet.checks import consistency, loss
-from qwendet.checks.config import MEMORY, Thoroughness, known_ids, run_config_checks
-from qwendet.checks.memory import run_memory_check
+from qwendet.checks.config.memory import run_memory_check
+from qwendet.checks.config.suite import MEMORY, Thoroughness, known_ids, run_config_checks
+from qwendet.checks.consistency import suite as consistency
+from qwendet.checks.loss import suite as loss
 from qwendet.checks.result import Result, Table
 from qwendet.checks.runner import require_known
 from qwendet.checks.subject import temporary_subject

@@ -29,8 +29,8 @@ def check_consistency(
 ) -> None:
     """Prove that the model which is trained is the model which is served."""
     console.set_format(output_format)
-    from qwendet.checks.config import exit_code
-    from qwendet.checks.consistency import IDS, run_consistency_checks
+    from qwendet.checks.config.suite import exit_code
+    from qwendet.checks.consistency.suite import IDS, run_consistency_checks
     from qwendet.checks.runner import require_known
     from qwendet.checks.subject import temporary_subject
     from qwendet.config_file import load_config

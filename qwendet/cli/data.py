@@ -10,7 +10,7 @@ import typer
 from qwendet import console
 
 if TYPE_CHECKING:
-    from qwendet.data.convert import ConversionReport
+    from qwendet.data.formats.convert import ConversionReport
 
 LEFT_SOMETHING_OUT = 1
 """Exit code of a conversion that was told to skip broken annotations, and did."""
@@ -54,7 +54,7 @@ def convert(
     skip_bad: SkipBadOption = False,
 ) -> None:
     """Convert a data set between COCO, VOC, YOLO and JSONL, split by split."""
-    from qwendet.data.convert import Conversion, convert_dataset
+    from qwendet.data.formats.convert import Conversion, convert_dataset
 
     how = Conversion(source, target, images, image_dir, is_strict=strict, skip_bad=skip_bad)
     _show(convert_dataset(src, dst, how, console.progress))
@@ -77,7 +77,7 @@ def split(
 
     Splits that SRC has are forgotten; identical images stay together.
     """
-    from qwendet.data.convert import Conversion
+    from qwendet.data.formats.convert import Conversion
     from qwendet.data.split import split_dataset
 
     how = Conversion(source, target, images, image_dir, skip_bad=skip_bad)
@@ -119,7 +119,7 @@ def teachers(
 
 def _show(report: ConversionReport) -> None:
     """Print what was written and what was mended; end with 1 if something was left out."""
-    from qwendet.data.convert import conversion_notes
+    from qwendet.data.formats.convert import conversion_notes
 
     console.print_table("Boxes", ("split", "images", "label", "boxes"), _rows(report))
     for note in conversion_notes(report):

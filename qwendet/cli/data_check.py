@@ -36,9 +36,9 @@ def check(
 ) -> None:
     """Check a data set without a config: what validate-config says of samples, images and labels."""
     console.set_format(output_format)
-    from qwendet.checks.config import Thoroughness, exit_code, run_data_checks
-    from qwendet.checks.sample_files import find_sample_files
-    from qwendet.checks.scan import available_cores
+    from qwendet.checks.config.sample_files import find_sample_files
+    from qwendet.checks.config.scan import available_cores
+    from qwendet.checks.config.suite import Thoroughness, exit_code, run_data_checks
 
     how = Thoroughness(image_depth(decode, no_images), workers=workers or available_cores())
     results, tables = run_data_checks(find_sample_files(paths), root, console.progress, how)
@@ -60,11 +60,11 @@ def stats(
     workers: WorkersOption = None,
 ) -> None:
     """Show a data set in figures: boxes of each label, their sizes, shapes and places."""
-    from qwendet.checks.config import Thoroughness, survey_data
-    from qwendet.checks.plots import save_plots
-    from qwendet.checks.sample_files import find_sample_files
-    from qwendet.checks.scan import available_cores
-    from qwendet.checks.summary import summary_tables
+    from qwendet.checks.config.plots import save_plots
+    from qwendet.checks.config.sample_files import find_sample_files
+    from qwendet.checks.config.scan import available_cores
+    from qwendet.checks.config.suite import Thoroughness, survey_data
+    from qwendet.checks.config.summary import summary_tables
 
     how = Thoroughness(image_depth(False, no_images), workers=workers or available_cores())
     seen, num_left_out = survey_data(find_sample_files(paths), root, console.progress, how)

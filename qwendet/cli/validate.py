@@ -34,8 +34,8 @@ def validate_config(
 ) -> None:
     """Check config and data without a model: seconds instead of GPU hours."""
     console.set_format(output_format)
-    from qwendet.checks.config import Thoroughness, exit_code, run_config_checks
-    from qwendet.checks.scan import available_cores
+    from qwendet.checks.config.scan import available_cores
+    from qwendet.checks.config.suite import Thoroughness, exit_code, run_config_checks
     from qwendet.config_file import load_config
 
     how = Thoroughness(image_depth(decode, no_images), tokens, workers or available_cores())

@@ -36,8 +36,8 @@ def validate_loss(
 ) -> None:
     """Prove that what is back-propagated is what is meant, on the config's own model and data."""
     console.set_format(output_format)
-    from qwendet.checks.config import exit_code
-    from qwendet.checks.loss import CHECKS, run_loss_checks
+    from qwendet.checks.config.suite import exit_code
+    from qwendet.checks.loss.suite import CHECKS, run_loss_checks
     from qwendet.checks.runner import require_known
     from qwendet.checks.subject import temporary_subject
     from qwendet.config_file import load_config
@@ -66,9 +66,9 @@ def validate(
 ) -> None:
     """Run every check of config, loss and consistency: the step before training, and in CI."""
     console.set_format(output_format)
-    from qwendet.checks.config import Thoroughness, exit_code
+    from qwendet.checks.config.scan import available_cores
+    from qwendet.checks.config.suite import Thoroughness, exit_code
     from qwendet.checks.preflight import all_ids, run_all_checks
-    from qwendet.checks.scan import available_cores
     from qwendet.config_file import load_config
 
     if list_ids:

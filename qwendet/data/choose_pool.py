@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from qwendet.data.formats.jsonl_writer import sample_line
 from qwendet.data.images import resolve_image
-from qwendet.data.jsonl_writer import sample_line
 from qwendet.data.samples import Sample, SampleFile
 from qwendet.errors import ConfigError, DataError
 from qwendet.files import atomic_file, sha256_of_file

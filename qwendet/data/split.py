@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qwendet.data.convert import Conversion, ConversionReport, refuse_occupied, write_source
-from qwendet.data.formats import open_source
-from qwendet.data.records import Record, Source
+from qwendet.data.formats.convert import Conversion, ConversionReport, refuse_occupied, write_source
+from qwendet.data.formats.detect import open_source
+from qwendet.data.formats.records import Record, Source
 from qwendet.data.stratify import stratify
 from qwendet.errors import ConfigError, DataError
 from qwendet.files import sha256_of_file
@@ -33,7 +33,7 @@ def split_dataset(
         fractions: share of the images by split, such as ``{"val": 0.1, "test": 0.1}``; the rest is
             ``train``.
         seed: another seed is another division.
-        how: as for :func:`~qwendet.data.convert.convert_dataset`.
+        how: as for :func:`~qwendet.data.formats.convert.convert_dataset`.
         tracker: shows progress.
 
     Raises:

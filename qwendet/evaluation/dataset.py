@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from qwendet.data.convert import Conversion, conversion_notes, convert_dataset
-from qwendet.data.formats import detect_format
+from qwendet.data.formats.convert import Conversion, conversion_notes, convert_dataset
+from qwendet.data.formats.detect import detect_format
 from qwendet.data.inputs import collect_samples, require_images
 from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.errors import DataError

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from qwendet.checks.config import Thoroughness, run_config_checks
+from qwendet.checks.config.suite import Thoroughness, run_config_checks
 from qwendet.config_file import load_config
 from qwendet.errors import QwendetError
 from qwendet.progress import silent

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qwendet.checks import scan
-from qwendet.checks.config import Thoroughness, known_ids, run_config_checks
+from qwendet.checks.config import scan
+from qwendet.checks.config.suite import Thoroughness, known_ids, run_config_checks
 from qwendet.config_file import load_config
-from qwendet.data.convert import Conversion, convert_dataset
+from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.progress import silent
 from tests.planted.bug import Bug

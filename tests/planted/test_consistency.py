@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwendet.checks.consistency import IDS, run_consistency_checks
+from qwendet.checks.consistency.suite import IDS, run_consistency_checks
 from qwendet.checks.result import Result
 from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config import Config

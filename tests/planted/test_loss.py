@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qwendet.checks.loss import CHECKS, run_loss_checks
+from qwendet.checks.loss.suite import CHECKS, run_loss_checks
 from qwendet.checks.result import Result
 from qwendet.checks.subject import temporary_subject
 from qwendet.loader import Bundle

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from qwendet.checks.config import Thoroughness, run_config_checks
-from qwendet.checks.consistency import run_consistency_checks
-from qwendet.checks.loss import run_loss_checks
+from qwendet.checks.config.suite import Thoroughness, run_config_checks
+from qwendet.checks.consistency.suite import run_consistency_checks
+from qwendet.checks.loss.suite import run_loss_checks
 from qwendet.checks.subject import temporary_subject
 from qwendet.config_file import load_config
 from qwendet.progress import silent

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qwendet.data.convert import Conversion, convert_dataset
-from qwendet.data.formats import open_source
-from qwendet.data.records import Record
+from qwendet.data.formats.convert import Conversion, convert_dataset
+from qwendet.data.formats.detect import open_source
+from qwendet.data.formats.records import Record
 from qwendet.errors import Problem
 from qwendet.progress import silent
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qwendet.data.formats import open_source
-from qwendet.data.records import Record
+from qwendet.data.formats.detect import open_source
+from qwendet.data.formats.records import Record
 from qwendet.errors import DataError
 
 WIDTH, HEIGHT = 40, 30

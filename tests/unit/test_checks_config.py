@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qwendet.checks import config as config_checks
-from qwendet.checks import samples as sample_rules
-from qwendet.checks import scan, settings
+from qwendet.checks.config import samples as sample_rules
+from qwendet.checks.config import scan, settings
+from qwendet.checks.config import suite as config_checks
 from qwendet.checks.result import Result
 from qwendet.checks.runner import MAX_SHOWN
 from qwendet.config import Config

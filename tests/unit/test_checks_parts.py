@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from qwendet.checks.config import Thoroughness, exit_code, require_files, run_config_checks
-from qwendet.checks.lookalikes import lookalikes, nearest_lookalike
+from qwendet.checks.config.lookalikes import lookalikes, nearest_lookalike
+from qwendet.checks.config.suite import Thoroughness, exit_code, require_files, run_config_checks
 from qwendet.checks.result import Result
 from qwendet.config import Config, ModelConfig
 from qwendet.config_file import load_config

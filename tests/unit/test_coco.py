@@ -14,10 +14,10 @@ from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from qwendet.data.coco import open_coco
-from qwendet.data.coco_layout import find_coco
-from qwendet.data.convert import Conversion, convert_dataset
-from qwendet.data.records import Finding, Labels, Record
+from qwendet.data.formats.coco import open_coco
+from qwendet.data.formats.coco_layout import find_coco
+from qwendet.data.formats.convert import Conversion, convert_dataset
+from qwendet.data.formats.records import Finding, Labels, Record
 from qwendet.errors import DataError, Problem
 from qwendet.progress import silent
 

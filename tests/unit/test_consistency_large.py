@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 from qwendet.checks import subject as subject_module
-from qwendet.checks.consistency import run_consistency_checks
+from qwendet.checks.consistency.suite import run_consistency_checks
 from qwendet.checks.result import Result
 from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config_file import load_config

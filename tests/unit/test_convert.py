@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qwendet.data.convert import (
+from qwendet.data.formats.convert import (
     Conversion,
     ConversionReport,
     conversion_notes,
     convert_dataset,
     write_source,
 )
-from qwendet.data.formats import open_source
+from qwendet.data.formats.detect import open_source
+from qwendet.data.formats.placing import Names, Placement
+from qwendet.data.formats.records import Format, Record
+from qwendet.data.formats.voc import open_voc
 from qwendet.data.images import open_image
-from qwendet.data.placing import Names, Placement
-from qwendet.data.records import Format, Record
 from qwendet.data.samples import SampleFile
-from qwendet.data.voc import open_voc
 from qwendet.errors import DataError, Problem
 from qwendet.progress import silent
 

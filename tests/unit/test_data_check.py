@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from qwendet import charts
-from qwendet.checks import scan
-from qwendet.checks.config import Thoroughness, run_data_checks, survey_data
-from qwendet.checks.plots import save_plots
-from qwendet.checks.sample_files import find_sample_files
-from qwendet.checks.summary import summary_tables
+from qwendet.checks.config import scan
+from qwendet.checks.config.plots import save_plots
+from qwendet.checks.config.sample_files import find_sample_files
+from qwendet.checks.config.suite import Thoroughness, run_data_checks, survey_data
+from qwendet.checks.config.summary import summary_tables
 from qwendet.errors import DataError
 from qwendet.progress import silent
 from tests.planted.planting import Project

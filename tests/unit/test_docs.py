@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qwendet.checks.config import require_config_checks
+from qwendet.checks.config.suite import require_config_checks
 from qwendet.checks.preflight import all_ids
 from qwendet.config_file import load_config
 from qwendet.config_reference import render_reference

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qwendet.data.convert import Conversion, ConversionReport, convert_dataset
-from qwendet.data.formats import detect_format
-from qwendet.data.placing import Placement
-from qwendet.data.records import Record
-from qwendet.data.voc import open_voc
+from qwendet.data.formats.convert import Conversion, ConversionReport, convert_dataset
+from qwendet.data.formats.detect import detect_format
+from qwendet.data.formats.placing import Placement
+from qwendet.data.formats.records import Record
+from qwendet.data.formats.voc import open_voc
 from qwendet.errors import DataError, Problem
 from qwendet.progress import silent
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwendet.data import json_stream
-from qwendet.data.json_stream import stream_lists
+from qwendet.data.formats import json_stream
+from qwendet.data.formats.json_stream import stream_lists
 from qwendet.errors import DataError
 
 values = st.recursive(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from qwendet.checks.loss import QUICK, run_loss_checks
+from qwendet.checks.loss.suite import QUICK, run_loss_checks
 from qwendet.checks.subject import temporary_subject
 from qwendet.config import Config
 from qwendet.loader import Bundle

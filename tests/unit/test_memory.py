@@ -10,7 +10,7 @@ import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import Qwen2_5_VLConfig
 
-from qwendet.checks.memory import run_memory_check
+from qwendet.checks.config.memory import run_memory_check
 from qwendet.config import Config
 from qwendet.config_file import build_config
 from qwendet.data.dataset import TrainingSamples

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qwendet.data.convert import Conversion, ConversionReport
+from qwendet.data.formats.convert import Conversion, ConversionReport
 from qwendet.data.split import split_dataset
 from qwendet.data.stratify import stratify
 from qwendet.errors import ConfigError, DataError

@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 from qwendet import starter
-from qwendet.checks.config import require_config_checks
+from qwendet.checks.config.suite import require_config_checks
 from qwendet.config import Config
 from qwendet.config_file import load_config
-from qwendet.data.convert import Conversion, convert_dataset
+from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.errors import ConfigError, DataError
 from qwendet.progress import Advance, silent
 from qwendet.starter import DEFAULT_MODEL, InitSummary, init_project, render

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from qwendet.data.convert import Conversion, ConversionReport, convert_dataset
-from qwendet.data.formats import detect_format
-from qwendet.data.placing import Placement
-from qwendet.data.records import Finding, Record
-from qwendet.data.voc import open_voc
-from qwendet.data.voc_layout import find_voc
+from qwendet.data.formats.convert import Conversion, ConversionReport, convert_dataset
+from qwendet.data.formats.detect import detect_format
+from qwendet.data.formats.placing import Placement
+from qwendet.data.formats.records import Finding, Record
+from qwendet.data.formats.voc import open_voc
+from qwendet.data.formats.voc_layout import find_voc
 from qwendet.errors import DataError, Problem
 from qwendet.progress import silent
 

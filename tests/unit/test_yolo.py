@@ -9,10 +9,10 @@ import pytest
 import yaml
 from PIL import ExifTags, Image
 
-from qwendet.data.convert import Conversion, convert_dataset
-from qwendet.data.formats import detect_format
-from qwendet.data.records import Finding, Record
-from qwendet.data.yolo import open_yolo
+from qwendet.data.formats.convert import Conversion, convert_dataset
+from qwendet.data.formats.detect import detect_format
+from qwendet.data.formats.records import Finding, Record
+from qwendet.data.formats.yolo import open_yolo
 from qwendet.errors import DataError, Problem
 from qwendet.progress import silent
 

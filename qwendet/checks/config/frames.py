@@ -1,0 +1,184 @@
+"""In which way the boxes of a data set are written: as pixels, or as something else.
+
+A single box seldom tells [x1, y1, x2, y2] pixels from another way of writing it. All of them do: as what
+they are not, many are impossible; as what they are, none is. And where none is impossible, boxes of many
+images that all stay within 1000 (or 100) of images far larger are too unlikely to be pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwendet.checks.config.census import BOX_COLUMNS, Scan
+from qwendet.checks.config.survey import Check, Survey
+from qwendet.errors import Problem
+
+Floats = NDArray[np.floating[Any]]
+
+LEAST_IMPOSSIBLE = 3  # boxes, below which each is reported by itself alone
+LEAST_SHARE = 0.1  # of impossible boxes, for the way of writing to be in doubt
+MOST_LEFT = 0.02  # share of boxes that the other way may leave unexplained
+LEAST_IMAGES = 5  # larger than the scale in question
+UNLIKELY_LOG = math.log(1e-4)  # probability of pixels staying within a scale by chance
+VERY_UNLIKELY_LOG = math.log(1e-6)  # … within a part of the images that no known scale explains
+LARGEST_PART = 0.6
+NEAR_ORIGIN = 0.05
+SCALES = {1000.0: "0-1000 coordinates", 100.0: "percentages"}
+FAR = 1e9  # pixels
+ROUNDING = 0.01  # share of the frame by which rounding may leave it
+
+
+class Way(NamedTuple):
+    """A way of writing boxes.
+
+    Attributes:
+        name: for people.
+        to_xyxy: from the four numbers as written, each ``(N,)``.
+        frame: width and height that x and y then range over; None is the image's own.
+        fix: how to mend it.
+    """
+
+    name: str
+    to_xyxy: Callable[[Floats, Floats, Floats, Floats], tuple[Floats, Floats, Floats, Floats]]
+    frame: float | None
+    fix: str
+
+
+def _as_is(a: Floats, b: Floats, c: Floats, d: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    return a, b, c, d
+
+
+def _from_xywh(x: Floats, y: Floats, w: Floats, h: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    return x, y, x + w, y + h
+
+
+def _from_cxcywh(x: Floats, y: Floats, w: Floats, h: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+
+
+def _from_yxyx(a: Floats, b: Floats, c: Floats, d: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    return b, a, d, c
+
+
+PIXELS = Way("[x1, y1, x2, y2] pixels", _as_is, None, "")
+_TO_PIXELS = "multiply x by the image's width and y by its height"
+WAYS = (  # the more usual first: of two that explain the boxes equally well it is named
+    Way("[x, y, width, height] pixels", _from_xywh, None, "write [x, y, x + width, y + height]"),
+    Way("[y1, x1, y2, x2] pixels", _from_yxyx, None, "swap x and y"),
+    Way("[x1, y1, x2, y2] in 0-1", _as_is, 1.0, _TO_PIXELS),
+    Way(
+        "[center x, center y, width, height] in 0-1 (YOLO)", _from_cxcywh, 1.0, "convert it with --from yolo"
+    ),
+    Way("[x, y, width, height] in 0-1", _from_xywh, 1.0, f"{_TO_PIXELS}, then x2 = x + width"),
+    Way("[center x, center y, width, height] pixels", _from_cxcywh, None, "write corners instead"),
+    Way("[x1, y1, x2, y2] percentages", _as_is, 100.0, f"{_TO_PIXELS}, divided by 100"),
+    Way("[x, y, width, height] percentages", _from_xywh, 100.0, f"{_TO_PIXELS}, divided by 100"),
+    Way(
+        "[x1, y1, x2, y2] in 0-1000 or of a larger image",
+        _as_is,
+        1000.0,
+        f"{_TO_PIXELS}, divided by 1000 (or by the size they are written for)",
+    ),
+    Way(
+        "[y1, x1, y2, x2] in 0-1000", _from_yxyx, 1000.0, "swap x and y; " + _TO_PIXELS + ", divided by 1000"
+    ),
+)
+
+
+def boxes_are_xyxy_pixels(survey: Survey) -> Iterable[Problem]:
+    """The boxes of each file are possible, and likely, as xyxy pixels."""
+    for scan in survey.scans.values():
+        rows = box_table(scan)
+        if len(rows):
+            yield from _impossible(rows, scan.path) or _too_small(rows, scan.path)
+
+
+def box_table(scan: Scan) -> Floats:
+    """``(N, 7)``: x1, y1, x2, y2 as written, width and height of the image (0 if unknown), line.
+
+    Numbers beyond every image become ``FAR``, so that they can be reckoned with.
+    """
+    rows = np.frombuffer(scan.boxes, dtype=np.float32).reshape(-1, BOX_COLUMNS)
+    return np.clip(np.nan_to_num(rows, nan=FAR), -FAR, FAR)
+
+
+def _impossible(rows: Floats, path: Path) -> list[Problem]:
+    """Many boxes are impossible as pixels, and (nearly) none is in another way."""
+    wrong = is_impossible(rows, PIXELS)
+    count = int(wrong.sum())
+    if count < max(LEAST_IMPOSSIBLE, LEAST_SHARE * len(rows)):
+        return []
+    left = {way: int(is_impossible(rows, way).sum()) for way in WAYS}
+    best = min(left, key=lambda way: left[way])  # the first of the best
+    if left[best] > min(MOST_LEFT * len(rows), count / 10):
+        return []
+    what = (
+        f"the boxes look like {best.name}: as {PIXELS.name}, {count} of {len(rows)} are impossible,"
+        f" in that way {left[best] or 'none'}"
+    )
+    return [Problem(what, f"{path}:{int(rows[wrong][0, 6])}", best.fix)]
+
+
+def is_impossible(rows: Floats, way: Way) -> NDArray[np.bool_]:
+    """``(N,)``: a box has no area or leaves its frame; as pixels also if it lies in the first one."""
+    a, b, c, d, width, height, _ = rows.T
+    x1, y1, x2, y2 = way.to_xyxy(a, b, c, d)
+    if way.frame is None:
+        right, bottom = (np.where(side > 0, side, np.inf) for side in (width, height))
+        slack = 0.5
+        in_a_pixel = (x2 <= 1) & (y2 <= 1)
+    else:
+        right, bottom = np.full_like(x1, way.frame), np.full_like(y1, way.frame)
+        slack = ROUNDING * way.frame
+        in_a_pixel = np.zeros_like(x1, dtype=np.bool_)
+    outside = (x1 < -slack) | (y1 < -slack) | (x2 > right + slack) | (y2 > bottom + slack)
+    impossible: NDArray[np.bool_] = (x2 <= x1) | (y2 <= y1) | outside | in_a_pixel
+    return impossible
+
+
+def _too_small(rows: Floats, path: Path) -> list[Problem]:
+    """All boxes stay within a scale, or a part, of images that are far larger."""
+    rows = rows[(rows[:, 4] > 0) & (rows[:, 5] > 0)]
+    furthest, sizes = _furthest(rows)
+    if len(sizes) < LEAST_IMAGES:
+        return []
+    for scale, name in SCALES.items():
+        larger = sizes.max(axis=1) > scale
+        log_chance = np.log(np.minimum(1, scale / sizes[larger])).sum()
+        is_full = scale * (1 - 2 * NEAR_ORIGIN) < furthest.max() <= scale * (1 + ROUNDING)
+        if larger.sum() >= LEAST_IMAGES and is_full and log_chance < UNLIKELY_LOG:
+            what = (
+                f"the boxes look like {name}: none reaches beyond {scale:g}, in {larger.sum()} larger images"
+            )
+            fix = f"{_TO_PIXELS}, divided by {scale:g}; if they are pixels indeed, accept this"
+            return [Problem(what, str(path), fix)]
+    part = float((furthest / sizes).max())
+    nearest = float((rows[:, :2] / rows[:, 4:6]).max(axis=1).min())
+    if part <= LARGEST_PART and nearest < NEAR_ORIGIN and 2 * len(sizes) * math.log(part) < VERY_UNLIKELY_LOG:
+        what = (
+            f"no box reaches beyond {part:.0%} of its image's width or height, in {len(sizes)} images:"
+            " they look like boxes of smaller images"
+        )
+        fix = "write boxes in pixels of the images as they are; if they are, accept this"
+        return [Problem(what, str(path), fix)]
+    return []
+
+
+def _furthest(rows: Floats) -> tuple[Floats, Floats]:
+    """Largest x and y of a box, and width and height, of each image: two times ``(images, 2)``."""
+    lines, index = np.unique(rows[:, 6], return_inverse=True)
+    furthest, sizes = np.zeros((len(lines), 2)), np.zeros((len(lines), 2))
+    np.maximum.at(furthest, index, rows[:, 2:4])
+    sizes[index] = rows[:, 4:6]
+    return furthest, sizes
+
+
+CHECKS: Mapping[str, Check] = {
+    "config.boxes.format": Check(boxes_are_xyxy_pixels, "the boxes can be xyxy pixels"),
+}

@@ -1,0 +1,123 @@
+"""``config.memory``: does a training step fit the device? Known from config.json, before any weight is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, Qwen2_5_VLConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from qwendet.checks.config.suite import MEMORY
+from qwendet.checks.result import Result
+from qwendet.checks.runner import Findings
+from qwendet.config import Config
+from qwendet.errors import Problem
+from qwendet.memory import GIB, MemoryEstimate, estimate_memory, largest_workload
+from qwendet.model.tiny import TINY_FOLDER, UNTRAINED, write_untrained
+
+SMALLER_IMAGES = 1280 * 28 * 28
+# What makes a training smaller, the cheapest first; each is added to those before it.
+SAVINGS: tuple[tuple[str, str, Any], ...] = (
+    ("model", "gradient_checkpointing", True),
+    ("train", "batch_size", 1),
+    ("data", "max_pixels", SMALLER_IMAGES),
+    ("train", "optimizer", "adamw_bnb_8bit"),
+    ("model", "lora", {"rank": 16}),
+    ("model", "lora", {"rank": 16, "load_in_4bit": True}),
+)
+
+
+def run_memory_check(config: Config) -> list[Result]:
+    """Estimate the peak of the largest batch that the config lets through, and hold it against the device.
+
+    Args:
+        config: a config that could be loaded.
+
+    Returns:
+        One result: it fails if the estimate is above ``train.max_memory`` or, without it, the GPU's memory.
+    """
+    findings = Findings(MEMORY)
+    estimates: list[MemoryEstimate] = []
+
+    def find() -> list[Problem]:
+        estimate = _estimate(config)
+        estimates.append(estimate)
+        limit = _limit(config)
+        if limit is None or estimate.peak <= limit * GIB:
+            return []
+        what = f"{describe(estimate)}, but {limit:.1f} GiB are there"
+        return [Problem(what, "train.max_memory", _what_would_fit(config, limit))]
+
+    findings.collect(find)
+    limit = _limit(config)
+    against = "no limit is set and no GPU is here" if limit is None else f"{limit:.1f} GiB are there"
+    good = f"{describe(estimates[0])}; {against}" if estimates else ""
+    return findings.results(good, config.data.allow)
+
+
+def describe(estimate: MemoryEstimate) -> str:
+    """The estimate in words."""
+    parts = {
+        "weights": estimate.weights,
+        "optimizer": estimate.optimizer,
+        "gradients": estimate.gradients,
+        "activations": estimate.activations,
+        "logits": estimate.logits,
+    }
+    shown = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+    return (
+        f"a training step of the largest batch needs about {estimate.peak / GIB:.2f} GiB a device ({shown})"
+    )
+
+
+def _estimate(config: Config) -> MemoryEstimate:
+    source = {"tiny": str(TINY_FOLDER)}.get(config.model.path, config.model.path)
+    if source == UNTRAINED:
+        source = str(write_untrained())
+    settings, _ = PreTrainedConfig.get_config_dict(source)
+    vlm_config = Qwen2_5_VLConfig(**settings)
+    pixels = config.data.max_pixels or Qwen2VLImageProcessorPil.from_pretrained(source).size["longest_edge"]
+    work = largest_workload(config, vlm_config, pixels)
+    return estimate_memory(config, vlm_config, _dtype(config), work)
+
+
+def _dtype(config: Config) -> torch.dtype:
+    if config.model.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, config.model.dtype)
+        return dtype
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def _limit(config: Config) -> float | None:
+    """GiB of the device."""
+    if config.train.max_memory is not None:
+        return config.train.max_memory
+    if config.model.device == "cpu" or not torch.cuda.is_available():
+        return None
+    return float(torch.cuda.get_device_properties(0).total_memory) / GIB
+
+
+def _what_would_fit(config: Config, limit: float) -> str:
+    changes: dict[str, str] = {}
+    for name, smaller in _smaller(config):
+        changes[name.partition("=")[0]] = name
+        estimate = _estimate(smaller)
+        if estimate.peak <= limit * GIB:
+            return f"{', '.join(changes.values())} would need about {estimate.peak / GIB:.2f} GiB"
+        config = smaller
+    return "take a smaller model, or spread it over several GPUs: docs/scaling.md"
+
+
+def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
+    """The config with one more saving each time."""
+    for section, key, value in SAVINGS:
+        values = config.model_dump()
+        if values[section][key] == value:
+            continue
+        values[section][key] = value
+        smaller = Config.model_validate(values)
+        shown = str(value).lower() if isinstance(value, bool) else value
+        yield f"{section}.{key}={shown}", smaller
+        config = smaller

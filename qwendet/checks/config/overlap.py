@@ -1,0 +1,152 @@
+"""Images that are where they must not be: trained and validated on, shown as their own answer, contradicted.
+
+An image is known by its file, whatever path or link leads there, and by its bytes, whatever its name.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from qwendet.checks.config.census import Scan, SeenImage
+from qwendet.checks.config.samples import Split
+from qwendet.checks.config.survey import Check, Survey
+from qwendet.errors import Problem
+
+HELD_OUT: tuple[Split, ...] = ("val", "test")
+NAMES = {"val": "validation", "test": "the test samples"}
+PROBE_BYTES = 4096
+
+
+def files_differ(survey: Survey) -> Iterable[Problem]:
+    """No two splits are one file."""
+    scans = list(survey.scans.items())
+    for index, (split, scan) in enumerate(scans):
+        for other_split, other in scans[:index]:
+            if {split, other_split} != {"train", "teachers"} and _is_one_file(scan, other):
+                what = f"data.{split} and data.{other_split} hold the same samples: {scan.path.name}"
+                yield Problem(what, f"data.{split}", "give each split samples of its own")
+
+
+def _is_one_file(scan: Scan, other: Scan) -> bool:
+    return scan.num_samples > 0 and scan.lines.keys() == other.lines.keys() and bool(scan.lines)
+
+
+def training_is_not_validation(survey: Survey) -> Iterable[Problem]:
+    """No training image is a validation image."""
+    train = survey.scans["train"]
+    students = [seen for seen in train.images if not seen.is_demonstration]
+    for split, seen, held_out in _shared(train, students, survey.scans):
+        named = _named(seen, held_out)
+        what = f"the training image {named} is also in {NAMES[split]}, which would measure memory"
+        yield Problem(what, train.where(seen.line), f"remove the sample from data.train or data.{split}")
+
+
+def demonstrations_do_not_leak(survey: Survey) -> Iterable[Problem]:
+    """No demonstration shows a validation image, or the very image that is asked about."""
+    for split, scan in survey.scans.items():
+        yield from _own_answers(scan)
+        if split in HELD_OUT:
+            continue
+        shown = [seen for seen in scan.images if seen.is_demonstration or split == "teachers"]
+        for held_split, seen, held_out in _shared(scan, shown, survey.scans):
+            named = _named(seen, held_out)
+            what = f"the demonstration image {named} is also in {NAMES[held_split]}: it gives the answer"
+            yield Problem(what, scan.where(seen.line), "remove the demonstration, or take another image")
+
+
+def _own_answers(scan: Scan) -> Iterable[Problem]:
+    """Samples that show, as a demonstration, the image that is then asked about."""
+    students = {seen.line: seen for seen in scan.images if not seen.is_demonstration}
+    for seen in scan.images:
+        student = students.get(seen.line)
+        if seen.is_demonstration and student is not None and _is_same_image(seen, student):
+            what = f"a demonstration shows {seen.image!r}, the very image that is asked about"
+            yield Problem(what, scan.where(seen.line), "remove the demonstration, or take another image")
+
+
+def answers_agree(survey: Survey) -> Iterable[Problem]:
+    """No image is asked about twice with different objects, as where each box became a sample."""
+    for split, scan in survey.scans.items():
+        first: dict[object, SeenImage] = {}
+        for seen in scan.images:
+            if seen.is_demonstration:
+                continue
+            earlier = first.setdefault(seen.file_id, seen)
+            if earlier.answer != seen.answer:
+                what = (
+                    f"{seen.image!r} is asked about with other objects than in line {earlier.line}:"
+                    " each answer would be learned as complete"
+                )
+                yield Problem(
+                    what, scan.where(seen.line), f"put all its objects into one sample of data.{split}"
+                )
+
+
+def _shared(
+    scan: Scan, uses: Iterable[SeenImage], scans: Mapping[Split, Scan]
+) -> Iterable[tuple[Split, SeenImage, SeenImage]]:
+    """Uses of an image that a held-out file asks about: the split, the use, the held-out one."""
+    uses = list(uses)
+    for split in HELD_OUT:
+        if split not in scans or _is_one_file(scan, scans[split]):  # files_differ says it once
+            continue
+        held_out = [seen for seen in scans[split].images if not seen.is_demonstration]
+        by_file = {seen.file_id: seen for seen in held_out}
+        by_probe = _by_probe(held_out, {seen.num_bytes for seen in uses})
+        for seen in uses:
+            same = by_file.get(seen.file_id) or _same_bytes(seen, by_probe)
+            if same is not None:
+                yield split, seen, same
+
+
+Probe = tuple[int, bytes]
+
+
+def _by_probe(images: Iterable[SeenImage], sizes: set[int]) -> dict[int, dict[Probe, SeenImage]]:
+    """Images by size of their file and by probe; only those whose size is among ``sizes`` are read."""
+    found: dict[int, dict[Probe, SeenImage]] = defaultdict(dict)
+    for seen in images:
+        if seen.num_bytes and seen.num_bytes in sizes:
+            found[seen.num_bytes].setdefault(_probe(seen), seen)
+    return found
+
+
+def _same_bytes(seen: SeenImage, by_probe: Mapping[int, Mapping[Probe, SeenImage]]) -> SeenImage | None:
+    candidates = by_probe.get(seen.num_bytes)
+    other = candidates.get(_probe(seen)) if candidates else None
+    return other if other is not None and _is_same_image(seen, other) else None
+
+
+def _probe(seen: SeenImage) -> Probe:
+    """Size and a digest of both ends and the middle of a file: other for nearly all files that differ."""
+    digest = hashlib.blake2b(digest_size=16)
+    with Path(seen.path).open("rb") as file:
+        for offset in (0, seen.num_bytes // 2, max(0, seen.num_bytes - PROBE_BYTES)):
+            file.seek(offset)
+            digest.update(file.read(PROBE_BYTES))
+    return seen.num_bytes, digest.digest()
+
+
+def _is_same_image(seen: SeenImage, other: SeenImage) -> bool:
+    if seen.file_id == other.file_id:
+        return True
+    is_candidate = seen.num_bytes > 0 and seen.num_bytes == other.num_bytes
+    return is_candidate and filecmp.cmp(seen.path, other.path, shallow=False)
+
+
+def _named(seen: SeenImage, other: SeenImage) -> str:
+    return repr(seen.image) if seen.image == other.image else f"{seen.image!r}, the same as {other.image!r},"
+
+
+CHECKS: Mapping[str, Check] = {
+    "config.data.same_file": Check(files_differ, "each split has samples of its own"),
+    "config.data.train_val_overlap": Check(
+        training_is_not_validation, "no training image is in validation", needs=("train",)
+    ),
+    "config.teachers.leak": Check(demonstrations_do_not_leak, "no demonstration gives an answer away"),
+    "config.data.contradiction": Check(answers_agree, "no image is asked about with different objects"),
+}

@@ -1,0 +1,319 @@
+"""One pass over every sample file, in pieces of some hundred lines, each read and judged by a worker process.
+
+    file ─► pieces (byte ranges of whole lines) ─► worker: Sample, image header, every rule ─► Scan, Findings
+                                                                                               └► merged
+
+Only what the checks of the whole data set need is kept of a sample: its labels, boxes and images as
+numbers, so memory grows by some 300 bytes a sample and not with the files. Nothing here imports torch, so
+that a worker starts in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from qwendet.checks.config.census import LabelUse, Scan, SeenImage
+from qwendet.checks.config.samples import RULES, Split, Visit, is_counted
+from qwendet.checks.runner import Findings
+from qwendet.config import Config
+from qwendet.data.image_tokens import ImageLimits
+from qwendet.data.images import (
+    AbsentImageError,
+    ForbiddenImageError,
+    ImageFacts,
+    inspect_image,
+)
+from qwendet.data.samples import Sample, Turn, parse_sample
+from qwendet.errors import DataError, Problem
+from qwendet.progress import Tracker
+
+PARSE = "config.data.samples"
+CUT = "config.data.cut"
+OPEN = "config.images.open"
+PASS_IDS = (PARSE, CUT, OPEN, *RULES)
+LEAVES_OUT = frozenset({PARSE, OPEN, *(id for id, rule in RULES.items() if rule.leaves_out)})
+"""Findings that ``data.on_bad_sample: skip`` leaves out with their sample."""
+LEFT_OUT = "left out (data.on_bad_sample: skip)"
+PIECE_SAMPLES = 256
+FEW_SAMPLES = 2000
+"""Up to so many are checked faster than worker processes start."""
+
+Depth = Literal["none", "header", "full"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """How every piece of a file is read.
+
+    Attributes:
+        config: the config.
+        split: which of its files.
+        path: that file.
+        root: folder that image paths start from.
+        depth: ``none`` opens no image, ``header`` reads header, EXIF and end mark, ``full`` every pixel.
+        limits: how the model's processor resizes, if that is known.
+    """
+
+    config: Config
+    split: Split
+    path: Path
+    root: Path
+    depth: Depth
+    limits: ImageLimits | None
+
+
+class Piece(NamedTuple):
+    """A byte range of whole lines, and the number of the first."""
+
+    start: int
+    end: int
+    first_line: int
+    num_samples: int
+
+
+def scan_files(
+    config: Config,
+    files: Mapping[Split, Path],
+    tracker: Tracker,
+    *,
+    depth: Depth = "header",
+    workers: int = 1,
+    limits: ImageLimits | None = None,
+) -> tuple[dict[Split, Scan], dict[str, Findings]]:
+    """Hold every sample of every file against every rule.
+
+    Args:
+        config: the config.
+        files: sample files.
+        tracker: shows progress.
+        depth: as in :class:`Task`.
+        workers: processes; with 1, and for few samples, this one does it all.
+        limits: as in :class:`Task`.
+
+    Returns:
+        What was seen, by split; and what each rule found, by id.
+    """
+    findings = {id: Findings(id) for id in PASS_IDS}
+    scans: dict[Split, Scan] = {}
+    pieces = {split: list(cut_into_pieces(path)) for split, path in files.items()}
+    num_samples = sum(piece.num_samples for found in pieces.values() for piece in found)
+    with _mapper(workers if num_samples > FEW_SAMPLES else 1) as spread:
+        for split, path in files.items():
+            root = path.parent if config.data.root is None else Path(config.data.root)
+            task = Task(config, split, path, root, depth, limits)
+            scans[split] = Scan(path)
+            total = sum(piece.num_samples for piece in pieces[split])
+            with tracker(f"checking {path.name}", total) as advance:
+                for scan, found in spread(partial(scan_piece, task), pieces[split]):
+                    scans[split].add(scan)
+                    for id, few in found.items():
+                        findings[id].merge(few)
+                    advance(scans[split].num_samples, "")
+    return scans, findings
+
+
+Spread = Callable[[Callable[[Piece], Any], Iterable[Piece]], Iterable[Any]]
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Spread]:
+    """``map``, by worker processes if there is more than one."""
+    if workers == 1:
+        yield map
+        return
+    # spawn: a fork of a process that has threads (torch, a progress bar) may hang.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            yield pool.map
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cut_into_pieces(path: Path) -> Iterator[Piece]:
+    """Byte ranges of at most ``PIECE_SAMPLES`` samples each, blank lines not counted."""
+    start, first_line, count, offset = 0, 1, 0, 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            offset += len(line)
+            count += not line.isspace()
+            if count == PIECE_SAMPLES:
+                yield Piece(start, offset, first_line, count)
+                start, first_line, count = offset, number + 1, 0
+    if count:
+        yield Piece(start, offset, first_line, count)
+
+
+def scan_piece(task: Task, piece: Piece) -> tuple[Scan, dict[str, Findings]]:
+    """Read some lines of a file and hold them against every rule."""
+    reading = _PiecePass(task)
+    with task.path.open("rb") as file:
+        file.seek(piece.start)
+        lines = BytesIO(file.read(piece.end - piece.start))  # split at \n alone, as training does
+    for number, line in enumerate(lines, start=piece.first_line):
+        if not line.isspace():
+            reading.read(line, number)
+    return reading.scan, {id: found for id, found in reading.findings.items() if found.seconds}
+
+
+class _PiecePass:
+    """The pass over one piece."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.scan = Scan(task.path)
+        self.findings = {id: Findings(id) for id in PASS_IDS}
+        self.facts: dict[str, ImageFacts] = {}  # a pool's images are shown again and again
+        # Training leaves broken samples out; a demonstration that is drawn from a pool is needed.
+        self.is_lenient = task.config.data.on_bad_sample == "skip" and task.split != "teachers"
+
+    def read(self, raw: bytes, number: int) -> None:
+        """Take in one line."""
+        self.scan.num_samples += 1
+        samples: list[Sample] = []
+        if not raw.endswith(b"\n") and not _is_json(raw):
+            self._holds(CUT, partial(_say_cut, raw, self.scan.where(number)))
+            return
+        self._holds(PARSE, partial(self._parse, raw, number, samples))
+        if not samples:
+            self._keep_raw_boxes(raw, number)
+            return
+        self.scan.num_parsed += 1
+        self._visit(samples[0], number)
+        self.scan.add_line(hashlib.blake2b(raw.strip(), digest_size=8).digest(), number)
+
+    def _parse(self, raw: bytes, number: int, samples: list[Sample]) -> list[Problem]:
+        where = self.scan.where(number)
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"the line is not UTF-8 ({error.reason})", where, "save it as UTF-8") from error
+        samples.append(parse_sample(line, where, self.task.root))
+        return []
+
+    def _keep_raw_boxes(self, raw: bytes, number: int) -> None:
+        """Keep the boxes of a line that is no sample: in which way they are wrong shows in all of them."""
+        try:
+            record = json.loads(raw)
+            turn = record.get("student", record)
+            boxes = [item["bbox_2d"] for item in turn["objects"]]
+            size = self._raw_size(turn, self.scan.where(number))
+            for x1, y1, x2, y2 in boxes:
+                self.scan.boxes.extend((float(x1), float(y1), float(x2), float(y2), *size, number))
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
+            return  # nothing that could be read as boxes; the line itself is reported already
+
+    def _raw_size(self, turn: Mapping[str, Any], where: str) -> tuple[float, float]:
+        """Declared size of a line that is no sample, else that of its image, else zeros."""
+        if turn.get("width") and turn.get("height"):
+            return float(turn["width"]), float(turn["height"])
+        try:
+            if self.task.depth != "none":
+                return inspect_image(str(turn["images"][0]), self.task.root, where).size
+        except DataError:
+            pass  # whether it can be opened is asked of samples alone
+        return 0.0, 0.0
+
+    def _visit(self, sample: Sample, number: int) -> None:
+        # Of a pool's sample, only the student is shown.
+        teachers = () if self.task.split == "teachers" else sample.teachers
+        names = [f"teachers[{index}]." for index in range(len(teachers))]
+        names.append("student." if sample.teachers else "")
+        visits = [
+            self._open(turn, sample, name)
+            for turn, name in zip((*teachers, sample.student), names, strict=True)
+        ]
+        verdicts = [is_open and self._is_usable(visit) for is_open, visit in visits]
+        is_usable = all(verdicts)
+        self.scan.num_usable += is_usable
+        if is_usable or not self.is_lenient:
+            for _, visit in visits:
+                self._count(visit, number)
+
+    def _open(self, turn: Turn, sample: Sample, name: str) -> tuple[bool, Visit]:
+        """Open a turn's image; whether that could be done, and what the rules see."""
+        task, facts = self.task, self.facts
+        is_open = True
+        if task.depth != "none" and turn.image not in facts:
+            is_open = self._holds(OPEN, partial(self._inspect, turn, sample.where))
+        visit = Visit(task.config, task.split, turn, sample, name, facts.get(turn.image), task.limits)
+        return is_open, visit
+
+    def _inspect(self, turn: Turn, where: str) -> list[Problem]:
+        try:
+            is_full = self.task.depth == "full"
+            self.facts[turn.image] = inspect_image(turn.image, turn.root, where, decode=is_full)
+        except (AbsentImageError, ForbiddenImageError) as error:
+            self.scan.num_absent += isinstance(error, AbsentImageError)
+            self.scan.num_forbidden += isinstance(error, ForbiddenImageError)
+            self.scan.first_absent = self.scan.first_absent or error.problems[0]
+            raise
+        return []
+
+    def _is_usable(self, visit: Visit) -> bool:
+        """Hold a turn against every rule; whether those of ``LEAVES_OUT`` let it pass."""
+        held = {id: self._holds(id, partial(rule.find, visit)) for id, rule in RULES.items()}
+        return all(held[id] for id in LEAVES_OUT & held.keys())
+
+    def _holds(self, id: str, find: Callable[[], Iterable[Problem]]) -> bool:
+        return self.findings[id].collect(find, LEFT_OUT if self.is_lenient and id in LEAVES_OUT else "")
+
+    def _count(self, visit: Visit, number: int) -> None:
+        scan, turn, is_student = self.scan, visit.turn, visit.turn is visit.sample.student
+        scan.images.append(_seen(visit, number))
+        for item in turn.objects:
+            use = scan.labels.setdefault(item.desc, LabelUse(visit.where))
+            use.num_boxes += is_student and is_counted(item)
+        if is_student:
+            scan.num_negatives += not turn.objects
+            scan.num_with_teachers += bool(visit.sample.teachers)
+            width, height = visit.size or (0, 0)
+            for item in turn.objects:
+                scan.num_boxes += is_counted(item)
+                scan.boxes.extend((*item.bbox_2d, width, height, number))
+
+
+def _seen(visit: Visit, number: int) -> SeenImage:
+    turn, facts = visit.turn, visit.facts
+    is_demonstration = turn is not visit.sample.student
+    answer = hash(tuple(sorted(_as_numbers(item.bbox_2d, item.desc) for item in turn.objects)))
+    if facts is None:
+        path = os.path.normpath(turn.root / turn.image)
+        return SeenImage(number, turn.image, path, path, 0, visit.size, is_demonstration, answer)
+    return SeenImage(
+        number, turn.image, facts.path, facts.file_id, facts.num_bytes, facts.size, is_demonstration, answer
+    )
+
+
+def _as_numbers(box: tuple[float, ...], label: str) -> tuple[float, ...]:
+    """A box and its label as numbers, whose hash is the same in every process, as that of a text is not."""
+    return (*box, float(zlib.crc32(label.encode())))
+
+
+def _say_cut(raw: bytes, where: str) -> list[Problem]:
+    what = f"the file ends in mid-line: …{raw[-30:].decode('utf-8', 'replace')!r}; what followed is missing"
+    return [Problem(what, where, "write or fetch the whole file again")]
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return True

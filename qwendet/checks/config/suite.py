@@ -1,0 +1,276 @@
+"""``validate-config``: config and data checked without a model, in seconds."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwendet.checks.config import frames, overlap, settings, survey
+from qwendet.checks.config.census import Scan
+from qwendet.checks.config.samples import RULES, Split
+from qwendet.checks.config.scan import CUT, OPEN, PARSE, PASS_IDS, Depth, scan_files
+from qwendet.checks.config.summary import summary_tables
+from qwendet.checks.config.survey import Check, Survey
+from qwendet.checks.result import Result, Table
+from qwendet.checks.runner import Findings
+from qwendet.config import Config
+from qwendet.data.image_tokens import image_limits
+from qwendet.errors import DataError, EnvironmentLacksError, Problem, QwendetError
+from qwendet.progress import Tracker
+
+ENVIRONMENT = "config.environment."
+FILES = "config.data.files"
+ALLOW = "config.data.allow"
+MEMORY = "config.memory"  # run by `validate`, see qwendet.checks.config.memory
+TOKENS = ("config.tokens.limit", "config.tokens.answer")
+ORDER: tuple[Split, ...] = ("val", "train", "teachers")
+OF_CONFIG = frozenset({"config.detection.queries", "config.tokens.images", "config.labels.unknown"})
+"""Rules of samples that hold them against settings."""
+
+
+@dataclass(frozen=True)
+class Thoroughness:
+    """How far the checks go.
+
+    Attributes:
+        images: ``none`` opens no image, ``header`` reads header, EXIF and end mark, ``full`` every pixel.
+        tokens: count the tokens of every sample, which needs the tokenizer and so transformers.
+        workers: processes that read samples and images.
+    """
+
+    images: Depth = "header"
+    tokens: bool = False
+    workers: int = 1
+
+
+def run_config_checks(
+    config: Config, tracker: Tracker, how: Thoroughness | None = None
+) -> tuple[list[Result], list[Table]]:
+    """Run every check of the config and its data.
+
+    Args:
+        config: a config that could be loaded.
+        tracker: shows progress.
+        how: how far to go.
+
+    Returns:
+        At least one result for each check, causes before what follows from them; and the data in figures.
+
+    Raises:
+        DataError: if a sample file or the data root is absent or may not be read.
+    """
+    files: dict[Split, Path] = {
+        split: Path(name) for split in ORDER if (name := getattr(config.data, split)) is not None
+    }
+    how = how or Thoroughness()
+    require_files({f"data.{split}": path for split, path in files.items()}, config.data.root)
+    results, seen, tables = _run(config, files, known_checks(), tracker, how)
+    if how.tokens:
+        from qwendet.checks.config.tokens import count_tokens
+
+        found, more = count_tokens(seen, tracker)
+        return results + found, tables + more
+    return results, tables
+
+
+def run_data_checks(
+    files: Mapping[Split, Path], root: Path | None, tracker: Tracker, how: Thoroughness
+) -> tuple[list[Result], list[Table]]:
+    """Run every check that looks at sample files alone.
+
+    Args:
+        files: sample files.
+        root: folder that image paths start from; None is each file's own.
+        tracker: shows progress.
+        how: how far to go; tokens are not counted.
+
+    Raises:
+        DataError: if a file or the root is absent or may not be read.
+    """
+    config = _data_config(files, root)
+    checks = {
+        id: check for id, check in known_checks().items() if check.is_of_data and id not in settings.CHECKS
+    }
+    results, _, tables = _run(config, files, checks, tracker, how)
+    return [result for result in results if result.id not in OF_CONFIG], tables
+
+
+def survey_data(
+    files: Mapping[Split, Path], root: Path | None, tracker: Tracker, how: Thoroughness
+) -> tuple[Survey, int]:
+    """See what sample files hold, without judging it.
+
+    Args:
+        files: sample files.
+        root: folder that image paths start from; None is each file's own.
+        tracker: shows progress.
+        how: how far to go; tokens are not counted.
+
+    Returns:
+        What was seen, and the number of samples that are broken.
+    """
+    config = _data_config(files, root)
+    scans, _ = scan_files(config, files, tracker, depth=how.images, workers=how.workers)
+    return Survey(config, scans), sum(scan.num_samples - scan.num_parsed for scan in scans.values())
+
+
+def _data_config(files: Mapping[Split, Path], root: Path | None) -> Config:
+    """Defaults, with these files; what may not be read is refused."""
+    names = {split: str(path) for split, path in files.items() if split != "test"}
+    config = Config.model_validate({"data": {**names, "root": None if root is None else str(root)}})
+    require_files({str(path): path for path in files.values()}, config.data.root)
+    return config
+
+
+def require_config_checks(config: Config, tracker: Tracker) -> None:
+    """Refuse a config that fails a check.
+
+    Raises:
+        EnvironmentLacksError: if the machine is all that is wrong.
+        QwendetError: with every problem found.
+    """
+    results, _ = run_config_checks(config, tracker)
+    failed = [result for result in results if result.status == "fail"]
+    problems = [Problem(result.what, result.where, result.fix, result.id) for result in failed]
+    if problems:
+        raise (EnvironmentLacksError if is_of_machine(failed) else QwendetError).of(problems)
+
+
+def exit_code(results: Iterable[Result]) -> int:
+    """Exit code of checks: 0 if none failed, 3 if the machine is all that is wrong, else 1."""
+    failed = [result for result in results if result.status == "fail"]
+    return (3 if is_of_machine(failed) else 1) if failed else 0
+
+
+def is_of_machine(failed: Iterable[Result]) -> bool:
+    """Whether the machine is all that is wrong: the config is sound and would run on another one."""
+    return all(result.id.startswith(ENVIRONMENT) for result in failed)
+
+
+def known_checks() -> dict[str, Check]:
+    """Every check of the whole, causes first."""
+    return {
+        ALLOW: Check(_allow_names_checks, "data.allow names checks only", is_of_data=False),
+        **settings.CHECKS,
+        **survey.CHECKS,
+        **overlap.CHECKS,
+        **frames.CHECKS,
+    }
+
+
+def known_ids() -> list[str]:
+    """Ids of every ``config.*`` check."""
+    return [*known_checks(), *PASS_IDS, *TOKENS]
+
+
+def _run(
+    config: Config,
+    files: Mapping[Split, Path],
+    checks: Mapping[str, Check],
+    tracker: Tracker,
+    how: Thoroughness,
+) -> tuple[list[Result], Survey, list[Table]]:
+    limits = image_limits(config)
+    scans, findings = scan_files(config, files, tracker, depth=how.images, workers=how.workers, limits=limits)
+    seen = Survey(config, scans)
+    results = [result for id, check in checks.items() for result in _run_check(id, check, seen)]
+    lost = {
+        result.where for result in results if result.id == "config.images.root" and result.status == "fail"
+    }
+    if len(lost) == sum(1 for scan in scans.values() if scan.num_samples) and lost:
+        findings[OPEN] = Findings(OPEN)  # each of its problems follows from that one
+    goods = _goods(scans)
+    skips = _skips(scans, how, limits is not None)
+    for id, found in findings.items():
+        results += (
+            [Result(id, "skip", skips[id])] if id in skips else found.results(goods[id], config.data.allow)
+        )
+    return results, seen, summary_tables(scans)
+
+
+def _run_check(id: str, check: Check, seen: Survey) -> list[Result]:
+    absent = [f"data.{split}" for split in check.needs if split not in seen.scans]
+    if absent:
+        return [Result(id, "skip", f"{' and '.join(absent)} not set")]
+    empty = [seen.scans[split].path.name for split in check.needs if not seen.scans[split].num_parsed]
+    if empty:
+        return [Result(id, "skip", f"{' and '.join(empty)}: no sample that can be read")]
+    findings = Findings(id)
+    findings.collect(lambda: check.find(seen))
+    return findings.results(check.good, seen.config.data.allow)
+
+
+def _goods(scans: Mapping[Split, Scan]) -> dict[str, str]:
+    counts = ", ".join(f"{scan.num_samples} in {scan.path.name}" for scan in scans.values())
+    return {
+        PARSE: f"every sample can be read: {counts}",
+        CUT: "no file ends in mid-line",
+        OPEN: "every image opens and is whole",
+        **{id: rule.good for id, rule in RULES.items()},
+    }
+
+
+def _skips(scans: Mapping[Split, Scan], how: Thoroughness, knows_limits: bool) -> dict[str, str]:
+    """Why rules have nothing to look at."""
+    if not any(scan.num_samples for scan in scans.values()):
+        return dict.fromkeys(PASS_IDS, "there are no samples to look at")
+    skips = {}
+    if how.images == "none":
+        closed = [OPEN, *(id for id, rule in RULES.items() if rule.needs_images)]
+        skips = dict.fromkeys(closed, "images were not opened")
+    if not knows_limits:
+        skips["config.tokens.images"] = "only a download of the model would tell how it resizes images"
+    return skips
+
+
+def _allow_names_checks(seen: Survey) -> Iterable[Problem]:
+    """Every entry of ``data.allow`` is the id of a check."""
+    known = [*known_ids(), MEMORY]
+    for id in seen.config.data.allow:
+        if id not in known:
+            close = difflib.get_close_matches(id, known, n=1, cutoff=0.5)
+            fix = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+            yield Problem(f"{id!r} is the id of no check", "data.allow", fix)
+
+
+def require_files(files: Mapping[str, Path], root: str | None) -> None:
+    """Refuse files that cannot be read at once: without them most checks would say the same.
+
+    Args:
+        files: by where the user named them.
+        root: ``data.root``.
+
+    Raises:
+        DataError: with every problem found.
+    """
+    problems = [problem for where, path in files.items() for problem in _unreadable(path, where)]
+    if root is not None and not Path(root).is_dir():
+        what = f"{root} is no folder" if Path(root).exists() else f"there is no such folder: {root}"
+        problems.append(Problem(what, "data.root", "correct the path", FILES))
+    elif root is not None and not os.access(root, os.R_OK | os.X_OK):
+        problems.append(
+            Problem(f"the folder may not be read: {root}", "data.root", f"chmod +rx {root}", FILES)
+        )
+    if problems:
+        raise DataError.of(problems)
+
+
+def _unreadable(path: Path, where: str) -> Iterable[Problem]:
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        yield Problem(f"the sample file cannot be reached: {error}", where, "correct the path", FILES)
+        return
+    if not exists:
+        yield Problem(f"there is no such sample file: {path}", where, "correct the path", FILES)
+    elif is_folder:
+        held = ", ".join(sorted(file.name for file in path.glob("*.jsonl"))) or "none"
+        what = f"expected a sample file, got the folder {path}"
+        yield Problem(what, where, f"name a .jsonl file in it: {held}", FILES)
+    elif not path.is_file():
+        yield Problem(f"{path} is not a regular file", where, "give a JSONL file", FILES)
+    elif not os.access(path, os.R_OK):
+        yield Problem(f"the sample file may not be read: {path}", where, f"chmod +r {path}", FILES)

@@ -1,0 +1,83 @@
+"""A data set in figures: samples, boxes of each label, sizes of boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from qwendet.checks.config.census import Scan
+from qwendet.checks.config.frames import box_table
+from qwendet.checks.config.samples import Split
+from qwendet.checks.result import Table
+
+SMALL_PX, LARGE_PX = 32, 96
+"""Sides of squares whose areas part small, medium and large boxes, as COCO does."""
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+MAX_LABELS = 30
+
+
+def summary_tables(scans: Mapping[Split, Scan]) -> list[Table]:
+    """Tables of what was seen, for people; files without samples are left out."""
+    scans = {split: scan for split, scan in scans.items() if scan.num_parsed}
+    return [_samples(scans), _labels(scans), _sizes(scans)] if scans else []
+
+
+def _samples(scans: Mapping[Split, Scan]) -> Table:
+    columns = (
+        "split",
+        "samples",
+        "images",
+        "without boxes",
+        "with teachers",
+        "boxes",
+        "small",
+        "medium",
+        "large",
+    )
+    rows = []
+    for split, scan in scans.items():
+        table = box_table(scan)
+        areas = np.maximum(0, table[:, 2] - table[:, 0]) * np.maximum(0, table[:, 3] - table[:, 1])
+        small = int((areas < SMALL_PX**2).sum())
+        large = int((areas >= LARGE_PX**2).sum())
+        images = len({seen.file_id for seen in scan.images})
+        counts = (scan.num_samples, images, scan.num_negatives, scan.num_with_teachers, scan.num_boxes)
+        rows.append((split, *counts, small, len(areas) - small - large, large))
+    return Table("Data (box sizes as COCO: 32² and 96² pixels)", columns, rows)
+
+
+def _labels(scans: Mapping[Split, Scan]) -> Table:
+    totals: dict[str, int] = {}
+    for scan in scans.values():
+        for label, use in scan.labels.items():
+            totals[label] = totals.get(label, 0) + use.num_boxes
+    shown = sorted(totals, key=lambda label: (-totals[label], label))[:MAX_LABELS]
+    rows: list[tuple[object, ...]] = [
+        (label, *(scan.labels[label].num_boxes if label in scan.labels else 0 for scan in scans.values()))
+        for label in shown
+    ]
+    if len(totals) > MAX_LABELS:
+        rows.append((f"and {len(totals) - MAX_LABELS} more labels", *("" for _ in scans)))
+    return Table("Boxes of each label", ("label", *scans), rows)
+
+
+def _sizes(scans: Mapping[Split, Scan]) -> Table:
+    """Quantiles of the square root of a box's area, and of its share of the image."""
+    rows: list[tuple[object, ...]] = []
+    for split, scan in scans.items():
+        table = box_table(scan)
+        x1, y1, x2, y2, width, height, _ = table.T
+        sides = np.sqrt(np.maximum(0, x2 - x1) * np.maximum(0, y2 - y1))
+        known = (width > 0) & (height > 0)
+        shares = sides[known] / np.sqrt(width[known] * height[known])
+        for name, values in (("side, pixels", sides), ("side, share of the image", shares)):
+            if len(values):
+                rows.append((split, name, *(_short(value) for value in np.quantile(values, QUANTILES))))
+    names = ("least", *(f"{quantile:.0%}" for quantile in QUANTILES[1:-1]), "most")
+    return Table("Box sizes (square root of the area)", ("split", "size", *names), rows)
+
+
+def _short(value: float) -> int | float:
+    """Whole pixels, but shares as they are."""
+    return round(value) if value > 1 else float(value)

@@ -1,0 +1,193 @@
+"""What the checks of a whole data set look at, and those of its samples, labels and settings together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from qwendet.checks.config.census import Scan
+from qwendet.checks.config.lookalikes import lookalikes, nearest_lookalike
+from qwendet.checks.config.samples import Split
+from qwendet.config import Config
+from qwendet.errors import Problem
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The config, and what its sample files hold."""
+
+    config: Config
+    scans: Mapping[Split, Scan]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check.
+
+    Attributes:
+        find: returns the problems.
+        good: what is so when there are none.
+        needs: files without whose samples it is skipped.
+        is_of_data: it looks at sample files alone, so that it can run without a config.
+    """
+
+    find: Callable[[Survey], Iterable[Problem]]
+    good: str
+    needs: tuple[Split, ...] = ()
+    is_of_data: bool = True
+
+
+def files_hold_samples(survey: Survey) -> Iterable[Problem]:
+    """No sample file is empty, or empty once broken samples are left out."""
+    leaves_out = survey.config.data.on_bad_sample == "skip"
+    for split, scan in survey.scans.items():
+        if scan.num_samples == 0:
+            fix = f"correct data.{split}, or write one sample a line into the file"
+            yield Problem("the file holds no samples", str(scan.path), fix)
+        elif leaves_out and scan.num_usable == 0:
+            yield Problem("no sample of the file is usable", str(scan.path), "mend its samples")
+
+
+def images_are_under_the_root(survey: Survey) -> Iterable[Problem]:
+    """Some image is there: if none is, the folder is wrong and not every path."""
+    for scan in survey.scans.values():
+        lost = scan.num_absent + scan.num_forbidden
+        if lost == 0 or any(seen.num_bytes for seen in scan.images):
+            continue
+        example = f"; the first: {scan.first_absent.what}" if scan.first_absent else ""
+        if scan.num_forbidden == lost:
+            fix = "give yourself the right to read them: chmod -R +rX FOLDER"
+            yield Problem(f"none of the {lost} images may be read{example}", str(scan.path), fix)
+        else:
+            fix = "set data.root to the folder that the image paths start from"
+            yield Problem(f"none of the {lost} images is there{example}", str(scan.path), fix)
+
+
+def no_line_is_repeated(survey: Survey) -> Iterable[Problem]:
+    """No sample is in its file twice."""
+    for scan in survey.scans.values():
+        for line, first in scan.repeated:
+            what = f"the sample repeats that of line {first}"
+            yield Problem(
+                what, scan.where(line), "remove one, or accept it where samples are repeated on purpose"
+            )
+
+
+def labels_read_differently(survey: Survey) -> Iterable[Problem]:
+    """No two labels differ only in case, blanks, dots, unicode form or letters that look alike."""
+    uses = {label: use.where for scan in survey.scans.values() for label, use in scan.labels.items()}
+    listed = survey.config.data.labels or ()
+    for first, *others in lookalikes([*listed, *(label for label in uses if label not in listed)]):
+        for other in others:
+            what = f"the labels {first!r} and {other!r} read the same ({_escaped(first)}, {_escaped(other)})"
+            fix = f"write {first!r} in both places: they would be learned as two things"
+            yield Problem(what, uses.get(other, "data.labels"), fix)
+    for label in [*listed, *uses]:
+        parts = label.split(", ")
+        if len(parts) > 1 and any(part in uses or part in listed for part in parts):
+            what = f"the label {label!r} reads like several in the request, which separates labels by commas"
+            yield Problem(what, uses.get(label, "data.labels"), "write it without the comma")
+
+
+def _escaped(label: str) -> str:
+    return label.encode("unicode_escape").decode("ascii") if not label.isascii() else repr(label)
+
+
+def val_labels_are_trained(survey: Survey) -> Iterable[Problem]:
+    """Every label of the validation samples is in training samples too."""
+    train, val = survey.scans["train"], survey.scans["val"]
+    for label, use in val.labels.items():
+        if label not in train.labels:
+            near = nearest_lookalike(label, train.labels)
+            fix = "add training samples with it, or remove it from validation"
+            yield Problem(
+                f"the label {label!r} is in validation only: it would never be learned",
+                use.where,
+                fix if near is None else f"write {near!r}, as in training",
+            )
+
+
+def there_are_labels(survey: Survey) -> Iterable[Problem]:
+    """There is something to look for; with the head on, ``config.detection.on_without_boxes`` says it."""
+    config = survey.config
+    if config.data.labels is None and not survey.scans["train"].labels and not config.detection.enabled:
+        what = "no training sample has an object, and data.labels is not set: there is no label to look for"
+        yield Problem(what, "data.labels", "name the labels there, or give training samples with boxes")
+
+
+def head_is_wanted(survey: Survey) -> Iterable[Problem]:
+    """With boxes in the data, the detection head is on."""
+    scan = survey.scans["train"]
+    if not survey.config.detection.enabled and scan.num_boxes > 0:
+        what = f"detection.enabled is false, but {scan.path.name} has {scan.num_boxes} boxes: no head learns"
+        fix = "set it to true; for text answers only, add config.detection.off_with_boxes to data.allow"
+        yield Problem(what, "detection.enabled", fix)
+
+
+def head_has_boxes(survey: Survey) -> Iterable[Problem]:
+    """With the detection head on, there are boxes to learn."""
+    scan = survey.scans["train"]
+    if survey.config.detection.enabled and scan.num_boxes == 0:
+        what = f"detection.enabled is true, but {scan.path.name} has no box: the head would find nothing"
+        yield Problem(what, "detection.enabled", "give training samples with boxes, or set it to false")
+
+
+def val_has_boxes(survey: Survey) -> Iterable[Problem]:
+    """Where training has boxes, validation has some: without any, nothing is measured."""
+    train, val = survey.scans["train"], survey.scans["val"]
+    if train.num_boxes and not val.num_boxes:
+        what = f"{val.path.name} has no box, {train.path.name} has {train.num_boxes}: nothing is measured"
+        yield Problem(what, "data.val", "give validation samples with boxes")
+
+
+def pool_is_large_enough(survey: Survey) -> Iterable[Problem]:
+    """As many different demonstrations are there as a sample is to be given."""
+    data = survey.config.data
+    if data.teacher_ratio == 0 or data.num_teachers == 0:
+        return
+    name: Split = "train" if data.teachers is None else "teachers"
+    scan = survey.scans.get(name)
+    if scan is None or not scan.num_parsed:
+        return
+    available = scan.num_parsed - (name == "train")
+    if available < data.num_teachers:
+        what = (
+            f"data.num_teachers is {data.num_teachers}, but {scan.path.name} has only {available} samples"
+            " that can be shown"
+        )
+        yield Problem(what, "data.num_teachers", "lower it, or enlarge the pool")
+
+
+def pool_is_used(survey: Survey) -> Iterable[Problem]:
+    """A pool of demonstrations is drawn from."""
+    data = survey.config.data
+    train = survey.scans.get("train")
+    if data.teachers is None or data.teacher_ratio > 0 or (train is not None and train.num_with_teachers):
+        return
+    what = "data.teachers is set, but data.teacher_ratio is 0: no training sample is given a demonstration"
+    yield Problem(what, "data.teacher_ratio", "set it above 0, such as 0.5, or remove data.teachers")
+
+
+CHECKS: Mapping[str, Check] = {
+    "config.data.empty": Check(files_hold_samples, "every file holds samples"),
+    "config.images.root": Check(images_are_under_the_root, "image paths lead somewhere"),
+    "config.labels.none": Check(
+        there_are_labels, "there are labels to look for", needs=("train",), is_of_data=False
+    ),
+    "config.labels.lookalike": Check(labels_read_differently, "no two labels read the same"),
+    "config.labels.only_in_validation": Check(
+        val_labels_are_trained, "every validation label is trained", needs=("train", "val")
+    ),
+    "config.data.repeated": Check(no_line_is_repeated, "no sample is there twice"),
+    "config.data.val_without_boxes": Check(
+        val_has_boxes, "validation has boxes where training has some", needs=("train", "val")
+    ),
+    "config.detection.off_with_boxes": Check(
+        head_is_wanted, "no boxes go unused", needs=("train",), is_of_data=False
+    ),
+    "config.detection.on_without_boxes": Check(
+        head_has_boxes, "the head has boxes to learn", needs=("train",), is_of_data=False
+    ),
+    "config.teachers.pool": Check(pool_is_large_enough, "there are enough demonstrations", is_of_data=False),
+    "config.teachers.unused": Check(pool_is_used, "no pool of demonstrations lies idle", is_of_data=False),
+}

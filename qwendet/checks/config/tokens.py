@@ -1,0 +1,214 @@
+"""Tokens of every sample against the limits, from the sizes of its images: no pixel is read again.
+
+Demonstrations are drawn while training runs. If the longest of them could exceed the limit beside the longest
+sample, every draw of every epoch is looked at, which is possible because it depends on the seed alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from qwendet.checks.config.samples import Split
+from qwendet.checks.config.survey import Survey
+from qwendet.checks.result import Result, Table
+from qwendet.checks.runner import Findings
+from qwendet.config import Config
+from qwendet.data.dataset import TrainingSamples
+from qwendet.data.encode import Encoder
+from qwendet.data.samples import Sample, SampleFile, Turn
+from qwendet.errors import DataError, Problem
+from qwendet.loader import load_encoder
+from qwendet.progress import Tracker
+
+LIMIT = "config.tokens.limit"
+ANSWER = "config.tokens.answer"
+FIX = "raise data.max_tokens, or lower data.max_pixels or the number of teachers; nothing is cut"
+Size = tuple[int, int]
+
+
+@dataclass
+class _Counts:
+    """Tokens of the samples of one file.
+
+    Attributes:
+        totals: of each sample, as written.
+        turns: of each student turn, as if it stood alone.
+        unknown: samples that were left out, because they cannot be read or the size of an image is unknown.
+    """
+
+    totals: list[int] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
+    unknown: int = 0
+
+
+def count_tokens(survey: Survey, tracker: Tracker) -> tuple[list[Result], list[Table]]:
+    """Hold the tokens of every sample against ``data.max_tokens`` and ``infer.max_new_tokens``.
+
+    Args:
+        survey: the config, and what its files hold.
+        tracker: shows progress.
+
+    Returns:
+        Results, and tokens per sample: median, 99th percentile, maximum.
+    """
+    config, counter = survey.config, _Counter(survey)
+    findings = {id: Findings(id) for id in (LIMIT, ANSWER)}
+    loaded: list[Encoder] = []
+
+    def prepare() -> Iterable[Problem]:
+        loaded.append(load_encoder(config))
+        return ()
+
+    if not findings[LIMIT].collect(prepare):
+        return findings[LIMIT].results("", config.data.allow), []
+    counts = {split: counter.count(split, loaded[0], findings, tracker) for split in survey.scans}
+    findings[LIMIT].collect(lambda: _drawn(survey, loaded[0], counts, counter.sizes, tracker))
+    goods = {
+        LIMIT: f"no sample has more than data.max_tokens = {config.data.max_tokens} tokens",
+        ANSWER: f"no answer has more than infer.max_new_tokens = {config.infer.max_new_tokens} tokens",
+    }
+    results = [
+        result for id, found in findings.items() for result in found.results(goods[id], config.data.allow)
+    ]
+    return results, [_table(counts, config)]
+
+
+class _Counter:
+    """Counts tokens, knowing the size of every image that was seen."""
+
+    def __init__(self, survey: Survey) -> None:
+        self.survey = survey
+        self.sizes: dict[tuple[Split, str], Size] = {
+            (split, seen.image): seen.size
+            for split, scan in survey.scans.items()
+            for seen in scan.images
+            if seen.size is not None
+        }
+
+    def count(
+        self, split: Split, encoder: Encoder, findings: dict[str, Findings], tracker: Tracker
+    ) -> _Counts:
+        """Count the samples of one file; what exceeds a limit is added to the findings."""
+        counts, scan, data = _Counts(), self.survey.scans[split], self.survey.config.data
+        if not scan.num_samples:
+            return counts
+        samples = SampleFile(scan.path, None if data.root is None else Path(data.root))
+        with tracker(f"counting tokens of {scan.path.name}", len(samples)) as advance:
+            for index in range(len(samples)):
+                try:
+                    sample = samples[index]
+                except DataError:  # the pass over the files has named it
+                    counts.unknown += 1
+                    continue
+                teachers = () if split == "teachers" else sample.teachers
+                sizes = [self.sizes.get((split, turn.image)) for turn in (*teachers, sample.student)]
+                known = [size for size in sizes if size is not None]
+                if len(known) < len(sizes):
+                    counts.unknown += 1
+                    continue
+                self._add(counts, Sample(sample.student, teachers, sample.where), known, encoder, findings)
+                advance(index + 1, "")
+        return counts
+
+    def _add(
+        self,
+        counts: _Counts,
+        sample: Sample,
+        sizes: Sequence[Size],
+        encoder: Encoder,
+        findings: dict[str, Findings],
+    ) -> None:
+        config = self.survey.config
+        total, answer = encoder.token_counts(sample, sizes)
+        alone = total if not sample.teachers else _alone(sample.student, sizes[-1], encoder)
+        counts.totals.append(total)
+        counts.turns.append(alone)
+        findings[LIMIT].collect(lambda: _too_long(total, config.data.max_tokens, sample.where))
+        findings[ANSWER].collect(lambda: _answer_too_long(answer, config, sample.where))
+
+
+def _alone(turn: Turn, size: Size, encoder: Encoder) -> int:
+    return encoder.token_counts(Sample(turn), [size])[0]
+
+
+def _too_long(tokens: int, limit: int, where: str, note: str = "") -> Iterable[Problem]:
+    if tokens > limit:
+        yield Problem(f"{tokens} tokens{note}, but data.max_tokens is {limit}", where, FIX)
+
+
+def _answer_too_long(tokens: int, config: Config, where: str) -> Iterable[Problem]:
+    is_written = config.infer.mode in ("text", "both") or not config.detection.enabled
+    if is_written and tokens > config.infer.max_new_tokens:
+        what = f"the answer has {tokens} tokens, but infer.max_new_tokens is {config.infer.max_new_tokens}"
+        yield Problem(what, where, f"set infer.max_new_tokens to {tokens} or more: the rest would be missing")
+
+
+def _drawn(
+    survey: Survey,
+    encoder: Encoder,
+    counts: dict[Split, _Counts],
+    sizes: dict[tuple[Split, str], Size],
+    tracker: Tracker,
+) -> Iterable[Problem]:
+    """Samples that exceed the limit with demonstrations that will be drawn for them."""
+    data = survey.config.data
+    pool: Split = "train" if data.teachers is None else "teachers"
+    if data.teacher_ratio == 0 or data.num_teachers == 0 or not counts.get("train", _Counts()).turns:
+        return
+    longest = max(counts["train"].turns) + data.num_teachers * max(counts[pool].turns or [0])
+    if longest <= data.max_tokens:
+        return
+    dataset = TrainingSamples(survey.config, encoder)
+    epochs = _num_epochs(survey.config, len(dataset))
+    with tracker("drawing demonstrations", epochs * len(dataset)) as advance:
+        for draw in range(epochs * len(dataset)):
+            epoch, index = divmod(draw, len(dataset))
+            dataset.set_epoch(epoch)
+            yield from _judge_draw(dataset, index, pool, sizes, data.max_tokens)
+            advance(draw + 1, "")
+
+
+def _judge_draw(
+    dataset: TrainingSamples, index: int, pool: Split, sizes: dict[tuple[Split, str], Size], limit: int
+) -> Iterable[Problem]:
+    try:
+        own, sample = dataset.samples[index], dataset.sample(index)
+    except DataError:  # the pass over the files has named it
+        return
+    if own.teachers or not sample.teachers:
+        return
+    keys: list[tuple[Split, str]] = [(pool, turn.image) for turn in sample.teachers]
+    known = [sizes.get(key) for key in (*keys, ("train", sample.student.image))]
+    found = [size for size in known if size is not None]
+    if len(found) == len(known):
+        tokens, _ = dataset.encoder.token_counts(sample, found)
+        shown = " and ".join(turn.image for turn in sample.teachers)
+        yield from _too_long(
+            tokens, limit, sample.where, f" in epoch {dataset.epoch} with {shown} shown first"
+        )
+
+
+def _num_epochs(config: Config, num_samples: int) -> int:
+    """Passes over the samples, as one process trains."""
+    train = config.train
+    if train.max_steps is None:
+        return math.ceil(train.epochs)
+    return math.ceil(train.max_steps * train.batch_size * train.gradient_accumulation_steps / num_samples)
+
+
+def _table(counts: dict[Split, _Counts], config: Config) -> Table:
+    rows = []
+    for split, found in counts.items():
+        if found.totals:
+            middle, high = (int(value) for value in np.quantile(found.totals, (0.5, 0.99)))
+            rows.append((split, len(found.totals), middle, high, max(found.totals), config.data.max_tokens))
+    return Table(
+        "Tokens of a sample, before demonstrations are drawn",
+        ("split", "samples", "median", "99 %", "most", "limit"),
+        rows,
+    )

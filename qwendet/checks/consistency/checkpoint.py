@@ -1,0 +1,379 @@
+"""``consistency.checkpoint.*``: a directory of files against what the config would build.
+
+It may be a checkpoint with a manifest, or a plain Hugging Face directory that was trained elsewhere: then
+what its files say is compared, and the files themselves are not vouched for. No weights are loaded into a
+model, and nothing here uses the loader's own comparisons.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoTokenizer, GenerationConfig
+
+from qwendet.checks.consistency.build import flat, own_name
+from qwendet.checks.consistency.prompt import special_token_problems, template_problems
+from qwendet.checks.result import NotApplicableError, Table, Verdict
+from qwendet.checks.subject import Subject
+from qwendet.errors import CheckpointError, Problem
+from qwendet.model.checkpoint import FORMAT_VERSION, HEAD_WEIGHTS, MANIFEST
+from qwendet.model.losses import LOSS_VERSION
+
+ADAPTER = "adapter_config.json"
+BICUBIC = 3
+"""Pillow's number, which preprocessor_config.json writes."""
+PREPROCESSOR = "preprocessor_config.json"
+OF_ANSWERS = (
+    "do_sample",
+    "temperature",
+    "top_",
+    "min_",
+    "max_",
+    "repetition_",
+    "no_repeat",
+    "num_beams",
+    "length_",
+)
+RETRAIN = "retrain, because the weights were trained for something else"
+COPY = "copy the checkpoint again, or take another one"
+FROM_ORIGIN = "copy the file from the model's origin, or train from this one: set model.path to it"
+LM_HEAD = "vlm.lm_head.weight"
+EMBEDDING = "vlm.model.language_model.embed_tokens.weight"
+READ = (".safetensors", ".json", ".jinja")
+STATE = "trainer_state.json"
+MUST_MATCH = ("data.system_prompt", "data.request", "data.labels", "data.min_pixels", "data.max_pixels",
+              "detection.enabled", "detection.hidden_size", "detection.num_layers", "detection.num_heads",
+              "model.lora.rank", "model.lora.alpha", "model.lora.targets")  # fmt: skip
+NOT_ARCHITECTURE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache",
+                    "architectures", "_attn_implementation", "_attn_implementation_internal",
+                    "attn_implementation", "output_attentions", "output_hidden_states")  # fmt: skip
+
+
+def files(subject: Subject, folder: Path) -> Verdict:
+    """The manifest is of this format and loss, and vouches for every file that would be read."""
+    manifest, problems = _manifest(folder), []
+    path = folder / MANIFEST
+    for name, wanted in (("format_version", FORMAT_VERSION), ("loss_version", LOSS_VERSION)):
+        if manifest.get(name) != wanted:
+            problems.append(Problem(f"{name} is {manifest.get(name)}, expected {wanted}", str(path), RETRAIN))
+    if manifest.get("padding_side") != "left":
+        what = f"padding_side is {manifest.get('padding_side')!r}, expected 'left'"
+        problems.append(Problem(what, str(path), RETRAIN))
+    known = manifest.get("files", {})
+    for name, digest in known.items():
+        file = folder / name
+        if not file.is_file():
+            problems.append(Problem("a file of the manifest is missing", str(file), COPY))
+        elif hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            problems.append(
+                Problem("the file is not the one that was saved: its hash differs", str(file), COPY)
+            )
+    read = {file.name for file in folder.iterdir() if file.suffix in READ}
+    for name in sorted(read - known.keys() - {MANIFEST, STATE}):
+        problems.append(Problem("the manifest does not know this file", str(folder / name), "remove it"))
+    return Verdict(f"{len(known)} files are those of the manifest", tuple(problems))
+
+
+def parameters(subject: Subject, folder: Path) -> Verdict:
+    """Every weight that the config's model has is there, in its shape, and no other; none was changed."""
+    if (folder / ADAPTER).is_file():
+        raise NotApplicableError("the checkpoint is an adapter: its files are compared")
+    detector = subject.bundle.detector
+    own = {name: tuple(tensor.shape) for name, tensor in detector.named_parameters(remove_duplicate=False)}
+    if detector.config.tie_word_embeddings:
+        own.pop("vlm.lm_head.weight")
+    vouched = _manifest(folder)["parameters"] if (folder / MANIFEST).is_file() else {}
+    problems, seen = [], set()
+    for place, name, tensor in _weights(folder):
+        if name in seen:
+            problems.append(Problem("the weight is in two files", place, COPY))
+        seen.add(name)
+        if name == "vlm.lm_head.weight" and name not in own:
+            continue  # a stored copy of the embeddings: consistency.checkpoint.tied compares it
+        if name not in own:
+            problems.append(Problem("the config's model has no such weight: a key too many", place, COPY))
+        elif own[name] != tuple(tensor.shape):
+            what = f"the shape is {tuple(tensor.shape)}, the config's model has {own[name]}"
+            problems.append(Problem(what, place, COPY))
+        elif name in vouched and _sha256(tensor) != vouched[name]["sha256"]:
+            problems.append(
+                Problem("the weight is not the one that was saved: its hash differs", place, COPY)
+            )
+    expected = own if vouched else {name for name in own if not name.startswith("head.")}
+    problems += [
+        Problem("the weight is missing", f"{folder}: {name}", COPY) for name in sorted(set(expected) - seen)
+    ]
+    problems += _index_problems(folder)
+    how = "named and hashed as in the manifest" if vouched else "the config's model's, by name and shape"
+    return Verdict(f"{len(seen)} weights are {how}", tuple(problems))
+
+
+def _weights(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
+    """Place, name in the detector, and tensor of each stored weight."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as weights:
+                for key in weights.keys():  # noqa: SIM118  # not a mapping
+                    name = f"head.{key}" if path.name == HEAD_WEIGHTS else f"vlm.{own_name(key)}"
+                    yield f"{path}: {key}", name, weights.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"the weights cannot be read: {error}", str(path), COPY) from error
+
+
+def _index_problems(folder: Path) -> Iterator[Problem]:
+    """An index says which file holds which weight: each must be there."""
+    path = folder / "model.safetensors.index.json"
+    if not path.is_file():
+        return
+    for key, name in _read(path)["weight_map"].items():
+        if not (folder / name).is_file():
+            yield Problem(f"the index names {name}, which is not there", str(path), COPY)
+            return
+        with safe_open(folder / name, "pt") as weights:
+            if key not in weights.keys():  # noqa: SIM118  # not a mapping
+                yield Problem(f"the index says that {name} holds {key}, but it does not", str(path), COPY)
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def dtypes(subject: Subject, folder: Path) -> Verdict:
+    """The stored type is the one that config.json and the manifest name."""
+    found: dict[str, str] = {}
+    for place, name, tensor in _weights(folder):
+        if not name.startswith("head.") and ".lora_" not in name:
+            found.setdefault(str(tensor.dtype).removeprefix("torch."), place)
+    named = {}
+    if (folder / "config.json").is_file():
+        record = _read(folder / "config.json")
+        named["config.json"] = record.get("dtype") or record.get("torch_dtype")
+    if (folder / MANIFEST).is_file():
+        named[MANIFEST] = _manifest(folder)["dtype"]
+    problems = [
+        Problem(f"stored as {dtype}, but {file} says {wanted}", place, COPY)
+        for file, wanted in named.items()
+        for dtype, place in found.items()
+        if wanted is not None and dtype != wanted
+    ]
+    return Verdict(f"weights are stored as {', '.join(found)}", tuple(problems))
+
+
+def tied(subject: Subject, folder: Path) -> Verdict:
+    """Embeddings and ``lm_head`` are stored as config.json ties them: once, or twice alike; else both."""
+    stored = {name: tensor for _, name, tensor in _weights(folder) if name in (LM_HEAD, EMBEDDING)}
+    if not stored:
+        raise NotApplicableError("the checkpoint holds neither embeddings nor lm_head")
+    wanted = bool(subject.bundle.detector.config.tie_word_embeddings)
+    problems = []
+    record = _read(folder / "config.json")
+    text = record.get("text_config") or {}
+    is_tied = record.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    if bool(is_tied) != wanted:
+        what = f"tie_word_embeddings is {is_tied}, the config's model has {wanted}"
+        problems.append(Problem(what, str(folder / "config.json"), FROM_ORIGIN))
+    if is_tied and len(stored) == 2 and not torch.equal(stored[LM_HEAD], stored[EMBEDDING]):
+        what = "lm_head and embeddings are tied, but two different tensors are stored: one would be dropped"
+        problems.append(Problem(what, f"{folder}: lm_head.weight", "store one tensor, or untie them"))
+    if not is_tied and len(stored) == 1:
+        lacking = LM_HEAD if LM_HEAD not in stored else EMBEDDING
+        what = "lm_head and embeddings are not tied, but one of them is missing: it would be random"
+        problems.append(Problem(what, f"{folder}: {lacking.removeprefix('vlm.')}", COPY))
+    return Verdict(f"embeddings and lm_head are {'tied' if wanted else 'two tensors'}", tuple(problems))
+
+
+def architecture(subject: Subject, folder: Path) -> Verdict:
+    """config.json says the same of sizes, rope, windows and token ids as the config's model."""
+    if (folder / ADAPTER).is_file():
+        raise NotApplicableError("the checkpoint is an adapter: its base is known by its fingerprint")
+    config = type(subject.bundle.detector.config).from_pretrained(folder)
+    found, wanted = (_architecture(each) for each in (config, subject.bundle.detector.config))
+    problems = [
+        Problem(
+            f"{key} is {found.get(key)!r}, the config's model has {wanted.get(key)!r}",
+            str(folder / "config.json"),
+            FROM_ORIGIN,
+        )
+        for key in sorted(found.keys() | wanted.keys())
+        if found.get(key) != wanted.get(key)
+    ]
+    return Verdict(f"{len(wanted)} settings of config.json are those of the config's model", tuple(problems))
+
+
+def _architecture(config: Any) -> dict[str, Any]:
+    record = flat(json.loads(config.to_json_string(use_diff=False)))
+    return {key: value for key, value in record.items() if key.rpartition(".")[2] not in NOT_ARCHITECTURE}
+
+
+def tokenizer(subject: Subject, folder: Path) -> Verdict:
+    """The tokenizer is the config's: vocabulary, merges, and what it makes of labels and prompts."""
+    ours, theirs = subject.bundle.processor.tokenizer, _tokenizer(folder)
+    problems, where = [], f"{folder}: tokenizer"
+    wanted, found = ours.get_vocab(), theirs.get_vocab()
+    differing = sorted(set(wanted.items()) ^ set(found.items()))
+    if differing:
+        what = f"{len(differing)} entries of the vocabulary differ, such as {differing[0]}"
+        problems.append(Problem(what, where, FROM_ORIGIN))
+    texts = [
+        *subject.bundle.labels,
+        subject.bundle.config.data.request,
+        subject.bundle.config.data.system_prompt,
+    ]
+    texts.append(ours.decode(subject.encoded[0].input_ids.tolist()))
+    for text in texts:
+        if theirs(text)["input_ids"] != ours(text)["input_ids"]:
+            problems.append(Problem(f"{text[:60]!r} becomes other tokens", where, FROM_ORIGIN))
+            break
+    if theirs.padding_side != "left":
+        problems.append(
+            Problem(
+                f"padding_side is {theirs.padding_side!r}", where, "set it to left in tokenizer_config.json"
+            )
+        )
+    return Verdict(f"{len(found)} tokens are those of the config's model", tuple(problems))
+
+
+def special_tokens(subject: Subject, folder: Path) -> Verdict:
+    """Special tokens are one token each, and the model's own."""
+    ours, theirs = subject.bundle.processor.tokenizer, _tokenizer(folder)
+    problems = list(special_token_problems(theirs, subject.bundle.detector.config, str(folder)))
+    for name in ("eos_token", "pad_token"):
+        wanted, found = getattr(ours, name), getattr(theirs, name)
+        if wanted != found:
+            problems.append(
+                Problem(f"{name} is {found}, the config's model has {wanted}", str(folder), FROM_ORIGIN)
+            )
+    return Verdict("special tokens are those of the config's model", tuple(problems))
+
+
+def template(subject: Subject, folder: Path) -> Verdict:
+    """The chat template writes Qwen2.5-VL's published format."""
+    theirs = _tokenizer(folder)
+    if not theirs.chat_template:
+        raise CheckpointError("there is no chat template", str(folder), FROM_ORIGIN)
+    return Verdict("the chat template is the published format", tuple(template_problems(theirs, str(folder))))
+
+
+def processor(subject: Subject, folder: Path) -> Verdict:
+    """Pixel limits, patch sizes and colour statistics are those of the config's model."""
+    own, record = subject.bundle.processor.image_processor, _read(folder / PREPROCESSOR)
+    size = record.get("size") or {}
+    wanted = {
+        "min_pixels": own.size["shortest_edge"],
+        "max_pixels": own.size["longest_edge"],
+        "patch_size": own.patch_size,
+        "temporal_patch_size": own.temporal_patch_size,
+        "merge_size": own.merge_size,
+        "image_mean": list(own.image_mean),
+        "image_std": list(own.image_std),
+    }
+    found = record | {
+        "min_pixels": record.get("min_pixels") or size.get("shortest_edge", size.get("min_pixels")),
+        "max_pixels": record.get("max_pixels") or size.get("longest_edge", size.get("max_pixels")),
+    }
+    path = str(folder / PREPROCESSOR)
+    problems = [
+        Problem(
+            f"{name} is {found.get(name)}, the config's model has {value}",
+            path,
+            f"set data.{name}, or retrain",
+        )
+        for name, value in wanted.items()
+        if found.get(name) is None or not np.allclose(found[name], value, rtol=1e-9)
+    ]
+    resample = record.get("resample", BICUBIC)
+    if resample != BICUBIC:
+        what = f"resample is {resample}, Qwen2.5-VL's is {BICUBIC} (bicubic): pixels differ"
+        problems.append(Problem(what, path, FROM_ORIGIN))
+    problems += [
+        Problem(f"{step} is off", path, FROM_ORIGIN)
+        for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
+        if record.get(step) is False
+    ]
+    return Verdict(
+        f"{wanted['min_pixels']} to {wanted['max_pixels']} pixels, as the config has it", tuple(problems)
+    )
+
+
+def generation(subject: Subject, folder: Path) -> Verdict:
+    """Answers end where training ended them, and are chosen as those of the config's model."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        raise NotApplicableError("there is no generation_config.json")
+    record, own = _read(path), subject.bundle.processor.tokenizer
+    ends = record.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    problems = []
+    if ends != [None] and own.eos_token_id not in ends:
+        what = f"eos_token_id is {record['eos_token_id']}: {own.eos_token} ({own.eos_token_id}) is not in it"
+        problems.append(
+            Problem(what, str(path), "add it, or other servers will not stop at the end of an answer")
+        )
+    pad = record.get("pad_token_id")
+    if pad not in (None, own.pad_token_id):
+        what = f"pad_token_id is {pad}, the tokenizer pads with {own.pad_token_id}"
+        problems.append(Problem(what, str(path), FROM_ORIGIN))
+    wanted = subject.bundle.detector.vlm.generation_config.to_diff_dict()
+    found = GenerationConfig(**record).to_diff_dict()
+    problems += [
+        Problem(
+            f"{name} is {found.get(name)}, the config's model has {wanted.get(name)}:"
+            " other servers would answer otherwise",
+            str(path),
+            FROM_ORIGIN,
+        )
+        for name in sorted(wanted.keys() | found.keys())
+        if name.startswith(OF_ANSWERS) and found.get(name) != wanted.get(name)
+    ]
+    return Verdict("the end of turn ends generation, tokens are chosen as by the model", tuple(problems))
+
+
+def settings(subject: Subject, folder: Path) -> Verdict:
+    """The config that it was trained with asks the same of the model; other differences are listed."""
+    trained, own = _manifest(folder)["config"], subject.bundle.config.model_dump(mode="json")
+    found, wanted = flat(trained), flat(own)
+    keys = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
+    problems = [
+        Problem(
+            f"{key} was {found.get(key)!r} in training, the config has {wanted.get(key)!r}",
+            str(folder / MANIFEST),
+            "set it to what the weights were trained with, or retrain",
+        )
+        for key in keys
+        if key in MUST_MATCH
+    ]
+    others = [(key, found.get(key), wanted.get(key)) for key in keys if key not in MUST_MATCH]
+    tables = (
+        [Table("Settings that may differ", ("setting", "checkpoint", "config"), others)] if others else []
+    )
+    seen = f"prompts, labels, limits and head are the same; {len(others)} other settings differ"
+    return Verdict(seen, tuple(problems), tuple(tables))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    if not (folder / MANIFEST).is_file():
+        raise NotApplicableError("a plain Hugging Face directory: there is no manifest to compare with")
+    return _read(folder / MANIFEST)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the file cannot be read: {error}", str(path), COPY) from error
+    return record
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the tokenizer cannot be loaded: {error}", str(folder), FROM_ORIGIN) from error

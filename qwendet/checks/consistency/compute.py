@@ -1,0 +1,307 @@
+"""``consistency.compute.*``: a token depends on what stands before it in its own sample, and on nothing else.
+
+Not on padding, on who else is in the batch, on the answer behind it, on the mode, on the cache, or on how
+attention is computed; and its positions are those of Qwen2.5-VL.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwendet.checks.consistency.noise import MULTIPLE, compare, difference, noise
+from qwendet.checks.consistency.pair import exact_pair
+from qwendet.checks.consistency.runs import (
+    GENERATED,
+    Serving,
+    alone,
+    attending,
+    forced,
+    hidden_of,
+    lone_rows,
+    packed_pass,
+    prompts_of,
+    serving,
+    token_logits,
+    training,
+)
+from qwendet.checks.reference import rope_positions
+from qwendet.checks.result import NotApplicableError, Verdict
+from qwendet.checks.subject import Subject
+from qwendet.checks.trace import Reading, run
+from qwendet.data.encode import EncodedSample
+from qwendet.errors import Problem
+from qwendet.loader import Bundle
+
+POSITIONS_FIX = "positions come from get_rope_index with mm_token_type_ids, image_grid_thw and attention_mask"
+PADDING_FIX = "pass attention_mask to the language model, and pad on the left with StandardDataCollator"
+PACKING_FIX = "set train.packing to false, or pass four rows of positions, no attention mask and no cache"
+
+
+def positions(subject: Subject) -> Verdict:
+    """The language model gets the positions of Qwen2.5-VL, in training and in every step of generation."""
+    pair, shown, items = exact_pair(subject), serving(subject), subject.encoded
+    wheres = [sample.where for sample in subject.samples]
+    trained = training(subject)
+    problems = list(_types_and_masks(trained.batches[0], pair.trained, "the training batch"))
+    problems += _types_and_masks(shown.trace.prompts[0], pair.served, "the prompts of generation")
+    answered = [item.input_ids.tolist() for item in items]
+    problems += _positions(trained.readings[0], trained.batches[0], answered, items, pair.trained, wheres)
+    prompts = prompts_of(shown)
+    calls = [(0, shown.trace.batches[0])] if shown.trace.batches else []
+    for call, given in [*calls, (shown.prefill, shown.trace.prompts[0])]:
+        problems += _positions(shown.trace.readings[call], given, prompts, items, pair.served, wheres)
+    problems += _step_positions(shown, items, pair.served, wheres)
+    for name, bundle in (("training", pair.trained), ("inference", pair.served)):
+        problems += _frequencies(bundle, name)
+    seen = f"{sum(map(len, answered))} tokens in training, {len(shown.trace.prompts)} steps of generation"
+    return Verdict(f"positions, token types and frequencies are those of M-RoPE: {seen}", tuple(problems))
+
+
+def _types_and_masks(given: dict[str, Tensor], bundle: Bundle, what: str) -> Iterator[Problem]:
+    """Padding is masked and on the left; image tokens, and only they, are typed as such."""
+    ids, mask = given["input_ids"], given.get("attention_mask")
+    types = given.get("mm_token_type_ids")
+    if mask is None or types is None:
+        lacking = "attention_mask" if mask is None else "mm_token_type_ids"
+        yield Problem(f"{what} lacks {lacking}", "collator", POSITIONS_FIX)
+        return
+    pad = bundle.processor.tokenizer.pad_token_id
+    expected = torch.cummax((ids != pad).long(), dim=1).values  # a row's first other token ends its padding
+    if not torch.equal(mask.long(), expected):
+        yield Problem(
+            f"{what} is not padded on the left, or its padding is not masked", "collator", PADDING_FIX
+        )
+    if not torch.equal(types.long(), (ids == bundle.detector.config.image_token_id).long()):
+        yield Problem(f"mm_token_type_ids of {what} do not mark the image tokens", "collator", POSITIONS_FIX)
+
+
+def _positions(
+    reading: Reading,
+    given: dict[str, Tensor],
+    rows: Sequence[Sequence[int]],
+    items: Sequence[EncodedSample],
+    bundle: Bundle,
+    wheres: Sequence[str],
+) -> Iterator[Problem]:
+    if reading.position_ids is None or reading.position_ids.ndim != 3:
+        yield Problem("the language model got no three-dimensional positions", "forward", POSITIONS_FIX)
+        return
+    for row, (ids, item, where) in enumerate(zip(rows, items, wheres, strict=True)):
+        expected = _expected(ids, item, bundle)
+        found = reading.position_ids[-3:, row][:, given["attention_mask"][row].bool()].cpu().numpy()
+        if found.shape != expected.shape:
+            yield Problem(f"{found.shape[1]} positions of {expected.shape[1]} tokens", where, POSITIONS_FIX)
+        elif (found != expected).any():
+            axis, token = np.argwhere(found != expected)[0]
+            yield Problem(
+                f"the {('time', 'row', 'column')[axis]} of token {token} is {found[axis, token]},"
+                f" expected {expected[axis, token]}",
+                where,
+                POSITIONS_FIX,
+            )
+
+
+def _expected(ids: Sequence[int], item: EncodedSample, bundle: Bundle) -> np.ndarray:
+    config = bundle.detector.config
+    grids = item.image_grid_thw.tolist()
+    return rope_positions(ids, config.image_token_id, grids, config.vision_config.spatial_merge_size)
+
+
+def _step_positions(
+    shown: Serving, items: Sequence[EncodedSample], bundle: Bundle, wheres: Sequence[str]
+) -> Iterator[Problem]:
+    """Generated tokens count on from the prompt's largest position."""
+    for row, (prompt, item) in enumerate(zip(prompts_of(shown), items, strict=True)):
+        following = int(_expected(prompt, item, bundle).max()) + 1
+        for step, reading in enumerate(shown.trace.readings[shown.prefill + 1 :]):
+            given = reading.position_ids
+            found = None if given is None or given.ndim != 3 else given[-3:, row, -1].tolist()
+            if found != [following + step] * 3:
+                what = f"generated token {step} is at {found}, expected {following + step}"
+                yield Problem(what, wheres[row], POSITIONS_FIX)
+                break
+
+
+def _frequencies(bundle: Bundle, name: str) -> Iterator[Problem]:
+    """The rotary frequencies are those that the config names."""
+    text = bundle.detector.config.text_config
+    rope = text.rope_parameters
+    size = text.hidden_size // text.num_attention_heads
+    where = f"{name}: language_model.rotary_emb"
+    if sum(rope.get("mrope_section") or ()) * 2 != size:
+        what = f"mrope_section {rope.get('mrope_section')} does not fill half of a head's {size} dimensions"
+        yield Problem(what, where, "restore rope_parameters in config.json")
+    if rope.get("rope_type") != "default":
+        return  # scaled frequencies: transformers' own, nothing independent to hold them against
+    expected = float(rope["rope_theta"]) ** -(np.arange(0, size, 2) / size)
+    found = bundle.detector.vlm.model.language_model.rotary_emb.inv_freq.double().cpu().numpy()
+    if found.shape != expected.shape or not np.allclose(
+        found, expected, rtol=1e-2 if _is_half(bundle) else 1e-6
+    ):
+        yield Problem("the rotary frequencies are not those of config.json", where, "restore rope_theta")
+
+
+def _is_half(bundle: Bundle) -> bool:
+    return bundle.config.model.dtype in ("bfloat16", "float16")
+
+
+def padding(subject: Subject) -> Verdict:
+    """A sample alone computes what it computes left-padded, beside others."""
+    together, problems = hidden_of(training(subject)), []
+    lone = alone(subject)
+    for row, trace in zip(lone_rows(subject), lone, strict=True):
+        own = hidden_of(trace)[0][: _shared_length(subject, row)]
+        expected = together[row][: len(own)]
+        tolerance = noise(subject).tolerance("hidden", expected)
+        what = "hidden states (token, channel) alone and left-padded beside others"
+        problems += compare(own, expected, tolerance, what, subject.samples[row].where, PADDING_FIX)
+    return Verdict(f"{len(lone)} samples alone equal themselves left-padded in a batch", tuple(problems))
+
+
+def _shared_length(subject: Subject, row: int) -> int:
+    """Tokens of a row that its lone run shares with the batch."""
+    item = subject.encoded[row]
+    return len(item.input_ids) if subject.is_small else item.student_assistant_spans[0][0]
+
+
+def served(subject: Subject) -> Verdict:
+    """The prompt computes in the inference build, by head and by generation, what training computed of it."""
+    expected, shown, problems = hidden_of(training(subject)), serving(subject), []
+    for call in [*range(len(shown.trace.batches)), shown.prefill]:
+        name = "generation" if call == shown.prefill else "the Predictor's forward"
+        for own, row, sample in zip(hidden_of(shown.trace, call), expected, shown.samples, strict=True):
+            wanted = row[: len(own)]
+            tolerance = noise(subject).tolerance("hidden", wanted)
+            what = f"the prompt's hidden states (token, channel) in {name} and in training"
+            fix = "both must build the same model and read the same prompt"
+            problems += compare(own, wanted, tolerance, what, sample.where, fix)
+    return Verdict(f"{len(expected)} prompts compute the same in training and inference", tuple(problems))
+
+
+def causal(subject: Subject) -> Verdict:
+    """Another answer changes nothing of what stands before it."""
+    expected, found = hidden_of(training(subject)), hidden_of(forced(subject))
+    problems = []
+    for row, own in zip(lone_rows(subject), found, strict=True):
+        length = subject.encoded[row].student_assistant_spans[0][0]
+        tolerance = noise(subject).tolerance("hidden", expected[row][:length])
+        what = "the prompt's hidden states (token, channel) before two different answers"
+        fix = "attention must be causal"
+        where = subject.samples[row].where
+        problems += compare(own[:length], expected[row][:length], tolerance, what, where, fix)
+    return Verdict("what stands before the answer does not depend on it", tuple(problems))
+
+
+def generation(subject: Subject) -> Verdict:
+    """Greedy generation with the cache says, token for token, what training would find likeliest."""
+    shown, trace = serving(subject), forced(subject)
+    hidden, lengths = hidden_of(trace), [len(prompt) for prompt in prompts_of(shown)]
+    tokenizer = exact_pair(subject).served.processor.tokenizer
+    problems = [*_cut_short(shown, tokenizer.eos_token_id), *_fed_back(shown, tokenizer)]
+    for row, states in zip(lone_rows(subject), hidden, strict=True):
+        answer, where = shown.generated[row], shown.samples[row].where
+        logits = token_logits(exact_pair(subject).trained, states[lengths[row] - 1 : -1])
+        found = shown.steps[row, : len(answer)]
+        tolerance = noise(subject).tolerance("hidden", logits)
+        fix = "generation must see the prompt, mask and positions of training, with its cache"
+        what = "logits (step, token) of generation and of training"
+        problems += compare(found, logits, tolerance, what, where, fix)
+        problems += _likeliest(logits, answer, tolerance, where, fix)
+    steps = sum(len(shown.generated[row]) for row in lone_rows(subject))
+    return Verdict(f"{steps} greedy tokens with the cache are the teacher-forced likeliest", tuple(problems))
+
+
+def _cut_short(shown: Serving, end: int) -> Iterator[Problem]:
+    """Each answer goes on to its end of turn, or to as many tokens as were asked for."""
+    for row, answer in enumerate(shown.generated):
+        if len(answer) < GENERATED and end not in answer:
+            what = f"the answer was cut after {len(answer)} tokens, {GENERATED} were asked for"
+            yield Problem(what, shown.samples[row].where, "let infer.max_new_tokens alone cut answers")
+
+
+def _fed_back(shown: Serving, tokenizer: Any) -> Iterator[Problem]:
+    """Each step continues with the token that was likeliest, and behind the end of turn with padding."""
+    for row, likeliest in enumerate(shown.generated):
+        rest = len(shown.trace.prompts) - len(likeliest)
+        answer = [*likeliest, *[tokenizer.pad_token_id] * rest]
+        fed = [int(step["input_ids"][row, -1]) for step in shown.trace.prompts[1:]]
+        wrong = [at for at, (own, token) in enumerate(zip(fed, answer, strict=False)) if own != token]
+        if wrong:
+            at = wrong[0]
+            yield Problem(
+                f"step {at} chose token {fed[at]}, though {answer[at]} was likeliest, or due behind the end",
+                shown.samples[row].where,
+                "generate greedily: no sampling, no repetition penalty",
+            )
+
+
+def _likeliest(
+    logits: Tensor, answer: Sequence[int], tolerance: float, where: str, fix: str
+) -> Iterator[Problem]:
+    best = logits.max(-1)
+    chosen = logits.gather(1, torch.tensor(answer, device=logits.device)[:, None])[:, 0]
+    behind = (best.values - chosen > tolerance).nonzero().flatten().tolist()
+    if behind:
+        at = behind[0]
+        wanted = int(best.indices[at])
+        what = f"step {at}: generation chose token {answer[at]}, training finds {wanted} likeliest"
+        yield Problem(what, where, fix)
+
+
+def attention(subject: Subject) -> Verdict:
+    """Attention computed in the plain way gives what the configured implementation gives."""
+    usual = subject.bundle.config.model.attn_implementation
+    runs = _by_attention(subject, usual)
+    rounding = _rounding(subject, runs)
+    expected, problems = runs.pop(usual), []
+    for name, rows in runs.items():
+        for found, row, number in zip(rows, expected, lone_rows(subject), strict=True):
+            tolerance = max(noise(subject).tolerance("hidden", row), rounding)
+            what = f"hidden states (token, channel) under {name} and {usual}"
+            fix = "set model.attn_implementation to sdpa, in training and inference"
+            where = subject.samples[number].where
+            problems += compare(found, row[: len(found)], tolerance, what, where, fix)
+    return Verdict(f"{' and '.join([usual, *runs])} agree", tuple(problems))
+
+
+def _rounding(subject: Subject, runs: dict[str, list[Tensor]]) -> float:
+    """Tolerance of a type that is narrower than float32: how far sdpa is from float64 in it."""
+    if "flash_attention_2" not in runs or not subject.is_small:
+        return 0.0
+    gaps = [difference(*rows) for rows in zip(runs["sdpa"], hidden_of(training(subject)), strict=True)]
+    return MULTIPLE * max(gaps)
+
+
+def _by_attention(subject: Subject, usual: str) -> dict[str, list[Tensor]]:
+    """Hidden states of the training batch under each implementation that runs here."""
+    if not subject.is_small:
+        (row,), (states,) = lone_rows(subject), hidden_of(forced(subject))
+        return {usual: [hidden_of(training(subject))[row]], "eager": [states[: _shared_length(subject, row)]]}
+    bundle = exact_pair(subject).trained
+    dtype = subject.bundle.detector.vlm.dtype if usual == "flash_attention_2" else torch.float32
+    detector = copy.deepcopy(bundle.detector).to(dtype)
+    batch, runs = bundle.collator()(subject.encoded), {}
+    for name in dict.fromkeys((usual, "sdpa", "eager")):
+        with attending(detector, name):
+            runs[name] = hidden_of(run(detector, batch))
+    return runs
+
+
+def packed(subject: Subject) -> Verdict:
+    """Samples packed into one row do not see each other."""
+    bundle = exact_pair(subject).trained
+    if not bundle.config.train.packing:
+        raise NotApplicableError("samples are not packed: train.packing is false")
+    apart, problems = hidden_of(training(subject)), []
+    (row,) = hidden_of(packed_pass(subject))
+    for own, expected, sample in zip(row.split([*map(len, apart)]), apart, subject.samples, strict=True):
+        tolerance = noise(subject).tolerance("hidden", expected)
+        what = "hidden states (token, channel) packed and in a row of its own"
+        problems += compare(own, expected, tolerance, what, sample.where, PACKING_FIX)
+    return Verdict(f"{len(apart)} packed samples equal themselves in rows of their own", tuple(problems))

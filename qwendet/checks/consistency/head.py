@@ -1,0 +1,306 @@
+"""``consistency.head.*``: the head sees the student's image and what stands before its answer, in order.
+
+Not the answer, not other samples, not a teacher's image; its classes are the labels in their order, and its
+numbers are read at inference as they were learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwendet.checks.consistency.images import looked_at
+from qwendet.checks.consistency.noise import compare, noise
+from qwendet.checks.consistency.pair import exact_pair, pair
+from qwendet.checks.consistency.runs import alone, forced, lone_rows, serving, training
+from qwendet.checks.reference import FloatArray, patch_places
+from qwendet.checks.result import NotApplicableError, Verdict
+from qwendet.checks.subject import Subject
+from qwendet.checks.trace import Look, run, without
+from qwendet.data.encode import EncodedSample
+from qwendet.errors import Problem
+from qwendet.inference import Detection
+from qwendet.loader import Bundle
+from qwendet.model.detector import Qwen25VLWithDetection
+
+LEAK_FIX = "the head may see the student image's patches and the states at its tokens, of its own sample only"
+ORDER_FIX = "patches come out of the vision tower in window order: put them back in rows and columns"
+BOX_TOLERANCE = 0.02
+"""Pixels; boxes are reported to a hundredth."""
+SCORE_TOLERANCE = 1e-5
+LABEL_FIX = "keep one order of labels: request, class logits and label ids"
+
+
+def _require_head(subject: Subject) -> None:
+    if subject.bundle.detector.head is None:
+        raise NotApplicableError("there is no head")
+
+
+def answer(subject: Subject) -> Verdict:
+    """With another answer behind the request, and with none, the head predicts the same."""
+    _require_head(subject)
+    expected = training(subject).looks[0]
+    problems: list[Problem] = []
+    every_row = list(range(len(subject.samples)))
+    others = [
+        ("with another answer", forced(subject).looks[0], lone_rows(subject)),
+        ("without an answer", _served_look(subject), every_row),
+    ]
+    for name, look, rows in others:
+        problems += _differences(subject, look, expected, f"head outputs in training and {name}", rows)
+    return Verdict("the head does not depend on the student's answer", tuple(problems))
+
+
+def _served_look(subject: Subject) -> Look:
+    looks = serving(subject).trace.looks
+    if not looks:
+        raise NotApplicableError("the Predictor does not use the head")
+    return looks[0]
+
+
+def mates(subject: Subject) -> Verdict:
+    """Alone, unpadded, a sample gets the predictions that it gets in a batch."""
+    _require_head(subject)
+    expected = training(subject).looks[0]
+    problems: list[Problem] = []
+    for row, trace in zip(lone_rows(subject), alone(subject), strict=True):
+        what = "head outputs alone and in a batch"
+        problems += _differences(subject, trace.looks[0], expected, what, [row])
+    return Verdict("the head does not depend on padding or on who else is in the batch", tuple(problems))
+
+
+def _differences(
+    subject: Subject, found: Look, expected: Look, what: str, rows: Sequence[int]
+) -> Iterator[Problem]:
+    """Where ``rows`` of a run differ from another: first what the head was given, then what it made of it."""
+    for own_row, row in enumerate(rows):
+        where = subject.samples[row].where
+        for quantity, part in _own_parts(found, own_row).items():
+            wanted = _own_parts(expected, row)[quantity]
+            kind = (
+                "boxes"
+                if "boxes" in quantity
+                else "hidden"
+                if quantity in ("patches", "context")
+                else "logits"
+            )
+            if quantity.startswith("final") and not _same_choice(subject, found, own_row, expected, row):
+                continue
+            tolerance = noise(subject).tolerance(kind, wanted)
+            problems = compare(part, wanted, tolerance, f"{what}: {quantity}", where, LEAK_FIX)
+            yield from problems
+            if problems:
+                break
+
+
+def _own_parts(look: Look, row: int) -> dict[str, Tensor]:
+    """Inputs and outputs of one sample, padding left out."""
+    mask, output = look.inputs["mask"][row], look.output
+    dense = output.stage_sizes[0]
+    own = mask.flatten()
+    valid = output.valid[row].clone()
+    valid[:dense] = False
+    return {
+        "patches": look.inputs["patches"][row][mask],
+        "context": look.inputs["context"][row][mask],
+        "dense logits": output.logits[row, :dense][own],
+        "dense boxes": output.boxes_cxcywh[row, :dense][own],
+        "final logits": output.logits[row][valid],
+        "final boxes": output.boxes_cxcywh[row][valid],
+    }
+
+
+def _same_choice(subject: Subject, found: Look, own_row: int, expected: Look, row: int) -> bool:
+    """Whether the head chose the same proposals; on a large model rounding may flip a choice."""
+    if subject.is_small:
+        return True
+    count = min(found.output.stage_sizes[-1], expected.output.stage_sizes[-1])
+    orders = [
+        _own_parts(look, at)["dense logits"].amax(-1).argsort(descending=True)[:count]
+        for look, at in ((found, own_row), (expected, row))
+    ]
+    return torch.equal(*orders)
+
+
+def order(subject: Subject) -> Verdict:
+    """Without their layers, towers pass on what stands at each place: the head must get it at that place.
+
+    The vision tower then gives each patch's own embedding and the language model each token's, which a second
+    computation looks up by row and column in the student's image.
+    """
+    _require_head(subject)
+    bundle = exact_pair(subject).trained
+    samples, items, _ = zip(*looked_at(subject), strict=True)  # the drawn one is wider than a window
+    with ExitStack() as stack:
+        stack.enter_context(without(bundle.detector.vlm.model.visual, "blocks"))
+        stack.enter_context(without(bundle.detector.vlm.model.language_model, "layers"))
+        look = run(bundle.detector, bundle.collator()(items)).looks[0]
+        problems = [
+            problem
+            for row, (item, sample) in enumerate(zip(items, samples, strict=True))
+            for problem in _order_problems(
+                look, row, item, bundle.detector, noise(subject).rounding, sample.where
+            )
+        ]
+    return Verdict(
+        f"patches and states of {len(items)} images stand at their rows and columns", tuple(problems)
+    )
+
+
+@torch.no_grad()
+def _order_problems(
+    look: Look,
+    row: int,
+    item: EncodedSample,
+    detector: Qwen25VLWithDetection,
+    rounding: dict[str, float],
+    where: str,
+) -> Iterator[Problem]:
+    _, rows, columns = item.image_grid_thw[-1].tolist()
+    visual, mask = detector.vlm.model.visual, look.inputs["mask"][row]
+    expected_mask = torch.zeros_like(mask)
+    expected_mask[:rows, :columns] = True
+    if not torch.equal(mask, expected_mask):
+        yield Problem(f"the head's mask is not the image's {rows} × {columns} patches", where, ORDER_FIX)
+        return
+    places = torch.from_numpy(patch_places(rows, columns, visual.spatial_merge_size))
+    pixels = item.pixel_values[-rows * columns :].to(detector.device, visual.dtype)
+    patches = visual.patch_embed(pixels)
+    tokens = visual.merger(patches)
+    states = detector.vlm.model.language_model.norm(tokens).repeat_interleave(
+        visual.spatial_merge_unit, dim=0
+    )
+    for name, wanted in (("patches", patches), ("context", states)):
+        found = look.inputs[name][row][places[:, 0], places[:, 1]]
+        tolerance = 8 * max(rounding["hidden"], 1e-6) * max(wanted.abs().max().item(), 1e-6)
+        what = f"the head's {name} by place and in the image"
+        yield from compare(found, wanted, tolerance, what, where, ORDER_FIX)
+
+
+def cells(subject: Subject) -> Verdict:
+    """A patch that regresses nothing proposes a box around itself, in the unit square of its own image."""
+    _require_head(subject)
+    detector, problems = exact_pair(subject).trained.detector, []
+    look = training(subject).looks[0]
+    assert detector.head is not None
+    last = detector.head.dense_box[-1]
+    kept = [parameter.detach().clone() for parameter in last.parameters()]
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.zero_()
+        output = detector.head(*look.inputs.values())
+        for parameter, values in zip(last.parameters(), kept, strict=True):
+            parameter.copy_(values)
+    for row, (item, sample) in enumerate(zip(subject.encoded, subject.samples, strict=True)):
+        _, rows, columns = item.image_grid_thw[-1].tolist()
+        height, width = look.inputs["mask"].shape[1:]
+        found = output.boxes_cxcywh[row, : height * width, :2].unflatten(0, (height, width))[:rows, :columns]
+        y, x = np.mgrid[:rows, :columns]
+        expected = torch.from_numpy(np.stack([(x + 0.5) / columns, (y + 0.5) / rows], axis=-1)).to(found)
+        fix = "the box of patch (row, column) is centred at ((column + 0.5) / columns, (row + 0.5) / rows)"
+        problems += compare(found, expected, 1e-5, "centres of proposals and of patches", sample.where, fix)
+    return Verdict("every patch proposes a box around itself", tuple(problems))
+
+
+def labels(subject: Subject) -> Verdict:
+    """Class c is label c: its tokens, whatever other labels stand beside it."""
+    _require_head(subject)
+    both, problems = pair(subject), []
+    if both.trained.labels != both.served.labels:
+        what = f"{list(both.trained.labels)[:5]} in training, {list(both.served.labels)[:5]} at inference"
+        problems.append(Problem(f"the label sets differ: {what}", "labels", LABEL_FIX))
+    for name, bundle in (("training", both.trained), ("inference", both.served)):
+        problems += _label_text_problems(bundle, name)
+    problems += _permutation_problems(subject)
+    return Verdict(f"{len(both.trained.labels)} classes are the labels in their order", tuple(problems))
+
+
+def _label_text_problems(bundle: Bundle, name: str) -> Iterator[Problem]:
+    collator, tokenizer = bundle.collator(), bundle.processor.tokenizer
+    rows = zip(collator.label_input_ids, collator.label_attention_mask, strict=True)
+    found = [tokenizer.decode(ids[mask.bool()].tolist()) for ids, mask in rows]
+    if found != list(bundle.labels):
+        what = f"the head's classes are {found[:5]}, the labels {list(bundle.labels)[:5]}"
+        yield Problem(what, f"{name} collator", LABEL_FIX)
+
+
+def _permutation_problems(subject: Subject) -> Iterator[Problem]:
+    """Reversed labels, and a longer one beside them, must reverse the logits and change nothing else."""
+    detector, inputs = exact_pair(subject).trained.detector, training(subject).looks[0].inputs
+    assert detector.head is not None
+    embeds, mask = inputs["label_embeds"], inputs["label_mask"].bool()
+    longer = torch.cat([embeds, embeds[:, :1].expand(-1, 3, -1)], dim=1)
+    longer_mask = torch.cat([mask, mask.new_zeros(len(mask), 3)], dim=1)
+    with torch.no_grad():
+        expected = detector.head(*inputs.values())
+        found = detector.head(
+            inputs["patches"], inputs["context"], inputs["mask"], longer.flip(0), longer_mask.flip(0)
+        )
+    dense = slice(expected.stage_sizes[0])
+    own = expected.valid[:, dense]
+    wanted = expected.logits[:, dense][own]
+    tolerance = noise(subject).tolerance("logits", wanted)
+    what = "class logits with labels reversed and padded further"
+    yield from compare(found.logits[:, dense][own].flip(-1), wanted, tolerance, what, "head", LABEL_FIX)
+
+
+def scores(subject: Subject) -> Verdict:
+    """The Predictor reads the head's numbers as they were learned: sigmoid once, own boxes, own labels."""
+    _require_head(subject)
+    shown, bundle = serving(subject), exact_pair(subject).served
+    output = _served_look(subject).output
+    last, total = slice(-output.stage_sizes[-1], None), 0
+    problems: list[Problem] = []
+    for row, (prediction, item) in enumerate(zip(shown.predictions, subject.encoded, strict=True)):
+        valid = output.valid[row, last]
+        logits, boxes = output.logits[row, last][valid], output.boxes_cxcywh[row, last][valid]
+        expected = _decoded(logits, boxes, item.image_size)
+        found = [detection for detection in prediction.detections if detection.source == "head"]
+        total += len(found)
+        problems += _score_problems(found, *expected, bundle, shown.samples[row].where)
+    return Verdict(f"{total} detections of the Predictor are the head's own numbers", tuple(problems))
+
+
+def _score_problems(
+    found: Sequence[Detection], scores: FloatArray, boxes: FloatArray, bundle: Bundle, where: str
+) -> Iterator[Problem]:
+    """Each detection is a query's box and a class's score, and none that scores better was left out."""
+    fix = "a score is the sigmoid of its class logit, once; a box is cxcywh times the displayed size"
+    most = min(bundle.config.infer.max_detections, scores.size)
+    best = np.sort(scores, axis=None)[::-1][:most]
+    if not most or (best[-1] > 1e-6 and not found):
+        return
+    for detection in found:
+        if detection.desc not in bundle.labels:
+            yield Problem(f"the label {detection.desc!r} is not in the label set", where, LABEL_FIX)
+            return
+        column = scores[:, bundle.labels.index(detection.desc)]
+        gap = np.abs(boxes - np.array(detection.bbox_2d)).max(axis=1)
+        same_box = gap <= BOX_TOLERANCE
+        if not same_box.any():
+            yield Problem(f"the box {list(detection.bbox_2d)} is no query's", where, fix)
+            return
+        if np.abs(column[same_box] - detection.score).min() > SCORE_TOLERANCE:
+            what = f"the score of {detection.desc!r} is {detection.score:.6f}"
+            yield Problem(f"{what}, its logit says {column[same_box].max():.6f}", where, fix)
+            return
+    reported = sorted((detection.score for detection in found), reverse=True)
+    has_area = ((boxes[:, 2:] - boxes[:, :2]).round(2) > 0).all(axis=1)
+    due = np.sort(scores[has_area], axis=None)[::-1][: len(reported)]
+    if len(reported) < min(most, scores[has_area].size) and has_area.all():
+        yield Problem(f"{len(reported)} detections of {most}", where, fix)
+    elif has_area.all() and np.abs(due - reported).max(initial=0) > SCORE_TOLERANCE:
+        yield Problem("better detections were left out", where, "keep the best of all queries and labels")
+
+
+def _decoded(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+    """Scores ``(Q, C)`` and xyxy boxes ``(Q, 4)`` in pixels of the displayed image, in numpy."""
+    numbers = logits.double().cpu().numpy()
+    cx, cy, w, h = boxes.double().cpu().numpy().T
+    width, height = size
+    xyxy = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1) * ([width, height] * 2)
+    return 1 / (1 + np.exp(-numbers)), xyxy.clip(0, [width, height, width, height])

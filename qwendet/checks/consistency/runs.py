@@ -1,0 +1,187 @@
+"""The few runs of the model that the checks share.
+
+    training   the first samples with answers in one left-padded batch, as training computes them
+    serving    the same samples asked through the Predictor: by head, and by greedy text
+    forced     the prompts with the generated tokens as answers, as training would compute those
+    alone      samples of that batch each by itself: no padding, nobody beside them
+
+A large model runs once of each: training in the step that the checks of the loss watch, and one forced answer
+alone, unpadded and with the plainest attention, so that one forward proves what a small model is asked apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwendet.checks.consistency.pair import exact_pair
+from qwendet.checks.loss.watched import first_step
+from qwendet.checks.once import once
+from qwendet.checks.subject import Subject
+from qwendet.checks.trace import Trace, recording, run
+from qwendet.data.encode import EncodedSample
+from qwendet.data.samples import Sample
+from qwendet.inference import Prediction, Predictor
+from qwendet.loader import Bundle
+from qwendet.model.detector import Qwen25VLWithDetection
+
+GENERATED = 12
+"""Most tokens that are generated for a check."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What asking the Predictor showed.
+
+    Attributes:
+        samples: what was asked.
+        trace: every call.
+        predictions: its answers.
+        generated: tokens of each greedy answer, the end of turn included if it was reached.
+        steps: ``(B, steps, vocabulary)`` logits that they were chosen by.
+    """
+
+    samples: list[Sample]
+    trace: Trace
+    predictions: list[Prediction]
+    generated: list[list[int]]
+    steps: Tensor
+
+    @property
+    def prefill(self) -> int:
+        """Which call of the language model read the prompts for generation."""
+        return len(self.trace.batches)
+
+
+@once
+def training(subject: Subject) -> Trace:
+    """One batch through the training build, in the mode it trains in."""
+    bundle = exact_pair(subject).trained
+    if not subject.is_small and not bundle.config.train.packing:
+        return first_step(subject).trace  # which the checks of the loss look at, too
+    return run(as_in_training(bundle.detector), bundle.collator()(subject.encoded))
+
+
+@once
+def packed_pass(subject: Subject) -> Trace:
+    """The samples packed into one row by the trainer's own collator."""
+    if not subject.is_small:
+        return first_step(subject).trace
+    collator: Any = subject.trainer.data_collator
+    return run(as_in_training(exact_pair(subject).trained.detector), collator(subject.encoded))
+
+
+def lone_rows(subject: Subject) -> list[int]:
+    """Samples that are run by themselves: all; of a large model the one with most padding in the batch."""
+    lengths = [len(item.input_ids) for item in subject.encoded]
+    return list(range(len(lengths))) if subject.is_small else [lengths.index(min(lengths))]
+
+
+@once
+def alone(subject: Subject) -> list[Trace]:
+    """Of each of :func:`lone_rows` its sample by itself.
+
+    Of a large model the :func:`forced` answer serves: what stands before the answer is the same.
+    """
+    if not subject.is_small:
+        return [forced(subject)]
+    bundle = exact_pair(subject).trained
+    collator = bundle.collator()
+    return [run(as_in_training(bundle.detector), collator([item])) for item in subject.encoded]
+
+
+@once
+def serving(subject: Subject) -> Serving:
+    """The samples without their answers, asked through the Predictor."""
+    served = exact_pair(subject).served
+    samples = subject.samples
+    infer = served.config.infer.model_copy(
+        update={
+            "batch_size": len(samples),
+            "max_new_tokens": GENERATED,
+            "score_threshold": 0.0,
+            "constrained": False,  # what is compared is what the model itself would say
+        }
+    )
+    bundle = replace(served, config=served.config.model_copy(update={"infer": infer}))
+    with recording(bundle.detector) as trace:
+        mode = "text" if bundle.detector.head is None else "both"
+        predictions = list(Predictor(bundle).predict(samples, mode))
+    steps = torch.stack(trace.logits, dim=1)
+    chosen = steps.argmax(-1).tolist()
+    end = bundle.processor.tokenizer.eos_token_id
+    generated = [row[: row.index(end) + 1] if end in row else row for row in chosen]
+    return Serving(samples, trace, predictions, generated, steps)
+
+
+@once
+def forced(subject: Subject) -> Trace:
+    """The generated tokens of :func:`lone_rows` as if they were the answers to be learned, in one batch."""
+    bundle, shown = exact_pair(subject).trained, serving(subject)
+    prompts = prompts_of(shown)
+    items = [
+        with_answer(subject.encoded[row], prompts[row], shown.generated[row]) for row in lone_rows(subject)
+    ]
+    if subject.is_small:
+        return run(as_in_training(bundle.detector), bundle.collator()(items))
+    with attending(bundle.detector, "eager"):
+        return run(as_in_training(bundle.detector), bundle.collator()(items))
+
+
+@contextmanager
+def attending(detector: Qwen25VLWithDetection, implementation: str) -> Iterator[None]:
+    """Compute attention in another way until the block ends."""
+    usual = detector.config._attn_implementation
+    detector.vlm.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        detector.vlm.set_attn_implementation(usual)
+
+
+def as_in_training(detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:
+    """Set the mode that training computes in, but for the adapter's dropout, which is meant to be random."""
+    detector.train()
+    for name, module in detector.named_modules():
+        if "lora_dropout" in name:
+            module.eval()
+    return detector
+
+
+def prompts_of(shown: Serving) -> list[list[int]]:
+    """Tokens of each prompt that generation was given, without padding."""
+    given: dict[str, Any] = shown.trace.prompts[0]
+    return [
+        row[mask.bool()].tolist()
+        for row, mask in zip(given["input_ids"], given["attention_mask"], strict=True)
+    ]
+
+
+def with_answer(item: EncodedSample, prompt: Sequence[int], answer: Sequence[int]) -> EncodedSample:
+    """The encoded sample with other tokens, its student's answer the last of them."""
+    image_token = item.input_ids[item.student_image_start]
+    input_ids = torch.tensor([*prompt, *answer], dtype=torch.int64)
+    return replace(
+        item,
+        input_ids=input_ids,
+        mm_token_type_ids=(input_ids == image_token).long(),
+        student_assistant_spans=((len(prompt), len(input_ids)),),
+    )
+
+
+def token_logits(bundle: Bundle, hidden: Tensor) -> Tensor:
+    """What the language model's output says of the next token."""
+    logits: Tensor = bundle.detector.vlm.lm_head(hidden)
+    return logits
+
+
+def hidden_of(trace: Trace, call: int = 0) -> list[Tensor]:
+    """Hidden states of each sample's own tokens, padding left out: per sample ``(tokens, text)``."""
+    given = trace.batches[0] if call < len(trace.batches) else trace.prompts[0]
+    mask = given["attention_mask"].bool()
+    return [row[own] for row, own in zip(trace.readings[call].hidden, mask, strict=True)]

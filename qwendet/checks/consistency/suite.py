@@ -1,0 +1,126 @@
+"""``check-consistency``: the model that is trained is the model that is served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from qwendet.checks.consistency import build, compute, head, images, prompt
+from qwendet.checks.consistency import checkpoint as checkpoints
+from qwendet.checks.consistency.noise import noise_is_small
+from qwendet.checks.result import NotApplicableError, Result, Table, Verdict
+from qwendet.checks.runner import require_known, run_checks
+from qwendet.checks.subject import Subject
+from qwendet.errors import CheckpointError
+from qwendet.progress import Tracker
+
+LOAD = "consistency.build.load"
+NO_CHECKPOINT = "no --checkpoint was given"
+
+CHECKS: Mapping[str, Callable[[Subject], Verdict]] = {
+    LOAD: build.load_both,
+    "consistency.build.classes": build.classes,
+    "consistency.build.settings": build.settings,
+    "consistency.build.parameters": build.parameters,
+    "consistency.build.dtypes": build.dtypes,
+    "consistency.build.tied": build.tied,
+    "consistency.build.source": build.source,
+    "consistency.prompt.prefix": prompt.prefix,
+    "consistency.prompt.text": prompt.text,
+    "consistency.prompt.template": prompt.template,
+    "consistency.prompt.special_tokens": prompt.special_tokens,
+    "consistency.prompt.tokenizer": prompt.tokenizer,
+    "consistency.prompt.labels": prompt.labels,
+    "consistency.prompt.loader": prompt.loader,
+    "consistency.images.processor": images.processor,
+    "consistency.images.pixels": images.pixels,
+    "consistency.images.same": images.same,
+    "consistency.images.answers": images.answers,
+    "consistency.images.targets": images.targets,
+    "consistency.images.text_boxes": images.text_boxes,
+    "consistency.images.head_boxes": images.head_boxes,
+    "consistency.compute.noise": noise_is_small,
+    "consistency.compute.positions": compute.positions,
+    "consistency.compute.padding": compute.padding,
+    "consistency.compute.causal": compute.causal,
+    "consistency.compute.served": compute.served,
+    "consistency.compute.generation": compute.generation,
+    "consistency.compute.attention": compute.attention,
+    "consistency.compute.packed": compute.packed,
+    "consistency.head.answer": head.answer,
+    "consistency.head.mates": head.mates,
+    "consistency.head.order": head.order,
+    "consistency.head.cells": head.cells,
+    "consistency.head.labels": head.labels,
+    "consistency.head.scores": head.scores,
+}
+
+CHECKPOINT_CHECKS: Mapping[str, Callable[[Subject, Path], Verdict]] = {
+    "consistency.checkpoint.files": checkpoints.files,
+    "consistency.checkpoint.parameters": checkpoints.parameters,
+    "consistency.checkpoint.dtypes": checkpoints.dtypes,
+    "consistency.checkpoint.tied": checkpoints.tied,
+    "consistency.checkpoint.architecture": checkpoints.architecture,
+    "consistency.checkpoint.tokenizer": checkpoints.tokenizer,
+    "consistency.checkpoint.special_tokens": checkpoints.special_tokens,
+    "consistency.checkpoint.template": checkpoints.template,
+    "consistency.checkpoint.processor": checkpoints.processor,
+    "consistency.checkpoint.generation": checkpoints.generation,
+    "consistency.checkpoint.settings": checkpoints.settings,
+}
+IDS = (*CHECKS, *CHECKPOINT_CHECKS)
+
+
+def run_consistency_checks(
+    subject: Subject, tracker: Tracker, *, checkpoint: Path | None = None, only: Collection[str] = ()
+) -> tuple[list[Result], list[Table]]:
+    """Run the ``consistency.*`` checks.
+
+    Args:
+        subject: the config's model and samples.
+        tracker: shows progress.
+        checkpoint: a saved run, or a plain Hugging Face directory, to compare with what the config builds.
+        only: ids to run; none runs all.
+
+    Returns:
+        At least one result for each check, and the figures behind them. Where the model cannot be built, that
+        check fails and the others are skipped.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint.
+        ConfigError: for an id that no check has.
+    """
+    require_known(only, IDS)
+    require_checkpoint(checkpoint)
+    chosen = {id: check for id, check in _all(checkpoint).items() if not only or id in only}
+    allowed = subject.config.data.allow
+    built, tables = run_checks({LOAD: build.load_both}, subject, allowed, tracker)
+    if any(result.status == "fail" for result in built):
+        reason = f"there is no model to look at: see {LOAD}"
+        return built + [Result(id, "skip", reason) for id in chosen if id != LOAD], tables
+    others = {id: check for id, check in chosen.items() if id != LOAD}
+    results, tables = run_checks(others, subject, allowed, tracker)
+    return (built if LOAD in chosen else []) + results, tables
+
+
+def require_checkpoint(checkpoint: Path | None) -> None:
+    """Refuse a checkpoint that was named and is not there.
+
+    Raises:
+        CheckpointError: naming it.
+    """
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise CheckpointError("there is no such checkpoint", str(checkpoint), "give a checkpoint's folder")
+
+
+def _all(checkpoint: Path | None) -> dict[str, Callable[[Subject], Verdict]]:
+    return {**CHECKS, **{id: _of(check, checkpoint) for id, check in CHECKPOINT_CHECKS.items()}}
+
+
+def _of(check: Callable[[Subject, Path], Verdict], checkpoint: Path | None) -> Callable[[Subject], Verdict]:
+    def compare(subject: Subject) -> Verdict:
+        if checkpoint is None:
+            raise NotApplicableError(NO_CHECKPOINT)
+        return check(subject, checkpoint)
+
+    return compare

@@ -1,0 +1,137 @@
+"""A few real steps on one batch: what is trained falls, what is frozen stays, all is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from qwendet.checks.loss.parts import parts
+from qwendet.checks.loss.short_training import short_trainer
+from qwendet.checks.loss.terms import term_weights
+from qwendet.checks.loss.watched import Watched
+from qwendet.checks.result import Table, Verdict
+from qwendet.errors import Problem
+from qwendet.model.detector import Qwen25VLWithDetection
+
+STEPS = 12
+BARS = "▁▂▃▄▅▆▇█"
+FIX = "raise the learning rate of the parts that are to learn; see loss.gradients and loss.optimizer"
+
+
+def overfit(watched: Watched) -> Verdict:
+    """Teacher, student and detection loss fall together when one batch is trained on again and again."""
+    subject, detector = watched.subject, watched.detector
+    trainer = short_trainer(subject.bundle, subject.encoded, STEPS, subject.folder / "overfit")
+    with restored(detector) as before:
+        trainer.train()
+        problems = _change_problems(detector, before)
+    curves = {
+        name: [row[f"loss/{name}"] for row in trainer.state.log_history if f"loss/{name}" in row]
+        for name in ("teacher", "student", "detection")
+    }
+    wanted = _trained_terms(watched)
+    problems += [_still(name, curves[name]) for name in wanted if not falls(curves[name])]
+    rows = [
+        (name, sparkline(curve), curve[0], curve[-1], "" if name in wanted else "not trained")
+        for name, curve in curves.items()
+        if curve
+    ]
+    table = Table(f"{STEPS} steps on one batch", ("term", "course", "first", "last", ""), rows)
+    fell = ", ".join(f"{name} {curves[name][0]:.3f} → {curves[name][-1]:.3f}" for name in wanted)
+    return Verdict(f"{STEPS} steps on one batch: {fell or 'nothing to learn'}", tuple(problems), (table,))
+
+
+def _trained_terms(watched: Watched) -> list[str]:
+    """The terms that must fall: they weigh something, are in the batch, and a part learns them."""
+    subject = watched.subject
+    loss = subject.bundle.config.loss
+    owned = parts(watched.detector)
+    is_trained = {part: any(p.requires_grad for p in own.values()) for part, own in owned.items()}
+    text_learns = any(learns for part, learns in is_trained.items() if part != "head")
+    weights = {name: weight for name, (_, weight) in term_weights(loss).items()}
+    lm = weights["lm"]
+    wanted = {
+        "teacher": text_learns and lm + weights["teacher"] > 0 and any(s.teachers for s in subject.samples),
+        "student": text_learns and lm + weights["student"] > 0,
+        "detection": weights["detection"] > 0 and is_trained.get("head", False),
+    }
+    return [name for name, is_wanted in wanted.items() if is_wanted]
+
+
+def falls(curve: list[float]) -> bool:
+    """Whether the last third lies below the first value, and the last value too.
+
+    Example:
+        >>> falls([2.0, 1.9, 1.5, 1.2]), falls([2.0, 2.0, 2.0]), falls([1.0, 1.2, 1.1])
+        (True, False, False)
+    """
+    if len(curve) < 2:
+        return False
+    end = curve[-max(1, len(curve) // 3) :]
+    return max(sum(end) / len(end), curve[-1]) < curve[0]
+
+
+def _still(name: str, curve: list[float]) -> Problem:
+    course = f"{curve[0]:.6g} → {curve[-1]:.6g}" if curve else "nowhere logged"
+    return Problem(
+        f"the {name} loss does not fall in {STEPS} steps on one batch: {course}", f"loss/{name}", FIX
+    )
+
+
+def sparkline(values: list[float]) -> str:
+    """The course of some numbers as a line of bars.
+
+    Example:
+        >>> sparkline([3.0, 2.0, 1.0])
+        '█▄▁'
+    """
+    low, high = min(values), max(values)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[int((value - low) * scale)] for value in values)
+
+
+@contextmanager
+def restored(detector: Qwen25VLWithDetection) -> Iterator[dict[str, Tensor]]:
+    """Put the trained parameters back at the end of the block.
+
+    Yields:
+        A fingerprint of every parameter by name, as it was.
+    """
+    kept = {name: p.detach().cpu().clone() for name, p in detector.named_parameters() if p.requires_grad}
+    named = dict(detector.named_parameters())
+    try:
+        yield {name: fingerprint(parameter) for name, parameter in named.items()}
+    finally:
+        with torch.no_grad():
+            for name, values in kept.items():
+                named[name].copy_(values)
+        detector.zero_grad(set_to_none=True)
+
+
+def fingerprint(parameter: Tensor) -> Tensor:
+    """Sum and sum of magnitudes in float64: what changes a parameter changes one of them."""
+    values = parameter.detach().double()
+    return torch.stack([values.sum(), values.abs().sum()]).cpu()
+
+
+def _change_problems(detector: Qwen25VLWithDetection, before: Mapping[str, Tensor]) -> list[Problem]:
+    """Frozen parameters are as they were; of each trained part something has changed."""
+    problems = []
+    for part, parameters in parts(detector).items():
+        changed = {name for name, p in parameters.items() if not torch.equal(fingerprint(p), before[name])}
+        trained = {name for name, p in parameters.items() if p.requires_grad}
+        problems += _frozen_problems(part, sorted(changed - trained))
+        if trained and not changed & trained:
+            what = f"{part}: {len(trained)} parameters are trained, none has changed after {STEPS} steps"
+            problems.append(Problem(what, sorted(trained)[0], FIX))
+    return problems
+
+
+def _frozen_problems(part: str, changed: list[str]) -> list[Problem]:
+    if not changed:
+        return []
+    what = f"{part}: {len(changed)} frozen parameters have changed, such as {changed[0]}"
+    return [Problem(what, changed[0], "see loss.optimizer")]

@@ -1,0 +1,176 @@
+"""Where a COCO data set keeps its annotation files and the images of each.
+
+annotations/instances_{train,val}2017.json + train2017/, val2017/     as published
+{train,valid,test}/_annotations.coco.json  + images beside them       Roboflow
+name.json                                  + images/                  one file
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwendet.data.formats.records import WHOLE, split_of
+from qwendet.errors import DataError
+from qwendet.files import list_folder
+
+PROBED = 20
+"""Images that are looked for when the image folder is."""
+_SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+@dataclass(frozen=True, slots=True)
+class CocoFile:
+    """One annotation file.
+
+    Attributes:
+        path: the file.
+        split: the split that it holds.
+    """
+
+    path: Path
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class CocoLayout:
+    """A COCO data set.
+
+    Attributes:
+        root: the folder that holds all of it.
+        files: annotation files, one a split.
+        ignored: annotation files that are not converted.
+    """
+
+    root: Path
+    files: tuple[CocoFile, ...]
+    ignored: tuple[Path, ...] = ()
+
+
+def is_coco(path: Path) -> bool:
+    """Whether a JSON file holds the key ``annotations``; read in pieces, because COCO's own has 450 MB."""
+    key, seen = b'"annotations"', b""
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                seen = seen[-len(key) :] + piece
+                if key in seen:
+                    return True
+    except OSError as error:
+        raise DataError(f"cannot read the file ({error.strerror})", str(path)) from error
+    return False
+
+
+def coco_files(folder: Path) -> list[Path]:
+    """Annotation files of a folder: in it, in ``annotations/``, or a folder a split."""
+    found = [path for path in _json_files(folder) + _json_files(folder / "annotations") if is_coco(path)]
+    if found:
+        return found
+    inner = [child for child in list_folder(folder) if child.is_dir() and split_of(child.name)]
+    return [path for child in inner for path in _json_files(child) if is_coco(path)]
+
+
+def _json_files(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in list_folder(folder)
+        if path.suffix.lower() == ".json" and not path.name.startswith(".")
+    ]
+
+
+def find_coco(path: Path) -> CocoLayout:
+    """Find the annotation files of a folder, or make a data set of one file.
+
+    Raises:
+        DataError: if there is none, or two for a split.
+    """
+    if path.is_file():
+        is_beside = path.parent.name == "annotations" or split_of(path.parent.name) is not None
+        root = path.parent.parent if is_beside else path.parent
+        return CocoLayout(root, (CocoFile(path, _split(path, path.parent) or WHOLE),))
+    found = coco_files(path)
+    if not found:
+        raise DataError(
+            "expected COCO annotations, got no .json with the key annotations",
+            str(path),
+            "give the folder that holds them or their annotations/ folder, or the file itself",
+        )
+    instances = [file for file in found if "instances" in file.name] or found
+    chosen = _one_a_split(instances, path)
+    ignored = tuple(file for file in found if file not in {coco.path for coco in chosen})
+    root = path.parent if path.name == "annotations" else path
+    return CocoLayout(root, chosen, ignored)
+
+
+def _split(file: Path, root: Path) -> str | None:
+    """The split that a file's name, or its folder's below the root, speaks of."""
+    return split_of(file.stem) or (split_of(file.parent.name) if file.parent != root else None)
+
+
+def _one_a_split(files: Sequence[Path], root: Path) -> tuple[CocoFile, ...]:
+    found: dict[str, Path] = {}
+    splits = {_split(file, root) for file in files}
+    rest = WHOLE if splits == {None} else "train" if "train" not in splits else None
+    for file in files:
+        split = _split(file, root) or rest
+        if split is None:  # trainval beside train
+            continue
+        if split in found:
+            raise DataError(
+                f"two annotation files for {split}: {found[split].name} and {file.name}",
+                str(root),
+                "give one of the files instead of the folder",
+            )
+        found[split] = file
+    return tuple(CocoFile(file, split) for split, file in found.items())
+
+
+def image_folder(root: Path, coco: CocoFile, names: Sequence[str], *, may_be_absent: bool) -> str:
+    """The folder that a file's image names start from, relative to the root.
+
+    Args:
+        root: the data set's folder, or that of ``--image-dir``.
+        coco: the annotation file.
+        names: file names of its first images.
+        may_be_absent: the images need not be there.
+
+    Raises:
+        DataError: if none of the images is in any of the usual places.
+    """
+    folders = _usual_folders(root, coco)
+    hits = {
+        folder: sum(_is_there(root / folder / name.replace("\\", "/")) for name in names[:PROBED])
+        for folder in folders
+    }
+    best = max(folders, key=lambda folder: hits[folder])
+    if hits[best] or not names:
+        return best
+    if not may_be_absent:
+        places = ", ".join(folder or "." for folder in folders)
+        raise DataError(
+            f"found none of the first images ({names[0]!r}, …) in any of: {places}",
+            f"{coco.path}: images",
+            "name their folder with --image-dir",
+        )
+    return next((folder for folder in folders if folder and (root / folder).is_dir()), "")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, say: told when the image is read
+        return False
+
+
+def _usual_folders(root: Path, coco: CocoFile) -> list[str]:
+    """Folders to look into, relative to the root; each once."""
+    home = root.resolve()
+    beside = coco.path.parent.resolve()
+    own = beside.relative_to(home).as_posix() if beside.is_relative_to(home) else "."
+    own = "" if own in (".", "annotations") else own
+    stem = coco.path.stem.rpartition("_")[2]
+    names = list(dict.fromkeys([stem, *_SPLIT_FOLDERS.get(coco.split, ())]))
+    guesses = [own, f"{own}/images" if own else "images", "", *names, *(f"images/{name}" for name in names)]
+    there = [guess for guess in dict.fromkeys(guesses) if not guess or (root / guess).is_dir()]
+    return there if "annotations" in own or not (root / "annotations").is_dir() else [*there, "annotations"]

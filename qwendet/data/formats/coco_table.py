@@ -1,0 +1,306 @@
+"""A COCO file in memory, 80 bytes a box: read in one pass, whatever the order of its lists."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwendet.data.formats.json_stream import stream_lists
+from qwendet.data.formats.records import Box, Finding
+from qwendet.data.samples import check_label
+from qwendet.errors import DataError, Problem
+
+Key = int | str
+"""COCO's ids are numbers; some tools write texts."""
+
+CROWD, DIFFICULT, DERIVED = 1, 2, 4
+DECIMALS = 4
+"""Places that corners are rounded to: COCO holds sizes, and x + width is not exact."""
+CATEGORY_FIX = "correct category_id, or add the category"
+
+
+@dataclass(frozen=True, slots=True)
+class CocoImage:
+    """An entry of ``images``: its name, and the size that it claims (0 where it claims none)."""
+
+    name: str
+    width: float
+    height: float
+    where: str
+
+
+@dataclass
+class CocoTable:
+    """What a COCO file holds.
+
+    Attributes:
+        path: the file.
+        labels: label by category id.
+        images: entry by slot, in the order of the file; a slot stands for an image id.
+        broken: what is wrong with an image's entry or one of its annotations, by slot.
+        problems: what is wrong with annotations of no image.
+        findings: what is worth telling about the file.
+    """
+
+    path: Path
+    labels: dict[Key, str] = field(default_factory=dict)
+    images: dict[int, CocoImage] = field(default_factory=dict)
+    broken: dict[int, Problem] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    _slots: dict[Key, int] = field(default_factory=dict)
+    _category_slots: dict[Key, int] = field(default_factory=dict)
+    _of_image: array[int] = field(default_factory=lambda: array("q"))
+    _of_category: array[int] = field(default_factory=lambda: array("q"))
+    _corners: array[float] = field(default_factory=lambda: array("d"))
+    _flags: bytearray = field(default_factory=bytearray)
+    _index: array[int] = field(default_factory=lambda: array("q"))
+    _ids: array[int] = field(default_factory=lambda: array("q"))
+
+    def add_image(self, index: int, entry: Any) -> None:
+        """Take an element of ``images``."""
+        where = f"{self.path}: images[{index}]"
+        slot = -1
+        try:
+            slot = self._slots.setdefault(_key(entry, "id", where), len(self._slots))
+            image = _image(entry, where)
+            if slot in self.images:
+                raise DataError(
+                    f"the image id {entry['id']!r} is that of {self.images[slot].name!r} too",
+                    where,
+                    "give each image an id of its own: whose its annotations are cannot be told",
+                )
+            self.images[slot] = image
+        except DataError as error:
+            self._refuse(slot, error)
+
+    def add_category(self, index: int, entry: Any) -> None:
+        """Take an element of ``categories``; a broken one refuses the file."""
+        where = f"{self.path}: categories[{index}]"
+        key = _key(entry, "id", where)
+        name = entry.get("name")
+        label = check_label(name.strip() if isinstance(name, str) else name, where, "name")
+        if key in self.labels and self.labels[key] != label:
+            raise DataError(
+                f"the category id {key!r} is that of {self.labels[key]!r} too",
+                where,
+                "give it an id of its own",
+            )
+        if label in self.labels.values():
+            self.findings.append(Finding("same_label", f"{where}: {label!r}"))
+        self.labels[key] = label
+
+    def add_annotation(self, index: int, entry: Any) -> None:
+        """Take an element of ``annotations``."""
+        where = f"{self.path}: annotations[{index}]"
+        slot = -1
+        try:
+            slot = self._slots.setdefault(_key(entry, "image_id", where), len(self._slots))
+            category = _key(entry, "category_id", where)
+            box, flags = _box(entry, where)
+            flags |= CROWD * _flag(entry, "iscrowd", where)
+            flags |= DIFFICULT * (_flag(entry, "difficult", where) | _flag(entry, "ignore", where))
+        except DataError as error:
+            self._refuse(slot, error)
+            return
+        self._of_image.append(slot)
+        self._of_category.append(self._category_slots.setdefault(category, len(self._category_slots)))
+        self._corners.extend(box)
+        self._flags.append(flags)
+        self._index.append(index)
+        if type(entry.get("id")) is int and abs(entry["id"]) < 2**63:
+            self._ids.append(entry["id"])
+
+    def _refuse(self, slot: int, error: DataError) -> None:
+        """Note a problem: with its image, of which the first is enough, or with none."""
+        if slot < 0:
+            self.problems.extend(error.problems)
+        else:
+            self.broken.setdefault(slot, error.problems[0])
+
+    def finish(self) -> None:
+        """Judge what only the whole file can tell: ids that nothing has, ids that several have."""
+        names = {slot: key for key, slot in self._slots.items()}
+        unknown = set(self._category_slots) - set(self.labels)
+        if unknown:
+            slots = {self._category_slots[key]: key for key in unknown}
+            for of_image, category, index in zip(self._of_image, self._of_category, self._index, strict=True):
+                if category in slots:
+                    what = f"there is no category with the id {slots[category]!r}"
+                    self.broken.setdefault(of_image, Problem(what, self._where(index), CATEGORY_FIX))
+        for of_image, index in zip(self._of_image, self._index, strict=True):
+            if of_image not in self.images and of_image not in self.broken:
+                what = f"there is no image with the id {names[of_image]!r}"
+                self.problems.append(
+                    Problem(what, self._where(index), "add the image or remove the annotation")
+                )
+        values, counts = np.unique(np.frombuffer(self._ids, np.int64), return_counts=True)
+        self.findings += [
+            Finding("same_id", f"{self.path}: the annotation id {value} is used {count} times")
+            for value, count in zip(values[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True)
+        ]
+
+    def _where(self, index: int) -> str:
+        return f"{self.path}: annotations[{index}]"
+
+    def boxes_by_image(self) -> Iterator[tuple[int, list[CocoBox]]]:
+        """Slot and boxes of each image that has an entry, in the order of the file."""
+        of_image = np.frombuffer(self._of_image, np.int64)
+        order = np.argsort(of_image, kind="stable")
+        starts = np.searchsorted(of_image[order], np.arange(len(self._slots) + 1))
+        labels = {
+            self._category_slots[key]: label
+            for key, label in self.labels.items()
+            if key in self._category_slots
+        }
+        for slot in self.images:
+            if slot not in self.broken:
+                rows = order[starts[slot] : starts[slot + 1]].tolist()
+                yield slot, [self._row(row, labels) for row in rows]
+
+    def _row(self, row: int, labels: Mapping[int, str]) -> CocoBox:
+        x1, y1, x2, y2 = self._corners[4 * row : 4 * row + 4]
+        return CocoBox((x1, y1, x2, y2), labels[self._of_category[row]], self._flags[row], self._index[row])
+
+
+@dataclass(frozen=True, slots=True)
+class CocoBox:
+    """A box, its label, its flags and its index in ``annotations``."""
+
+    box: Box
+    label: str
+    flags: int
+    index: int
+
+
+def read_table(path: Path) -> CocoTable:
+    """Read a COCO file.
+
+    Raises:
+        DataError: if it is no COCO file, or its categories are broken. Other mistakes are in the table.
+    """
+    table = CocoTable(path)
+    takers = {
+        "images": table.add_image,
+        "categories": table.add_category,
+        "annotations": table.add_annotation,
+    }
+    for key, index, element in stream_lists(path):
+        if key in takers:
+            takers[key](index, element)
+    if not table.images and not table.broken:
+        raise DataError('expected a list "images" with at least one image', str(path), "give a COCO file")
+    table.finish()
+    return table
+
+
+def _key(entry: Any, name: str, where: str) -> Key:
+    value = entry.get(name) if isinstance(entry, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        found = repr(value) if isinstance(entry, dict) else f"the element {entry!r:.60}"
+        raise DataError(f"{name}: expected a number or a text, got {found}", where, "correct it")
+    return value
+
+
+def _image(entry: Mapping[str, Any], where: str) -> CocoImage:
+    name = entry.get("file_name")
+    if not isinstance(name, str) or not name.strip():
+        raise DataError(f"file_name: expected a path, got {name!r}", where, "name the image's file")
+    width, height = (_size(entry, side, where) for side in ("width", "height"))
+    return CocoImage(name, width, height, where)
+
+
+def _size(entry: Mapping[str, Any], side: str, where: str) -> float:
+    value = entry.get(side)
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise DataError(f"{side}: expected pixels, got {value!r}", where, "correct it")
+    return value
+
+
+def _box(entry: Mapping[str, Any], where: str) -> tuple[Box, int]:
+    """A box as xyxy, and ``DERIVED`` if it comes from a polygon or a mask."""
+    bbox = entry.get("bbox")
+    if bbox is None or bbox == []:
+        return _from_segmentation(entry.get("segmentation"), where), DERIVED
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+        raise DataError(
+            f"bbox: expected [x, y, width, height], got {bbox!r:.80}", where, "write four finite numbers"
+        )
+    x, y, width, height = bbox
+    if width < 0 or height < 0:
+        raise DataError(
+            f"bbox: expected width and height of at least 0, got {bbox!r}",
+            where,
+            "x and y are those of the upper left corner",
+        )
+    return (x, y, round(x + width, DECIMALS), round(y + height, DECIMALS)), 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
+
+
+def _from_segmentation(segmentation: Any, where: str) -> Box:
+    if isinstance(segmentation, dict):
+        return _from_mask(segmentation, where)
+    polygons = segmentation if isinstance(segmentation, list) else []
+    if not polygons or not all(_is_polygon(polygon) for polygon in polygons):
+        raise DataError(
+            f"expected a bbox or a segmentation, got {segmentation!r:.80}", where, "draw the box or remove it"
+        )
+    xs = [x for polygon in polygons for x in polygon[0::2]]
+    ys = [y for polygon in polygons for y in polygon[1::2]]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _is_polygon(polygon: Any) -> bool:
+    return (
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and all(map(_is_number, polygon))
+    )
+
+
+def _from_mask(mask: Mapping[str, Any], where: str) -> Box:
+    """The box around a run-length encoded mask, compressed or not."""
+    from pycocotools import mask as coco_mask
+
+    size, counts = mask.get("size"), mask.get("counts")
+    is_size = (
+        isinstance(size, list)
+        and len(size) == 2
+        and all(type(side) is int and 0 < side < 2**16 for side in size)
+    )
+    is_list = isinstance(counts, list) and all(type(run) is int and 0 <= run < 2**32 for run in counts)
+    if not is_size or not (is_list or (isinstance(counts, str) and counts.isascii())):
+        raise DataError(
+            f"segmentation: expected a mask, got {mask!r:.80}", where, "draw the box or remove it"
+        )
+    height, width = size  # type: ignore[misc]
+    encoded = coco_mask.frPyObjects(mask, height, width) if is_list else mask
+    if is_list and sum(counts) != height * width:  # type: ignore[arg-type]
+        raise DataError(
+            "segmentation: the mask's counts do not fill its size", where, "draw the box or remove it"
+        )
+    x, y, w, h = (float(value) for value in coco_mask.toBbox(encoded))
+    return x, y, x + w, y + h
+
+
+def _flag(entry: Mapping[str, Any], name: str, where: str) -> int:
+    value = entry.get(name)
+    if value is None:
+        return 0
+    if value not in (0, 1):
+        raise DataError(f"{name}: expected 0 or 1, got {value!r}", where, "correct it or leave it out")
+    return int(value)

@@ -1,0 +1,92 @@
+"""Records as COCO files: ``annotations/instances_<split>.json``, images in ``images/``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from qwendet.data.formats.writer import LabelTable, SplitFiles, number
+from qwendet.data.samples import DetectedObject, Turn
+
+DECIMALS = 6
+"""Places that sizes are rounded to: the difference of two corners is not exact."""
+
+
+class CocoWriter:
+    """Writes COCO; category, image and annotation ids count from 1.
+
+    Images go to one file and annotations to another beside it while they come, so that memory stays
+    small; the two are joined at the end.
+
+    Args:
+        folder: an empty folder.
+        stack: closes files if writing ends early.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._images = SplitFiles(folder / "annotations", "instances_{}.json", stack)
+        self._annotations = SplitFiles(folder / "annotations", ".annotations_{}.part", stack)
+        self._labels = LabelTable()
+        self._num_images: Counter[str] = Counter()
+        self._num_boxes: Counter[str] = Counter()
+
+    def declare(self, labels: Sequence[str]) -> None:
+        """Take the order of categories."""
+        self._labels.declare(labels)
+
+    def place(self, split: str, name: str) -> str:
+        """Into ``images/``."""
+        return f"images/{name}"
+
+    def add(self, split: str, turn: Turn, image: str) -> None:
+        """Write an entry of ``images``, and one of ``annotations`` a box."""
+        is_first = not self._num_images[split]
+        self._num_images[split] += 1
+        image_id = self._num_images[split]
+        entry = {"id": image_id, "file_name": image, "width": turn.width, "height": turn.height}
+        start = '{"images": [\n' if is_first else ",\n"
+        self._images.write(split, start + json.dumps(entry, ensure_ascii=False))
+        for found in turn.objects:
+            self._num_boxes[split] += 1
+            box_id = self._num_boxes[split]
+            line = json.dumps(self._annotation(found, image_id, box_id))
+            self._annotations.write(split, line if box_id == 1 else ",\n" + line)
+
+    def _annotation(self, found: DetectedObject, image_id: int, box_id: int) -> dict[str, Any]:
+        x1, y1, x2, y2 = found.bbox_2d
+        width, height = round(x2 - x1, DECIMALS), round(y2 - y1, DECIMALS)
+        record: dict[str, Any] = {
+            "id": box_id,
+            "image_id": image_id,
+            "category_id": self._labels.number(found.desc) + 1,
+            "bbox": [number(value) for value in (x1, y1, width, height)],
+            "area": number(round(width * height, DECIMALS)),
+            "iscrowd": int(found.crowd),
+            "segmentation": [],
+        }
+        return record | {"difficult": 1} if found.difficult else record
+
+    def finish(self) -> list[str]:
+        """Join images and annotations, add the categories."""
+        categories = [
+            {"id": index, "name": label, "supercategory": ""}
+            for index, label in enumerate(self._labels, start=1)
+        ]
+        end = f'\n],\n"categories": {json.dumps(categories, ensure_ascii=False)}}}\n'
+        self._annotations.close()
+        splits = self._images.close()
+        for split in splits:
+            part = self._annotations.path(split)
+            with self._images.path(split).open("a", encoding="utf-8", newline="\n") as file:
+                file.write('\n],\n"annotations": [\n')
+                if part.is_file():
+                    with part.open(encoding="utf-8") as lines:
+                        shutil.copyfileobj(lines, file, 1 << 20)
+                    part.unlink()
+                file.write(end)
+        return [f"annotations/instances_{split}.json" for split in splits]

@@ -1,0 +1,292 @@
+"""Any data set in, any format out, complete or not at all: the one way in for ``data convert`` and ``init``.
+
+SRC ─► open_source ─► Labels │ Record │ Finding │ Problem ─► a writer ─► images placed ─► DST
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from qwendet.data.formats.coco_writer import CocoWriter
+from qwendet.data.formats.detect import detect_format, open_source
+from qwendet.data.formats.jsonl_writer import JsonlWriter
+from qwendet.data.formats.placing import Names, Placement, place_images
+from qwendet.data.formats.records import (
+    FINDING_TITLES,
+    HARMLESS,
+    Finding,
+    FindingKind,
+    Format,
+    Labels,
+    Record,
+    Source,
+)
+from qwendet.data.formats.voc_writer import VocWriter
+from qwendet.data.formats.writer import Writer
+from qwendet.data.formats.yolo_writer import YoloWriter
+from qwendet.errors import DataError, Problem
+from qwendet.progress import Advance, Tracker
+
+MAX_NOTES = 5
+"""Mended annotations that are named, of each kind."""
+MAX_PROBLEMS = 20
+"""Broken annotations that are named before a conversion gives up."""
+LEFT_OUT_FILE = "left-out.txt"
+"""What ``--skip-bad`` left out, a line each."""
+IMAGE_HINTS: Mapping[Format, str] = {
+    "jsonl": "set data.root to {}",
+    "coco": "file_name starts from {}",
+    "voc": "put those of {} into JPEGImages, beside Annotations",
+    "yolo": "put those of {} into images/, beside labels/: YOLO looks there",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """How to convert.
+
+    Attributes:
+        source: format of the data set; ``auto`` looks into it.
+        target: format to write.
+        images: ``copy`` and ``link`` (hard links: the same file system) put the images beside what is
+            written. ``reference`` leaves them where they are; they need not even be there if the data set
+            tells their sizes.
+        image_dir: folder that the source's images are in, if not in the data set.
+        is_strict: refuse what would be mended or left out.
+        skip_bad: leave out images with broken annotations instead of refusing them.
+    """
+
+    source: Format | str = "auto"
+    target: Format = "jsonl"
+    images: Placement = "copy"
+    image_dir: Path | None = None
+    is_strict: bool = False
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionReport:
+    """What a conversion wrote and what it mended.
+
+    Attributes:
+        files: what a user opens.
+        images: images per split.
+        boxes: boxes per split and label.
+        target: the format written.
+        data_root: what the images' paths start from where they stay; None where they lie beside.
+        findings: what was mended, left out or is worth knowing, in words, by kind.
+        left_out: broken images and annotations that ``skip_bad`` left out.
+    """
+
+    files: tuple[Path, ...]
+    images: Mapping[str, int]
+    boxes: Mapping[str, Mapping[str, int]]
+    target: Format = "jsonl"
+    data_root: Path | None = None
+    findings: Mapping[FindingKind, tuple[str, ...]] = field(default_factory=dict)
+    left_out: tuple[Problem, ...] = ()
+
+
+def convert_dataset(src: Path, dst: Path, how: Conversion, tracker: Tracker) -> ConversionReport:
+    """Convert a data set, complete or not at all.
+
+    Args:
+        src: its folder or file; stays as it is.
+        dst: a folder that is absent or empty.
+        how: formats and what to do about images and mistakes.
+        tracker: shows progress.
+
+    Raises:
+        DataError: if it is broken; with every problem, 20 at most. Nothing is left behind then.
+    """
+    if how.target == "jsonl" and how.source in ("auto", "jsonl") and detect_format(src) == "jsonl":
+        raise DataError("this is JSONL already", str(src), "name the file in data.train of the config")
+    refuse_occupied(dst)
+    source = open_source(src, how.source, how.image_dir, may_be_absent=how.images == "reference")
+    return write_source(source, src.name, dst, how, tracker)
+
+
+def write_source(
+    source: Source,
+    name: str,
+    dst: Path,
+    how: Conversion,
+    tracker: Tracker,
+    split_of: Callable[[Record], str] = lambda record: record.split,
+) -> ConversionReport:
+    """Write an opened data set.
+
+    Args:
+        source: the data set.
+        name: what progress calls it.
+        dst: a folder that is absent or empty.
+        how: the source's format is not looked at.
+        tracker: shows progress.
+        split_of: the split that a record goes to.
+
+    Raises:
+        DataError: as :func:`convert_dataset`.
+    """
+    refuse_occupied(dst)
+    with complete_or_absent(dst) as folder:
+        with ExitStack() as stack, tracker(f"reading {name}", source.total) as advance:
+            job = _Job(source, folder, how, stack)
+            files = job.write(split_of, advance)
+        job.judge()
+        if how.images != "reference":
+            with tracker(f"placing images of {name}", len(job.placed)) as advance:
+                for done in place_images(job.placed, source.root, folder, how.images):
+                    advance(done, "")
+    data_root = source.root.resolve() if how.images == "reference" else None
+    return replace(job.report(), files=tuple(dst / file for file in files), data_root=data_root)
+
+
+class _Job:
+    """One conversion: what is being written, and what has been seen."""
+
+    def __init__(self, source: Source, folder: Path, how: Conversion, stack: ExitStack) -> None:
+        self.source = source
+        self.folder = folder
+        self.how = how
+        self.writer = _writer(how, folder, stack)
+        self.names = Names(flat=how.target == "voc", by_split=how.target == "yolo")
+        self.keeps_paths = how.images == "reference" and how.target in ("jsonl", "coco")
+        self.placed: dict[str, tuple[str, str]] = {}
+        self.images: Counter[str] = Counter()
+        self.boxes: dict[str, Counter[str]] = defaultdict(Counter)
+        self.findings: dict[FindingKind, list[str]] = defaultdict(list)
+        self.declared: dict[str, None] = {}
+        self.problems: list[Problem] = []
+
+    def write(self, split_of: Callable[[Record], str], advance: Advance) -> list[str]:
+        """Write every record; refuse broken ones unless they are to be skipped."""
+        for item in self.source.items:
+            if isinstance(item, Record):
+                self._add(item, split_of(item))
+                advance(self.images.total(), "")
+            elif isinstance(item, Labels):
+                self.writer.declare(item.names)
+                self.declared |= dict.fromkeys(item.names)
+            elif isinstance(item, Finding):
+                self.findings[item.kind].append(item.note)
+            else:
+                self.problems.append(item)
+            if len(self.problems) >= MAX_PROBLEMS and not self.how.skip_bad:
+                raise DataError.of(self.problems)
+        if self.problems and not self.how.skip_bad:
+            raise DataError.of(self.problems)
+        if not self.images:
+            nothing = Problem("no image is left", str(self.source.root), "mend what was left out")
+            raise DataError.of([nothing, *self.problems[:MAX_PROBLEMS]])
+        return self.writer.finish()
+
+    def _add(self, record: Record, split: str) -> None:
+        turn = record.sample.student
+        name = turn.image if self.keeps_paths else self.names.give(split, turn.image, record.name)
+        try:
+            self.writer.add(split, turn, name)
+        except DataError as error:
+            self.problems += [replace(problem, where=record.sample.where) for problem in error.problems]
+            return
+        if not self.keeps_paths and not name.endswith(Path(record.name).name):
+            self.findings["placed_as"].append(f"{turn.image!r} is now {name!r}")
+        self.placed[self.writer.place(split, name)] = (turn.image, record.sample.where)
+        self.images[split] += 1
+        self.boxes[split].update(found.desc for found in turn.objects)
+        for finding in record.findings:
+            self.findings[finding.kind].append(finding.note)
+
+    def judge(self) -> None:
+        """Tell what only the end shows; refuse findings if that is wished."""
+        used = set().union(*self.boxes.values())
+        self.findings["unused"] += [repr(label) for label in self.declared if label not in used]
+        refused = [
+            Problem(f"{FINDING_TITLES[kind]}: {note}", "", "mend it, or convert without --strict")
+            for kind, notes in self.findings.items()
+            if kind not in HARMLESS
+            for note in notes
+        ]
+        if refused and self.how.is_strict:
+            raise DataError.of(refused[:MAX_PROBLEMS])
+        if self.problems:
+            lines = "".join(f"{problem.where}: {problem.what}\n" for problem in self.problems)
+            (self.folder / LEFT_OUT_FILE).write_text(lines, encoding="utf-8")
+
+    def report(self) -> ConversionReport:
+        return ConversionReport(
+            files=(),
+            images=dict(self.images),
+            boxes={split: dict(counts) for split, counts in self.boxes.items()},
+            target=self.how.target,
+            findings={kind: tuple(notes) for kind, notes in self.findings.items() if notes},
+            left_out=tuple(self.problems),
+        )
+
+
+def _writer(how: Conversion, folder: Path, stack: ExitStack) -> Writer:
+    has_images = how.images != "reference"
+    if how.target == "jsonl":
+        return JsonlWriter(folder, stack, has_images=has_images)
+    writers: Mapping[str, Callable[[Path, ExitStack], Writer]] = {
+        "coco": CocoWriter,
+        "voc": VocWriter,
+        "yolo": YoloWriter,
+    }
+    return writers[how.target](folder, stack)
+
+
+def refuse_occupied(dst: Path) -> None:
+    """Refuse a destination that holds something.
+
+    Raises:
+        DataError: if it does.
+    """
+    is_empty_folder = dst.is_dir() and not any(dst.iterdir())
+    if os.path.lexists(dst) and not is_empty_folder:
+        raise DataError("expected a folder that is absent or empty", str(dst), "give another folder")
+
+
+@contextmanager
+def complete_or_absent(dst: Path) -> Iterator[Path]:
+    """Give a folder beside ``dst`` to fill; it becomes ``dst`` if all went well and vanishes if not.
+
+    Unlike a checkpoint it is not synced to disk, which takes minutes for a hundred thousand label files.
+
+    Raises:
+        DataError: if the place cannot be written to.
+    """
+    partial = dst.parent / f".{dst.name}.partial-{os.getpid()}"
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if dst.is_dir():
+            dst.rmdir()
+        partial.rename(dst)
+    except OSError as error:
+        raise DataError(f"cannot write the data set ({error})", str(dst), "give another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def conversion_notes(report: ConversionReport) -> list[str]:
+    """What a user should know about a conversion, in words."""
+    notes = [
+        _listed(f"{len(found)} {FINDING_TITLES[kind]}:", found) for kind, found in report.findings.items()
+    ]
+    if report.left_out:
+        lines = [f"{problem.where}: {problem.what}" for problem in report.left_out]
+        notes.append(_listed(f"Left out {len(lines)}, all listed in {LEFT_OUT_FILE}:", lines, MAX_PROBLEMS))
+    if report.data_root is not None:
+        notes.append(f"The images stay where they are: {IMAGE_HINTS[report.target].format(report.data_root)}")
+    return notes
+
+
+def _listed(title: str, lines: tuple[str, ...] | list[str], limit: int = MAX_NOTES) -> str:
+    more = [f"and {len(lines) - limit} more"] if len(lines) > limit else []
+    return "\n  ".join([title, *lines[:limit], *more])

@@ -1,0 +1,98 @@
+"""Which data set format a path holds, and its reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qwendet.data.formats.coco import open_coco
+from qwendet.data.formats.coco_layout import coco_files, is_coco
+from qwendet.data.formats.jsonl import jsonl_files, open_jsonl
+from qwendet.data.formats.records import Format, Source
+from qwendet.data.formats.voc import open_voc
+from qwendet.data.formats.voc_layout import is_voc
+from qwendet.data.formats.yolo import open_yolo
+from qwendet.data.formats.yolo_layout import is_yolo
+from qwendet.errors import DataError
+from qwendet.files import list_folder
+
+
+def detect_format(path: Path) -> Format:
+    """Tell which data set format a path holds, from names and not from contents as far as they suffice.
+
+    Where a folder holds several, the first of JSONL, VOC, COCO, YOLO counts.
+
+    Args:
+        path: a ``.jsonl`` file, a COCO ``.json`` file, a YOLO ``data.yaml``, or a folder.
+
+    Raises:
+        DataError: if it is absent or none of them.
+    """
+    if path.is_file():
+        found = _detect_file(path)
+    elif path.is_dir():
+        found = _detect_folder(dataset_in(path))
+    else:
+        raise DataError("expected a data set, got no such file or folder", str(path), "correct the path")
+    if found is None:
+        raise DataError(
+            "no data set found: expected a .jsonl file, a folder with train.jsonl or all.jsonl, "
+            "VOC (Annotations/*.xml, JPEGImages/), COCO (a .json with annotations) "
+            "or YOLO (data.yaml, obj.data or classes.txt)",
+            str(path),
+            "give the folder that holds these directly",
+        )
+    return found
+
+
+def dataset_in(path: Path) -> Path:
+    """``path`` itself if it is a data set, else the only folder in it that is one of COCO or YOLO."""
+    if not path.is_dir() or _detect_folder(path) is not None:
+        return path
+    children = (child for child in list_folder(path) if child.is_dir())
+    found = [child for child in children if _detect_folder(child) in ("coco", "yolo")]
+    return found[0] if len(found) == 1 else path
+
+
+def _detect_file(path: Path) -> Format | None:
+    if path.suffix == ".jsonl":
+        return "jsonl"
+    if path.suffix.lower() == ".json":
+        return "coco" if is_coco(path) else None
+    return "yolo" if is_yolo(path) else None
+
+
+def _detect_folder(folder: Path) -> Format | None:
+    if jsonl_files(folder):
+        return "jsonl"
+    if is_voc(folder):
+        return "voc"
+    if coco_files(folder):
+        return "coco"
+    return "yolo" if is_yolo(folder) else None
+
+
+def open_source(
+    path: Path, source: Format | str = "auto", image_dir: Path | None = None, *, may_be_absent: bool = False
+) -> Source:
+    """Open a data set of any format.
+
+    Args:
+        path: a folder or file, as the format's reader takes it; with ``auto`` also the folder around it.
+        source: its format; ``auto`` looks.
+        image_dir: the folder that image paths start from, if not in the data set.
+        may_be_absent: images need not be there if the annotations tell their sizes.
+
+    Raises:
+        DataError: if it is of no known format, or has not what the format asks for.
+    """
+    if image_dir is not None and not image_dir.is_dir():
+        raise DataError("expected a folder of images, got none", str(image_dir), "correct --image-dir")
+    if source == "auto":
+        path = dataset_in(path)
+        source = detect_format(path)
+    if not path.exists():
+        raise DataError("expected a data set, got no such file or folder", str(path), "correct the path")
+    if source == "yolo":
+        return open_yolo(path, image_dir)
+    openers = {"coco": open_coco, "voc": open_voc, "jsonl": open_jsonl}
+    return openers[source](path, image_dir, may_be_absent=may_be_absent)

@@ -1,0 +1,221 @@
+"""An annotation held against its image: whose size counts, and where a box that leaves the image is cut."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qwendet.data.formats.records import Box, Finding, FindingKind
+from qwendet.data.images import image_size, is_turned
+from qwendet.data.samples import DetectedObject
+from qwendet.errors import DataError
+
+ROUNDING = 0.01
+"""Pixels by which rounding in an annotation file may move an edge; not worth telling."""
+MAX_OVERHANG = 1.0
+"""Pixels by which tools that count from one let a box leave its image."""
+MIN_SHARE_INSIDE = 0.5
+"""Share of a box's area that must lie in the image; with less, the box belongs to another image or frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The image that boxes are given for.
+
+    Attributes:
+        width: in pixels of the image as displayed.
+        height: the same.
+        is_sure: the boxes are known to be given for this size: the annotation claims it, or they are
+            fractions.
+        findings: where the annotation is at odds with the image.
+    """
+
+    width: int
+    height: int
+    is_sure: bool
+    findings: tuple[Finding, ...] = ()
+
+
+def join_image(folder: str, name: str, where: str) -> str:
+    """An image's path relative to the data set's root, from what an annotation says.
+
+    Args:
+        folder: the folder, relative to the root, that ``name`` starts from.
+        name: as written; Windows' separators are read as such.
+        where: put into errors.
+
+    Raises:
+        DataError: if the path is absolute, leaves the root, or holds control characters.
+
+    Example:
+        >>> join_image("annotations", "../images/a.jpg", "x")
+        'images/a.jpg'
+    """
+    if not name.isprintable():
+        raise DataError(f"the image name {name!r} holds control characters", where, "rename the image")
+    unified = name.replace("\\", "/")
+    joined = posixpath.normpath(posixpath.join(folder, unified))
+    if unified.startswith("/") or unified[1:3] == ":/" or joined.split("/")[0] == "..":
+        raise DataError(
+            f"the image path {name!r} leaves the data set's folder",
+            where,
+            "write it relative to that folder, or give --image-dir and paths relative to it",
+        )
+    return joined
+
+
+def _is_there(path: Path, where: str) -> bool:
+    """Whether a file exists.
+
+    Raises:
+        DataError: if that cannot be found out, for lack of rights or because the name is too long.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise DataError(
+            f"cannot look for {path.name!r:.60} ({error.strerror})", where, "correct it"
+        ) from error
+
+
+def image_frame(
+    image: str,
+    root: Path,
+    where: str,
+    claimed: tuple[float, float] | None,
+    *,
+    may_be_absent: bool,
+    tag: str = "the size",
+) -> Frame:
+    """The size that boxes are held against: the image's own, or what is claimed where it is not there.
+
+    Args:
+        image: path relative to ``root``, as :func:`join_image` returns it.
+        root: the data set's root.
+        where: the annotation, put into errors.
+        claimed: width and height that the annotation claims; zero is no claim.
+        may_be_absent: the image need not be there.
+        tag: how the annotation calls the size.
+
+    Raises:
+        DataError: if the image is absent or broken, or the claimed size is that before its EXIF orientation.
+    """
+    if may_be_absent and not _is_there(root / image, where):
+        return _absent_frame(image, where, claimed)
+    size = image_size(image, root, where)
+    if claimed is None:
+        return Frame(*size, is_sure=False)
+    if claimed == size:
+        return Frame(*size, is_sure=True)
+    shown = f"{tag} is {claimed[0]:g}×{claimed[1]:g}"
+    if claimed == size[::-1] and is_turned(image, root, where):
+        raise DataError(
+            f"{shown}, that of {image!r} before its EXIF orientation is "
+            f"applied; displayed it is {size[0]}×{size[1]}, and the boxes would lie elsewhere",
+            where,
+            "if the boxes were drawn on the unturned image remove its orientation "
+            f"(exiftool -Orientation= FILE), else correct {tag}",
+        )
+    note = f"{where}: {shown}, used {size[0]}×{size[1]} of {image!r}"
+    return Frame(*size, is_sure=False, findings=(Finding("resized", note),))
+
+
+def _absent_frame(image: str, where: str, claimed: tuple[float, float] | None) -> Frame:
+    if claimed is None or not all(side >= 1 and float(side).is_integer() for side in claimed):
+        raise DataError(
+            f"the image {image!r} is absent, and the annotation gives no usable size", where, "add the image"
+        )
+    width, height = (int(side) for side in claimed)
+    note = f"{where}: {image!r} is absent, taken as {width}×{height}"
+    return Frame(width, height, is_sure=True, findings=(Finding("absent", note),))
+
+
+def fit_objects(
+    written: Iterable[tuple[str, DetectedObject]], frame: Frame
+) -> tuple[tuple[DetectedObject, ...], list[Finding]]:
+    """Hold an image's boxes against it.
+
+    Args:
+        written: the place of each object and the object as the annotation gives it, corners in order.
+        frame: the image.
+
+    Returns:
+        The objects, boxes inside the image and with area; and what was mended or left out.
+
+    Raises:
+        DataError: for a box that no cut at the edge makes sense of.
+    """
+    objects: list[DetectedObject] = []
+    findings: list[Finding] = []
+    seen: set[DetectedObject] = set()
+    for where, item in written:
+        box, finding = fit_box(item.bbox_2d, frame, where)
+        if finding is not None:
+            findings.append(finding)
+        if box is None:
+            continue
+        found = item if box == item.bbox_2d else replace(item, bbox_2d=box)
+        if found in seen:
+            findings.append(Finding("repeated", f"{where}: {show(box)}"))
+        seen.add(found)
+        objects.append(found)
+    return tuple(objects), findings
+
+
+def fit_box(written: Box, frame: Frame, where: str) -> tuple[Box | None, Finding | None]:
+    """Cut a box at its image's edge; ``None`` instead of a box without area.
+
+    Raises:
+        DataError: if it leaves the image by more than a pixel and either mostly lies outside or may have
+            been given for another size.
+    """
+    box, overhang = _clip(written, frame)
+    if _is_empty(written) or (_is_empty(box) and overhang <= MAX_OVERHANG):
+        return None, Finding("zero_area", f"{where}: {show(written)} has no area, left out")
+    if overhang <= ROUNDING:
+        return box, None
+    is_mostly_inside = _area(box) >= MIN_SHARE_INSIDE * _area(written)
+    if overhang > MAX_OVERHANG and not (frame.is_sure and is_mostly_inside):
+        raise DataError(
+            f"the box {show(written)} leaves the image of {frame.width}×{frame.height} "
+            f"by {overhang:g} pixels",
+            where,
+            "correct the box, or see whether the annotation belongs to another image or size",
+        )
+    kind: FindingKind = "clipped" if overhang <= MAX_OVERHANG else "cut"
+    return box, Finding(kind, f"{where}: {show(written)} cut to {show(box)}")
+
+
+def _clip(box: Box, frame: Frame) -> tuple[Box, float]:
+    """Cut a box at the image's edges; also returns by how many pixels it left, 0 if inside."""
+    x1, y1, x2, y2 = box
+    right, bottom = float(frame.width), float(frame.height)
+    if x1 >= 0 and y1 >= 0 and x2 <= right and y2 <= bottom:
+        return box, 0.0
+    clipped = (
+        min(max(x1, 0.0), right),
+        min(max(y1, 0.0), bottom),
+        min(max(x2, 0.0), right),
+        min(max(y2, 0.0), bottom),
+    )
+    return clipped, max(abs(old - new) for old, new in zip(box, clipped, strict=True))
+
+
+def _is_empty(box: Box) -> bool:
+    return box[0] >= box[2] or box[1] >= box[3]
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def show(box: Box) -> str:
+    """A box for people.
+
+    Example:
+        >>> show((1.0, 2.5, 3.0, 4.0))
+        '[1, 2.5, 3, 4]'
+    """
+    return f"[{', '.join(f'{value:g}' for value in box)}]"

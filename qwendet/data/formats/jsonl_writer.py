@@ -1,0 +1,61 @@
+"""Records as sample files, one a split, in the flat form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from qwendet.data.formats.writer import SplitFiles, number
+from qwendet.data.samples import DetectedObject, Turn
+
+
+class JsonlWriter:
+    """Writes ``<split>.jsonl`` and places images in ``images/``.
+
+    Args:
+        folder: an empty folder.
+        stack: closes files if writing ends early.
+        has_images: the images are placed beside; else lines name them relative to where they are.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack, *, has_images: bool) -> None:
+        self._lines = SplitFiles(folder, "{}.jsonl", stack)
+        self._has_images = has_images
+
+    def declare(self, labels: Sequence[str]) -> None:
+        """Sample files declare none."""
+
+    def place(self, split: str, name: str) -> str:
+        """Into ``images/``."""
+        return f"images/{name}"
+
+    def add(self, split: str, turn: Turn, image: str) -> None:
+        """Write a line."""
+        self._lines.write(split, sample_line(turn, f"images/{image}" if self._has_images else image))
+
+    def finish(self) -> list[str]:
+        """Close the files."""
+        return [f"{split}.jsonl" for split in self._lines.close()]
+
+
+def sample_line(turn: Turn, image: str) -> str:
+    """One line of a sample file, with its line break; size and flags only where set."""
+    record: dict[str, Any] = {
+        "images": [image],
+        "objects": [_object_record(found) for found in turn.objects],
+    }
+    if turn.declared_size:
+        record |= {"width": turn.width, "height": turn.height}
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _object_record(found: DetectedObject) -> dict[str, Any]:
+    record: dict[str, Any] = {"bbox_2d": [number(value) for value in found.bbox_2d], "desc": found.desc}
+    if found.crowd:
+        record["crowd"] = True
+    if found.difficult:
+        record["difficult"] = True
+    return record

@@ -1,0 +1,181 @@
+"""Pascal VOC annotations, read image by image; coordinates are taken as they stand (no minus one)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from defusedxml import DefusedXmlException, ElementTree
+
+from qwendet.data.formats.fitting import fit_objects, image_frame, join_image, show
+from qwendet.data.formats.records import Box, Finding, Item, Record, Source
+from qwendet.data.formats.voc_layout import VocFolder, find_voc, images_by_stem
+from qwendet.data.samples import DetectedObject, Sample, Turn, check_label
+from qwendet.errors import DataError
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+
+def open_voc(path: Path, image_dir: Path | None = None, *, may_be_absent: bool = False) -> Source:
+    """Open a VOC data set.
+
+    The splits are those of the lists; ``trainval.txt`` without ``train.txt`` gives ``train``, less what
+    ``val.txt`` names, and is ignored otherwise; without any list all samples are in ``all``. Boxes are taken
+    as they stand. The image is the file that shares the annotation's name, whatever ``<filename>`` says.
+
+    Args:
+        path: the folder, or its parent where that holds no other; see :mod:`qwendet.data.formats.voc_layout`.
+        image_dir: the folder that holds the images instead.
+        may_be_absent: images need not be there; names and sizes are then those of the annotations.
+
+    Raises:
+        DataError: if there is no such data set, or more than one; for broken split lists.
+    """
+    root, folders = find_voc(path)
+    reader = _Reader(image_dir or root, own_folders=image_dir is None, may_be_absent=may_be_absent)
+    total = sum(len(stems) for folder in folders for stems in folder.listed.values())
+
+    def items() -> Iterator[Item]:
+        for folder in folders:
+            yield from reader.read(folder)
+
+    return Source(reader.root, total, items())
+
+
+class _Reader:
+    """Reads annotations.
+
+    Args:
+        root: folder that image paths start from.
+        own_folders: the images lie in the folders of the data set, not in the root.
+        may_be_absent: they need not be there.
+    """
+
+    def __init__(self, root: Path, *, own_folders: bool, may_be_absent: bool) -> None:
+        self.root = root
+        self.own_folders = own_folders
+        self.may_be_absent = may_be_absent
+
+    def read(self, folder: VocFolder) -> Iterator[Item]:
+        place = folder.images if self.own_folders else ""
+        if not (self.root / place).is_dir() and not self.may_be_absent:
+            raise DataError(
+                f"expected {place or 'a folder of images'} beside Annotations",
+                str(self.root),
+                "add the images, or name their folder with --image-dir",
+            )
+        images = images_by_stem(self.root / place)
+        for split, stems in folder.listed.items():
+            for stem in stems:
+                try:
+                    yield self._record(split, folder.annotations[stem], images.get(stem, []), place)
+                except DataError as error:
+                    yield from error.problems
+        for file in folder.unlisted():
+            yield Finding("unlisted", f"{file}: in no split list")
+        for stem in sorted(images.keys() - folder.annotations.keys()) if self.own_folders else ():
+            yield Finding("no_annotation", f"{self.root / place / images[stem][0]}")
+
+    def _record(self, split: str, file: Path, candidates: list[str], place: str) -> Record:
+        """Read one annotation together with the size of its image."""
+        where = str(file)
+        annotation = _parse_xml(file)
+        claimed_name = (annotation.findtext("filename") or "").strip()
+        base = PurePosixPath(claimed_name.replace("\\", "/")).name
+        ending = PurePosixPath(base).suffix
+        if not candidates and ending and self.may_be_absent:
+            candidates = [file.stem + ending]
+        name = _choose_image(candidates, base, where, place)
+        image = join_image(place, name, where)
+        findings: list[Finding] = []
+        if base and base != name:
+            findings.append(Finding("renamed", f"{where}: <filename> is {claimed_name!r}, used {name!r}"))
+        frame = image_frame(
+            image, self.root, where, _size(annotation, where), may_be_absent=self.may_be_absent, tag="<size>"
+        )
+        written = (
+            _read_object(element, f"{where}: object {index}")
+            for index, element in enumerate(annotation.findall("object"), start=1)
+        )
+        objects, mended = fit_objects(written, frame)
+        turn = Turn(image, objects, frame.width, frame.height)
+        return Record(split, Sample(turn, where=where), name, (*findings, *frame.findings, *mended))
+
+
+def _parse_xml(file: Path) -> Element:
+    """Parse an annotation; entities are never expanded, nothing outside the file is read."""
+    try:
+        root: Element = ElementTree.parse(file).getroot()
+    except DefusedXmlException as error:
+        raise DataError(
+            "the XML declares entities, which can read other files or fill the memory",
+            str(file),
+            "remove its <!DOCTYPE …> and write the values themselves",
+        ) from error
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
+        raise DataError(f"expected an XML annotation, got a broken file ({error})", str(file)) from error
+    if root.tag != "annotation":
+        raise DataError(f"expected the XML element <annotation>, got <{root.tag}>", str(file))
+    return root
+
+
+def _choose_image(names: list[str], claimed_name: str, where: str, folder: str) -> str:
+    """Pick the image that shares the annotation's name; ``<filename>`` only decides between several."""
+    name = claimed_name if claimed_name in names else names[0] if len(names) == 1 else None
+    if name is None:
+        found = ", ".join(names) or f"none (<filename> says {claimed_name!r})"
+        raise DataError(
+            f"expected one image {folder}{'/' if folder else ''}{Path(where).stem}.*, got {found}",
+            where,
+            "give image and annotation the same name",
+        )
+    return name
+
+
+def _size(annotation: Element, where: str) -> tuple[float, float] | None:
+    element = annotation.find("size")
+    return None if element is None else (_number(element, "width", where), _number(element, "height", where))
+
+
+def _read_object(element: Element, where: str) -> tuple[str, DetectedObject]:
+    """Read one ``<object>``; its ``<part>`` elements (heads, hands) have boxes of their own and are left."""
+    desc = check_label((element.findtext("name") or "").strip(), where, "<name>")
+    where = f"{where} ({desc})"
+    corners = element.find("bndbox")
+    if corners is None:
+        raise DataError("expected <bndbox>, got none", where, "draw the box or remove the object")
+    return where, DetectedObject(
+        _box(corners, where), desc, _flag(element, "crowd", where), _flag(element, "difficult", where)
+    )
+
+
+def _box(corners: Element, where: str) -> Box:
+    """``<bndbox>`` as xyxy in pixels, finite and not inside out."""
+    x1, y1, x2, y2 = (_number(corners, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    if x2 < x1 or y2 < y1:
+        raise DataError(
+            f"expected xmin ≤ xmax and ymin ≤ ymax, got {show((x1, y1, x2, y2))}", where, "swap the corners"
+        )
+    return x1, y1, x2, y2
+
+
+def _number(parent: Element, tag: str, where: str) -> float:
+    text = (parent.findtext(tag) or "").strip()
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"<{parent.tag}> <{tag}>: expected a number, got {text!r}", where, "correct it")
+    return value
+
+
+def _flag(element: Element, tag: str, where: str) -> bool:
+    """``<difficult>``, and ``<crowd>``, which ``data convert`` writes for COCO's ``iscrowd``."""
+    text = (element.findtext(tag) or "0").strip()
+    if text not in ("0", "1"):
+        raise DataError(f"<{tag}>: expected 0 or 1, got {text!r}", where, "correct it or leave it out")
+    return text == "1"

@@ -1,0 +1,200 @@
+"""YOLO labels, read image by image; fractions of the displayed image become its pixels."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from qwendet.data.formats.fitting import Frame, fit_objects, show
+from qwendet.data.formats.records import Box, Finding, Item, Labels, Record, Source
+from qwendet.data.formats.yolo_layout import (
+    YoloLayout,
+    find_yolo,
+    images_of,
+    label_file,
+    labels_without_image,
+)
+from qwendet.data.images import image_size
+from qwendet.data.samples import DetectedObject, Sample, Turn
+from qwendet.errors import DataError, Problem
+
+FLAGS_FILE = "flags.jsonl"
+"""Beside the settings: ``crowd`` and ``difficult``, which YOLO's lines cannot hold, by ``data convert``."""
+DECIMALS = 4
+"""Places that pixels are rounded to: fractions are not exact."""
+FRACTION_LIMIT = 2.0
+"""Above it a number is no fraction with a slip, but a pixel."""
+
+Flags = Mapping[str, Mapping[str, list[int]]]
+
+
+def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
+    """Open a YOLO data set; its images are opened for their sizes, which YOLO does not record.
+
+    Args:
+        path: a folder or its settings; see :mod:`qwendet.data.formats.yolo_layout`.
+        image_dir: the folder that the images' paths start from instead.
+
+    Raises:
+        DataError: if names or images are absent, or the settings are broken.
+    """
+    layout = find_yolo(path, image_dir)
+    root = image_dir or layout.root
+    images = {
+        (split, entry): images_of(layout, root, entry)
+        for split, entries in layout.entries.items()
+        for entry in entries
+    }
+    if not any(images.values()):
+        raise DataError("there is no image", str(root), "give the folder of the images with --image-dir")
+    reader = _Reader(layout, root)
+
+    def items() -> Iterator[Item]:
+        yield Labels(tuple(dict.fromkeys(layout.names[index] for index in sorted(layout.names))))
+        for problem in layout.absent:
+            yield Finding("no_split", f"{problem.where}: {problem.what}")
+        for (split, entry), names in images.items():
+            for image in names:
+                try:
+                    yield reader.record(split, entry, image)
+                except DataError as error:
+                    yield from error.problems
+            yield from reader.orphans(entry)
+        if not reader.seen:
+            raise DataError("no image has a label file", str(layout.root), "expected labels/ beside images/")
+
+    return Source(root, sum(map(len, images.values())), items())
+
+
+class _Reader:
+    """Reads images with their labels, and remembers which label files they had."""
+
+    def __init__(self, layout: YoloLayout, root: Path) -> None:
+        self.layout = layout
+        self.root = root
+        self.seen: set[Path] = set()
+        self.flags = _read_flags(layout.root / FLAGS_FILE)
+
+    def record(self, split: str, entry: str, image: str) -> Record:
+        candidates = dict.fromkeys((*label_file(self.layout.root, image), label_file(self.root, image)[1]))
+        file = next((path for path in candidates if path.is_file()), None)
+        where = str(file or self.root / image)
+        width, height = image_size(image, self.root, where)
+        frame = Frame(width, height, is_sure=True)
+        findings: list[Finding] = []
+        lines: list[tuple[int, str]] = []
+        if file is None:
+            findings.append(Finding("unlabelled", str(self.root / image)))
+        else:
+            self.seen.add(file)
+            lines = _lines(file)
+        written: list[tuple[str, DetectedObject]] = []
+        for number, line in lines:
+            place = f"{where}:{number}"
+            box, desc, is_derived = _parse_line(line, place, self.layout, frame)
+            if is_derived:
+                findings.append(Finding("derived", f"{place} ({desc}): {show(box)}"))
+            written.append((f"{place} ({desc})", self._flagged(DetectedObject(box, desc), file, number)))
+        objects, mended = fit_objects(written, frame)
+        name = image.removeprefix(f"{entry}/")
+        sample = Sample(Turn(image, objects, width, height), where=where)
+        return Record(split, sample, name.removeprefix("images/"), (*findings, *mended))
+
+    def _flagged(self, found: DetectedObject, file: Path | None, number: int) -> DetectedObject:
+        if not self.flags or file is None:
+            return found
+        own = self.flags.get(file.relative_to(self.layout.root).as_posix(), {})
+        return DetectedObject(
+            found.bbox_2d, found.desc, number in own.get("crowd", []), number in own.get("difficult", [])
+        )
+
+    def orphans(self, entry: str) -> list[Problem]:
+        """Label files whose image is not there; its size, and so its boxes, nobody knows."""
+        return [
+            Problem("the image of these labels is absent", str(file), "add the image or remove the labels")
+            for file in labels_without_image(self.layout, entry, self.seen)
+        ]
+
+
+def _read_flags(file: Path) -> Flags:
+    if not file.is_file():
+        return {}
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return {
+            line["labels"]: {key: list(line.get(key, [])) for key in ("crowd", "difficult")} for line in lines
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"expected flags as data convert writes them, got a broken file ({error})", str(file), "remove it"
+        ) from error
+
+
+def _lines(file: Path) -> list[tuple[int, str]]:
+    """The lines that are not blank, with their numbers."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the file as UTF-8 text ({error})", str(file)) from error
+    return [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+
+
+def _parse_line(line: str, where: str, layout: YoloLayout, frame: Frame) -> tuple[Box, str, bool]:
+    """Box in pixels, label, and whether the box was derived from a polygon."""
+    index, *values = _numbers(line, where)
+    if not index.is_integer() or int(index) not in layout.names:
+        raise DataError(
+            f"the class index {index:g} is not among the {len(layout.names)} names",
+            where,
+            f"correct it, or add the name to {layout.settings.name}",
+        )
+    if layout.columns and len(values) == 4 + layout.columns:
+        values = values[:4]
+    if any(abs(value) > FRACTION_LIMIT for value in values):
+        raise DataError(
+            f"expected fractions of the image from 0 to 1, got {line.strip()[:60]!r}",
+            where,
+            "divide pixels by its size",
+        )
+    x1, y1, x2, y2 = _corners(values, where)
+    width, height = frame.width, frame.height
+    box = (
+        round(x1 * width, DECIMALS),
+        round(y1 * height, DECIMALS),
+        round(x2 * width, DECIMALS),
+        round(y2 * height, DECIMALS),
+    )
+    return box, layout.names[int(index)], len(values) > 4
+
+
+def _numbers(line: str, where: str) -> list[float]:
+    try:
+        numbers = [float(word) for word in line.split()]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise DataError(f"expected numbers, got {line.strip()[:60]!r}", where, "correct the line")
+    return numbers
+
+
+def _corners(values: list[float], where: str) -> Box:
+    """Corners, as fractions, of a centre with sizes or of a polygon."""
+    if len(values) == 4:
+        x, y, width, height = values
+        if width < 0 or height < 0:
+            raise DataError(
+                f"expected sizes of at least 0, got {width:g} and {height:g}", where, "correct the line"
+            )
+        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+    if len(values) >= 6 and len(values) % 2 == 0:
+        return min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2])
+    is_scored = len(values) == 5
+    raise DataError(
+        f"expected a class index and four numbers, or a polygon, got {len(values) + 1} numbers",
+        where,
+        "a sixth number is a detector's confidence: predictions are no ground truth"
+        if is_scored
+        else "correct the line",
+    )

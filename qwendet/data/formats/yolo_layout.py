@@ -1,0 +1,355 @@
+"""Where a YOLO data set keeps names, images and labels.
+
+    data.yaml: names, train, val, test (folders, or .txt of image paths), path     Ultralytics
+    obj.data: names, train, valid (.txt of image paths)                            darknet, CVAT
+    classes.txt + images/ + labels/, or images and labels in one folder            LabelImg
+
+The labels of ``…/images/…/a.jpg`` are in ``…/labels/…/a.txt``, or beside the image.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from qwendet.data.formats.fitting import join_image
+from qwendet.data.formats.records import WHOLE, split_of
+from qwendet.data.images import IMAGE_SUFFIXES
+from qwendet.data.samples import check_label
+from qwendet.errors import DataError, Problem
+from qwendet.files import list_folder
+
+SETTINGS_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
+NAME_FILES = ("obj.names", "classes.txt", "labels/classes.txt", "train/classes.txt")
+NO_LABELS = frozenset({"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt"})
+"""Texts that lie among labels and are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class YoloLayout:
+    """A YOLO data set.
+
+    Attributes:
+        root: the folder that its paths start from.
+        names: label by class index.
+        entries: what each split consists of: folders, and ``.txt`` lists of images, relative to the root.
+        settings: the file that says so, put into errors.
+        absent: what is wrong with splits that are named but not there.
+        columns: numbers after class and box that every line has (key points), 0 without.
+    """
+
+    root: Path
+    names: Mapping[int, str]
+    entries: Mapping[str, Sequence[str]]
+    settings: Path
+    absent: tuple[Problem, ...] = ()
+    columns: int = 0
+
+
+def is_yolo(path: Path) -> bool:
+    """Whether a file is YOLO settings, or a folder holds such or labels."""
+    if path.is_file():
+        return _is_settings(path)
+    has_names = any((path / name).is_file() for name in NAME_FILES)
+    return _settings_file(path) is not None or has_names or (path / "labels").is_dir()
+
+
+def find_yolo(path: Path, image_dir: Path | None = None) -> YoloLayout:
+    """Find names and splits.
+
+    Args:
+        path: the folder, its ``data.yaml`` or its ``obj.data``.
+        image_dir: the folder that the images' paths start from instead.
+
+    Raises:
+        DataError: if the names are absent or broken, or the settings lead out of the folder.
+    """
+    settings = path if path.is_file() else _settings_file(path)
+    if settings is None:
+        return _of_folders(path, image_dir or path)
+    read = _of_darknet if settings.suffix == ".data" else _of_yaml
+    return read(_Settings(settings, [settings.parent, *([image_dir] if image_dir else [])]))
+
+
+def _settings_file(folder: Path) -> Path | None:
+    for name in ("data.yaml", "data.yml", "dataset.yaml", "obj.data"):
+        if (folder / name).is_file():
+            return folder / name
+    others = [file for file in list_folder(folder) if file.suffix in (".yaml", ".yml") and _is_settings(file)]
+    return others[0] if len(others) == 1 else None
+
+
+def _is_settings(file: Path) -> bool:
+    if file.suffix == ".data" or file.name in ("data.yaml", "data.yml"):
+        return True
+    return file.suffix in (".yaml", ".yml") and any(
+        line.startswith("names:") for line in _read_text(file).splitlines()
+    )
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the file as UTF-8 text ({error})", str(file)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """A settings file, and the folders that its paths may start from."""
+
+    file: Path
+    homes: Sequence[Path]
+
+    def existing(self, entry: str, base: str, key: str) -> str:
+        """An entry's path relative to the home that it is in.
+
+        Raises:
+            DataError: if it is nowhere.
+        """
+        for tail in _tails(entry):
+            for folder in dict.fromkeys((base, "")):
+                path = posixpath.normpath(posixpath.join(folder, tail))
+                is_inside = not path.startswith(("/", ".."))
+                if is_inside and any((home / path).exists() for home in self.homes):
+                    return path
+        raise DataError(
+            f"there is no {entry!r} in the data set's folder", f"{self.file}: {key}", "correct the path"
+        )
+
+    def splits(self, values: Mapping[str, Any], base: str) -> tuple[dict[str, list[str]], list[Problem]]:
+        """What each split consists of, and what is wrong with those that are not there; one must be."""
+        found: dict[str, list[str]] = {}
+        absent: list[Problem] = []
+        for key, split in SETTINGS_KEYS.items():
+            value = values.get(key)
+            entries = value if isinstance(value, list) else [value] if value else []
+            if not all(isinstance(entry, str) for entry in entries):
+                raise DataError(
+                    f"expected folders or .txt files, got {value!r:.60}", f"{self.file}: {key}", "correct it"
+                )
+            try:
+                paths = [self.existing(entry, base, key) for entry in entries]
+            except DataError as error:
+                absent += error.problems
+            else:
+                found |= {split: paths} if paths else {}
+        if absent and not found:
+            raise DataError.of(absent)
+        return found, absent
+
+
+def _tails(entry: str) -> Iterator[str]:
+    """What a path may mean below the data set's folder.
+
+    Roboflow's ``../train/images`` lies one folder lower than it says, CVAT's ``data/`` is another program's
+    folder, and of an absolute path of another machine the end may be found.
+
+    Example:
+        >>> list(_tails("../train/images")), list(_tails("/content/x/train"))
+        (['train/images'], ['content/x/train', 'x/train', 'train'])
+    """
+    parts = posixpath.normpath(entry.replace("\\", "/")).split("/")
+    if parts[0] and not parts[0].endswith(":"):
+        inside = [part for part in parts if part != ".."]
+        yield "/".join(inside)
+        if inside[:1] == ["data"]:
+            yield "/".join(inside[1:])
+        return
+    for start in range(1, len(parts)):
+        tail = parts[start:]
+        is_telling = len(tail) > 1 or "." in tail[0] or split_of(tail[0]) is not None
+        if is_telling:  # of /a/test/images, images alone may be those of another split
+            yield "/".join(tail)
+
+
+# Ultralytics
+
+
+def _of_yaml(settings: _Settings) -> YoloLayout:
+    file = settings.file
+    try:
+        values = yaml.safe_load(_read_text(file))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DataError(f"expected YAML, got a broken file ({error})", str(file), "correct it") from error
+    if not isinstance(values, dict):
+        raise DataError(f"expected keys such as names and train, got {values!r:.60}", str(file), "correct it")
+    names = _names_of(values.get("names"), f"{file}: names")
+    count = values.get("nc")
+    if count is not None and count != len(names):
+        raise DataError(
+            f"nc is {count!r}, but there are {len(names)} names", str(file), "correct one of them"
+        )
+    entries, absent = settings.splits(values, _base(values.get("path"), file))
+    if not entries:
+        raise DataError("expected train, val or test, got none", str(file), "name the folders of the images")
+    if "train" in entries and entries["train"] == entries.get("val"):
+        entries = {WHOLE: entries["train"], **{key: entries[key] for key in entries if key == "test"}}
+    return YoloLayout(file.parent, names, entries, file, tuple(absent), _key_point_columns(values, file))
+
+
+def _names_of(value: Any, where: str) -> dict[int, str]:
+    pairs = dict(enumerate(value)) if isinstance(value, list) else value
+    if not isinstance(pairs, dict):
+        raise DataError(
+            f"expected a list or index: name pairs, got {value!r:.60}", where, "list the label names"
+        )
+    names: dict[int, str] = {}
+    for index, name in pairs.items():
+        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+            raise DataError(f"expected a class index, got {index!r}", where, "correct it")
+        if isinstance(name, bool) or not isinstance(name, str | int | float):
+            raise DataError(f"expected a name, got {name!r}", f"{where}[{index}]", "put it into quotes")
+        names[index] = check_label(str(name).strip(), f"{where}[{index}]", "name")
+    return names
+
+
+def _base(value: Any, file: Path) -> str:
+    """``path``, relative to the file's folder; one of another machine is that folder itself."""
+    if value is None:
+        return ""
+    folder, home = (file.parent / str(value)).resolve(), file.parent.resolve()
+    if not folder.is_dir():
+        return ""
+    if not folder.is_relative_to(home):
+        raise DataError(
+            f"path leads out of the data set: {value!r}", f"{file}: path", "put the file into that folder"
+        )
+    return folder.relative_to(home).as_posix().removeprefix(".")
+
+
+def _key_point_columns(values: Mapping[str, Any], file: Path) -> int:
+    shape = values.get("kpt_shape")
+    if shape is None:
+        return 0
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 2
+        or not all(type(n) is int and 0 < n < 1000 for n in shape)
+    ):
+        raise DataError(f"expected [points, numbers], got {shape!r:.60}", f"{file}: kpt_shape", "correct it")
+    return int(shape[0] * shape[1])
+
+
+# Darknet and plain folders
+
+
+def _of_darknet(settings: _Settings) -> YoloLayout:
+    file = settings.file
+    pairs = (line.partition("=") for line in _read_text(file).splitlines() if "=" in line)
+    values = {key.strip(): value.strip() for key, _, value in pairs}
+    if "names" not in values:
+        raise DataError("expected a line names = FILE", str(file), "name the file of labels")
+    names = _names_in(file.parent / settings.existing(values["names"], "", "names"))
+    entries, absent = settings.splits(values, "")
+    return YoloLayout(file.parent, names, entries or {WHOLE: ["."]}, file, tuple(absent))
+
+
+def _names_in(file: Path) -> dict[int, str]:
+    """A name a line."""
+    lines = [line.strip() for line in _read_text(file).splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    return _names_of(lines, str(file))
+
+
+def _of_folders(root: Path, image_root: Path) -> YoloLayout:
+    file = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
+    if file is None:
+        raise DataError(
+            "expected data.yaml or classes.txt, got neither: nothing says what class 0 is",
+            str(root),
+            "write classes.txt, a label a line",
+        )
+    images = image_root / "images" if (image_root / "images").is_dir() else image_root
+    found = {
+        split: [child.relative_to(image_root).as_posix()]
+        for child in list_folder(images)
+        if child.is_dir() and (split := split_of(child.name))
+    }
+    whole = images.relative_to(image_root).as_posix()
+    return YoloLayout(root, _names_in(file), found or {WHOLE: [whole]}, file)
+
+
+# Images and their labels
+
+
+def images_of(layout: YoloLayout, root: Path, entry: str) -> list[str]:
+    """Paths of an entry's images, relative to the root, and sorted.
+
+    Args:
+        layout: the data set.
+        root: the folder that holds the images; another one than the layout's with ``--image-dir``.
+        entry: a folder, or a list of images.
+
+    Raises:
+        DataError: if the entry is no folder, or a listed image leaves the root or is nowhere.
+    """
+    listing = layout.root / entry
+    if listing.suffix.lower() == ".txt" and listing.is_file():
+        return _listed(listing, root)
+    folder = root / entry
+    if not folder.is_dir():
+        raise DataError(
+            "expected a folder of images, got none", str(folder), "correct the path in the settings"
+        )
+    found = [
+        Path(place, name).relative_to(root).as_posix()
+        for place, _, names in os.walk(folder, onerror=_refuse)
+        for name in names
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    ]
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"cannot look into the folder ({error.strerror})", str(error.filename)) from error
+
+
+def _listed(listing: Path, root: Path) -> list[str]:
+    found = []
+    for number, line in enumerate(_read_text(listing).splitlines(), start=1):
+        if line.strip():
+            found.append(_locate(line.strip(), listing, root, f"{listing}:{number}"))
+    return found
+
+
+def _locate(name: str, listing: Path, root: Path, where: str) -> str:
+    """A listed image's path relative to the root; its leading folders may be those of another machine."""
+    home = listing.parent.relative_to(root).as_posix() if listing.parent.is_relative_to(root) else ""
+    for tail in _tails(name):
+        for folder in dict.fromkeys((home, "")):
+            joined = posixpath.normpath(posixpath.join(folder, tail))
+            if not joined.startswith(("/", "..")) and (root / joined).is_file():
+                return join_image("", joined, where)
+    raise DataError(f"the image {name!r} is nowhere in {root}", where, "add the image or remove the line")
+
+
+def label_file(root: Path, image: str) -> tuple[Path, Path]:
+    """Where the labels of an image may be: in the folder of labels, and beside it."""
+    parts = PurePosixPath(image).with_suffix(".txt").parts
+    beside = root / PurePosixPath(image).with_suffix(".txt")
+    folders = [index for index, part in enumerate(parts[:-1]) if part == "images"]
+    if not folders:
+        return root / "labels" / PurePosixPath(*parts), beside
+    at = folders[-1]
+    return root / PurePosixPath(*parts[:at], "labels", *parts[at + 1 :]), beside
+
+
+def labels_without_image(layout: YoloLayout, entry: str, seen: set[Path]) -> list[Path]:
+    """Label files of an entry's folder that no image asked for."""
+    folder = label_file(layout.root, f"{entry}/x.jpg")[0].parent
+    if (layout.root / entry).suffix == ".txt" or not folder.is_dir():
+        return []
+    files = (Path(place, name) for place, _, names in os.walk(folder, onerror=_refuse) for name in names)
+    return sorted(
+        file
+        for file in files
+        if file.suffix.lower() == ".txt" and file.name.lower() not in NO_LABELS and file not in seen
+    )

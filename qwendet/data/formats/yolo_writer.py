@@ -1,0 +1,96 @@
+"""Records as YOLO: ``data.yaml``, ``images/<split>/``, ``labels/<split>/``, as Ultralytics reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qwendet.data.formats.records import SPLITS, WHOLE
+from qwendet.data.formats.writer import LabelTable, SplitFiles
+from qwendet.data.formats.yolo import FLAGS_FILE
+from qwendet.data.formats.yolo_layout import label_file
+from qwendet.data.samples import DetectedObject, Turn
+from qwendet.errors import DataError
+
+DECIMALS = 8
+"""Places of a fraction: a thousandth of a pixel in an image of 100,000."""
+
+
+class YoloWriter:
+    """Writes a label file an image, empty for a negative.
+
+    Args:
+        folder: an empty folder.
+        stack: closes files if writing ends early.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder = folder
+        self._labels = LabelTable()
+        self._flags = SplitFiles(folder, FLAGS_FILE, stack)
+        self._written: dict[str, None] = {}
+        self._splits: dict[str, None] = {}
+        self._folders: set[Path] = set()
+
+    def declare(self, labels: Sequence[str]) -> None:
+        """Take the order of classes."""
+        self._labels.declare(labels)
+
+    def place(self, split: str, name: str) -> str:
+        """Into ``images/<split>/``, beside ``labels/<split>/``."""
+        return f"images/{split}/{name}"
+
+    def add(self, split: str, turn: Turn, image: str) -> None:
+        """Write a label file."""
+        file = label_file(self._folder, self.place(split, image))[0]
+        name = file.relative_to(self._folder).as_posix()
+        if name in self._written:
+            raise DataError(
+                f"YOLO holds one label file an image, and {image!r} has another", "", "merge the two"
+            )
+        self._written[name] = None
+        self._splits[split] = None
+        if file.parent not in self._folders:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._folders.add(file.parent)
+        file.write_text(
+            "".join(self._line(found, turn) for found in turn.objects), encoding="utf-8", newline="\n"
+        )
+        self._write_flags(name, turn.objects)
+
+    def _line(self, found: DetectedObject, turn: Turn) -> str:
+        if not turn.width or not turn.height:
+            raise DataError("YOLO's fractions need the image's size", turn.image, "declare width and height")
+        x1, y1, x2, y2 = found.bbox_2d
+        values = (
+            (x1 + x2) / 2 / turn.width,
+            (y1 + y2) / 2 / turn.height,
+            (x2 - x1) / turn.width,
+            (y2 - y1) / turn.height,
+        )
+        numbers = " ".join(f"{value:.{DECIMALS}f}".rstrip("0").rstrip(".") for value in values)
+        return f"{self._labels.number(found.desc)} {numbers}\n"
+
+    def _write_flags(self, name: str, objects: Sequence[DetectedObject]) -> None:
+        record: dict[str, Any] = {"labels": name}
+        for flag in ("crowd", "difficult"):
+            lines = [number for number, found in enumerate(objects, start=1) if getattr(found, flag)]
+            record |= {flag: lines} if lines else {}
+        if len(record) > 1:
+            self._flags.write("", json.dumps(record, ensure_ascii=False) + "\n")
+
+    def finish(self) -> list[str]:
+        """Write ``data.yaml``."""
+        self._flags.close()
+        folders = {split: f"images/{split}" for split in SPLITS if split in self._splits}
+        if WHOLE in self._splits:  # there are no splits; Ultralytics wants both keys
+            folders |= {"train": f"images/{WHOLE}", "val": f"images/{WHOLE}"}
+        settings = folders | {"names": dict(enumerate(self._labels))}
+        text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False, width=2**31)
+        (self._folder / "data.yaml").write_text(text, encoding="utf-8", newline="\n")
+        return ["data.yaml"]
