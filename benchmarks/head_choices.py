@@ -158,7 +158,8 @@ def main() -> None:
     done = read(results)
     for seed in SEEDS:  # all variants of a seed first: a run that is cut short still compares like with like
         for variant in VARIANTS:
-            for data, steps in (("shapes", options.shapes_steps), ("bccd", options.bccd_steps)):
+            for data in options.data:
+                steps = {"shapes": options.shapes_steps, "bccd": options.bccd_steps}[data]
                 key = (variant, data, seed, steps)
                 if key not in done:
                     started = time.monotonic()
@@ -176,6 +177,10 @@ def _options() -> argparse.Namespace:
         "--bccd", type=Path, required=True, help="the folder with Annotations and JPEGImages"
     )
     arguments.add_argument("--output", type=Path, default=Path("runs/head_choices"))
+    arguments.add_argument(
+        "--data", nargs="+", choices=("shapes", "bccd"), default=["shapes", "bccd"],
+        help="sets to train on (both); two processes may share OUTPUT, one for each",
+    )  # fmt: skip
     arguments.add_argument("--shapes-steps", type=int, default=200)
     arguments.add_argument("--bccd-steps", type=int, default=150)
     return arguments.parse_args()
@@ -216,7 +221,7 @@ def run_config(folder: Path, data: str, seed: int, steps: int, detection: dict[s
         "data": {"train": str((folder / data / "train.jsonl").resolve())},
         "detection": sizes | detection,
         "train": {
-            "output_dir": str((folder / "run").resolve()),
+            "output_dir": str((folder / f"run-{data}").resolve()),
             "max_steps": steps,
             "batch_size": 16 if data == "shapes" else 4,
             "learning_rate": 1.0e-3,
@@ -251,6 +256,9 @@ def summary(done: dict[tuple[str, str, int, int], float]) -> dict[str, float]:
         row = [variant]
         for data in ("shapes", "bccd"):
             values = [ap50 for (name, where, _, _), ap50 in done.items() if (name, where) == (variant, data)]
+            if not values:
+                row.append("-")
+                continue
             spread = stdev(values) if len(values) > 1 else 0.0
             figures |= {f"{variant}/{data}/AP50": mean(values), f"{variant}/{data}/stdev": spread}
             row.append(f"{mean(values):.3f} ± {spread:.3f} ({len(values)})")
