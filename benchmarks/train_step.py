@@ -129,11 +129,13 @@ def plain_way(
 
     from benchmarks.plain_training import Collator, plain_trainer
     from qwendet.config import DEFAULT_REQUEST, DEFAULT_SYSTEM_PROMPT
+    from qwendet.config_file import build_config
+    from qwendet.data.dataset import TrainingSamples
     from qwendet.data.order import EpochOrder
 
     lines = (folder / "data" / "photographs.jsonl").read_bytes().splitlines(keepends=True)
-    order = EpochOrder([len(line) for line in lines], BATCH_SIZE, seed=0, on_epoch=lambda epoch: None)
-    samples = [json.loads(lines[index]) for index in order]
+    ordered = TrainingSamples(build_config(settings(folder, "lm", steps), "benchmark"), encoder=None)
+    samples = [json.loads(lines[index]) for index in EpochOrder(ordered, BATCH_SIZE, seed=0)]
     names = ", ".join(sorted({item["desc"] for sample in samples for item in sample["objects"]}))
     request = DEFAULT_REQUEST.replace("{labels}", names)
     collator = Collator(folder / "model", PHOTOGRAPHS, request, DEFAULT_SYSTEM_PROMPT, MAX_PIXELS)

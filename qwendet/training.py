@@ -101,10 +101,8 @@ class DetectionTrainer(Trainer):
     # Data and loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset: Any = self.train_dataset
-        return EpochOrder(
-            dataset.lengths(), self.args.train_batch_size, self.args.seed, on_epoch=dataset.set_epoch
-        )
+        samples: Any = self.train_dataset
+        return EpochOrder(samples, self.args.train_batch_size, self.args.seed)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device

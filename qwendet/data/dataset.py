@@ -62,30 +62,37 @@ class TrainingSamples:
 
     def sample(self, position: int) -> Sample:
         """The sample with its demonstrations of this epoch."""
-        index = self.indices[position]
-        sample = self.samples[index]
+        sample = self.samples[self.indices[position]]
         if sample.teachers or self.config.data.teacher_ratio == 0:
             return sample
+        drawn = (self.pool.samples[at].student for at in self._drawn(position))
+        others = [turn for turn in drawn if not _is_same_image(turn, sample.student)]
+        return replace(sample, teachers=tuple(others[: self.config.data.num_teachers]))
+
+    def lengths(self) -> list[tuple[int, int]]:
+        """Images that are drawn for each sample in this epoch, and bytes of all its annotations."""
+        own, pool = self.samples.line_bytes(), self.pool.samples.line_bytes()
+        lengths = []
+        for position, index in enumerate(self.indices):
+            drawn = self._drawn(position)[: self.config.data.num_teachers]
+            lengths.append((len(drawn), own[index] + sum(pool[at] for at in drawn)))
+        return lengths
+
+    def _drawn(self, position: int) -> list[int]:
+        """Samples of the pool that are drawn for a sample in this epoch, whether or not it has its own."""
         own = self.pool.is_training_set
         pool = self.indices if own else range(len(self.pool.samples))  # no sample that was left out
         count = self.config.data.num_teachers
         chosen = choose_teachers(
             seed=self.config.train.seed,
             epoch=self.epoch,
-            index=index,
+            index=self.indices[position],
             pool_size=len(pool),
             count=count if own else count + 1,  # one to spare: a pool may hold the sample's own image
             ratio=self.config.data.teacher_ratio,
             exclude=position if own else None,
         )
-        drawn = (self.pool.samples[pool[at]].student for at in chosen)
-        others = [turn for turn in drawn if not _is_same_image(turn, sample.student)]
-        return replace(sample, teachers=tuple(others[:count]))
-
-    def lengths(self) -> list[int]:
-        """A number for each sample that grows with its tokens, for batches of similar length."""
-        line_bytes = self.samples.line_bytes()
-        return [line_bytes[index] for index in self.indices]
+        return [pool[at] for at in chosen]
 
 
 def _is_same_image(turn: Turn, other: Turn) -> bool:

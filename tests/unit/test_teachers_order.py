@@ -76,8 +76,18 @@ def test_choose_teachers__a_small_pool_gives_what_it_has(pool_size: int, expecte
 LENGTHS = np.random.default_rng(0).integers(50, 5000, 1103).tolist()
 
 
+class Lengths(list[int]):
+    """Samples of which only the lengths are known."""
+
+    def set_epoch(self, epoch: int) -> None:
+        pass
+
+    def lengths(self) -> list[int]:
+        return self
+
+
 def order(seed: int = 0, batch_size: int = 4, lengths: list[int] = LENGTHS) -> EpochOrder:
-    return EpochOrder(lengths, batch_size, seed, on_epoch=lambda epoch: None)
+    return EpochOrder(Lengths(lengths), batch_size, seed)
 
 
 def in_epoch(epoch: int, seed: int = 0) -> list[int]:
@@ -144,10 +154,10 @@ def test_epoch_order__of_few_samples(count: int) -> None:
 # Both in the dataset
 
 
-def dataset(bundle: Bundle, train: Path, **settings: object) -> TrainingSamples:
+def dataset(bundle: Bundle, train: Path, ratio: float = 1.0, **settings: object) -> TrainingSamples:
     config = Config(
         data=DataConfig(
-            train=str(train), labels=bundle.labels, teacher_ratio=1.0, num_teachers=2, **settings
+            train=str(train), labels=bundle.labels, teacher_ratio=ratio, num_teachers=2, **settings
         ),
         train=TrainConfig(seed=7),
     )
@@ -212,13 +222,33 @@ def test_training_samples__what_was_left_out_teaches_nobody(
             assert samples.sample(at).student.image not in images
 
 
+def test_training_samples__lengths_are_those_of_the_demonstrations_drawn(
+    bundle: Bundle, scenes_file: Path
+) -> None:
+    """Samples with and without demonstrations, and short and long ones, are to share few batches."""
+    samples = dataset(bundle, scenes_file, ratio=0.5)
+    own = samples.samples.line_bytes()
+    by_image = {sample.student.image: own[at] for at, sample in enumerate(SampleFile(scenes_file))}
+    seen = []
+    for epoch in range(2):
+        samples.set_epoch(epoch)
+        expected = [
+            (len(images), own[at] + sum(by_image[image] for image in images))
+            for at, images in enumerate(shown(samples))
+        ]
+        assert samples.lengths() == expected
+        assert {count for count, _ in expected} == {0, 2}
+        seen.append(expected)
+    assert seen[0] != seen[1]
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_set_epoch__reaches_sampler_and_dataset_through_accelerate(
     bundle: Bundle, scenes_file: Path, processes: int
 ) -> None:
     """Of several processes accelerate tells the sampler alone, which passes it on."""
     samples = dataset(bundle, scenes_file)
-    sampler = EpochOrder(samples.lengths(), 4, seed=7, on_epoch=samples.set_epoch)
+    sampler = EpochOrder(samples, 4, seed=7)
     loader = DataLoader(samples, batch_size=4, sampler=sampler, collate_fn=bundle.collator())
     prepared = prepare_data_loader(loader, num_processes=processes, process_index=0, put_on_device=False)
     prepared.set_epoch(2)
