@@ -111,19 +111,6 @@ class PlainLabels(heads.LabelEncoder):
         return result
 
 
-class ClosedLabels(heads.LabelEncoder):
-    """A parameter for each class, whatever its text: a closed label set."""
-
-    def __init__(self, text_size: int, size: int) -> None:
-        super().__init__(text_size, size)
-        self.classes = nn.Parameter(torch.randn(100, size))
-
-    def forward(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        """Return ``(C, size)``."""
-        result: Tensor = self.out(self.classes[: len(embeds)])
-        return result
-
-
 def replaced(name: str, by: type) -> Change:
     """Build the head with another class of that name."""
     target: Any = heads
@@ -138,13 +125,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], Change]] = {
     "memory: hidden states alone": ({}, memory_without("patches")),
     "memory: patches and merged tokens": ({}, merged_tokens),
     "one-to-many 1": ({"one_to_many": 1}, contextlib.nullcontext),
-    "one-to-many 3": ({"one_to_many": 3}, contextlib.nullcontext),
     "one-to-many 12": ({"one_to_many": 12}, contextlib.nullcontext),
     "queries: learned, at fixed anchors": ({}, replaced("DetectionHead", LearnedQueries)),
     "decoder layers 1": ({"num_layers": 1}, contextlib.nullcontext),
     "decoder layers 4": ({"num_layers": 4}, contextlib.nullcontext),
     "labels: mean and one linear map": ({}, replaced("LabelEncoder", PlainLabels)),
-    "labels: closed set": ({}, replaced("LabelEncoder", ClosedLabels)),
 }
 
 
