@@ -259,14 +259,14 @@ def _options() -> argparse.Namespace:
         "--data", nargs="+", choices=SETS, default=list(SETS),
         help="sets to train on (both); two processes may share OUTPUT, one for each",
     )  # fmt: skip
-    arguments.add_argument("--steps", type=int, default=300, help="of each run (300)")
+    arguments.add_argument("--steps", type=int, default=150, help="of each run (150)")
     return arguments.parse_args()
 
 
 def prepare(folder: Path, bccd: Path) -> None:
     """Write the data."""
     if not (folder / "shapes" / "test.jsonl").exists():
-        write_dataset(DEMO, folder / "shapes" / "train.jsonl", 1600, seed=11)
+        write_dataset(DEMO, folder / "shapes" / "train.jsonl", 800, seed=11)
         write_dataset(DEMO, folder / "shapes" / "test.jsonl", 200, seed=12)
     if not (folder / "bccd").exists():
         convert_dataset(bccd, folder / "bccd", Conversion(), progress)
