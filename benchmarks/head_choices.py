@@ -229,7 +229,7 @@ def main() -> None:
     options = _options()
     setup(debug=False, quiet=True)
     folder: Path = options.output
-    prepare(folder, options.bccd)
+    prepare(folder, options.bccd, options.data)
     results = folder / "results.jsonl"
     done = read(results)
     for data in options.data:
@@ -263,12 +263,12 @@ def _options() -> argparse.Namespace:
     return arguments.parse_args()
 
 
-def prepare(folder: Path, bccd: Path) -> None:
-    """Write the data."""
-    if not (folder / "shapes" / "test.jsonl").exists():
+def prepare(folder: Path, bccd: Path, sets: Sequence[str]) -> None:
+    """Write the sets that are asked for and not there yet."""
+    if "shapes" in sets and not (folder / "shapes" / "test.jsonl").exists():
         write_dataset(DEMO, folder / "shapes" / "train.jsonl", 800, seed=11)
         write_dataset(DEMO, folder / "shapes" / "test.jsonl", 200, seed=12)
-    if not (folder / "bccd").exists():
+    if "bccd" in sets and not (folder / "bccd").exists():
         convert_dataset(bccd, folder / "bccd", Conversion(), progress)
 
 
