@@ -6,15 +6,21 @@ The frames are the open brackets that :mod:`qwendet.data.answer_reader` keeps on
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 
 from qwendet.data.answer_names import LabelText, is_box_key, is_name, pair_labels
 
+# Keys that name a coordinate, and those that name a corner, by the index in a box of their (first) number.
+_COORDINATES = {
+    "x1": 0, "x0": 0, "xmin": 0, "xtl": 0, "left": 0,
+    "y1": 1, "y0": 1, "ymin": 1, "ytl": 1, "top": 1,
+    "x2": 2, "xmax": 2, "xbr": 2, "right": 2,
+    "y2": 3, "ymax": 3, "ybr": 3, "bottom": 3,
+}  # fmt: skip
 _CORNERS = {
-    "x1": 0, "xmin": 0, "left": 0,
-    "y1": 1, "ymin": 1, "top": 1,
-    "x2": 2, "xmax": 2, "right": 2,
-    "y2": 3, "ymax": 3, "bottom": 3,
+    "topleft": 0, "lefttop": 0, "upperleft": 0, "左上": 0,
+    "bottomright": 2, "rightbottom": 2, "lowerright": 2, "右下": 2,
 }  # fmt: skip
 
 
@@ -52,8 +58,9 @@ class ObjectFrame:
         key: the key whose value is being read; empty between values.
         boxes: its boxes that have no label yet.
         texts: its texts, in order.
-        corners: named coordinates so far, by their index in a box.
-        numbered: it holds numbers that are no corners, as ``width`` is none.
+        coordinates: named coordinates so far, by their index in a box.
+        point: its ``x`` and ``y``.
+        numbered: it holds other numbers, such as a ``width``.
     """
 
     start: int
@@ -64,8 +71,14 @@ class ObjectFrame:
     key: str = ""
     boxes: list[FoundBox] = field(default_factory=list)
     texts: list[LabelText] = field(default_factory=list)
-    corners: dict[int, float] = field(default_factory=dict)
+    coordinates: dict[int, float] = field(default_factory=dict)
+    point: dict[str, float] = field(default_factory=dict)
     numbered: bool = False
+
+    @property
+    def is_point(self) -> bool:
+        """Whether an x and a y are all that is in it."""
+        return len(self.point) == 2 and not (self.texts or self.boxes or self.coordinates or self.numbered)
 
 
 @dataclass(slots=True)
@@ -77,6 +90,7 @@ class ListFrame:
         owner: the object whose value it is part of.
         name: the text beside it.
         promised: its key or its box token says that this is a box.
+        paired: two pairs in it are the corners of a box.
         skipped: it is part of points or of a 3-D box.
         tag: it is a box token.
         implied: the bracket is missing.
@@ -84,18 +98,21 @@ class ListFrame:
             template from the prompt.
         tally: number of boxes and failures counted before it.
         numbers: the numbers in it.
+        points: those of the points in it, each ``{"x": …, "y": …}``.
     """
 
     start: int
     owner: ObjectFrame | None
     name: str
     promised: bool = False
+    paired: bool = False
     skipped: bool = False
     tag: bool = False
     implied: bool = False
     worded: bool = False
     tally: int = 0
     numbers: list[float] = field(default_factory=list)
+    points: list[float] = field(default_factory=list)
 
 
 class BoxTally:
@@ -144,17 +161,29 @@ class BoxTally:
             frame.owner.boxes.append(box)
             frame.owner.settled = True
 
-    def take_corner(self, owner: ObjectFrame, start: int, end: int, number: float) -> None:
-        """Take a number as a coordinate if its key names a corner, as ``x1`` or ``y_min`` do."""
-        corner = _corner(owner.key)
-        if corner is None or owner.skipped:
-            owner.numbered = True
+    def take_number(self, owner: ObjectFrame, start: int, end: int, number: float) -> None:
+        """Take a number of an object: a coordinate if its key names one, as ``x1`` or ``y_min`` do."""
+        key = _bare(owner.key)
+        index = _COORDINATES.get(key)
+        if index is None or owner.skipped:
+            owner.numbered = owner.numbered or key not in {"x", "y"}
+            owner.point.update({key: number} if key in {"x", "y"} else {})
             return
-        owner.corners[corner] = number
-        if len(owner.corners) == 4:
-            numbers = [owner.corners[index] for index in range(4)]
-            owner.corners.clear()
-            owner.key = ""  # it names a corner, not the box
+        if key in {"x1", "y1"} and index in owner.coordinates:  # x0, y0, x1, y1
+            index += 2
+        self._take_coordinates(owner, start, end, {index: number})
+
+    def take_corner(self, owner: ObjectFrame, start: int, end: int, x: float, y: float) -> None:
+        """Take the corner that the object's key names, as ``top_left`` does."""
+        index = _CORNERS[_bare(owner.key)]
+        self._take_coordinates(owner, start, end, {index: x, index + 1: y})
+
+    def _take_coordinates(self, owner: ObjectFrame, start: int, end: int, found: dict[int, float]) -> None:
+        owner.coordinates.update(found)
+        if len(owner.coordinates) == 4:
+            numbers = [owner.coordinates[index] for index in range(4)]
+            owner.coordinates.clear()
+            owner.key = ""  # it names a coordinate, not the box
             self.count_box(ListFrame(start, owner, "", numbers=numbers), end)
 
     def close_object(self, frame: ObjectFrame, parent: ObjectFrame | None, end: int) -> None:
@@ -162,7 +191,9 @@ class BoxTally:
         unsettled = not frame.settled and not frame.skipped
         # The parts of one box, as in {"bbox": [{"x": 1, "y": 2}, {"x": 3, "y": 4}]}, fail together.
         is_part = parent is not None and parent.settled
-        if unsettled and (frame.corners or (_has_content(frame) and is_box_key(frame.under) and not is_part)):
+        if unsettled and (
+            frame.coordinates or (_has_content(frame) and is_box_key(frame.under) and not is_part)
+        ):
             self.reject(frame)
         if len(frame.boxes) == 1:
             frame.boxes[0].start, frame.boxes[0].end = frame.start, end
@@ -173,21 +204,27 @@ class BoxTally:
             _hand_over(frame, parent)
 
 
-def is_corner_key(key: str) -> bool:
+def is_coordinate_key(key: str) -> bool:
     """Whether a key names a coordinate of a corner, as ``x1`` and ``y_min`` do."""
-    return _corner(key) is not None
+    return _bare(key) in _COORDINATES
 
 
-def _corner(key: str) -> int | None:
-    return _CORNERS.get(key.lower().replace("_", ""))
+def is_corner_key(key: str) -> bool:
+    """Whether a key names a corner of a box, as ``top_left`` does."""
+    return _bare(key) in _CORNERS
+
+
+def _bare(key: str) -> str:
+    return re.sub(r"[_\s-]|corner|角", "", key.lower())
 
 
 def _has_content(frame: ObjectFrame) -> bool:
-    return bool(frame.texts or frame.numbered)
+    return bool(frame.texts or frame.numbered or frame.point)
 
 
 def _hand_over(frame: ObjectFrame, parent: ObjectFrame) -> None:
     parent.settled = parent.settled or frame.settled or frame.skipped
+    parent.numbered = parent.numbered or frame.numbered or bool(frame.point)
     for box in frame.boxes:
         if not box.desc:
             box.key = parent.key

@@ -24,7 +24,14 @@ _LABEL_KEYS = (
     "title",
     "instance",
     "entity",
+    "element",
     "item",
+    "物体",
+    "物品",
+    "对象",
+    "名字",
+    "target",
+    "目标",
     "type",
 )
 # Words that a key is made of when it says what its value is, not what is in the box.
@@ -35,13 +42,14 @@ _PLAIN_WORDS = frozenset(
         coordinates position positions location locations region regions rect rectangle area roi frame
         object objects detection detections detected result results annotation annotations prediction
         predictions answer answers response output outputs json data list items instances arguments args
-        parameters image images value values final label labels name class category target targets""",
+        parameters image images value values final label labels name class category target targets
+        坐标 位置 边界框 检测框 目标框 框 区域 目标 物体 对象 结果 检测结果""",
     )
 )
 _BOX_KEY = re.compile(
-    r"(?:^|[\W_])(?:b|bounding[\W_]?)?box(?:es)?(?:[\W_]?(?:2d|xyxy|coord\w*))?$", re.IGNORECASE
+    r"(?:^|[\W_])(?:b|bounding[\W_]?)?box(?:es)?(?:[\W_]?(?:2d|xyxy|coord\w*))?$|框$", re.IGNORECASE
 )
-_NO_BOX_KEY = re.compile(r"(?<![a-z])(?:key)?points?(?![a-z])|3d", re.IGNORECASE)
+_NO_BOX_KEY = re.compile(r"(?<![a-z])(?:key|way)?points?(?![a-z])|3d", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\b(?:is|are|at|in|from|box|bbox|boxes|coordinates)\W*$|\(s\)$", re.IGNORECASE)
 _NUMBERING = re.compile(r"^\s*(?:\d{1,3}[.)]\s+)?[\s\"'`*#•,;.，、。(-]*")
 _LONGEST_NAME = 200
@@ -131,7 +139,23 @@ def name_before(text: str, floor: int, start: int) -> str:
         return ""
     name = re.split(r"[:：]\s", name.rstrip(":： "))[-1]
     name = _NUMBERING.sub("", name).rstrip(" \"'`*:：=-")
-    return name if is_name(name) and not _SENTENCE_END.search(name) else ""
+    is_code = "\\" in name or name.endswith(("(", "[", "{"))
+    return name if is_name(name) and not is_code and not _SENTENCE_END.search(name) else ""
+
+
+def name_after(text: str, end: int) -> str:
+    """The rest of the line after a box of plain text, which names it: ``1,2,3,4 red car``.
+
+    Args:
+        text: the whole answer.
+        end: index after the box.
+
+    Example:
+        >>> name_after("1,2,3,4 red car<|im_end|>", 7)
+        'red car'
+    """
+    line = re.split(r"[\r\n<]", text[end : end + _LONGEST_NAME], maxsplit=1)[0]
+    return line.strip(" \t:：.\"'`*")
 
 
 def pair_labels(starts: Sequence[int], texts: Sequence[LabelText]) -> list[str]:

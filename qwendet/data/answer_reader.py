@@ -9,22 +9,35 @@ from __future__ import annotations
 
 import re
 
-from qwendet.data.answer_boxes import BoxTally, ListFrame, ObjectFrame, is_corner_key
+from qwendet.data.answer_boxes import BoxTally, ListFrame, ObjectFrame, is_coordinate_key, is_corner_key
 from qwendet.data.answer_names import (
     LabelText,
     is_box_key,
     is_label_key,
+    is_name,
     is_no_box_key,
     may_hold_label,
+    name_after,
     name_before,
 )
-from qwendet.data.answer_tokens import Token, as_number, is_written_box, next_token, numbers_in
+from qwendet.data.answer_plain import as_number, is_written_box, numbers_in
+from qwendet.data.answer_tokens import Token, next_token
 
 # Answers nest three or four brackets; deeper ones are noise, of which the outermost is forgotten.
 _MAX_DEPTH = 32
 # Keys are looked at again for every value under them, which must not take long.
 _LONGEST_KEY = 200
-_NEXT_PAIR = re.compile(r"\s*+[,，]?\s*+\(\s*+[-+.\d]")
+# Between the two corners of a box, as in "(1, 2), (3, 4)" and "top-left (1, 2) and bottom-right (3, 4)".
+_NEXT_PAIR = re.compile(
+    r"""[\s,，]{0,3}+ (?: (?:to|到|至|-|–|→)?
+      | (?:and\s|和)?(?:the\s)?(?:(?:bottom|lower)[\s-]?right(?:\s(?:corner|at|is)){0,3}+
+        | 右下角?的?(?:坐标)?[是为在]?)
+    ) [\s:：=]{0,3}+[(（]\s*+[-+.\d]""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_JSON_START = re.compile(r"(?:```\w*+)?+\s*+(?:\[\s*+)?+\{\s*+[\"']\w")
+# What may follow a thought without being an answer.
+_SAID = re.compile(r"(?:[^\w\[{<]++|<[^<>]*+>|<)*+[\w\[{]")
 
 
 class AnswerReader:
@@ -40,23 +53,24 @@ class AnswerReader:
     def __init__(self, text: str) -> None:
         self.text = text
         self.tally = BoxTally()
+        self._position = 0
+        self._opened_until = 0  # end of the last text that was read as JSON itself
         self._stack: list[ObjectFrame | ListFrame] = []
         self._outside_from = 0  # index after the last bracket that closed at the outermost level
         self._ref = ""
         self._ref_start: int | None = None  # None once a box has taken it
         self._pairs: list[ListFrame] = []  # (x, y) outside brackets that may be corners
-        self._thought = (0, 0)  # boxes and failures counted while thinking
-        self._answered = False  # a bracket was opened since
+        self._thought = (0, 0, len(text))  # boxes and failures counted while thinking, and where that ended
+        self._has_lines = False  # a box of plain text was read
 
     def read(self) -> BoxTally:
         """Read all of the text. Call it once."""
-        position = 0
-        while token := next_token(self.text, position, inside=bool(self._stack)):
-            position = token.end
+        while token := next_token(self.text, self._position, inside=bool(self._stack)):
+            self._position = token.end
             self._take(token)
         self._cut(len(self.text))
-        if self._answered:
-            boxes, failures = self._thought
+        boxes, failures, end = self._thought
+        if _SAID.match(self.text, end):
             del self.tally.found[:boxes]
             self.tally.rejected -= failures
         self.tally.found.sort(key=lambda box: box.opened)  # an unclosed bracket may come late
@@ -81,8 +95,10 @@ class AnswerReader:
                 self._take_number(token)
             case "string" | "word":
                 self._take_text(token)
-            case "attribute":
+            case "written":
                 self._take_written_numbers(token)
+            case "line":
+                self._take_line(token)
             case "ref":
                 self._take_ref(token)
             case "box_start":
@@ -91,12 +107,11 @@ class AnswerReader:
                 self._close_tag(token.end)
             case "thought_end":
                 self._cut(token.start)
-                self._thought = (len(self.tally.found), self.tally.rejected)
-                self._answered = False
+                self._thought = (len(self.tally.found), self.tally.rejected, token.end)
             case "end":
                 self._cut(token.start)
                 self._outside_from = token.end
-            case "cut":
+            case "cut" | "blank" | "points":
                 pass
 
     def _top(self) -> ObjectFrame | ListFrame | None:
@@ -112,6 +127,13 @@ class AnswerReader:
             return top.promised
         return top is not None and is_box_key(top.key)
 
+    def _is_value(self) -> bool:
+        """Whether what stands here is the value of a key that names nothing, such as ``result``."""
+        top = self._top()
+        if isinstance(top, ListFrame):
+            return top.paired
+        return top is not None and bool(top.key) and not is_name(top.key)
+
     def _awaits_box(self) -> bool:
         """Whether a key promised a box, of which nothing has come yet."""
         top = self._top()
@@ -120,7 +142,6 @@ class AnswerReader:
     def _push(self, frame: ObjectFrame | ListFrame) -> None:
         top, owner = self._top(), self._owner()
         frame.skipped = (top is not None and top.skipped) or (owner is not None and is_no_box_key(owner.key))
-        self._answered = True
         self._stack.append(frame)
         if len(self._stack) > _MAX_DEPTH:
             del self._stack[0]
@@ -142,7 +163,9 @@ class AnswerReader:
             name = top.name
         elif top is None:
             name = name_before(self.text, self._outside_from, token.start) or self._ref
-        self._push(ListFrame(token.start, self._owner(), name, self._promised()))
+        promised = self._promised()
+        paired = promised or self._is_value()
+        self._push(ListFrame(token.start, self._owner(), name, promised, paired))
 
     def _open_tag(self, token: Token) -> None:
         while isinstance(top := self._top(), ListFrame) and (top.tag or top.numbers):
@@ -152,7 +175,7 @@ class AnswerReader:
         tally, name = self.tally.total, self._ref
         if not name and top is None:
             name = name_before(self.text, self._outside_from, token.start)
-        self._push(ListFrame(start, self._owner(), name, promised=True, tag=True, tally=tally))
+        self._push(ListFrame(start, self._owner(), name, promised=True, paired=True, tag=True, tally=tally))
 
     def _take_ref(self, token: Token) -> None:
         top, label = self._top(), token.value.strip()
@@ -182,16 +205,30 @@ class AnswerReader:
         elif top is not None and is_box_key(top.key):  # the bracket is missing
             self._push(ListFrame(token.start, top, "", promised=True, implied=True, numbers=[number]))
         elif top is not None:
-            self.tally.take_corner(top, token.start, token.end, number)
+            self.tally.take_number(top, token.start, token.end, number)
+
+    def _take_line(self, token: Token) -> None:
+        """Take a line of plain text: ``1,2,3,4 cat``; one that the end of the text cut is a failure."""
+        numbers = numbers_in(token.value)
+        if len(numbers) == 4:
+            name = name_before(self.text, self._outside_from, token.start) or name_after(self.text, token.end)
+            self.tally.count_box(ListFrame(token.start, None, name, numbers=numbers), token.end)
+            self._outside_from, self._has_lines = token.end, True
+        elif self._has_lines:
+            self.tally.reject(None)
 
     def _take_text(self, token: Token) -> None:
         top, owner = self._top(), self._owner()
         if token.kind == "string" and self._holds_numbers(token.value):
             self._take_written_numbers(token)
             return
+        if token.kind == "string" and self._holds_json(token):
+            self._position, self._opened_until = token.start + 1, token.end
+            return
         if isinstance(top, ListFrame):
             top.worded = top.worded or token.kind == "word"
-            top.name = token.value if token.kind == "string" else top.name
+            if token.kind == "string" and not (top.name and top.numbers):  # ["cat", 1, 2, 3, 4, "red"]
+                top.name = token.value
         elif top is not None and not top.key and is_label_key(token.value):  # its colon is missing
             top.key = token.value
             return
@@ -202,20 +239,29 @@ class AnswerReader:
     def _holds_numbers(self, text: str) -> bool:
         """Whether a text where one stands now is a box, a number of one, or a corner."""
         top = self._top()
-        if self._promised() or (isinstance(top, ObjectFrame) and is_corner_key(top.key)):
+        if self._promised() or (isinstance(top, ObjectFrame) and is_coordinate_key(top.key)):
             return bool(numbers_in(text))
         has_free_key = isinstance(top, ObjectFrame) and top.key and not may_hold_label(top.key)
         return bool(has_free_key) and is_written_box(text)
 
+    def _holds_json(self, token: Token) -> bool:
+        """Whether a text is JSON itself, as the arguments of a tool call are; those in it are not."""
+        is_label = isinstance(top := self._top(), ObjectFrame) and may_hold_label(top.key)
+        is_inside = token.start < self._opened_until
+        return not (is_label or is_inside) and _JSON_START.match(token.value) is not None
+
     def _take_written_numbers(self, token: Token) -> None:
         numbers, top = numbers_in(token.value), self._top()
-        if isinstance(top, ObjectFrame) and is_corner_key(top.key):
-            self.tally.take_corner(top, token.start, token.end, numbers[0])
+        if isinstance(top, ObjectFrame) and is_coordinate_key(top.key):
+            self.tally.take_number(top, token.start, token.end, numbers[0])
             return
         if isinstance(top, ListFrame) and (len(numbers) == 1 or top.numbers):  # ["1", "2", "3", "4"]
             top.numbers += numbers
             return
-        self._push(ListFrame(token.start, self._owner(), "", promised=True, numbers=numbers))
+        name = top.name if isinstance(top, ListFrame) else ""
+        if top is None:
+            name = name_before(self.text, self._outside_from, token.start) or self._ref
+        self._push(ListFrame(token.start, self._owner(), name, promised=True, numbers=numbers))
         self._close_list(token.end)
 
     def _end_value(self) -> None:
@@ -256,13 +302,20 @@ class AnswerReader:
     def _close_object(self, end: int) -> None:
         frame = self._stack.pop()
         assert isinstance(frame, ObjectFrame)
-        self.tally.close_object(frame, self._owner(), end)
+        top, owner = self._top(), self._owner()
+        if frame.is_point and isinstance(top, ListFrame) and top.paired:
+            top.points += [frame.point["x"], frame.point["y"]]
+        elif frame.is_point and top is owner and owner is not None and is_corner_key(owner.key):
+            self.tally.take_corner(owner, frame.start, end, frame.point["x"], frame.point["y"])
+        else:
+            self.tally.close_object(frame, owner, end)
         self._closed(end)
 
     def _close_list(self, end: int) -> None:
         frame = self._stack.pop()
         assert isinstance(frame, ListFrame)
-        parent = self._top()
+        frame.numbers = frame.numbers or frame.points
+        parent, count = self._top(), len(frame.numbers)
         if isinstance(parent, ListFrame):
             parent.worded = parent.worded or frame.worded
         if frame.skipped:
@@ -270,8 +323,10 @@ class AnswerReader:
                 frame.owner.settled = True
         elif isinstance(parent, ListFrame) and _is_corner(frame, parent):
             parent.numbers += frame.numbers
-            parent.worded = parent.worded or (parent.tag and len(frame.numbers) != 2)
-        elif len(frame.numbers) == 2 and parent is None and self.text[frame.start] == "(":
+            parent.worded = parent.worded or (parent.tag and count != 2)
+        elif isinstance(parent, ObjectFrame) and count == 2 and is_corner_key(parent.key):
+            self.tally.take_corner(parent, frame.start, end, *frame.numbers)
+        elif not isinstance(parent, ListFrame) and count == 2 and self._is_pair(frame, end):
             self._take_pair(frame, end)
         else:
             self.tally.count_list(frame, end)
@@ -284,6 +339,10 @@ class AnswerReader:
             self._outside_from = end
         elif isinstance(top, ListFrame) and not (top.numbers or top.tag):
             top.start = end  # what was closed is no part of numbers that may follow
+
+    def _is_pair(self, frame: ListFrame, end: int) -> bool:
+        is_alone = not self._pairs and not _NEXT_PAIR.match(self.text, end)
+        return self.text[frame.start] in "(（" and not (frame.promised and is_alone)
 
     def _take_pair(self, frame: ListFrame, end: int) -> None:
         """Join ``(x1,y1),(x2,y2)`` outside brackets: box tokens that the decoder left out."""
@@ -329,4 +388,6 @@ def _is_corner(frame: ListFrame, parent: ListFrame) -> bool:
     """Whether a list is part of the box that its parent is; a box token makes one even of broken parts."""
     count = len(frame.numbers)
     is_stray = 0 < len(parent.numbers) < 4 and 0 < count < 4  # a bracket in the middle of the numbers
-    return parent.promised and (count == 2 or is_stray or (parent.tag and count not in {0, 4}))
+    return (parent.paired and count == 2) or (
+        parent.promised and (is_stray or (parent.tag and count not in {0, 4}))
+    )

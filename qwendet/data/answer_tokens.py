@@ -9,9 +9,18 @@ Every pattern below uses possessive quantifiers, so a text costs time linear in 
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Literal, NamedTuple, cast
+
+from qwendet.data.answer_plain import (
+    AFTER_NUMERAL,
+    HTML_ATTRIBUTE,
+    LINE,
+    NAMED_CORNERS,
+    NUMBER_TOKEN,
+    NUMERAL,
+    SET_OF_FOUR,
+)
 
 Kind = Literal[
     "open_object",
@@ -24,7 +33,10 @@ Kind = Literal[
     "number",
     "word",
     "cut",
-    "attribute",
+    "written",
+    "line",
+    "points",
+    "blank",
     "ref",
     "box_start",
     "box_end",
@@ -37,8 +49,9 @@ class Token(NamedTuple):
     """One token.
 
     Attributes:
-        kind: what it is; ``cut`` is a string that the end of the text interrupted, ``end`` a mark that
-            no bracket reaches over (a code fence, ``<|im_end|>``, an answer tag).
+        kind: what it is; ``written`` are numbers that are a box or part of one though no bracket holds them,
+            ``line`` a line that begins with them, ``cut`` a string that the end of the text interrupted,
+            ``end`` a mark that no bracket reaches over (a code fence, ``<|im_end|>``, an answer tag).
         start: index of its first character.
         end: index after its last character.
         value: the text meant: a string without its quotes and escapes, a label, a numeral.
@@ -52,20 +65,18 @@ class Token(NamedTuple):
 
 # A parenthesis counts as a bracket only before a number, a bracket or a quote: prose is full of the others.
 _MARKS = r"""
-    (?P<open_object>\{)
-  | (?P<open_list>\[ | \((?=\s*+[-+.\d(\["']))
+    (?P<open_object>[{｛](?!\s*+[-+.\d]++,))
+  | (?P<open_list>[\[［【] | [(（](?=\s*+[-+.\d(（\["']))
+  | (?P<points><points?\b[^<>]*+>)
   | (?P<ref><\|?\ ?(?:object_)?ref(?:_start)?\ ?\|?>(?P<name>[^<]*+))
   | (?P<box_start><\|?\ ?b?box(?:_start)?\ ?\|?>)
   | (?P<box_end><\|\ ?box_end\ ?\|>|</b?box>)
   | (?P<thought_end></think\b)
   | (?P<end>```|</?answer>|<\|(?:im_start|im_end|endoftext)\|>)
 """
-_NUMERAL = r"""
-    [-+]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++|nan|inf(?:inity)?|null|none)(?:e[-+]?[0-9]++)?(?!\w)
-"""
 # A quote closes a string only before what may follow one, so that `24" monitor` and 'man's hat' stay
 # whole. A string whose quote is missing ends with its line, or where the next key stands.
-_CLOSING = r"""(?P=quote)(?=\s*+(?:[,:：=;}\])]|\Z)|[ \t]*+[\r\n]|\s++\\?["'])"""
+_CLOSING = r"""(?P=quote)(?=\s*+(?:[,:：=;}\])｝］】）]|\\[nrt]|\Z)|[ \t]*+[\r\n]|\s++\\?["'])"""
 _NEXT_KEY = r"""(?:[,{\[]\s*+)?(?:"|(?P=quote))[\w\ ]{1,40}+\\?["']\s*+[:：]"""
 # A key that lost a quote or its colon, or has a stray mark. It is told from a text that holds a box by what
 # is before it, and by a name that promises a box, or by the quote of its own value.
@@ -76,30 +87,35 @@ _DAMAGED_KEY = rf"""
     (?:[\\"'{{}}\]),:：=\s]|[\[(](?=\s*[:：=]|\s+[\[(])){{0,6}}?(?=[\[(]\s*+[-+.\d])
 """
 _CUT_KEY = r"""(?<![:：=])(?<![:：=]\s)\\?["'](?P<cut_name>[a-z]\w{0,30}+)\s*+[:：]\s*+(?=\\?["']\w)"""
+# Line breaks escaped twice, comments, and the quote after JSON that is a string in other JSON.
+_BLANK = r"""\\[nrt] | (?<![^\s,\[\](){}])(?://|\#\ )[^\r\n]*+
+  | (?<=[\]}])["'](?=\s*+(?:[,\]}]|\Z))"""
 _INSIDE = re.compile(
     rf"""{_MARKS}
   | (?P<damaged_key>{_DAMAGED_KEY})
   | (?P<cut_key>{_CUT_KEY})
-  | (?P<close_object>\}})
-  | (?P<close_list>[\])])
+  | (?P<written>{NAMED_CORNERS}|{SET_OF_FOUR}|(?:{NUMBER_TOKEN}){{2,}}+)
+  | (?P<blank>{_BLANK})
+  | (?P<close_object>[}}｝])
+  | (?P<close_list>[\])］】）])
   | (?P<comma>[,，])
-  | (?P<number>{_NUMERAL})
+  | (?P<number>(?P<numeral>{NUMERAL}){AFTER_NUMERAL})
   | (?P<string>(?P<quote>\\?["'])
         (?P<body>(?:[^\\\r\n"',{{\[]++|(?!{_CLOSING}|{_NEXT_KEY})(?:["',{{\[]|\\[^\r\n]))*+)
         (?P<closed>(?P=quote)(?P<colon>\s*+[:：=])?)?)
-  | (?P<word>\w[^\r\n,，:：{{}}\[\]()<`]*+(?P<word_colon>[:：])?)
+  | (?P<word>\w[^\r\n,，:：{{}}\[\]()｛｝［］【】（）<`]*+(?P<word_colon>[:：])?)
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-# Outside brackets quotes are apostrophes and digits are prose. Qwen2.5-VL's HTML keeps its boxes in an
-# attribute.
+# Outside brackets quotes are apostrophes and digits are prose.
 _OUTSIDE = re.compile(
-    _MARKS + r"""| (?P<attribute>\b(?:data-)?bbox\s*+=\s*+["'](?P<values>[^"'\r\n]*+))""",
-    re.VERBOSE | re.IGNORECASE,
+    rf"""{_MARKS}
+  | (?P<written>{HTML_ATTRIBUTE}|{NAMED_CORNERS}|{SET_OF_FOUR}|(?:{NUMBER_TOKEN}){{4}})
+  | (?P<line>{LINE})
+    """,
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
-_LOOSE_NUMERAL = re.compile(rf"(?<![\w.]){_NUMERAL}", re.VERBOSE | re.IGNORECASE)
-_FOUR_NUMBERS = re.compile(r"\s*+(?:[-+]?[0-9]++(?:\.[0-9]*+)?\s*+(?:,\s*+|\Z)){4}")
-_VALUE_GROUPS = {"number": "number", "ref": "name", "attribute": "values"}
+_VALUE_GROUPS = {"number": "numeral", "written": "written", "ref": "name"}
 _ESCAPE = re.compile(r"(?:\\u[0-9a-fA-F]{4})++|\\(.)")
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", '"': '"', "'": "'", "\\": "\\", "/": "/"}
 
@@ -130,6 +146,8 @@ def next_token(text: str, position: int, inside: bool) -> Token | None:
         return _word_token(match, start, end)
     if kind in ("damaged_key", "cut_key"):
         return Token("key", start, end, match["box_name"] or match["cut_name"])
+    if kind == "line":
+        return Token("line", start, end, match["four"] or match["fewer"])
     value_group = _VALUE_GROUPS.get(kind)
     return Token(cast(Kind, kind), start, end, match[value_group] if value_group else "")
 
@@ -154,35 +172,3 @@ def _unescape(match: re.Match[str]) -> str:
     if match[1] is None:  # a run at once, because two \u escapes may make one character
         return bytes.fromhex(match[0].replace("\\u", "")).decode("utf-16-be", "surrogatepass")
     return _ESCAPED.get(match[1], match[0])
-
-
-def as_number(numeral: str) -> float:
-    """The value of a number token: NaN for ``null`` and ``None``, which stand for a missing number.
-
-    Example:
-        >>> as_number("12"), as_number("-Infinity"), as_number("None")
-        (12.0, -inf, nan)
-    """
-    if numeral.lower().lstrip("+-") in {"null", "none"}:
-        return math.nan
-    return float(numeral)
-
-
-def is_written_box(text: str) -> bool:
-    """Whether a text is a list of four numbers and nothing else.
-
-    Example:
-        >>> is_written_box("[1, 2, 3, 4]"), is_written_box("at [1, 2, 3, 4]"), is_written_box("1, 2, 3, 4")
-        (True, False, False)
-    """
-    return text[:1] == "[" and text[-1:] == "]" and _FOUR_NUMBERS.fullmatch(text[1:-1]) is not None
-
-
-def numbers_in(text: str) -> list[float]:
-    """The numbers written in a text, for boxes given as a string.
-
-    Example:
-        >>> numbers_in("(10,20),(30,40)"), numbers_in("x1, y1, x2, y2")
-        ([10.0, 20.0, 30.0, 40.0], [])
-    """
-    return [as_number(numeral) for numeral in _LOOSE_NUMERAL.findall(text)]

@@ -130,6 +130,63 @@ WRITINGS = {
         '{"bbox": {"x1": "1", "y1": "2", "x2": "3", "y2": "4"}, "label": "a"}, {"dog": "[5, 6, 7, 8]"}',
         ["a", "dog"],
     ),
+    "plain text": ("1,2,3,4 a\n- 5, 6, 7, 8: red car<|im_end|>", ["a", "red car"]),
+    "plain text, name first": ("Red car: 1, 2, 3, 4.\n<answer>5,6,7,8</answer>", ["Red car", ""]),
+    "named corners": ("x1=1, y1=2, x2=3, y2=4 or (xmin: 5, ymin: 6, xmax: 7, ymax: 8)", ["", ""]),
+    "named in a list": (
+        '{"box": [x1=1, y1=2, x2=3, y2=4], "label": "a"} {left: 5, top: 6, right: 7, bottom: 8}',
+        ["a", ""],
+    ),
+    "XML": (
+        '<box x1="1" y1="2" x2="3" y2="4"/><xmin>5</xmin>\n<ymin>6</ymin>\n<xmax>7</xmax>\n<ymax>8</ymax>',
+        ["", ""],
+    ),
+    "corners as lists": (
+        '{"top_left": [1, 2], "bottom_right": [3, 4], "label": "a"} {"Top Left": [5, 6], "右下": [7, 8]}',
+        ["a", ""],
+    ),
+    "corners as points": (
+        '{"标签": "a", "左上角": {"x": 1, "y": 2}, "右下角": {"x": 3, "y": 4}}'
+        ' {"box": [{"x": 5, "y": 6}, {"x": 7, "y": 8}], "label": "b"}',
+        ["a", "b"],
+    ),
+    "corners from zero": (
+        '{"x0": 1, "y0": 2, "x1": 3, "y1": 4, "label": "a"} {"xtl": 5, "ytl": 6, "xbr": 7, "ybr": 8}',
+        ["a", ""],
+    ),
+    "corners in a sentence": (
+        "Its top-left corner is (1, 2) and the bottom-right corner is at (3, 4). From (5, 6) to (7, 8)",
+        ["", ""],
+    ),
+    "corners in Chinese": ("左上角(1,2)，右下角坐标为(3,4)；(5,6)到(7,8)", ["", ""]),
+    "pairs as a value": ('{"label": "a", "bbox": (1, 2), (3, 4)} {"result": [[5, 6], [7, 8]]}', ["a", ""]),
+    "Rex-Omni": (
+        "<|object_ref_start|>a<|object_ref_end|><|box_start|><1><2><3><4>,<5><6><7><8><|box_end|>",
+        ["a", "a"],
+    ),
+    "Rex-Omni without box tokens": ("a<1><2><3><4>, b<5><6><7><8>", ["a", "b"]),
+    "full width": ("［｛“box”：【1，2，3，4】，“label”：“猫”｝］\n圆：（5，6），（7，8）", ["猫", "圆"]),
+    "comments": (
+        '[  // the dog\'s [9, 9, 10, 10]\n{"box": [1, 2, // left\n3, 4], "label": "a"}, # two\n[5, 6, 7, 8]]',
+        ["a", ""],
+    ),
+    "line breaks escaped twice": (
+        r"```json\n[\n\t{\"box\": [\n1,\n2,\n3,\n4\n], \"label\": \"a\"\n},\n\t[5, 6, 7, 8]]",
+        ["a", ""],
+    ),
+    "strings under any key": (
+        '{"position": "1, 2, 3, 4", "label": "a"} {"at": "<box>(5,6),(7,8)</box>", "label": "b"}',
+        ["a", "b"],
+    ),
+    "units": ('{"box": [1px, 2px, 3px, 4px]} {"box": ["5%", "6%", "7%", "8%"]}', ["", ""]),
+    "JSON in JSON": (
+        '{"name": "zoom", "arguments": "{\\"bbox_2d\\": [1, 2, 3, 4], \\"label\\": \\"a\\"}", "id": "x"}'
+        "['{\"box\": [5, 6, 7, 8]}']",
+        ["a", ""],
+    ),
+    "colour last": ('[["a", 1, 2, 3, 4, "red"], ["b", 5, 6, 7, 8]]', ["a", "b"]),
+    "sets": (r"\boxed{1, 2, 3, 4} and {5, 6, 7, 8}", ["", ""]),
+    "Chinese keys": ('{"物体": "猫", "坐标": [1, 2, 3, 4]} {"目标框": [[5, 6], [7, 8]]}', ["猫", ""]),
     "template": ('[{"bbox_2d": [x1, y1, x2, y2]}]\nassistant\n[[1,2,3,4],[5,6,7,8]]', ["", ""]),
 }
 
@@ -187,6 +244,15 @@ def test_parse_answer__label_keys_by_rank_not_by_order() -> None:
         "<|quad_start|>(1,2),(3,4),(5,6),(7,8)<|quad_end|> and (1,2)",
         '{"Next Action": "left_click", "Box ID": 6, "num_boxes": 3, "size": [640, 480]}',
         '{"reason": "I see [1, 2, 3, 4] here", "text": "1, 2, 3, 4"}',
+        "The cups are at (1, 2) and (3, 4).",
+        "(1, 2), (3, 4), (5, 6)",
+        "1,2,3,4,5\n6,7,8,9,10",
+        "At 3, 4 of 5, 6 cats.\n1,2",
+        '<points x1="1" y1="2" x2="3" y2="4" alt="a">a</points>',
+        '<rect x="1" y="2" width="3" height="4"/>',
+        '{"eyes": [[1, 2], [3, 4]], "waypoints": [[1, 2], [3, 4]], "x": [1, 2], "box_count": "1, 2"}',
+        '[{"x": 1, "y": 2}, {"x": 3, "y": 4}], [[1, 2], [3, 4]]',
+        "<think>It is at [1, 2, 3, 4], no, a shadow.</think>\nThere is none.",
     ],
 )
 def test_parse_answer__no_box_and_no_failed_one(text: str) -> None:
@@ -204,7 +270,13 @@ def test_parse_answer__no_box_and_no_failed_one(text: str) -> None:
         ('{"bbox_2d": {"language": "en", "text": "<ref-object>"}, "label": "<ref-object>"}', 1),
         ('{"bbox": {"x1": 1, "y1": 2, "x2": 3}, "label": "a"}', 1),
         ('{"bbox": {"x": 1, "y": 2, "width": 3, "height": 4}, "label": "a"}', 1),
-        ('{"bbox_2d": [{"x": 1, "y": 2}, {"x": 3, "y": 4}], "label": "a"}', 1),
+        ('{"bbox_2d": [{"x": 1, "y": 2}], "label": "a"}', 1),
+        ('{"bbox_2d": [{"x": 1, "y": 2}, {"x": 3, "y": 2}, {"x": 3, "y": 4}], "label": "a"}', 1),
+        ('{"box": {"vertices": [{"x": 1, "y": 2}, {"x": 3, "y": 4}]}, "label": "a"}', 1),
+        ('{"box": {"top_left": [1, 2]}, "label": "a"}', 1),
+        ("1,2,0,4 a\n5,6,7,6", 2),
+        ("<|box_start|><1><2><3><4><5><6><7><8><|box_end|>", 1),
+        ("<|box_start|><1><2><|box_end|>", 1),
         ("[245, [234, 543, 542, 244]]", 1),
         ("<|box_start|>", 1),
         ("<|box_start|><|box_end|>", 1),
@@ -231,6 +303,8 @@ def test_parse_answer__impossible_boxes_are_counted(text: str, rejected: int) ->
         (", ", [A], 0),
         (", [5, 6, 7, 8], [5, 6", [A, B], 1),
         ("] <|box_start|>(5,6),(7,8)", [A, B], 0),
+        ("] <|box_start|><5><6><7><8>,<9><10", [A, B], 1),
+        ("]\n5,6,7,8 b\n9,10,", [A, B], 1),
         ("] <|box_start|>(5,6),(7,", [A], 1),
         ("] <ref>b</ref><box>(5,6),(7<ref>c</ref><box>(9,10),(11,12)</box>", [A, C], 1),
     ],
