@@ -1,118 +1,12 @@
-"""What in an answer is a box, what is a failed one, and what each box is called.
-
-The frames are the open brackets that :mod:`qwendet.data.answer_reader` keeps on its stack.
-"""
+"""What in an answer is a box, what is a failed one, and which label each box gets."""
 
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass, field
 
-from qwendet.data.answer_names import LabelText, is_box_key, is_name, pair_labels
-
-# Keys that name a coordinate, and those that name a corner, by the index in a box of their (first) number.
-_COORDINATES = {
-    "x1": 0, "x0": 0, "xmin": 0, "xtl": 0, "left": 0,
-    "y1": 1, "y0": 1, "ymin": 1, "ytl": 1, "top": 1,
-    "x2": 2, "xmax": 2, "xbr": 2, "right": 2,
-    "y2": 3, "ymax": 3, "ybr": 3, "bottom": 3,
-}  # fmt: skip
-_CORNERS = {
-    "topleft": 0, "lefttop": 0, "upperleft": 0, "左上": 0,
-    "bottomright": 2, "rightbottom": 2, "lowerright": 2, "右下": 2,
-}  # fmt: skip
-
-
-@dataclass(slots=True)
-class FoundBox:
-    """A box in an answer; ``desc`` and the range are settled when its object closes.
-
-    Attributes:
-        bbox_2d: x1, y1, x2, y2 as written.
-        start: index of the first character of its object (of the box alone where an object holds several).
-        end: index after the last one.
-        opened: index of the box's own bracket.
-        key: the key it stands under, if any.
-        desc: its label, if any.
-    """
-
-    bbox_2d: tuple[float, float, float, float]
-    start: int
-    end: int
-    opened: int
-    key: str
-    desc: str
-
-
-@dataclass(slots=True)
-class ObjectFrame:
-    """An open brace.
-
-    Attributes:
-        start: index of the brace.
-        under: the key that holds it; empty if none.
-        skipped: it is part of points or of a 3-D box.
-        implied: the brace is missing.
-        settled: a box in it, or the failure of one, was counted.
-        key: the key whose value is being read; empty between values.
-        boxes: its boxes that have no label yet.
-        texts: its texts, in order.
-        coordinates: named coordinates so far, by their index in a box.
-        point: its ``x`` and ``y``.
-        numbered: it holds other numbers, such as a ``width``.
-    """
-
-    start: int
-    under: str
-    skipped: bool = False
-    implied: bool = False
-    settled: bool = False
-    key: str = ""
-    boxes: list[FoundBox] = field(default_factory=list)
-    texts: list[LabelText] = field(default_factory=list)
-    coordinates: dict[int, float] = field(default_factory=dict)
-    point: dict[str, float] = field(default_factory=dict)
-    numbered: bool = False
-
-    @property
-    def is_point(self) -> bool:
-        """Whether an x and a y are all that is in it."""
-        return len(self.point) == 2 and not (self.texts or self.boxes or self.coordinates or self.numbered)
-
-
-@dataclass(slots=True)
-class ListFrame:
-    """An open bracket, parenthesis or box token.
-
-    Attributes:
-        start: index of the bracket.
-        owner: the object whose value it is part of.
-        name: the text beside it.
-        promised: its key or its box token says that this is a box.
-        paired: two pairs in it are the corners of a box.
-        skipped: it is part of points or of a 3-D box.
-        tag: it is a box token.
-        implied: the bracket is missing.
-        worded: there are words or broken corners in it, so that it is no box; without any number it is a
-            template from the prompt.
-        tally: number of boxes and failures counted before it.
-        numbers: the numbers in it.
-        points: those of the points in it, each ``{"x": …, "y": …}``.
-    """
-
-    start: int
-    owner: ObjectFrame | None
-    name: str
-    promised: bool = False
-    paired: bool = False
-    skipped: bool = False
-    tag: bool = False
-    implied: bool = False
-    worded: bool = False
-    tally: int = 0
-    numbers: list[float] = field(default_factory=list)
-    points: list[float] = field(default_factory=list)
+from qwendet.data.answer_frames import FoundBox, ListFrame, ObjectFrame
+from qwendet.data.answer_keys import coordinate_index, corner_index, is_box_key, is_name
+from qwendet.data.answer_names import LabelText, pair_labels
 
 
 class BoxTally:
@@ -163,20 +57,22 @@ class BoxTally:
 
     def take_number(self, owner: ObjectFrame, start: int, end: int, number: float) -> None:
         """Take a number of an object: a coordinate if its key names one, as ``x1`` or ``y_min`` do."""
-        key = _bare(owner.key)
-        index = _COORDINATES.get(key)
+        index = coordinate_index(owner.key)
         if index is None or owner.skipped:
-            owner.numbered = owner.numbered or key not in {"x", "y"}
-            owner.point.update({key: number} if key in {"x", "y"} else {})
+            is_of_point = owner.key.lower() in {"x", "y"}
+            owner.numbered = owner.numbered or not is_of_point
+            if is_of_point:
+                owner.point[owner.key.lower()] = number
             return
-        if key in {"x1", "y1"} and index in owner.coordinates:  # x0, y0, x1, y1
+        if index in owner.coordinates and index < 2:  # x1 after x0
             index += 2
         self._take_coordinates(owner, start, end, {index: number})
 
     def take_corner(self, owner: ObjectFrame, start: int, end: int, x: float, y: float) -> None:
-        """Take the corner that the object's key names, as ``top_left`` does."""
-        index = _CORNERS[_bare(owner.key)]
-        self._take_coordinates(owner, start, end, {index: x, index + 1: y})
+        """Take the corner that the object's key names, as ``top_left`` does; any other point is none."""
+        index = corner_index(owner.key)
+        if index is not None:
+            self._take_coordinates(owner, start, end, {index: x, index + 1: y})
 
     def _take_coordinates(self, owner: ObjectFrame, start: int, end: int, found: dict[int, float]) -> None:
         owner.coordinates.update(found)
@@ -202,20 +98,6 @@ class BoxTally:
             box.desc = label or box.desc or (box.key if is_name(box.key) else "")
         if parent is not None:
             _hand_over(frame, parent)
-
-
-def is_coordinate_key(key: str) -> bool:
-    """Whether a key names a coordinate of a corner, as ``x1`` and ``y_min`` do."""
-    return _bare(key) in _COORDINATES
-
-
-def is_corner_key(key: str) -> bool:
-    """Whether a key names a corner of a box, as ``top_left`` does."""
-    return _bare(key) in _CORNERS
-
-
-def _bare(key: str) -> str:
-    return re.sub(r"[_\s-]|corner|角", "", key.lower())
 
 
 def _has_content(frame: ObjectFrame) -> bool:

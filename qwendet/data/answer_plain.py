@@ -43,6 +43,15 @@ _WRITTEN_BOX = re.compile(
     rf"{_TAG}[\s(（\[]{{0,4}}+(?:{_NUMBER}[\s,，()（）\[\]]{{1,6}}+){{3}}{_NUMBER}[\s)）\]]{{0,4}}+{_TAG}"
 )
 
+# Between the two corners of a box, as in "(1, 2), (3, 4)" and "top-left (1, 2) and bottom-right (3, 4)".
+_NEXT_CORNER = re.compile(
+    r"""[\s,，]{0,3}+ (?: (?:to|到|至|-|–|→)?
+      | (?:and\s|和)?(?:the\s)?(?:(?:bottom|lower)[\s-]?right(?:\s(?:corner|at|is)){0,3}+
+        | 右下角?的?(?:坐标)?[是为在]?)
+    ) [\s:：=]{0,3}+[(（]\s*+[-+.\d]""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
 
 def as_number(numeral: str) -> float:
     """The value of a numeral: NaN for ``null`` and ``None``, which stand for a missing number.
@@ -74,3 +83,13 @@ def is_written_box(text: str) -> bool:
         [True, True, False, False]
     """
     return _WRITTEN_BOX.fullmatch(text) is not None
+
+
+def begins_next_corner(text: str, end: int) -> bool:
+    """Whether a corner that ends here is followed by another of the same box.
+
+    Example:
+        >>> [begins_next_corner(text, 5) for text in ("(1,2),(3,4)", "(1,2) to (3,4)", "(1,2) and (3,4)")]
+        [True, True, False]
+    """
+    return _NEXT_CORNER.match(text, end) is not None

@@ -9,33 +9,15 @@ from __future__ import annotations
 
 import re
 
-from qwendet.data.answer_boxes import BoxTally, ListFrame, ObjectFrame, is_coordinate_key, is_corner_key
-from qwendet.data.answer_names import (
-    LabelText,
-    is_box_key,
-    is_label_key,
-    is_name,
-    is_no_box_key,
-    may_hold_label,
-    name_after,
-    name_before,
-)
-from qwendet.data.answer_plain import as_number, is_written_box, numbers_in
-from qwendet.data.answer_tokens import Token, next_token
+from qwendet.data.answer_boxes import BoxTally
+from qwendet.data.answer_frames import FrameStack, ListFrame, ObjectFrame
+from qwendet.data.answer_keys import coordinate_index, corner_index, is_box_key, is_label_key, label_rank
+from qwendet.data.answer_names import LabelText, name_after, name_before
+from qwendet.data.answer_plain import as_number, begins_next_corner, is_written_box, numbers_in
+from qwendet.data.answer_tokens import Token, is_json, next_token
 
-# Answers nest three or four brackets; deeper ones are noise, of which the outermost is forgotten.
-_MAX_DEPTH = 32
 # Keys are looked at again for every value under them, which must not take long.
 _LONGEST_KEY = 200
-# Between the two corners of a box, as in "(1, 2), (3, 4)" and "top-left (1, 2) and bottom-right (3, 4)".
-_NEXT_PAIR = re.compile(
-    r"""[\s,，]{0,3}+ (?: (?:to|到|至|-|–|→)?
-      | (?:and\s|和)?(?:the\s)?(?:(?:bottom|lower)[\s-]?right(?:\s(?:corner|at|is)){0,3}+
-        | 右下角?的?(?:坐标)?[是为在]?)
-    ) [\s:：=]{0,3}+[(（]\s*+[-+.\d]""",
-    re.VERBOSE | re.IGNORECASE,
-)
-_JSON_START = re.compile(r"(?:```\w*+)?+\s*+(?:\[\s*+)?+\{\s*+[\"']\w")
 # What may follow a thought without being an answer.
 _SAID = re.compile(r"(?:[^\w\[{<]++|<[^<>]*+>|<)*+[\w\[{]")
 
@@ -55,7 +37,7 @@ class AnswerReader:
         self.tally = BoxTally()
         self._position = 0
         self._opened_until = 0  # end of the last text that was read as JSON itself
-        self._stack: list[ObjectFrame | ListFrame] = []
+        self._stack = FrameStack()
         self._outside_from = 0  # index after the last bracket that closed at the outermost level
         self._ref = ""
         self._ref_start: int | None = None  # None once a box has taken it
@@ -87,8 +69,8 @@ class AnswerReader:
             case "close_list":
                 self._close_bracket(token.end)
             case "comma":
-                if not self._awaits_box():
-                    self._end_value()
+                if not self._stack.awaits_box:
+                    self._stack.end_value()
             case "key":
                 self._take_key(token)
             case "number":
@@ -114,71 +96,41 @@ class AnswerReader:
             case "cut" | "blank" | "points":
                 pass
 
-    def _top(self) -> ObjectFrame | ListFrame | None:
-        return self._stack[-1] if self._stack else None
-
-    def _owner(self) -> ObjectFrame | None:
-        top = self._top()
-        return top.owner if isinstance(top, ListFrame) else top
-
-    def _promised(self) -> bool:
-        top = self._top()
-        if isinstance(top, ListFrame):
-            return top.promised
-        return top is not None and is_box_key(top.key)
-
-    def _is_value(self) -> bool:
-        """Whether what stands here is the value of a key that names nothing, such as ``result``."""
-        top = self._top()
-        if isinstance(top, ListFrame):
-            return top.paired
-        return top is not None and bool(top.key) and not is_name(top.key)
-
-    def _awaits_box(self) -> bool:
-        """Whether a key promised a box, of which nothing has come yet."""
-        top = self._top()
-        return isinstance(top, ObjectFrame) and is_box_key(top.key)
-
-    def _push(self, frame: ObjectFrame | ListFrame) -> None:
-        top, owner = self._top(), self._owner()
-        frame.skipped = (top is not None and top.skipped) or (owner is not None and is_no_box_key(owner.key))
-        self._stack.append(frame)
-        if len(self._stack) > _MAX_DEPTH:
-            del self._stack[0]
-
     def _open_object(self, token: Token) -> None:
-        while isinstance(top := self._top(), ListFrame) and top.numbers and not top.tag:
+        while isinstance(top := self._stack.top, ListFrame) and top.numbers and not top.tag:
             self._close_list(token.start)  # its closing bracket is missing
         if isinstance(top, ObjectFrame) and not top.key:  # a stray brace, or a closing one is missing
             self._close_object(token.start)
-        owner = self._owner()
-        self._push(ObjectFrame(token.start, under=owner.key if owner else ""))
+        owner = self._stack.owner
+        self._stack.push(ObjectFrame(token.start, under=owner.key if owner else ""))
 
     def _open_list(self, token: Token) -> None:
-        top, name = self._top(), ""
+        top, name = self._stack.top, ""
         if isinstance(top, ListFrame) and top.promised and len(top.numbers) == 4 and not top.tag:
             self._close_list(token.start)  # its closing bracket is missing
-            top = self._top()
+            top = self._stack.top
         if isinstance(top, ListFrame):
             name = top.name
         elif top is None:
             name = name_before(self.text, self._outside_from, token.start) or self._ref
-        promised = self._promised()
-        paired = promised or self._is_value()
-        self._push(ListFrame(token.start, self._owner(), name, promised, paired))
+        promised = self._stack.promises_box
+        paired = promised or self._stack.is_value
+        self._stack.push(ListFrame(token.start, self._stack.owner, name, promised, paired))
 
     def _open_tag(self, token: Token) -> None:
-        while isinstance(top := self._top(), ListFrame) and (top.tag or top.numbers):
+        while isinstance(top := self._stack.top, ListFrame) and (top.tag or top.numbers):
             self._close_list(token.start)
         start = token.start if self._ref_start is None else self._ref_start
         self._ref_start = None
         tally, name = self.tally.total, self._ref
         if not name and top is None:
             name = name_before(self.text, self._outside_from, token.start)
-        self._push(ListFrame(start, self._owner(), name, promised=True, paired=True, tag=True, tally=tally))
+        self._stack.push(
+            ListFrame(start, self._stack.owner, name, promised=True, paired=True, tag=True, tally=tally)
+        )
 
     def _take_ref(self, token: Token) -> None:
-        top, label = self._top(), token.value.strip()
+        top, label = self._stack.top, token.value.strip()
         if isinstance(top, ObjectFrame) and top.key:  # used as a value
             top.texts.append(LabelText(token.start, top.key, label))
             return
@@ -187,23 +139,23 @@ class AnswerReader:
         self._outside_from = token.end
 
     def _take_key(self, token: Token) -> None:
-        while isinstance(top := self._top(), ListFrame) and top.owner:
+        while isinstance(top := self._stack.top, ListFrame) and top.owner:
             is_done = top.numbers or top.tag or (top.promised and top.owner.settled)
             if not is_done:
                 break
             self._close_list(token.start)
         if isinstance(top, ListFrame):
             top = ObjectFrame(token.start, under=top.owner.key if top.owner else "", implied=True)
-            self._push(top)
+            self._stack.push(top)
         if top is not None:
             top.key = token.value[:_LONGEST_KEY]
 
     def _take_number(self, token: Token) -> None:
-        top, number = self._top(), as_number(token.value)
+        top, number = self._stack.top, as_number(token.value)
         if isinstance(top, ListFrame):
             top.numbers.append(number)
         elif top is not None and is_box_key(top.key):  # the bracket is missing
-            self._push(ListFrame(token.start, top, "", promised=True, implied=True, numbers=[number]))
+            self._stack.push(ListFrame(token.start, top, "", promised=True, implied=True, numbers=[number]))
         elif top is not None:
             self.tally.take_number(top, token.start, token.end, number)
 
@@ -218,7 +170,7 @@ class AnswerReader:
             self.tally.reject(None)
 
     def _take_text(self, token: Token) -> None:
-        top, owner = self._top(), self._owner()
+        top, owner = self._stack.top, self._stack.owner
         if token.kind == "string" and self._holds_numbers(token.value):
             self._take_written_numbers(token)
             return
@@ -234,25 +186,27 @@ class AnswerReader:
             return
         if owner is not None and owner.key:
             owner.texts.append(LabelText(token.start, owner.key, token.value))
-        self._end_value()
+        self._stack.end_value()
 
     def _holds_numbers(self, text: str) -> bool:
         """Whether a text where one stands now is a box, a number of one, or a corner."""
-        top = self._top()
-        if self._promised() or (isinstance(top, ObjectFrame) and is_coordinate_key(top.key)):
+        top = self._stack.top
+        if self._stack.promises_box or (
+            isinstance(top, ObjectFrame) and coordinate_index(top.key) is not None
+        ):
             return bool(numbers_in(text))
-        has_free_key = isinstance(top, ObjectFrame) and top.key and not may_hold_label(top.key)
+        has_free_key = isinstance(top, ObjectFrame) and top.key and label_rank(top.key) is None
         return bool(has_free_key) and is_written_box(text)
 
     def _holds_json(self, token: Token) -> bool:
         """Whether a text is JSON itself, as the arguments of a tool call are; those in it are not."""
-        is_label = isinstance(top := self._top(), ObjectFrame) and may_hold_label(top.key)
+        is_label = isinstance(top := self._stack.top, ObjectFrame) and label_rank(top.key) is not None
         is_inside = token.start < self._opened_until
-        return not (is_label or is_inside) and _JSON_START.match(token.value) is not None
+        return not (is_label or is_inside) and is_json(token.value)
 
     def _take_written_numbers(self, token: Token) -> None:
-        numbers, top = numbers_in(token.value), self._top()
-        if isinstance(top, ObjectFrame) and is_coordinate_key(top.key):
+        numbers, top = numbers_in(token.value), self._stack.top
+        if isinstance(top, ObjectFrame) and coordinate_index(top.key) is not None:
             self.tally.take_number(top, token.start, token.end, numbers[0])
             return
         if isinstance(top, ListFrame) and (len(numbers) == 1 or top.numbers):  # ["1", "2", "3", "4"]
@@ -261,40 +215,36 @@ class AnswerReader:
         name = top.name if isinstance(top, ListFrame) else ""
         if top is None:
             name = name_before(self.text, self._outside_from, token.start) or self._ref
-        self._push(ListFrame(token.start, self._owner(), name, promised=True, numbers=numbers))
+        self._stack.push(ListFrame(token.start, self._stack.owner, name, promised=True, numbers=numbers))
         self._close_list(token.end)
 
-    def _end_value(self) -> None:
-        if isinstance(top := self._top(), ObjectFrame):
-            top.key = ""
-
     def _close_brace(self, end: int) -> None:
-        top = self._top()
+        top = self._stack.top
         if isinstance(top, ListFrame):
             if top.owner is None:
                 return
-            while self._stack and self._stack[-1] is not top.owner:
+            while self._stack and self._stack.top is not top.owner:
                 self._close_top(end)
         if self._stack:
             self._close_object(end)
 
     def _close_bracket(self, end: int) -> None:
-        if isinstance(top := self._top(), ObjectFrame) and top.implied:
+        if isinstance(top := self._stack.top, ObjectFrame) and top.implied:
             self._close_object(end)
-        if isinstance(top := self._top(), ListFrame) and not top.tag:
+        if isinstance(top := self._stack.top, ListFrame) and not top.tag:
             self._close_list(end)
 
     def _close_tag(self, end: int) -> None:
-        if not any(isinstance(frame, ListFrame) and frame.tag for frame in self._stack):
+        if not self._stack.has_tag:
             return
-        while not (isinstance(top := self._top(), ListFrame) and top.tag):
+        while not (isinstance(top := self._stack.top, ListFrame) and top.tag):
             self._close_top(end)
         self._close_list(end)
         if top.tally == self.tally.total and not top.worded:
             self.tally.reject(top.owner)
 
     def _close_top(self, end: int) -> None:
-        if isinstance(self._top(), ListFrame):
+        if isinstance(self._stack.top, ListFrame):
             self._close_list(end)
         else:
             self._close_object(end)
@@ -302,10 +252,10 @@ class AnswerReader:
     def _close_object(self, end: int) -> None:
         frame = self._stack.pop()
         assert isinstance(frame, ObjectFrame)
-        top, owner = self._top(), self._owner()
+        top, owner = self._stack.top, self._stack.owner
         if frame.is_point and isinstance(top, ListFrame) and top.paired:
             top.points += [frame.point["x"], frame.point["y"]]
-        elif frame.is_point and top is owner and owner is not None and is_corner_key(owner.key):
+        elif frame.is_point and top is owner and owner is not None and corner_index(owner.key) is not None:
             self.tally.take_corner(owner, frame.start, end, frame.point["x"], frame.point["y"])
         else:
             self.tally.close_object(frame, owner, end)
@@ -315,7 +265,7 @@ class AnswerReader:
         frame = self._stack.pop()
         assert isinstance(frame, ListFrame)
         frame.numbers = frame.numbers or frame.points
-        parent, count = self._top(), len(frame.numbers)
+        parent, count = self._stack.top, len(frame.numbers)
         if isinstance(parent, ListFrame):
             parent.worded = parent.worded or frame.worded
         if frame.skipped:
@@ -324,7 +274,7 @@ class AnswerReader:
         elif isinstance(parent, ListFrame) and _is_corner(frame, parent):
             parent.numbers += frame.numbers
             parent.worded = parent.worded or (parent.tag and count != 2)
-        elif isinstance(parent, ObjectFrame) and count == 2 and is_corner_key(parent.key):
+        elif isinstance(parent, ObjectFrame) and count == 2 and corner_index(parent.key) is not None:
             self.tally.take_corner(parent, frame.start, end, *frame.numbers)
         elif not isinstance(parent, ListFrame) and count == 2 and self._is_pair(frame, end):
             self._take_pair(frame, end)
@@ -333,21 +283,21 @@ class AnswerReader:
         self._closed(end)
 
     def _closed(self, end: int) -> None:
-        self._end_value()
-        top = self._top()
+        self._stack.end_value()
+        top = self._stack.top
         if top is None:
             self._outside_from = end
         elif isinstance(top, ListFrame) and not (top.numbers or top.tag):
             top.start = end  # what was closed is no part of numbers that may follow
 
     def _is_pair(self, frame: ListFrame, end: int) -> bool:
-        is_alone = not self._pairs and not _NEXT_PAIR.match(self.text, end)
+        is_alone = not self._pairs and not begins_next_corner(self.text, end)
         return self.text[frame.start] in "(（" and not (frame.promised and is_alone)
 
     def _take_pair(self, frame: ListFrame, end: int) -> None:
         """Join ``(x1,y1),(x2,y2)`` outside brackets: box tokens that the decoder left out."""
         self._pairs.append(frame)
-        if _NEXT_PAIR.match(self.text, end):
+        if begins_next_corner(self.text, end):
             return
         pairs, self._pairs = self._pairs, []
         if len(pairs) == 2:  # more of them are a polygon
@@ -360,7 +310,7 @@ class AnswerReader:
         At most one box was interrupted: that of the innermost open bracket that holds none yet.
         """
         counted = False
-        while top := self._top():
+        while top := self._stack.top:
             if isinstance(top, ListFrame):
                 self._stack.pop()
                 counted = self._cut_list(top, end, counted)

@@ -115,6 +115,7 @@ _OUTSIDE = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
+_JSON_START = re.compile(r"(?:```\w*+)?+\s*+(?:\[\s*+)?+\{\s*+[\"']\w")
 _VALUE_GROUPS = {"number": "numeral", "written": "written", "ref": "name"}
 _ESCAPE = re.compile(r"(?:\\u[0-9a-fA-F]{4})++|\\(.)")
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", '"': '"', "'": "'", "\\": "\\", "/": "/"}
@@ -172,3 +173,13 @@ def _unescape(match: re.Match[str]) -> str:
     if match[1] is None:  # a run at once, because two \u escapes may make one character
         return bytes.fromhex(match[0].replace("\\u", "")).decode("utf-16-be", "surrogatepass")
     return _ESCAPED.get(match[1], match[0])
+
+
+def is_json(text: str) -> bool:
+    r"""Whether a text begins like JSON objects, in a code fence or not.
+
+    Example:
+        >>> [is_json(text) for text in ('{"bbox_2d": [1', '```json\n[{"label"', "[a cat]")]
+        [True, True, False]
+    """
+    return _JSON_START.match(text) is not None
