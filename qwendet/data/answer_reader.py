@@ -41,7 +41,7 @@ class AnswerReader:
         self._outside_from = 0  # index after the last bracket that closed at the outermost level
         self._ref = ""
         self._ref_start: int | None = None  # None once a box has taken it
-        self._pairs: list[ListFrame] = []  # (x, y) outside brackets that may be corners
+        self._pairs: list[ListFrame] = []  # (x, y) outside lists that may be corners
         self._thought = (0, 0, len(text))  # boxes and failures counted while thinking, and where that ended
         self._has_lines = False  # a box of plain text was read
 
@@ -252,13 +252,13 @@ class AnswerReader:
     def _close_object(self, end: int) -> None:
         frame = self._stack.pop()
         assert isinstance(frame, ObjectFrame)
-        top, owner = self._stack.top, self._stack.owner
+        top = self._stack.top
         if frame.is_point and isinstance(top, ListFrame) and top.paired:
             top.points += [frame.point["x"], frame.point["y"]]
-        elif frame.is_point and top is owner and owner is not None and corner_index(owner.key) is not None:
-            self.tally.take_corner(owner, frame.start, end, frame.point["x"], frame.point["y"])
+        elif frame.is_point and isinstance(top, ObjectFrame) and corner_index(top.key) is not None:
+            self.tally.take_corner(top, frame.start, end, frame.point["x"], frame.point["y"])
         else:
-            self.tally.close_object(frame, owner, end)
+            self.tally.close_object(frame, self._stack.owner, end)
         self._closed(end)
 
     def _close_list(self, end: int) -> None:
@@ -291,11 +291,12 @@ class AnswerReader:
             top.start = end  # what was closed is no part of numbers that may follow
 
     def _is_pair(self, frame: ListFrame, end: int) -> bool:
+        """Whether two numbers may be a corner: in parentheses, and if a box was promised, not alone."""
         is_alone = not self._pairs and not begins_next_corner(self.text, end)
         return self.text[frame.start] in "(（" and not (frame.promised and is_alone)
 
     def _take_pair(self, frame: ListFrame, end: int) -> None:
-        """Join ``(x1,y1),(x2,y2)`` outside brackets: box tokens that the decoder left out."""
+        """Join ``(x1,y1),(x2,y2)`` that no list holds, as where the decoder left the box tokens out."""
         self._pairs.append(frame)
         if begins_next_corner(self.text, end):
             return
@@ -303,6 +304,8 @@ class AnswerReader:
         if len(pairs) == 2:  # more of them are a polygon
             pairs[0].numbers += pairs[1].numbers
             self.tally.count_box(pairs[0], end)
+        elif pairs[0].promised:
+            self.tally.reject(pairs[0].owner)
 
     def _cut(self, end: int) -> None:
         """Close what is open where the text, or the part of it that brackets can span, ends.
