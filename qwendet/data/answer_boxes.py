@@ -75,12 +75,14 @@ class BoxTally:
             self._take_coordinates(owner, start, end, {index: x, index + 1: y})
 
     def _take_coordinates(self, owner: ObjectFrame, start: int, end: int, found: dict[int, float]) -> None:
+        if not owner.coordinates:
+            owner.coordinates_start = start
         owner.coordinates.update(found)
         if len(owner.coordinates) == 4:
             numbers = [owner.coordinates[index] for index in range(4)]
             owner.coordinates.clear()
             owner.key = ""  # it names a coordinate, not the box
-            self.count_box(ListFrame(start, owner, "", numbers=numbers), end)
+            self.count_box(ListFrame(owner.coordinates_start, owner, "", numbers=numbers), end)
 
     def close_object(self, frame: ObjectFrame, parent: ObjectFrame | None, end: int) -> None:
         """Label the boxes of a closed object; hand those without label, or a label, to its parent."""

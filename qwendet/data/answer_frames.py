@@ -46,6 +46,7 @@ class ObjectFrame:
         boxes: its boxes that have no label yet.
         texts: its texts, in order.
         coordinates: named coordinates so far, by their index in a box.
+        coordinates_start: index of the first of them.
         point: its ``x`` and ``y``.
         numbered: it holds other numbers, such as a ``width``.
     """
@@ -59,6 +60,7 @@ class ObjectFrame:
     boxes: list[FoundBox] = field(default_factory=list)
     texts: list[LabelText] = field(default_factory=list)
     coordinates: dict[int, float] = field(default_factory=dict)
+    coordinates_start: int = 0
     point: dict[str, float] = field(default_factory=dict)
     numbered: bool = False
 

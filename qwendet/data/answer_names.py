@@ -45,7 +45,7 @@ def name_before(text: str, floor: int, start: int) -> str:
     name = line.rstrip()
     if name != line and not name.endswith((":", "：")):
         return ""
-    name = re.split(r"[:：]\s", name.rstrip(":： "))[-1]
+    name = re.split(r"[:：]\s", name)[-1]
     name = _NUMBERING.sub("", name).rstrip(" \"'`*:：=-")
     is_code = "\\" in name or name.endswith(("(", "[", "{"))
     if is_code or not is_name(name) or corner_index(name) is not None or _SENTENCE_END.search(name):
@@ -64,7 +64,7 @@ def name_after(text: str, end: int) -> str:
         >>> name_after("1,2,3,4 red car<|im_end|>", 7)
         'red car'
     """
-    line = re.split(r"[\r\n<]", text[end : end + _LONGEST_NAME], maxsplit=1)[0]
+    line = re.split(r"[\r\n<]", text[end : end + _LONGEST_NAME])[0]
     return line.strip(" \t:：.\"'`*")
 
 

@@ -131,7 +131,7 @@ WRITINGS = {
         '{"bbox": {"x1": "1", "y1": "2", "x2": "3", "y2": "4"}, "label": "a"}, {"dog": "[5, 6, 7, 8]"}',
         ["a", "dog"],
     ),
-    "plain text": ("1,2,3,4 a\n- 5, 6, 7, 8: red car<|im_end|>", ["a", "red car"]),
+    "plain text": ("1,2,3,4 Xbox\n- 5, 6, 7, 8: red car<|im_end|>", ["Xbox", "red car"]),
     "plain text, name first": ("Red car: 1, 2, 3, 4.\n<answer>5,6,7,8</answer>", ["Red car", ""]),
     "named corners": ("x1=1, y1=2, x2=3, y2=4 or (xmin: 5, ymin: 6, xmax: 7, ymax: 8)", ["", ""]),
     "named in a list": (
@@ -167,6 +167,14 @@ WRITINGS = {
     ),
     "Rex-Omni without box tokens": ("a<1><2><3><4>, b<5><6><7><8>", ["a", "b"]),
     "full width": ("［｛“box”：【1，2，3，4】，“label”：“猫”｝］\n圆：（5，6），（7，8）", ["猫", "圆"]),
+    "calls": ("array([[1, 2, 3, 4]]), array([5, 6, 7, 8])", ["", ""]),
+    "names on other lines": ("Here they are:\n[1,2,3,4]\n<p>car[[5,6,7,8]]</p>", ["", "car"]),
+    "names after names": ("Object 1: red car: [1,2,3,4]\n圆： [5,6,7,8]", ["red car", "圆"]),
+    "wide table": ("  | 1 | big | red car | [1,2,3,4] |\n  | 2 | small | b | [5,6,7,8] |", ["red car", "b"]),
+    "a coordinate twice": (
+        '{"x1": 1, "y1": 2, "x2": 9, "x2": 3, "y2": 4} {"x0": 5, "y0": 6, "x1": 7, "y1": 8}',
+        ["", ""],
+    ),
     "comments": (
         '[  // the dog\'s [9, 9, 10, 10]\n{"box": [1, 2, // left\n3, 4], "label": "a"}, # two\n[5, 6, 7, 8]]',
         ["a", ""],
@@ -275,6 +283,8 @@ def test_parse_answer__no_box_and_no_failed_one(text: str) -> None:
         ('{"bbox_2d": [{"x": 1, "y": 2}, {"x": 3, "y": 2}, {"x": 3, "y": 4}], "label": "a"}', 1),
         ('{"box": {"vertices": [{"x": 1, "y": 2}, {"x": 3, "y": 4}]}, "label": "a"}', 1),
         ('{"box": {"top_left": [1, 2]}, "label": "a"}', 1),
+        ('{"box": {"width": 3, "height": 4}}, {"box": {"size": {"width": 3, "height": 4}}}', 2),
+        ('{"box": [{"x": 1, "y": 2, "z": 3}, {"x": 3, "y": 4, "z": 5}]}', 1),
         ("1,2,0,4 a\n5,6,7,6", 2),
         ("<|box_start|><1><2><3><4><5><6><7><8><|box_end|>", 1),
         ("<|box_start|><1><2><|box_end|>", 1),
@@ -301,6 +311,7 @@ def test_parse_answer__impossible_boxes_are_counted(text: str, rejected: int) ->
         (', {"bbox_2d": [5, 6\n```', [A], 1),
         (', {"bbox_2d": [5, 6\n```\n```json\n[[9,10,11,12]]\n```', [A, C], 1),
         (', {"label": "b"', [A], 1),
+        (', {"bbox_2d": [8, 6, 7, 5], "la', [A], 1),
         (', {"bb', [A], 1),
         (", ", [A], 0),
         (", [5, 6, 7, 8], [5, 6", [A, B], 1),
@@ -336,6 +347,8 @@ def test_parse_answer__ranges_of_an_object_with_several_boxes_are_the_boxes_own(
         ParsedObject(A, "a", 22, 34),
         ParsedObject(B, "b", 57, 69),
     )
+    text = '{"x1": 1, "y1": 2, "x2": 3, "y2": 4, "top_left": [5, 6], "bottom_right": [7, 8]}'
+    assert parse_answer(text).objects == (ParsedObject(A, "", 7, 35), ParsedObject(B, "", 49, 79))
 
 
 # What could make a pattern start over at every character; each is repeated after what opens it.
