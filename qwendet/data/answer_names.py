@@ -9,9 +9,12 @@ from typing import NamedTuple
 
 from qwendet.data.answer_keys import corner_index, is_name, label_rank
 
-_SENTENCE_END = re.compile(r"\b(?:is|are|at|in|from|box|bbox|boxes|coordinates)\W*$|\(s\)$", re.IGNORECASE)
+_SENTENCE_END = re.compile(
+    r"\b(?:is|are|at|in|from|to|and|or|then|with|box|bbox|boxes|coordinates)\W*$|\(s\)$", re.IGNORECASE
+)
 _NUMBERING = re.compile(r"^\s*(?:\d{1,3}[.)]\s+)?[\s\"'`*#•,;.，、。(-]*")
 _LONGEST_NAME = 200
+_MOST_WORDS = 3  # of a name before a blank; more of them are a sentence
 
 
 class LabelText(NamedTuple):
@@ -25,8 +28,8 @@ class LabelText(NamedTuple):
 def name_before(text: str, floor: int, start: int) -> str:
     """The name that stands before a box outside any bracket, else the empty string.
 
-    It ends in a colon (``Red car: [1, 2, 3, 4]``) or touches the box (``car[[1, 2, 3, 4]]``); a sentence
-    such as ``The box is [1, 2, 3, 4]`` names nothing.
+    It ends in a colon (``Red car: [1, 2, 3, 4]``), touches the box (``car[[1, 2, 3, 4]]``) or is a few words
+    on the same line (``red car [1, 2, 3, 4]``); a sentence such as ``The box is [1, 2, 3, 4]`` names nothing.
 
     Args:
         text: the whole answer.
@@ -43,12 +46,12 @@ def name_before(text: str, floor: int, start: int) -> str:
     if line.lstrip().startswith("|"):  # a row of a table
         line = line.strip().strip("|").rpartition("|")[2].strip() + ":"
     name = line.rstrip()
-    if name != line and not name.endswith((":", "：")):
-        return ""
+    is_apart = name != line and not name.endswith((":", "："))
     name = re.split(r"[:：]\s", name)[-1]
     name = _NUMBERING.sub("", name).rstrip(" \"'`*:：=-")
-    is_code = "\\" in name or name.endswith(("(", "[", "{"))
-    if is_code or not is_name(name) or corner_index(name) is not None or _SENTENCE_END.search(name):
+    is_sentence = (is_apart and len(name.split()) > _MOST_WORDS) or _SENTENCE_END.search(name)
+    is_code = any(mark in name for mark in "<\\") or name.endswith(("(", "[", "{"))
+    if is_sentence or is_code or corner_index(name) is not None or not is_name(name):
         return ""
     return name
 

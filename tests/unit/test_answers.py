@@ -167,6 +167,7 @@ WRITINGS = {
     ),
     "Rex-Omni without box tokens": ("a<1><2><3><4>, b<5><6><7><8>", ["a", "b"]),
     "full width": ("［｛“box”：【1，2，3，4】，“label”：“猫”｝］\n圆：（5，6），（7，8）", ["猫", "圆"]),
+    "names apart": ("- **red car** [1,2,3,4], and the big dog's bone is near [5,6,7,8]", ["red car", ""]),
     "calls": ("array([[1, 2, 3, 4]]), array([5, 6, 7, 8])", ["", ""]),
     "names on other lines": ("Here they are:\n[1,2,3,4]\n<p>car[[5,6,7,8]]</p>", ["", "car"]),
     "names after names": ("Object 1: red car: [1,2,3,4]\n圆： [5,6,7,8]", ["red car", "圆"]),
