@@ -87,7 +87,7 @@ class BoxTally:
     def close_object(self, frame: ObjectFrame, parent: ObjectFrame | None, end: int) -> None:
         """Label the boxes of a closed object; hand those without label, or a label, to its parent."""
         unsettled = not frame.settled and not frame.skipped
-        # The parts of one box, as in {"bbox": [{"x": 1, "y": 2}, {"x": 3, "y": 4}]}, fail together.
+        # The parts of one box, as in {"bbox": [{"width": 3}, {"height": 4}]}, fail together.
         is_part = parent is not None and parent.settled
         if unsettled and (
             frame.coordinates or (_has_content(frame) and is_box_key(frame.under) and not is_part)

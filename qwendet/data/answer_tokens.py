@@ -4,7 +4,7 @@ Models use either quote, forget one, escape twice, put box tokens between bracke
 mid-word, so a JSON reader would refuse most of what they write. Here nothing is refused: what is no
 token is skipped. Repair libraries (json_repair and its like) lose duplicate keys and positions.
 
-Every pattern below uses possessive quantifiers, so a text costs time linear in its length.
+Repeats in the patterns are possessive or bounded, so that a text costs time linear in its length.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Token(NamedTuple):
     Attributes:
         kind: what it is; ``written`` are numbers that are a box or part of one though no bracket holds them,
             ``line`` a line that begins with them, ``cut`` a string that the end of the text interrupted,
-            ``end`` a mark that no bracket reaches over (a code fence, ``<|im_end|>``, an answer tag).
+            ``end`` a mark that no bracket reaches over (a code fence, ``<|im_end|>``, an answer tag);
+            ``points`` and ``blank`` mean nothing and are told only to be passed over.
         start: index of its first character.
         end: index after its last character.
         value: the text meant: a string without its quotes and escapes, a label, a numeral.

@@ -77,6 +77,7 @@ WRITINGS = {
     "lost": ('[{"box": [1,2,3,4, "label": "a"}, {"box": 5, 6, 7, 8], "label": "b"}]', ["a", "b"]),
     "no braces": ('["box": [1,2,3,4], "label": "a", "box": [5,6,7,8], "label": "b"]', ["a", "b"]),
     "keys repeat": ('{"box": [1,2,3,4], "label": "a", "box": [5,6,7,8], "label": "b"}', ["a", "b"]),
+    "name between": ('{"box": [1,2,3,4], "label": "a", "box": [5,6,7,8]}', ["a", "a"]),
     "names first": ('{"name": "a", "box": [1,2,3,4], "name": "b", "box": [5,6,7,8]}', ["a", "b"]),
     "escaped twice": ('"[{\\"box\\": [1,2,3,4], \\"label\\": \\"a\\"}, [5,6,7,8]]"', ["a", ""]),
     "strings": ('{"bbox_2d": "1, 2, 3, 4", "label": "a"} {"bbox": ["5", "6", "7", "8"]}', ["a", ""]),
@@ -143,7 +144,8 @@ WRITINGS = {
         ["", ""],
     ),
     "corners as lists": (
-        '{"top_left": [1, 2], "bottom_right": [3, 4], "label": "a"} {"Top Left": [5, 6], "右下": [7, 8]}',
+        '{"top_left_corner": [1, 2], "bottom_right": [3, 4], "name": "a"}'
+        ' {"Top Left": [5, 6], "右下": [7, 8]}',
         ["a", ""],
     ),
     "corners as points": (
