@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -23,7 +24,16 @@ PIECES = st.sampled_from(
         "}, {",
     ]
     + ["```", "</think>", "<answer>", "<|box_start|>", "<|box_end|>", "<ref>", "<box>", "\\u0041", "1e999"]
-    + ["null", "NaN", 'data-bbox="1 2 3 4"']
+    + [
+        "null",
+        "NaN",
+        'data-bbox="1 2 3 4"',
+        "1,2,3,4 a\n",
+        "<1><2>",
+        "x1=1, y1=2, x2=3, y2=4",
+        "{1, 2, 3, 4}",
+    ]
+    + ['"top_left": ', '"x": 1, "y": 2', "（1，2）", "｛", "］", "// ", "\\n", " to ", '"{"a', "<points "]
 )
 TEXTS = st.text() | st.lists(PIECES, max_size=30).map("".join)
 
@@ -94,6 +104,38 @@ def test_parse_answer__one_damaged_mark_costs_at_most_one_box_which_is_counted_a
     assert all(box in remaining for box in boxes), "an invented box, or another order"
     assert len(boxes) >= len(whole) - 1
     assert len(whole) <= len(boxes) + answer.rejected <= len(whole) + 1  # a lone brace may begin another
+
+
+WRITERS: dict[str, Callable[[str, list[int]], str]] = {
+    "plain text": lambda label, box: f"{','.join(map(str, box))} {label}\n",
+    "Qwen-VL": lambda label, box: f"<ref>{label}</ref><box>({box[0]},{box[1]}),({box[2]},{box[3]})</box>",
+    "Rex-Omni": lambda label, box: (
+        f"<|object_ref_start|>{label}<|object_ref_end|>"
+        f"<|box_start|>{''.join(f'<{number}>' for number in box)}<|box_end|>, "
+    ),
+    "named corners": lambda label, box: json.dumps(
+        {"label": label, **dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))}
+    ),
+    "corners": lambda label, box: json.dumps(
+        {"name": label, "top_left": box[:2], "bottom_right": {"x": box[2], "y": box[3]}}
+    ),
+    "list": lambda label, box: json.dumps({"object": label, "bboxes": [box]}),
+    "JSON in JSON": lambda label, box: json.dumps(
+        {"name": "zoom", "arguments": json.dumps({"bbox_2d": box, "label": label})}
+    ),
+    "words": lambda label, box: f"- **{label}**: {box}\n",
+}
+
+
+@given(st.lists(TAME, max_size=4), st.sampled_from(list(WRITERS)))
+def test_parse_answer__inverts_every_way_of_writing(objects: list[DetectedObject], way: str) -> None:
+    simple = [item for item in objects if item.desc in {"cat", "man's hat", "圆"}]
+    text = "".join(WRITERS[way](item.desc, [int(number) for number in item.bbox_2d]) for item in simple)
+    answer = parse_answer(text)
+    assert [(item.bbox_2d, item.desc) for item in answer.objects] == [
+        (item.bbox_2d, item.desc) for item in simple
+    ]
+    assert answer.rejected == 0
 
 
 @given(TEXTS)
