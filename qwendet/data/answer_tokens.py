@@ -160,7 +160,9 @@ def _word_token(match: re.Match[str], start: int, end: int) -> Token:
 
 
 def _string_token(match: re.Match[str], start: int, end: int) -> Token:
-    value = _ESCAPE.sub(_unescape, match["body"])
+    value = match["body"]
+    for _ in match["quote"]:  # an escaped quote holds a text that is escaped twice
+        value = _ESCAPE.sub(_unescape, value)
     if match["colon"]:
         return Token("key", start, end, value)
     if match["closed"]:
