@@ -48,9 +48,9 @@ def name_before(text: str, floor: int, start: int) -> str:
     name = line.rstrip()
     is_apart = name != line and not name.endswith((":", "："))
     name = re.split(r"[:：]\s", name)[-1]
-    name = _NUMBERING.sub("", name).rstrip(" \"'`*:：=-")
+    name = _NUMBERING.sub("", name).rstrip(" \"'`*:：=-(")
     is_sentence = (is_apart and len(name.split()) > _MOST_WORDS) or _SENTENCE_END.search(name)
-    is_code = any(mark in name for mark in "<\\") or name.endswith(("(", "[", "{"))
+    is_code = "<" in name or "\\" in name
     if is_sentence or is_code or corner_index(name) is not None or not is_name(name):
         return ""
     return name

@@ -169,6 +169,14 @@ WRITINGS = {
     ),
     "Rex-Omni without box tokens": ("a<1><2><3><4>, b<5><6><7><8>", ["a", "b"]),
     "full width": ("［｛“box”：【1，2，3，4】，“label”：“猫”｝］\n圆：（5，6），（7，8）", ["猫", "圆"]),
+    "names of many words": (
+        "The four cars parked here: [1,2,3,4]\nThe four cars parked there： [5,6,7,8]",
+        ["The four cars parked here", "The four cars parked there"],
+    ),
+    "names of three words": (
+        "the red car [1,2,3,4]\ncat (xmin: 5, ymin: 6, xmax: 7, ymax: 8)",
+        ["the red car", "cat"],
+    ),
     "names apart": ("- **red car** [1,2,3,4], and the big dog's bone is near [5,6,7,8]", ["red car", ""]),
     "calls": ("array([[1, 2, 3, 4]]), array([5, 6, 7, 8])", ["", ""]),
     "names on other lines": ("Here they are:\n[1,2,3,4]\n<p>car[[5,6,7,8]]</p>", ["", "car"]),
@@ -319,6 +327,7 @@ def test_parse_answer__impossible_boxes_are_counted(text: str, rejected: int) ->
         (', {"bbox_2d": [5, 6\n```\n```json\n[[9,10,11,12]]\n```', [A, C], 1),
         (', {"label": "b"', [A], 1),
         (', {"bbox_2d": [8, 6, 7, 5], "la', [A], 1),
+        (', {"bbox_2d": [5, 6, 7], "la', [A], 1),
         (', {"bb', [A], 1),
         (", ", [A], 0),
         (", [5, 6, 7, 8], [5, 6", [A, B], 1),
