@@ -14,9 +14,9 @@ from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from qwendet.data.formats.coco import open_coco
 from qwendet.data.formats.coco_layout import find_coco
 from qwendet.data.formats.convert import Conversion, convert_dataset
+from qwendet.data.formats.detect import open_source
 from qwendet.data.formats.records import Finding, Labels, Record
 from qwendet.errors import DataError, Problem
 from qwendet.progress import silent
@@ -50,16 +50,16 @@ def write(
 
 
 def records(path: Path, **options: Any) -> list[Record]:
-    return [item for item in open_coco(path, **options).items if isinstance(item, Record)]
+    return [item for item in open_source(path, "coco", **options).items if isinstance(item, Record)]
 
 
 def problems(path: Path) -> list[str]:
-    found = [item for item in open_coco(path).items if isinstance(item, Problem)]
+    found = [item for item in open_source(path, "coco").items if isinstance(item, Problem)]
     return [f"{problem.where}: {problem.what}" for problem in found]
 
 
 def findings(path: Path) -> list[tuple[str, str]]:
-    items = list(open_coco(path).items)
+    items = list(open_source(path, "coco").items)
     inner = [finding for item in items if isinstance(item, Record) for finding in item.findings]
     return [(item.kind, item.note) for item in [*items, *inner] if isinstance(item, Finding)]
 
@@ -154,7 +154,7 @@ def test_record(tmp_path: Path) -> None:
             box((0, 0, 1, 1), id=3, ignore=1),
         ],
     )
-    labels, record = open_coco(path).items
+    labels, record = open_source(path, "coco").items
     assert labels == Labels(("cell",))
     assert isinstance(record, Record)
     assert (record.split, record.findings) == ("all", ())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,7 +95,7 @@ def boxes_are_xyxy_pixels(survey: Survey) -> Iterable[Problem]:
     for scan in survey.scans.values():
         rows = box_table(scan)
         if len(rows):
-            yield from _impossible(rows, scan.path) or _too_small(rows, scan.path)
+            yield from _impossible(rows, scan) or _too_small(rows, scan)
 
 
 def box_table(scan: Scan) -> Floats:
@@ -108,7 +107,7 @@ def box_table(scan: Scan) -> Floats:
     return np.clip(np.nan_to_num(rows, nan=FAR), -FAR, FAR)
 
 
-def _impossible(rows: Floats, path: Path) -> list[Problem]:
+def _impossible(rows: Floats, scan: Scan) -> list[Problem]:
     """Many boxes are impossible as pixels, and (nearly) none is in another way."""
     wrong = is_impossible(rows, PIXELS)
     count = int(wrong.sum())
@@ -122,7 +121,7 @@ def _impossible(rows: Floats, path: Path) -> list[Problem]:
         f"the boxes look like {best.name}: as {PIXELS.name}, {count} of {len(rows)} are impossible,"
         f" in that way {left[best] or 'none'}"
     )
-    return [Problem(what, f"{path}:{int(rows[wrong][0, 6])}", best.fix)]
+    return [Problem(what, scan.where(int(rows[wrong][0, 6])), best.fix)]
 
 
 def is_impossible(rows: Floats, way: Way) -> NDArray[np.bool_]:
@@ -142,7 +141,7 @@ def is_impossible(rows: Floats, way: Way) -> NDArray[np.bool_]:
     return impossible
 
 
-def _too_small(rows: Floats, path: Path) -> list[Problem]:
+def _too_small(rows: Floats, scan: Scan) -> list[Problem]:
     """All boxes stay within a scale, or a part, of images that are far larger."""
     rows = rows[(rows[:, 4] > 0) & (rows[:, 5] > 0)]
     furthest, sizes = _furthest(rows)
@@ -157,7 +156,7 @@ def _too_small(rows: Floats, path: Path) -> list[Problem]:
                 f"the boxes look like {name}: none reaches beyond {scale:g}, in {larger.sum()} larger images"
             )
             fix = f"{_TO_PIXELS}, divided by {scale:g}; if they are pixels indeed, accept this"
-            return [Problem(what, str(path), fix)]
+            return [Problem(what, str(scan.path), fix)]
     part = float((furthest / sizes).max())
     nearest = float((rows[:, :2] / rows[:, 4:6]).max(axis=1).min())
     if part <= LARGEST_PART and nearest < NEAR_ORIGIN and 2 * len(sizes) * math.log(part) < VERY_UNLIKELY_LOG:
@@ -166,7 +165,7 @@ def _too_small(rows: Floats, path: Path) -> list[Problem]:
             " they look like boxes of smaller images"
         )
         fix = "write boxes in pixels of the images as they are; if they are, accept this"
-        return [Problem(what, str(path), fix)]
+        return [Problem(what, str(scan.path), fix)]
     return []
 
 

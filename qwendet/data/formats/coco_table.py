@@ -27,11 +27,11 @@ CATEGORY_FIX = "correct category_id, or add the category"
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
-    """An entry of ``images``: its name, and the size that it claims (0 where it claims none)."""
+    """An entry of ``images``: its name, and the size that it claims (None where it claims none)."""
 
     name: str
-    width: float
-    height: float
+    width: int | None
+    height: int | None
     where: str
 
 
@@ -93,7 +93,7 @@ class CocoTable:
                 "give it an id of its own",
             )
         if label in self.labels.values():
-            self.findings.append(Finding("same_label", f"{where}: {label!r}"))
+            self.findings.append(Finding("same_label", where, repr(label)))
         self.labels[key] = label
 
     def add_annotation(self, index: int, entry: Any) -> None:
@@ -142,7 +142,7 @@ class CocoTable:
                 )
         values, counts = np.unique(np.frombuffer(self._ids, np.int64), return_counts=True)
         self.findings += [
-            Finding("same_id", f"{self.path}: the annotation id {value} is used {count} times")
+            Finding("same_id", str(self.path), f"the annotation id {value} is used {count} times")
             for value, count in zip(values[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True)
         ]
 
@@ -218,11 +218,13 @@ def _image(entry: Mapping[str, Any], where: str) -> CocoImage:
     return CocoImage(name, width, height, where)
 
 
-def _size(entry: Mapping[str, Any], side: str, where: str) -> float:
+def _size(entry: Mapping[str, Any], side: str, where: str) -> int | None:
     value = entry.get(side)
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or (type(value) is int and value == 0):
+        return None
+    if type(value) is not int or not 0 < value < 1e9:
         raise DataError(f"{side}: expected pixels, got {value!r}", where, "correct it")
     return value
 

@@ -1,7 +1,8 @@
 """What a reader of any format yields: annotated images, labels, and what it mended or could not use.
 
-COCO │ VOC │ YOLO │ JSONL  ─►  Source(root, total, items)  ─►  a writer of any format
-                                                └► Labels │ Record │ Finding │ Problem, one after another
+COCO │ VOC │ YOLO │ JSONL ─► Source(root, total, items) ─► held against images (fitting) ─► a writer
+                                              │         └► as written: the rules of `data check`
+                                              └► Labels │ Record │ Finding │ Problem, one after another
 """
 
 from __future__ import annotations
@@ -64,11 +65,18 @@ class Finding:
 
     Attributes:
         kind: what sort of thing it is; see ``FINDING_TITLES``.
-        note: the annotation file, the object where it is about one, and what was found, in words.
+        where: the annotation file, and the object where it is about one.
+        what: what was found, in words; empty where kind and place say it.
     """
 
     kind: FindingKind
-    note: str
+    where: str
+    what: str = ""
+
+    @property
+    def note(self) -> str:
+        """Place and words."""
+        return f"{self.where}: {self.what}" if self.what else self.where
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +92,24 @@ class Record:
 
     Attributes:
         split: ``train``, ``val``, ``test``, or ``all`` where the data set has no splits.
-        sample: its image is relative to the source's root; width and height are those displayed.
+        sample: its image is relative to the source's root. As a reader yields it, boxes and size are as
+            written, corners in order; once held against the image, width and height are those displayed.
         name: the image's path below the folder that holds the images of its split: what it is placed as.
-        findings: what was mended in it.
+        places: where each object is written.
+        findings: what is worth telling, and what was mended.
+        size: where width and height come from: what the format calls them, or ``MEASURED``.
     """
 
     split: str
     sample: Sample
     name: str
+    places: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    size: str = "the size"
+
+
+MEASURED = "the image"
+"""Width and height of a record are the image's own, which its reader needed."""
 
 
 Item = Labels | Record | Finding | Problem

@@ -1,4 +1,4 @@
-"""Pascal VOC annotations, read image by image; coordinates are taken as they stand (no minus one)."""
+"""Pascal VOC annotations, image by image as written; coordinates are taken as they stand (no minus one)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from defusedxml import DefusedXmlException, ElementTree
 
-from qwendet.data.formats.fitting import fit_objects, image_frame, join_image, show
+from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import Box, Finding, Item, Record, Source
 from qwendet.data.formats.voc_layout import VocFolder, find_voc, images_by_stem
 from qwendet.data.samples import DetectedObject, Sample, Turn, check_label
@@ -29,7 +29,7 @@ def open_voc(path: Path, image_dir: Path | None = None, *, may_be_absent: bool =
     Args:
         path: the folder, or its parent where that holds no other; see :mod:`qwendet.data.formats.voc_layout`.
         image_dir: the folder that holds the images instead.
-        may_be_absent: images need not be there; names and sizes are then those of the annotations.
+        may_be_absent: images need not be there; their names are then those of the annotations.
 
     Raises:
         DataError: if there is no such data set, or more than one; for broken split lists.
@@ -75,7 +75,7 @@ class _Reader:
                 except DataError as error:
                     yield from error.problems
         for file in folder.unlisted():
-            yield Finding("unlisted", f"{file}: in no split list")
+            yield Finding("unlisted", str(file), "in no split list")
         for stem in sorted(images.keys() - folder.annotations.keys()) if self.own_folders else ():
             yield Finding("no_annotation", f"{self.root / place / images[stem][0]}")
 
@@ -90,19 +90,16 @@ class _Reader:
             candidates = [file.stem + ending]
         name = _choose_image(candidates, base, where, place)
         image = join_image(place, name, where)
-        findings: list[Finding] = []
+        findings: tuple[Finding, ...] = ()
         if base and base != name:
-            findings.append(Finding("renamed", f"{where}: <filename> is {claimed_name!r}, used {name!r}"))
-        frame = image_frame(
-            image, self.root, where, _size(annotation, where), may_be_absent=self.may_be_absent, tag="<size>"
-        )
-        written = (
+            findings = (Finding("renamed", where, f"<filename> is {claimed_name!r}, used {name!r}"),)
+        written = [
             _read_object(element, f"{where}: object {index}")
             for index, element in enumerate(annotation.findall("object"), start=1)
-        )
-        objects, mended = fit_objects(written, frame)
-        turn = Turn(image, objects, frame.width, frame.height)
-        return Record(split, Sample(turn, where=where), name, (*findings, *frame.findings, *mended))
+        ]
+        places, objects = tuple(place for place, _ in written), tuple(found for _, found in written)
+        sample = Sample(Turn(image, objects, *_size(annotation, where)), where=where)
+        return Record(split, sample, name, places, findings, size="<size>")
 
 
 def _parse_xml(file: Path) -> Element:
@@ -135,9 +132,11 @@ def _choose_image(names: list[str], claimed_name: str, where: str, folder: str) 
     return name
 
 
-def _size(annotation: Element, where: str) -> tuple[float, float] | None:
+def _size(annotation: Element, where: str) -> tuple[int | None, int | None]:
     element = annotation.find("size")
-    return None if element is None else (_number(element, "width", where), _number(element, "height", where))
+    if element is None:
+        return None, None
+    return round(_number(element, "width", where)), round(_number(element, "height", where))
 
 
 def _read_object(element: Element, where: str) -> tuple[str, DetectedObject]:

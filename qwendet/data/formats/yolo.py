@@ -1,4 +1,4 @@
-"""YOLO labels, read image by image; fractions of the displayed image become its pixels."""
+"""YOLO labels, image by image as written; fractions of the displayed image become its pixels."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from qwendet.data.formats.fitting import Frame, fit_objects, show
-from qwendet.data.formats.records import Box, Finding, Item, Labels, Record, Source
+from qwendet.data.formats.fitting import show
+from qwendet.data.formats.records import MEASURED, Box, Finding, Item, Labels, Record, Source
 from qwendet.data.formats.yolo_layout import (
     YoloLayout,
     find_yolo,
@@ -54,7 +54,7 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
     def items() -> Iterator[Item]:
         yield Labels(tuple(dict.fromkeys(layout.names[index] for index in sorted(layout.names))))
         for problem in layout.absent:
-            yield Finding("no_split", f"{problem.where}: {problem.what}")
+            yield Finding("no_split", problem.where, problem.what)
         for (split, entry), names in images.items():
             for image in names:
                 try:
@@ -81,26 +81,27 @@ class _Reader:
         candidates = dict.fromkeys((*label_file(self.layout.root, image), label_file(self.root, image)[1]))
         file = next((path for path in candidates if path.is_file()), None)
         where = str(file or self.root / image)
-        width, height = image_size(image, self.root, where)
-        frame = Frame(width, height, is_sure=True)
+        if file is not None:
+            self.seen.add(file)
+        size = image_size(image, self.root, where)
         findings: list[Finding] = []
         lines: list[tuple[int, str]] = []
         if file is None:
             findings.append(Finding("unlabelled", str(self.root / image)))
         else:
-            self.seen.add(file)
             lines = _lines(file)
-        written: list[tuple[str, DetectedObject]] = []
+        places: list[str] = []
+        objects: list[DetectedObject] = []
         for number, line in lines:
             place = f"{where}:{number}"
-            box, desc, is_derived = _parse_line(line, place, self.layout, frame)
+            box, desc, is_derived = _parse_line(line, place, self.layout, size)
             if is_derived:
-                findings.append(Finding("derived", f"{place} ({desc}): {show(box)}"))
-            written.append((f"{place} ({desc})", self._flagged(DetectedObject(box, desc), file, number)))
-        objects, mended = fit_objects(written, frame)
-        name = image.removeprefix(f"{entry}/")
-        sample = Sample(Turn(image, objects, width, height), where=where)
-        return Record(split, sample, name.removeprefix("images/"), (*findings, *mended))
+                findings.append(Finding("derived", f"{place} ({desc})", show(box)))
+            places.append(f"{place} ({desc})")
+            objects.append(self._flagged(DetectedObject(box, desc), file, number))
+        name = image.removeprefix(f"{entry}/").removeprefix("images/")
+        sample = Sample(Turn(image, tuple(objects), *size), where=where)
+        return Record(split, sample, name, tuple(places), tuple(findings), size=MEASURED)
 
     def _flagged(self, found: DetectedObject, file: Path | None, number: int) -> DetectedObject:
         if not self.flags or file is None:
@@ -141,7 +142,7 @@ def _lines(file: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
 
 
-def _parse_line(line: str, where: str, layout: YoloLayout, frame: Frame) -> tuple[Box, str, bool]:
+def _parse_line(line: str, where: str, layout: YoloLayout, size: tuple[int, int]) -> tuple[Box, str, bool]:
     """Box in pixels, label, and whether the box was derived from a polygon."""
     index, *values = _numbers(line, where)
     if not index.is_integer() or int(index) not in layout.names:
@@ -159,7 +160,7 @@ def _parse_line(line: str, where: str, layout: YoloLayout, frame: Frame) -> tupl
             "divide pixels by its size",
         )
     x1, y1, x2, y2 = _corners(values, where)
-    width, height = frame.width, frame.height
+    width, height = size
     box = (
         round(x1 * width, DECIMALS),
         round(y1 * height, DECIMALS),
