@@ -31,12 +31,13 @@ def test_detect_format__coco(tmp_path: Path, name: str) -> None:
 
 
 def test_detect_format__coco__key_across_two_pieces(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(" " * ((1 << 20) - 5) + '"annotations"', encoding="utf-8")
+    (tmp_path / "a.json").write_text("{" + " " * ((1 << 20) - 6) + '"annotations"', encoding="utf-8")
     assert detect_format(tmp_path) == "coco"
 
 
 def test_detect_format__yolo(tmp_path: Path) -> None:
-    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "labels" / "train" / "a.txt").touch()
     assert detect_format(tmp_path) == "yolo"
     (tmp_path / "data.yaml").touch()
     assert detect_format(tmp_path / "data.yaml") == "yolo"

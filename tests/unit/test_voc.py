@@ -99,7 +99,10 @@ def test_read_voc__splits__listed_twice(voc: Voc) -> None:
 def test_read_voc__splits__empty_list(voc: Voc) -> None:
     voc.add("a")
     voc.split("test", "")
-    assert "test.txt: the split list is empty" in str(read_error(voc.folder))
+    found = [item for item in open_source(voc.folder, "voc").items if isinstance(item, Finding)]
+    lists = voc.folder / "ImageSets" / "Main"
+    assert found == [Finding("no_split", str(lists / "test.txt"), "the split list is empty")]
+    assert splits_of(voc.folder) == {"all": ["a"]}
 
 
 def test_read_voc__record(voc: Voc) -> None:

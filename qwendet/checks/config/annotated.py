@@ -110,7 +110,7 @@ class _DatasetPass:
             self.told[finding.kind].append(finding.where)
             return
         what = ": ".join(part for part in (FINDING_TITLES[finding.kind], finding.what) if part)
-        self.odd.add([Problem(what, finding.where, "mend it, or let data convert do so")])
+        self.odd.add([Problem(what, finding.where, "correct it; data convert goes on as said here")])
 
     def _visit(self, record: Record, root: Path) -> None:
         """Hold a record against every rule, but for boxes that no sample could have."""

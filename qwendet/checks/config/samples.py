@@ -23,6 +23,7 @@ Split = Literal["val", "test", "train", "teachers"]
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]
 
+OTHER_IMAGE = "correct the box, or see whether the annotation belongs to another image or size"
 LEAST_OVERLAP_PX = 0.5  # boxes whose corners all lie closer are the same box
 
 
@@ -118,7 +119,8 @@ def boxes_are_inside(visit: Visit) -> Iterable[Problem]:
     for index, item in enumerate(visit.turn.objects):
         if not visit.holds(item.bbox_2d, size):
             what = f"{visit.box(index)} leaves {visit.turn.image}, which is {size[0]}x{size[1]}"
-            yield Problem(what, visit.place(index), _fix_of_outside(item.bbox_2d, size))
+            fix = OTHER_IMAGE if visit.places else _fix_of_outside(item.bbox_2d, size)
+            yield Problem(what, visit.place(index), fix)
 
 
 def boxes_are_larger_than_a_pixel(visit: Visit) -> Iterable[Problem]:

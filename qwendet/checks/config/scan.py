@@ -206,7 +206,7 @@ class Pass:
     def _parse(self, raw: bytes, number: int, samples: list[Sample]) -> list[Problem]:
         where = self.scan.where(number)
         try:
-            line = raw.decode("utf-8")
+            line = raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"the line is not UTF-8 ({error.reason})", where, "save it as UTF-8") from error
         samples.append(parse_sample(line, where, self.task.root))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from qwendet.data.formats.coco_table import (
 )
 from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import Finding, Item, Labels, Record, Source
+from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.errors import DataError
+from qwendet.files import list_folder
 
 
 def open_coco(path: Path, image_dir: Path | None = None, *, may_be_absent: bool = False) -> Source:
@@ -36,16 +39,35 @@ def open_coco(path: Path, image_dir: Path | None = None, *, may_be_absent: bool 
     root = image_dir or layout.root
 
     def items() -> Iterator[Item]:
+        named: set[str] = set()
         for file in layout.files:
-            yield from _read_file(file, root, may_be_absent=may_be_absent)
+            for item in _read_file(file, root, may_be_absent=may_be_absent):
+                if isinstance(item, Record):
+                    named.add(item.sample.student.image)
+                yield item
         for ignored in layout.ignored:
             yield Finding("unlisted", str(ignored), "not the annotation file of a split")
+        for other in layout.other_tasks:
+            yield Finding("other_task", str(other))
+        if path.is_dir() and not layout.ignored:  # of one file among several, the others name the rest
+            yield from _unnamed(root, named)
 
     return Source(root, 0, items())
 
 
+def _unnamed(root: Path, named: set[str]) -> Iterator[Finding]:
+    """Images beside named ones that no file names."""
+    for folder in sorted({posixpath.dirname(image) for image in named}):
+        for file in list_folder(root / folder):
+            if file.suffix.lower() in IMAGE_SUFFIXES and posixpath.join(folder, file.name) not in named:
+                yield Finding("no_annotation", str(file))
+
+
 def _read_file(file: CocoFile, root: Path, *, may_be_absent: bool) -> Iterator[Item]:
     table = read_table(file.path)
+    if not table.images and not table.broken:
+        yield Finding("no_split", str(file.path), 'the list "images" is empty')
+        return
     names = [image.name for image in table.images.values()]
     folder = image_folder(root, file, names, may_be_absent=may_be_absent)
     yield Labels(tuple(dict.fromkeys(table.labels.values())))

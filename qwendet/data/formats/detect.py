@@ -55,7 +55,7 @@ def dataset_in(path: Path) -> Path:
 
 
 def _detect_file(path: Path) -> Format | None:
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         return "jsonl"
     if path.suffix.lower() == ".json":
         return "coco" if is_coco(path) else None

@@ -95,15 +95,25 @@ def join_image(folder: str, name: str, where: str) -> str:
     """
     if not name.isprintable():
         raise DataError(f"the image name {name!r} holds control characters", where, "rename the image")
+    if "://" in name:
+        raise DataError(
+            f"the image is a URL ({name!r}), and nothing is downloaded",
+            where,
+            "fetch the images into a folder, write their paths in it, and name it with --image-dir",
+        )
     unified = name.replace("\\", "/")
     joined = posixpath.normpath(posixpath.join(folder, unified))
-    if unified.startswith("/") or unified[1:3] == ":/" or joined.split("/")[0] == "..":
-        raise DataError(
-            f"the image path {name!r} leaves the data set's folder",
-            where,
-            "write it relative to that folder, or give --image-dir and paths relative to it",
-        )
+    fix = "write it relative to the data set's folder, or to one named with --image-dir"
+    if is_absolute(unified):
+        raise DataError(f"the image path {name!r} is absolute", where, fix)
+    if joined.split("/")[0] == "..":
+        raise DataError(f"the image path {name!r} leaves the data set's folder", where, fix)
     return joined
+
+
+def is_absolute(name: str) -> bool:
+    """Whether a path starts at a root or a drive, or is a URL: with either separator, on either system."""
+    return name.startswith(("/", "\\")) or name[1:3] in (":/", ":\\") or "://" in name
 
 
 def _is_there(path: Path, where: str) -> bool:

@@ -21,7 +21,8 @@ Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the image as displayed."""
 FindingKind = Literal[
     "zero_area", "clipped", "cut", "derived", "repeated", "same_id", "same_label", "unused", "renamed",
-    "placed_as", "resized", "absent", "unlabelled", "unlisted", "no_split", "no_annotation", "demonstrations",
+    "placed_as", "resized", "absent", "unlabelled", "unlisted", "other_task", "no_split", "no_annotation",
+    "same_image", "demonstrations",
 ]  # fmt: skip
 
 FINDING_TITLES: Mapping[FindingKind, str] = {
@@ -40,10 +41,12 @@ FINDING_TITLES: Mapping[FindingKind, str] = {
     "unlabelled": "images have no label file and count as negatives",
     "unlisted": "annotations in no split left out",
     "no_annotation": "images without annotation left out",
-    "no_split": "splits are named but not there",
+    "other_task": "annotation files of other tasks left aside",
+    "no_split": "splits are named but hold no image",
+    "same_image": "images are there more than once in their split, each time with boxes of its own",
     "demonstrations": "samples lost their demonstrations: only their own image was converted",
 }
-HARMLESS: frozenset[FindingKind] = frozenset({"derived", "unused", "placed_as"})
+HARMLESS: frozenset[FindingKind] = frozenset({"derived", "unused", "placed_as", "other_task"})
 """Kinds of findings that leave every box, label and image as they were."""
 
 SPLITS = ("train", "val", "test")

@@ -67,11 +67,15 @@ class _Reader:
                 str(self.root),
                 "add the images, or name their folder with --image-dir",
             )
-        images = images_by_stem(self.root / place)
+        yield from folder.problems
+        for file in folder.empty:
+            yield Finding("no_split", str(file), "the split list is empty")
+        is_deep = any("/" in stem for stem in folder.annotations)
+        images = images_by_stem(self.root / place, is_deep=is_deep)
         for split, stems in folder.listed.items():
             for stem in stems:
                 try:
-                    yield self._record(split, folder.annotations[stem], images.get(stem, []), place)
+                    yield self._record(split, folder.annotations[stem], stem, images.get(stem, []), place)
                 except DataError as error:
                     yield from error.problems
         for file in folder.unlisted():
@@ -79,7 +83,7 @@ class _Reader:
         for stem in sorted(images.keys() - folder.annotations.keys()) if self.own_folders else ():
             yield Finding("no_annotation", f"{self.root / place / images[stem][0]}")
 
-    def _record(self, split: str, file: Path, candidates: list[str], place: str) -> Record:
+    def _record(self, split: str, file: Path, stem: str, candidates: list[str], place: str) -> Record:
         """Read one annotation together with the size of its image."""
         where = str(file)
         annotation = _parse_xml(file)
@@ -87,11 +91,12 @@ class _Reader:
         base = PurePosixPath(claimed_name.replace("\\", "/")).name
         ending = PurePosixPath(base).suffix
         if not candidates and ending and self.may_be_absent:
-            candidates = [file.stem + ending]
-        name = _choose_image(candidates, base, where, place)
+            candidates = [stem + ending]
+        name = _choose_image(candidates, base, f"{place}/{stem}" if place else stem, where)
         image = join_image(place, name, where)
         findings: tuple[Finding, ...] = ()
-        if base and base != name:
+        image_file = PurePosixPath(name)
+        if base and base not in (image_file.name, image_file.stem):  # Label Studio leaves the ending out
             findings = (Finding("renamed", where, f"<filename> is {claimed_name!r}, used {name!r}"),)
         written = [
             _read_object(element, f"{where}: object {index}")
@@ -112,24 +117,29 @@ def _parse_xml(file: Path) -> Element:
             str(file),
             "remove its <!DOCTYPE …> and write the values themselves",
         ) from error
-    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DataError(f"expected an XML annotation, got a broken file ({error})", str(file)) from error
+    except OSError as error:
+        raise DataError(f"cannot read the file ({error.strerror})", str(file)) from error
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        fix = (
+            "save it as UTF-8" if "encoding" in str(error) else "export it again, or remove it with its image"
+        )
+        what = "the file is empty" if not file.stat().st_size else f"got a broken file ({error})"
+        raise DataError(f"expected an XML annotation, {what}", str(file), fix) from error
     if root.tag != "annotation":
-        raise DataError(f"expected the XML element <annotation>, got <{root.tag}>", str(file))
+        what = f"expected the XML element <annotation>, got <{root.tag}>"
+        raise DataError(what, str(file), "export as Pascal VOC, or as COCO")
     return root
 
 
-def _choose_image(names: list[str], claimed_name: str, where: str, folder: str) -> str:
+def _choose_image(paths: list[str], claimed_name: str, wanted: str, where: str) -> str:
     """Pick the image that shares the annotation's name; ``<filename>`` only decides between several."""
-    name = claimed_name if claimed_name in names else names[0] if len(names) == 1 else None
-    if name is None:
-        found = ", ".join(names) or f"none (<filename> says {claimed_name!r})"
+    claimed = [path for path in paths if PurePosixPath(path).name == claimed_name]
+    if len(claimed or paths) != 1:
+        found = ", ".join(paths) or f"none (<filename> says {claimed_name!r})"
         raise DataError(
-            f"expected one image {folder}{'/' if folder else ''}{Path(where).stem}.*, got {found}",
-            where,
-            "give image and annotation the same name",
+            f"expected one image {wanted}.*, got {found}", where, "give image and annotation the same name"
         )
-    return name
+    return (claimed or paths)[0]
 
 
 def _size(annotation: Element, where: str) -> tuple[int | None, int | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -52,11 +53,17 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
     reader = _Reader(layout, root)
 
     def items() -> Iterator[Item]:
-        yield Labels(tuple(dict.fromkeys(layout.names[index] for index in sorted(layout.names))))
+        names = [layout.names[index] for index in sorted(layout.names)]
+        yield Labels(tuple(dict.fromkeys(names)))
+        for name, count in Counter(names).items():
+            if count > 1:
+                yield Finding("same_label", str(layout.settings), repr(name))
         for problem in layout.absent:
             yield Finding("no_split", problem.where, problem.what)
-        for (split, entry), names in images.items():
-            for image in names:
+        for (split, entry), found in images.items():
+            if not found:
+                yield Finding("no_split", f"{layout.settings}: {split}", f"there is no image in {entry!r}")
+            for image in found:
                 try:
                     yield reader.record(split, entry, image)
                 except DataError as error:
@@ -78,7 +85,8 @@ class _Reader:
         self.flags = _read_flags(layout.root / FLAGS_FILE)
 
     def record(self, split: str, entry: str, image: str) -> Record:
-        candidates = dict.fromkeys((*label_file(self.layout.root, image), label_file(self.root, image)[1]))
+        places = dict.fromkeys((*label_file(self.layout.root, image), label_file(self.root, image)[1]))
+        candidates = (path.with_suffix(suffix) for path in places for suffix in (".txt", ".TXT"))
         file = next((path for path in candidates if path.is_file()), None)
         where = str(file or self.root / image)
         if file is not None:
@@ -90,18 +98,18 @@ class _Reader:
             findings.append(Finding("unlabelled", str(self.root / image)))
         else:
             lines = _lines(file)
-        places: list[str] = []
+        written: list[str] = []
         objects: list[DetectedObject] = []
         for number, line in lines:
             place = f"{where}:{number}"
             box, desc, is_derived = _parse_line(line, place, self.layout, size)
             if is_derived:
                 findings.append(Finding("derived", f"{place} ({desc})", show(box)))
-            places.append(f"{place} ({desc})")
+            written.append(f"{place} ({desc})")
             objects.append(self._flagged(DetectedObject(box, desc), file, number))
         name = image.removeprefix(f"{entry}/").removeprefix("images/")
         sample = Sample(Turn(image, tuple(objects), *size), where=where)
-        return Record(split, sample, name, tuple(places), tuple(findings), size=MEASURED)
+        return Record(split, sample, name, tuple(written), tuple(findings), size=MEASURED)
 
     def _flagged(self, found: DetectedObject, file: Path | None, number: int) -> DetectedObject:
         if not self.flags or file is None:
@@ -191,11 +199,10 @@ def _corners(values: list[float], where: str) -> Box:
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
     if len(values) >= 6 and len(values) % 2 == 0:
         return min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2])
-    is_scored = len(values) == 5
+    fixes = {5: "a sixth number is a detector's confidence: predictions are no ground truth"}
+    many = "for key points, write kpt_shape into the settings" if len(values) > 5 else "correct the line"
     raise DataError(
         f"expected a class index and four numbers, or a polygon, got {len(values) + 1} numbers",
         where,
-        "a sixth number is a detector's confidence: predictions are no ground truth"
-        if is_scored
-        else "correct the line",
+        fixes.get(len(values), many),
     )
