@@ -109,14 +109,21 @@ def resolve_image(image: str, root: Path, where: str) -> Path:
         )
     if not is_file:
         found = "not a regular file" if path.exists() else "no such file"
-        near = None if path.exists() else _lookalikes(path.parent).get(_reading(path.name))
-        fix = "correct the path, which is relative to data.root, or set data.root"
         raise AbsentImageError(
-            f"the image {image!r} is absent ({found}: {path})",
-            where,
-            fix if near is None else f"write {near!r}, as the file is named, or rename it",
+            f"the image {image!r} is absent ({found}: {path})", where, _fix_of_absent(image, path)
         )
     return path
+
+
+def _fix_of_absent(image: str, path: Path) -> str:
+    near = _lookalikes(path.parent).get(_reading(path.name))
+    if near is not None and near != path.name:
+        is_same_to_the_eye = unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", path.name)
+        shown = ascii(near) if is_same_to_the_eye else repr(near)
+        return f"write {shown}, as the file is named, or rename it"
+    if "\\" in image:
+        return "write / between folders"
+    return "correct the path, which is relative to data.root, or set data.root"
 
 
 def _reading(name: str) -> str:

@@ -28,6 +28,7 @@ from qwendet.data.formats.records import (
     WHOLE,
     Finding,
     FindingKind,
+    Format,
     Item,
     Labels,
     Record,
@@ -57,8 +58,8 @@ def scan_data(
         DataError: if a data set cannot be read at all, or a split is there twice.
     """
     scans, findings = scan_files(config, given.files, tracker, depth=depth, workers=workers, limits=limits)
-    for path in given.datasets:
-        reading = _DatasetPass(config, path, depth, limits)
+    for path, kind in given.datasets.items():
+        reading = _DatasetPass(config, path, kind, depth, limits)
         reading.read(tracker)
         for id, found in reading.findings().items():
             findings.setdefault(id, Findings(id)).merge(found)
@@ -76,6 +77,7 @@ class _DatasetPass:
 
     config: Config
     path: Path
+    format: Format
     depth: Depth
     limits: ImageLimits | None
     passes: dict[Split, Pass] = field(default_factory=dict)
@@ -94,6 +96,10 @@ class _DatasetPass:
                 self._take(item, source.root)
                 count += isinstance(item, Record)
                 advance(count, "")
+        if not self.passes and not self.broken.num_failed:
+            raise DataError(
+                "the data set holds no image", str(self.path), "give the folder that holds its images"
+            )
 
     def _take(self, item: Item, root: Path) -> None:
         if isinstance(item, Record):
@@ -139,6 +145,7 @@ class _DatasetPass:
         if name not in self.passes:
             self.passes[name] = Pass(Task(self.config, name, self.path, root, self.depth, self.limits))
             self.passes[name].scan.split = "" if split == WHOLE else split
+            self.passes[name].scan.format = self.format
         return self.passes[name]
 
     def findings(self) -> Mapping[str, Findings]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from qwendet.data.formats.records import Format
 from qwendet.errors import Problem
 
 BOX_COLUMNS = 7
@@ -51,6 +52,7 @@ class Scan:
     Attributes:
         path: the file, or the annotated data set.
         split: the split of that data set; empty for a file.
+        format: the format of either, which says how its boxes are written.
         places: where each sample of a data set is written; that of a file's is its line.
         num_samples: samples in it, broken ones included.
         num_parsed: those that can be read.
@@ -71,6 +73,7 @@ class Scan:
 
     path: Path
     split: str = ""
+    format: Format = "jsonl"
     places: list[str] = field(default_factory=list)
     num_samples: int = 0
     num_parsed: int = 0

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from qwendet.checks.config.census import BOX_COLUMNS, Scan
 from qwendet.checks.config.survey import Check, Survey
+from qwendet.data.formats.records import Format
 from qwendet.errors import Problem
 
 Floats = NDArray[np.floating[Any]]
@@ -90,8 +91,12 @@ WAYS = (  # the more usual first: of two that explain the boxes equally well it 
 )
 
 
-def boxes_are_xyxy_pixels(survey: Survey) -> Iterable[Problem]:
-    """The boxes of each file are possible, and likely, as xyxy pixels."""
+XYWH, YOLO = WAYS[0], WAYS[3]
+OWN_WAYS: Mapping[Format, Way] = {"jsonl": PIXELS, "voc": PIXELS, "coco": XYWH, "yolo": YOLO}
+
+
+def boxes_are_as_declared(survey: Survey) -> Iterable[Problem]:
+    """The boxes of each file are possible, and likely, in the way that its format writes them."""
     for scan in survey.scans.values():
         rows = box_table(scan)
         if len(rows):
@@ -107,21 +112,37 @@ def box_table(scan: Scan) -> Floats:
     return np.clip(np.nan_to_num(rows, nan=FAR), -FAR, FAR)
 
 
+def as_written(rows: Floats, way: Way) -> Floats:
+    """Rows of :func:`box_table` with the four numbers that a format's own way of writing has for a box."""
+    x1, y1, x2, y2, width, height, line = rows.T
+    if way == XYWH:
+        return np.stack((x1, y1, x2 - x1, y2 - y1, width, height, line), axis=1)
+    if way == YOLO:
+        right, bottom = (np.maximum(side, 1) for side in (width, height))
+        center = (x1 + x2) / 2 / right, (y1 + y2) / 2 / bottom
+        return np.stack((*center, (x2 - x1) / right, (y2 - y1) / bottom, width, height, line), axis=1)
+    return rows
+
+
 def _impossible(rows: Floats, scan: Scan) -> list[Problem]:
-    """Many boxes are impossible as pixels, and (nearly) none is in another way."""
-    wrong = is_impossible(rows, PIXELS)
+    """Many boxes are impossible in their format's way, and (nearly) none is in another."""
+    own = OWN_WAYS[scan.format]
+    rows = as_written(rows, own)
+    wrong = is_impossible(rows, own)
     count = int(wrong.sum())
     if count < max(LEAST_IMPOSSIBLE, LEAST_SHARE * len(rows)):
         return []
-    left = {way: int(is_impossible(rows, way).sum()) for way in WAYS}
+    others = [way for way in (PIXELS, *WAYS) if way != own and own.frame in (None, way.frame)]
+    left = {way: int(is_impossible(rows, way).sum()) for way in others}
     best = min(left, key=lambda way: left[way])  # the first of the best
     if left[best] > min(MOST_LEFT * len(rows), count / 10):
         return []
     what = (
-        f"the boxes look like {best.name}: as {PIXELS.name}, {count} of {len(rows)} are impossible,"
+        f"the boxes look like {best.name}: as {own.name}, {count} of {len(rows)} are impossible,"
         f" in that way {left[best] or 'none'}"
     )
-    return [Problem(what, scan.where(int(rows[wrong][0, 6])), best.fix)]
+    fix = best.fix if own == PIXELS else f"write {own.name}"
+    return [Problem(what, scan.where(int(rows[wrong][0, 6])), fix)]
 
 
 def is_impossible(rows: Floats, way: Way) -> NDArray[np.bool_]:
@@ -179,5 +200,5 @@ def _furthest(rows: Floats) -> tuple[Floats, Floats]:
 
 
 CHECKS: Mapping[str, Check] = {
-    "config.boxes.format": Check(boxes_are_xyxy_pixels, "the boxes can be xyxy pixels"),
+    "config.boxes.format": Check(boxes_are_as_declared, "the boxes can be what their format says"),
 }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from qwendet.checks.config.samples import Split
 from qwendet.data.formats.detect import detect_format
+from qwendet.data.formats.records import Format
 from qwendet.errors import DataError
 
 PARTS: dict[str, Split] = {
@@ -29,11 +31,11 @@ class Given(NamedTuple):
 
     Attributes:
         files: at most one sample file a part, those that others are compared with first.
-        datasets: COCO, VOC and YOLO data sets, each with splits of its own.
+        datasets: COCO, VOC and YOLO data sets, each with splits of its own, and their formats.
     """
 
     files: Mapping[Split, Path]
-    datasets: Sequence[Path] = ()
+    datasets: Mapping[Path, Format] = MappingProxyType({})
 
 
 def find_data(paths: Sequence[Path]) -> Given:
@@ -49,7 +51,7 @@ def find_data(paths: Sequence[Path]) -> Given:
     """
     formats = {path: detect_format(path) for path in paths}
     files = [file for path in paths if formats[path] == "jsonl" for file in _files_of(path)]
-    return Given(_by_part(files), [path for path in formats if formats[path] != "jsonl"])
+    return Given(_by_part(files), {path: kind for path, kind in formats.items() if kind != "jsonl"})
 
 
 def _by_part(files: Sequence[Path]) -> dict[Split, Path]:

@@ -188,6 +188,7 @@ def _usual_folders(root: Path, coco: CocoFile) -> list[str]:
     stem = coco.path.stem.rpartition("_")[2]
     names = list(dict.fromkeys([stem, *_SPLIT_FOLDERS.get(coco.split, ())]))
     guesses = [own, f"{own}/images" if own else "images", "", *names, *(f"images/{name}" for name in names)]
-    guesses += [child.name for child in list_folder(root) if child.is_dir()][:MAX_GUESSES]
+    others = [child.name for child in list_folder(root) if child.is_dir() and child.name != "annotations"]
+    guesses += others[:MAX_GUESSES]
     there = [guess for guess in dict.fromkeys(guesses) if not guess or (root / guess).is_dir()]
     return there if "annotations" in own or not (root / "annotations").is_dir() else [*there, "annotations"]

@@ -96,7 +96,8 @@ class _Reader:
         image = join_image(place, name, where)
         findings: tuple[Finding, ...] = ()
         image_file = PurePosixPath(name)
-        if base and base not in (image_file.name, image_file.stem):  # Label Studio leaves the ending out
+        # Label Studio leaves the ending out.
+        if base and base not in (image_file.name.strip(), image_file.stem.strip()):
             findings = (Finding("renamed", where, f"<filename> is {claimed_name!r}, used {name!r}"),)
         written = [
             _read_object(element, f"{where}: object {index}")

@@ -83,7 +83,7 @@ def find_voc(path: Path) -> tuple[Path, tuple[VocFolder, ...]]:
         names = ", ".join(root.name for root in roots)
         raise DataError(f"expected one VOC folder, got {len(roots)}: {names}", str(path), "give one of them")
     root = roots[0]
-    if _xml_files(_child(root, "annotations")):
+    if _has_annotations(root):
         return root, (_published(root),)
     if _xml_files(root):
         return root, (_beside(root, root, split_of(root.name) or WHOLE),)
@@ -221,11 +221,12 @@ class _SplitLists:
         """Read lists: a name a line, perhaps followed by a flag (-1, 0 or 1)."""
         stems: dict[str, int] = {}
         for file in files:
-            for number, line in enumerate(_read_text(file).splitlines(), start=1):
+            text = _read_text(file)
+            if not text.strip():
+                self.empty.append(file)
+            for number, line in enumerate(text.splitlines(), start=1):
                 if line.strip():
                     self._add(stems, line, number, f"{file}:{number}", are_of_classes=are_of_classes)
-            if not stems:
-                self.empty.append(file)
         return list(stems)
 
     def _add(
@@ -246,7 +247,8 @@ class _SplitLists:
         name, *flags = line.rsplit(maxsplit=1)
         plain = name.strip() if FLAG_COLUMN.issuperset(flags) else line.strip()
         file = PurePosixPath(plain.replace("\\", "/"))
-        readings = (line, line.strip(), plain, file.stem if file.suffix.lower() in ENDINGS else plain)
+        bare = file.with_suffix("") if file.suffix.lower() in ENDINGS else file
+        readings = (line, line.strip(), plain, bare.as_posix(), bare.name)
         return next((reading for reading in readings if reading in self.annotations), plain)
 
 

@@ -193,7 +193,8 @@ def _of_yaml(settings: _Settings) -> YoloLayout:
     if not entries:
         raise DataError("expected train, val or test, got none", str(file), "name the folders of the images")
     if "train" in entries and entries["train"] == entries.get("val"):
-        entries = {WHOLE: entries["train"], **{key: entries[key] for key in entries if key == "test"}}
+        entries = {key: entries[key] for key in ("train", "test") if key in entries}
+        entries = entries if "test" in entries else {WHOLE: entries["train"]}
     return YoloLayout(file.parent, names, entries, file, tuple(absent), _key_point_columns(values, file))
 
 
