@@ -247,8 +247,8 @@ class _SplitLists:
         name, *flags = line.rsplit(maxsplit=1)
         plain = name.strip() if FLAG_COLUMN.issuperset(flags) else line.strip()
         file = PurePosixPath(plain.replace("\\", "/"))
-        bare = file.with_suffix("") if file.suffix.lower() in ENDINGS else file
-        readings = (line, line.strip(), plain, bare.as_posix(), bare.name)
+        bare = (file.with_suffix("").as_posix(), file.stem) if file.suffix.lower() in ENDINGS else ()
+        readings = (line, line.strip(), plain, *bare)
         return next((reading for reading in readings if reading in self.annotations), plain)
 
 
