@@ -292,8 +292,7 @@ def test_whole__becomes_a_split_only_beside_others(tmp_path: Path) -> None:
         how = Conversion(target=target)  # type: ignore[arg-type]
         convert_dataset(source, tmp_path / target, how, silent)
         found = [item for item in open_source(tmp_path / target).items if isinstance(item, Record)]
-        whole = "all" if target == "yolo" else "train"
-        assert sorted(record.split for record in found) == sorted([whole, "test"])
+        assert sorted(record.split for record in found) == ["test", "train"]
 
 
 def test_demonstrations__are_told(tmp_path: Path) -> None:

@@ -242,3 +242,9 @@ def test_byte_order_mark__of_a_sample_file(tmp_path: Path) -> None:
     line = '{"images": ["a.jpg"], "objects": []}\r\n'.encode("utf-8-sig")
     lay_out(tmp_path / "in", {"train.jsonl": line, "a.jpg": 1})
     assert dict(converted(tmp_path / "in", target="coco").images) == {"train": 1}
+
+
+def test_image_with_a_broken_annotation__is_not_called_unnamed(tmp_path: Path) -> None:
+    text = coco(["a.jpg", "b.jpg"]).replace('"bbox": [1,', '"bbox": [null,', 1)
+    folder = lay_out(tmp_path / "in", {"c.json": text, "images/a.jpg": 1, "images/b.jpg": 2})
+    assert "no_annotation" not in converted(folder, skip_bad=True).findings

@@ -41,10 +41,7 @@ def open_coco(path: Path, image_dir: Path | None = None, *, may_be_absent: bool 
     def items() -> Iterator[Item]:
         named: set[str] = set()
         for file in layout.files:
-            for item in _read_file(file, root, may_be_absent=may_be_absent):
-                if isinstance(item, Record):
-                    named.add(item.sample.student.image)
-                yield item
+            yield from _read_file(file, root, named, may_be_absent=may_be_absent)
         for ignored in layout.ignored:
             yield Finding("unlisted", str(ignored), "not the annotation file of a split")
         for other in layout.other_tasks:
@@ -63,13 +60,15 @@ def _unnamed(root: Path, named: set[str]) -> Iterator[Finding]:
                 yield Finding("no_annotation", str(file))
 
 
-def _read_file(file: CocoFile, root: Path, *, may_be_absent: bool) -> Iterator[Item]:
+def _read_file(file: CocoFile, root: Path, named: set[str], *, may_be_absent: bool) -> Iterator[Item]:
+    """Read one annotation file; the paths of its images are added to ``named``."""
     table = read_table(file.path)
     if not table.images and not table.broken:
         yield Finding("no_split", str(file.path), 'the list "images" is empty')
         return
     names = [image.name for image in table.images.values()]
     folder = image_folder(root, file, names, may_be_absent=may_be_absent)
+    named.update(posixpath.normpath(posixpath.join(folder, name.replace("\\", "/"))) for name in names)
     yield Labels(tuple(dict.fromkeys(table.labels.values())))
     yield from table.findings
     yield from table.problems

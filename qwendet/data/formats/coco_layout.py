@@ -154,22 +154,28 @@ def image_folder(root: Path, coco: CocoFile, names: Sequence[str], *, may_be_abs
     Raises:
         DataError: if none of the images is in any of the usual places.
     """
-    folders = _usual_folders(root, coco)
-    hits = {
-        folder: sum(_is_there(root / folder / name.replace("\\", "/")) for name in names[:PROBED])
-        for folder in folders
-    }
-    best = max(folders, key=lambda folder: hits[folder])
-    if hits[best] or all(map(is_absolute, names[:PROBED])):  # those are told one by one
-        return best
+    probed = [name.replace("\\", "/") for name in names[:PROBED]]
+    if all(map(is_absolute, probed)):  # those are told one by one
+        return ""
+    usual = _usual_folders(root, coco)
+    for folders in (usual, _other_folders(root, usual)):
+        hits = {folder: sum(_is_there(root / folder / name) for name in probed) for folder in folders}
+        if any(hits.values()):
+            return max(folders, key=lambda folder: hits[folder])
     if not may_be_absent:
-        places = ", ".join(folder or "." for folder in folders)
+        places = ", ".join(folder or "." for folder in usual)
         raise DataError(
             f"found none of the first images ({names[0]!r}, …) in any of: {places}",
             f"{coco.path}: images",
             "name their folder with --image-dir; file_name must be relative to it",
         )
-    return next((folder for folder in folders if folder and (root / folder).is_dir()), "")
+    return next((folder for folder in usual if folder and (root / folder).is_dir()), "")
+
+
+def _other_folders(root: Path, usual: Sequence[str]) -> list[str]:
+    """Folders of any name, but for hidden ones: what is being written may be among those."""
+    names = [child.name for child in list_folder(root) if child.is_dir() and not child.name.startswith(".")]
+    return [name for name in names if name not in usual][:MAX_GUESSES]
 
 
 def _is_there(path: Path) -> bool:
@@ -188,7 +194,5 @@ def _usual_folders(root: Path, coco: CocoFile) -> list[str]:
     stem = coco.path.stem.rpartition("_")[2]
     names = list(dict.fromkeys([stem, *_SPLIT_FOLDERS.get(coco.split, ())]))
     guesses = [own, f"{own}/images" if own else "images", "", *names, *(f"images/{name}" for name in names)]
-    others = [child.name for child in list_folder(root) if child.is_dir() and child.name != "annotations"]
-    guesses += others[:MAX_GUESSES]
     there = [guess for guess in dict.fromkeys(guesses) if not guess or (root / guess).is_dir()]
     return there if "annotations" in own or not (root / "annotations").is_dir() else [*there, "annotations"]

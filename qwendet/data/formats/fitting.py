@@ -229,7 +229,7 @@ def fit_box(written: Box, frame: Frame, where: str) -> tuple[Box | None, Finding
     if overhang > MAX_OVERHANG and not (frame.is_sure and is_mostly_inside):
         raise DataError(
             f"the box {show(written)} leaves the image of {frame.width}×{frame.height} "
-            f"by {overhang:g} pixels",
+            f"by {overhang:.10g} pixels",
             where,
             "correct the box, or see whether the annotation belongs to another image or size",
         )
@@ -267,4 +267,4 @@ def show(box: Box) -> str:
         >>> show((1.0, 2.5, 3.0, 4.0))
         '[1, 2.5, 3, 4]'
     """
-    return f"[{', '.join(f'{value:g}' for value in box)}]"
+    return f"[{', '.join(f'{value:.10g}' for value in box)}]"
