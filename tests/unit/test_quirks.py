@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from qwendet.checks.config.sample_files import find_data
 from qwendet.data.formats.convert import Conversion, ConversionReport, convert_dataset
 from qwendet.data.formats.detect import detect_format
 from qwendet.errors import DataError
@@ -248,3 +251,23 @@ def test_image_with_a_broken_annotation__is_not_called_unnamed(tmp_path: Path) -
     text = coco(["a.jpg", "b.jpg"]).replace('"bbox": [1,', '"bbox": [null,', 1)
     folder = lay_out(tmp_path / "in", {"c.json": text, "images/a.jpg": 1, "images/b.jpg": 2})
     assert "no_annotation" not in converted(folder, skip_bad=True).findings
+
+
+def test_folder_that_may_not_be_entered__is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are listed, but asking for any of them fails; root would not notice."""
+    folder = lay_out(tmp_path / "in", {"Annotations/a.xml": XML, "JPEGImages/a.jpg": 1}) / "Annotations"
+    is_dir, access = Path.is_dir, os.access
+
+    def forbidden(path: Path) -> bool:
+        if path.parent == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", forbidden)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and access(path, mode))
+    for call in (converted, lambda path: find_data([path])):
+        with pytest.raises(DataError) as caught:
+            call(tmp_path / "in")
+        (problem,) = caught.value.problems
+        assert problem.what == "it cannot be read (Permission denied)"
+        assert (problem.where, problem.fix) == (str(folder), f"chmod -R u+rX {folder}")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from qwendet.data.formats.coco import open_coco
 from qwendet.data.formats.coco_layout import coco_files, is_coco
 from qwendet.data.formats.fitting import fitted
 from qwendet.data.formats.jsonl import jsonl_files, open_jsonl
-from qwendet.data.formats.records import Format, Source
+from qwendet.data.formats.records import Format, Item, Source
 from qwendet.data.formats.voc import open_voc
 from qwendet.data.formats.voc_layout import is_voc
 from qwendet.data.formats.yolo import open_yolo
 from qwendet.data.formats.yolo_layout import is_yolo
 from qwendet.errors import DataError
-from qwendet.files import list_folder
+from qwendet.files import list_folder, tell_unreadable
 
 
+@tell_unreadable()
 def detect_format(path: Path) -> Format:
     """Tell which data set format a path holds, from names and not from contents as far as they suffice.
 
@@ -90,6 +93,7 @@ def open_source(
     return fitted(written, may_be_absent=may_be_absent)
 
 
+@tell_unreadable()
 def open_written(
     path: Path, source: Format | str = "auto", image_dir: Path | None = None, *, may_be_absent: bool = True
 ) -> Source:
@@ -102,5 +106,12 @@ def open_written(
     if not path.exists():
         raise DataError("expected a data set, got no such file or folder", str(path), "correct the path")
     if source in ("yolo", "jsonl"):
-        return (open_yolo if source == "yolo" else open_jsonl)(path, image_dir)
-    return (open_coco if source == "coco" else open_voc)(path, image_dir, may_be_absent=may_be_absent)
+        opened = (open_yolo if source == "yolo" else open_jsonl)(path, image_dir)
+    else:
+        opened = (open_coco if source == "coco" else open_voc)(path, image_dir, may_be_absent=may_be_absent)
+    return replace(opened, items=_told(opened.items))
+
+
+def _told(items: Iterator[Item]) -> Iterator[Item]:
+    with tell_unreadable():
+        yield from items
