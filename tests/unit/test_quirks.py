@@ -271,3 +271,9 @@ def test_folder_that_may_not_be_entered__is_named(tmp_path: Path, monkeypatch: p
         (problem,) = caught.value.problems
         assert problem.what == "it cannot be read (Permission denied)"
         assert (problem.where, problem.fix) == (str(folder), f"chmod -R u+rX {folder}")
+
+
+def test_link_back_into_annotations__is_not_followed(tmp_path: Path) -> None:
+    folder = lay_out(tmp_path / "in", {"Annotations/a.xml": XML, "JPEGImages/a.jpg": 1})
+    (folder / "Annotations" / "loop").symlink_to(folder / "Annotations")
+    assert dict(converted(folder).images) == {"all": 1}

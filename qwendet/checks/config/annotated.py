@@ -9,7 +9,7 @@ Nothing is mended, and nothing is written.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +41,7 @@ ANNOTATIONS = "config.data.annotations"
 TOLD = HARMLESS | {"unlabelled"}
 """What the formats themselves allow: told once, and no failure."""
 MAX_NOTES = 5
+"""Places that are named of each kind."""
 
 
 def scan_data(
@@ -82,6 +83,7 @@ class _DatasetPass:
     limits: ImageLimits | None
     passes: dict[Split, Pass] = field(default_factory=dict)
     declared: dict[str, None] = field(default_factory=dict)
+    counts: Counter[FindingKind] = field(default_factory=Counter)
     told: dict[FindingKind, list[str]] = field(default_factory=lambda: defaultdict(list))
     broken: Findings = field(default_factory=lambda: Findings(PARSE))
     odd: Findings = field(default_factory=lambda: Findings(ANNOTATIONS))
@@ -113,10 +115,15 @@ class _DatasetPass:
 
     def _tell(self, finding: Finding) -> None:
         if finding.kind in TOLD:
-            self.told[finding.kind].append(finding.where)
+            self._count(finding.kind, finding.where)
             return
         what = ": ".join(part for part in (FINDING_TITLES[finding.kind], finding.what) if part)
-        self.odd.add([Problem(what, finding.where, "correct it; data convert goes on as said here")])
+        self.odd.add([Problem(what, finding.where, "correct it; data convert tells it and goes on")])
+
+    def _count(self, kind: FindingKind, where: str) -> None:
+        self.counts[kind] += 1
+        if len(self.told[kind]) < MAX_NOTES:
+            self.told[kind].append(where)
 
     def _visit(self, record: Record, root: Path) -> None:
         """Hold a record against every rule, but for boxes that no sample could have."""
@@ -156,11 +163,11 @@ class _DatasetPass:
                 found[id].merge(few)
         found[PARSE].merge(self.broken)
         used = {label for part in self.passes.values() for label in part.scan.labels}
-        if unused := [label for label in self.declared if label not in used]:
-            self.told["unused"] = [repr(label) for label in unused]
-        for kind, places in self.told.items():
-            first = ", ".join(places[:MAX_NOTES])
-            self.odd.add([Problem(f"{len(places)} {FINDING_TITLES[kind]}", first)], "told")
+        for label in self.declared:
+            if label not in used:
+                self._count("unused", repr(label))
+        for kind, count in self.counts.items():
+            self.odd.add([Problem(f"{count} {FINDING_TITLES[kind]}", ", ".join(self.told[kind]))], "told")
         return {**found, ANNOTATIONS: self.odd}
 
 

@@ -147,7 +147,7 @@ def _files_below(folder: Path, suffixes: Set[str]) -> Iterator[Path]:
     inner = []
     for child in list_folder(folder):
         if child.is_dir():
-            inner.append(child)
+            inner += [] if child.is_symlink() else [child]  # one may lead back
         elif _is_of(child, suffixes):
             yield child
     for child in inner:
