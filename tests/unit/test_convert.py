@@ -322,7 +322,8 @@ def test_unreadable_folder(voc: Voc, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for source in ("auto", "voc", "coco", "yolo"):
         with pytest.raises(DataError) as error:
             open_source(voc.folder, source)
-        assert str(error.value) == f"{voc.folder}: cannot look into the folder (Permission denied)"
+        what = "cannot look into the folder (Permission denied)"
+        assert str(error.value) == f"{voc.folder}: {what} (chmod -R u+rX {voc.folder})"
 
 
 def test_broken_samples__name_their_line(tmp_path: Path) -> None:
