@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -68,6 +69,30 @@ def atomic_file(target: Path) -> Iterator[Path]:
             staging.unlink(missing_ok=True)
 
 
+@contextmanager
+def tell_unreadable() -> Iterator[None]:
+    """What may not be read, or cannot be, becomes an error that names it.
+
+    Raises:
+        DataError: for an ``OSError`` of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        path = Path(error.filename or "")
+        if isinstance(error, PermissionError):
+            path = next((folder for folder in reversed(path.parents) if not _is_open(folder)), path)
+        raise DataError(f"it cannot be read ({error.strerror})", str(path), _fix_of(error, path)) from error
+
+
+def _is_open(folder: Path) -> bool:
+    return os.access(folder, os.R_OK | os.X_OK)
+
+
+def _fix_of(error: OSError, path: Path) -> str:
+    return f"chmod -R u+rX {shlex.quote(str(path))}" if isinstance(error, PermissionError) else ""
+
+
 def list_folder(folder: Path) -> list[Path]:
     """What a folder holds, sorted by name; nothing if it is absent.
 
@@ -77,7 +102,8 @@ def list_folder(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
-        raise DataError(f"cannot look into the folder ({error.strerror})", str(folder)) from error
+        what = f"cannot look into the folder ({error.strerror})"
+        raise DataError(what, str(folder), _fix_of(error, folder)) from error
 
 
 def _sync(path: Path) -> None:

@@ -66,6 +66,11 @@ class Findings:
     _failed: _Few = field(default_factory=_Few)
     _excused: dict[str, _Few] = field(default_factory=dict)
 
+    @property
+    def num_failed(self) -> int:
+        """Problems so far that count."""
+        return self._failed.count
+
     def collect(self, find: Callable[[], Iterable[Problem]], excuse: str = "") -> bool:
         """Run the check once more.
 
@@ -79,10 +84,14 @@ class Findings:
         began = time.perf_counter()
         problems = attempt(find)
         self.seconds += time.perf_counter() - began
+        self.add(problems, excuse)
+        return not problems
+
+    def add(self, problems: list[Problem], excuse: str = "") -> None:
+        """Take in what was found; ``excuse`` as for :meth:`collect`."""
         if problems:
             few = self._excused.setdefault(excuse, _Few()) if excuse else self._failed
             few.add(problems)
-        return not problems
 
     def merge(self, other: Findings) -> None:
         """Take in what the same check found elsewhere."""

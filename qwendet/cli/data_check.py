@@ -19,10 +19,11 @@ from qwendet.cli.options import (
 
 RootOption = Annotated[
     Path | None,
-    typer.Option("--root", metavar="DIR", help="Folder that image paths start from; else the file's own."),
+    typer.Option("--root", metavar="DIR", help="Folder that image paths start from, if not in the data set."),
 ]
 PathsArgument = Annotated[
-    list[Path], typer.Argument(metavar="PATH...", help="JSONL files, or a folder that `data convert` wrote.")
+    list[Path],
+    typer.Argument(metavar="PATH...", help="Data sets: JSONL, COCO, VOC or YOLO, as files or folders."),
 ]
 
 
@@ -36,12 +37,12 @@ def check(
 ) -> None:
     """Check a data set without a config: what validate-config says of samples, images and labels."""
     console.set_format(output_format)
-    from qwendet.checks.config.sample_files import find_sample_files
+    from qwendet.checks.config.sample_files import find_data
     from qwendet.checks.config.scan import available_cores
     from qwendet.checks.config.suite import Thoroughness, exit_code, run_data_checks
 
     how = Thoroughness(image_depth(decode, no_images), workers=workers or available_cores())
-    results, tables = run_data_checks(find_sample_files(paths), root, console.progress, how)
+    results, tables = run_data_checks(find_data(paths), root, console.progress, how)
     if output_format == "human":
         for table in tables:
             console.print_table(table.title, table.columns, table.rows)
@@ -61,18 +62,18 @@ def stats(
 ) -> None:
     """Show a data set in figures: boxes of each label, their sizes, shapes and places."""
     from qwendet.checks.config.plots import save_plots
-    from qwendet.checks.config.sample_files import find_sample_files
+    from qwendet.checks.config.sample_files import find_data
     from qwendet.checks.config.scan import available_cores
     from qwendet.checks.config.suite import Thoroughness, survey_data
     from qwendet.checks.config.summary import summary_tables
 
     how = Thoroughness(image_depth(False, no_images), workers=workers or available_cores())
-    seen, num_left_out = survey_data(find_sample_files(paths), root, console.progress, how)
+    seen, num_left_out = survey_data(find_data(paths), root, console.progress, how)
     for table in summary_tables(seen.scans):
         console.print_table(table.title, table.columns, table.rows)
     if num_left_out:
         hint = command_line("data", "check", *map(str, paths))
-        console.say(f"{num_left_out} samples are broken and not counted; see {hint}")
+        console.say(f"{num_left_out} samples or boxes are broken and not counted; see {hint}")
     if output is not None:
         files = save_plots(seen.scans, output)
         console.say(f"Drew {', '.join(str(file) for file in files)}.")

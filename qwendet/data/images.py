@@ -10,10 +10,12 @@ program), and a header that promises too many pixels is refused before any is de
 from __future__ import annotations
 
 import struct
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -108,11 +110,34 @@ def resolve_image(image: str, root: Path, where: str) -> Path:
     if not is_file:
         found = "not a regular file" if path.exists() else "no such file"
         raise AbsentImageError(
-            f"the image {image!r} is absent ({found}: {path})",
-            where,
-            "correct the path, which is relative to data.root, or set data.root",
+            f"the image {image!r} is absent ({found}: {path})", where, _fix_of_absent(image, path)
         )
     return path
+
+
+def _fix_of_absent(image: str, path: Path) -> str:
+    near = _lookalikes(path.parent).get(_reading(path.name))
+    if near is not None and near != path.name:
+        is_same_to_the_eye = unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", path.name)
+        shown = ascii(near) if is_same_to_the_eye else repr(near)
+        return f"write {shown}, as the file is named, or rename it"
+    if "\\" in image:
+        return "write / between folders"
+    return "correct the path, which is relative to data.root, or set data.root"
+
+
+def _reading(name: str) -> str:
+    """What names have in common that differ in case, or in the unicode form that another system writes."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+@lru_cache(maxsize=4)
+def _lookalikes(folder: Path) -> dict[str, str]:
+    """Names of a folder's files by how they read; a data set may lack all of its images."""
+    try:
+        return {_reading(file.name): file.name for file in folder.iterdir()}
+    except OSError:  # there is no such folder: nothing in it looks alike
+        return {}
 
 
 def open_image(

@@ -296,7 +296,7 @@ class SampleFile:
             file.seek(self._offsets[index])
             raw = file.readline()
         try:
-            line = raw.decode("utf-8")
+            line = raw.decode("utf-8-sig")  # Windows editors put a mark in front of the first line
         except UnicodeDecodeError as error:
             raise DataError(f"the line is not UTF-8 ({error.reason})", self.where(index)) from error
         return parse_sample(line, self.where(index), self.root)

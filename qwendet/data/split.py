@@ -10,11 +10,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qwendet.data.formats.convert import Conversion, ConversionReport, refuse_occupied, write_source
+from qwendet.data.formats.convert import (
+    MAX_PROBLEMS,
+    Conversion,
+    ConversionReport,
+    refuse_occupied,
+    write_source,
+)
 from qwendet.data.formats.detect import open_source
 from qwendet.data.formats.records import Record, Source
 from qwendet.data.stratify import stratify
-from qwendet.errors import ConfigError, DataError
+from qwendet.errors import ConfigError, DataError, Problem
 from qwendet.files import sha256_of_file
 from qwendet.progress import Tracker
 
@@ -48,7 +54,7 @@ def split_dataset(
         return open_source(src, how.source, how.image_dir, may_be_absent=may_be_absent)
 
     source = opened()
-    labels = _labels_by_image(source, tracker, src.name)
+    labels = _labels_by_image(source, tracker, src.name, skip_bad=how.skip_bad)
     groups = _identical(list(labels), source.root, tracker)
     parts = stratify(
         [frozenset[str]().union(*(labels[image] for image in group)) for group in groups],
@@ -80,15 +86,25 @@ def _shares(fractions: Mapping[str, float]) -> dict[str, float]:
     return {"train": rest} | {split: fraction for split, fraction in fractions.items() if fraction}
 
 
-def _labels_by_image(source: Source, tracker: Tracker, name: str) -> dict[str, set[str]]:
-    """Labels of each image, by path relative to the root; broken ones are told when it is written."""
+def _labels_by_image(source: Source, tracker: Tracker, name: str, *, skip_bad: bool) -> dict[str, set[str]]:
+    """Labels of each image, by path relative to the root.
+
+    Raises:
+        DataError: for broken images: without them a part may be too small, and that would be told instead.
+            With ``skip_bad`` only if all are; the others are listed when the parts are written.
+    """
     labels: dict[str, set[str]] = defaultdict(set)
+    problems: list[Problem] = []
     with tracker(f"looking at {name}", source.total) as advance:
         for item in source.items:
             if isinstance(item, Record):
                 turn = item.sample.student
                 labels[turn.image].update(found.desc for found in turn.objects)
                 advance(len(labels), "")
+            elif isinstance(item, Problem) and len(problems) < MAX_PROBLEMS:
+                problems.append(item)
+    if problems and not (skip_bad and labels):
+        raise DataError.of(problems)
     return {image: found or {NEGATIVE} for image, found in labels.items()}
 
 

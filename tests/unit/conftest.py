@@ -21,6 +21,7 @@ from qwendet.data.shapes import PRETRAIN, write_dataset
 from qwendet.errors import DataError
 from qwendet.loader import Bundle, load
 from qwendet.model.detector import Qwen25VLWithDetection
+from tests.unit.voc_files import Voc
 
 Mosaic = tuple[Sample, np.ndarray]
 
@@ -133,3 +134,9 @@ def refusal() -> Callable[..., DataError]:
         return caught.value
 
     return call
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Voc:
+    """A VOC folder to be filled."""
+    return Voc(tmp_path / "voc")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from PIL import Image
 
 from qwendet.data.formats.convert import (
     Conversion,
-    ConversionReport,
     conversion_notes,
     convert_dataset,
     write_source,
@@ -21,82 +19,11 @@ from qwendet.data.formats.convert import (
 from qwendet.data.formats.detect import open_source
 from qwendet.data.formats.placing import Names, Placement
 from qwendet.data.formats.records import Format, Record
-from qwendet.data.formats.voc import open_voc
 from qwendet.data.images import open_image
 from qwendet.data.samples import SampleFile
-from qwendet.errors import DataError, Problem
+from qwendet.errors import DataError
 from qwendet.progress import silent
-
-WIDTH, HEIGHT = 64, 48
-BILLION_LAUGHS = """<!DOCTYPE annotation [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>
-<annotation><object><name>&b;</name></object></annotation>"""
-EXTERNAL_ENTITY = """<!DOCTYPE annotation [<!ENTITY secret SYSTEM "file:///etc/passwd">]>
-<annotation><object><name>&secret;</name></object></annotation>"""
-
-Box = tuple[object, object, object, object]
-
-
-def voc_object(box: Box, name: str = "cell", extra: str = "") -> str:
-    tags = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
-    corners = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
-    return f"<object><name>{name}</name>{extra}<bndbox>{corners}</bndbox></object>"
-
-
-def voc_xml(
-    objects: Sequence[str] = (), filename: str | None = None, size: tuple[int, int] = (WIDTH, HEIGHT)
-) -> str:
-    name = f"<filename>{filename}</filename>" if filename else ""
-    claimed = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
-    return f"<annotation>{name}{claimed}{''.join(objects)}</annotation>"
-
-
-class Voc:
-    """A VOC folder to be filled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
-            (folder / part).mkdir(parents=True)
-
-    def add(self, stem: str, *objects: str, xml: str | None = None, suffix: str = ".jpg") -> Path:
-        Image.new("RGB", (WIDTH, HEIGHT), "white").save(self.folder / "JPEGImages" / f"{stem}{suffix}")
-        path = self.folder / "Annotations" / f"{stem}.xml"
-        path.write_text(xml or voc_xml(objects), encoding="utf-8")
-        return path
-
-    def split(self, name: str, *lines: str) -> None:
-        (self.folder / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
-
-
-@pytest.fixture
-def voc(tmp_path: Path) -> Voc:
-    return Voc(tmp_path / "voc")
-
-
-def read_voc(folder: Path) -> list[Record]:
-    return [item for item in open_voc(folder).items if isinstance(item, Record)]
-
-
-def convert_voc(src: Path, dst: Path, images: Placement = "copy") -> ConversionReport:
-    return convert_dataset(src, dst, Conversion("voc", images=images), silent)
-
-
-def splits_of(folder: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for record in read_voc(folder):
-        found.setdefault(record.split, []).append(Path(record.sample.where).stem)
-    return found
-
-
-def read_error(folder: Path) -> DataError:
-    with pytest.raises(DataError) as error:
-        problems = [item for item in open_voc(folder).items if isinstance(item, Problem)]
-        raise DataError.of(problems)
-    return error.value
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+from tests.unit.voc_files import HEIGHT, WIDTH, Voc, convert_voc, lines_of, voc_object
 
 
 def test_convert_voc__copy(voc: Voc, tmp_path: Path) -> None:
@@ -365,8 +292,7 @@ def test_whole__becomes_a_split_only_beside_others(tmp_path: Path) -> None:
         how = Conversion(target=target)  # type: ignore[arg-type]
         convert_dataset(source, tmp_path / target, how, silent)
         found = [item for item in open_source(tmp_path / target).items if isinstance(item, Record)]
-        whole = "all" if target == "yolo" else "train"
-        assert sorted(record.split for record in found) == sorted([whole, "test"])
+        assert sorted(record.split for record in found) == ["test", "train"]
 
 
 def test_demonstrations__are_told(tmp_path: Path) -> None:
@@ -396,7 +322,8 @@ def test_unreadable_folder(voc: Voc, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for source in ("auto", "voc", "coco", "yolo"):
         with pytest.raises(DataError) as error:
             open_source(voc.folder, source)
-        assert str(error.value) == f"{voc.folder}: cannot look into the folder (Permission denied)"
+        what = "cannot look into the folder (Permission denied)"
+        assert str(error.value) == f"{voc.folder}: {what} (chmod -R u+rX {voc.folder})"
 
 
 def test_broken_samples__name_their_line(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from qwendet import charts
 from qwendet.checks.config import scan
 from qwendet.checks.config.plots import save_plots
-from qwendet.checks.config.sample_files import find_sample_files
+from qwendet.checks.config.sample_files import find_data
 from qwendet.checks.config.suite import Thoroughness, run_data_checks, survey_data
 from qwendet.checks.config.summary import summary_tables
 from qwendet.errors import DataError
@@ -35,7 +35,7 @@ def project(tmp_path: Path) -> Project:
 def test_folder__gives_files_by_their_names(project: Project) -> None:
     (project.folder / "test.jsonl").write_bytes((project.folder / "val.jsonl").read_bytes())
     (project.folder / "notes.jsonl").write_text("not for us")
-    files = find_sample_files([project.folder])
+    files = find_data([project.folder]).files
     assert [(part, path.name) for part, path in files.items()] == [
         ("val", "val.jsonl"),
         ("test", "test.jsonl"),
@@ -45,9 +45,8 @@ def test_folder__gives_files_by_their_names(project: Project) -> None:
 
 def test_single_file__of_any_name_counts_as_training(project: Project) -> None:
     path = project.folder / "train.jsonl"
-    assert find_sample_files([path.rename(path.with_name("cells.jsonl"))]) == {
-        "train": project.folder / "cells.jsonl"
-    }
+    found = find_data([path.rename(path.with_name("cells.jsonl"))])
+    assert found == ({"train": project.folder / "cells.jsonl"}, {})
 
 
 def test_files__whose_part_is_unknown_or_taken_are_refused(project: Project, tmp_path: Path) -> None:
@@ -57,15 +56,8 @@ def test_files__whose_part_is_unknown_or_taken_are_refused(project: Project, tmp
     ):
         (project.folder / name).write_text("{}")
         with pytest.raises(DataError) as caught:
-            find_sample_files([project.folder / "train.jsonl", project.folder / name])
+            find_data([project.folder / "train.jsonl", project.folder / name])
         assert what in caught.value.problems[0].what
-
-
-def test_other_formats__are_told_how_to_be_converted(tmp_path: Path) -> None:
-    (tmp_path / "labels").mkdir()
-    with pytest.raises(DataError) as caught:
-        find_sample_files([tmp_path])
-    assert caught.value.problems[0].fix.endswith(f"qwendet data convert {tmp_path} DST")
 
 
 # data check
@@ -73,12 +65,12 @@ def test_other_formats__are_told_how_to_be_converted(tmp_path: Path) -> None:
 
 def run_check(project: Project) -> dict[str, str]:
     project.write()
-    results, _ = run_data_checks(find_sample_files([project.folder]), None, silent, Thoroughness())
+    results, _ = run_data_checks(find_data([project.folder]), None, silent, Thoroughness())
     return {result.id: result.what for result in results if result.status == "fail"}
 
 
 def test_data_check__passes_sound_data_and_asks_nothing_of_settings(project: Project) -> None:
-    results, tables = run_data_checks(find_sample_files([project.folder]), None, silent, Thoroughness())
+    results, tables = run_data_checks(find_data([project.folder]), None, silent, Thoroughness())
     assert {result.status for result in results} == {"pass"}
     prefixes = {result.id.split(".")[1] for result in results}
     assert prefixes == {"boxes", "data", "images", "labels", "teachers"}
@@ -110,6 +102,7 @@ def test_data_check__as_a_command(project: Project) -> None:
 
 
 def test_tables__count_samples_boxes_and_sizes(project: Project) -> None:
+    (project.folder / "val.jsonl").unlink()
     project.files = {"train": [project.record("a.png"), project.record("b.png")]}
     project.at(0)["objects"] = [
         {"bbox_2d": [0, 0, 31, 33], "desc": "x"},
@@ -119,7 +112,7 @@ def test_tables__count_samples_boxes_and_sizes(project: Project) -> None:
     ]
     project.at(1)["objects"] = []
     project.write()
-    seen, broken = survey_data({"train": project.folder / "train.jsonl"}, None, silent, Thoroughness())
+    seen, broken = survey_data(find_data([project.folder]), None, silent, Thoroughness())
     samples, labels, sizes = summary_tables(seen.scans)
     assert samples.rows == [("train", 2, 2, 1, 0, 3, 2, 1, 1)]
     assert labels.rows == [("x", 2), ("y", 1)]
@@ -134,7 +127,7 @@ def test_plots__are_pictures_with_something_in_them(project: Project, tmp_path: 
     for index, item in enumerate(project.objects()):
         item["desc"] = ("红细胞", "תא", "cell")[index % 3]
     project.write()
-    seen, _ = survey_data(find_sample_files([project.folder]), None, silent, Thoroughness())
+    seen, _ = survey_data(find_data([project.folder]), None, silent, Thoroughness())
     files = save_plots(seen.scans, tmp_path / "plots")
     assert [file.name for file in files] == [
         "boxes_per_image.png",

@@ -2,92 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from PIL import Image
 
-from qwendet.data.formats.convert import Conversion, ConversionReport, convert_dataset
 from qwendet.data.formats.detect import detect_format
-from qwendet.data.formats.placing import Placement
-from qwendet.data.formats.records import Record
-from qwendet.data.formats.voc import open_voc
-from qwendet.errors import DataError, Problem
-from qwendet.progress import silent
-
-WIDTH, HEIGHT = 64, 48
-BILLION_LAUGHS = """<!DOCTYPE annotation [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>
-<annotation><object><name>&b;</name></object></annotation>"""
-EXTERNAL_ENTITY = """<!DOCTYPE annotation [<!ENTITY secret SYSTEM "file:///etc/passwd">]>
-<annotation><object><name>&secret;</name></object></annotation>"""
-
-Box = tuple[object, object, object, object]
-
-
-def voc_object(box: Box, name: str = "cell", extra: str = "") -> str:
-    tags = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
-    corners = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
-    return f"<object><name>{name}</name>{extra}<bndbox>{corners}</bndbox></object>"
-
-
-def voc_xml(
-    objects: Sequence[str] = (), filename: str | None = None, size: tuple[int, int] = (WIDTH, HEIGHT)
-) -> str:
-    name = f"<filename>{filename}</filename>" if filename else ""
-    claimed = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
-    return f"<annotation>{name}{claimed}{''.join(objects)}</annotation>"
-
-
-class Voc:
-    """A VOC folder to be filled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
-            (folder / part).mkdir(parents=True)
-
-    def add(self, stem: str, *objects: str, xml: str | None = None, suffix: str = ".jpg") -> Path:
-        Image.new("RGB", (WIDTH, HEIGHT), "white").save(self.folder / "JPEGImages" / f"{stem}{suffix}")
-        path = self.folder / "Annotations" / f"{stem}.xml"
-        path.write_text(xml or voc_xml(objects), encoding="utf-8")
-        return path
-
-    def split(self, name: str, *lines: str) -> None:
-        (self.folder / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
-
-
-@pytest.fixture
-def voc(tmp_path: Path) -> Voc:
-    return Voc(tmp_path / "voc")
-
-
-def read_voc(folder: Path) -> list[Record]:
-    return [item for item in open_voc(folder).items if isinstance(item, Record)]
-
-
-def convert_voc(src: Path, dst: Path, images: Placement = "copy") -> ConversionReport:
-    return convert_dataset(src, dst, Conversion("voc", images=images), silent)
-
-
-def splits_of(folder: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for record in read_voc(folder):
-        found.setdefault(record.split, []).append(Path(record.sample.where).stem)
-    return found
-
-
-def read_error(folder: Path) -> DataError:
-    with pytest.raises(DataError) as error:
-        problems = [item for item in open_voc(folder).items if isinstance(item, Problem)]
-        raise DataError.of(problems)
-    return error.value
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+from qwendet.errors import DataError
+from tests.unit.voc_files import Voc
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "all.jsonl"])
@@ -110,12 +31,13 @@ def test_detect_format__coco(tmp_path: Path, name: str) -> None:
 
 
 def test_detect_format__coco__key_across_two_pieces(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(" " * ((1 << 20) - 5) + '"annotations"', encoding="utf-8")
+    (tmp_path / "a.json").write_text("{" + " " * ((1 << 20) - 6) + '"annotations"', encoding="utf-8")
     assert detect_format(tmp_path) == "coco"
 
 
 def test_detect_format__yolo(tmp_path: Path) -> None:
-    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "labels" / "train" / "a.txt").touch()
     assert detect_format(tmp_path) == "yolo"
     (tmp_path / "data.yaml").touch()
     assert detect_format(tmp_path / "data.yaml") == "yolo"

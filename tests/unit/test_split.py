@@ -123,6 +123,14 @@ def test_split__too_few(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+def test_split__broken_images_are_told_before_parts_are_too_small(tmp_path: Path) -> None:
+    src = write(tmp_path / "in", ["a"], ["a"])
+    for image in src.rglob("*.png"):
+        image.write_text("no image")
+    with pytest.raises(DataError, match="is not an image"):
+        split(src, tmp_path / "out", val=0.5)
+
+
 @pytest.mark.parametrize(
     ("val", "test", "message"),
     [

@@ -2,96 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from qwendet.data.formats.convert import Conversion, ConversionReport, convert_dataset
-from qwendet.data.formats.detect import detect_format
-from qwendet.data.formats.placing import Placement
+from qwendet.data.formats.detect import detect_format, open_source
 from qwendet.data.formats.records import Finding, Record
-from qwendet.data.formats.voc import open_voc
 from qwendet.data.formats.voc_layout import find_voc
-from qwendet.errors import DataError, Problem
-from qwendet.progress import silent
-
-WIDTH, HEIGHT = 64, 48
-BILLION_LAUGHS = """<!DOCTYPE annotation [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>
-<annotation><object><name>&b;</name></object></annotation>"""
-EXTERNAL_ENTITY = """<!DOCTYPE annotation [<!ENTITY secret SYSTEM "file:///etc/passwd">]>
-<annotation><object><name>&secret;</name></object></annotation>"""
-
-Box = tuple[object, object, object, object]
-
-
-def voc_object(box: Box, name: str = "cell", extra: str = "") -> str:
-    tags = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
-    corners = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
-    return f"<object><name>{name}</name>{extra}<bndbox>{corners}</bndbox></object>"
-
-
-def voc_xml(
-    objects: Sequence[str] = (), filename: str | None = None, size: tuple[int, int] = (WIDTH, HEIGHT)
-) -> str:
-    name = f"<filename>{filename}</filename>" if filename else ""
-    claimed = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
-    return f"<annotation>{name}{claimed}{''.join(objects)}</annotation>"
-
-
-class Voc:
-    """A VOC folder to be filled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
-            (folder / part).mkdir(parents=True)
-
-    def add(self, stem: str, *objects: str, xml: str | None = None, suffix: str = ".jpg") -> Path:
-        Image.new("RGB", (WIDTH, HEIGHT), "white").save(self.folder / "JPEGImages" / f"{stem}{suffix}")
-        path = self.folder / "Annotations" / f"{stem}.xml"
-        path.write_text(xml or voc_xml(objects), encoding="utf-8")
-        return path
-
-    def split(self, name: str, *lines: str) -> None:
-        (self.folder / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
-
-
-@pytest.fixture
-def voc(tmp_path: Path) -> Voc:
-    return Voc(tmp_path / "voc")
-
-
-def read_voc(folder: Path) -> list[Record]:
-    return [item for item in open_voc(folder).items if isinstance(item, Record)]
-
-
-def convert_voc(src: Path, dst: Path, images: Placement = "copy") -> ConversionReport:
-    return convert_dataset(src, dst, Conversion("voc", images=images), silent)
-
-
-def splits_of(folder: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for record in read_voc(folder):
-        found.setdefault(record.split, []).append(Path(record.sample.where).stem)
-    return found
-
-
-def read_error(folder: Path) -> DataError:
-    with pytest.raises(DataError) as error:
-        problems = [item for item in open_voc(folder).items if isinstance(item, Problem)]
-        raise DataError.of(problems)
-    return error.value
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+from qwendet.errors import DataError
+from tests.unit.voc_files import (
+    BILLION_LAUGHS,
+    EXTERNAL_ENTITY,
+    HEIGHT,
+    WIDTH,
+    Box,
+    Voc,
+    convert_voc,
+    read_error,
+    read_voc,
+    splits_of,
+    voc_object,
+    voc_xml,
+)
 
 
 def test_find_voc__folder_or_its_only_child(voc: Voc) -> None:
@@ -163,7 +99,10 @@ def test_read_voc__splits__listed_twice(voc: Voc) -> None:
 def test_read_voc__splits__empty_list(voc: Voc) -> None:
     voc.add("a")
     voc.split("test", "")
-    assert "test.txt: the split list is empty" in str(read_error(voc.folder))
+    found = [item for item in open_source(voc.folder, "voc").items if isinstance(item, Finding)]
+    lists = voc.folder / "ImageSets" / "Main"
+    assert found == [Finding("no_split", str(lists / "test.txt"), "the split list is empty")]
+    assert splits_of(voc.folder) == {"all": ["a"]}
 
 
 def test_read_voc__record(voc: Voc) -> None:
@@ -378,14 +317,14 @@ def test_layout__lower_case_and_images(voc: Voc) -> None:
 def test_layout__images_elsewhere(voc: Voc, tmp_path: Path) -> None:
     voc.add("a")
     (voc.folder / "JPEGImages").rename(tmp_path / "photos")
-    (record,) = (item for item in open_voc(voc.folder, tmp_path / "photos").items if isinstance(item, Record))
+    (record,) = read_voc(voc.folder, tmp_path / "photos")
     assert record.sample.student.image == "a.jpg"
 
 
 def test_layout__images_not_there_but_not_needed(voc: Voc) -> None:
     voc.add("a", xml=voc_xml(filename="other.png"))
     shutil.rmtree(voc.folder / "JPEGImages")
-    (record,) = (item for item in open_voc(voc.folder, may_be_absent=True).items if isinstance(item, Record))
+    (record,) = read_voc(voc.folder, may_be_absent=True)
     assert record.sample.student.image == "JPEGImages/a.png"
     assert [finding.kind for finding in record.findings] == ["renamed", "absent"]
 
@@ -400,5 +339,5 @@ def test_image_without_annotation__is_told(voc: Voc) -> None:
     voc.add("a")
     extra = voc.folder / "JPEGImages" / "extra.png"
     Image.new("RGB", (WIDTH, HEIGHT)).save(extra)
-    found = [item for item in open_voc(voc.folder).items if not isinstance(item, Record)]
+    found = [item for item in open_source(voc.folder, "voc").items if not isinstance(item, Record)]
     assert found == [Finding("no_annotation", str(extra))]

@@ -10,9 +10,8 @@ import yaml
 from PIL import ExifTags, Image
 
 from qwendet.data.formats.convert import Conversion, convert_dataset
-from qwendet.data.formats.detect import detect_format
+from qwendet.data.formats.detect import detect_format, open_source
 from qwendet.data.formats.records import Finding, Record
-from qwendet.data.formats.yolo import open_yolo
 from qwendet.errors import DataError, Problem
 from qwendet.progress import silent
 
@@ -45,11 +44,11 @@ def small(folder: Path, *lines: str, **values: Any) -> Path:
 
 
 def records(path: Path, **options: Any) -> list[Record]:
-    return [item for item in open_yolo(path, **options).items if isinstance(item, Record)]
+    return [item for item in open_source(path, "yolo", **options).items if isinstance(item, Record)]
 
 
 def problems(path: Path) -> list[str]:
-    found = [item for item in open_yolo(path).items if isinstance(item, Problem)]
+    found = [item for item in open_source(path, "yolo").items if isinstance(item, Problem)]
     return [f"{problem.where}: {problem.what}" for problem in found]
 
 
@@ -129,9 +128,9 @@ def test_darknet__as_cvat_writes(tmp_path: Path) -> None:
 
 def test_settings__a_split_that_is_not_there(tmp_path: Path) -> None:
     small(tmp_path, LINE, test="../test/images")
-    found = [item for item in open_yolo(tmp_path).items if isinstance(item, Finding)]
-    what = f"{tmp_path}/data.yaml: test: there is no '../test/images' in the data set's folder"
-    assert found == [Finding("no_split", what)]
+    found = [item for item in open_source(tmp_path, "yolo").items if isinstance(item, Finding)]
+    what = "there is no '../test/images' in the data set's folder"
+    assert found == [Finding("no_split", f"{tmp_path}/data.yaml: test", what)]
 
 
 @pytest.mark.parametrize("classes", ["classes.txt", "labels/classes.txt"])
@@ -296,7 +295,7 @@ def test_broken_line(tmp_path: Path, line: str, message: str) -> None:
 
 def test_confidence__is_explained(tmp_path: Path) -> None:
     small(tmp_path, "0 0.5 0.5 0.25 0.5 0.93")
-    (problem,) = [item for item in open_yolo(tmp_path).items if isinstance(item, Problem)]
+    (problem,) = [item for item in open_source(tmp_path, "yolo").items if isinstance(item, Problem)]
     assert problem.fix == "a sixth number is a detector's confidence: predictions are no ground truth"
 
 

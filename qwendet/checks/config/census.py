@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from qwendet.data.formats.records import Format
 from qwendet.errors import Problem
 
 BOX_COLUMNS = 7
@@ -16,7 +17,7 @@ class SeenImage(NamedTuple):
     """A use of an image.
 
     Attributes:
-        line: of the sample.
+        line: of the sample; its number, from 1, in a data set.
         image: path as written.
         path: path of the file.
         file_id: device and inode, or the path where the image was not opened.
@@ -49,7 +50,10 @@ class Scan:
     """What one pass over a sample file saw.
 
     Attributes:
-        path: the file.
+        path: the file, or the annotated data set.
+        split: the split of that data set; empty for a file.
+        format: the format of either, which says how its boxes are written.
+        places: where each sample of a data set is written; that of a file's is its line.
         num_samples: samples in it, broken ones included.
         num_parsed: those that can be read.
         num_usable: those that no finding of ``LEAVES_OUT`` speaks against.
@@ -68,6 +72,9 @@ class Scan:
     """
 
     path: Path
+    split: str = ""
+    format: Format = "jsonl"
+    places: list[str] = field(default_factory=list)
     num_samples: int = 0
     num_parsed: int = 0
     num_usable: int = 0
@@ -83,9 +90,19 @@ class Scan:
     num_forbidden: int = 0
     first_absent: Problem | None = None
 
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        name = self.path.name or self.path.resolve().name
+        return f"{self.split} of {name}" if self.split else name
+
     def where(self, line: int) -> str:
-        """File and line."""
-        return f"{self.path}:{line}"
+        """Where a sample is written: file and line, or its annotation."""
+        return self.places[line - 1] if self.places else f"{self.path}:{line}"
+
+    def place(self, line: int) -> str:
+        """The same for those who know the file."""
+        return self.places[line - 1] if self.places else f"line {line}"
 
     def add(self, other: Scan) -> None:
         """Take in what was seen of the next piece of the file."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from qwendet.checks.config.census import BOX_COLUMNS, Scan
 from qwendet.checks.config.survey import Check, Survey
+from qwendet.data.formats.records import Format
 from qwendet.errors import Problem
 
 Floats = NDArray[np.floating[Any]]
@@ -91,12 +91,16 @@ WAYS = (  # the more usual first: of two that explain the boxes equally well it 
 )
 
 
-def boxes_are_xyxy_pixels(survey: Survey) -> Iterable[Problem]:
-    """The boxes of each file are possible, and likely, as xyxy pixels."""
+XYWH, YOLO = WAYS[0], WAYS[3]
+OWN_WAYS: Mapping[Format, Way] = {"jsonl": PIXELS, "voc": PIXELS, "coco": XYWH, "yolo": YOLO}
+
+
+def boxes_are_as_declared(survey: Survey) -> Iterable[Problem]:
+    """The boxes of each file are possible, and likely, in the way that its format writes them."""
     for scan in survey.scans.values():
         rows = box_table(scan)
         if len(rows):
-            yield from _impossible(rows, scan.path) or _too_small(rows, scan.path)
+            yield from _impossible(rows, scan) or _too_small(rows, scan)
 
 
 def box_table(scan: Scan) -> Floats:
@@ -108,21 +112,37 @@ def box_table(scan: Scan) -> Floats:
     return np.clip(np.nan_to_num(rows, nan=FAR), -FAR, FAR)
 
 
-def _impossible(rows: Floats, path: Path) -> list[Problem]:
-    """Many boxes are impossible as pixels, and (nearly) none is in another way."""
-    wrong = is_impossible(rows, PIXELS)
+def as_written(rows: Floats, way: Way) -> Floats:
+    """Rows of :func:`box_table` with the four numbers that a format's own way of writing has for a box."""
+    x1, y1, x2, y2, width, height, line = rows.T
+    if way == XYWH:
+        return np.stack((x1, y1, x2 - x1, y2 - y1, width, height, line), axis=1)
+    if way == YOLO:
+        right, bottom = (np.maximum(side, 1) for side in (width, height))
+        center = (x1 + x2) / 2 / right, (y1 + y2) / 2 / bottom
+        return np.stack((*center, (x2 - x1) / right, (y2 - y1) / bottom, width, height, line), axis=1)
+    return rows
+
+
+def _impossible(rows: Floats, scan: Scan) -> list[Problem]:
+    """Many boxes are impossible in their format's way, and (nearly) none is in another."""
+    own = OWN_WAYS[scan.format]
+    rows = as_written(rows, own)
+    wrong = is_impossible(rows, own)
     count = int(wrong.sum())
     if count < max(LEAST_IMPOSSIBLE, LEAST_SHARE * len(rows)):
         return []
-    left = {way: int(is_impossible(rows, way).sum()) for way in WAYS}
+    others = [way for way in (PIXELS, *WAYS) if way != own and own.frame in (None, way.frame)]
+    left = {way: int(is_impossible(rows, way).sum()) for way in others}
     best = min(left, key=lambda way: left[way])  # the first of the best
     if left[best] > min(MOST_LEFT * len(rows), count / 10):
         return []
     what = (
-        f"the boxes look like {best.name}: as {PIXELS.name}, {count} of {len(rows)} are impossible,"
+        f"the boxes look like {best.name}: as {own.name}, {count} of {len(rows)} are impossible,"
         f" in that way {left[best] or 'none'}"
     )
-    return [Problem(what, f"{path}:{int(rows[wrong][0, 6])}", best.fix)]
+    fix = best.fix if own == PIXELS else f"write {own.name}"
+    return [Problem(what, scan.where(int(rows[wrong][0, 6])), fix)]
 
 
 def is_impossible(rows: Floats, way: Way) -> NDArray[np.bool_]:
@@ -142,7 +162,7 @@ def is_impossible(rows: Floats, way: Way) -> NDArray[np.bool_]:
     return impossible
 
 
-def _too_small(rows: Floats, path: Path) -> list[Problem]:
+def _too_small(rows: Floats, scan: Scan) -> list[Problem]:
     """All boxes stay within a scale, or a part, of images that are far larger."""
     rows = rows[(rows[:, 4] > 0) & (rows[:, 5] > 0)]
     furthest, sizes = _furthest(rows)
@@ -157,7 +177,7 @@ def _too_small(rows: Floats, path: Path) -> list[Problem]:
                 f"the boxes look like {name}: none reaches beyond {scale:g}, in {larger.sum()} larger images"
             )
             fix = f"{_TO_PIXELS}, divided by {scale:g}; if they are pixels indeed, accept this"
-            return [Problem(what, str(path), fix)]
+            return [Problem(what, str(scan.path), fix)]
     part = float((furthest / sizes).max())
     nearest = float((rows[:, :2] / rows[:, 4:6]).max(axis=1).min())
     if part <= LARGEST_PART and nearest < NEAR_ORIGIN and 2 * len(sizes) * math.log(part) < VERY_UNLIKELY_LOG:
@@ -166,7 +186,7 @@ def _too_small(rows: Floats, path: Path) -> list[Problem]:
             " they look like boxes of smaller images"
         )
         fix = "write boxes in pixels of the images as they are; if they are, accept this"
-        return [Problem(what, str(path), fix)]
+        return [Problem(what, str(scan.path), fix)]
     return []
 
 
@@ -180,5 +200,5 @@ def _furthest(rows: Floats) -> tuple[Floats, Floats]:
 
 
 CHECKS: Mapping[str, Check] = {
-    "config.boxes.format": Check(boxes_are_xyxy_pixels, "the boxes can be xyxy pixels"),
+    "config.boxes.format": Check(boxes_are_as_declared, "the boxes can be what their format says"),
 }

@@ -27,7 +27,7 @@ def files_differ(survey: Survey) -> Iterable[Problem]:
     for index, (split, scan) in enumerate(scans):
         for other_split, other in scans[:index]:
             if {split, other_split} != {"train", "teachers"} and _is_one_file(scan, other):
-                what = f"data.{split} and data.{other_split} hold the same samples: {scan.path.name}"
+                what = f"data.{split} and data.{other_split} hold the same samples: {scan.name}"
                 yield Problem(what, f"data.{split}", "give each split samples of its own")
 
 
@@ -78,7 +78,7 @@ def answers_agree(survey: Survey) -> Iterable[Problem]:
             earlier = first.setdefault(seen.file_id, seen)
             if earlier.answer != seen.answer:
                 what = (
-                    f"{seen.image!r} is asked about with other objects than in line {earlier.line}:"
+                    f"{seen.image!r} is asked about with other objects than in {scan.place(earlier.line)}:"
                     " each answer would be learned as complete"
                 )
                 yield Problem(

@@ -1,12 +1,15 @@
-"""Which sample files a path holds, and which part each plays."""
+"""What paths hold: sample files, and which part each plays; and annotated data sets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from qwendet.checks.config.samples import Split
 from qwendet.data.formats.detect import detect_format
+from qwendet.data.formats.records import Format
 from qwendet.errors import DataError
 
 PARTS: dict[str, Split] = {
@@ -23,19 +26,35 @@ PARTS: dict[str, Split] = {
 ORDER: tuple[Split, ...] = ("val", "test", "train", "teachers")
 
 
-def find_sample_files(paths: Sequence[Path]) -> dict[Split, Path]:
-    """Find sample files and tell their part by their names; a single file of any name counts as training.
+class Given(NamedTuple):
+    """Data to be looked at.
+
+    Attributes:
+        files: at most one sample file a part, those that others are compared with first.
+        datasets: COCO, VOC and YOLO data sets, each with splits of its own, and their formats.
+    """
+
+    files: Mapping[Split, Path]
+    datasets: Mapping[Path, Format] = MappingProxyType({})
+
+
+def find_data(paths: Sequence[Path]) -> Given:
+    """Find sample files and data sets, recognised as ``data convert`` does.
+
+    The part of a sample file is told by its name; a single file of any name counts as training.
 
     Args:
-        paths: JSONL files, or folders as ``data convert`` writes them.
-
-    Returns:
-        At most one file a part, those that others are compared with first.
+        paths: JSONL files, folders as ``data convert`` writes them, or data sets of other formats.
 
     Raises:
-        DataError: for a path that is absent or of another format, or two files that play the same part.
+        DataError: for a path that is absent or holds no data set, or two files that play the same part.
     """
-    files = [file for path in paths for file in _files_of(path)]
+    formats = {path: detect_format(path) for path in paths}
+    files = [file for path in paths if formats[path] == "jsonl" for file in _files_of(path)]
+    return Given(_by_part(files), {path: kind for path, kind in formats.items() if kind != "jsonl"})
+
+
+def _by_part(files: Sequence[Path]) -> dict[Split, Path]:
     found: dict[Split, Path] = {}
     for file in files:
         part = "train" if len(files) == 1 else PARTS.get(file.stem.lower())
@@ -54,13 +73,6 @@ def find_sample_files(paths: Sequence[Path]) -> dict[Split, Path]:
 
 
 def _files_of(path: Path) -> Iterable[Path]:
-    found = detect_format(path)
-    if found != "jsonl":
-        raise DataError(
-            f"expected JSONL, got a data set in {found.upper()} format",
-            str(path),
-            f"convert it, which finds what is broken in it: qwendet data convert {path} DST",
-        )
     if path.is_file():
         return [path]
     return sorted(file for file in path.glob("*.jsonl") if file.stem.lower() in PARTS)

@@ -7,12 +7,13 @@ A rule sees one turn. What only shows over the whole data set is in ``survey``, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from qwendet.checks.config.lookalikes import nearest_lookalike
 from qwendet.config import Config
+from qwendet.data.formats.fitting import ROUNDING, show
 from qwendet.data.image_tokens import ImageLimits, num_image_tokens
 from qwendet.data.images import ImageFacts
 from qwendet.data.samples import DetectedObject, Sample, Turn
@@ -22,6 +23,7 @@ Split = Literal["val", "test", "train", "teachers"]
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]
 
+OTHER_IMAGE = "correct the box, or see whether the annotation belongs to another image or size"
 LEAST_OVERLAP_PX = 0.5  # boxes whose corners all lie closer are the same box
 
 
@@ -37,6 +39,7 @@ class Visit:
         field: the turn's place in the line, such as ``teachers[0].``; empty for a flat sample.
         facts: of the image; None where it was not opened, or cannot be.
         limits: how the model's processor resizes; None where that is not known without a download.
+        places: where each object of an annotated data set is written; its edges may be off by rounding.
     """
 
     config: Config
@@ -46,6 +49,7 @@ class Visit:
     field: str = ""
     facts: ImageFacts | None = None
     limits: ImageLimits | None = None
+    places: Sequence[str] = ()
 
     @property
     def where(self) -> str:
@@ -57,9 +61,22 @@ class Visit:
         """Displayed width and height in pixels: the image's own, else those that the file declares."""
         return self.turn.declared_size if self.facts is None else self.facts.size
 
+    def place(self, index: int) -> str:
+        """Where an object is written."""
+        return self.places[index] if self.places else self.where
+
     def name(self, index: int) -> str:
-        """An object's place in the line, such as ``student.objects[2]``."""
-        return f"{self.field}objects[{index}]"
+        """An object for those who know its place: ``student.objects[2]`` of a line, else its label."""
+        return repr(self.turn.objects[index].desc) if self.places else f"{self.field}objects[{index}]"
+
+    def box(self, index: int) -> str:
+        """A box for those who know its place."""
+        box = self.turn.objects[index].bbox_2d
+        return f"the box {show(box)}" if self.places else f"{self.name(index)}.bbox_2d: {list(box)}"
+
+    def holds(self, box: Box, size: Size) -> bool:
+        """Whether a box lies inside an image, edges included."""
+        return is_inside(box, size, ROUNDING if self.places else 0.0)
 
 
 def size_is_declared(visit: Visit) -> Iterable[Problem]:
@@ -82,10 +99,10 @@ def boxes_are_turned(visit: Visit) -> Iterable[Problem]:
     """Boxes of an image with EXIF orientation fit the image as displayed, not the one as stored."""
     facts = visit.facts
     boxes = [item.bbox_2d for item in visit.turn.objects]
-    if facts is None or not facts.is_turned or _all_inside(boxes, facts.size):
+    if facts is None or not facts.is_turned or all(visit.holds(box, facts.size) for box in boxes):
         return
     stored = facts.size[::-1]
-    if _all_inside(boxes, stored):
+    if all(visit.holds(box, stored) for box in boxes):
         what = (
             f"{visit.turn.image!r} is displayed {facts.size[0]}×{facts.size[1]}, but its boxes fit only the "
             f"{stored[0]}×{stored[1]} that are stored: they were drawn before the EXIF orientation is applied"
@@ -100,20 +117,20 @@ def boxes_are_inside(visit: Visit) -> Iterable[Problem]:
     if size is None:
         return
     for index, item in enumerate(visit.turn.objects):
-        if not is_inside(item.bbox_2d, size):
-            what = (
-                f"{visit.name(index)}.bbox_2d: {list(item.bbox_2d)} leaves {visit.turn.image},"
-                f" which is {size[0]}x{size[1]}"
-            )
-            yield Problem(what, visit.where, _fix_of_outside(item.bbox_2d, size))
+        if not visit.holds(item.bbox_2d, size):
+            what = f"{visit.box(index)} leaves {visit.turn.image}, which is {size[0]}x{size[1]}"
+            fix = OTHER_IMAGE if visit.places else _fix_of_outside(item.bbox_2d, size)
+            yield Problem(what, visit.place(index), fix)
 
 
 def boxes_are_larger_than_a_pixel(visit: Visit) -> Iterable[Problem]:
     """No box lies in the image's first pixel, as one in 0-1 coordinates does."""
     for index, item in enumerate(visit.turn.objects):
         if max(item.bbox_2d) <= 1:
-            what = f"{visit.name(index)}.bbox_2d: {list(item.bbox_2d)} lies in the first pixel of the image"
-            yield Problem(what, visit.where, "if these are shares of the image, multiply by width and height")
+            what = f"{visit.box(index)} lies in the first pixel of the image"
+            yield Problem(
+                what, visit.place(index), "if these are shares of the image, multiply by width and height"
+            )
 
 
 def no_box_is_repeated(visit: Visit) -> Iterable[Problem]:
@@ -123,8 +140,9 @@ def no_box_is_repeated(visit: Visit) -> Iterable[Problem]:
         x1, y1, x2, y2 = item.bbox_2d
         first = seen.setdefault((item.desc, round(x1), round(y1), round(x2), round(y2)), index)
         if first != index and _is_same(visit.turn.objects[first].bbox_2d, item.bbox_2d):
-            what = f"{visit.name(index)} repeats objects[{first}]: {item.desc!r} {list(item.bbox_2d)}"
-            yield Problem(what, visit.where, "remove one: the head would have to find it twice")
+            other = visit.places[first] if visit.places else f"objects[{first}]"
+            what = f"{visit.name(index)} repeats {other}: {item.desc!r} {list(item.bbox_2d)}"
+            yield Problem(what, visit.place(index), "remove one: the head would have to find it twice")
 
 
 def labels_are_listed(visit: Visit) -> Iterable[Problem]:
@@ -200,19 +218,15 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def is_inside(box: Box, size: Size) -> bool:
-    """Whether a box lies inside an image, edges included."""
+def is_inside(box: Box, size: Size, slack: float = 0.0) -> bool:
+    """Whether a box lies inside an image, edges included; ``slack`` pixels beyond them count as inside."""
     x1, y1, x2, y2 = box
-    return x1 >= 0 and y1 >= 0 and x2 <= size[0] and y2 <= size[1]
+    return x1 >= -slack and y1 >= -slack and x2 <= size[0] + slack and y2 <= size[1] + slack
 
 
 def is_counted(item: DetectedObject) -> bool:
     """Whether an object is trained on."""
     return not item.crowd
-
-
-def _all_inside(boxes: Iterable[Box], size: Size) -> bool:
-    return all(is_inside(box, size) for box in boxes)
 
 
 def _is_same(first: Box, second: Box) -> bool:

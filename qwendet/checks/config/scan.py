@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,7 +162,7 @@ def cut_into_pieces(path: Path) -> Iterator[Piece]:
 
 def scan_piece(task: Task, piece: Piece) -> tuple[Scan, dict[str, Findings]]:
     """Read some lines of a file and hold them against every rule."""
-    reading = _PiecePass(task)
+    reading = Pass(task)
     with task.path.open("rb") as file:
         file.seek(piece.start)
         lines = BytesIO(file.read(piece.end - piece.start))  # split at \n alone, as training does
@@ -172,8 +172,13 @@ def scan_piece(task: Task, piece: Piece) -> tuple[Scan, dict[str, Findings]]:
     return reading.scan, {id: found for id, found in reading.findings.items() if found.seconds}
 
 
-class _PiecePass:
-    """The pass over one piece."""
+class Pass:
+    """The pass over one piece of a file, or over one split of an annotated data set.
+
+    Attributes:
+        scan: what it saw.
+        findings: what each rule found, by id.
+    """
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -195,13 +200,13 @@ class _PiecePass:
             self._keep_raw_boxes(raw, number)
             return
         self.scan.num_parsed += 1
-        self._visit(samples[0], number)
+        self.visit(samples[0], number)
         self.scan.add_line(hashlib.blake2b(raw.strip(), digest_size=8).digest(), number)
 
     def _parse(self, raw: bytes, number: int, samples: list[Sample]) -> list[Problem]:
         where = self.scan.where(number)
         try:
-            line = raw.decode("utf-8")
+            line = raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"the line is not UTF-8 ({error.reason})", where, "save it as UTF-8") from error
         samples.append(parse_sample(line, where, self.task.root))
@@ -230,13 +235,14 @@ class _PiecePass:
             pass  # whether it can be opened is asked of samples alone
         return 0.0, 0.0
 
-    def _visit(self, sample: Sample, number: int) -> None:
+    def visit(self, sample: Sample, number: int, places: Sequence[str] = ()) -> None:
+        """Hold a sample against every rule, and count it; ``places`` as in :class:`Visit`."""
         # Of a pool's sample, only the student is shown.
         teachers = () if self.task.split == "teachers" else sample.teachers
         names = [f"teachers[{index}]." for index in range(len(teachers))]
         names.append("student." if sample.teachers else "")
         visits = [
-            self._open(turn, sample, name)
+            self._open(turn, sample, name, places)
             for turn, name in zip((*teachers, sample.student), names, strict=True)
         ]
         verdicts = [is_open and self._is_usable(visit) for is_open, visit in visits]
@@ -246,13 +252,14 @@ class _PiecePass:
             for _, visit in visits:
                 self._count(visit, number)
 
-    def _open(self, turn: Turn, sample: Sample, name: str) -> tuple[bool, Visit]:
+    def _open(self, turn: Turn, sample: Sample, name: str, places: Sequence[str]) -> tuple[bool, Visit]:
         """Open a turn's image; whether that could be done, and what the rules see."""
         task, facts = self.task, self.facts
         is_open = True
         if task.depth != "none" and turn.image not in facts:
             is_open = self._holds(OPEN, partial(self._inspect, turn, sample.where))
-        visit = Visit(task.config, task.split, turn, sample, name, facts.get(turn.image), task.limits)
+        seen = facts.get(turn.image)
+        visit = Visit(task.config, task.split, turn, sample, name, seen, task.limits, places)
         return is_open, visit
 
     def _inspect(self, turn: Turn, where: str) -> list[Problem]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwendet.checks.config import frames, overlap, settings, survey
+from qwendet.checks.config.annotated import ANNOTATIONS, scan_data
 from qwendet.checks.config.census import Scan
+from qwendet.checks.config.sample_files import Given
 from qwendet.checks.config.samples import RULES, Split
-from qwendet.checks.config.scan import CUT, OPEN, PARSE, PASS_IDS, Depth, scan_files
+from qwendet.checks.config.scan import CUT, OPEN, PARSE, PASS_IDS, Depth
 from qwendet.checks.config.summary import summary_tables
 from qwendet.checks.config.survey import Check, Survey
 from qwendet.checks.result import Result, Table
@@ -67,7 +69,7 @@ def run_config_checks(
     }
     how = how or Thoroughness()
     require_files({f"data.{split}": path for split, path in files.items()}, config.data.root)
-    results, seen, tables = _run(config, files, known_checks(), tracker, how)
+    results, seen, tables = _run(config, Given(files), known_checks(), tracker, how)
     if how.tokens:
         from qwendet.checks.config.tokens import count_tokens
 
@@ -77,12 +79,12 @@ def run_config_checks(
 
 
 def run_data_checks(
-    files: Mapping[Split, Path], root: Path | None, tracker: Tracker, how: Thoroughness
+    given: Given, root: Path | None, tracker: Tracker, how: Thoroughness
 ) -> tuple[list[Result], list[Table]]:
-    """Run every check that looks at sample files alone.
+    """Run every check that looks at data alone.
 
     Args:
-        files: sample files.
+        given: sample files and data sets.
         root: folder that image paths start from; None is each file's own.
         tracker: shows progress.
         how: how far to go; tokens are not counted.
@@ -90,31 +92,29 @@ def run_data_checks(
     Raises:
         DataError: if a file or the root is absent or may not be read.
     """
-    config = _data_config(files, root)
+    config = _data_config(given.files, root)
     checks = {
         id: check for id, check in known_checks().items() if check.is_of_data and id not in settings.CHECKS
     }
-    results, _, tables = _run(config, files, checks, tracker, how)
+    results, _, tables = _run(config, given, checks, tracker, how)
     return [result for result in results if result.id not in OF_CONFIG], tables
 
 
-def survey_data(
-    files: Mapping[Split, Path], root: Path | None, tracker: Tracker, how: Thoroughness
-) -> tuple[Survey, int]:
-    """See what sample files hold, without judging it.
+def survey_data(given: Given, root: Path | None, tracker: Tracker, how: Thoroughness) -> tuple[Survey, int]:
+    """See what data holds, without judging it.
 
     Args:
-        files: sample files.
+        given: sample files and data sets.
         root: folder that image paths start from; None is each file's own.
         tracker: shows progress.
         how: how far to go; tokens are not counted.
 
     Returns:
-        What was seen, and the number of samples that are broken.
+        What was seen, and the number of samples or boxes that are broken.
     """
-    config = _data_config(files, root)
-    scans, _ = scan_files(config, files, tracker, depth=how.images, workers=how.workers)
-    return Survey(config, scans), sum(scan.num_samples - scan.num_parsed for scan in scans.values())
+    config = _data_config(given.files, root)
+    scans, findings = scan_data(config, given, tracker, depth=how.images, workers=how.workers)
+    return Survey(config, scans), findings[PARSE].num_failed + findings[CUT].num_failed
 
 
 def _data_config(files: Mapping[Split, Path], root: Path | None) -> Config:
@@ -168,25 +168,26 @@ def known_ids() -> list[str]:
 
 def _run(
     config: Config,
-    files: Mapping[Split, Path],
+    given: Given,
     checks: Mapping[str, Check],
     tracker: Tracker,
     how: Thoroughness,
 ) -> tuple[list[Result], Survey, list[Table]]:
     limits = image_limits(config)
-    scans, findings = scan_files(config, files, tracker, depth=how.images, workers=how.workers, limits=limits)
+    scans, findings = scan_data(config, given, tracker, depth=how.images, workers=how.workers, limits=limits)
     seen = Survey(config, scans)
     results = [result for id, check in checks.items() for result in _run_check(id, check, seen)]
-    lost = {
-        result.where for result in results if result.id == "config.images.root" and result.status == "fail"
-    }
+    lost = [result for result in results if result.id == "config.images.root" and result.status == "fail"]
     if len(lost) == sum(1 for scan in scans.values() if scan.num_samples) and lost:
         findings[OPEN] = Findings(OPEN)  # each of its problems follows from that one
     goods = _goods(scans)
     skips = _skips(scans, how, limits is not None)
+    if not given.files:
+        skips[CUT] = "there is no sample file"
     for id, found in findings.items():
+        is_skipped = id in skips and not found.num_failed
         results += (
-            [Result(id, "skip", skips[id])] if id in skips else found.results(goods[id], config.data.allow)
+            [Result(id, "skip", skips[id])] if is_skipped else found.results(goods[id], config.data.allow)
         )
     return results, seen, summary_tables(scans)
 
@@ -195,7 +196,7 @@ def _run_check(id: str, check: Check, seen: Survey) -> list[Result]:
     absent = [f"data.{split}" for split in check.needs if split not in seen.scans]
     if absent:
         return [Result(id, "skip", f"{' and '.join(absent)} not set")]
-    empty = [seen.scans[split].path.name for split in check.needs if not seen.scans[split].num_parsed]
+    empty = [seen.scans[split].name for split in check.needs if not seen.scans[split].num_parsed]
     if empty:
         return [Result(id, "skip", f"{' and '.join(empty)}: no sample that can be read")]
     findings = Findings(id)
@@ -204,10 +205,11 @@ def _run_check(id: str, check: Check, seen: Survey) -> list[Result]:
 
 
 def _goods(scans: Mapping[Split, Scan]) -> dict[str, str]:
-    counts = ", ".join(f"{scan.num_samples} in {scan.path.name}" for scan in scans.values())
+    counts = ", ".join(f"{scan.num_samples} in {scan.name}" for scan in scans.values())
     return {
         PARSE: f"every sample can be read: {counts}",
         CUT: "no file ends in mid-line",
+        ANNOTATIONS: "annotations, images and splits belong together",
         OPEN: "every image opens and is whole",
         **{id: rule.good for id, rule in RULES.items()},
     }

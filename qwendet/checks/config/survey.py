@@ -59,7 +59,7 @@ def images_are_under_the_root(survey: Survey) -> Iterable[Problem]:
             fix = "give yourself the right to read them: chmod -R +rX FOLDER"
             yield Problem(f"none of the {lost} images may be read{example}", str(scan.path), fix)
         else:
-            fix = "set data.root to the folder that the image paths start from"
+            fix = "set data.root, or --root, to the folder that the image paths start from"
             yield Problem(f"none of the {lost} images is there{example}", str(scan.path), fix)
 
 
@@ -67,7 +67,7 @@ def no_line_is_repeated(survey: Survey) -> Iterable[Problem]:
     """No sample is in its file twice."""
     for scan in survey.scans.values():
         for line, first in scan.repeated:
-            what = f"the sample repeats that of line {first}"
+            what = f"the sample repeats that of {scan.place(first)}"
             yield Problem(
                 what, scan.where(line), "remove one, or accept it where samples are repeated on purpose"
             )
@@ -119,7 +119,7 @@ def head_is_wanted(survey: Survey) -> Iterable[Problem]:
     """With boxes in the data, the detection head is on."""
     scan = survey.scans["train"]
     if not survey.config.detection.enabled and scan.num_boxes > 0:
-        what = f"detection.enabled is false, but {scan.path.name} has {scan.num_boxes} boxes: no head learns"
+        what = f"detection.enabled is false, but {scan.name} has {scan.num_boxes} boxes: no head learns"
         fix = "set it to true; for text answers only, add config.detection.off_with_boxes to data.allow"
         yield Problem(what, "detection.enabled", fix)
 
@@ -128,7 +128,7 @@ def head_has_boxes(survey: Survey) -> Iterable[Problem]:
     """With the detection head on, there are boxes to learn."""
     scan = survey.scans["train"]
     if survey.config.detection.enabled and scan.num_boxes == 0:
-        what = f"detection.enabled is true, but {scan.path.name} has no box: the head would find nothing"
+        what = f"detection.enabled is true, but {scan.name} has no box: the head would find nothing"
         yield Problem(what, "detection.enabled", "give training samples with boxes, or set it to false")
 
 
@@ -136,7 +136,7 @@ def val_has_boxes(survey: Survey) -> Iterable[Problem]:
     """Where training has boxes, validation has some: without any, nothing is measured."""
     train, val = survey.scans["train"], survey.scans["val"]
     if train.num_boxes and not val.num_boxes:
-        what = f"{val.path.name} has no box, {train.path.name} has {train.num_boxes}: nothing is measured"
+        what = f"{val.name} has no box, {train.name} has {train.num_boxes}: nothing is measured"
         yield Problem(what, "data.val", "give validation samples with boxes")
 
 
@@ -152,7 +152,7 @@ def pool_is_large_enough(survey: Survey) -> Iterable[Problem]:
     available = scan.num_parsed - (name == "train")
     if available < data.num_teachers:
         what = (
-            f"data.num_teachers is {data.num_teachers}, but {scan.path.name} has only {available} samples"
+            f"data.num_teachers is {data.num_teachers}, but {scan.name} has only {available} samples"
             " that can be shown"
         )
         yield Problem(what, "data.num_teachers", "lower it, or enlarge the pool")

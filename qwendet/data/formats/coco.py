@@ -1,7 +1,8 @@
-"""COCO data sets, read image by image; boxes become corners, polygons and masks are not kept."""
+"""COCO data sets, image by image as written; boxes become corners, polygons and masks are not kept."""
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from qwendet.data.formats.coco_table import (
     CocoTable,
     read_table,
 )
-from qwendet.data.formats.fitting import fit_objects, image_frame, join_image, show
+from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import Finding, Item, Labels, Record, Source
+from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.errors import DataError
+from qwendet.files import list_folder
 
 
 def open_coco(path: Path, image_dir: Path | None = None, *, may_be_absent: bool = False) -> Source:
@@ -27,7 +30,7 @@ def open_coco(path: Path, image_dir: Path | None = None, *, may_be_absent: bool 
     Args:
         path: a folder or an annotation file; see :mod:`qwendet.data.formats.coco_layout`.
         image_dir: where the images are instead; their ``file_name`` starts there.
-        may_be_absent: images need not be there; their sizes are then those of the file.
+        may_be_absent: images need not be there.
 
     Raises:
         DataError: if there is no annotation file, or two for a split.
@@ -36,18 +39,36 @@ def open_coco(path: Path, image_dir: Path | None = None, *, may_be_absent: bool 
     root = image_dir or layout.root
 
     def items() -> Iterator[Item]:
+        named: set[str] = set()
         for file in layout.files:
-            yield from _read_file(file, root, may_be_absent=may_be_absent)
+            yield from _read_file(file, root, named, may_be_absent=may_be_absent)
         for ignored in layout.ignored:
-            yield Finding("unlisted", f"{ignored}: not the annotation file of a split")
+            yield Finding("unlisted", str(ignored), "not the annotation file of a split")
+        for other in layout.other_tasks:
+            yield Finding("other_task", str(other))
+        if path.is_dir() and not layout.ignored:  # of one file among several, the others name the rest
+            yield from _unnamed(root, named)
 
     return Source(root, 0, items())
 
 
-def _read_file(file: CocoFile, root: Path, *, may_be_absent: bool) -> Iterator[Item]:
+def _unnamed(root: Path, named: set[str]) -> Iterator[Finding]:
+    """Images beside named ones that no file names."""
+    for folder in sorted({posixpath.dirname(image) for image in named}):
+        for file in list_folder(root / folder):
+            if file.suffix.lower() in IMAGE_SUFFIXES and posixpath.join(folder, file.name) not in named:
+                yield Finding("no_annotation", str(file))
+
+
+def _read_file(file: CocoFile, root: Path, named: set[str], *, may_be_absent: bool) -> Iterator[Item]:
+    """Read one annotation file; the paths of its images are added to ``named``."""
     table = read_table(file.path)
+    if not table.images and not table.broken:
+        yield Finding("no_split", str(file.path), 'the list "images" is empty')
+        return
     names = [image.name for image in table.images.values()]
     folder = image_folder(root, file, names, may_be_absent=may_be_absent)
+    named.update(posixpath.normpath(posixpath.join(folder, name.replace("\\", "/"))) for name in names)
     yield Labels(tuple(dict.fromkeys(table.labels.values())))
     yield from table.findings
     yield from table.problems
@@ -55,40 +76,25 @@ def _read_file(file: CocoFile, root: Path, *, may_be_absent: bool) -> Iterator[I
     for slot, boxes in table.boxes_by_image():
         image = table.images[slot]
         try:
-            yield _record(file, folder, root, table, image, boxes, may_be_absent=may_be_absent)
+            yield _record(file, folder, table, image, boxes)
         except DataError as error:
             yield from error.problems
 
 
-def _record(
-    file: CocoFile,
-    folder: str,
-    root: Path,
-    table: CocoTable,
-    entry: CocoImage,
-    boxes: list[CocoBox],
-    *,
-    may_be_absent: bool,
-) -> Record:
+def _record(file: CocoFile, folder: str, table: CocoTable, entry: CocoImage, boxes: list[CocoBox]) -> Record:
     image = join_image(folder, entry.name, entry.where)
-    claimed = (entry.width, entry.height) if entry.width and entry.height else None
-    frame = image_frame(
-        image, root, entry.where, claimed, may_be_absent=may_be_absent, tag="the size in the file"
-    )
-    prefix = f"{table.path}: annotations["
-    written = [
-        (
-            f"{prefix}{found.index}] ({found.label})",
-            DetectedObject(found.box, found.label, bool(found.flags & CROWD), bool(found.flags & DIFFICULT)),
-        )
+    places = tuple(f"{table.path}: annotations[{found.index}] ({found.label})" for found in boxes)
+    objects = tuple(
+        DetectedObject(found.box, found.label, bool(found.flags & CROWD), bool(found.flags & DIFFICULT))
         for found in boxes
-    ]
-    objects, findings = fit_objects(written, frame)
-    derived = [
-        Finding("derived", f"{where}: {show(item.bbox_2d)}")
-        for (where, item), found in zip(written, boxes, strict=True)
+    )
+    derived = tuple(
+        Finding("derived", where, show(found.box))
+        for where, found in zip(places, boxes, strict=True)
         if found.flags & DERIVED
-    ]
-    turn = Turn(image, objects, frame.width, frame.height)
+    )
+    turn = Turn(image, objects, entry.width, entry.height)
     name = image.removeprefix(f"{folder}/") if folder else image
-    return Record(file.split, Sample(turn, where=entry.where), name, (*frame.findings, *derived, *findings))
+    return Record(
+        file.split, Sample(turn, where=entry.where), name, places, derived, size="the size in the file"
+    )

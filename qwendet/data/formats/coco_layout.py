@@ -2,7 +2,7 @@
 
 annotations/instances_{train,val}2017.json + train2017/, val2017/     as published
 {train,valid,test}/_annotations.coco.json  + images beside them       Roboflow
-name.json                                  + images/                  one file
+name.json                                  + images/, or any folder   one file
 """
 
 from __future__ import annotations
@@ -11,12 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwendet.data.formats.fitting import is_absolute
 from qwendet.data.formats.records import WHOLE, split_of
 from qwendet.errors import DataError
 from qwendet.files import list_folder
 
 PROBED = 20
 """Images that are looked for when the image folder is."""
+MAX_GUESSES = 50
+"""Folders that are looked into for images."""
+BYTES_BEFORE_JSON = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"
+"""Byte order marks and blanks."""
+OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_")
+"""How COCO's own files without boxes of objects begin; they lie beside ``instances_…``."""
 _SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -46,16 +53,24 @@ class CocoLayout:
     root: Path
     files: tuple[CocoFile, ...]
     ignored: tuple[Path, ...] = ()
+    other_tasks: tuple[Path, ...] = ()
 
 
 def is_coco(path: Path) -> bool:
-    """Whether a JSON file holds the key ``annotations``; read in pieces, because COCO's own has 450 MB."""
-    key, seen = b'"annotations"', b""
+    """Whether a JSON object holds the key ``annotations``; read in pieces, because COCO's own has 450 MB.
+
+    One in UTF-16 counts, so that reading it tells what is wrong with it.
+    """
+    keys = [key.encode(code) for key in ('"annotations"',) for code in ("utf-8", "utf-16-le", "utf-16-be")]
+    seen = b""
     try:
         with path.open("rb") as file:
+            if file.read(1 << 10).lstrip(BYTES_BEFORE_JSON)[:1] != b"{":
+                return False
+            file.seek(0)
             while piece := file.read(1 << 20):
-                seen = seen[-len(key) :] + piece
-                if key in seen:
+                seen = seen[-max(map(len, keys)) :] + piece
+                if any(key in seen for key in keys):
                     return True
     except OSError as error:
         raise DataError(f"cannot read the file ({error.strerror})", str(path)) from error
@@ -98,9 +113,10 @@ def find_coco(path: Path) -> CocoLayout:
         )
     instances = [file for file in found if "instances" in file.name] or found
     chosen = _one_a_split(instances, path)
-    ignored = tuple(file for file in found if file not in {coco.path for coco in chosen})
+    left = [file for file in found if file not in {coco.path for coco in chosen}]
+    others = tuple(file for file in left if file.name.startswith(OTHER_TASKS))
     root = path.parent if path.name == "annotations" else path
-    return CocoLayout(root, chosen, ignored)
+    return CocoLayout(root, chosen, tuple(file for file in left if file not in others), others)
 
 
 def _split(file: Path, root: Path) -> str | None:
@@ -138,22 +154,28 @@ def image_folder(root: Path, coco: CocoFile, names: Sequence[str], *, may_be_abs
     Raises:
         DataError: if none of the images is in any of the usual places.
     """
-    folders = _usual_folders(root, coco)
-    hits = {
-        folder: sum(_is_there(root / folder / name.replace("\\", "/")) for name in names[:PROBED])
-        for folder in folders
-    }
-    best = max(folders, key=lambda folder: hits[folder])
-    if hits[best] or not names:
-        return best
+    probed = [name.replace("\\", "/") for name in names[:PROBED]]
+    if all(map(is_absolute, probed)):  # those are told one by one
+        return ""
+    usual = _usual_folders(root, coco)
+    for folders in (usual, _other_folders(root, usual)):
+        hits = {folder: sum(_is_there(root / folder / name) for name in probed) for folder in folders}
+        if any(hits.values()):
+            return max(folders, key=lambda folder: hits[folder])
     if not may_be_absent:
-        places = ", ".join(folder or "." for folder in folders)
+        places = ", ".join(folder or "." for folder in usual)
         raise DataError(
             f"found none of the first images ({names[0]!r}, …) in any of: {places}",
             f"{coco.path}: images",
-            "name their folder with --image-dir",
+            "name their folder with --image-dir; file_name must be relative to it",
         )
-    return next((folder for folder in folders if folder and (root / folder).is_dir()), "")
+    return next((folder for folder in usual if folder and (root / folder).is_dir()), "")
+
+
+def _other_folders(root: Path, usual: Sequence[str]) -> list[str]:
+    """Folders of any name, but for hidden ones: what is being written may be among those."""
+    names = [child.name for child in list_folder(root) if child.is_dir() and not child.name.startswith(".")]
+    return [name for name in names if name not in usual][:MAX_GUESSES]
 
 
 def _is_there(path: Path) -> bool:

@@ -27,11 +27,11 @@ CATEGORY_FIX = "correct category_id, or add the category"
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
-    """An entry of ``images``: its name, and the size that it claims (0 where it claims none)."""
+    """An entry of ``images``: its name, and the size that it claims (None where it claims none)."""
 
     name: str
-    width: float
-    height: float
+    width: int | None
+    height: int | None
     where: str
 
 
@@ -63,6 +63,11 @@ class CocoTable:
     _index: array[int] = field(default_factory=lambda: array("q"))
     _ids: array[int] = field(default_factory=lambda: array("q"))
 
+    @property
+    def num_annotations(self) -> int:
+        """Elements of ``annotations``, broken ones included."""
+        return len(self._index) + len(self.problems)
+
     def add_image(self, index: int, entry: Any) -> None:
         """Take an element of ``images``."""
         where = f"{self.path}: images[{index}]"
@@ -93,7 +98,7 @@ class CocoTable:
                 "give it an id of its own",
             )
         if label in self.labels.values():
-            self.findings.append(Finding("same_label", f"{where}: {label!r}"))
+            self.findings.append(Finding("same_label", where, repr(label)))
         self.labels[key] = label
 
     def add_annotation(self, index: int, entry: Any) -> None:
@@ -126,23 +131,26 @@ class CocoTable:
 
     def finish(self) -> None:
         """Judge what only the whole file can tell: ids that nothing has, ids that several have."""
-        names = {slot: key for key, slot in self._slots.items()}
         unknown = set(self._category_slots) - set(self.labels)
         if unknown:
-            slots = {self._category_slots[key]: key for key in unknown}
+            slots = {self._category_slots[key]: _unknown("category", key, self.labels) for key in unknown}
             for of_image, category, index in zip(self._of_image, self._of_category, self._index, strict=True):
                 if category in slots:
-                    what = f"there is no category with the id {slots[category]!r}"
-                    self.broken.setdefault(of_image, Problem(what, self._where(index), CATEGORY_FIX))
-        for of_image, index in zip(self._of_image, self._index, strict=True):
-            if of_image not in self.images and of_image not in self.broken:
-                what = f"there is no image with the id {names[of_image]!r}"
-                self.problems.append(
-                    Problem(what, self._where(index), "add the image or remove the annotation")
-                )
+                    problem = Problem(slots[category], self._where(index), CATEGORY_FIX)
+                    self.broken.setdefault(of_image, problem)
+        strays = set(self._of_image) - self.images.keys() - self.broken.keys()
+        if strays:
+            names = {slot: key for key, slot in self._slots.items()}
+            known = {names[slot]: None for slot in self.images}
+            whats = {slot: _unknown("image", names[slot], known) for slot in strays}
+            self.problems += [
+                Problem(whats[slot], self._where(index), "add the image or remove the annotation")
+                for slot, index in zip(self._of_image, self._index, strict=True)
+                if slot in strays
+            ]
         values, counts = np.unique(np.frombuffer(self._ids, np.int64), return_counts=True)
         self.findings += [
-            Finding("same_id", f"{self.path}: the annotation id {value} is used {count} times")
+            Finding("same_id", str(self.path), f"the annotation id {value} is used {count} times")
             for value, count in zip(values[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True)
         ]
 
@@ -194,10 +202,20 @@ def read_table(path: Path) -> CocoTable:
     for key, index, element in stream_lists(path):
         if key in takers:
             takers[key](index, element)
-    if not table.images and not table.broken:
+    if table.num_annotations and not table.images and not table.broken:
         raise DataError('expected a list "images" with at least one image', str(path), "give a COCO file")
     table.finish()
     return table
+
+
+def _unknown(kind: str, key: Key, known: Mapping[Key, object]) -> str:
+    """What to say of an id that nothing has; perhaps only its type keeps it from being known."""
+    what = f"there is no {kind} with the id {key!r}"
+    twin = str(key) if isinstance(key, int) else int(key) if key.isdecimal() else None
+    if twin not in known:
+        return what
+    own, other = ("a text", "a number") if isinstance(key, str) else ("a number", "a text")
+    return f"{what}, {own}, but there is one with {twin!r}, {other}"
 
 
 def _key(entry: Any, name: str, where: str) -> Key:
@@ -218,11 +236,13 @@ def _image(entry: Mapping[str, Any], where: str) -> CocoImage:
     return CocoImage(name, width, height, where)
 
 
-def _size(entry: Mapping[str, Any], side: str, where: str) -> float:
+def _size(entry: Mapping[str, Any], side: str, where: str) -> int | None:
     value = entry.get(side)
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or (type(value) is int and value == 0):
+        return None
+    if type(value) is not int or not 0 < value < 1e9:
         raise DataError(f"{side}: expected pixels, got {value!r}", where, "correct it")
     return value
 

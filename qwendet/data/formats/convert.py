@@ -158,6 +158,7 @@ class _Job:
         self.names = Names(flat=how.target == "voc", by_split=how.target == "yolo")
         self.keeps_paths = how.images == "reference" and how.target in ("jsonl", "coco")
         self.placed: dict[str, tuple[str, str]] = {}
+        self.seen: set[tuple[str, str]] = set()
         self.images: Counter[str] = Counter()
         self.boxes: dict[str, Counter[str]] = defaultdict(Counter)
         self.findings: dict[FindingKind, list[str]] = defaultdict(list)
@@ -196,7 +197,11 @@ class _Job:
             return
         if not self.keeps_paths and not name.endswith(Path(record.name).name):
             self.findings["placed_as"].append(f"{turn.image!r} is now {name!r}")
-        self.placed[self.writer.place(split, name)] = (turn.image, record.sample.where)
+        place = self.writer.place(split, name)
+        if (split, place) in self.seen:
+            self.findings["same_image"].append(f"{record.sample.where}: {turn.image!r}")
+        self.seen.add((split, place))
+        self.placed[place] = (turn.image, record.sample.where)
         self.images[split] += 1
         self.boxes[split].update(found.desc for found in turn.objects)
         for finding in record.findings:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from qwendet.data.formats.coco import open_coco
 from qwendet.data.formats.coco_layout import coco_files, is_coco
+from qwendet.data.formats.fitting import fitted
 from qwendet.data.formats.jsonl import jsonl_files, open_jsonl
-from qwendet.data.formats.records import Format, Source
+from qwendet.data.formats.records import Format, Item, Source
 from qwendet.data.formats.voc import open_voc
 from qwendet.data.formats.voc_layout import is_voc
 from qwendet.data.formats.yolo import open_yolo
 from qwendet.data.formats.yolo_layout import is_yolo
 from qwendet.errors import DataError
-from qwendet.files import list_folder
+from qwendet.files import list_folder, tell_unreadable
 
 
+@tell_unreadable()
 def detect_format(path: Path) -> Format:
     """Tell which data set format a path holds, from names and not from contents as far as they suffice.
 
@@ -54,7 +58,7 @@ def dataset_in(path: Path) -> Path:
 
 
 def _detect_file(path: Path) -> Format | None:
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         return "jsonl"
     if path.suffix.lower() == ".json":
         return "coco" if is_coco(path) else None
@@ -74,7 +78,7 @@ def _detect_folder(folder: Path) -> Format | None:
 def open_source(
     path: Path, source: Format | str = "auto", image_dir: Path | None = None, *, may_be_absent: bool = False
 ) -> Source:
-    """Open a data set of any format.
+    """Open a data set of any format, its boxes held against its images.
 
     Args:
         path: a folder or file, as the format's reader takes it; with ``auto`` also the folder around it.
@@ -85,6 +89,15 @@ def open_source(
     Raises:
         DataError: if it is of no known format, or has not what the format asks for.
     """
+    written = open_written(path, source, image_dir, may_be_absent=may_be_absent)
+    return fitted(written, may_be_absent=may_be_absent)
+
+
+@tell_unreadable()
+def open_written(
+    path: Path, source: Format | str = "auto", image_dir: Path | None = None, *, may_be_absent: bool = True
+) -> Source:
+    """Open a data set of any format, its boxes and sizes as they are written; arguments as above."""
     if image_dir is not None and not image_dir.is_dir():
         raise DataError("expected a folder of images, got none", str(image_dir), "correct --image-dir")
     if source == "auto":
@@ -92,7 +105,13 @@ def open_source(
         source = detect_format(path)
     if not path.exists():
         raise DataError("expected a data set, got no such file or folder", str(path), "correct the path")
-    if source == "yolo":
-        return open_yolo(path, image_dir)
-    openers = {"coco": open_coco, "voc": open_voc, "jsonl": open_jsonl}
-    return openers[source](path, image_dir, may_be_absent=may_be_absent)
+    if source in ("yolo", "jsonl"):
+        opened = (open_yolo if source == "yolo" else open_jsonl)(path, image_dir)
+    else:
+        opened = (open_coco if source == "coco" else open_voc)(path, image_dir, may_be_absent=may_be_absent)
+    return replace(opened, items=_told(opened.items))
+
+
+def _told(items: Iterator[Item]) -> Iterator[Item]:
+    with tell_unreadable():
+        yield from items

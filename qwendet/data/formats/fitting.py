@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwendet.data.formats.records import Box, Finding, FindingKind
+from qwendet.data.formats.records import MEASURED, Box, Finding, FindingKind, Item, Record, Source
 from qwendet.data.images import image_size, is_turned
 from qwendet.data.samples import DetectedObject
 from qwendet.errors import DataError
@@ -38,6 +38,46 @@ class Frame:
     findings: tuple[Finding, ...] = ()
 
 
+def fitted(source: Source, *, may_be_absent: bool) -> Source:
+    """A data set whose records are held against their images; those that do not fit become problems.
+
+    Args:
+        source: records as written.
+        may_be_absent: images need not be there; their sizes are then those that the annotations claim.
+    """
+
+    def items() -> Iterator[Item]:
+        for item in source.items:
+            if not isinstance(item, Record):
+                yield item
+                continue
+            try:
+                yield fit_record(item, source.root, may_be_absent=may_be_absent)
+            except DataError as error:
+                yield from error.problems
+
+    return replace(source, items=items())
+
+
+def fit_record(record: Record, root: Path, *, may_be_absent: bool) -> Record:
+    """Hold one annotated image against the image itself.
+
+    Raises:
+        DataError: if the image is absent or broken, or a box does not belong to it.
+    """
+    turn = record.sample.student
+    claimed = None if turn.width is None or turn.height is None else (turn.width, turn.height)
+    if record.size == MEASURED and claimed:
+        frame = Frame(*claimed, is_sure=True)
+    else:
+        where, tag = record.sample.where, record.size
+        frame = image_frame(turn.image, root, where, claimed, may_be_absent=may_be_absent, tag=tag)
+    objects, mended = fit_objects(zip(record.places, turn.objects, strict=True), frame)
+    student = replace(turn, objects=objects, width=frame.width, height=frame.height)
+    findings = (*record.findings, *frame.findings, *mended)
+    return replace(record, sample=replace(record.sample, student=student), places=(), findings=findings)
+
+
 def join_image(folder: str, name: str, where: str) -> str:
     """An image's path relative to the data set's root, from what an annotation says.
 
@@ -55,15 +95,25 @@ def join_image(folder: str, name: str, where: str) -> str:
     """
     if not name.isprintable():
         raise DataError(f"the image name {name!r} holds control characters", where, "rename the image")
+    if "://" in name:
+        raise DataError(
+            f"the image is a URL ({name!r}), and nothing is downloaded",
+            where,
+            "fetch the images into a folder, write their paths in it, and name it with --image-dir",
+        )
     unified = name.replace("\\", "/")
     joined = posixpath.normpath(posixpath.join(folder, unified))
-    if unified.startswith("/") or unified[1:3] == ":/" or joined.split("/")[0] == "..":
-        raise DataError(
-            f"the image path {name!r} leaves the data set's folder",
-            where,
-            "write it relative to that folder, or give --image-dir and paths relative to it",
-        )
+    fix = "write it relative to the data set's folder, or to one named with --image-dir"
+    if is_absolute(unified):
+        raise DataError(f"the image path {name!r} is absolute", where, fix)
+    if joined.split("/")[0] == "..":
+        raise DataError(f"the image path {name!r} leaves the data set's folder", where, fix)
     return joined
+
+
+def is_absolute(name: str) -> bool:
+    """Whether a path starts at a root or a drive, or is a URL: with either separator, on either system."""
+    return name.startswith(("/", "\\")) or name[1:3] in (":/", ":\\") or "://" in name
 
 
 def _is_there(path: Path, where: str) -> bool:
@@ -84,7 +134,7 @@ def image_frame(
     image: str,
     root: Path,
     where: str,
-    claimed: tuple[float, float] | None,
+    claimed: tuple[int, int] | None,
     *,
     may_be_absent: bool,
     tag: str = "the size",
@@ -95,7 +145,7 @@ def image_frame(
         image: path relative to ``root``, as :func:`join_image` returns it.
         root: the data set's root.
         where: the annotation, put into errors.
-        claimed: width and height that the annotation claims; zero is no claim.
+        claimed: width and height that the annotation claims.
         may_be_absent: the image need not be there.
         tag: how the annotation calls the size.
 
@@ -109,7 +159,7 @@ def image_frame(
         return Frame(*size, is_sure=False)
     if claimed == size:
         return Frame(*size, is_sure=True)
-    shown = f"{tag} is {claimed[0]:g}×{claimed[1]:g}"
+    shown = f"{tag} is {claimed[0]}×{claimed[1]}"
     if claimed == size[::-1] and is_turned(image, root, where):
         raise DataError(
             f"{shown}, that of {image!r} before its EXIF orientation is "
@@ -118,18 +168,17 @@ def image_frame(
             "if the boxes were drawn on the unturned image remove its orientation "
             f"(exiftool -Orientation= FILE), else correct {tag}",
         )
-    note = f"{where}: {shown}, used {size[0]}×{size[1]} of {image!r}"
-    return Frame(*size, is_sure=False, findings=(Finding("resized", note),))
+    told = Finding("resized", where, f"{shown}, used {size[0]}×{size[1]} of {image!r}")
+    return Frame(*size, is_sure=False, findings=(told,))
 
 
-def _absent_frame(image: str, where: str, claimed: tuple[float, float] | None) -> Frame:
-    if claimed is None or not all(side >= 1 and float(side).is_integer() for side in claimed):
+def _absent_frame(image: str, where: str, claimed: tuple[int, int] | None) -> Frame:
+    if claimed is None or min(claimed) < 1:
         raise DataError(
             f"the image {image!r} is absent, and the annotation gives no usable size", where, "add the image"
         )
-    width, height = (int(side) for side in claimed)
-    note = f"{where}: {image!r} is absent, taken as {width}×{height}"
-    return Frame(width, height, is_sure=True, findings=(Finding("absent", note),))
+    told = Finding("absent", where, f"{image!r} is absent, taken as {claimed[0]}×{claimed[1]}")
+    return Frame(*claimed, is_sure=True, findings=(told,))
 
 
 def fit_objects(
@@ -158,7 +207,7 @@ def fit_objects(
             continue
         found = item if box == item.bbox_2d else replace(item, bbox_2d=box)
         if found in seen:
-            findings.append(Finding("repeated", f"{where}: {show(box)}"))
+            findings.append(Finding("repeated", where, show(box)))
         seen.add(found)
         objects.append(found)
     return tuple(objects), findings
@@ -173,19 +222,19 @@ def fit_box(written: Box, frame: Frame, where: str) -> tuple[Box | None, Finding
     """
     box, overhang = _clip(written, frame)
     if _is_empty(written) or (_is_empty(box) and overhang <= MAX_OVERHANG):
-        return None, Finding("zero_area", f"{where}: {show(written)} has no area, left out")
+        return None, Finding("zero_area", where, f"{show(written)} has no area, left out")
     if overhang <= ROUNDING:
         return box, None
     is_mostly_inside = _area(box) >= MIN_SHARE_INSIDE * _area(written)
     if overhang > MAX_OVERHANG and not (frame.is_sure and is_mostly_inside):
         raise DataError(
             f"the box {show(written)} leaves the image of {frame.width}×{frame.height} "
-            f"by {overhang:g} pixels",
+            f"by {overhang:.10g} pixels",
             where,
             "correct the box, or see whether the annotation belongs to another image or size",
         )
     kind: FindingKind = "clipped" if overhang <= MAX_OVERHANG else "cut"
-    return box, Finding(kind, f"{where}: {show(written)} cut to {show(box)}")
+    return box, Finding(kind, where, f"{show(written)} cut to {show(box)}")
 
 
 def _clip(box: Box, frame: Frame) -> tuple[Box, float]:
@@ -218,4 +267,4 @@ def show(box: Box) -> str:
         >>> show((1.0, 2.5, 3.0, 4.0))
         '[1, 2.5, 3, 4]'
     """
-    return f"[{', '.join(f'{value:g}' for value in box)}]"
+    return f"[{', '.join(f'{value:.10g}' for value in box)}]"

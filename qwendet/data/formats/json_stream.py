@@ -39,7 +39,7 @@ def stream_lists(path: Path) -> Iterator[tuple[str, int, Any]]:
     except OSError as error:
         raise DataError(f"cannot read the file ({error.strerror})", str(path)) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"the file is not UTF-8 ({error.reason})", str(path), FIX) from error
+        raise DataError(f"the file is not UTF-8 ({error.reason})", str(path), "save it as UTF-8") from error
 
 
 def _members(window: _Window) -> Iterator[tuple[str, int, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from qwendet.data.formats.fitting import fit_objects, image_frame, join_image
+from qwendet.data.formats.fitting import join_image
 from qwendet.data.formats.records import SPLITS, WHOLE, Finding, Item, Record, Source, split_of
 from qwendet.data.samples import SampleFile
 from qwendet.errors import DataError
@@ -15,13 +15,12 @@ IMAGE_FOLDER = "images/"
 """Where ``data convert`` puts images; no part of an image's name."""
 
 
-def open_jsonl(path: Path, image_dir: Path | None = None, *, may_be_absent: bool = False) -> Source:
+def open_jsonl(path: Path, image_dir: Path | None = None) -> Source:
     """Open a sample file, or the ``train.jsonl``, ``val.jsonl``, ``test.jsonl``, ``all.jsonl`` of a folder.
 
     Args:
         path: the file or folder.
         image_dir: the folder that image paths start from; without it that of the file.
-        may_be_absent: images need not be there if the samples declare their sizes.
 
     Raises:
         DataError: if there is no sample.
@@ -34,7 +33,7 @@ def open_jsonl(path: Path, image_dir: Path | None = None, *, may_be_absent: bool
         for split, samples in opened.items():
             for index in range(len(samples)):
                 try:
-                    yield _record(split, samples, index, may_be_absent=may_be_absent)
+                    yield _record(split, samples, index)
                 except DataError as error:
                     yield from error.problems
 
@@ -52,17 +51,16 @@ def jsonl_files(path: Path) -> dict[str, Path]:
     return found
 
 
-def _record(split: str, samples: SampleFile, index: int, *, may_be_absent: bool) -> Record:
+def _record(split: str, samples: SampleFile, index: int) -> Record:
     sample = samples[index]
     turn, where = sample.student, sample.where
     image = join_image("", turn.image, where)
-    frame = image_frame(
-        image, samples.root, where, turn.declared_size, may_be_absent=may_be_absent, tag="the declared size"
+    lost = (Finding("demonstrations", where, str(len(sample.teachers))),) if sample.teachers else ()
+    return Record(
+        split,
+        replace(sample, student=replace(turn, image=image), teachers=()),
+        image.removeprefix(IMAGE_FOLDER),
+        tuple(f"{where}: objects[{at}] ({item.desc})" for at, item in enumerate(turn.objects)),
+        lost,
+        size="the declared size",
     )
-    places = ((f"{where}: objects[{at}] ({item.desc})", item) for at, item in enumerate(turn.objects))
-    objects, findings = fit_objects(places, frame)
-    if sample.teachers:
-        findings.append(Finding("demonstrations", f"{where}: {len(sample.teachers)}"))
-    found = replace(turn, image=image, objects=objects, width=frame.width, height=frame.height)
-    name = image.removeprefix(IMAGE_FOLDER)
-    return Record(split, replace(sample, student=found, teachers=()), name, (*frame.findings, *findings))

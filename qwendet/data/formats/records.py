@@ -1,7 +1,8 @@
 """What a reader of any format yields: annotated images, labels, and what it mended or could not use.
 
-COCO │ VOC │ YOLO │ JSONL  ─►  Source(root, total, items)  ─►  a writer of any format
-                                                └► Labels │ Record │ Finding │ Problem, one after another
+COCO │ VOC │ YOLO │ JSONL ─► Source(root, total, items) ─► held against images (fitting) ─► a writer
+                                              │         └► as written: the rules of `data check`
+                                              └► Labels │ Record │ Finding │ Problem, one after another
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the image as displayed."""
 FindingKind = Literal[
     "zero_area", "clipped", "cut", "derived", "repeated", "same_id", "same_label", "unused", "renamed",
-    "placed_as", "resized", "absent", "unlabelled", "unlisted", "no_split", "no_annotation", "demonstrations",
+    "placed_as", "resized", "absent", "unlabelled", "unlisted", "other_task", "no_split", "no_annotation",
+    "same_image", "demonstrations",
 ]  # fmt: skip
 
 FINDING_TITLES: Mapping[FindingKind, str] = {
@@ -39,10 +41,12 @@ FINDING_TITLES: Mapping[FindingKind, str] = {
     "unlabelled": "images have no label file and count as negatives",
     "unlisted": "annotations in no split left out",
     "no_annotation": "images without annotation left out",
-    "no_split": "splits are named but not there",
+    "other_task": "annotation files of other tasks left aside",
+    "no_split": "splits are named but hold no image",
+    "same_image": "images are there more than once in their split, each time with boxes of its own",
     "demonstrations": "samples lost their demonstrations: only their own image was converted",
 }
-HARMLESS: frozenset[FindingKind] = frozenset({"derived", "unused", "placed_as"})
+HARMLESS: frozenset[FindingKind] = frozenset({"derived", "unused", "placed_as", "other_task"})
 """Kinds of findings that leave every box, label and image as they were."""
 
 SPLITS = ("train", "val", "test")
@@ -64,11 +68,18 @@ class Finding:
 
     Attributes:
         kind: what sort of thing it is; see ``FINDING_TITLES``.
-        note: the annotation file, the object where it is about one, and what was found, in words.
+        where: the annotation file, and the object where it is about one.
+        what: what was found, in words; empty where kind and place say it.
     """
 
     kind: FindingKind
-    note: str
+    where: str
+    what: str = ""
+
+    @property
+    def note(self) -> str:
+        """Place and words."""
+        return f"{self.where}: {self.what}" if self.what else self.where
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +95,24 @@ class Record:
 
     Attributes:
         split: ``train``, ``val``, ``test``, or ``all`` where the data set has no splits.
-        sample: its image is relative to the source's root; width and height are those displayed.
+        sample: its image is relative to the source's root. As a reader yields it, boxes and size are as
+            written, corners in order; once held against the image, width and height are those displayed.
         name: the image's path below the folder that holds the images of its split: what it is placed as.
-        findings: what was mended in it.
+        places: where each object is written.
+        findings: what is worth telling, and what was mended.
+        size: where width and height come from: what the format calls them, or ``MEASURED``.
     """
 
     split: str
     sample: Sample
     name: str
+    places: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    size: str = "the size"
+
+
+MEASURED = "the image"
+"""Width and height of a record are the image's own, which its reader needed."""
 
 
 Item = Labels | Record | Finding | Problem

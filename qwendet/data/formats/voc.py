@@ -1,4 +1,4 @@
-"""Pascal VOC annotations, read image by image; coordinates are taken as they stand (no minus one)."""
+"""Pascal VOC annotations, image by image as written; coordinates are taken as they stand (no minus one)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from defusedxml import DefusedXmlException, ElementTree
 
-from qwendet.data.formats.fitting import fit_objects, image_frame, join_image, show
+from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import Box, Finding, Item, Record, Source
 from qwendet.data.formats.voc_layout import VocFolder, find_voc, images_by_stem
 from qwendet.data.samples import DetectedObject, Sample, Turn, check_label
@@ -29,7 +29,7 @@ def open_voc(path: Path, image_dir: Path | None = None, *, may_be_absent: bool =
     Args:
         path: the folder, or its parent where that holds no other; see :mod:`qwendet.data.formats.voc_layout`.
         image_dir: the folder that holds the images instead.
-        may_be_absent: images need not be there; names and sizes are then those of the annotations.
+        may_be_absent: images need not be there; their names are then those of the annotations.
 
     Raises:
         DataError: if there is no such data set, or more than one; for broken split lists.
@@ -67,19 +67,23 @@ class _Reader:
                 str(self.root),
                 "add the images, or name their folder with --image-dir",
             )
-        images = images_by_stem(self.root / place)
+        yield from folder.problems
+        for file in folder.empty:
+            yield Finding("no_split", str(file), "the split list is empty")
+        is_deep = any("/" in stem for stem in folder.annotations)
+        images = images_by_stem(self.root / place, is_deep=is_deep)
         for split, stems in folder.listed.items():
             for stem in stems:
                 try:
-                    yield self._record(split, folder.annotations[stem], images.get(stem, []), place)
+                    yield self._record(split, folder.annotations[stem], stem, images.get(stem, []), place)
                 except DataError as error:
                     yield from error.problems
         for file in folder.unlisted():
-            yield Finding("unlisted", f"{file}: in no split list")
+            yield Finding("unlisted", str(file), "in no split list")
         for stem in sorted(images.keys() - folder.annotations.keys()) if self.own_folders else ():
             yield Finding("no_annotation", f"{self.root / place / images[stem][0]}")
 
-    def _record(self, split: str, file: Path, candidates: list[str], place: str) -> Record:
+    def _record(self, split: str, file: Path, stem: str, candidates: list[str], place: str) -> Record:
         """Read one annotation together with the size of its image."""
         where = str(file)
         annotation = _parse_xml(file)
@@ -87,22 +91,21 @@ class _Reader:
         base = PurePosixPath(claimed_name.replace("\\", "/")).name
         ending = PurePosixPath(base).suffix
         if not candidates and ending and self.may_be_absent:
-            candidates = [file.stem + ending]
-        name = _choose_image(candidates, base, where, place)
+            candidates = [stem + ending]
+        name = _choose_image(candidates, base, f"{place}/{stem}" if place else stem, where)
         image = join_image(place, name, where)
-        findings: list[Finding] = []
-        if base and base != name:
-            findings.append(Finding("renamed", f"{where}: <filename> is {claimed_name!r}, used {name!r}"))
-        frame = image_frame(
-            image, self.root, where, _size(annotation, where), may_be_absent=self.may_be_absent, tag="<size>"
-        )
-        written = (
+        findings: tuple[Finding, ...] = ()
+        image_file = PurePosixPath(name)
+        # Label Studio leaves the ending out.
+        if base and base not in (image_file.name.strip(), image_file.stem.strip()):
+            findings = (Finding("renamed", where, f"<filename> is {claimed_name!r}, used {name!r}"),)
+        written = [
             _read_object(element, f"{where}: object {index}")
             for index, element in enumerate(annotation.findall("object"), start=1)
-        )
-        objects, mended = fit_objects(written, frame)
-        turn = Turn(image, objects, frame.width, frame.height)
-        return Record(split, Sample(turn, where=where), name, (*findings, *frame.findings, *mended))
+        ]
+        places, objects = tuple(place for place, _ in written), tuple(found for _, found in written)
+        sample = Sample(Turn(image, objects, *_size(annotation, where)), where=where)
+        return Record(split, sample, name, places, findings, size="<size>")
 
 
 def _parse_xml(file: Path) -> Element:
@@ -115,29 +118,36 @@ def _parse_xml(file: Path) -> Element:
             str(file),
             "remove its <!DOCTYPE …> and write the values themselves",
         ) from error
-    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DataError(f"expected an XML annotation, got a broken file ({error})", str(file)) from error
+    except OSError as error:
+        raise DataError(f"cannot read the file ({error.strerror})", str(file)) from error
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        fix = (
+            "save it as UTF-8" if "encoding" in str(error) else "export it again, or remove it with its image"
+        )
+        what = "the file is empty" if not file.stat().st_size else f"got a broken file ({error})"
+        raise DataError(f"expected an XML annotation, {what}", str(file), fix) from error
     if root.tag != "annotation":
-        raise DataError(f"expected the XML element <annotation>, got <{root.tag}>", str(file))
+        what = f"expected the XML element <annotation>, got <{root.tag}>"
+        raise DataError(what, str(file), "export as Pascal VOC, or as COCO")
     return root
 
 
-def _choose_image(names: list[str], claimed_name: str, where: str, folder: str) -> str:
+def _choose_image(paths: list[str], claimed_name: str, wanted: str, where: str) -> str:
     """Pick the image that shares the annotation's name; ``<filename>`` only decides between several."""
-    name = claimed_name if claimed_name in names else names[0] if len(names) == 1 else None
-    if name is None:
-        found = ", ".join(names) or f"none (<filename> says {claimed_name!r})"
+    claimed = [path for path in paths if PurePosixPath(path).name == claimed_name]
+    if len(claimed or paths) != 1:
+        found = ", ".join(paths) or f"none (<filename> says {claimed_name!r})"
         raise DataError(
-            f"expected one image {folder}{'/' if folder else ''}{Path(where).stem}.*, got {found}",
-            where,
-            "give image and annotation the same name",
+            f"expected one image {wanted}.*, got {found}", where, "give image and annotation the same name"
         )
-    return name
+    return (claimed or paths)[0]
 
 
-def _size(annotation: Element, where: str) -> tuple[float, float] | None:
+def _size(annotation: Element, where: str) -> tuple[int | None, int | None]:
     element = annotation.find("size")
-    return None if element is None else (_number(element, "width", where), _number(element, "height", where))
+    if element is None:
+        return None, None
+    return round(_number(element, "width", where)), round(_number(element, "height", where))
 
 
 def _read_object(element: Element, where: str) -> tuple[str, DetectedObject]:

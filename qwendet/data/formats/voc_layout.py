@@ -2,26 +2,33 @@
 
     Annotations/*.xml  JPEGImages/*  ImageSets/Main/{train,val,test}.txt     as published
     annotations/*.xml  images/*                                              Kaggle
+    {train,test}/annotations/*.xml, {train,test}/images/*                    Kaggle, too
     {train,valid,test}/*.xml, images beside them                             Roboflow
     *.xml, images beside them                                                LabelImg
 
-Names of folders and endings count in any case. An image is the file that shares its annotation's stem.
+Names of folders and endings count in any case. An image is the file that shares its annotation's stem, in
+the same folder below that of the images where ``Annotations`` has folders (CVAT).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from qwendet.data.formats.records import SPLITS, WHOLE, split_of
 from qwendet.data.images import IMAGE_SUFFIXES
-from qwendet.errors import DataError
+from qwendet.errors import DataError, Problem
 from qwendet.files import list_folder
 
 FLAG_COLUMN = frozenset({"-1", "0", "1"})
 IMAGE_FOLDERS = ("jpegimages", "images")
+XML_SUFFIXES = frozenset({".xml"})
+ENDINGS = IMAGE_SUFFIXES | XML_SUFFIXES
+ANNOTATION_TAG = b"<annotation"
+HEAD_BYTES = 1 << 12
+"""Bytes that a comment or a declaration may take before an XML's first element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +36,18 @@ class VocFolder:
     """A folder of annotations and that of their images.
 
     Attributes:
-        annotations: annotation file by stem.
+        annotations: annotation file by stem, which is its path below its folder without the ending.
         images: the folder of the images, relative to the root; empty is the root.
         listed: stems by split; what is in none is left out.
+        problems: lines of the lists that cannot be used.
+        empty: lists without a line.
     """
 
     annotations: Mapping[str, Path]
     images: str
     listed: Mapping[str, Sequence[str]]
+    problems: Sequence[Problem] = ()
+    empty: Sequence[Path] = ()
 
     def unlisted(self) -> list[Path]:
         """Annotations that no split list names."""
@@ -56,9 +67,12 @@ def find_voc(path: Path) -> tuple[Path, tuple[VocFolder, ...]]:
         path: the root, or its parent where that holds no other.
 
     Raises:
-        DataError: if there is none, or more than one; for broken split lists.
+        DataError: if there is none, or more than one; if a split list cannot be read.
     """
     roots = _roots(path)
+    splits = [split_of(root.name) for root in roots]
+    if len(roots) > 1 and None not in splits and len(set(splits)) == len(roots):
+        return path, tuple(_of_split(path, root) for root in roots)
     if not roots:
         raise DataError(
             "expected a VOC folder (Annotations/*.xml, JPEGImages/), got no annotations (.xml)",
@@ -69,36 +83,53 @@ def find_voc(path: Path) -> tuple[Path, tuple[VocFolder, ...]]:
         names = ", ".join(root.name for root in roots)
         raise DataError(f"expected one VOC folder, got {len(roots)}: {names}", str(path), "give one of them")
     root = roots[0]
-    if _xml_files(_child(root, "annotations")):
+    if _has_annotations(root):
         return root, (_published(root),)
     if _xml_files(root):
         return root, (_beside(root, root, split_of(root.name) or WHOLE),)
     return root, tuple(_beside(root, child, split) for child, split in _split_folders(root))
 
 
-def images_by_stem(folder: Path) -> Mapping[str, list[str]]:
-    """Names of the image files in a folder, by name without ending."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for file in list_folder(folder):
+def images_by_stem(folder: Path, *, is_deep: bool) -> Mapping[str, list[str]]:
+    """Paths of the image files in a folder, and below it if ``is_deep``, by path without ending."""
+    paths: dict[str, list[str]] = defaultdict(list)
+    for file in _files_below(folder, IMAGE_SUFFIXES) if is_deep else list_folder(folder):
         if file.suffix.lower() in IMAGE_SUFFIXES:
-            names[file.stem].append(file.name)
-    return names
+            path = file.relative_to(folder)
+            paths[path.with_suffix("").as_posix()].append(path.as_posix())
+    return paths
 
 
 def _roots(path: Path) -> list[Path]:
     """``path`` if it holds annotations itself, else its children that do."""
     if not path.is_dir():
         return []
-    if _xml_files(_child(path, "annotations")) or _xml_files(path) or _split_folders(path):
+    if _has_annotations(path) or _holds_annotations(path) or _split_folders(path):
         return [path]
-    return [
-        child for child in list_folder(path) if child.is_dir() and _xml_files(_child(child, "annotations"))
-    ]
+    return [child for child in list_folder(path) if child.is_dir() and _has_annotations(child)]
+
+
+def _has_annotations(root: Path) -> bool:
+    folder = _child(root, "annotations")
+    return folder.is_dir() and next(_files_below(folder, XML_SUFFIXES), None) is not None
+
+
+def _holds_annotations(folder: Path) -> bool:
+    """Whether XML files of a folder, which may hold others, are annotations: one says so."""
+    return any(ANNOTATION_TAG in _head(file) for file in _xml_files(folder))
+
+
+def _head(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(HEAD_BYTES).replace(b"\0", b"")  # of UTF-16, what ASCII would be
+    except OSError as error:
+        raise DataError(f"cannot read the file ({error.strerror})", str(file)) from error
 
 
 def _split_folders(root: Path) -> list[tuple[Path, str]]:
     found = [(child, split_of(child.name)) for child in list_folder(root) if child.is_dir()]
-    return [(child, split) for child, split in found if split and _xml_files(child)]
+    return [(child, split) for child, split in found if split and _holds_annotations(child)]
 
 
 def _child(folder: Path, name: str) -> Path:
@@ -108,68 +139,117 @@ def _child(folder: Path, name: str) -> Path:
 
 
 def _xml_files(folder: Path) -> list[Path]:
-    return [
-        file
-        for file in list_folder(folder)
-        if file.suffix.lower() == ".xml" and not file.name.startswith(".")
-    ]
+    return [file for file in list_folder(folder) if _is_of(file, XML_SUFFIXES)]
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    return {file.stem: file for file in _xml_files(folder)}
+def _files_below(folder: Path, suffixes: Set[str]) -> Iterator[Path]:
+    """Files of these endings in a folder and below it, sorted by name, its own first."""
+    inner = []
+    for child in list_folder(folder):
+        if child.is_dir():
+            inner += [] if child.is_symlink() else [child]  # one may lead back
+        elif _is_of(child, suffixes):
+            yield child
+    for child in inner:
+        yield from _files_below(child, suffixes)
+
+
+def _is_of(file: Path, suffixes: Set[str]) -> bool:
+    return file.suffix.lower() in suffixes and not file.name.startswith(".")
 
 
 def _beside(root: Path, folder: Path, split: str) -> VocFolder:
-    annotations = _by_stem(folder)
+    annotations = {file.stem: file for file in _xml_files(folder)}
     images = "" if folder == root else folder.name
     return VocFolder(annotations, images, {split: list(annotations)})
 
 
+def _of_split(path: Path, root: Path) -> VocFolder:
+    """One of several folders, each with the annotations and images of a split."""
+    found = _published(root)
+    split = split_of(root.name) or WHOLE
+    return VocFolder(found.annotations, f"{root.name}/{found.images}", {split: list(found.annotations)})
+
+
 def _published(root: Path) -> VocFolder:
-    annotations = _by_stem(_child(root, "annotations"))
+    home = _child(root, "annotations")
+    files = _files_below(home, XML_SUFFIXES)
+    annotations = {file.relative_to(home).with_suffix("").as_posix(): file for file in files}
     folders = [_child(root, name) for name in IMAGE_FOLDERS]
     images = next((folder.name for folder in folders if folder.is_dir()), "JPEGImages")
-    return VocFolder(annotations, images, _splits(_child(root, "imagesets") / "Main", annotations))
+    lists = _SplitLists(annotations)
+    listed = lists.read(_child(root, "imagesets"))
+    return VocFolder(annotations, images, listed, lists.problems, lists.empty)
 
 
-def _splits(lists: Path, annotations: Mapping[str, Path]) -> dict[str, list[str]]:
-    """Stems of each split, in the order of the lists; ``trainval`` stands in for an absent ``train``."""
-    found = {
-        name: _read_split(file, annotations)
-        for name in (*SPLITS, "trainval")
-        if (file := lists / f"{name}.txt").is_file()
-    }
-    both = found.pop("trainval", None)
-    if both is not None and "train" not in found:
-        validation = set(found.get("val", ()))
-        found = {"train": [stem for stem in both if stem not in validation], **found}
-    return found or {WHOLE: list(annotations)}
+class _SplitLists:
+    """Reads the lists of a data set; what they say that cannot be is noted."""
 
+    def __init__(self, annotations: Mapping[str, Path]) -> None:
+        self.annotations = annotations
+        self.problems: list[Problem] = []
+        self.empty: list[Path] = []
 
-def _read_split(file: Path, annotations: Mapping[str, Path]) -> list[str]:
-    """Read one split list: a name a line, perhaps followed by a flag (-1, 0 or 1)."""
-    stems: dict[str, int] = {}
-    for number, line in enumerate(_read_text(file).splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        stem = _listed_name(line.strip(), annotations)
-        if stem not in annotations:
-            raise DataError(
-                f"{stem!r} has no Annotations/{stem}.xml", where, "add the annotation or remove the line"
-            )
-        if stem in stems:
-            raise DataError(f"{stem!r} is listed twice (line {stems[stem]})", where, "remove one line")
-        stems[stem] = number
-    if not stems:
-        raise DataError("the split list is empty", str(file), "remove the file, or list annotations in it")
-    return list(stems)
+    def read(self, folder: Path) -> dict[str, list[str]]:
+        """Stems of each split, in the order of the lists.
 
+        ``trainval`` stands in for an absent ``train``. Where only lists of single classes are there, such as
+        ``dog_train.txt``, which name every image of the split, those count; without any, folders of the
+        names of splits do.
+        """
+        home = folder / "Main" if (folder / "Main").is_dir() else folder
+        files = {file.stem: file for file in list_folder(home) if file.suffix == ".txt"}
+        found = {name: self._stems([files[name]]) for name in (*SPLITS, "trainval") if name in files}
+        both = found.pop("trainval", None)
+        if both and "train" not in found:
+            validation = set(found.get("val", ()))
+            found = {"train": [stem for stem in both if stem not in validation], **found}
+        if not found:
+            of_classes = {split: [files[n] for n in files if split_of(n) == split] for split in SPLITS}
+            found = {
+                split: self._stems(some, are_of_classes=True) for split, some in of_classes.items() if some
+            }
+        return {split: stems for split, stems in found.items() if stems} or self._by_folder()
 
-def _listed_name(line: str, annotations: Mapping[str, Path]) -> str:
-    """The name in a line without its flag; a name may hold blanks."""
-    name, *flags = line.rsplit(maxsplit=1)
-    return name if line not in annotations and FLAG_COLUMN.issuperset(flags) else line
+    def _by_folder(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = defaultdict(list)
+        for stem in self.annotations:
+            found[split_of(stem.rpartition("/")[0]) or WHOLE].append(stem)
+        return {WHOLE: list(self.annotations)} if WHOLE in found else found
+
+    def _stems(self, files: Sequence[Path], *, are_of_classes: bool = False) -> list[str]:
+        """Read lists: a name a line, perhaps followed by a flag (-1, 0 or 1)."""
+        stems: dict[str, int] = {}
+        for file in files:
+            text = _read_text(file)
+            if not text.strip():
+                self.empty.append(file)
+            for number, line in enumerate(text.splitlines(), start=1):
+                if line.strip():
+                    self._add(stems, line, number, f"{file}:{number}", are_of_classes=are_of_classes)
+        return list(stems)
+
+    def _add(
+        self, stems: dict[str, int], line: str, number: int, where: str, *, are_of_classes: bool
+    ) -> None:
+        stem = self._name_in(line)
+        if stem not in self.annotations:
+            what = f"{stem!r} has no Annotations/{stem}.xml"
+            self.problems.append(Problem(what, where, "add the annotation or remove the line"))
+        elif stem not in stems:
+            stems[stem] = number
+        elif not are_of_classes:
+            what = f"{stem!r} is listed twice (line {stems[stem]})"
+            self.problems.append(Problem(what, where, "remove one line"))
+
+    def _name_in(self, line: str) -> str:
+        """The name in a line without flag or ending; a name may hold blanks, at its ends too."""
+        name, *flags = line.rsplit(maxsplit=1)
+        plain = name.strip() if FLAG_COLUMN.issuperset(flags) else line.strip()
+        file = PurePosixPath(plain.replace("\\", "/"))
+        bare = (file.with_suffix("").as_posix(), file.stem) if file.suffix.lower() in ENDINGS else ()
+        readings = (line, line.strip(), plain, *bare)
+        return next((reading for reading in readings if reading in self.annotations), plain)
 
 
 def _read_text(file: Path) -> str:

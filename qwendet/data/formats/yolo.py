@@ -1,14 +1,15 @@
-"""YOLO labels, read image by image; fractions of the displayed image become its pixels."""
+"""YOLO labels, image by image as written; fractions of the displayed image become its pixels."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from qwendet.data.formats.fitting import Frame, fit_objects, show
-from qwendet.data.formats.records import Box, Finding, Item, Labels, Record, Source
+from qwendet.data.formats.fitting import show
+from qwendet.data.formats.records import MEASURED, Box, Finding, Item, Labels, Record, Source
 from qwendet.data.formats.yolo_layout import (
     YoloLayout,
     find_yolo,
@@ -52,11 +53,17 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
     reader = _Reader(layout, root)
 
     def items() -> Iterator[Item]:
-        yield Labels(tuple(dict.fromkeys(layout.names[index] for index in sorted(layout.names))))
+        names = [layout.names[index] for index in sorted(layout.names)]
+        yield Labels(tuple(dict.fromkeys(names)))
+        for name, count in Counter(names).items():
+            if count > 1:
+                yield Finding("same_label", str(layout.settings), repr(name))
         for problem in layout.absent:
-            yield Finding("no_split", f"{problem.where}: {problem.what}")
-        for (split, entry), names in images.items():
-            for image in names:
+            yield Finding("no_split", problem.where, problem.what)
+        for (split, entry), found in images.items():
+            if not found:
+                yield Finding("no_split", f"{layout.settings}: {split}", f"there is no image in {entry!r}")
+            for image in found:
                 try:
                     yield reader.record(split, entry, image)
                 except DataError as error:
@@ -78,29 +85,31 @@ class _Reader:
         self.flags = _read_flags(layout.root / FLAGS_FILE)
 
     def record(self, split: str, entry: str, image: str) -> Record:
-        candidates = dict.fromkeys((*label_file(self.layout.root, image), label_file(self.root, image)[1]))
+        places = dict.fromkeys((*label_file(self.layout.root, image), label_file(self.root, image)[1]))
+        candidates = (path.with_suffix(suffix) for path in places for suffix in (".txt", ".TXT"))
         file = next((path for path in candidates if path.is_file()), None)
         where = str(file or self.root / image)
-        width, height = image_size(image, self.root, where)
-        frame = Frame(width, height, is_sure=True)
+        if file is not None:
+            self.seen.add(file)
+        size = image_size(image, self.root, where)
         findings: list[Finding] = []
         lines: list[tuple[int, str]] = []
         if file is None:
             findings.append(Finding("unlabelled", str(self.root / image)))
         else:
-            self.seen.add(file)
             lines = _lines(file)
-        written: list[tuple[str, DetectedObject]] = []
+        written: list[str] = []
+        objects: list[DetectedObject] = []
         for number, line in lines:
             place = f"{where}:{number}"
-            box, desc, is_derived = _parse_line(line, place, self.layout, frame)
+            box, desc, is_derived = _parse_line(line, place, self.layout, size)
             if is_derived:
-                findings.append(Finding("derived", f"{place} ({desc}): {show(box)}"))
-            written.append((f"{place} ({desc})", self._flagged(DetectedObject(box, desc), file, number)))
-        objects, mended = fit_objects(written, frame)
-        name = image.removeprefix(f"{entry}/")
-        sample = Sample(Turn(image, objects, width, height), where=where)
-        return Record(split, sample, name.removeprefix("images/"), (*findings, *mended))
+                findings.append(Finding("derived", f"{place} ({desc})", show(box)))
+            written.append(f"{place} ({desc})")
+            objects.append(self._flagged(DetectedObject(box, desc), file, number))
+        name = image.removeprefix(f"{entry}/").removeprefix("images/")
+        sample = Sample(Turn(image, tuple(objects), *size), where=where)
+        return Record(split, sample, name, tuple(written), tuple(findings), size=MEASURED)
 
     def _flagged(self, found: DetectedObject, file: Path | None, number: int) -> DetectedObject:
         if not self.flags or file is None:
@@ -141,7 +150,7 @@ def _lines(file: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
 
 
-def _parse_line(line: str, where: str, layout: YoloLayout, frame: Frame) -> tuple[Box, str, bool]:
+def _parse_line(line: str, where: str, layout: YoloLayout, size: tuple[int, int]) -> tuple[Box, str, bool]:
     """Box in pixels, label, and whether the box was derived from a polygon."""
     index, *values = _numbers(line, where)
     if not index.is_integer() or int(index) not in layout.names:
@@ -159,7 +168,7 @@ def _parse_line(line: str, where: str, layout: YoloLayout, frame: Frame) -> tupl
             "divide pixels by its size",
         )
     x1, y1, x2, y2 = _corners(values, where)
-    width, height = frame.width, frame.height
+    width, height = size
     box = (
         round(x1 * width, DECIMALS),
         round(y1 * height, DECIMALS),
@@ -190,11 +199,10 @@ def _corners(values: list[float], where: str) -> Box:
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
     if len(values) >= 6 and len(values) % 2 == 0:
         return min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2])
-    is_scored = len(values) == 5
+    fixes = {5: "a sixth number is a detector's confidence: predictions are no ground truth"}
+    many = "for key points, write kpt_shape into the settings" if len(values) > 5 else "correct the line"
     raise DataError(
         f"expected a class index and four numbers, or a polygon, got {len(values) + 1} numbers",
         where,
-        "a sixth number is a detector's confidence: predictions are no ground truth"
-        if is_scored
-        else "correct the line",
+        fixes.get(len(values), many),
     )

@@ -27,6 +27,8 @@ from qwendet.files import list_folder
 
 SETTINGS_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 NAME_FILES = ("obj.names", "classes.txt", "labels/classes.txt", "train/classes.txt")
+LABEL_FOLDERS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
+"""By the folder of images; that of labels is named as it is."""
 NO_LABELS = frozenset({"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt"})
 """Texts that lie among labels and are none."""
 
@@ -57,7 +59,8 @@ def is_yolo(path: Path) -> bool:
     if path.is_file():
         return _is_settings(path)
     has_names = any((path / name).is_file() for name in NAME_FILES)
-    return _settings_file(path) is not None or has_names or (path / "labels").is_dir()
+    has_labels = any((path / "labels").rglob("*.txt"))
+    return _settings_file(path) is not None or has_names or has_labels
 
 
 def find_yolo(path: Path, image_dir: Path | None = None) -> YoloLayout:
@@ -190,7 +193,8 @@ def _of_yaml(settings: _Settings) -> YoloLayout:
     if not entries:
         raise DataError("expected train, val or test, got none", str(file), "name the folders of the images")
     if "train" in entries and entries["train"] == entries.get("val"):
-        entries = {WHOLE: entries["train"], **{key: entries[key] for key in entries if key == "test"}}
+        entries = {key: entries[key] for key in ("train", "test") if key in entries}
+        entries = entries if "test" in entries else {WHOLE: entries["train"]}
     return YoloLayout(file.parent, names, entries, file, tuple(absent), _key_point_columns(values, file))
 
 
@@ -202,6 +206,8 @@ def _names_of(value: Any, where: str) -> dict[int, str]:
         )
     names: dict[int, str] = {}
     for index, name in pairs.items():
+        if isinstance(index, str) and index.isdecimal():
+            index = int(index)
         if isinstance(index, bool) or not isinstance(index, int) or index < 0:
             raise DataError(f"expected a class index, got {index!r}", where, "correct it")
         if isinstance(name, bool) or not isinstance(name, str | int | float):
@@ -332,14 +338,19 @@ def _locate(name: str, listing: Path, root: Path, where: str) -> str:
 
 
 def label_file(root: Path, image: str) -> tuple[Path, Path]:
-    """Where the labels of an image may be: in the folder of labels, and beside it."""
+    """Where the labels of an image may be: in the folder of labels, and beside it.
+
+    Example:
+        >>> label_file(Path(), "Images/train/a.jpg")[0].as_posix()
+        'Labels/train/a.txt'
+    """
     parts = PurePosixPath(image).with_suffix(".txt").parts
     beside = root / PurePosixPath(image).with_suffix(".txt")
-    folders = [index for index, part in enumerate(parts[:-1]) if part == "images"]
+    folders = [index for index, part in enumerate(parts[:-1]) if part in LABEL_FOLDERS]
     if not folders:
         return root / "labels" / PurePosixPath(*parts), beside
     at = folders[-1]
-    return root / PurePosixPath(*parts[:at], "labels", *parts[at + 1 :]), beside
+    return root / PurePosixPath(*parts[:at], LABEL_FOLDERS[parts[at]], *parts[at + 1 :]), beside
 
 
 def labels_without_image(layout: YoloLayout, entry: str, seen: set[Path]) -> list[Path]:
