@@ -137,7 +137,6 @@ def test_site__what_leads_nowhere_ends_the_build(
     (docs / "_hooks.py").write_text(read(repo_root, "_hooks.py"), encoding="utf-8")
     for page in PAGES:
         (docs / page.name).write_text(f"# {page.stem}\n", encoding="utf-8")
-    assert build(tmp_path, tmp_path / "site").returncode == 0
     (docs / name).write_text(text, encoding="utf-8")
     done = build(tmp_path, tmp_path / "site")
     assert done.returncode != 0
