@@ -59,6 +59,8 @@ def _value(schema: dict[str, Any]) -> str:
     Example:
         >>> _value({"type": "integer", "minimum": 1}), _value({"enum": ["head", "text"], "type": "string"})
         ('whole number ≥ 1', '`head`, `text`')
+        >>> _value({"type": "array", "items": {"enum": ["tensorboard", "wandb"]}})
+        'list of `tensorboard`, `wandb`'
     """
     if "anyOf" in schema:
         return " or ".join(_value(part) for part in schema["anyOf"])
@@ -69,7 +71,8 @@ def _value(schema: dict[str, Any]) -> str:
     if schema["type"] == "null":
         return "`null`"
     if schema["type"] == "array":
-        return "list of texts"
+        items = schema["items"]
+        return f"list of {_value(items) if 'enum' in items else 'texts'}"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[name]:.10g}" for name, sign in signs.items() if name in schema]
     return " ".join([KINDS[schema["type"]], ", ".join(limits)]).strip()

@@ -70,7 +70,6 @@ GONE = {
     "model_vocab_size": _OF_THE_MODEL,
     "merge_size": _OF_THE_MODEL,
     "max_dataset_size": _SHORTER,
-    "eval_dataset_size": _SHORTER,
     "max_examples": _SHORTER,
     "language": "remove it: data.request is the text of the question, in any language",
     "use_candidates": "remove it: data.labels is the label set",
