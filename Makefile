@@ -3,6 +3,7 @@
 #:   make demo     train the embedded model on generated shapes, evaluate it, write pictures to runs/demo
 #:   make test     every test
 #:   make check    format, lint, types, import rule, fast tests and doctests: before every commit
+#:   make docs     docs/ as a website, in site/
 #:   make bench-check  count what a training step does, and compare with the committed table
 #:   make fix      rewrite what can be rewritten
 #:   make clean    delete .venv, caches, built packages and runs/demo
@@ -28,7 +29,7 @@ INSTALLED := $(VENV)/.installed
 # Nothing is fetched from the Hugging Face hub while testing.
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --doctest-modules qwendet tests
 
-.PHONY: help demo test check static bench-check fix clean
+.PHONY: help demo test check static docs bench-check fix clean
 .NOTPARALLEL:
 
 help:
@@ -51,6 +52,11 @@ static: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Strict: a link that leads nowhere, or a page that the navigation lacks, ends it. Nothing is fetched.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "site/index.html; to write: $(BIN)/python -m mkdocs serve"
+
 bench-check: $(INSTALLED)
 	$(BIN)/python -m benchmarks.counts
 
@@ -60,7 +66,7 @@ fix: $(INSTALLED)
 
 # .venv by name: a VENV that was given may be somebody's own.
 clean:
-	rm -rf .venv build dist runs/demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site runs/demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find benchmarks qwendet tests -name __pycache__ -prune -exec rm -rf {} +
 
 # torch goes first, by itself, so that the build (CPU or CUDA) is the one that TORCH and TORCH_INDEX say, and what
@@ -77,5 +83,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --constraint $(VENV)/constraints.txt "$(TORCH)" --editable ".[dev]"
+	$(BIN)/python -m pip install --constraint $(VENV)/constraints.txt "$(TORCH)" --editable ".[dev,docs]"
 	@touch $@

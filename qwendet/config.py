@@ -152,7 +152,7 @@ class DetectionConfig(Section):
 
 
 class LossConfig(Section):
-    """Weights of the loss terms; the formula is in :mod:`qwendet.model.losses`."""
+    """Weights of the loss terms; docs/losses.md has the formula."""
 
     teacher_loss_weight: Weight = 0.3
     """Weight of the mean loss over the tokens of the demonstrations' answers."""

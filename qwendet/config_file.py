@@ -15,37 +15,13 @@ from pydantic import ValidationError
 
 from qwendet.config import EMBEDDED_MODELS, Config, Section, inner_section
 from qwendet.errors import ConfigError, Problem
+from qwendet.old_keys import GONE, RENAMED
 
 PACKAGE_EXAMPLES = Path(__file__).parent / "examples"
 REPOSITORY_EXAMPLES = Path(__file__).parent.parent / "examples"
 PATH_FIELDS = (
     ("data", "train"), ("data", "val"), ("data", "teachers"), ("data", "root"), ("data", "image_cache"),
 )  # fmt: skip
-
-# Keys of the flat files of the original scripts whose new name is not simply section + key.
-OLD_NAMES = {
-    "detection_enabled": "detection.enabled",
-    "model_path": "model.path",
-    "model_name_or_path": "model.path",
-    "train_data_path": "data.train",
-    "val_data_path": "data.val",
-    "data_root": "data.root",
-    "teacher_pool_file": "data.teachers",
-    "num_teacher_samples": "data.num_teachers",
-    "num_train_epochs": "train.epochs",
-    "per_device_train_batch_size": "train.batch_size",
-    "llm_lr": "train.language_learning_rate",
-    "vision_lr": "train.vision_learning_rate",
-    "merger_lr": "train.merger_learning_rate",
-    "detection_lr": "train.head_learning_rate",
-    "lr": "train.learning_rate",
-    "detection_num_queries": "detection.num_queries",
-    "lr_scheduler_type": "train.lr_scheduler",
-    "optim": "train.optimizer",
-    "torch_dtype": "model.dtype",
-    "max_total_length": "data.max_tokens",
-    "dataloader_num_workers": "data.num_workers",
-}
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -255,11 +231,13 @@ def _fix_for_unknown(path: tuple[str, ...]) -> str:
         return "remove it: padding is always left, because Flash Attention and generation need it so"
     known = known_keys()
     if len(path) == 1:
-        new_name = OLD_NAMES.get(key) or next((name for name in known if name.split(".")[-1] == key), None)
+        new_name = RENAMED.get(key) or next((name for name in known if name.split(".")[-1] == key), None)
         if new_name:
             return f"this is a key of the old flat file; it is now {new_name}"
-    elif key in OLD_NAMES:
-        return f"it is now {OLD_NAMES[key]}"
+        if key in GONE:
+            return f"this is a key of the old flat file; {GONE[key]}"
+    elif key in RENAMED:
+        return f"it is now {RENAMED[key]}"
     siblings = [name for name in known if name.split(".")[:-1] == list(path[:-1])]
     close = difflib.get_close_matches(".".join(path), siblings, n=1, cutoff=0.5)
     if not close:

@@ -196,7 +196,9 @@ def _activations(detector: Qwen25VLWithDetection, config: Config, dtype: torch.d
         head = _kept(lambda: _detect(detector, computed, work)) if detector.head is not None else 0
     size = torch.finfo(computed).bits // 8
     num_blocks, num_layers, states = len(visual.blocks), len(language.layers), read.numel() * size
-    if not any(p.requires_grad for p in visual.parameters()):  # nothing to go back through
+    if not any(p.requires_grad for p in vlm.parameters()):  # the head alone: nothing else to go back through
+        return head
+    if not any(p.requires_grad for p in visual.parameters()):
         block = merger = num_blocks = 0
     if not recompute:
         return num_blocks * block + merger + num_layers * layer + head + 3 * states

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -350,8 +350,21 @@ def load_head_weights(detector: Qwen25VLWithDetection, folder: Path) -> None:
     path = folder / HEAD_WEIGHTS
     try:
         weights = safetensors.torch.load_file(path)
+        _require_keys(weights.keys(), detector.head.state_dict().keys(), path)
         detector.head.load_state_dict(weights, strict=True)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"the head cannot be loaded ({error})", str(path), "take another checkpoint"
         ) from error
+
+
+def _require_keys(found: Collection[str], wanted: Collection[str], path: Path) -> None:
+    """Refuse another head than the one that this version builds."""
+    odd = {"missing": sorted(set(wanted) - set(found)), "unexpected": sorted(set(found) - set(wanted))}
+    parts = [f"{len(names)} {kind}, such as {names[0]}" for kind, names in odd.items() if names]
+    if parts:
+        raise CheckpointError(
+            f"the weights are of another head: {'; '.join(parts)}",
+            str(path),
+            "take a checkpoint of this version, or start from a model without a head",
+        )

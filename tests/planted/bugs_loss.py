@@ -149,6 +149,16 @@ def class_mean_over_queries(plant_on: pytest.MonkeyPatch) -> None:
     plant_on.setattr(losses_module, "detection_terms", terms)
 
 
+def term_of_ones_own(plant_on: pytest.MonkeyPatch) -> None:
+    """A new term is computed, and logged with the others; adding it to the total was forgotten."""
+    sound = losses_module.detection_terms
+
+    def terms(head: Any, targets: Any, matches: Any, scale: Tensor) -> dict[str, Tensor]:
+        return sound(head, targets, matches, scale) | {"area": head.boxes_cxcywh[..., 2:].prod(-1).sum()}
+
+    plant_on.setattr(losses_module, "detection_terms", terms)
+
+
 def boxes_as_corners(plant_on: pytest.MonkeyPatch) -> None:
     """Read cxcywh as xyxy in the IoU."""
     plant_on.setattr(losses_module, "cxcywh_to_xyxy", lambda boxes: boxes)
@@ -405,6 +415,12 @@ BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "loss.weights",
         ("∂total/∂detection is 0", "never back-propagated"),
         in_total(lambda self, terms: {"detection": terms["detection"].detach()}),
+    ),
+    Bug(
+        "new term logged, never back-propagated",
+        "loss.weights",
+        ("nothing says what the weight of the term area is",),
+        term_of_ones_own,
     ),
     Bug(
         "student tokens detached before their mean",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -39,14 +38,6 @@ def test_every_check__has_a_bug_that_it_finds() -> None:
     assert set(known_ids()) - {bug.check for bug in BUGS} == of_the_machine
     assert len(BUGS) > 80
     assert len({bug.name for bug in BUGS}) == len(BUGS)
-
-
-def test_every_check__is_explained(repo_root: Path) -> None:
-    text = (repo_root / "docs" / "config_checks.md").read_text(encoding="utf-8")
-    explained = set(re.findall(r"^\| `(config\.[\w.]+)`", text, re.MULTILINE))
-    assert explained == {*known_ids(), "config.data.files"}
-    assert f"plant {len(BUGS)} bugs" in text
-    assert f"On {len(SOUND)} sound projects" in text
 
 
 def _config_of(folder: Path) -> Path:

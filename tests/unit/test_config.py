@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qwendet.config import Config
 from qwendet.config_file import build_config, find_config, known_keys, load_config
 from qwendet.errors import ConfigError, Problem
+from qwendet.old_keys import GONE, RENAMED
 
 Write = Callable[[str], Path]
 
@@ -75,6 +76,19 @@ def test_all_problems__are_told_at_once(write: Write) -> None:
 def test_old_flat_key__is_told_its_new_name(write: Write, key: str, new_name: str) -> None:
     (problem,) = problems_of(write(key))
     assert problem.fix == f"this is a key of the old flat file; it is now {new_name}"
+
+
+def test_old_flat_key_without_a_new_one__is_told_why(write: Write) -> None:
+    (problem,) = problems_of(write("tb_dir: tb"))
+    assert problem.fix == (
+        "this is a key of the old flat file; remove it: TensorBoard's files are in train.output_dir"
+    )
+
+
+def test_old_keys__lead_to_keys_that_exist_and_to_none_that_was_kept() -> None:
+    assert set(RENAMED.values()) <= set(known_keys())
+    assert not set(GONE) & set(RENAMED)
+    assert not set(GONE) & {key.split(".")[-1] for key in known_keys()}
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,19 @@ def test_estimate__an_adapter_needs_no_optimizer_state_for_its_base() -> None:
     assert adapter.gradients < whole.gradients
 
 
+def test_estimate__a_frozen_model_keeps_no_activations() -> None:
+    """With nothing but the head to train, autograd keeps the head's, however deep the model is."""
+    vlm_config = load(make_config(), for_inference=False).detector.vlm.config
+    work = Workload(8, 64, (8, 8), 217, 124)
+    head_alone = make_config(train={"learning_rate": 0.0})
+    kept = estimate_memory(head_alone, vlm_config, torch.float32, work).activations
+    assert kept < 0.7 * estimate_memory(make_config(), vlm_config, torch.float32, work).activations
+    vlm_config.text_config.num_hidden_layers += 1
+    vlm_config.text_config.layer_types = None
+    deeper = Qwen2_5_VLConfig.from_dict(vlm_config.to_dict())
+    assert estimate_memory(head_alone, deeper, torch.float32, work).activations == kept
+
+
 def test_check__the_tiny_model_fits_and_says_what_it_needs() -> None:
     (result,) = run_memory_check(make_config(model={"path": "tiny"}, train={"max_memory": 8.0}))
     assert result.status == "pass", result

@@ -21,6 +21,10 @@ from qwendet.config import LossConfig
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
+HEAD_TERMS = ("class", "l1", "giou")
+"""Terms of the head, in the order of :func:`_stage_sums`; ``loss.NAME_weight`` weighs each."""
+BOX_TERMS = HEAD_TERMS[1:]
+"""Those of matched boxes: 0 without boxes."""
 ALPHA, GAMMA, TINY = 0.25, 2, 1e-8
 """Of the focal matching cost (Deformable DETR's code)."""
 
@@ -60,7 +64,7 @@ def text_terms(nll: FloatArray, is_student: npt.NDArray[np.bool_]) -> dict[str, 
 def detection_terms(
     stages: Sequence[Sequence[Predictions]], truths: Sequence[Truth], weights: LossConfig, one_to_many: int
 ) -> dict[str, float]:
-    """``class``, ``l1``, ``giou`` and their weighted sum, of all samples of a step.
+    """:data:`HEAD_TERMS` and their weighted sum, of all samples of a step.
 
     Args:
         stages: for each sample its stages, the dense one first.
@@ -68,16 +72,15 @@ def detection_terms(
         weights: weights of the terms, which are also those of the matching cost.
         one_to_many: predictions of the dense stage that answer for one box.
     """
-    sums = np.zeros(3)
+    sums = np.zeros(len(HEAD_TERMS))
     for own, truth in zip(stages, truths, strict=True):
         for number, stage in enumerate(own):
             repeat = one_to_many if number == 0 else 1
             sums += _stage_sums(stage, truth, weights, repeat) / repeat
     sums /= max(1, sum(len(truth.label_ids) for truth in truths))
-    terms = dict(zip(("class", "l1", "giou"), sums.tolist(), strict=True))
-    of_class, of_l1, of_giou = weights.class_weight, weights.l1_weight, weights.giou_weight
-    detection = of_class * terms["class"] + of_l1 * terms["l1"] + of_giou * terms["giou"]
-    return terms | {"detection": detection}
+    terms = dict(zip(HEAD_TERMS, sums.tolist(), strict=True))
+    weighted = [getattr(weights, f"{name}_weight") * value for name, value in terms.items()]
+    return terms | {"detection": sum(weighted)}
 
 
 def weighted_sum(terms: dict[str, float], weights: LossConfig) -> float:
@@ -88,7 +91,7 @@ def weighted_sum(terms: dict[str, float], weights: LossConfig) -> float:
 
 
 def _stage_sums(stage: Predictions, truth: Truth, weights: LossConfig, repeat: int) -> FloatArray:
-    """Sums of the three losses of one stage of one sample."""
+    """Sums of the losses of one stage of one sample, as :data:`HEAD_TERMS`."""
     rows, boxes = _assign(stage, truth, weights, repeat)
     found, wanted = stage.boxes_cxcywh[rows], truth.boxes_cxcywh[boxes]
     iou, giou = _iou_and_giou(found, wanted)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qwendet.checks.loss.formula import BOX_TERMS
 from qwendet.checks.loss.parts import parts
 from qwendet.checks.loss.step import watch_step
 from qwendet.checks.loss.watched import Watched
@@ -114,7 +115,7 @@ def _judge(term: str, part: str, reach: Reach) -> list[Problem]:
         return [
             Problem(f"the gradient of {term} in {part} is {reach.norm}", where, "see loss.empty and loss.nan")
         ]
-    may_be_zero = term in ("l1", "giou") and part != "head"  # regressors start at 0
+    may_be_zero = term in BOX_TERMS and part != "head"  # regressors start at 0
     if reach.norm == 0 and not may_be_zero:
         return [
             Problem(f"the gradient of {term} in {part} is 0: the term does not depend on it", where, PATHS)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qwendet.checks.loss.formula import BOX_TERMS
 from qwendet.checks.loss.step import Replay, Share, watch_step
 from qwendet.checks.loss.watched import Watched
 from qwendet.checks.result import NotApplicableError, Verdict
@@ -88,7 +89,7 @@ def empty_sets(watched: Watched) -> Verdict:
     """Steps without boxes, demonstrations or any answer have finite losses and gradients."""
     problems: list[Problem] = []
     looked_at = []
-    for kind, zero in (("negative", ("l1", "giou")), ("bare", ("teacher",))):
+    for kind, zero in (("negative", BOX_TERMS), ("bare", ("teacher",))):
         try:
             row = watched.row_of_kind(negative=kind == "negative", bare=kind == "bare")
         except NotApplicableError:

@@ -9,7 +9,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from qwendet.checks.loss.formula import Predictions, Truth, detection_terms, text_terms, weighted_sum
+from qwendet.checks.loss.formula import (
+    HEAD_TERMS,
+    Predictions,
+    Truth,
+    detection_terms,
+    text_terms,
+    weighted_sum,
+)
 from qwendet.checks.loss.watched import Watched, numbers
 from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.config import LossConfig
@@ -19,6 +26,7 @@ from qwendet.errors import Problem
 # The terms are sums of up to 1e5 float32 numbers (torch adds pairwise: about 1e-6); the matching may
 # also choose between equally good predictions.
 TOLERANCE = 2e-5
+UNKNOWN_TERM = "add it to HEAD_TERMS in qwendet/checks/loss/formula.py: CONTRIBUTING.md has the recipe"
 FORMULA = "see LossManager in qwendet/model/losses.py and docs/losses.md"
 
 
@@ -108,7 +116,7 @@ def _is_near(found: float, expected: float) -> bool:
 def term_weights(weights: LossConfig) -> dict[str, tuple[str, float]]:
     """Of each term the config's keys that make its weight, and the weight."""
     own = weights.detection_loss_weight
-    parts = {name: getattr(weights, f"{name}_weight") for name in ("class", "l1", "giou")}
+    parts = {name: getattr(weights, f"{name}_weight") for name in HEAD_TERMS}
     return {
         name: (f"loss.{name}_loss_weight", getattr(weights, f"{name}_loss_weight"))
         for name in ("lm", "teacher", "student", "detection")
@@ -123,7 +131,11 @@ def weights(watched: Watched) -> Verdict:
     wanted = term_weights(watched.subject.bundle.config.loss)
     terms = {name: term for name, term in share.losses.terms.items() if name in wanted}
     found = dict.fromkeys(terms, 0.0)
-    problems = []
+    problems = [
+        Problem(f"nothing says what the weight of the term {name} is", "LossManager", UNKNOWN_TERM)
+        for name in share.losses.terms
+        if name not in wanted
+    ]
     if share.backpropagated.requires_grad:
         processes = watched.trainer.accelerator.num_processes
         found = {name: _derivative(share.backpropagated, term) / processes for name, term in terms.items()}

@@ -1,0 +1,73 @@
+"""The quick start of the documentation and its Python API run as they stand, with few steps and samples."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STEPS = ["--set", "train.max_steps=2", "--set", "train.batch_size=2"]
+
+
+def qwendet(words: list[str], folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qwendet", *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the project `shapes`, of a few samples."""
+    folder = tmp_path_factory.mktemp("docs")
+    qwendet(["init", "shapes", "--tiny"], folder)
+    for name, count in (("train.jsonl", 16), ("val.jsonl", 4)):
+        path = folder / "shapes" / "data" / name
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(lines[:count]), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.slow
+def test_quick_start__from_init_to_eval(repo_root: Path, project: Path, tmp_path: Path) -> None:
+    text = (repo_root / "docs" / "index.md").read_text(encoding="utf-8")
+    (block,) = (part for part in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "--tiny" in part)
+    lines = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    assert [line[0] for line in lines] == ["init", "validate", "train", "infer", "eval"]
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
+    for line in lines[2:]:  # the README's walk runs `validate`
+        qwendet([*line, *STEPS] if line[0] == "train" else line, tmp_path)
+    assert len((tmp_path / "found.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 4
+    assert (tmp_path / "report" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_python_api__every_example_runs(repo_root: Path, project: Path, tmp_path: Path) -> None:
+    text = (repo_root / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 9
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
+    script = "\n".join(blocks).replace("train.max_steps=100", "train.max_steps=2")
+    environment = os.environ | {"PYTHONPATH": str(repo_root)}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
+    assert printed[0] == "2 None"
+    assert "unknown key did you mean train.max_steps?" in done.stdout
+    assert "head/AP50" in done.stdout
+    assert printed[-2].endswith(" 1"), "one whole box of the answer, one lost"
+    assert printed[-1] == "[]", "no check of config and data fails"
