@@ -34,7 +34,8 @@ from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.tiny import TINY_FOLDER, UNTRAINED
 from qwendet.parameter_groups import freeze_groups
 from qwendet.run import evaluate, train
-from qwendet.training import DetectionTrainer, training_arguments
+from qwendet.training import DetectionTrainer
+from qwendet.training_arguments import training_arguments
 
 SECOND_STAGE = (
     "data.train=data/second.jsonl",
@@ -72,7 +73,7 @@ class ProbedTrainer(DetectionTrainer):
         """The loss, and the probes'."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         probed = self.probes(inputs)
-        self._step_terms["probes"] = probed.detach()
+        self.step_log.add({"probes": probed}, [])
         return loss + probed
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:
@@ -106,7 +107,7 @@ def main() -> None:
     trainer.train()
     whole = replace(trainer.first, detector=joined(trainer))
     publish(whole, TINY_FOLDER)
-    print(evaluate(whole, folder / "run2", progress))
+    print(evaluate(whole, folder / "run2", progress).metrics)
 
 
 def joined(trainer: ProbedTrainer) -> Qwen25VLWithDetection:

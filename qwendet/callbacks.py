@@ -1,4 +1,4 @@
-"""What listens to the Trainer: the progress bar, and signals that end a run with a checkpoint."""
+"""What listens to the Trainer: the progress bar, evaluations, signals that end a run with a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class ProgressReport(TrainerCallback):
         self._context: Any = None
         self._advance: Advance | None = None
         self._text = ""
+        self._step = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -32,16 +33,23 @@ class ProgressReport(TrainerCallback):
         """Open the bar."""
         self._context = self.tracker("training", state.max_steps)
         self._advance = self._context.__enter__()
-        self._advance(state.global_step, self._text)
+        self._step = state.global_step
+        self.say(self._text)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Move the bar, and have the last steps logged however few they are."""
-        assert self._advance is not None
         if state.global_step >= state.max_steps:
             control.should_log = True
-        self._advance(state.global_step, self._text)
+        self._step = state.global_step
+        self.say(self._text)
+
+    def say(self, text: str) -> None:
+        """Show a text beside the steps, until the next one."""
+        if self._context is not None:
+            assert self._advance is not None
+            self._advance(self._step, text)
 
     def on_log(
         self,
@@ -51,13 +59,15 @@ class ProgressReport(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Remember the loss."""
-        terms = {name.removeprefix("loss/"): value for name, value in (logs or {}).items() if "loss/" in name}
-        if terms:
-            shown = ("total", "lm", "detection")
-            self._text = " ".join(f"{name} {terms[name]:.3f}" for name in shown if name in terms)
-            waiting = (logs or {}).get("time/waiting_for_data", 0.0)
-            self._text += f" (waiting for data {waiting:.0%})"
+        """Remember the loss and the pace."""
+        row = logs or {}
+        if "loss/total" in row:
+            terms = {
+                name: row[f"loss/{name}"] for name in ("total", "lm", "detection") if f"loss/{name}" in row
+            }
+            rate, waiting = row["throughput/samples_per_second"], row["time/waiting_for_data"]
+            self._text = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            self._text += f" ({rate:.3g} samples/s, waiting for data {waiting:.0%})"
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -70,6 +80,27 @@ class ProgressReport(TrainerCallback):
         if self._context is not None:
             self._context.__exit__(None, None, None)
             self._context = None
+
+
+class EvaluateEvery(TrainerCallback):
+    """Asks the Trainer to evaluate every so many steps, after the row is logged and before a checkpoint.
+
+    Args:
+        steps: between two evaluations.
+        spare_last: not after the last step: the run's end evaluates the same model.
+    """
+
+    def __init__(self, steps: int, *, spare_last: bool) -> None:
+        self.steps = steps
+        self.spare_last = spare_last
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask when it is time."""
+        is_spared = self.spare_last and state.global_step >= state.max_steps
+        if state.global_step % self.steps == 0 and not is_spared:
+            control.should_evaluate = True
 
 
 class StopOnSignal(TrainerCallback):
@@ -114,6 +145,7 @@ class StopOnSignal(TrainerCallback):
         if self.stopped_by:
             control.should_save = True
             control.should_training_stop = True
+            control.should_evaluate = False  # a launcher does not wait long
 
 
 def _agreed(stopped_by: str, device: torch.device) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -21,6 +21,13 @@ LrScheduler = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 EMBEDDED_MODELS = ("tiny", "tiny-untrained")  # never folders, even where there are some of these names
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
 DEFAULT_REQUEST = "Locate every {labels}. Output bbox_2d and label of each in JSON."
+
+
+def _one_or_many(value: Any) -> Any:
+    """A single name may be written without a list; and the manifest's JSON has no tuples."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
 
 
 class Section(BaseModel):
@@ -38,7 +45,7 @@ class LoraConfig(Section):
     """What they add is multiplied by ``alpha / rank``."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of their inputs that is left out in training."""
-    targets: tuple[str, ...] = ("language",)
+    targets: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = ("language",)
     """``language``, ``vision``, ``all`` (both and the merger), or module names such as ``q_proj``."""
     load_in_4bit: bool = False
     """Keep the frozen base in 4 bits (QLoRA, Dettmers et al. 2023); needs a GPU and bitsandbytes."""
@@ -46,13 +53,6 @@ class LoraConfig(Section):
     """The base; ``null`` is ``model.path``, or of an adapter checkpoint where it was in training."""
     fingerprint: str | None = None
     """SHA-256 over the base's weights, recorded in training; another base is refused."""
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return (value,)
-        return tuple(value) if isinstance(value, list) else value  # the manifest's JSON has no tuples
 
     @field_validator("targets")
     @classmethod
@@ -211,6 +211,14 @@ class TrainConfig(Section):
     """Seed of the head's weights, the data order and the choice of teachers."""
     logging_steps: Count = 10
     """Steps between two logged rows."""
+    report_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(_one_or_many)] = (
+        "tensorboard",
+    )
+    """Where rows and pictures are shown: ``tensorboard``, ``wandb``, both, or ``[]``; see docs/logging.md."""
+    eval_steps: Count | None = None
+    """Steps between two predictions of validation samples during training; ``null`` for none."""
+    eval_samples: Count | None = None
+    """Validation samples that are predicted during training: the first ones; ``null`` for all."""
     save_steps: Count = 500
     """Steps between two checkpoints."""
     save_total_limit: Count = 2
@@ -303,6 +311,11 @@ def _contradictions(config: Config) -> list[str]:
             " raise loss.detection_loss_weight or set detection.enabled to false"
         )
     found += _frozen_parts_with_a_rate(config)
+    if config.train.eval_steps is not None and config.data.val is None:
+        found.append(
+            f"train.eval_steps is {config.train.eval_steps}, but data.val is not set: there is nothing to"
+            " predict; give data.val, or set train.eval_steps to null"
+        )
     if config.infer.mode in ("head", "both") and not config.detection.enabled:
         found.append(
             f"infer.mode is {config.infer.mode} but detection.enabled is false: there is no head;"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import Image
 
 from qwendet.as_trained import require_as_trained
 from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
@@ -36,7 +37,7 @@ from qwendet.files import atomic_file
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary
 from qwendet.model.generation import GeneratedAnswer, generate_answers
-from qwendet.pictures import save_picture
+from qwendet.pictures import draw_boxes
 from qwendet.progress import Advance, Tracker, no_advance, silent
 from qwendet.sharding import is_first_process, joined_processes, map_batches
 
@@ -385,9 +386,15 @@ def save_pictures(
 ) -> None:
     """Draw the detections of each image into ``folder``, one PNG an image."""
     for index, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):
-        turn = sample.student
-        image = open_image(turn.image, turn.root, sample.where)
-        found = [item for item in reversed(prediction.detections) if item.score >= threshold]
-        captions = [f"{item.desc} {item.score:.2f}" for item in found]
-        target = folder / f"{index:05d}_{Path(turn.image).stem}.png"
-        save_picture(image, [item.bbox_2d for item in found], captions, target)
+        image = open_image(sample.student.image, sample.student.root, sample.where)
+        with atomic_file(folder / f"{index:05d}_{Path(prediction.image).stem}.png") as path:
+            draw_detections(image, prediction.detections, threshold).save(path, format="PNG")
+
+
+def draw_detections(
+    image: Image.Image, detections: Sequence[Detection], threshold: float, factor: float = 1.0
+) -> Image.Image:
+    """Draw detections from a score on, the best on top; ``image`` is ``factor`` times the displayed size."""
+    found = [item for item in reversed(detections) if item.score >= threshold]
+    boxes = [[number * factor for number in item.bbox_2d] for item in found]
+    return draw_boxes(image, boxes, [item.desc for item in found], [item.score for item in found])

@@ -5,15 +5,14 @@ from __future__ import annotations
 import colorsys
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from qwendet.files import atomic_file
 from qwendet.fonts import font_for
 
 GOLDEN_RATIO = 0.618034
 LEAST_SIDE = 448  # smaller images are enlarged, so that captions can be read
+TITLE_SIZE = 14
 
 
 def colour_of(name: str) -> tuple[int, int, int]:
@@ -24,14 +23,18 @@ def colour_of(name: str) -> tuple[int, int, int]:
 
 
 def draw_boxes(
-    image: Image.Image, boxes_xyxy: Sequence[Sequence[float]], captions: Sequence[str]
+    image: Image.Image,
+    boxes_xyxy: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    scores: Sequence[float] | None = None,
 ) -> Image.Image:
     """Draw captioned boxes on a copy of an image.
 
     Args:
         image: RGB.
         boxes_xyxy: boxes in pixels of ``image``.
-        captions: text of each box; its first words up to the score choose the colour.
+        labels: of each box; it chooses the colour.
+        scores: of each box, for its caption; ``None`` for boxes without.
 
     Returns:
         The picture; enlarged by a whole number if the image is small.
@@ -41,8 +44,9 @@ def draw_boxes(
     draw = ImageDraw.Draw(picture)
     line = max(2, min(picture.size) // 250)
     size = max(12, min(picture.size) // 35)
-    for box, caption in zip(boxes_xyxy, captions, strict=True):
-        colour = colour_of(caption.rpartition(" ")[0] or caption)
+    captions = labels if scores is None else [f"{a} {b:.2f}" for a, b in zip(labels, scores, strict=True)]
+    for box, label, caption in zip(boxes_xyxy, labels, captions, strict=True):
+        colour = colour_of(label)
         corners = [number * factor for number in box]
         draw.rectangle(corners, outline=colour, width=line)
         _draw_caption(draw, (corners[0], corners[1]), caption, colour, size)
@@ -64,9 +68,21 @@ def _draw_caption(
     draw.text((x + 2 - left, y + 2 - top), caption, fill="black", font=font)
 
 
-def save_picture(
-    image: Image.Image, boxes_xyxy: Sequence[Sequence[float]], captions: Sequence[str], target: Path
-) -> None:
-    """Draw and write a PNG; it appears whole or not at all."""
-    with atomic_file(target) as path:
-        draw_boxes(image, boxes_xyxy, captions).save(path, format="PNG")
+def shrunk(image: Image.Image, most_side: int) -> tuple[Image.Image, float]:
+    """An image whose longer side is at most so many pixels, and the factor it was shrunk by."""
+    factor = min(1.0, most_side / max(image.size))
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS), factor
+
+
+def side_by_side(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Pictures of one size next to each other, a title above each."""
+    width, height = panels[0][1].size
+    bar = TITLE_SIZE + 8
+    canvas = Image.new("RGB", (width * len(panels), height + bar), "black")
+    draw = ImageDraw.Draw(canvas)
+    for index, (title, picture) in enumerate(panels):
+        font, text = font_for(title, TITLE_SIZE)
+        draw.text((index * width + 4, 2), text, fill="white", font=font)
+        canvas.paste(picture, (index * width, bar))
+    return canvas

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
@@ -219,3 +220,19 @@ def _cannot_write(folder: Path, error: Exception) -> EnvironmentLacksError:
         str(folder),
         "make room or mend the permissions, then go on with --resume: earlier checkpoints are untouched",
     )
+
+
+# Reading it
+
+
+@contextmanager
+def reading_state(checkpoint: str | None, what: str) -> Iterator[None]:
+    """Say which part of the training state cannot be used; nothing in it is ever unpickled."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"the {what} cannot be loaded: {str(error).splitlines()[0]}",
+            checkpoint or "",
+            "resume from an older checkpoint, or start another run with this one as model.path",
+        ) from error

@@ -19,15 +19,14 @@ from qwendet.callbacks import ProgressReport, StopOnSignal
 from qwendet.checks.config.suite import require_config_checks
 from qwendet.checks.preflight import require_preflight
 from qwendet.config import Config
-from qwendet.data.dataset import open_samples, usable_samples
-from qwendet.data.samples import Sample
 from qwendet.errors import ConfigError, EnvironmentLacksError
-from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results
+from qwendet.evaluation.validation import Validation, validate, validation_samples
 from qwendet.files import atomic_file, atomic_folder
-from qwendet.inference import Prediction, Predictor, write_predictions
+from qwendet.inference import write_predictions
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.progress import Tracker, silent
 from qwendet.resume import latest_checkpoint, saving
+from qwendet.sharding import is_first_process
 from qwendet.training import DetectionTrainer, create_trainer
 
 
@@ -68,23 +67,34 @@ def train(config: Config, *, resume: bool = False, tracker: Tracker = silent) ->
     _require_writable(output_dir)
     trainer = create_trainer(config, tracker=tracker)
     require_preflight(trainer.bundle, tracker)
-    stopped_by = _train(trainer, checkpoint)
-    if stopped_by:
-        return RunSummary(output_dir, final=None, metrics=None, stopped_by=stopped_by)
-    final = output_dir / "final"
-    metrics = None
-    weights = trainer.gathered_weights()
-    if trainer.is_world_process_zero():  # one of the processes that torchrun starts
-        with saving(final), atomic_folder(final, replace=True) as folder:
-            trainer.save_bundle(folder, weights)
-        if config.train.evaluate and config.data.val is not None:
-            metrics = evaluate(_whole(trainer, final), output_dir, tracker)
-    return RunSummary(output_dir, final, metrics)
+    with trainer.boards.closing():
+        stopped_by = _train(trainer, checkpoint)
+        if stopped_by:
+            return RunSummary(output_dir, final=None, metrics=None, stopped_by=stopped_by)
+        final = output_dir / "final"
+        weights = trainer.gathered_weights()
+        if trainer.is_world_process_zero():  # one of the processes that torchrun starts
+            with saving(final), atomic_folder(final, replace=True) as folder:
+                trainer.save_bundle(folder, weights)
+        return RunSummary(output_dir, final, _evaluate(trainer, final, tracker))
 
 
-def _whole(trainer: DetectionTrainer, final: Path) -> Bundle:
-    """The model in memory; or, where it is spread over processes, what they have just saved."""
-    return load(config_of_checkpoint(final), for_inference=True) if trainer.is_sharded else trainer.bundle
+def _evaluate(trainer: DetectionTrainer, final: Path, tracker: Tracker) -> dict[str, float] | None:
+    """Evaluate the model in memory, all processes together.
+
+    Where it is spread over them, the first process loads what they have just saved, and the others are done.
+    """
+    config = trainer.bundle.config
+    is_first = trainer.is_world_process_zero()
+    if not config.train.evaluate or config.data.val is None or (trainer.is_sharded and not is_first):
+        return None
+    if trainer.is_sharded:
+        whole = load(config_of_checkpoint(final), for_inference=True)
+        validation = evaluate(whole, final.parent, tracker, alone=True)
+    else:
+        validation = evaluate(trainer.bundle, final.parent, tracker)
+    trainer.show(validation)
+    return validation.metrics if is_first else None
 
 
 def _require_writable(output_dir: Path) -> None:
@@ -174,46 +184,20 @@ def _of_the_machine(error: RuntimeError) -> EnvironmentLacksError | None:
     return None
 
 
-def evaluate(bundle: Bundle, output_dir: Path, tracker: Tracker) -> dict[str, float]:
+def evaluate(bundle: Bundle, output_dir: Path, tracker: Tracker, *, alone: bool = False) -> Validation:
     """Predict the validation samples with the model in memory; write predictions and metrics.
 
-    Returns:
-        COCO metrics, each named after the source of its scores, such as ``head/AP50``.
+    Args:
+        bundle: the model.
+        output_dir: folder of the run.
+        tracker: shows progress.
+        alone: this process predicts all of them, else all processes of the launcher share them.
     """
     samples = validation_samples(bundle.config)
-    predictor = Predictor(bundle)
-    predictions: list[Prediction] = []
     with tracker("evaluating", len(samples)) as advance:
-        for prediction in predictor.predict(samples):
-            predictions.append(prediction)
-            advance(len(predictions), "")
-    write_predictions(predictions, output_dir / "eval" / "predictions.jsonl")
-    metrics = metrics_by_source(samples, predictions, bundle)
-    with atomic_file(output_dir / "metrics.json") as path:
-        path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    return metrics
-
-
-def metrics_by_source(
-    samples: list[Sample], predictions: list[Prediction], bundle: Bundle
-) -> dict[str, float]:
-    """COCO metrics of the sources that ``infer.mode`` uses."""
-    truth = coco_ground_truth(samples, predictions, bundle.labels)
-    mode = bundle.config.infer.mode
-    with_head = bundle.detector.head is not None and mode != "text"
-    with_text = mode in ("text", "both") or not with_head
-    metrics: dict[str, float] = {}
-    for source, used in (("head", with_head), ("text", with_text)):
-        if used:
-            scores = coco_metrics(truth, coco_results(predictions, bundle.labels, source))  # type: ignore[arg-type]
-            metrics |= {f"{source}/{name}": value for name, value in scores.items()}
-    return metrics
-
-
-def validation_samples(config: Config) -> list[Sample]:
-    """The validation samples; broken ones are left out only if ``data.on_bad_sample`` says so."""
-    samples = open_samples(config, "val")
-    if config.data.on_bad_sample == "error":
-        return list(samples)
-    usable, _ = usable_samples(samples, config.data.labels or ())
-    return [samples[index] for index in usable]
+        validation = validate(bundle, samples, advance, alone=alone)
+    if is_first_process():
+        write_predictions(validation.predictions, output_dir / "eval" / "predictions.jsonl")
+        with atomic_file(output_dir / "metrics.json") as path:
+            path.write_text(json.dumps(validation.metrics, indent=1) + "\n", encoding="utf-8")
+    return validation

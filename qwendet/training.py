@@ -7,15 +7,13 @@ micro-batch's share of the step's loss, times the number of processes because DD
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
+import math
 import shutil
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -24,22 +22,29 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
 
-from qwendet.callbacks import ProgressReport, StopOnSignal
+from qwendet.boards import BoardReport, require_boards
+from qwendet.callbacks import EvaluateEvery, ProgressReport, StopOnSignal
 from qwendet.config import Config
+from qwendet.data.ahead import StepsAhead
 from qwendet.data.collate import Batch, require_left_padding
 from qwendet.data.dataset import TrainingSamples, usable_samples
 from qwendet.data.order import EpochOrder
-from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError, QwendetError
+from qwendet.data.samples import Sample
+from qwendet.errors import ConfigError, QwendetError
+from qwendet.evaluation.validation import Validation, validate, validation_pictures, validation_samples
 from qwendet.files import publish_folder
+from qwendet.interlude import interlude
 from qwendet.loader import Bundle, config_of_checkpoint, load, restore
 from qwendet.model.checkpoint import read_manifest, save_checkpoint
-from qwendet.model.losses import Losses, LossManager, step_counts
+from qwendet.model.losses import LossManager, step_counts
 from qwendet.model.matching import Targets
 from qwendet.model.packing import require_isolation
 from qwendet.parameter_groups import freeze_groups, parameter_groups
 from qwendet.progress import Tracker, silent
-from qwendet.resume import record_training_state, require_same_run, rotate, saving
+from qwendet.resume import reading_state, record_training_state, require_same_run, rotate, saving
 from qwendet.schedule import schedule
+from qwendet.training_arguments import training_arguments
+from qwendet.training_log import TrainingLog, group_norms, step_volume
 
 logger = logging.getLogger("qwendet")
 
@@ -74,28 +79,27 @@ class DetectionTrainer(Trainer):
         self.bundle = bundle
         self._run = Path(bundle.config.train.output_dir)
         self.loss_manager = LossManager(bundle.config.loss, bundle.config.detection.one_to_many)
-        self._step_terms: dict[str, Tensor] = {}
-        self._logged_terms: dict[str, float] = {}
-        self._logged_steps = 0
+        self.step_log = TrainingLog()
+        self.boards = BoardReport(bundle.config)
         self._first_step_seen = False
-        self._step_sources: list[str] = []
-        self._waited = 0.0
-        self._logged_at = time.perf_counter()
-        self._step_learning_rates: dict[str, float] = {}
         super().__init__(
             model=bundle.detector,
             args=args,
             data_collator=bundle.collator(packing=bundle.config.train.packing),
             train_dataset=train_dataset,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, self.boards],
         )
+        self._ahead = StepsAhead(self.args.device)
         self.remove_callback(PrinterCallback)  # prints every log on stdout
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; afterwards the model computes as a loaded one would, without ``train.autocast``."""
+        self._require_whole_model()
         try:
-            return super().train(*args, **kwargs)
+            with self.boards.closing():
+                return super().train(*args, **kwargs)
         finally:
+            self._ahead.close()
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     # Data and loss
@@ -108,16 +112,20 @@ class DetectionTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
         """Take an optimizer step's micro-batches and count its tokens and boxes over all ranks."""
-        started = time.perf_counter()
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        self._waited += time.perf_counter() - started
+        with self.step_log.waiting():
+            if self.args.dataloader_num_workers:  # processes that are ahead already
+                batches = list(islice(epoch_iterator, num_batches))
+            else:
+                batches = self._ahead.take(epoch_iterator, num_batches)
         if not self._first_step_seen:  # later ones need no look at the device
             for batch in batches:
                 require_left_padding(batch)
             self._first_step_seen = True
-        counts = step_counts(batches).to(device)
-        gathered: Tensor = self.accelerator.gather(counts[None])
-        return batches, gathered.sum(0)
+        counts, volume = step_counts(batches), step_volume(batches)
+        gathered: Tensor = self.accelerator.gather(torch.cat([counts, volume]).to(device)[None])
+        total = gathered.sum(0)
+        self.step_log.begin_step(total[len(counts) :])
+        return batches, total[: len(counts)]
 
     def compute_loss(
         self,
@@ -131,44 +139,50 @@ class DetectionTrainer(Trainer):
         output = model(inputs)
         targets = Targets(inputs["target_boxes_cxcywh"], inputs["target_label_ids"], inputs["num_boxes"])
         losses = self.loss_manager(output.tokens, output.head, targets, num_items_in_batch)
-        self._note(losses, inputs["where"])
+        self.step_log.add(losses.terms | {"total": losses.total}, inputs["where"])
         total = losses.total * self.accelerator.num_processes
         return (total, output) if return_outputs else total
 
     # What is logged is what was back-propagated
 
-    def _note(self, losses: Losses, sources: list[str]) -> None:
-        for name, value in (losses.terms | {"total": losses.total}).items():
-            earlier = self._step_terms.get(name)
-            self._step_terms[name] = value.detach() if earlier is None else earlier + value.detach()
-        self._step_sources += sources
-
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Clip; then, before the optimizer's step, refuse anything that is not finite."""
-        norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
-        terms = self._end_of_step()
-        self._require_finite(terms, norm)
-        return norm
+        """Clip; then, before the optimizer's step, refuse anything that is not finite.
 
-    def _end_of_step(self) -> dict[str, float]:
-        """The step's terms, added up over ranks and kept for the next log, with its learning rates."""
+        A loss that is not finite must stop the run before the update, so the host has to wait for the device
+        in each step. It does so once: all that it wants to know comes in one transfer.
+        """
+        norms = self._group_norms()
+        total = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        if total is not None:  # DeepSpeed gives a plain number, or none; FSDP 2 a spread tensor
+            norms["grad_norm"] = total if type(total) is Tensor else torch.tensor(float(total))
+        names, terms = self.step_log.take_terms()
+        terms = self.accelerator.reduce(terms, reduction="sum")
         optimizer: Any = self.optimizer
-        self._step_learning_rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-        names = sorted(self._step_terms)
-        values = torch.stack([self._step_terms[name].float() for name in names])
-        summed = self.accelerator.reduce(values, reduction="sum").tolist()
-        terms = dict(zip(names, summed, strict=True))
-        for name, value in terms.items():
-            self._logged_terms[name] = self._logged_terms.get(name, 0.0) + value
-        self._logged_steps += 1
-        self._step_terms = {}
-        return terms
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        self._require_finite(*self.step_log.end_step(names, terms, norms, rates))
+        return total
 
-    def _require_finite(self, terms: dict[str, float], norm: Any) -> None:
-        broken = [name for name, value in terms.items() if not torch.isfinite(torch.tensor(value))]
-        if not broken and norm is not None and not torch.isfinite(torch.as_tensor(float(norm))):
+    def _group_norms(self) -> dict[str, Tensor]:
+        """Norm of each group's gradients, before they are clipped, in a step whose row is logged.
+
+        Gradients are the step's: added up over micro-batches, averaged over processes. Where they are spread
+        over processes (FSDP, DeepSpeed) no process has a group's.
+        """
+        step = self.state.global_step + 1
+        is_logged = step % self.state.logging_steps == 0 or step >= self.state.max_steps
+        if not is_logged or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return {}
+        optimizer, scaler = self.optimizer, self.accelerator.scaler
+        assert optimizer is not None
+        scale = 1.0 if scaler is None else scaler.get_scale()  # in float16 they are still scaled up
+        norms = group_norms(optimizer.param_groups, scale)
+        return {f"grad_norm/{group}": norm for group, norm in norms.items()}
+
+    def _require_finite(self, terms: dict[str, float], norms: dict[str, float]) -> None:
+        sources, self.step_log.sources = self.step_log.sources, []
+        broken = [name for name, value in terms.items() if not math.isfinite(value)]
+        if not broken and not math.isfinite(norms.get("grad_norm", 0.0)) and not self._scaler_mends():
             broken = ["the gradient norm"]
-        sources, self._step_sources = self._step_sources, []
         if broken:
             raise TrainingDivergedError(
                 f"step {self.state.global_step + 1}: not finite: {', '.join(broken)}",
@@ -176,18 +190,62 @@ class DetectionTrainer(Trainer):
                 "look at these samples, lower train.learning_rate, or set train.autocast to none",
             )
 
+    def _scaler_mends(self) -> bool:
+        """Whether float16's scaler leaves this update out and tries a smaller scale, as at the beginning."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() > 1
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add every loss term and the learning rate of each group."""
-        if self._logged_steps and "loss" in logs:
-            for name, value in self._logged_terms.items():
-                logs[f"loss/{name}"] = value / self._logged_steps
-            self._logged_terms, self._logged_steps = {}, 0
-            for group, rate in self._step_learning_rates.items():
-                logs[f"learning_rate/{group}"] = rate
-            now = time.perf_counter()
-            logs["time/waiting_for_data"] = self._waited / (now - self._logged_at)
-            self._waited, self._logged_at = 0.0, now
+        """Add what :mod:`qwendet.training_log` tells of the steps since the last row."""
+        if "loss" in logs:
+            logs |= self.step_log.row()
         super().log(logs, start_time)
+
+    # Validation during training
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Predict ``train.eval_samples`` validation samples, log metrics and pictures, and leave no trace.
+
+        The processes of a launcher share the samples; each returns all metrics.
+        """
+        reports = [own for own in self.callback_handler.callbacks if isinstance(own, ProgressReport)]
+
+        def advance(done: int, text: str) -> None:
+            for report in reports:
+                report.say(f"validating {done}/{len(self._validation_samples)}")
+
+        self._ahead.settle()  # tokenizer and image processor are the same
+        with self.step_log.pausing():
+            with interlude(self.bundle.detector):
+                validation = validate(self.bundle, self._validation_samples, advance)
+            metrics = self.show(validation)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @cached_property
+    def _validation_samples(self) -> list[Sample]:
+        return validation_samples(self.bundle.config)[: self.bundle.config.train.eval_samples]
+
+    def show(self, validation: Validation) -> dict[str, float]:
+        """Log the metrics and show the pictures of predicted validation samples.
+
+        Returns:
+            What was logged: metrics by name, such as ``validation/head/AP50``, without those of nothing.
+        """
+        metrics = {f"validation/{name}": value for name, value in validation.metrics.items() if value >= 0}
+        self.log(dict(metrics))
+        if self.is_world_process_zero():
+            threshold = self.bundle.config.infer.picture_threshold
+            self.boards.pictures(self.state.global_step, validation_pictures(validation, threshold))
+        return metrics
+
+    def _require_whole_model(self) -> None:
+        if self.is_sharded and self.bundle.config.train.eval_steps is not None:
+            raise ConfigError(
+                "predicting during training needs the whole model in a process; FSDP and ZeRO 3 spread it",
+                "train.eval_steps",
+                "set it to null: the model is evaluated when training ends",
+            )
 
     # Optimizer
 
@@ -220,7 +278,7 @@ class DetectionTrainer(Trainer):
         run = self._run
         folder = run / STAGING / f"checkpoint-{self.state.global_step}"
         try:
-            with saving(run):
+            with self.step_log.pausing(), saving(run):
                 if self.args.should_save:
                     shutil.rmtree(run / STAGING, ignore_errors=True)
                 self.accelerator.wait_for_everyone()
@@ -277,29 +335,16 @@ class DetectionTrainer(Trainer):
         restore(self.bundle, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _reading_state(checkpoint, "optimizer or schedule"):
+        with reading_state(checkpoint, "optimizer or schedule"):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _reading_state(checkpoint, "random state"):
+        with reading_state(checkpoint, "random state"):
             super()._load_rng_state(checkpoint)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        with _reading_state(checkpoint, "gradient scaler"):
+        with reading_state(checkpoint, "gradient scaler"):
             super()._load_scaler(checkpoint)
-
-
-@contextmanager
-def _reading_state(checkpoint: str | None, what: str) -> Iterator[None]:
-    """Say which part of the training state cannot be used; nothing in it is ever unpickled."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
-        raise CheckpointError(
-            f"the {what} cannot be loaded: {str(error).splitlines()[0]}",
-            checkpoint or "",
-            "resume from an older checkpoint, or start another run with this one as model.path",
-        ) from error
 
 
 def create_trainer(config: Config, *, tracker: Tracker = silent) -> DetectionTrainer:
@@ -315,6 +360,7 @@ def create_trainer(config: Config, *, tracker: Tracker = silent) -> DetectionTra
     Raises:
         QwendetError: for data, weights or settings that cannot be used.
     """
+    require_boards(config)
     return trainer_of(load(config, for_inference=False), tracker=tracker)
 
 
@@ -336,52 +382,8 @@ def trainer_of(bundle: Bundle, *, tracker: Tracker = silent) -> DetectionTrainer
             logger.warning("left out: %s: %s", problem.where, problem.what)
     if len(dataset) == 0:
         raise ConfigError("no usable training sample is left", "data.train", "mend the samples listed above")
-    return DetectionTrainer(
-        bundle, dataset, training_arguments(config), [ProgressReport(tracker), StopOnSignal()]
-    )
-
-
-def _require_available(config: Config) -> None:
-    if config.train.autocast == "fp16" and config.model.device == "cpu":  # accelerate would leave it out
-        raise EnvironmentLacksError(
-            "train.autocast fp16 needs a GPU", "train.autocast", "set it to none or bf16"
-        )
-    if config.train.optimizer == "adamw_bnb_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise EnvironmentLacksError(
-            "adamw_bnb_8bit needs the package bitsandbytes", "train.optimizer", "pip install bitsandbytes"
-        )
-
-
-def training_arguments(config: Config) -> TrainingArguments:
-    """Our settings in the Trainer's words.
-
-    Raises:
-        EnvironmentLacksError: for an optimizer or precision that is not to be had here.
-    """
-    train = config.train
-    _require_available(config)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(train.output_dir) / "tensorboard")
-    return TrainingArguments(
-        output_dir=train.output_dir,
-        max_steps=train.max_steps or -1,
-        num_train_epochs=train.epochs,
-        per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        learning_rate=max(train.group_learning_rates().values()),
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm or float("inf"),
-        lr_scheduler_type=train.lr_scheduler,
-        optim=train.optimizer,
-        bf16=train.autocast == "bf16",
-        fp16=train.autocast == "fp16",
-        seed=train.seed,
-        logging_steps=train.logging_steps,
-        logging_nan_inf_filter=False,
-        save_steps=train.save_steps,
-        save_total_limit=train.save_total_limit,
-        report_to=["tensorboard"],
-        use_cpu=config.model.device == "cpu",
-        dataloader_num_workers=config.data.num_workers,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-    )
+    callbacks: list[TrainerCallback] = [ProgressReport(tracker), StopOnSignal()]
+    if config.train.eval_steps is not None:
+        # First, so that a signal in the same step has the last word.
+        callbacks.insert(0, EvaluateEvery(config.train.eval_steps, spare_last=config.train.evaluate))
+    return DetectionTrainer(bundle, dataset, training_arguments(config), callbacks)

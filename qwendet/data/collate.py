@@ -114,7 +114,7 @@ class StandardDataCollator:
             - ``patch_mask``: ``(S, H, W)`` bool, False beyond a sample's own grid
             - ``label_input_ids``, ``label_attention_mask``: ``(C, T)`` tokens of the label texts
             - ``target_boxes_cxcywh``: ``(N, 4)``; ``target_label_ids``: ``(N,)``
-            - ``num_boxes``: list of S counts
+            - ``num_boxes``, ``num_tokens``: lists of S counts
             - ``where``: list of S sources, for error messages
         """
         lengths = [len(sample.input_ids) for sample in samples]
@@ -146,6 +146,7 @@ class StandardDataCollator:
             "target_boxes_cxcywh": torch.cat([sample.boxes_cxcywh for sample in samples]),
             "target_label_ids": torch.cat([sample.label_ids for sample in samples]),
             "num_boxes": [len(sample.label_ids) for sample in samples],
+            "num_tokens": lengths,
             "where": [sample.where for sample in samples],
         }
 

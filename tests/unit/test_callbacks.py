@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from qwendet.callbacks import ProgressReport
+from qwendet.callbacks import EvaluateEvery, ProgressReport
 from qwendet.progress import Advance
 
 
@@ -22,8 +22,27 @@ def test_progress__tells_the_loss_and_the_share_of_time_spent_waiting_for_data()
     state: Any = SimpleNamespace(max_steps=4, global_step=0)
     control: Any = SimpleNamespace(should_log=False)
     report.on_train_begin(None, state, control)
-    report.on_log(None, state, control, {"loss/total": 1.25, "time/waiting_for_data": 0.042})
+    row = {"loss/total": 1.25, "loss/lm": 0.5, "loss/l1": 2.0, "time/waiting_for_data": 0.042}
+    report.on_log(None, state, control, row | {"throughput/samples_per_second": 12.345})
     state.global_step = 1
     report.on_step_end(None, state, control)
+    report.on_log(None, state, control, {"validation/head/AP50": 0.5})
+    report.say("validating 3/6")
     report.close()
-    assert shown == [(0, ""), (1, "total 1.250 (waiting for data 4%)")]
+    report.say("after the end")
+    loss = "total 1.250 lm 0.500 (12.3 samples/s, waiting for data 4%)"
+    assert shown == [(0, ""), (1, loss), (1, "validating 3/6")]
+
+
+def test_evaluate_every__second_step_but_not_the_last_that_the_end_evaluates() -> None:
+    asked: dict[bool, list[int]] = {}
+    for spare_last in (False, True):
+        callback = EvaluateEvery(2, spare_last=spare_last)
+        asked[spare_last] = []
+        for step in range(1, 7):
+            state: Any = SimpleNamespace(max_steps=6, global_step=step)
+            control: Any = SimpleNamespace(should_evaluate=False)
+            callback.on_step_end(None, state, control)  # type: ignore[arg-type]
+            if control.should_evaluate:
+                asked[spare_last].append(step)
+    assert asked == {False: [2, 4, 6], True: [2, 4]}

@@ -39,8 +39,8 @@ def test_font_for__an_installed_font_that_has_every_character_is_taken(text: str
 
 def test_draw_boxes__in_the_labels_colour_with_a_caption_of_any_script() -> None:
     image = Image.new("RGB", (448, 448))
-    for caption in ("red circle 0.50", "圆圈 0.50"):
-        drawn = np.asarray(draw_boxes(image, [(100, 100, 200, 300)], [caption]))
-        assert tuple(drawn[200, 100]) == colour_of(caption.removesuffix(" 0.50"))
+    for label, scores in (("red circle", [0.5]), ("圆圈", [0.5]), ("red circle", None)):
+        drawn = np.asarray(draw_boxes(image, [(100, 100, 200, 300)], [label], scores))
+        assert tuple(drawn[200, 100]) == colour_of(label)
         assert drawn[:100].any(), "the caption stands above the box"
         assert drawn.shape == (448, 448, 3)

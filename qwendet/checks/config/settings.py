@@ -59,6 +59,14 @@ def flash_attention(survey: Survey) -> list[Problem]:
     return [Problem(f"flash_attention_2 needs {need}", "model.attn_implementation", fix) for need in lacking]
 
 
+def boards(survey: Survey) -> list[Problem]:
+    """What ``train.report_to`` names is installed."""
+    if "wandb" not in survey.config.train.report_to or importlib.util.find_spec("wandb") is not None:
+        return []
+    fix = "pip install 'qwendet[wandb]', or leave it out"
+    return [Problem("wandb needs the package wandb", "train.report_to", fix)]
+
+
 def has_nvidia_gpu() -> bool:
     """Whether a GPU's driver is here and visible, as far as can be told without torch."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
@@ -159,6 +167,7 @@ CHECKS: Mapping[str, Check] = {
     "config.model.path": Check(model_path, "model.path is a model's folder, or can be its name"),
     "config.environment.gpu": Check(gpu, "the device is there"),
     "config.environment.flash_attention": Check(flash_attention, "the attention implementation is there"),
+    "config.environment.boards": Check(boards, "what shows the run is installed"),
     "config.data.train": Check(train_is_given, "there is a training file"),
     "config.labels.text": Check(labels_are_texts, "data.labels can be written into a prompt"),
     "config.train.head_frozen": Check(head_learns, "a head that is built is trained"),

@@ -9,7 +9,8 @@ from transformers.trainer_utils import SaveStrategy
 
 from qwendet.data.encode import EncodedSample
 from qwendet.loader import Bundle
-from qwendet.training import DetectionTrainer, training_arguments
+from qwendet.training import DetectionTrainer
+from qwendet.training_arguments import training_arguments
 
 
 class FewSamples:
@@ -56,6 +57,7 @@ def short_trainer(
         "lr_scheduler": "constant",
         "warmup_ratio": 0.0,
         "logging_steps": 1,
+        "report_to": (),
     }
     config = bundle.config.model_copy(
         update={
@@ -65,6 +67,5 @@ def short_trainer(
     )
     arguments = training_arguments(config)
     arguments.save_strategy = SaveStrategy.NO
-    arguments.report_to = []
     own = Bundle(bundle.detector, bundle.processor, config)
     return DetectionTrainer(own, FewSamples(encoded), arguments, [])  # type: ignore[arg-type]

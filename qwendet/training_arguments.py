@@ -1,0 +1,55 @@
+"""Our settings in the words of Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from transformers import TrainingArguments
+
+from qwendet.config import Config
+from qwendet.errors import EnvironmentLacksError
+
+
+def _require_available(config: Config) -> None:
+    if config.train.autocast == "fp16" and config.model.device == "cpu":  # accelerate would leave it out
+        raise EnvironmentLacksError(
+            "train.autocast fp16 needs a GPU", "train.autocast", "set it to none or bf16"
+        )
+    if config.train.optimizer == "adamw_bnb_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise EnvironmentLacksError(
+            "adamw_bnb_8bit needs the package bitsandbytes", "train.optimizer", "pip install bitsandbytes"
+        )
+
+
+def training_arguments(config: Config) -> TrainingArguments:
+    """Translate the settings.
+
+    Raises:
+        EnvironmentLacksError: for an optimizer or precision that is not to be had here.
+    """
+    train = config.train
+    _require_available(config)
+    return TrainingArguments(
+        output_dir=train.output_dir,
+        max_steps=train.max_steps or -1,
+        num_train_epochs=train.epochs,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        learning_rate=max(train.group_learning_rates().values()),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm or float("inf"),
+        lr_scheduler_type=train.lr_scheduler,
+        optim=train.optimizer,
+        bf16=train.autocast == "bf16",
+        fp16=train.autocast == "fp16",
+        seed=train.seed,
+        logging_steps=train.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=train.save_steps,
+        save_total_limit=train.save_total_limit,
+        report_to="none",  # qwendet.boards shows what is logged
+        use_cpu=config.model.device == "cpu",
+        dataloader_num_workers=config.data.num_workers,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )

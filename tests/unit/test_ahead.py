@@ -1,0 +1,62 @@
+"""Batches made one step ahead are the batches, and what goes wrong is told when they are asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from qwendet.data.ahead import StepsAhead
+
+CPU = torch.device("cpu")
+
+
+def numbered(count: int, made: list[tuple[int, str]] | None = None) -> Iterator[dict[str, Any]]:
+    for number in range(count):
+        if made is not None:
+            made.append((number, threading.current_thread().name))
+        yield {"number": number}
+
+
+def take_all(ahead: StepsAhead, source: Iterator[dict[str, Any]], sizes: list[int]) -> list[list[int]]:
+    return [[batch["number"] for batch in ahead.take(source, size)] for size in sizes]
+
+
+@pytest.mark.parametrize("count", [6, 7])
+def test_take__gives_every_batch_once_in_order_in_several_epochs(count: int) -> None:
+    ahead = StepsAhead(CPU)
+    sizes = [2, 2, 2] + [1] * (count - 6)
+    for _ in range(2):
+        assert take_all(ahead, numbered(count), sizes) == [[0, 1], [2, 3], [4, 5], [6]][: len(sizes)]
+    assert take_all(ahead, numbered(3), [2]) == [[0, 1]]
+    ahead.close()
+
+
+def test_take__the_first_step_of_an_epoch_is_made_by_the_caller_the_next_ones_ahead_by_the_thread() -> None:
+    ahead, made = StepsAhead(CPU), list[tuple[int, str]]()
+    source = numbered(6, made)
+    ahead.take(source, 2)
+    ahead.settle()
+    assert [number for number, _ in made] == [0, 1, 2, 3], "one step ahead, not more"
+    ahead.take(source, 2)
+    ahead.close()
+    threads = [name for _, name in made]
+    assert threads[:2] == [threading.current_thread().name] * 2
+    assert set(threads[2:]) == {"qwendet-ahead_0"}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("qwendet-ahead")]
+
+
+def test_take__an_error_is_raised_in_the_step_that_it_belongs_to() -> None:
+    def broken() -> Iterator[dict[str, Any]]:
+        yield {"number": 0}
+        raise ValueError("broken sample")
+
+    ahead, source = StepsAhead(CPU), broken()
+    assert take_all(ahead, source, [1]) == [[0]]
+    ahead.settle()
+    with pytest.raises(ValueError, match="broken sample"):
+        ahead.take(source, 1)
+    ahead.close()
