@@ -105,6 +105,41 @@ def test_distributed_ddp__losses_gradients_and_weights_are_those_of_one_process(
         assert all(torch.equal(step[name], tensor) for name, tensor in wanted.items())
 
 
+def test_distributed_evaluation__in_training_and_at_its_end_is_shared_and_the_same(
+    write_config: Callable[..., Path], four: Path, tmp_path: Path
+) -> None:
+    """Three batches for two ranks; rows tell of both ranks' samples."""
+    val = write_dataset(DEMO, four.parent / "val.jsonl", 5, seed=3)
+    rows: dict[int, list[dict[str, float]]] = {}
+    for ranks in (1, 2):
+        settings = {"max_steps": 2, "eval_steps": 1, "save_steps": 2, "learning_rate": 1e-5}
+        config = write_config(tmp_path / f"run-{ranks}", 4 // ranks, **settings)
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+        values["data"]["val"] = str(val)
+        values["infer"] = {"batch_size": 2}
+        config.write_text(yaml.safe_dump(values), encoding="utf-8")
+        words = tmp_path / f"train-{ranks}"
+        words.write_text(f"train\n{config}", encoding="utf-8")
+        run("command", words, tmp_path / f"out-{ranks}", ranks)
+        state = tmp_path / f"run-{ranks}" / "checkpoint-2" / "trainer_state.json"
+        rows[ranks] = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+    metrics = [json.loads((tmp_path / f"run-{ranks}" / "metrics.json").read_text()) for ranks in (1, 2)]
+    assert metrics[1] == pytest.approx(metrics[0], abs=1e-3)
+    one, two = ([row for row in rows[ranks] if "validation/head/AR_100" in row] for ranks in (1, 2))
+    assert [row["step"] for row in one] == [row["step"] for row in two] == [1], "the second is the end's"
+    assert two[0] == pytest.approx(one[0], abs=1e-3)
+    losses = [[row for row in rows[ranks] if "loss/total" in row] for ranks in (1, 2)]
+    for first, second in zip(*losses, strict=True):
+        for name in (name for name in first if name.startswith("grad_norm")):
+            assert second[name] == pytest.approx(first[name], rel=1e-4), name
+        pace = [
+            row["throughput/tokens_per_second"] / row["throughput/samples_per_second"]
+            for row in (first, second)
+        ]
+        assert pace[1] == pytest.approx(pace[0]), "tokens of a sample, over all ranks"
+    assert (tmp_path / "out-2" / "1.out").read_text() == "", "only the first process prints"
+
+
 def test_distributed_fully_shard__gradients_and_the_saved_checkpoint_are_those_of_one_process(
     write_config: Callable[..., Path], tmp_path: Path
 ) -> None:

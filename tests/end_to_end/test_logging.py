@@ -265,6 +265,7 @@ def test_float16__norms_are_unscaled_and_an_overflow_is_left_to_the_scaler(
 
 # Validation during training
 
+SLOW = pytest.mark.slow
 DROPOUT = {"lora": {"rank": 4, "dropout": 0.3, "targets": "all"}}
 
 
@@ -272,9 +273,9 @@ DROPOUT = {"lora": {"rank": 4, "dropout": 0.3, "targets": "all"}}
     "sections",
     [
         pytest.param({}, id="plain"),
-        pytest.param({"infer": {"mode": "both"}, "model": DROPOUT}, id="text and dropout"),
+        pytest.param({"infer": {"mode": "both"}, "model": DROPOUT}, id="text and dropout", marks=SLOW),
         pytest.param({"train": {"autocast": "bf16"}}, id="autocast"),
-        pytest.param({"model": {"gradient_checkpointing": True}}, id="gradient checkpointing"),
+        pytest.param({"model": {"gradient_checkpointing": True}}, id="gradient checkpointing", marks=SLOW),
     ],
 )
 def test_eval_steps__leave_no_trace_in_the_weights(
