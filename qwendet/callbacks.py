@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from qwendet.data.ahead import StepsAhead
 from qwendet.progress import Advance, Tracker
 
 logger = logging.getLogger("qwendet")
@@ -101,6 +102,22 @@ class EvaluateEvery(TrainerCallback):
         is_spared = self.spare_last and state.global_step >= state.max_steps
         if state.global_step % self.steps == 0 and not is_spared:
             control.should_evaluate = True
+
+
+class EndOfEpoch(TrainerCallback):
+    """Lets the thread that is ahead come to the end of an epoch before the next one is chosen.
+
+    What accelerate does after an epoch's last batch, it does in that thread; it counts epochs there.
+    """
+
+    def __init__(self, ahead: StepsAhead) -> None:
+        self.ahead = ahead
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Wait for the thread."""
+        self.ahead.settle()
 
 
 class StopOnSignal(TrainerCallback):

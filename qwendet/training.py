@@ -23,7 +23,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
 
 from qwendet.boards import BoardReport, require_boards
-from qwendet.callbacks import EvaluateEvery, ProgressReport, StopOnSignal
+from qwendet.callbacks import EndOfEpoch, EvaluateEvery, ProgressReport, StopOnSignal
 from qwendet.config import Config
 from qwendet.data.ahead import StepsAhead
 from qwendet.data.collate import Batch, require_left_padding
@@ -90,6 +90,7 @@ class DetectionTrainer(Trainer):
             callbacks=[*callbacks, self.boards],
         )
         self._ahead = StepsAhead(self.args.device)
+        self.add_callback(EndOfEpoch(self._ahead))
         self.remove_callback(PrinterCallback)  # prints every log on stdout
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from qwendet.callbacks import EndOfEpoch
 from qwendet.data.ahead import StepsAhead
 
 CPU = torch.device("cpu")
@@ -47,6 +49,22 @@ def test_take__the_first_step_of_an_epoch_is_made_by_the_caller_the_next_ones_ah
     assert threads[:2] == [threading.current_thread().name] * 2
     assert set(threads[2:]) == {"qwendet-ahead_0"}
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("qwendet-ahead")]
+
+
+def test_end_of_epoch__waits_for_what_a_loader_does_after_its_last_batch() -> None:
+    ended = []
+
+    def loader() -> Iterator[dict[str, Any]]:
+        yield from numbered(2)
+        time.sleep(0.2)
+        ended.append("counted")
+
+    ahead = StepsAhead(CPU)
+    assert take_all(ahead, loader(), [2]) == [[0, 1]]
+    nothing: Any = None
+    EndOfEpoch(ahead).on_epoch_end(nothing, nothing, nothing)
+    assert ended == ["counted"]
+    ahead.close()
 
 
 def test_take__an_error_is_raised_in_the_step_that_it_belongs_to() -> None:
