@@ -8,6 +8,7 @@ import random
 import sys
 import types
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from transformers import TrainerCallback
 from qwendet.boards import BoardReport
 from qwendet.config import Config
 from qwendet.config_file import build_config
+from qwendet.data.ahead import StepsAhead
 from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
+from qwendet.evaluation.validation import validate, validation_samples
 from qwendet.inference import Predictor
 from qwendet.interlude import interlude
 from qwendet.run import train
@@ -228,6 +231,28 @@ def test_step__fetches_what_the_host_must_know_in_one_transfer(
     assert fetched == ["tolist"] * 4
 
 
+# Batches made ahead
+
+
+def test_batches__made_by_a_thread_or_a_process_are_those_made_in_turn(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven steps are an epoch and a half; demonstrations and order are drawn anew in the second."""
+    seen, weights = {}, {}
+    for way, workers in (("thread", 0), ("process", 1), ("in turn", 0)):
+        with monkeypatch.context() as patch:
+            if way == "in turn":
+                patch.setattr(StepsAhead, "take", lambda self, source, count: list(islice(source, count)))
+            data = {"num_workers": workers, "teacher_ratio": 0.5}
+            trainer, notes = trained(make_config(tmp_path / way, train={"max_steps": 7}, data=data))
+        seen[way] = [batch["input_ids"] for step in notes.batches for batch in step]
+        weights[way] = weights_of(trainer)
+    assert len(seen["in turn"]) == 7
+    for way in ("thread", "process"):
+        assert all(torch.equal(*pair) for pair in zip(seen[way], seen["in turn"], strict=True)), way
+        assert all(torch.equal(found, weights["in turn"][name]) for name, found in weights[way].items()), way
+
+
 # float16
 
 
@@ -337,8 +362,6 @@ def test_eval_steps__give_what_the_checkpoint_of_the_same_step_gives(
         wanted = [row[f"validation/{name}"], summary.metrics[name]]
         assert points == [(2, pytest.approx(wanted[0])), (4, pytest.approx(wanted[1]))]
     served = Predictor.from_checkpoint(tmp_path / "run" / "checkpoint-2")
-    from qwendet.evaluation.validation import validate, validation_samples
-
     again = validate(served.bundle, validation_samples(config))
     assert again.metrics["head/AP50"] == row["validation/head/AP50"]
     assert again.metrics["head/AP"] == row["validation/head/AP"]
