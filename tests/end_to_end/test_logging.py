@@ -34,6 +34,7 @@ from qwendet.training import DetectionTrainer, create_trainer
 from qwendet.training_log import TrainingLog, group_norms, step_volume
 
 GROUPS = ("vision", "merger", "language", "head")
+SLOW = pytest.mark.slow
 MakeConfig = Callable[..., Config]
 
 
@@ -234,6 +235,7 @@ def test_step__fetches_what_the_host_must_know_in_one_transfer(
 # Batches made ahead
 
 
+@SLOW
 def test_batches__made_by_a_thread_or_a_process_are_those_made_in_turn(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,7 +292,6 @@ def test_float16__norms_are_unscaled_and_an_overflow_is_left_to_the_scaler(
 
 # Validation during training
 
-SLOW = pytest.mark.slow
 DROPOUT = {"lora": {"rank": 4, "dropout": 0.3, "targets": "all"}}
 
 
@@ -299,7 +300,7 @@ DROPOUT = {"lora": {"rank": 4, "dropout": 0.3, "targets": "all"}}
     [
         pytest.param({}, id="plain"),
         pytest.param({"infer": {"mode": "both"}, "model": DROPOUT}, id="text and dropout", marks=SLOW),
-        pytest.param({"train": {"autocast": "bf16"}}, id="autocast"),
+        pytest.param({"train": {"autocast": "bf16"}}, id="autocast", marks=SLOW),
         pytest.param({"model": {"gradient_checkpointing": True}}, id="gradient checkpointing", marks=SLOW),
     ],
 )
@@ -344,6 +345,7 @@ def test_interlude__gives_back_modes_random_states_and_mixed_precision(
     assert np.random.get_state()[1].tolist() == states[2]  # noqa: NPY002
 
 
+@SLOW
 def test_eval_steps__give_what_the_checkpoint_of_the_same_step_gives(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -493,6 +495,7 @@ def test_no_board__leaves_no_files(make_config: MakeConfig, tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-1"]
 
 
+@SLOW
 def test_tensorboard__of_a_resumed_run_hides_what_is_done_again(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
