@@ -25,7 +25,7 @@ def init(
     ] = None,
 ) -> None:
     """Write a commented config, and the data that it needs."""
-    from qwendet.starter import init_project
+    from qwendet.starter.project import init_project
 
     summary = init_project(directory, tiny=tiny, model=model, data=data, tracker=console.progress)
     for note in summary.notes:
