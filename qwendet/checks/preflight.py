@@ -16,6 +16,7 @@ import torch
 from qwendet.checks.config.memory import run_memory_check
 from qwendet.checks.config.suite import MEMORY, Thoroughness, known_ids, run_config_checks
 from qwendet.checks.consistency import suite as consistency
+from qwendet.checks.ids import all_ids
 from qwendet.checks.loss import suite as loss
 from qwendet.checks.result import Result, Table
 from qwendet.checks.runner import require_known
@@ -28,11 +29,6 @@ from qwendet.progress import Tracker
 logger = logging.getLogger("qwendet")
 
 Found = tuple[list[Result], list[Table]]
-
-
-def all_ids() -> list[str]:
-    """Ids of every check, in the order in which they run."""
-    return [*known_ids(), MEMORY, *loss.CHECKS, *consistency.IDS]
 
 
 def run_all_checks(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qwendet.checks.config.suite import require_config_checks
-from qwendet.checks.preflight import all_ids
+from qwendet.checks.ids import all_ids
 from qwendet.config_file import load_config
 from qwendet.config_reference import render_reference
 from qwendet.progress import silent
