@@ -194,8 +194,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     """Print a table on stdout; columns of numbers are aligned right, floats have four digits."""
     are_numbers = [all(isinstance(row[index], int | float) for row in rows) for index in range(len(columns))]
     heads, cells = [printable(name) for name in columns], [[_cell(value) for value in row] for row in rows]
-    table = build_table(printable(title), heads, cells, are_numbers)
-    if _stdout().measure(table).minimum <= _stdout().width:
+    table, least = build_table(printable(title), heads, cells, are_numbers)
+    if least <= _stdout().width:
         _stdout().print(table)
     else:
         for line in stacked_lines(printable(title), heads, cells):

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 GAP = "  "
+LONGEST_WORD = 24
+"""Characters of a word above which it may be folded."""
 
 
 def build_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], are_numbers: Sequence[bool]
-) -> Table:
+) -> tuple[Table, int]:
     """A table for rich, in which texts may wrap between words, and numbers may not.
 
     Args:
@@ -24,19 +26,33 @@ def build_table(
         columns: names of the columns.
         rows: texts of the cells.
         are_numbers: for each column, whether it is aligned right.
+
+    Returns:
+        The table, and the characters that it needs at least.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
-    for name, is_number in zip(columns, are_numbers, strict=True):
+    least = 1
+    for index, (name, is_number) in enumerate(zip(columns, are_numbers, strict=True)):
+        width = _least_width(name, [row[index] for row in rows])
+        least += width + 3  # a blank on both sides and one between
         table.add_column(
-            Text(name), justify="right" if is_number else "left", no_wrap=is_number, overflow="fold"
+            Text(name), justify="right" if is_number else "left", min_width=width, overflow="fold"
         )
     for row in rows:
         table.add_row(*map(Text, row))
-    return table
+    return table, least
+
+
+def _least_width(name: str, cells: Sequence[str]) -> int:
+    """Characters of a column that split no word, however long its texts are."""
+    from rich.cells import cell_len
+
+    words = [word for text in (name, *cells) for word in text.split()]
+    return min(LONGEST_WORD, max(map(cell_len, words), default=1))
 
 
 def stacked_lines(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qwendet import console
+from qwendet.cli.group import StagedGroup
 from qwendet.cli.options import RecordFormatOption, command_line
 
 if TYPE_CHECKING:
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 LEFT_SOMETHING_OUT = 1
 """Exit code of a conversion that was told to skip broken annotations, and did."""
 
-app = typer.Typer(no_args_is_help=True, help="Convert and prepare data sets.")
+app = typer.Typer(
+    cls=StagedGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Convert, divide, check and look at data sets.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 Source = Annotated[
     Path, typer.Argument(metavar="SRC", help="The data set, a folder or file; stays as it is.")

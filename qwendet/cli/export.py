@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -39,10 +40,16 @@ def export(
 ) -> None:
     """Write a merged, plain Hugging Face directory, for transformers and vLLM."""
     console.set_format(output_format)
-    size = _size(image_size) if head == "onnx" else None
+    size, shard_size = _size(image_size), _shard_size(max_shard_size)
     from qwendet.export import export as run_export
 
-    summary = run_export(checkpoint, output, dtype=dtype, max_shard_size=max_shard_size, onnx_size=size)
+    summary = run_export(
+        checkpoint,
+        output,
+        dtype=dtype,
+        max_shard_size=shard_size,
+        onnx_size=size if head == "onnx" else None,
+    )
     _report(summary, shlex.join(["vllm", "serve", str(summary.output)]))
 
 
@@ -76,3 +83,11 @@ def _size(text: str) -> tuple[int, int]:
     if not (width.isdigit() and height.isdigit()):
         raise ConfigError(f"expected width x height, got {text!r}", "--image-size", "for example: 644x476")
     return int(width), int(height)
+
+
+def _shard_size(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*(KB|MB|GB|TB)", text.upper()):
+        raise ConfigError(
+            f"expected a number and KB, MB, GB or TB, got {text!r}", "--max-shard-size", "for example: 5GB"
+        )
+    return text.upper()

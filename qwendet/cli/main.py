@@ -10,10 +10,10 @@ from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from qwendet import console
 from qwendet.cli import data, data_check, eval, export, infer, init, train, validate
+from qwendet.cli.group import StagedGroup
 from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
 from qwendet.sharding import is_first_process
 
@@ -24,7 +24,7 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 """Typer's error for a command line that cannot be read, which it exports under no name of its own."""
 
 
-class _Commands(TyperGroup):
+class _Commands(StagedGroup):
     """Commands that say that they were interrupted; Typer's own end silently."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -40,6 +40,7 @@ app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: never cut, whatever the width, and quick
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 PREPARE, CHECK = "1. Prepare data and config", "2. Check before the GPU hours"
@@ -93,13 +94,11 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     # soon as another process wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
-        # Read by Typer when it prints help: GitHub's runners are taken for terminals otherwise.
-        os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
     try:
         code = app(args=_flags_first(words), prog_name="qwendet", standalone_mode=False)
     except UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+        if type(error).__name__ == "NoArgsIsHelpError":
+            console.print_lines([error.ctx.get_help()])
             sys.exit(ConfigError.exit_code)
         console.set_format(_asked_format(words))
         console.report_error(_as_config_error(error))
@@ -122,7 +121,12 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _as_config_error(error: UsageError) -> ConfigError:
     """A mistake on the command line in the words of all other mistakes."""
-    said = error.format_message().replace("Value error, ", "").rstrip(".")
+    said = (
+        error.format_message()
+        .replace("Value error, ", "")
+        .replace(": Input should", ": it should")
+        .rstrip(".")
+    )
     path = "qwendet" if error.ctx is None else error.ctx.command_path
     return ConfigError(said[:1].lower() + said[1:], "command line", f"see: {path} --help")
 

@@ -48,6 +48,8 @@ def require_images(samples: Iterable[Sample]) -> None:
 
 
 def _samples_of(path: Path) -> Iterable[Sample]:
+    if not path.exists():
+        raise DataError("there is no such image, folder or JSONL file", str(path), "correct the path")
     if path.is_dir():
         images = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
         if not images:

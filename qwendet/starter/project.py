@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from qwendet.checks.config.samples import Split
+from qwendet.checks.config.settings import HUB_ID
 from qwendet.config import EMBEDDED_MODELS, Config, ModelConfig
 from qwendet.data.formats.convert import Conversion, conversion_notes, convert_dataset
 from qwendet.data.formats.detect import detect_format
@@ -20,7 +21,7 @@ from qwendet.data.image_tokens import ImageLimits, image_limits
 from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.data.text_tokens import token_counter
 from qwendet.errors import ConfigError, DataError
-from qwendet.files import atomic_file, atomic_folder
+from qwendet.files import atomic_file, atomic_folder, require_place
 from qwendet.progress import Advance, Tracker
 from qwendet.starter.facts import DataFacts, count_sample_tokens, look_at, prompt_tokens
 from qwendet.starter.render import render
@@ -100,6 +101,8 @@ def init_project(
     config = directory / "config.yaml"
     if config.exists():
         raise ConfigError("there is a config already", str(config), "remove it, or give another folder")
+    require_place(config, "DIR")
+    _require_model(model)
     if tiny and data is not None:
         command = shlex.join(["qwendet", "init", str(directory), "--model", TINY, "--data", str(data)])
         raise ConfigError(
@@ -181,6 +184,13 @@ def _no_validation(source: Path) -> str:
         "There is no validation split, so nothing is measured after training: name a file in data.val,"
         f" or divide the data with {command} DST and give DST to --data."
     )
+
+
+def _require_model(model: str | None) -> None:
+    """Refuse what is neither a folder nor can be a name."""
+    if model is None or model in EMBEDDED_MODELS or Path(model).is_dir() or HUB_ID.fullmatch(model):
+        return
+    raise ConfigError(f"there is no folder {model}", "--model", "give tiny, a folder, or a hub id")
 
 
 def _model_path(model: str, directory: Path) -> str:
