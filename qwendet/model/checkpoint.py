@@ -234,8 +234,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(
             f"the checkpoint has no manifest ({MANIFEST})",
             str(folder),
-            "give a folder that train wrote, such as run/final; if this is one, retrain, because nothing tells"
-            " prompts, pixel limits and labels it was trained with",
+            "give a folder that train wrote, such as run/final; if this is one, retrain, because nothing"
+            " tells prompts, pixel limits and labels it was trained with",
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
