@@ -48,8 +48,6 @@ def require_images(samples: Iterable[Sample]) -> None:
 
 
 def _samples_of(path: Path) -> Iterable[Sample]:
-    if not path.exists():
-        raise DataError("there is no such image, folder or JSONL file", str(path), "correct the path")
     if path.is_dir():
         images = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
         if not images:
@@ -59,6 +57,8 @@ def _samples_of(path: Path) -> Iterable[Sample]:
         return [Sample(Turn(str(file.relative_to(path)), (), root=path), where=str(file)) for file in images]
     if path.suffix.lower() in (".jsonl", ".json"):
         return SampleFile(path)
+    if not path.exists():
+        raise DataError("there is no such image, folder or JSONL file", str(path), "correct the path")
     return [sample_of_image(path)]
 
 

@@ -47,9 +47,11 @@ def test_tiny_example__is_small(repo_root: Path) -> None:
     [
         "README.md",
         "docs/checkpoints.md",
+        "docs/command_line.md",
         "docs/data.md",
         "docs/evaluation.md",
         "docs/head.md",
+        "docs/init.md",
         "docs/losses.md",
         "docs/preflight.md",
         "docs/scaling.md",
