@@ -5,23 +5,27 @@ Every problem is reported at once, with line, dotted key, given value and the ne
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from qwendet.config import EMBEDDED_MODELS, Config, Section, inner_section
-from qwendet.errors import ConfigError, Problem
-from qwendet.old_keys import GONE, RENAMED
+from qwendet.config import EMBEDDED_MODELS, Config
+from qwendet.config_problems import Places, explain, looks_like_number
+from qwendet.errors import ConfigError
 
 PACKAGE_EXAMPLES = Path(__file__).parent / "examples"
 REPOSITORY_EXAMPLES = Path(__file__).parent.parent / "examples"
 PATH_FIELDS = (
     ("data", "train"), ("data", "val"), ("data", "teachers"), ("data", "root"), ("data", "image_cache"),
 )  # fmt: skip
+
+
+YAML_FIX = "indent with blanks, and put texts that hold : or # into quotes"
+KINDS: Mapping[type, str] = {list: "a list", str: "a text"}
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -46,7 +50,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             if isinstance(key_node, yaml.ScalarNode):
                 if key_node.value in seen:
                     raise yaml.MarkedYAMLError(
-                        problem=f"the key {key_node.value!r} is written twice",
+                        problem=f"the key {key_node.value!r} is written twice; remove one of them",
                         problem_mark=key_node.start_mark,
                     )
                 seen.add(key_node.value)
@@ -70,9 +74,8 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = find_config(name)
     text = _read(path)
     values = _parse_yaml(text, path)
-    for override in overrides:
-        _apply_override(values, override)
-    config = build_config(values, str(path), _line_numbers(text))
+    overridden = [_apply_override(values, override) for override in overrides]
+    config = build_config(values, str(path), _line_numbers(text), overridden)
     return _with_absolute_paths(config, path.parent.resolve())
 
 
@@ -85,9 +88,8 @@ def override_config(config: Config, overrides: Sequence[str]) -> Config:
     if not overrides:
         return config
     values = config.model_dump(mode="json")
-    for override in overrides:
-        _apply_override(values, override)
-    return build_config(values, "--set")
+    overridden = [_apply_override(values, override) for override in overrides]
+    return build_config(values, "", overridden=overridden)
 
 
 def find_config(name: str | Path) -> Path:
@@ -109,11 +111,22 @@ def find_config(name: str | Path) -> Path:
     )
 
 
+def example_names() -> list[str]:
+    """Bare names that :func:`find_config` knows here."""
+    folders = (Path("examples"), PACKAGE_EXAMPLES, REPOSITORY_EXAMPLES)
+    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config ({error})", str(path)) from error
+    except OSError as error:
+        fix = f"chmod +r {shlex.quote(str(path))}, or give another file"
+        raise ConfigError(f"cannot read the config ({error.strerror})", str(path), fix) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"the config is not UTF-8 ({error.reason})", str(path), "save it as UTF-8"
+        ) from error
 
 
 def _parse_yaml(text: str, path: Path) -> dict[str, Any]:
@@ -122,17 +135,22 @@ def _parse_yaml(text: str, path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"not valid YAML: {error.problem}", where) from error
+        what, _, fix = str(error.problem).partition("; ")
+        raise ConfigError(f"not valid YAML: {what}", where, fix or YAML_FIX) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"not valid YAML: {error}", str(path)) from error
+        raise ConfigError(f"not valid YAML: {error}", str(path), YAML_FIX) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"expected sections such as model and data, got {type(values).__name__}", str(path))
+        what = f"expected sections such as model and data, got {KINDS.get(type(values), 'one value')}"
+        raise ConfigError(
+            what, str(path), "see one that works, with a comment on each line: qwendet init DIR"
+        )
     return {str(key): value for key, value in values.items()}
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Put a ``--set`` into plain values; returns its key path."""
     key, equals, raw = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -144,31 +162,28 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if inner is None:
             inner = values[part] = {}
         if not isinstance(inner, dict):
-            raise ConfigError(f"{key}: {part} is not a section", "--set")
+            shorter = ".".join(parts[: parts.index(part) + 1])
+            what = f"{shorter} holds one value and no keys of its own"
+            raise ConfigError(what, f"--set {override}", f"write --set {shorter}=…")
         values = inner
     try:
         values[parts[-1]] = _number_or(yaml.safe_load(raw))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: {raw!r} is not a YAML value", "--set") from error
+        fix = "write a list as [a, b], and put other signs into quotes: --set 'key=\"a: b\"'"
+        raise ConfigError(f"{raw!r} is not a YAML value", f"--set {override}", fix) from error
+    return tuple(parts)
 
 
 def _number_or(value: Any) -> Any:
     """Read ``1e-4`` as the number that YAML 1.1 takes for a text."""
-    return float(value) if _looks_like_number(value) else value
-
-
-def _looks_like_number(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return any(character.isdigit() for character in value)
+    return float(value) if looks_like_number(value) else value
 
 
 def build_config(
-    values: Mapping[str, Any], source: str, lines: Mapping[tuple[str, ...], int] | None = None
+    values: Mapping[str, Any],
+    source: str,
+    lines: Mapping[tuple[str, ...], int] | None = None,
+    overridden: Collection[tuple[str, ...]] = (),
 ) -> Config:
     """Validate plain values.
 
@@ -176,6 +191,7 @@ def build_config(
         values: nested mapping as a YAML file holds it.
         source: name for error messages.
         lines: line number of each key path.
+        overridden: key paths that ``--set`` gave.
 
     Raises:
         ConfigError: with every problem found.
@@ -183,7 +199,8 @@ def build_config(
     try:
         return Config.model_validate(_lists_to_tuples(values))
     except ValidationError as error:
-        problems = [_explain(detail, source, lines or {}) for detail in error.errors()]
+        places = Places(source, lines or {}, frozenset(overridden))
+        problems = [explain(detail, places) for detail in error.errors()]
         raise ConfigError.of(problems) from error
 
 
@@ -191,73 +208,6 @@ def _lists_to_tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _lists_to_tuples(inner) for key, inner in value.items()}
     return tuple(_lists_to_tuples(inner) for inner in value) if isinstance(value, list) else value
-
-
-def _explain(detail: Any, source: str, lines: Mapping[tuple[str, ...], int]) -> Problem:
-    path = tuple(str(part) for part in detail["loc"])
-    key = ".".join(path)
-    line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
-    where = ": ".join(part for part in (f"{source}:{line}" if line else source, key) if part)
-    value = detail["input"]
-    if detail["type"] == "extra_forbidden":
-        return Problem("unknown key", where, _fix_for_unknown(path))
-    if detail["type"] == "value_error":
-        what, _, fix = str(detail["ctx"]["error"]).partition("; ")
-        return Problem(what, where, fix)
-    if _looks_like_number(value) and detail["type"] in ("float_type", "int_type"):
-        return Problem(
-            f"expected a number, got the text {value!r}", where, f"write {_as_yaml_number(value, detail)}"
-        )
-    return Problem(f"{_lower_first(detail['msg'])}, got {value!r}", where)
-
-
-def _as_yaml_number(value: str, detail: Any) -> str:
-    number = float(value)
-    if detail["type"] == "int_type":
-        return str(int(number)) if number.is_integer() else "a whole number"
-    mantissa, e, exponent = value.partition("e")
-    if e:
-        return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent}"
-    return repr(number)
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
-def _fix_for_unknown(path: tuple[str, ...]) -> str:
-    key = path[-1]
-    if key == "padding_side":
-        return "remove it: padding is always left, because Flash Attention and generation need it so"
-    known = known_keys()
-    if len(path) == 1:
-        new_name = RENAMED.get(key) or next((name for name in known if name.split(".")[-1] == key), None)
-        if new_name:
-            return f"this is a key of the old flat file; it is now {new_name}"
-        if key in GONE:
-            return f"this is a key of the old flat file; {GONE[key]}"
-    elif key in RENAMED:
-        return f"it is now {RENAMED[key]}"
-    siblings = [name for name in known if name.split(".")[:-1] == list(path[:-1])]
-    close = difflib.get_close_matches(".".join(path), siblings, n=1, cutoff=0.5)
-    if not close:
-        close = [name for name in known if name.split(".")[-1] == key]
-    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(siblings))}"
-
-
-def known_keys() -> list[str]:
-    """Every dotted key of the config, sections included."""
-    return _keys_of(Config)
-
-
-def _keys_of(section: type[Section], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        inner = inner_section(field)
-        if inner is not None:
-            keys += _keys_of(inner, f"{prefix}{name}.")
-    return keys
 
 
 def _line_numbers(text: str) -> dict[tuple[str, ...], int]:

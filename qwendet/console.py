@@ -30,6 +30,7 @@ from qwendet.errors import (
     QwendetError,
 )
 from qwendet.progress import Advance, Pace
+from qwendet.tables import build_table, stacked_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +41,7 @@ Format = Literal["human", "json", "junit", "github"]
 PLAIN_STEP = 0.1  # share of the work between two lines of progress without a terminal
 PLAIN_SECONDS = 30.0  # … or seconds
 PLAIN_LEAST_SECONDS = 2.0  # between two such lines, so that quick work prints its last one only
-PLAIN_WIDTH = 160  # characters of a table without a terminal
+PLAIN_WIDTH = 160  # characters of a table without a terminal and without COLUMNS
 BUG_REPORT = "please report it, with the output of the same command with --debug"
 NOISY_LIBRARIES = r"(torch|transformers|accelerate|huggingface_hub)(\.|$)"
 STYLES: dict[Status, str] = {"pass": "green", "fail": "bold red", "skip": "yellow"}
@@ -142,7 +143,7 @@ def _console(*, stderr: bool) -> Console:
         highlight=False,
         force_terminal=is_styled,
         color_system="auto" if is_styled else None,
-        width=None if is_terminal else PLAIN_WIDTH,
+        width=None if is_terminal or os.environ.get("COLUMNS", "").isdigit() else PLAIN_WIDTH,
     )
 
 
@@ -172,10 +173,15 @@ def say(text: str) -> None:
         _print(_stderr(), text)
 
 
-def next_step(command: str) -> None:
-    """Print on stderr what to run next."""
-    if not _state.quiet:
-        _print(_stderr(), f"Next: {command}", "bold")
+def next_step(command: str, first: str = "") -> None:
+    """Print on stderr what to run next; nothing where the output is for a machine.
+
+    Args:
+        command: the command.
+        first: what is to be done before, such as ``mend what failed``.
+    """
+    if not _state.quiet and not is_for_machine():
+        _print(_stderr(), f"Next: {first}, then {command}" if first else f"Next: {command}", "bold")
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -186,26 +192,28 @@ def print_lines(lines: Iterable[str]) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table on stdout; columns of numbers are aligned right, floats have four digits."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD)
-    for index, column in enumerate(columns):
-        is_number = all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(Text(printable(column)), justify="right" if is_number else "left")
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
-    _stdout().print(table)
+    are_numbers = [all(isinstance(row[index], int | float) for row in rows) for index in range(len(columns))]
+    heads, cells = [printable(name) for name in columns], [[_cell(value) for value in row] for row in rows]
+    table, least = build_table(printable(title), heads, cells, are_numbers)
+    if least <= _stdout().width:
+        _stdout().print(table)
+    else:
+        for line in stacked_lines(printable(title), heads, cells):
+            _print(_stdout(), line)
 
 
 def _cell(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else printable(str(value))
 
 
-def print_record(record: Mapping[str, Any]) -> None:
+def is_for_machine() -> bool:
+    """Whether results are printed for a program, and not for people."""
+    return _state.format != "human"
+
+
+def print_record(record: Mapping[str, Any], *, ok: bool = True) -> None:
     """Print results as the one object that ``--format json`` promises, beside ``ok`` and no checks."""
-    print(json.dumps({"ok": True, "checks": [], **record}, indent=2))
+    print(json.dumps({"ok": ok, "checks": [], **record}, indent=2))
 
 
 # Errors and checks
@@ -377,7 +385,7 @@ def _live_bars() -> Iterator[Progress]:
 
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=max(8, min(40, _stderr().width // 5))),
         MofNCompleteColumn(),
         TextColumn("{task.fields[pace]}", markup=False, style="dim"),
         TextColumn("{task.fields[text]}", markup=False),

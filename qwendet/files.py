@@ -6,11 +6,12 @@ import hashlib
 import os
 import shlex
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qwendet.errors import DataError
+from qwendet.errors import ConfigError, DataError
 
 CHUNK_BYTES = 1 << 20
 
@@ -91,6 +92,34 @@ def _is_open(folder: Path) -> bool:
 
 def _fix_of(error: OSError, path: Path) -> str:
     return f"chmod -R u+rX {shlex.quote(str(path))}" if isinstance(error, PermissionError) else ""
+
+
+def require_place(target: Path, where: str, *, is_folder: bool = False) -> None:
+    """Find out before the work, and not after it, that what it gives cannot be written.
+
+    Args:
+        target: the file or folder to be; may be there already.
+        where: what the user named it by, such as ``--output``.
+        is_folder: a folder is to be filled.
+
+    Raises:
+        ConfigError: if it cannot be.
+    """
+    if target.is_dir() and not is_folder:
+        raise ConfigError(f"expected a file, got the folder {target}", where, "name a file in it")
+    if is_folder and target.exists() and not target.is_dir():
+        raise ConfigError(f"expected a folder, got the file {target}", where, "give another place")
+    nearest = next((path for path in (target, *target.absolute().parents) if path.is_dir()), Path("/"))
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+        blocking = next((path for path in target.absolute().parents if path.is_file()), None)
+    except OSError as error:
+        what = f"cannot write to {target} ({nearest}: {error.strerror})"
+        raise ConfigError(what, where, "choose another place") from error
+    if blocking is not None:
+        what = f"cannot write to {target}: {blocking} is a file, not a folder"
+        raise ConfigError(what, where, "choose another place")
 
 
 def list_folder(folder: Path) -> list[Path]:

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from qwendet.checks.config.memory import run_memory_check
-from qwendet.checks.config.suite import MEMORY, Thoroughness, known_ids, run_config_checks
+from qwendet.checks.config.suite import EMPTY, MEMORY, Thoroughness, known_ids, run_config_checks
 from qwendet.checks.consistency import suite as consistency
+from qwendet.checks.ids import all_ids
 from qwendet.checks.loss import suite as loss
 from qwendet.checks.result import Result, Table
 from qwendet.checks.runner import require_known
@@ -28,11 +29,6 @@ from qwendet.progress import Tracker
 logger = logging.getLogger("qwendet")
 
 Found = tuple[list[Result], list[Table]]
-
-
-def all_ids() -> list[str]:
-    """Ids of every check, in the order in which they run."""
-    return [*known_ids(), MEMORY, *loss.CHECKS, *consistency.IDS]
 
 
 def run_all_checks(
@@ -63,6 +59,8 @@ def run_all_checks(
     consistency.require_checkpoint(checkpoint)  # before minutes of other checks
     results, tables = _config_results(config, tracker, how, only)
     of_loss, of_consistency = ([id for id in only if id in known] for known in (loss.CHECKS, consistency.IDS))
+    if any(result.id == EMPTY and result.status == "fail" for result in results):
+        return results, tables  # whatever else was asked would only say so again
     if not only or MEMORY in only:
         results = results + run_memory_check(config)
         if results[-1].status == "fail":  # what cannot be trained here is not downloaded

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from qwendet import console
+from qwendet.cli.group import StagedGroup
+from qwendet.cli.options import RecordFormatOption, command_line
 
 if TYPE_CHECKING:
+    from qwendet.data.choose_pool import PoolReport
     from qwendet.data.formats.convert import ConversionReport
 
 LEFT_SOMETHING_OUT = 1
 """Exit code of a conversion that was told to skip broken annotations, and did."""
 
-app = typer.Typer(no_args_is_help=True, help="Convert and prepare data sets.")
+app = typer.Typer(
+    cls=StagedGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Convert, divide, check and look at data sets.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 Source = Annotated[
     Path, typer.Argument(metavar="SRC", help="The data set, a folder or file; stays as it is.")
@@ -52,12 +62,14 @@ def convert(
         bool, typer.Option("--strict", help="Refuse what would otherwise be mended or left out and told.")
     ] = False,
     skip_bad: SkipBadOption = False,
+    output_format: RecordFormatOption = "human",
 ) -> None:
     """Convert a data set between COCO, VOC, YOLO and JSONL, split by split."""
+    console.set_format(output_format)
     from qwendet.data.formats.convert import Conversion, convert_dataset
 
     how = Conversion(source, target, images, image_dir, is_strict=strict, skip_bad=skip_bad)
-    _show(convert_dataset(src, dst, how, console.progress))
+    _show(convert_dataset(src, dst, how, console.progress), dst)
 
 
 @app.command()
@@ -72,16 +84,18 @@ def split(
     images: ImagesOption = "copy",
     image_dir: ImageDirOption = None,
     skip_bad: SkipBadOption = False,
+    output_format: RecordFormatOption = "human",
 ) -> None:
     """Divide a data set into training, validation and test; each gets its share of every label.
 
     Splits that SRC has are forgotten; identical images stay together.
     """
+    console.set_format(output_format)
     from qwendet.data.formats.convert import Conversion
     from qwendet.data.split import split_dataset
 
     how = Conversion(source, target, images, image_dir, skip_bad=skip_bad)
-    _show(split_dataset(src, dst, {"val": val, "test": test}, seed, how, console.progress))
+    _show(split_dataset(src, dst, {"val": val, "test": test}, seed, how, console.progress), dst)
 
 
 @app.command()
@@ -102,31 +116,71 @@ def teachers(
         Path | None, typer.Option("--root", metavar="DIR", help="data.root, if the config sets it.")
     ] = None,
     seed: SeedOption = 0,
+    output_format: RecordFormatOption = "human",
 ) -> None:
     """Choose a diverse pool of demonstrations: every label, in sparse, medium and dense scenes."""
+    console.set_format(output_format)
     from qwendet.data.choose_pool import choose_pool
 
     beside = (train.parent / name for name in ("val.jsonl", "test.jsonl"))
     held_out = val if val is not None else [file for file in beside if file.is_file() and file != train]
     report = choose_pool(train, out, count, held_out=held_out, root=root, seed=seed, tracker=console.progress)
+    # The config's own words for it: the path from where the user stands.
+    settings = [f"data.teachers={report.file.absolute()}", "data.teacher_ratio=0.5"]
+    _show_pool(report, held_out, command_line("validate-config", "CONFIG", settings=settings))
+
+
+def _show_pool(report: PoolReport, held_out: Sequence[Path], further: str) -> None:
+    if console.is_for_machine():
+        record = {
+            "file": str(report.file),
+            "shown": report.shown,
+            "available": report.available,
+            "scenes": report.images,
+            "held_out_files": list(map(str, held_out)),
+            "held_out": report.held_out,
+            "next": further,
+        }
+        console.print_record(record)
+        return
     rows = [(label, shown, report.available[label]) for label, shown in sorted(report.shown.items())]
     console.print_table("Demonstrations", ("label", "images chosen", "images to choose from"), rows)
     console.print_table("Scenes", ("objects", "images chosen"), list(report.images.items()))
     files = ", ".join(map(str, held_out)) or "nothing: give --val"
     console.say(f"Held out: {files}; {report.held_out} training images are also there and were passed over.")
     console.say(f"Wrote {report.file}.")
+    console.next_step(further)
 
 
-def _show(report: ConversionReport) -> None:
+def _show(report: ConversionReport, dst: Path) -> None:
     """Print what was written and what was mended; end with 1 if something was left out."""
     from qwendet.data.formats.convert import conversion_notes
 
-    console.print_table("Boxes", ("split", "images", "label", "boxes"), _rows(report))
-    for note in conversion_notes(report):
-        console.say(note)
-    console.say(f"Wrote {', '.join(str(file) for file in report.files)}.")
+    words = ["data", "check", str(dst)] if report.target == "jsonl" else ["init", "DIR", "--data", str(dst)]
+    if report.data_root is not None:
+        words += ["--root", str(report.data_root)] if report.target == "jsonl" else []
+    further = command_line(*words)
+    if console.is_for_machine():
+        console.print_record({**_record(report), "next": further}, ok=not report.left_out)
+    else:
+        console.print_table("Boxes", ("split", "images", "label", "boxes"), _rows(report))
+        for note in conversion_notes(report):
+            console.say(note)
+        console.say(f"Wrote {', '.join(str(file) for file in report.files)}.")
+        console.next_step(further)
     if report.left_out:
         raise typer.Exit(LEFT_SOMETHING_OUT)
+
+
+def _record(report: ConversionReport) -> dict[str, object]:
+    return {
+        "files": list(map(str, report.files)),
+        "images": report.images,
+        "boxes": report.boxes,
+        "findings": report.findings,
+        "left_out": [{"what": problem.what, "where": problem.where} for problem in report.left_out],
+        "data_root": None if report.data_root is None else str(report.data_root),
+    }
 
 
 def _rows(report: ConversionReport) -> list[tuple[str, int, str, int]]:

@@ -12,10 +12,13 @@ from qwendet.cli.options import (
     DecodeOption,
     FormatOption,
     NoImagesOption,
+    RecordFormatOption,
     WorkersOption,
     command_line,
     image_depth,
 )
+from qwendet.cli.validate import report_and_exit
+from qwendet.files import require_place
 
 RootOption = Annotated[
     Path | None,
@@ -39,15 +42,13 @@ def check(
     console.set_format(output_format)
     from qwendet.checks.config.sample_files import find_data
     from qwendet.checks.config.scan import available_cores
-    from qwendet.checks.config.suite import Thoroughness, exit_code, run_data_checks
+    from qwendet.checks.config.suite import Thoroughness, run_data_checks
 
     how = Thoroughness(image_depth(decode, no_images), workers=workers or available_cores())
     results, tables = run_data_checks(find_data(paths), root, console.progress, how)
-    if output_format == "human":
-        for table in tables:
-            console.print_table(table.title, table.columns, table.rows)
-    console.report_checks(results)
-    raise typer.Exit(exit_code(results))
+    rooted = [] if root is None else ["--root", str(root)]
+    again = command_line("data", "check", *map(str, paths), *rooted)
+    report_and_exit(results, tables, again, command_line("init", "DIR", "--data", str(paths[0])))
 
 
 def stats(
@@ -57,10 +58,14 @@ def stats(
         typer.Option("--output", metavar="DIR", help="Also draw pictures (PNG) into this folder."),
     ] = None,
     root: RootOption = None,
+    output_format: RecordFormatOption = "human",
     no_images: NoImagesOption = False,
     workers: WorkersOption = None,
 ) -> None:
     """Show a data set in figures: boxes of each label, their sizes, shapes and places."""
+    console.set_format(output_format)
+    if output is not None:
+        require_place(output, "--output", is_folder=True)
     from qwendet.checks.config.plots import save_plots
     from qwendet.checks.config.sample_files import find_data
     from qwendet.checks.config.scan import available_cores
@@ -69,11 +74,21 @@ def stats(
 
     how = Thoroughness(image_depth(False, no_images), workers=workers or available_cores())
     seen, num_left_out = survey_data(find_data(paths), root, console.progress, how)
-    for table in summary_tables(seen.scans):
+    tables = summary_tables(seen.scans)
+    files = [] if output is None else save_plots(seen.scans, output)
+    further = command_line("data", "check", *map(str, paths))
+    if console.is_for_machine():
+        shown = [
+            {"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}
+            for table in tables
+        ]
+        pictures = list(map(str, files))
+        console.print_record({"tables": shown, "broken": num_left_out, "pictures": pictures, "next": further})
+        return
+    for table in tables:
         console.print_table(table.title, table.columns, table.rows)
     if num_left_out:
-        hint = command_line("data", "check", *map(str, paths))
-        console.say(f"{num_left_out} samples or boxes are broken and not counted; see {hint}")
-    if output is not None:
-        files = save_plots(seen.scans, output)
+        console.say(f"{num_left_out} samples or boxes are broken and not counted.")
+    if files:
         console.say(f"Drew {', '.join(str(file) for file in files)}.")
+    console.next_step(further)

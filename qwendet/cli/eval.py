@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from qwendet import console
-from qwendet.cli.options import RecordFormatOption, SetOption
+from qwendet.cli.options import RecordFormatOption, SetOption, command_line
+from qwendet.files import require_place
 from qwendet.sharding import is_first_process, joined_processes
 
 if TYPE_CHECKING:
@@ -20,51 +22,61 @@ if TYPE_CHECKING:
 MOST_LABELS = 40
 
 
+CheckpointArgument = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="Folder that train wrote, such as run/final.")
+]
+DataArgument = Annotated[
+    Path, typer.Argument(metavar="DATA", help="JSONL file, or a data set folder: its test split first.")
+]
+ModeOption = Annotated[
+    Literal["head", "text", "both"] | None,
+    typer.Option("--mode", help="Who answers; without it, the head where there is one, else text."),
+]
+TeachersOption = Annotated[
+    int,
+    typer.Option(
+        "--teachers", metavar="N", min=0, help="Measure without and with N demonstrations from the pool."
+    ),
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="DIR", help="Folder for index.html: curves, errors, pictures."),
+]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write all numbers and predictions, for --compare."),
+]
+CocoOption = Annotated[
+    Path | None,
+    typer.Option("--coco", metavar="FILE", help="Write COCO results, and their ground truth beside them."),
+]
+CompareOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--compare",
+        metavar="OTHER_RUN",
+        help="Differences to a file of eval --json, infer or train, or to a checkpoint.",
+    ),
+]
+
+
 def evaluate(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Folder that train wrote, such as run/final.")
-    ],
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="JSONL file, or a data set folder: its test split first.")
-    ],
-    mode: Annotated[
-        Literal["head", "text", "both"] | None,
-        typer.Option("--mode", help="Who answers; without it, the head where there is one, else text."),
-    ] = None,
-    teachers: Annotated[
-        int,
-        typer.Option(
-            "--teachers", metavar="N", min=0, help="Measure without and with N demonstrations from the pool."
-        ),
-    ] = 0,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="DIR", help="Folder for index.html: curves, errors, pictures."),
-    ] = None,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", help="Write all numbers and predictions, for --compare."),
-    ] = None,
-    coco: Annotated[
-        Path | None,
-        typer.Option(
-            "--coco", metavar="FILE", help="Write COCO results, and their ground truth beside them."
-        ),
-    ] = None,
-    compare: Annotated[
-        Path | None,
-        typer.Option(
-            "--compare",
-            metavar="OTHER_RUN",
-            help="Differences to a file of eval --json, infer or train, or to a checkpoint.",
-        ),
-    ] = None,
+    checkpoint: CheckpointArgument,
+    data: DataArgument,
+    mode: ModeOption = None,
+    teachers: TeachersOption = 0,
+    report: ReportOption = None,
+    json_file: JsonOption = None,
+    coco: CocoOption = None,
+    compare: CompareOption = None,
     output_format: RecordFormatOption = "human",
     settings: SetOption = None,
 ) -> None:
     """Measure a checkpoint on annotated images: COCO metrics, the best score threshold, label by label."""
     console.set_format(output_format)
-    from qwendet.evaluation.command import evaluate_checkpoint, write_coco, write_json
+    places = _Places(report, json_file, coco)
+    places.require()
+    from qwendet.evaluation.command import evaluate_checkpoint
 
     with joined_processes():
         found = evaluate_checkpoint(
@@ -78,21 +90,54 @@ def evaluate(
         )
     if not is_first_process():
         return
-    if output_format == "json":
-        console.print_record(found.to_record(with_predictions=False))
+    written = places.write(found)
+    if report is None:
+        chosen = [] if mode is None else ["--mode", mode]
+        further = command_line("eval", str(checkpoint), str(data), *chosen, "--report", "report")
     else:
-        _print(found)
-    written = [] if json_file is None else [json_file]
-    if json_file is not None:
-        write_json(found, json_file)
-    if coco is not None:
-        written += write_coco(found, coco)
-    if report is not None:
-        from qwendet.report import write_report
-
-        written.append(write_report(found, report))
+        further = command_line("export", str(checkpoint), "OUT")
+    if console.is_for_machine():
+        record = found.to_record(with_predictions=False)
+        console.print_record({**record, "files": list(map(str, written)), "next": further})
+        return
+    _print(found)
     if written:
         console.say(f"Wrote {', '.join(map(str, written))}.")
+    console.next_step(further)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """What the numbers are written to, beside the terminal."""
+
+    report: Path | None
+    json_file: Path | None
+    coco: Path | None
+
+    def require(self) -> None:
+        """Find out before hours of predicting that a place cannot be written to."""
+        if self.json_file is not None:
+            require_place(self.json_file, "--json")
+        if self.coco is not None:
+            require_place(self.coco, "--coco")
+        if self.report is not None:
+            require_place(self.report, "--report", is_folder=True)
+
+    def write(self, found: Evaluation) -> list[Path]:
+        """Write all that is wanted; returns the files."""
+        from qwendet.evaluation.command import write_coco, write_json
+
+        written: list[Path] = []
+        if self.json_file is not None:
+            write_json(found, self.json_file)
+            written.append(self.json_file)
+        if self.coco is not None:
+            written += write_coco(found, self.coco)
+        if self.report is not None:
+            from qwendet.report import write_report
+
+            written.append(write_report(found, self.report))
+        return written
 
 
 def _print(found: Evaluation) -> None:

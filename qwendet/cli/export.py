@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from qwendet import console
+from qwendet.cli.options import RecordFormatOption
 from qwendet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qwendet.export import ExportSummary
 
 
 def export(
@@ -30,12 +36,36 @@ def export(
     image_size: Annotated[
         str, typer.Option("--image-size", metavar="WxH", help="Size of the images that the graphs are for.")
     ] = "644x476",
+    output_format: RecordFormatOption = "human",
 ) -> None:
     """Write a merged, plain Hugging Face directory, for transformers and vLLM."""
+    console.set_format(output_format)
+    size, shard_size = _size(image_size), _shard_size(max_shard_size)
     from qwendet.export import export as run_export
 
-    size = _size(image_size) if head == "onnx" else None
-    summary = run_export(checkpoint, output, dtype=dtype, max_shard_size=max_shard_size, onnx_size=size)
+    summary = run_export(
+        checkpoint,
+        output,
+        dtype=dtype,
+        max_shard_size=shard_size,
+        onnx_size=size if head == "onnx" else None,
+    )
+    _report(summary, shlex.join(["vllm", "serve", str(summary.output)]))
+
+
+def _report(summary: ExportSummary, further: str) -> None:
+    if console.is_for_machine():
+        record = {
+            "output": str(summary.output),
+            "parameters": summary.num_parameters,
+            "dtype": summary.dtype,
+            "files": list(summary.files),
+            "merge_error": summary.merge_error,
+            "graphs": {graph.file: graph.error for graph in summary.graphs},
+            "next": further,
+        }
+        console.print_record(record)
+        return
     if summary.merge_error is not None:
         console.say(f"The adapter is merged; the logits differ by {summary.merge_error:.1e} of their size.")
     for graph in summary.graphs:
@@ -45,6 +75,7 @@ def export(
         f"{summary.num_parameters:,} parameters in {summary.dtype}, {files}, reloaded and compared"
         f" → {summary.output}"
     )
+    console.next_step(further)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -52,3 +83,11 @@ def _size(text: str) -> tuple[int, int]:
     if not (width.isdigit() and height.isdigit()):
         raise ConfigError(f"expected width x height, got {text!r}", "--image-size", "for example: 644x476")
     return int(width), int(height)
+
+
+def _shard_size(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*(KB|MB|GB|TB)", text.upper()):
+        raise ConfigError(
+            f"expected a number and KB, MB, GB or TB, got {text!r}", "--max-shard-size", "for example: 5GB"
+        )
+    return text.upper()

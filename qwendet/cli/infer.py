@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from qwendet import console
-from qwendet.cli.options import SetOption, split_labels
+from qwendet.cli.options import RecordFormatOption, SetOption, command_line, split_labels
+from qwendet.files import require_place
 from qwendet.sharding import is_first_process
+
+if TYPE_CHECKING:
+    from qwendet.inference import InferSummary
 
 
 def infer(
@@ -44,9 +49,16 @@ def infer(
         Path | None,
         typer.Option("--visualize", metavar="DIR", help="Folder for pictures with the boxes drawn."),
     ] = None,
+    output_format: RecordFormatOption = "human",
     settings: SetOption = None,
 ) -> None:
     """Detect objects: one JSON line an image, boxes in pixels of the image as displayed."""
+    console.set_format(output_format)
+    wanted = split_labels(labels)
+    if output is not None:
+        require_place(output, "--output")
+    if visualize is not None:
+        require_place(visualize, "--visualize", is_folder=True)
     from qwendet.inference import infer as run_inference
 
     summary = run_inference(
@@ -55,13 +67,31 @@ def infer(
         output=output,
         mode=mode,
         teachers=teachers,
-        labels=split_labels(labels),
+        labels=wanted,
         constrained=constrained,
         visualize=visualize,
         overrides=settings or (),
         tracker=console.progress,
     )
     if not is_first_process():  # of those that a launcher started
+        return
+    if visualize is None:
+        further = command_line("infer", str(checkpoint), *map(str, inputs), "--visualize", "pictures")
+    else:
+        further = command_line("export", str(checkpoint), "OUT")
+    _report(summary, visualize, further)
+
+
+def _report(summary: InferSummary, visualize: Path | None, further: str) -> None:
+    """Print predictions that no file takes, and counts."""
+    counts = {"images": summary.images, "detections": summary.detections, "rejected": summary.rejected}
+    if console.is_for_machine():
+        places = {
+            "output": None if summary.output is None else str(summary.output),
+            "pictures": None if visualize is None else str(visualize),
+        }
+        found = {} if summary.output else {"predictions": [json.loads(line) for line in summary.lines]}
+        console.print_record({**counts, **places, **found, "next": further})
         return
     if summary.output is None:
         console.print_lines(summary.lines)
@@ -70,3 +100,6 @@ def infer(
         f"{summary.images} images, {summary.detections} detections, "
         f"{summary.rejected} rejected boxes{written}"
     )
+    if visualize is not None:
+        console.say(f"Drew them into {visualize}.")
+    console.next_step(further)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qwendet import console
+from qwendet.cli.options import RecordFormatOption
 
 
 def init(
@@ -21,13 +22,19 @@ def init(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="JSONL file, folder that data convert wrote, or COCO, VOC or YOLO data."),
+        typer.Option("--data", help="COCO, VOC, YOLO or JSONL: a file, or the folder that holds it."),
     ] = None,
+    output_format: RecordFormatOption = "human",
 ) -> None:
-    """Write a commented config, and the data that it needs."""
-    from qwendet.starter import init_project
+    """Write a config whose values are computed from the data, and say on each line from what."""
+    console.set_format(output_format)
+    from qwendet.starter.project import init_project
 
     summary = init_project(directory, tiny=tiny, model=model, data=data, tracker=console.progress)
+    if console.is_for_machine():
+        record = {"config": str(summary.config), "notes": summary.notes, "next": summary.next_command}
+        console.print_record(record)
+        return
     for note in summary.notes:
         console.say(note)
     console.say(f"Wrote {summary.config}.")

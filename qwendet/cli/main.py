@@ -7,33 +7,24 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from qwendet import console
-from qwendet.cli import (
-    check_consistency,
-    data,
-    data_check,
-    eval,
-    export,
-    infer,
-    init,
-    train,
-    validate,
-    validate_model,
-)
-from qwendet.errors import EnvironmentLacksError, QwendetError
+from qwendet.cli import data, data_check, eval, export, infer, init, train, validate
+from qwendet.cli.group import StagedGroup
+from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
 from qwendet.sharding import is_first_process
 
 GLOBAL_FLAGS = ("--debug", "--quiet")
 INTERRUPTED = 130
 TERMINATED = 143
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""Typer's error for a command line that cannot be read, which it exports under no name of its own."""
 
 
-class _Commands(TyperGroup):
+class _Commands(StagedGroup):
     """Commands that say that they were interrupted; Typer's own end silently."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -49,20 +40,23 @@ app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: never cut, whatever the width, and quick
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("init")(init.init)
-app.command("train")(train.train)
-app.command("infer")(infer.infer)
-app.command("eval")(eval.evaluate)
-app.command("export")(export.export)
-app.command("validate-config")(validate.validate_config)
-app.command("validate-loss")(validate_model.validate_loss)
-app.command("check-consistency")(check_consistency.check_consistency)
-app.command("validate")(validate_model.validate)
+PREPARE, CHECK = "1. Prepare data and config", "2. Check before the GPU hours"
+TRAIN, USE = "3. Train", "4. Measure and use"
+app.command("init", rich_help_panel=PREPARE)(init.init)
+app.command("validate-config", rich_help_panel=CHECK)(validate.validate_config)
+app.command("validate-loss", rich_help_panel=CHECK)(validate.validate_loss)
+app.command("check-consistency", rich_help_panel=CHECK)(validate.check_consistency)
+app.command("validate", rich_help_panel=CHECK)(validate.validate)
+app.command("train", rich_help_panel=TRAIN)(train.train)
+app.command("eval", rich_help_panel=USE)(eval.evaluate)
+app.command("infer", rich_help_panel=USE)(infer.infer)
+app.command("export", rich_help_panel=USE)(export.export)
 data.app.command("check")(data_check.check)
 data.app.command("stats")(data_check.stats)
-app.add_typer(data.app, name="data")
+app.add_typer(data.app, name="data", rich_help_panel=PREPARE)
 
 
 def _print_version(wanted: bool) -> None:
@@ -81,7 +75,7 @@ def _main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Fine-tune Qwen2.5-VL into an object detector: init, train, infer, eval.
+    """Fine-tune Qwen2.5-VL into an object detector, and prove that the model trained is the model served.
 
     Exit codes: 0 all good, 1 a check failed, 2 unusable config, data or command,
     3 the environment lacks something, 130 interrupted, 143 terminated.
@@ -101,7 +95,14 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=_flags_first(words), prog_name="qwendet")
+        code = app(args=_flags_first(words), prog_name="qwendet", standalone_mode=False)
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            console.print_lines([error.ctx.get_help()])
+            sys.exit(ConfigError.exit_code)
+        console.set_format(_asked_format(words))
+        console.report_error(_as_config_error(error))
+        sys.exit(ConfigError.exit_code)
     except QwendetError as error:
         console.report_error(error)
         sys.exit(error.exit_code)
@@ -115,7 +116,32 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:  # noqa: BLE001 - the CLI's entry: whatever is left is a bug, and is called one
         console.report_bug(error)
         sys.exit(1)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _as_config_error(error: UsageError) -> ConfigError:
+    """A mistake on the command line in the words of all other mistakes."""
+    said = (
+        error.format_message()
+        .replace("Value error, ", "")
+        .replace(": Input should", ": it should")
+        .rstrip(".")
+    )
+    path = "qwendet" if error.ctx is None else error.ctx.command_path
+    return ConfigError(said[:1].lower() + said[1:], "command line", f"see: {path} --help")
+
+
+def _asked_format(words: Sequence[str]) -> Literal["human", "json", "junit", "github"]:
+    """The ``--format`` of a command line that could not be read as a whole.
+
+    Example:
+        >>> _asked_format(["infer", "--format=json"]), _asked_format(["infer", "--format", "xml"])
+        ('json', 'human')
+    """
+    joined = " ".join(words).replace("--format=", "--format ").split()
+    after = [joined[at + 1] for at, word in enumerate(joined[:-1]) if word == "--format"]
+    known: tuple[Literal["human", "json", "junit", "github"], ...] = ("json", "junit", "github")
+    return next((name for name in known if after[-1:] == [name]), "human")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from qwendet.cli.completion import complete_check, complete_config, complete_setting
 from qwendet.errors import ConfigError
 
 CONFIG_FIX = "give it once: qwendet COMMAND CONFIG, or qwendet COMMAND --config NAME"
@@ -18,15 +19,28 @@ RecordFormat = Literal["human", "json"]
 
 ConfigArgument = Annotated[
     str | None,
-    typer.Argument(metavar="CONFIG", help="YAML file, or a name such as base_flat_v2 in examples/."),
+    typer.Argument(
+        metavar="CONFIG",
+        help="YAML file, or a name such as base_flat_v2 in examples/.",
+        autocompletion=complete_config,
+    ),
 ]
 ConfigOption = Annotated[
-    str | None, typer.Option("--config", metavar="NAME", help="The same as CONFIG; give one of them.")
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="NAME",
+        help="The same as CONFIG; give one of them.",
+        autocompletion=complete_config,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a setting, such as train.max_steps=100. Repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting, such as train.max_steps=100. Repeatable.",
+        autocompletion=complete_setting,
     ),
 ]
 DecodeOption = Annotated[
@@ -37,7 +51,10 @@ WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes that read samples; all cores if not given.")
 ]
 OnlyOption = Annotated[
-    list[str] | None, typer.Option("--only", metavar="ID", help="Run this check alone. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="ID", help="Run this check alone. Repeatable.", autocompletion=complete_check
+    ),
 ]
 ListOption = Annotated[bool, typer.Option("--list", help="Print the ids of all checks and exit.")]
 OverfitOption = Annotated[
@@ -47,8 +64,10 @@ CheckpointOption = Annotated[
     Path | None,
     typer.Option("--checkpoint", metavar="DIR", help="Compare a saved run with what CONFIG would build."),
 ]
-RecordFormatOption = Annotated[RecordFormat, typer.Option("--format", help="How results are printed.")]
-FormatOption = Annotated[OutputFormat, typer.Option("--format", help="How results are printed.")]
+RecordFormatOption = Annotated[
+    RecordFormat, typer.Option("--format", help="How results and errors are printed.")
+]
+FormatOption = Annotated[OutputFormat, typer.Option("--format", help="How results and errors are printed.")]
 
 
 def config_name(argument: str | None, option: str | None) -> str:

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwendet import console
-from qwendet.cli.options import ConfigArgument, ConfigOption, SetOption, command_line, config_name
+from qwendet.cli.options import (
+    ConfigArgument,
+    ConfigOption,
+    RecordFormatOption,
+    SetOption,
+    command_line,
+    config_name,
+)
+from qwendet.sharding import is_first_process
 
 if TYPE_CHECKING:
+    from qwendet.config import Config
     from qwendet.run import RunSummary
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
@@ -21,26 +30,50 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of the run.")
     ] = False,
+    output_format: RecordFormatOption = "human",
     settings: SetOption = None,
 ) -> None:
     """Train a detector; config and data are checked before it starts."""
+    console.set_format(output_format)
     from qwendet.config_file import load_config
 
     name = config_name(config, named)
     loaded = load_config(name, settings or ())
     from qwendet.run import train as run_training  # imports torch: seconds that a broken config need not wait
 
-    summary = run_training(loaded, resume=resume, tracker=console.progress)
-    _report(summary, command_line("train", name, "--resume", settings=settings or ()))
+    with console.nothing_but_results():
+        summary = run_training(loaded, resume=resume, tracker=console.progress)
+    if not is_first_process():  # of those that a launcher started
+        return
+    resume_command = command_line("train", name, "--resume", settings=settings or ())
+    _report(summary, resume_command if summary.stopped_by else _measure_command(summary, loaded))
+    if summary.stopped_by:
+        raise typer.Exit(EXIT_CODES[summary.stopped_by])
 
 
-def _report(summary: RunSummary, resume_command: str) -> None:
+def _measure_command(summary: RunSummary, config: Config) -> str:
+    """What to do with a trained model: measure it where there is something to measure on, else look at it."""
+    final = str(summary.final)
+    if config.data.val is None:
+        return command_line("infer", final, "IMAGE", "--visualize", "pictures")
+    return command_line("eval", final, config.data.val, "--report", str(summary.output_dir / "report"))
+
+
+def _report(summary: RunSummary, next_command: str) -> None:
+    if console.is_for_machine():
+        record = {
+            "output_dir": str(summary.output_dir),
+            "final": None if summary.final is None else str(summary.final),
+            "metrics": summary.metrics,
+            "stopped_by": summary.stopped_by,
+            "next": next_command,
+        }
+        console.print_record(record, ok=not summary.stopped_by)
+        return
     if summary.metrics:
         console.print_table("Validation", ("metric", "value"), list(summary.metrics.items()))
     if summary.stopped_by:
         console.say(f"Stopped by {summary.stopped_by}; a checkpoint was saved in {summary.output_dir}.")
-        console.next_step(resume_command)
-        raise typer.Exit(EXIT_CODES[summary.stopped_by])
-    if summary.final is not None:
+    else:
         console.say(f"The model is in {summary.final}.")
-        console.next_step(command_line("infer", str(summary.final), "IMAGE"))
+    console.next_step(next_command)

@@ -1,23 +1,32 @@
-"""``qwendet validate-config``."""
+"""``qwendet validate-config``, ``validate-loss``, ``check-consistency``; and ``validate``, all three."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from qwendet import console
 from qwendet.cli.options import (
+    CheckpointOption,
     ConfigArgument,
     ConfigOption,
     DecodeOption,
     FormatOption,
+    ListOption,
     NoImagesOption,
+    OnlyOption,
+    OverfitOption,
     SetOption,
     WorkersOption,
+    command_line,
     config_name,
     image_depth,
 )
+
+if TYPE_CHECKING:
+    from qwendet.checks.result import Result, Table
 
 
 def validate_config(
@@ -35,14 +44,149 @@ def validate_config(
     """Check config and data without a model: seconds instead of GPU hours."""
     console.set_format(output_format)
     from qwendet.checks.config.scan import available_cores
-    from qwendet.checks.config.suite import Thoroughness, exit_code, run_config_checks
+    from qwendet.checks.config.suite import Thoroughness, run_config_checks
     from qwendet.config_file import load_config
 
     how = Thoroughness(image_depth(decode, no_images), tokens, workers or available_cores())
-    loaded = load_config(config_name(config, named), settings or ())
-    results, tables = run_config_checks(loaded, console.progress, how)
-    if output_format == "human":
+    name = config_name(config, named)
+    results, tables = run_config_checks(load_config(name, settings or ()), console.progress, how)
+    again = command_line("validate-config", name, settings=settings or ())
+    report_and_exit(results, tables, again, command_line("validate", name, settings=settings or ()))
+
+
+def validate_loss(
+    config: ConfigArgument = None,
+    named: ConfigOption = None,
+    overfit: OverfitOption = True,
+    only: OnlyOption = None,
+    list_ids: ListOption = False,
+    output_format: FormatOption = "human",
+    settings: SetOption = None,
+) -> None:
+    """Prove that what is back-propagated is what is meant, on the config's own model and data."""
+    console.set_format(output_format)
+    from qwendet.checks.ids import LOSS_IDS
+    from qwendet.checks.runner import require_known
+    from qwendet.config_file import load_config
+
+    if list_ids:
+        _print_ids(LOSS_IDS)
+        return
+    require_known(only or (), LOSS_IDS)
+    name = config_name(config, named)
+    loaded = load_config(name, settings or ())
+    from qwendet.checks.loss.suite import run_loss_checks
+    from qwendet.checks.subject import temporary_subject
+
+    with console.nothing_but_results(), temporary_subject(loaded) as subject:
+        results, tables = run_loss_checks(subject, console.progress, only=only or (), with_overfit=overfit)
+    again = command_line("validate-loss", name, settings=settings or ())
+    further = command_line("check-consistency", name, settings=settings or ())
+    report_and_exit(results, tables, again, again if only else further)
+
+
+def check_consistency(
+    config: ConfigArgument = None,
+    named: ConfigOption = None,
+    checkpoint: CheckpointOption = None,
+    only: OnlyOption = None,
+    list_ids: ListOption = False,
+    output_format: FormatOption = "human",
+    settings: SetOption = None,
+) -> None:
+    """Prove that the model which is trained is the model which is served."""
+    console.set_format(output_format)
+    from qwendet.checks.ids import CONSISTENCY_IDS
+    from qwendet.checks.runner import require_known
+    from qwendet.config_file import load_config
+
+    if list_ids:
+        _print_ids(CONSISTENCY_IDS)
+        return
+    require_known(only or (), CONSISTENCY_IDS)
+    name = config_name(config, named)
+    loaded = load_config(name, settings or ())
+    from qwendet.checks.consistency.suite import run_consistency_checks
+    from qwendet.checks.subject import temporary_subject
+
+    with console.nothing_but_results(), temporary_subject(loaded) as subject:
+        results, tables = run_consistency_checks(
+            subject, console.progress, checkpoint=checkpoint, only=only or ()
+        )
+    of_checkpoint = [] if checkpoint is None else ["--checkpoint", str(checkpoint)]
+    again = command_line("check-consistency", name, *of_checkpoint, settings=settings or ())
+    if checkpoint is None:
+        further = command_line("train", name, settings=settings or ())
+    else:
+        further = command_line("eval", str(checkpoint), loaded.data.val or "DATA")
+    report_and_exit(results, tables, again, again if only else further)
+
+
+def validate(
+    config: ConfigArgument = None,
+    named: ConfigOption = None,
+    checkpoint: CheckpointOption = None,
+    overfit: OverfitOption = True,
+    only: OnlyOption = None,
+    list_ids: ListOption = False,
+    output_format: FormatOption = "human",
+    settings: SetOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Run every check of config, loss and consistency: the step before training, and in CI."""
+    console.set_format(output_format)
+    from qwendet.checks.config.scan import available_cores
+    from qwendet.checks.config.suite import Thoroughness
+    from qwendet.checks.ids import all_ids
+    from qwendet.checks.runner import require_known
+    from qwendet.config_file import load_config
+
+    if list_ids:
+        _print_ids(all_ids())
+        return
+    require_known(only or (), all_ids())
+    name = config_name(config, named)
+    loaded = load_config(name, settings or ())
+    from qwendet.checks.preflight import run_all_checks
+
+    how = Thoroughness(tokens=True, workers=workers or available_cores())
+    with console.nothing_but_results():
+        results, tables = run_all_checks(
+            loaded, console.progress, how, checkpoint=checkpoint, only=only or (), with_overfit=overfit
+        )
+    again = command_line("validate", name, settings=settings or ())
+    report_and_exit(
+        results, tables, again, again if only else command_line("train", name, settings=settings or ())
+    )
+
+
+def _print_ids(ids: Iterable[str]) -> None:
+    if console.is_for_machine():
+        console.print_record({"ids": list(ids)})
+    else:
+        console.print_lines(ids)
+
+
+def report_and_exit(results: Sequence[Result], tables: Sequence[Table], again: str, further: str) -> NoReturn:
+    """Print figures, for people only, and results; name the next command; end as the results ask for.
+
+    Args:
+        results: of the checks.
+        tables: what was seen.
+        again: the command that repeats the checks.
+        further: the command that follows if none failed.
+    """
+    from qwendet.checks.config.suite import exit_code
+
+    if not console.is_for_machine():
         for table in tables:
             console.print_table(table.title, table.columns, table.rows)
     console.report_checks(results)
-    raise typer.Exit(exit_code(results))
+    code = exit_code(results)
+    if code == 0:
+        console.next_step(further)
+    else:
+        console.next_step(
+            again, "mend what failed" if code == 1 else "go to a machine that has what is lacking"
+        )
+    raise typer.Exit(code)

@@ -142,8 +142,11 @@ def _require_usable(sample: Sample, labels: frozenset[str]) -> None:
     for turn in (*sample.teachers, sample.student):
         size = image_size(turn.image, turn.root, sample.where)
         if turn.declared_size not in (None, size):
-            raise DataError(f"{turn.image} is {size}, declared as {turn.declared_size}", sample.where)
+            declared = "×".join(map(str, turn.declared_size or ()))
+            what = f"{turn.image!r} is {size[0]}×{size[1]}, declared as {declared}"
+            raise DataError(what, sample.where, "correct width and height, and see that the boxes fit")
         require_inside(turn, size, sample.where)
         strange = sorted({item.desc for item in turn.objects} - labels)
         if strange:
-            raise DataError(f"the label {strange[0]!r} is not in the label set", sample.where)
+            what = f"the label {strange[0]!r} is not in the label set"
+            raise DataError(what, sample.where, "add it to data.labels or correct it")

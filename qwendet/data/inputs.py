@@ -57,6 +57,8 @@ def _samples_of(path: Path) -> Iterable[Sample]:
         return [Sample(Turn(str(file.relative_to(path)), (), root=path), where=str(file)) for file in images]
     if path.suffix.lower() in (".jsonl", ".json"):
         return SampleFile(path)
+    if not path.exists():
+        raise DataError("there is no such image, folder or JSONL file", str(path), "correct the path")
     return [sample_of_image(path)]
 
 

@@ -27,6 +27,7 @@ WITHOUT_JOINERS = str.maketrans("", "", JOINERS)
 MAX_SIDE = 2**31 - 1  # pixels; formats of images cannot say more
 TURN_KEYS = frozenset({"images", "objects", "width", "height"})
 SAMPLE_KEYS = frozenset({"teachers", "student"})
+EXAMPLE_LINE = '{"images": ["a.jpg"], "objects": [{"bbox_2d": [x1, y1, x2, y2], "desc": "label"}]}'
 OBJECT_KEYS = frozenset({"bbox_2d", "desc", "crowd", "difficult"})
 
 
@@ -105,15 +106,17 @@ def parse_sample(line: str, where: str, root: Path = Path()) -> Sample:
             "write each sample on one line of its own; a file cut in mid-line must be written again",
         ) from error
     if not isinstance(record, dict):
-        raise DataError(f"expected a JSON object, got {type(record).__name__}", where)
+        what = f"expected a JSON object, got {type(record).__name__}"
+        raise DataError(what, where, f"write {EXAMPLE_LINE}")
     if "images" in record:
         return Sample(student=_parse_turn(record, where, root, ""), where=where)
     _refuse_unknown_keys(record, SAMPLE_KEYS if "student" in record else SAMPLE_KEYS | TURN_KEYS, where, "")
     if "student" not in record:
-        raise DataError('expected "images" or "student", got neither', where)
+        raise DataError('expected "images" or "student", got neither', where, f"write {EXAMPLE_LINE}")
     teachers = record.get("teachers", [])
     if not isinstance(teachers, list):
-        raise DataError(f"teachers: expected a list, got {type(teachers).__name__}", where)
+        what = f"teachers: expected a list, got {type(teachers).__name__}"
+        raise DataError(what, where, 'write "teachers": [{"images": […], "objects": […]}]')
     return Sample(
         student=_parse_turn(record["student"], where, root, "student."),
         teachers=tuple(
@@ -144,7 +147,8 @@ def _refuse_unknown_keys(record: dict[str, Any], known: frozenset[str], where: s
 
 def _parse_turn(record: Any, where: str, root: Path, path: str) -> Turn:
     if not isinstance(record, dict):
-        raise DataError(f"{path[:-1]}: expected an object, got {type(record).__name__}", where)
+        what = f"{path[:-1]}: expected an object, got {type(record).__name__}"
+        raise DataError(what, where, 'write {"images": ["a.jpg"], "objects": […]}')
     _refuse_unknown_keys(record, TURN_KEYS, where, path)
     images = record.get("images")
     if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str) or not images[0]:
@@ -182,7 +186,8 @@ def _parse_size(record: dict[str, Any], key: str, where: str, path: str) -> int 
 
 def _parse_object(record: Any, where: str, path: str) -> DetectedObject:
     if not isinstance(record, dict):
-        raise DataError(f"{path}: expected an object, got {record!r}", where)
+        what = f"{path}: expected an object, got {record!r:.80}"
+        raise DataError(what, where, 'write {"bbox_2d": [x1, y1, x2, y2], "desc": "label"}')
     _refuse_unknown_keys(record, OBJECT_KEYS, where, f"{path}.")
     return DetectedObject(
         bbox_2d=_parse_box(record.get("bbox_2d"), where, f"{path}.bbox_2d"),
@@ -195,7 +200,8 @@ def _parse_object(record: Any, where: str, path: str) -> DetectedObject:
 def _parse_flag(record: dict[str, Any], key: str, where: str, path: str) -> bool:
     value = record.get(key, False)
     if not isinstance(value, bool):
-        raise DataError(f"{path}.{key}: expected true or false, got {value!r}", where)
+        what = f"{path}.{key}: expected true or false, got {value!r}"
+        raise DataError(what, where, "write true, or leave it out")
     return value
 
 
@@ -269,7 +275,8 @@ class SampleFile:
                         self._lines.append(number)
                     offset += len(line)
         except OSError as error:
-            raise DataError(f"cannot read the sample file ({error.strerror})", str(path)) from error
+            what = f"cannot read the sample file ({error.strerror})"
+            raise DataError(what, str(path), "correct the path, or mend the permissions") from error
         if not self._offsets:
             raise DataError("the file holds no samples", str(path), "give a file with one sample a line")
 
@@ -298,5 +305,6 @@ class SampleFile:
         try:
             line = raw.decode("utf-8-sig")  # Windows editors put a mark in front of the first line
         except UnicodeDecodeError as error:
-            raise DataError(f"the line is not UTF-8 ({error.reason})", self.where(index)) from error
+            what = f"the line is not UTF-8 ({error.reason})"
+            raise DataError(what, self.where(index), "save it as UTF-8") from error
         return parse_sample(line, self.where(index), self.root)

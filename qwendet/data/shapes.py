@@ -367,7 +367,8 @@ def write_dataset(
                     progress(index + 1)
         partial.replace(path)
     except OSError as error:
-        raise DataError(f"cannot write the generated data ({error})", str(path)) from error
+        what = f"cannot write the generated data ({error})"
+        raise DataError(what, str(path), "choose another place, or make room") from error
     return path
 
 

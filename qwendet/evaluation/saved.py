@@ -41,7 +41,8 @@ def read_runs(file: Path) -> dict[str, tuple[Source, list[Prediction]]]:
     except OSError as error:
         raise DataError(f"cannot read the other run ({error.strerror})", str(file), _FIX) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"this is no run that can be compared with ({error!r})", str(file), _FIX) from error
+        lacks = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"this is no run that can be compared with ({lacks})", str(file), _FIX) from error
 
 
 def _has(predictions: Sequence[Prediction], source: Source) -> bool:

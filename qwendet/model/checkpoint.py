@@ -227,12 +227,15 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise CheckpointError("there is no such checkpoint", str(folder), "give a checkpoint's folder")
+        raise CheckpointError(
+            "there is no such checkpoint", str(folder), "give a folder that train wrote, such as run/final"
+        )
     if not path.is_file():
         raise CheckpointError(
             f"the checkpoint has no manifest ({MANIFEST})",
             str(folder),
-            "retrain, because nothing tells prompts, pixel limits and labels it was trained with",
+            "give a folder that train wrote, such as run/final; if this is one, retrain, because nothing"
+            " tells prompts, pixel limits and labels it was trained with",
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -317,9 +320,8 @@ def verify_parameters(detector: Qwen25VLWithDetection, manifest: Manifest, folde
     for name, record in wanted.items():
         tensor = found[name]
         if tuple(tensor.shape) != record.shape:
-            raise CheckpointError(
-                f"the parameter {name} has shape {tuple(tensor.shape)}, expected {record.shape}", str(folder)
-            )
+            what = f"the parameter {name} has shape {tuple(tensor.shape)}, expected {record.shape}"
+            raise CheckpointError(what, str(folder), "take another checkpoint")
         if _differs(tensor, record):
             raise CheckpointError(
                 f"the parameter {name} is not the one that was saved",

@@ -137,7 +137,8 @@ def merge_adapter(vlm: nn.Module) -> None:
         try:
             layer.merge(safe_merge=True)
         except ValueError as error:
-            raise CheckpointError(f"the adapter cannot be merged: {error}", name) from error
+            what = f"the adapter cannot be merged: {error}"
+            raise CheckpointError(what, name, "take an earlier checkpoint: its weights are finite") from error
         parent, _, own = name.rpartition(".")
         setattr(vlm.get_submodule(parent), own, layer.get_base_layer())
     if hasattr(vlm, "peft_config"):
@@ -184,9 +185,8 @@ def load_adapter(vlm: nn.Module, folder: Path) -> None:
     for name, parameter in own.items():
         if parameter.shape != weights[name].shape:
             found, wanted = tuple(weights[name].shape), tuple(parameter.shape)
-            raise CheckpointError(
-                f"the adapter's weight {name} has shape {found}, expected {wanted}", str(path)
-            )
+            what = f"the adapter's weight {name} has shape {found}, expected {wanted}"
+            raise CheckpointError(what, str(path), "take the base model that it was trained on")
         parameter.data.copy_(weights[name])
 
 

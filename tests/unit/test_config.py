@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwendet.config import Config
-from qwendet.config_file import build_config, find_config, known_keys, load_config
+from qwendet.config_file import build_config, find_config, load_config
+from qwendet.config_problems import known_keys
 from qwendet.errors import ConfigError, Problem
 from qwendet.old_keys import GONE, RENAMED
 
@@ -119,11 +120,27 @@ def test_override__reads_the_number_that_yaml_does_not(write: Write) -> None:
 
 @pytest.mark.parametrize(
     ("override", "where"),
-    [("train.max_steps", "--set"), ("=1", "--set"), ("train..x=1", "--set"), ("data.labels=[a", "--set")],
+    [
+        ("train.max_steps", "--set"),
+        ("=1", "--set"),
+        ("train..x=1", "--set"),
+        ("data.labels=[a", "--set data.labels=[a"),
+        ("train.seed.x=1", "--set train.seed.x=1"),
+        ("train.max_stps=1", "--set train.max_stps"),
+        ("train.seed=-1", "--set train.seed"),
+        ("train=3", "--set train"),
+    ],
 )
 def test_override__that_cannot_be_read(write: Write, override: str, where: str) -> None:
-    (problem,) = problems_of(write(""), override)
+    (problem,) = problems_of(write("train: {seed: 1}"), override)
     assert problem.where == where
+    assert problem.fix
+
+
+def test_override__does_not_move_other_problems(write: Write) -> None:
+    path = write("train:\n  seed: -1\n  epochs: 0")
+    problems = problems_of(path, "train.epochs=-2")
+    assert {problem.where for problem in problems} == {f"{path}:2: train.seed", "--set train.epochs"}
 
 
 @pytest.mark.parametrize(
@@ -156,7 +173,8 @@ def test_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(b"\xff\xfe")
     (problem,) = problems_of(path)
-    assert "cannot read the config" in problem.what
+    assert problem.what == "the config is not UTF-8 (invalid start byte)"
+    assert problem.fix == "save it as UTF-8"
 
 
 @pytest.mark.parametrize(

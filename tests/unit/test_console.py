@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -167,6 +168,63 @@ def test_logger__goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("qwendet").debug("detail")
     out, err = capsys.readouterr()
     assert (out, err) == ("", "device: cpu\n")
+
+
+WIDE = (
+    ("label", "boxes", "AP", "AP50", "precision", "recall", "F1", "mean IoU", "own best score"),
+    [
+        ("traffic light with a rather long name", 12, 0.25, 0.5, 0.75, 1.0, 0.125, 0.5, None),
+        ("黄色的螺丝", 1_000_000, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+    ],
+)
+PATHS = (
+    ("file", "what was found in it, in a few words"),
+    [("a/very/long/path/that/holds/no/blank/at/all/and/goes/on/instances_train2017.json", "two images " * 9)],
+)
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+@pytest.mark.parametrize(("name", "table"), [("wide", WIDE), ("paths", PATHS)])
+def test_table__is_as_wide_as_there_is_room_and_cuts_nothing(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    golden: Callable[[str, str], None],
+    name: str,
+    table: tuple[tuple[str, ...], list[tuple[object, ...]]],
+    columns: int,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    console.setup(debug=False, quiet=False)
+    console.print_table(f"Labels ({name})", *table)
+    out = capsys.readouterr().out
+    golden(f"tables/{name}.{columns}.txt", "\n".join(line.rstrip() for line in out.splitlines()) + "\n")
+    assert "…" not in out
+    joined = "".join(out.split())
+    for row in table[1]:
+        for cell in row:
+            shown = f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+            assert all(word in joined for word in shown.split() if name == "wide")
+
+
+def test_table__without_a_terminal_keeps_its_width_unless_columns_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS")
+    console.setup(debug=False, quiet=False)
+    console.print_table("T", *WIDE)
+    assert "own best score" in capsys.readouterr().out
+
+
+def test_next_step__is_not_said_to_a_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    console.next_step("qwendet train x", "mend what failed")
+    console.set_format("json")
+    console.next_step("qwendet train x")
+    assert capsys.readouterr().err == "Next: mend what failed, then qwendet train x\n"
+
+
+def test_record__says_ok_unless_it_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_record({"files": 1}, ok=False)
+    assert json.loads(capsys.readouterr().out) == {"ok": False, "checks": [], "files": 1}
 
 
 def test_table__aligns_numbers(capsys: pytest.CaptureFixture[str]) -> None:

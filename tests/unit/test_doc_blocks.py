@@ -49,11 +49,11 @@ def commands(text: str) -> list[list[str]]:
 def parse(words: list[str]) -> None:
     """Parse a command line without running it."""
     command: Any = typer.main.get_command(app)
-    while hasattr(command, "commands") and words[:1] != ["--help"]:
+    while hasattr(command, "commands") and words[:1] not in (["--help"], ["--install-completion"]):
         name, words = words[0], words[1:]
         assert name in command.commands, f"there is no command {name}"
         command = command.commands[name]
-    if "--help" not in words:
+    if not hasattr(command, "commands"):
         command.make_context(command.name, list(words))
 
 
@@ -96,12 +96,14 @@ def test_yaml__a_key_that_is_none_is_found() -> None:
 
 
 @by_name
-def test_json__is_a_sample_or_a_prediction(path: Path) -> None:
+def test_json__is_a_sample_a_prediction_or_a_record(path: Path) -> None:
     for text in blocks(path, "json"):
         for line in text.splitlines():
             record: dict[str, Any] = json.loads(line)
             if "detections" in record:
                 assert set(record) == {"image", "width", "height", "detections", "rejected"}
+            elif "checks" in record:
+                assert {"ok", "checks"} <= set(record)
             else:
                 parse_sample(line, path.name)
 

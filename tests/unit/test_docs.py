@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qwendet.checks.preflight import all_ids
+from qwendet.checks.ids import all_ids
 from qwendet.config import Config
-from qwendet.config_file import known_keys
+from qwendet.config_problems import known_keys
 from qwendet.config_reference import render_reference
 from qwendet.old_keys import GONE, RENAMED
 from tests.conftest import REPO_ROOT

@@ -7,7 +7,10 @@ import logging
 import pytest
 
 from qwendet import training
-from qwendet.checks.preflight import PreflightError, all_ids, require_preflight
+from qwendet.checks.consistency import suite as consistency
+from qwendet.checks.ids import CONSISTENCY_IDS, LOSS_IDS, all_ids
+from qwendet.checks.loss import suite as loss
+from qwendet.checks.preflight import PreflightError, require_preflight
 from qwendet.checks.runner import require_known
 from qwendet.config import Config
 from qwendet.errors import ConfigError
@@ -47,3 +50,9 @@ def test_ids__are_unique_and_unknown_ones_refused() -> None:
     with pytest.raises(ConfigError, match=r"did you mean loss\.labels") as caught:
         require_known(["loss.label"], ids)
     assert caught.value.exit_code == 2
+
+
+def test_ids__are_those_of_the_suites() -> None:
+    """`--list` and completion know them without torch."""
+    assert tuple(loss.CHECKS) == LOSS_IDS
+    assert consistency.IDS == CONSISTENCY_IDS

@@ -233,5 +233,6 @@ def test_sample_file__that_is_absent_or_a_folder_is_refused(tmp_path: Path, refu
     assert (
         str(refusal(SampleFile, absent))
         == f"{absent}: cannot read the sample file (No such file or directory)"
+        " (correct the path, or mend the permissions)"
     )
-    assert str(refusal(SampleFile, tmp_path)) == f"{tmp_path}: cannot read the sample file (Is a directory)"
+    assert "cannot read the sample file (Is a directory)" in str(refusal(SampleFile, tmp_path))

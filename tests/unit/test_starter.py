@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,19 +13,21 @@ import pytest
 import yaml
 from PIL import Image
 
-from qwendet import starter
 from qwendet.checks.config.suite import require_config_checks
 from qwendet.config import Config
 from qwendet.config_file import load_config
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.errors import ConfigError, DataError
 from qwendet.progress import Advance, silent
-from qwendet.starter import DEFAULT_MODEL, InitSummary, init_project, render
+from qwendet.starter import project
+from qwendet.starter.project import DEFAULT_MODEL, InitSummary, init_project
+from qwendet.starter.render import render
+from qwendet.starter.values import Setting
 
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(starter, "GENERATED", {"train": 30, "val": 2})
+    monkeypatch.setattr(project, "GENERATED", {"train": 30, "val": 2})
 
 
 def write_samples(folder: Path, *splits: str, size: tuple[int, int] = (40, 30)) -> Path:
@@ -59,7 +62,8 @@ def test_tiny__is_complete_and_valid(tmp_path: Path) -> None:
     assert summary.next_command == shlex.join(["qwendet", "train", str(tmp_path / "p" / "config.yaml")])
     assert (config.model.path, config.train.batch_size, config.train.max_steps) == ("tiny", 16, 300)
     assert (config.train.learning_rate, config.train.head_learning_rate) == (1e-3, 1e-3)
-    assert config.data.max_tokens == 2048
+    assert config.data.labels is not None
+    assert config.data.max_pixels == 50_176
     assert config.data.train == str(tmp_path / "p" / "data" / "train.jsonl")
     assert len(list((tmp_path / "p" / "data" / "images").iterdir())) == 32
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["config.yaml", "data"]
@@ -73,8 +77,13 @@ def test_tiny__is_the_same_every_time(tmp_path: Path) -> None:
 
 def test_config__has_a_comment_on_each_line(tmp_path: Path) -> None:
     summary, _ = start(tmp_path, data=write_samples(tmp_path / "d", "train"))
-    lines = summary.config.read_text().splitlines()[1:]
+    text = summary.config.read_text()
+    lines = text.splitlines()[1:]
     assert all("  # " in line for line in lines if line.startswith(" "))
+    assert re.search(r"    - dot +# 1 box\n", text)
+    assert re.search(
+        r"max_tokens: \d+ +# 99.9 % of 1 sample need at most about \d+ tokens; 3\d\d for an image of", text
+    )
     assert len(lines) < 25
 
 
@@ -94,7 +103,7 @@ def test_jsonl_file__is_named_where_it_lies(tmp_path: Path) -> None:
     summary, config = start(tmp_path / "p", model="tiny", data=data / "mine.jsonl")
     assert config.data.train == str(data / "mine.jsonl")
     assert config.data.val is None
-    assert "No validation file" in summary.notes[0]
+    assert f"qwendet data split {data / 'mine.jsonl'} DST" in summary.notes[0]
     require_config_checks(config, silent)
 
 
@@ -120,19 +129,20 @@ def test_voc__is_converted_beside_the_config(tmp_path: Path) -> None:
     require_config_checks(config, silent)
 
 
-@pytest.mark.parametrize(("size", "limit"), [((640, 480), 50_176), ((224, 224), None), ((100, 80), None)])
-def test_tiny_model__shrinks_large_images(tmp_path: Path, size: tuple[int, int], limit: int | None) -> None:
+@pytest.mark.parametrize("size", [(640, 480), (224, 224), (100, 80)])
+def test_tiny_model__is_given_64_image_tokens_at_most(tmp_path: Path, size: tuple[int, int]) -> None:
     data = write_samples(tmp_path / "d", "train", size=size)
     _, config = start(tmp_path / "p", model="tiny", data=data)
-    assert config.data.max_pixels == limit
-    assert (config.data.max_tokens, config.train.batch_size) == (4096, 8)
+    assert config.data.max_pixels == 50_176
+    assert (config.train.batch_size, config.train.max_steps) == (8, 300)
 
 
 def test_broken_image__is_left_to_validate(tmp_path: Path) -> None:
     data = write_samples(tmp_path / "d", "train")
     (data / "train.png").unlink()
     _, config = start(tmp_path / "p", model="tiny", data=data)
-    assert config.data.max_pixels is None
+    assert config.data.max_pixels == 50_176
+    assert config.data.max_tokens == 8192
 
 
 def write_coco(folder: Path) -> Path:
@@ -187,7 +197,7 @@ def test_interrupted_drawing__leaves_nothing_half_written(
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(starter, "write_dataset", interrupt)
+    monkeypatch.setattr(project, "write_dataset", interrupt)
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path / "p", tiny=True)
     assert list((tmp_path / "p").iterdir()) == []
@@ -214,9 +224,13 @@ def test_model_folder__is_named_as_seen_from_the_config(
     "name", ["a: b # c", "'quoted'", "tab\tand\nline", "ünïcode 🦆", "- x", "null", "*a", "1e5"]
 )
 def test_odd_names__survive_the_yaml(tmp_path: Path, name: str) -> None:
-    text = render({"data": {"train": name, "labels": [name], "max_pixels": None}, "train": {"epochs": 1e-5}})
-    values = yaml.safe_load(text)
-    assert values == {
+    settings = {
+        "train": Setting(name),
+        "labels": Setting([name], "", ("1 box",)),
+        "max_pixels": Setting(None),
+    }
+    text = render({"data": settings, "train": {"epochs": Setting(1e-5)}})
+    assert yaml.safe_load(text) == {
         "data": {"train": name, "labels": [name], "max_pixels": None},
         "train": {"epochs": 1e-5},
     }

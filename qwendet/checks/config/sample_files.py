@@ -65,9 +65,7 @@ def _by_part(files: Sequence[Path]) -> dict[Split, Path]:
                 f"give it alone, or name it after its part: {', '.join(PARTS)}",
             )
         if part in found:
-            raise DataError(
-                f"{found[part].name} and {file.name} are both {part} files", str(file), "give one of them"
-            )
+            raise DataError(f"{found[part]} and {file} are both {part} files", str(file), "give one of them")
         found[part] = file
     return {part: found[part] for part in ORDER if part in found}
 

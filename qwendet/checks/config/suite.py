@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from qwendet.progress import Tracker
 
 ENVIRONMENT = "config.environment."
 FILES = "config.data.files"
+EMPTY = "config.data.empty"
 ALLOW = "config.data.allow"
 MEMORY = "config.memory"  # run by `validate`, see qwendet.checks.config.memory
 TOKENS = ("config.tokens.limit", "config.tokens.answer")
@@ -70,7 +72,7 @@ def run_config_checks(
     how = how or Thoroughness()
     require_files({f"data.{split}": path for split, path in files.items()}, config.data.root)
     results, seen, tables = _run(config, Given(files), known_checks(), tracker, how)
-    if how.tokens:
+    if how.tokens and any(scan.num_parsed for scan in seen.scans.values()):
         from qwendet.checks.config.tokens import count_tokens
 
         found, more = count_tokens(seen, tracker)
@@ -114,6 +116,9 @@ def survey_data(given: Given, root: Path | None, tracker: Tracker, how: Thorough
     """
     config = _data_config(given.files, root)
     scans, findings = scan_data(config, given, tracker, depth=how.images, workers=how.workers)
+    if not any(scan.num_samples for scan in scans.values()):
+        names = ", ".join(str(scan.path) for scan in scans.values())
+        raise DataError("the file holds no samples", names, "give a file with one sample a line")
     return Survey(config, scans), findings[PARSE].num_failed + findings[CUT].num_failed
 
 
@@ -121,7 +126,7 @@ def _data_config(files: Mapping[Split, Path], root: Path | None) -> Config:
     """Defaults, with these files; what may not be read is refused."""
     names = {split: str(path) for split, path in files.items() if split != "test"}
     config = Config.model_validate({"data": {**names, "root": None if root is None else str(root)}})
-    require_files({str(path): path for path in files.values()}, config.data.root)
+    require_files({str(path): path for path in files.values()}, config.data.root, "--root")
     return config
 
 
@@ -238,12 +243,13 @@ def _allow_names_checks(seen: Survey) -> Iterable[Problem]:
             yield Problem(f"{id!r} is the id of no check", "data.allow", fix)
 
 
-def require_files(files: Mapping[str, Path], root: str | None) -> None:
+def require_files(files: Mapping[str, Path], root: str | None, root_name: str = "data.root") -> None:
     """Refuse files that cannot be read at once: without them most checks would say the same.
 
     Args:
         files: by where the user named them.
-        root: ``data.root``.
+        root: folder that image paths start from; None is each file's own.
+        root_name: what the user named it by.
 
     Raises:
         DataError: with every problem found.
@@ -251,10 +257,10 @@ def require_files(files: Mapping[str, Path], root: str | None) -> None:
     problems = [problem for where, path in files.items() for problem in _unreadable(path, where)]
     if root is not None and not Path(root).is_dir():
         what = f"{root} is no folder" if Path(root).exists() else f"there is no such folder: {root}"
-        problems.append(Problem(what, "data.root", "correct the path", FILES))
+        problems.append(Problem(what, root_name, "correct the path", FILES))
     elif root is not None and not os.access(root, os.R_OK | os.X_OK):
         problems.append(
-            Problem(f"the folder may not be read: {root}", "data.root", f"chmod +rx {root}", FILES)
+            Problem(f"the folder may not be read: {root}", root_name, f"chmod +rx {shlex.quote(root)}", FILES)
         )
     if problems:
         raise DataError.of(problems)
@@ -275,4 +281,6 @@ def _unreadable(path: Path, where: str) -> Iterable[Problem]:
     elif not path.is_file():
         yield Problem(f"{path} is not a regular file", where, "give a JSONL file", FILES)
     elif not os.access(path, os.R_OK):
-        yield Problem(f"the sample file may not be read: {path}", where, f"chmod +r {path}", FILES)
+        yield Problem(
+            f"the sample file may not be read: {path}", where, f"chmod +r {shlex.quote(str(path))}", FILES
+        )

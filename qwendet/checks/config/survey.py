@@ -40,9 +40,9 @@ class Check:
 def files_hold_samples(survey: Survey) -> Iterable[Problem]:
     """No sample file is empty, or empty once broken samples are left out."""
     leaves_out = survey.config.data.on_bad_sample == "skip"
-    for split, scan in survey.scans.items():
+    for scan in survey.scans.values():
         if scan.num_samples == 0:
-            fix = f"correct data.{split}, or write one sample a line into the file"
+            fix = "write one sample a line into it, or give another file"
             yield Problem("the file holds no samples", str(scan.path), fix)
         elif leaves_out and scan.num_usable == 0:
             yield Problem("no sample of the file is usable", str(scan.path), "mend its samples")

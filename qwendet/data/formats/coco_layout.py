@@ -73,7 +73,8 @@ def is_coco(path: Path) -> bool:
                 if any(key in seen for key in keys):
                     return True
     except OSError as error:
-        raise DataError(f"cannot read the file ({error.strerror})", str(path)) from error
+        what = f"cannot read the file ({error.strerror})"
+        raise DataError(what, str(path), "correct the path, or mend the permissions") from error
     return False
 
 

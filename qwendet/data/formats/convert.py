@@ -6,6 +6,7 @@ SRC ─► open_source ─► Labels │ Record │ Finding │ Problem ─► a
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -106,7 +107,8 @@ def convert_dataset(src: Path, dst: Path, how: Conversion, tracker: Tracker) -> 
         DataError: if it is broken; with every problem, 20 at most. Nothing is left behind then.
     """
     if how.target == "jsonl" and how.source in ("auto", "jsonl") and detect_format(src) == "jsonl":
-        raise DataError("this is JSONL already", str(src), "name the file in data.train of the config")
+        fix = f"use it as it is: qwendet init DIR --data {shlex.quote(str(src))}; or give --to another format"
+        raise DataError("this is JSONL already", str(src), fix)
     refuse_occupied(dst)
     source = open_source(src, how.source, how.image_dir, may_be_absent=how.images == "reference")
     return write_source(source, src.name, dst, how, tracker)

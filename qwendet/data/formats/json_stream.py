@@ -37,7 +37,8 @@ def stream_lists(path: Path) -> Iterator[tuple[str, int, Any]]:
         with path.open(encoding="utf-8-sig") as file:
             yield from _members(_Window(path, file))
     except OSError as error:
-        raise DataError(f"cannot read the file ({error.strerror})", str(path)) from error
+        what = f"cannot read the file ({error.strerror})"
+        raise DataError(what, str(path), "correct the path, or mend the permissions") from error
     except UnicodeDecodeError as error:
         raise DataError(f"the file is not UTF-8 ({error.reason})", str(path), "save it as UTF-8") from error
 

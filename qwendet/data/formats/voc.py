@@ -119,7 +119,8 @@ def _parse_xml(file: Path) -> Element:
             "remove its <!DOCTYPE …> and write the values themselves",
         ) from error
     except OSError as error:
-        raise DataError(f"cannot read the file ({error.strerror})", str(file)) from error
+        what = f"cannot read the file ({error.strerror})"
+        raise DataError(what, str(file), "correct the path, or mend the permissions") from error
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         fix = (
             "save it as UTF-8" if "encoding" in str(error) else "export it again, or remove it with its image"

@@ -256,4 +256,5 @@ def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the file as UTF-8 text ({error})", str(file)) from error
+        what = f"cannot read the file as UTF-8 text ({error})"
+        raise DataError(what, str(file), "save it as UTF-8, and see that it may be read") from error

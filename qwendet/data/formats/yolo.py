@@ -146,7 +146,8 @@ def _lines(file: Path) -> list[tuple[int, str]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the file as UTF-8 text ({error})", str(file)) from error
+        what = f"cannot read the file as UTF-8 text ({error})"
+        raise DataError(what, str(file), "save it as UTF-8, and see that it may be read") from error
     return [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -100,7 +101,8 @@ def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the file as UTF-8 text ({error})", str(file)) from error
+        what = f"cannot read the file as UTF-8 text ({error})"
+        raise DataError(what, str(file), "save it as UTF-8, and see that it may be read") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +317,9 @@ def images_of(layout: YoloLayout, root: Path, entry: str) -> list[str]:
 
 
 def _refuse(error: OSError) -> None:
-    raise DataError(f"cannot look into the folder ({error.strerror})", str(error.filename)) from error
+    folder = str(error.filename)
+    what = f"cannot look into the folder ({error.strerror})"
+    raise DataError(what, folder, f"chmod +rx {shlex.quote(folder)}") from error
 
 
 def _listed(listing: Path, root: Path) -> list[str]:
