@@ -380,7 +380,7 @@ def never_finite(self: DetectionTrainer, terms: dict[str, float], norm: Any) -> 
 
 
 def only_the_loss_is_looked_at(self: DetectionTrainer, terms: dict[str, float], norm: Any) -> None:
-    sound_require_finite(self, terms, None)
+    sound_require_finite(self, terms, {})
 
 
 sound_require_finite = DetectionTrainer._require_finite
