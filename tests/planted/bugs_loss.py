@@ -376,7 +376,7 @@ def copies(found: list[dict[str, Any]], detector: Any) -> list[dict[str, Any]]:
 
 
 def never_finite(self: DetectionTrainer, terms: dict[str, float], norm: Any) -> None:
-    self._step_sources = []
+    self.step_log.sources = []
 
 
 def only_the_loss_is_looked_at(self: DetectionTrainer, terms: dict[str, float], norm: Any) -> None:
