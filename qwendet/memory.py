@@ -2,35 +2,35 @@
 
     weights        every parameter in its type (4 bits where the base is kept so)
     optimizer      its state of the trained ones
-    step           gradients, and what the optimizer needs while it steps
-    activations    what autograd keeps: measured by running one layer of each kind on meta tensors
-    logits         the chunk of lm_head's output that exists at a time, and the gradient of lm_head
+    gradients      of the trained ones
+    activations    what autograd keeps: one layer of each kind is run on meta tensors
+    logits         the chunk of lm_head's output that exists at a time
+    output         as large as lm_head: its gradient is made in the forward pass, and scaled in the backward
 
-The peak is weights and optimizer, and the larger of two moments: the end of the forward pass, or the
-optimizer's step.
+Weights and optimizer are always there. The peak is theirs and the largest of four moments: the logits of a
+chunk; the way back through head and lm_head; through the layers; the optimizer's step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from qwendet.config import Config, TrainConfig
 from qwendet.loader import NEW_HEAD
+from qwendet.meta_layers import META_ATTENTION, Footprint, footprint, meta_attention
 from qwendet.model.cross_entropy import CHUNK_ROWS
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import DetectionHead, HeadShape
 from qwendet.model.lora import add_adapter
-from qwendet.parameter_groups import freeze_groups
+from qwendet.parameter_groups import GROUPS, freeze_groups, group_of, parameter_groups
 
-FUSED = "qwendet_meta"
 GIB = 2**30
 EIGHT_BIT_STATE = 2  # bytes a trained parameter
 FOUR_BIT = 0.52  # bytes a weight, with its share of the scales
@@ -48,6 +48,7 @@ class Workload:
         student_grid: rows and columns of patches of the student image.
         tokens: tokens of a sample, padding included.
         supervised: tokens of a sample that have a loss.
+        token_sets: 2 if some are a demonstration's and some the student's, else 1.
     """
 
     batch_size: int
@@ -55,23 +56,33 @@ class Workload:
     student_grid: tuple[int, int]
     tokens: int
     supervised: int
+    token_sets: int = 1
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device."""
+    """Bytes on one device.
+
+    Attributes:
+        weights: the parameters.
+        optimizer: its state.
+        gradients: after the backward pass.
+        activations: at the end of the forward pass, the head's included.
+        logits: of the chunk that exists at a time.
+        moments: what there is besides weights and optimizer, by moment of the step.
+    """
 
     weights: int
     optimizer: int
     gradients: int
     activations: int
     logits: int
-    step: int
+    moments: Mapping[str, int]
 
     @property
     def peak(self) -> int:
-        """At the end of the forward pass, or while the optimizer steps."""
-        return self.weights + self.optimizer + max(self.activations + self.logits, self.step)
+        """Weights, optimizer, and the largest of the moments."""
+        return self.weights + self.optimizer + max(self.moments.values())
 
 
 def largest_workload(config: Config, vlm_config: Any, max_pixels: int) -> Workload:
@@ -94,11 +105,12 @@ def largest_workload(config: Config, vlm_config: Any, max_pixels: int) -> Worklo
         student_grid=(rows, rows),
         tokens=min(data.max_tokens, images * (patches // merge**2 + TEXT_TOKENS)),
         supervised=min(data.max_tokens, images * TEXT_TOKENS),
+        token_sets=min(images, 2),
     )
 
 
 def estimate_memory(
-    config: Config, vlm_config: Qwen2_5_VLConfig, dtype: torch.dtype, work: Workload
+    config: Config, vlm_config: Qwen2_5_VLConfig, dtype: torch.dtype, work: Workload, device: str
 ) -> MemoryEstimate:
     """Estimate what a training step takes on one device.
 
@@ -107,28 +119,76 @@ def estimate_memory(
         vlm_config: config of the published model.
         dtype: type of the weights.
         work: what a forward pass is given.
+        device: ``cpu`` or ``cuda``.
     """
     detector = _build(config, vlm_config, dtype)
     weights = sum(_bytes_of_weight(name, p, config) for name, p in detector.named_parameters())
-    trained = [p for p in detector.parameters() if p.requires_grad]
-    gradients = sum(p.numel() * p.element_size() for p in trained)
-    accumulates = config.train.gradient_accumulation_steps > 1
+    trained = {name: p for name, p in detector.named_parameters() if p.requires_grad}
+    gradients = _gradients(trained)
+    optimizer = _optimizer_state(config.train, list(trained.values()))
+    temporaries = _step_temporaries(config, detector, device)
+    computed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.autocast, dtype)
+    copies = 0 if computed == dtype else sum(p.numel() for p in detector.parameters()) * computed.itemsize
+    layers = measure_layers(detector, config, computed, work)
+    logits = _logits(detector, computed, work, device)
+    moments = _moments(config, detector, gradients, layers, logits, work, computed)
     return MemoryEstimate(
         weights=int(weights),
-        optimizer=_optimizer_state(config.train, trained),
-        gradients=gradients,
-        activations=_activations(detector, config, dtype, work) + (gradients if accumulates else 0),
-        logits=_logits(detector, dtype, work),
-        step=gradients + _step_temporaries(config.train, trained),
+        optimizer=optimizer,
+        gradients=sum(gradients.values()),
+        activations=layers.vision.kept + layers.language.kept + layers.head.kept,
+        logits=logits,
+        moments={name: size + copies for name, size in moments.items()}
+        | {"step": sum(gradients.values()) + temporaries},
     )
+
+
+def _gradients(trained: Mapping[str, nn.Parameter]) -> dict[str, int]:
+    """Bytes of the gradients of each part."""
+    sizes = dict.fromkeys(GROUPS, 0)
+    for name, parameter in trained.items():
+        sizes[group_of(name)] += _bytes(parameter)
+    return sizes
+
+
+def _moments(
+    config: Config,
+    detector: Qwen25VLWithDetection,
+    gradients: Mapping[str, int],
+    layers: Layers,
+    logits: int,
+    work: Workload,
+    computed: torch.dtype,
+) -> dict[str, int]:
+    """What there is besides weights and optimizer while a micro-batch is computed, in the order of a step."""
+    vlm: Any = detector.vlm  # whose layers are annotated as modules of any kind
+    output, embeddings = vlm.get_output_embeddings().weight, vlm.get_input_embeddings().weight
+    of_output = output.numel() * computed.itemsize if output.requires_grad else 0
+    of_embeddings = _bytes(embeddings) if embeddings.requires_grad else 0
+    with_head = detector.head is not None  # looks labels up, so has a gradient of all embeddings too
+    is_tied = output is embeddings
+    trunk = layers.vision.kept + layers.language.kept
+    before = sum(gradients.values()) if config.train.gradient_accumulation_steps > 1 else 0
+    waiting = of_embeddings if with_head else 0  # until the layers' own gradient of the embeddings is there
+    sums = work.token_sets * of_output
+    after_output = max(before, gradients["head"]) + (of_output if is_tied else of_output + waiting)
+    after_language = max(before, sum(gradients.values()) - gradients["vision"])
+    return {
+        "logits": before + trunk + logits + sums,
+        "head": before + trunk + layers.head.peak + sums,
+        "output": max(before, gradients["head"]) + trunk + waiting + sums + of_output,
+        "language": after_output + trunk + layers.language.peak - layers.language.kept,
+        "embeddings": after_language + layers.vision.kept + (of_embeddings if is_tied or with_head else 0),
+        "vision": after_language + layers.vision.peak,
+    }
 
 
 def _build(config: Config, vlm_config: Qwen2_5_VLConfig, dtype: torch.dtype) -> Qwen25VLWithDetection:
     """The model without weights, its parts frozen as training would."""
     settings: Any = vlm_config  # whose parts are annotated as possibly absent
-    with _fused_attention(), torch.device("meta"):
+    with meta_attention(), torch.device("meta"):
         vlm = Qwen2_5_VLForConditionalGeneration._from_config(
-            vlm_config, dtype=dtype, attn_implementation=FUSED
+            vlm_config, dtype=dtype, attn_implementation=META_ATTENTION
         )
         head = None
         if config.detection.enabled:
@@ -158,116 +218,121 @@ def _optimizer_state(train: TrainConfig, trained: list[nn.Parameter]) -> int:
     return sum(2 * p.numel() * p.element_size() for p in trained)
 
 
-def _step_temporaries(train: TrainConfig, trained: list[nn.Parameter]) -> int:
-    """What the optimizer makes while it steps: for all parameters at once, or for the largest."""
-    sizes = [p.numel() * p.element_size() for p in trained]
-    if not sizes:
+def _step_temporaries(config: Config, detector: nn.Module, device: str) -> int:
+    """What the optimizer makes while it steps: for a whole group at once, or for one parameter."""
+    train = config.train
+    if train.optimizer == "adamw_torch_fused":
         return 0
-    return max(sizes) * 2 if train.optimizer != "adamw_torch" else max(sizes) * 3
+    groups = [
+        [_bytes(parameter) for parameter in group["params"]]
+        for group in parameter_groups(detector, train.group_learning_rates(), train.weight_decay)
+    ]
+    if train.optimizer == "adamw_torch" and device == "cuda":  # torch takes a group's parameters together
+        return max(map(sum, groups), default=0)
+    return 2 * max((size for group in groups for size in group), default=0)
+
+
+def _bytes(parameter: Tensor) -> int:
+    return parameter.numel() * parameter.element_size()
 
 
 # Activations
 
 
-def _activations(detector: Qwen25VLWithDetection, config: Config, dtype: torch.dtype, work: Workload) -> int:
-    """Bytes that autograd keeps at the end of the forward pass."""
-    computed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.autocast, dtype)
-    detector.to(computed)
-    detector.train()
+@dataclass(frozen=True)
+class Layers:
+    """What the parts of the model keep and need, all their layers together."""
+
+    vision: Footprint
+    language: Footprint
+    head: Footprint
+
+
+def measure_layers(
+    detector: Qwen25VLWithDetection, config: Config, dtype: torch.dtype, work: Workload
+) -> Layers:
+    """Run one layer of each kind on meta tensors; the detector is cast to ``dtype``."""
+    detector.to(dtype).train()
     recompute = config.model.gradient_checkpointing
-    vlm, total_patches = detector.vlm, work.batch_size * work.patches
-    visual, language = vlm.model.visual, vlm.model.language_model
-    settings: Any = vlm.config
-    vision, text_size = settings.vision_config, settings.text_config.hidden_size
-    with _fused_attention():
-        seen = torch.empty(
-            total_patches, vision.hidden_size, dtype=computed, device="meta", requires_grad=True
+    sees_padding = work.batch_size > 1 and not config.train.packing
+    with_mask = sees_padding and config.model.attn_implementation != "flash_attention_2"
+    with meta_attention():
+        return Layers(
+            _vision(detector, dtype, work, recompute),
+            _language(detector, dtype, work, recompute, with_mask),
+            Footprint() if detector.head is None else footprint(lambda: _detect(detector, dtype, work)),
         )
-        turns = torch.empty(total_patches, vision.hidden_size // vision.num_heads, device="meta")
-        lengths = torch.tensor([0, total_patches], dtype=torch.int32)
-        block = _kept(lambda: visual.blocks[0](seen, cu_seqlens=lengths, position_embeddings=(turns, turns)))
-        merger = _kept(lambda: visual.merger(seen))
-        read = torch.empty(
-            work.batch_size, work.tokens, text_size, dtype=computed, device="meta", requires_grad=True
-        )
-        positions = torch.zeros(3, work.batch_size, work.tokens, dtype=torch.int64, device="meta")
-        rotary = language.rotary_emb.to("meta")(read, positions)
-        layer = _kept(lambda: language.layers[0](read, position_embeddings=rotary))
-        head = _kept(lambda: _detect(detector, computed, work)) if detector.head is not None else 0
-    size = torch.finfo(computed).bits // 8
-    num_blocks, num_layers, states = len(visual.blocks), len(language.layers), read.numel() * size
-    if not any(p.requires_grad for p in vlm.parameters()):  # the head alone: nothing else to go back through
-        return head
+
+
+def _vision(
+    detector: Qwen25VLWithDetection, dtype: torch.dtype, work: Workload, recompute: bool
+) -> Footprint:
+    visual, settings = detector.vlm.model.visual, detector.config.vision_config
+    patches = work.batch_size * work.patches
+    trains = any(
+        p.requires_grad for module in (visual.patch_embed, visual.blocks) for p in module.parameters()
+    )
+    seen = _input(patches, settings.hidden_size, dtype=dtype, trains=trains)
+    turns = torch.empty(patches, settings.hidden_size // settings.num_heads, device="meta")
+    lengths = torch.tensor([0, patches], dtype=torch.int32)
+    merger = footprint(lambda: visual.merger(seen))
+    block = footprint(lambda: visual.blocks[0](seen, cu_seqlens=lengths, position_embeddings=(turns, turns)))
     if not any(p.requires_grad for p in visual.parameters()):
-        block = merger = num_blocks = 0
-    if not recompute:
-        return num_blocks * block + merger + num_layers * layer + head + 3 * states
-    # Layers keep their input; all of one is there when the head's part is gone already.
-    inputs = num_blocks * seen.numel() * size + num_layers * states
-    return inputs + merger + 3 * states + max(head, block, layer)
+        return Footprint()
+    if not trains:  # nothing to go back through but the merger
+        return Footprint(merger.kept + _bytes(seen), merger.peak + _bytes(seen))
+    return _stack(block, len(visual.blocks), _bytes(seen), recompute, merger)
 
 
-def _detect(detector: Qwen25VLWithDetection, dtype: torch.dtype, work: Workload) -> Any:
+def _language(
+    detector: Qwen25VLWithDetection, dtype: torch.dtype, work: Workload, recompute: bool, with_mask: bool
+) -> Footprint:
+    language, size = detector.vlm.model.language_model, detector.config.text_config.hidden_size
+    batch, tokens = work.batch_size, work.tokens
+    if not any(p.requires_grad for p in detector.vlm.parameters()):  # the head alone trains
+        return Footprint()
+    read = _input(batch, tokens, size, dtype=dtype, trains=True)
+    positions = torch.zeros(3, batch, tokens, dtype=torch.int64, device="meta")
+    rotary = language.rotary_emb.to("meta")(read, positions)
+    mask = torch.ones(batch, 1, tokens, tokens, dtype=torch.bool, device="meta") if with_mask else None
+    layer = footprint(lambda: language.layers[0](read, attention_mask=mask, position_embeddings=rotary))
+    norm = footprint(lambda: language.norm(read))
+    return _stack(layer, len(language.layers), _bytes(read), recompute, norm)
+
+
+def _stack(layer: Footprint, number: int, of_input: int, recompute: bool, last: Footprint) -> Footprint:
+    """Equal layers and what follows. Recomputed, they keep their inputs, and everything of one at a time."""
+    if recompute:
+        kept = (number + 1) * of_input + last.kept
+        return Footprint(kept, kept + layer.peak)
+    kept = of_input + number * layer.kept + last.kept
+    return Footprint(kept, kept + max(layer.peak - layer.kept, last.peak - last.kept))
+
+
+def _detect(detector: Qwen25VLWithDetection, dtype: torch.dtype, work: Workload) -> Tensor:
     assert detector.head is not None
     shape, (rows, columns) = detector.head.shape, work.student_grid
 
     def states(*sizes: int) -> Tensor:
-        return torch.empty(sizes, dtype=dtype, device="meta", requires_grad=True)
+        return _input(*sizes, dtype=dtype, trains=True).clone()  # picked from the towers' outputs
 
-    return detector.head(
+    predictions = detector.head(
         states(work.batch_size, rows, columns, shape.vision_size),
         states(work.batch_size, rows, columns, shape.text_size),
         torch.ones(work.batch_size, rows, columns, dtype=torch.bool, device="meta"),
         states(LABELS, LABEL_TOKENS, shape.text_size),
         torch.ones(LABELS, LABEL_TOKENS, dtype=torch.bool, device="meta"),
     )
+    result: Tensor = predictions.logits.float().sum() + predictions.boxes_cxcywh.float().sum()
+    return result
 
 
-def _kept(compute: Callable[[], Any]) -> int:
-    """Bytes of what autograd keeps of a computation, parameters apart, each storage once."""
-    kept: dict[int, Any] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter) and not isinstance(tensor._base, nn.Parameter):
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = compute()
-        del result
-    return sum(storage.nbytes() for storage in kept.values())
+def _input(*sizes: int, dtype: torch.dtype, trains: bool) -> Tensor:
+    return torch.empty(sizes, dtype=dtype, device="meta", requires_grad=trains)
 
 
-class _Attention(torch.autograd.Function):
-    """Fused attention: keeps queries, keys, values, its output, and a number for each query."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = torch.empty_like(query)
-        row_sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, output, row_sums)
-        return output
-
-
-def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-    groups = getattr(module, "num_key_value_groups", 1)
-    if groups > 1:  # with a mask of padding, keys and values are repeated
-        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    output: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
-    return output.transpose(1, 2).contiguous(), None
-
-
-@contextmanager
-def _fused_attention() -> Iterator[None]:
-    """Have transformers attend by :func:`_attend`: on meta tensors torch would choose the plain way."""
-    AttentionInterface.register(FUSED, _attend)
-    yield
-
-
-def _logits(detector: Qwen25VLWithDetection, dtype: torch.dtype, work: Workload) -> int:
-    """The logits of a chunk and their exponentials, and the gradient of lm_head if it trains."""
+def _logits(detector: Qwen25VLWithDetection, dtype: torch.dtype, work: Workload, device: str) -> int:
+    """The logits of a chunk: float32, and where they were computed in 16 bits, those too."""
     weight = detector.vlm.get_output_embeddings().weight
-    rows = min(work.batch_size * work.supervised, CHUNK_ROWS["cuda"])
-    of_weight = weight.numel() * weight.element_size() if weight.requires_grad else 0
-    return int(rows * weight.shape[0] * 8 + of_weight)
+    rows = min(work.batch_size * work.supervised, CHUNK_ROWS[device])
+    return int(rows * weight.shape[0] * (4 if dtype.itemsize >= 4 else 4 + dtype.itemsize))

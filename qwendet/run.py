@@ -6,7 +6,6 @@ DIR/checkpoint-N/   DIR/final/   DIR/tensorboard/   DIR/metrics.json   DIR/eval/
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import stat
 import tempfile
@@ -26,7 +25,7 @@ from qwendet.inference import write_predictions
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.progress import Tracker, silent
 from qwendet.resume import latest_checkpoint, saving
-from qwendet.sharding import is_first_process
+from qwendet.sharding import is_first_process, peers_needed
 from qwendet.training import DetectionTrainer, create_trainer
 
 
@@ -65,6 +64,12 @@ def train(config: Config, *, resume: bool = False, tracker: Tracker = silent) ->
         _require_unused(output_dir)
     require_config_checks(config, tracker)
     _require_writable(output_dir)
+    with peers_needed():
+        return _train_and_save(config, checkpoint, tracker)
+
+
+def _train_and_save(config: Config, checkpoint: Path | None, tracker: Tracker) -> RunSummary:
+    output_dir = Path(config.train.output_dir)
     trainer = create_trainer(config, tracker=tracker)
     require_preflight(trainer.bundle, tracker)
     with trainer.boards.closing():
@@ -174,12 +179,6 @@ def _of_the_machine(error: RuntimeError) -> EnvironmentLacksError | None:
             f"a process that reads samples is gone ({words})",
             "data.num_workers",
             "most often the machine ran out of memory: lower data.num_workers, then go on with --resume",
-        )
-    if isinstance(error, torch.distributed.DistError) or "onnection closed by peer" in words:
-        return EnvironmentLacksError(
-            f"another process of this run is gone ({words})",
-            f"rank {os.environ.get('RANK', '0')}",
-            "the launcher names it; mend what ended it, then go on with --resume",
         )
     return None
 

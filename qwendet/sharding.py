@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
+from qwendet.errors import EnvironmentLacksError
+
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
@@ -33,11 +35,36 @@ def joined_processes() -> Iterator[None]:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group("gloo")
+    with peers_needed():
+        distributed.init_process_group("gloo")
+        try:
+            yield
+        finally:
+            distributed.destroy_process_group()
+
+
+@contextmanager
+def peers_needed() -> Iterator[None]:
+    """Say in plain words that another process of the run is gone; its launcher says which.
+
+    torch has classes for what NCCL and the rendezvous tell, but only words for what gloo does.
+
+    Raises:
+        EnvironmentLacksError: in place of the error that the loss of a peer causes here.
+    """
     try:
         yield
-    finally:
-        distributed.destroy_process_group()
+    except RuntimeError as error:
+        words = (str(error) or type(error).__name__).splitlines()[0]
+        from torch.distributed import DistError
+
+        if not isinstance(error, DistError) and "gloo/" not in words:
+            raise
+        raise EnvironmentLacksError(
+            f"another process of this run is gone ({words})",
+            f"rank {os.environ.get('RANK', '0')}",
+            "the launcher names it; mend what ended it, then start again (training goes on with --resume)",
+        ) from error
 
 
 def deal(items: Sequence[Item], batch_size: int, rank: int, world: int) -> list[Item]:

@@ -35,6 +35,7 @@ from qwendet.evaluation.validation import Validation, validate, validation_pictu
 from qwendet.files import publish_folder
 from qwendet.interlude import interlude
 from qwendet.loader import Bundle, config_of_checkpoint, load, restore
+from qwendet.loss_scale import SCALE_TOO_HIGH, scale_was_too_high
 from qwendet.model.checkpoint import read_manifest, save_checkpoint
 from qwendet.model.losses import LossManager, step_counts
 from qwendet.model.matching import Targets
@@ -43,7 +44,7 @@ from qwendet.parameter_groups import freeze_groups, parameter_groups
 from qwendet.progress import Tracker, silent
 from qwendet.resume import reading_state, record_training_state, require_same_run, rotate, saving
 from qwendet.schedule import schedule
-from qwendet.training_arguments import training_arguments
+from qwendet.training_arguments import require_launcher, training_arguments
 from qwendet.training_log import TrainingLog, group_norms, step_volume
 
 logger = logging.getLogger("qwendet")
@@ -82,6 +83,7 @@ class DetectionTrainer(Trainer):
         self.step_log = TrainingLog()
         self.boards = BoardReport(bundle.config)
         self._first_step_seen = False
+        self._skipped_steps = 0
         super().__init__(
             model=bundle.detector,
             args=args,
@@ -182,8 +184,12 @@ class DetectionTrainer(Trainer):
     def _require_finite(self, terms: dict[str, float], norms: dict[str, float]) -> None:
         sources, self.step_log.sources = self.step_log.sources, []
         broken = [name for name, value in terms.items() if not math.isfinite(value)]
-        if not broken and not math.isfinite(norms.get("grad_norm", 0.0)) and not self._scaler_mends():
-            broken = ["the gradient norm"]
+        if not broken and not math.isfinite(norms.get("grad_norm", 0.0)):
+            if self._scaler_mends():
+                self._skipped_steps += 1
+                logger.warning("step %d is skipped: %s", self.state.global_step + 1, SCALE_TOO_HIGH)
+            else:
+                broken = ["the gradient norm"]
         if broken:
             raise TrainingDivergedError(
                 f"step {self.state.global_step + 1}: not finite: {', '.join(broken)}",
@@ -193,13 +199,16 @@ class DetectionTrainer(Trainer):
 
     def _scaler_mends(self) -> bool:
         """Whether float16's scaler leaves this update out and tries a smaller scale, as at the beginning."""
-        scaler = self.accelerator.scaler
-        return scaler is not None and scaler.get_scale() > 1
+        if self.is_deepspeed_enabled:  # has its own scaler, and has made or skipped the step already
+            return bool(self.accelerator.optimizer_step_was_skipped)
+        return scale_was_too_high(self.accelerator, self.bundle.detector)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what :mod:`qwendet.training_log` tells of the steps since the last row."""
         if "loss" in logs:
             logs |= self.step_log.row()
+            if self.accelerator.scaler is not None:
+                logs["skipped_steps"] = float(self._skipped_steps)
         super().log(logs, start_time)
 
     # Validation during training
@@ -362,6 +371,7 @@ def create_trainer(config: Config, *, tracker: Tracker = silent) -> DetectionTra
         QwendetError: for data, weights or settings that cannot be used.
     """
     require_boards(config)
+    require_launcher(config)
     return trainer_of(load(config, for_inference=False), tracker=tracker)
 
 

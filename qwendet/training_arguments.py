@@ -1,13 +1,27 @@
-"""Our settings in the words of Hugging Face's Trainer."""
+"""Our settings in the words of Hugging Face's Trainer, and what of them this machine cannot give."""
 
 from __future__ import annotations
 
 import importlib.util
 
+import torch
 from transformers import TrainingArguments
 
 from qwendet.config import Config
 from qwendet.errors import EnvironmentLacksError
+from qwendet.launcher import launcher_problems
+
+
+def require_launcher(config: Config) -> None:
+    """Refuse, before a model is loaded, what the launcher asks for and would not get.
+
+    Raises:
+        EnvironmentLacksError: for an engine without a GPU, or a precision that is not the config's.
+    """
+    has_gpu = config.model.device != "cpu" and torch.cuda.is_available()
+    problems = list(launcher_problems(has_gpu=has_gpu, autocast=config.train.autocast))
+    if problems:
+        raise EnvironmentLacksError.of(problems)
 
 
 def _require_available(config: Config) -> None:
@@ -51,5 +65,6 @@ def training_arguments(config: Config) -> TrainingArguments:
         use_cpu=config.model.device == "cpu",
         dataloader_num_workers=config.data.num_workers,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,  # every parameter has a gradient, of 0 where a rank has no boxes
         disable_tqdm=True,
     )

@@ -60,6 +60,11 @@ class Qwen25VLWithDetection(nn.Module):
         return self.vlm.config
 
     @property
+    def _no_split_modules(self) -> Any:
+        """Layers that accelerate shards one by one, where its configuration names none."""
+        return self.vlm._no_split_modules
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.vlm.device

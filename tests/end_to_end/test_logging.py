@@ -281,6 +281,7 @@ def test_float16__norms_are_unscaled_and_an_overflow_is_left_to_the_scaler(
     for scale in (1.0, 65536.0):
         trainer.accelerator.scaler = Scaler(scale)  # type: ignore[assignment]
         assert float(trainer._group_norms()["grad_norm/head"]) == pytest.approx(wanted / scale)
+    head.norm.weight.grad[0] = math.inf
     trainer._require_finite({"total": 1.0}, {"grad_norm": math.inf})
     trainer.accelerator.scaler = Scaler(1.0)  # type: ignore[assignment]
     with pytest.raises(QwendetError, match="not finite: the gradient norm"):

@@ -34,7 +34,8 @@ def test_planted_bug__is_found(bug: Bug[Project], tmp_path: Path) -> None:
 
 
 def test_every_check__has_a_bug_that_it_finds() -> None:
-    of_the_machine = {f"config.environment.{name}" for name in ("gpu", "flash_attention", "boards")}
+    names = ("gpu", "flash_attention", "boards", "launcher")
+    of_the_machine = {f"config.environment.{name}" for name in names}
     assert set(known_ids()) - {bug.check for bug in BUGS} == of_the_machine  # these in tests/unit
     assert len(BUGS) > 80
     assert len({bug.name for bug in BUGS}) == len(BUGS)

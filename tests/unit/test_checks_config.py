@@ -331,6 +331,25 @@ def test_hidden_gpu__is_none(project: Project, monkeypatch: pytest.MonkeyPatch, 
     assert only(project.failed(model={"device": "cuda"})).id == "config.environment.gpu"
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_launcher__fsdp_needs_a_gpu_that_is_used(
+    project: Project, monkeypatch: pytest.MonkeyPatch, has_gpu: bool, device: str
+) -> None:
+    monkeypatch.setattr(settings, "has_nvidia_gpu", lambda: has_gpu)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    failed = [result.id for result in project.failed(model={"device": device})]
+    assert failed == ([] if has_gpu and device == "auto" else ["config.environment.launcher"])
+
+
+def test_launcher__mixed_precision_is_that_of_the_config(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert only(project.failed()).id == "config.environment.launcher"
+    assert project.failed(train={"autocast": "bf16"}) == []
+
+
 def test_machine_alone_lacking__is_an_environment_error(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,7 +56,7 @@ def peak(name: str, vlm_config: Qwen2_5_VLConfig) -> float:
     config = load_config(name)
     assert config.data.max_pixels is not None
     work = largest_workload(config, vlm_config, config.data.max_pixels)
-    return estimate_memory(config, vlm_config, torch.bfloat16, work).peak / GIB
+    return estimate_memory(config, vlm_config, torch.bfloat16, work, "cuda").peak / GIB
 
 
 @pytest.mark.parametrize("name", sorted(OF_3B))

@@ -7,24 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import Qwen2_5_VLConfig
 
+from benchmarks.memory import make_config as benchmark_config
+from benchmarks.memory import measure
+from benchmarks.random_model import write_model
 from qwendet.checks.config.memory import run_memory_check
 from qwendet.config import Config
 from qwendet.config_file import build_config
-from qwendet.data.dataset import TrainingSamples
-from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.data.shapes import DEMO
 from qwendet.loader import load
 from qwendet.memory import GIB, Workload, estimate_memory
-from qwendet.model.losses import LossManager, step_counts
-from qwendet.model.matching import Targets
-from qwendet.parameter_groups import freeze_groups, parameter_groups
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(DEMO, tmp_path_factory.mktemp("scenes") / "train.jsonl", 8, seed=1)
 
 
 def make_config(**sections: dict[str, Any]) -> Config:
@@ -38,48 +31,34 @@ def make_config(**sections: dict[str, Any]) -> Config:
     return build_config(values, "test")
 
 
-def measured(config: Config) -> tuple[int, Workload, Any]:
-    """Peak bytes of the second of two steps, what it was given, and the model's config."""
-    bundle = load(config, for_inference=False)
-    config, detector = bundle.config, bundle.detector.train()
-    freeze_groups(detector, config.train.group_learning_rates())
-    samples = TrainingSamples(config, bundle.encoder())
-    batch = bundle.collator()([samples[index] for index in range(8)])
-    optimizer = torch.optim.AdamW(parameter_groups(detector, config.train.group_learning_rates(), 0.0))
-    targets = Targets(batch["target_boxes_cxcywh"], batch["target_label_ids"], batch["num_boxes"])
-    tracker = MemTracker()
-    tracker.track_external(detector, optimizer)
-    with tracker:
-        for step in range(2):
-            output = detector(batch)
-            losses = LossManager(config.loss, config.detection.one_to_many)(
-                output.tokens, output.head, targets, step_counts([batch])
-            )
-            losses.total.backward()
-            del output, losses
-            optimizer.step()
-            optimizer.zero_grad()
-            if step == 0:
-                tracker.reset_mod_stats()
-    (snapshot,) = tracker.get_tracker_snapshot("peak").values()
-    patches = int(batch["image_grid_thw"].prod(1).sum())
-    count, length = batch["input_ids"].shape
-    rows, columns = batch["patch_mask"].shape[1:]
-    supervised = int((batch["labels"] != -100).sum()) // count
-    return (
-        max(snapshot.values()),
-        Workload(count, patches // count, (rows, columns), length, supervised),
-        detector.vlm.config,
-    )
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"train": {"vision_learning_rate": 0.0}},
+        {"model": {"gradient_checkpointing": True}},
+        {"model": {"lora": {"rank": 8}, "gradient_checkpointing": True}, "detection": {"enabled": False}},
+        {"train": {"gradient_accumulation_steps": 2}, "data": {"teacher_ratio": 1.0}},
+        {"train": {"autocast": "bf16"}},
+        {"train": {"optimizer": "adafactor"}, "model": {"gradient_checkpointing": True}},
+    ],
+    ids=str,
+)
+def test_estimate__is_within_15_percent_of_what_torch_allocates(
+    sections: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    labels = {"labels": list(DEMO.labels)}
+    data = {"train": str(tmp_path / "train.jsonl"), **labels, **sections.get("data", {})}
+    estimate, measured = measure(benchmark_config(tmp_path, "tiny", 8, **sections | {"data": data}))
+    assert estimate == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recompute", [False, True])
-def test_estimate__is_within_15_percent_of_what_torch_allocates(recompute: bool, scenes: Path) -> None:
-    config = make_config(model={"gradient_checkpointing": recompute}, data={"train": str(scenes)})
-    peak, work, vlm_config = measured(config)
-    estimate = estimate_memory(config, vlm_config, torch.float32, work)
-    assert estimate.peak == pytest.approx(peak, rel=0.15)
+def test_estimate__is_within_15_percent_with_the_true_vocabulary(shared: Path, tmp_path: Path) -> None:
+    """There, what is as large as lm_head decides: its gradient, the scaled copy, the embeddings' own."""
+    estimate, measured = measure(benchmark_config(tmp_path, str(write_model(tmp_path / "mini")), 2))
+    assert estimate == pytest.approx(measured, rel=0.15)
 
 
 def test_check__7b_on_24_gib_is_refused_before_a_download_with_what_would_fit(shared: Path) -> None:
@@ -100,7 +79,7 @@ def test_estimate__weights_and_optimizer_of_7b_are_those_of_its_parameters(share
     settings = shared / "qwen_processor" / "Qwen2.5-VL-7B-Instruct" / "config.json"
     vlm_config = Qwen2_5_VLConfig.from_json_file(settings)
     config = make_config(detection={"enabled": False}, data={"train": None})
-    estimate = estimate_memory(config, vlm_config, torch.bfloat16, Workload(1, 64, (8, 8), 64, 8))
+    estimate = estimate_memory(config, vlm_config, torch.bfloat16, Workload(1, 64, (8, 8), 64, 8), "cuda")
     assert estimate.weights == pytest.approx(8.29e9 * 2, rel=0.01)  # the published index: 16.58 GB
     assert estimate.optimizer == 2 * estimate.weights
 
@@ -109,7 +88,7 @@ def test_estimate__an_adapter_needs_no_optimizer_state_for_its_base() -> None:
     vlm_config = load(make_config(), for_inference=False).detector.vlm.config
     work = Workload(8, 64, (8, 8), 217, 124)
     whole, adapter = (
-        estimate_memory(make_config(model={"lora": lora}), vlm_config, torch.float32, work)
+        estimate_memory(make_config(model={"lora": lora}), vlm_config, torch.float32, work, "cpu")
         for lora in (None, {"rank": 2})
     )
     assert adapter.weights > whole.weights
@@ -122,12 +101,12 @@ def test_estimate__a_frozen_model_keeps_no_activations() -> None:
     vlm_config = load(make_config(), for_inference=False).detector.vlm.config
     work = Workload(8, 64, (8, 8), 217, 124)
     head_alone = make_config(train={"learning_rate": 0.0})
-    kept = estimate_memory(head_alone, vlm_config, torch.float32, work).activations
-    assert kept < 0.7 * estimate_memory(make_config(), vlm_config, torch.float32, work).activations
+    kept = estimate_memory(head_alone, vlm_config, torch.float32, work, "cpu").activations
+    assert kept < 0.7 * estimate_memory(make_config(), vlm_config, torch.float32, work, "cpu").activations
     vlm_config.text_config.num_hidden_layers += 1
     vlm_config.text_config.layer_types = None
     deeper = Qwen2_5_VLConfig.from_dict(vlm_config.to_dict())
-    assert estimate_memory(head_alone, deeper, torch.float32, work).activations == kept
+    assert estimate_memory(head_alone, deeper, torch.float32, work, "cpu").activations == kept
 
 
 def test_check__the_tiny_model_fits_and_says_what_it_needs() -> None:

@@ -80,7 +80,14 @@ def _estimate(config: Config) -> MemoryEstimate:
     vlm_config = Qwen2_5_VLConfig(**settings)
     pixels = config.data.max_pixels or Qwen2VLImageProcessorPil.from_pretrained(source).size["longest_edge"]
     work = largest_workload(config, vlm_config, pixels)
-    return estimate_memory(config, vlm_config, _dtype(config), work)
+    return estimate_memory(config, vlm_config, _dtype(config), work, _device(config))
+
+
+def _device(config: Config) -> str:
+    """Where it is trained; with ``train.max_memory`` a GPU that may be on another machine."""
+    is_elsewhere = config.train.max_memory is not None and config.model.device == "auto"
+    has_gpu = config.model.device != "cpu" and torch.cuda.is_available()
+    return "cuda" if has_gpu or is_elsewhere else "cpu"
 
 
 def _dtype(config: Config) -> torch.dtype:

@@ -13,6 +13,7 @@ from qwendet.checks.config.survey import Check, Survey
 from qwendet.config import EMBEDDED_MODELS
 from qwendet.data.samples import check_label
 from qwendet.errors import DataError, Problem
+from qwendet.launcher import launcher_problems
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/gpus")
@@ -65,6 +66,13 @@ def boards(survey: Survey) -> list[Problem]:
         return []
     fix = "pip install 'qwendet[wandb]', or leave it out"
     return [Problem("wandb needs the package wandb", "train.report_to", fix)]
+
+
+def launcher(survey: Survey) -> Iterable[Problem]:
+    """What ``accelerate launch`` was told can be had here, and is what the config says."""
+    config = survey.config
+    has_gpu = config.model.device != "cpu" and has_nvidia_gpu()
+    return launcher_problems(has_gpu=has_gpu, autocast=config.train.autocast)
 
 
 def has_nvidia_gpu() -> bool:
@@ -168,6 +176,7 @@ CHECKS: Mapping[str, Check] = {
     "config.environment.gpu": Check(gpu, "the device is there"),
     "config.environment.flash_attention": Check(flash_attention, "the attention implementation is there"),
     "config.environment.boards": Check(boards, "what shows the run is installed"),
+    "config.environment.launcher": Check(launcher, "the launcher asks for nothing else"),
     "config.data.train": Check(train_is_given, "there is a training file"),
     "config.labels.text": Check(labels_are_texts, "data.labels can be written into a prompt"),
     "config.train.head_frozen": Check(head_learns, "a head that is built is trained"),
