@@ -375,11 +375,11 @@ def copies(found: list[dict[str, Any]], detector: Any) -> list[dict[str, Any]]:
     return [group | {"params": copy.deepcopy(group["params"])} for group in found]
 
 
-def never_finite(self: DetectionTrainer, terms: dict[str, float], norm: Any) -> None:
+def never_finite(self: DetectionTrainer, terms: dict[str, float], norms: Any) -> None:
     self.step_log.sources = []
 
 
-def only_the_loss_is_looked_at(self: DetectionTrainer, terms: dict[str, float], norm: Any) -> None:
+def only_the_loss_is_looked_at(self: DetectionTrainer, terms: dict[str, float], norms: Any) -> None:
     sound_require_finite(self, terms, {})
 
 
