@@ -58,7 +58,6 @@ class Matches:
     target: Tensor
 
 
-@torch.no_grad()
 def match(output: HeadOutput, targets: Targets, weights: CostWeights, repeats: Sequence[int]) -> Matches:
     """Assign every box to predictions, at the lowest total cost in each stage of each sample.
 
@@ -72,7 +71,8 @@ def match(output: HeadOutput, targets: Targets, weights: CostWeights, repeats: S
     Returns:
         All assignments. A stage with fewer predictions than wanted leaves the costliest boxes out.
     """
-    cost = matching_cost(output, targets, weights).float().cpu().numpy()
+    with torch.no_grad():
+        cost = matching_cost(output, targets, weights).cpu().numpy()
     valid = output.valid.cpu().numpy()
     starts = np.concatenate([[0], np.cumsum(output.stage_sizes)])
     first_target = np.concatenate([[0], np.cumsum(targets.num_boxes)]).astype(np.int64)

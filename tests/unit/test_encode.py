@@ -271,6 +271,19 @@ def test_encode__published_special_tokens_are_one_token_each(
     assert [(encoded.input_ids == token).sum().item() for token in ids] == [7, 3, 36]
 
 
+def test_token_counts__are_those_of_the_encoded_sample(
+    encoder: Encoder, sample: Sample, trained: EncodedSample
+) -> None:
+    ((start, end),) = trained.student_assistant_spans
+    sizes = [(112, 84), (60, 60), (100, 150)]
+    assert encoder.token_counts(sample, sizes) == (len(trained.input_ids), end - start)
+
+
+def test_token_counts__needs_a_size_for_each_image(encoder: Encoder, sample: Sample) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        encoder.token_counts(sample, [(112, 84)])
+
+
 def test_label_tokens__are_the_labels_own_text(encoder: Encoder) -> None:
     assert [encoder.tokenizer.decode(tokens) for tokens in encoder.label_tokens()] == list(LABELS)
 
