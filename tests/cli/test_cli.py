@@ -48,33 +48,53 @@ def in_new_process(code: str, repo_root: Path, *words: str, cwd: Path | None = N
 # Start-up
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "",
-        "init",
-        "train",
-        "infer",
-        "eval",
-        "export",
-        "validate-config",
-        "validate-loss",
-        "check-consistency",
-        "validate",
-        "data",
-        "data convert",
-        "data split",
-        "data teachers",
-        "data check",
-        "data stats",
-    ],
-    ids=lambda c: c or "app",
+HELP_OF = (
+    "",
+    "init",
+    "train",
+    "infer",
+    "eval",
+    "export",
+    "validate-config",
+    "validate-loss",
+    "check-consistency",
+    "validate",
+    "data",
+    "data convert",
+    "data split",
+    "data teachers",
+    "data check",
+    "data stats",
 )
-def test_help__is_as_agreed(command: str, repo_root: Path, golden: Callable[[str, str], None]) -> None:
-    words = (*command.split(), "--help")
-    ending = in_new_process("from qwendet.cli.main import run; run()", repo_root, *words)
-    assert ending.code == 0
-    lines = [line.rstrip() for line in ending.out.strip().splitlines()]
+PRINT_HELP = """
+import contextlib, io, json, sys
+from qwendet.cli.main import run
+
+pages = {}
+for command in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as page:
+        try:
+            run([*command.split(), "--help"])
+        except SystemExit as end:
+            pages[command] = (end.code, page.getvalue())
+print(json.dumps(pages))
+"""
+
+
+@pytest.fixture(scope="module")
+def help_pages(repo_root: Path) -> dict[str, tuple[int, str]]:
+    """Exit code and text of each page, of one process for all: a start takes a second."""
+    pages: dict[str, tuple[int, str]] = json.loads(in_new_process(PRINT_HELP, repo_root, *HELP_OF).out)
+    return pages
+
+
+@pytest.mark.parametrize("command", HELP_OF, ids=lambda command: command or "app")
+def test_help__is_as_agreed(
+    command: str, help_pages: dict[str, tuple[int, str]], golden: Callable[[str, str], None]
+) -> None:
+    code, page = help_pages[command]
+    assert code == 0
+    lines = [line.rstrip() for line in page.strip().splitlines()]
     name = command.replace(" ", "-") or "qwendet"
     golden(f"help/{name}.txt", "\n".join(lines) + "\n")
 

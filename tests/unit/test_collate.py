@@ -72,24 +72,30 @@ def test_rows__are_the_tokens_before_those_of_the_answers(collator: StandardData
 
 
 def test_packing__by_hand() -> None:
-    """Images of 1 × 2 and 2 × 1 tokens, 5 and 7 tokens in all."""
+    """Samples of 5, 7 and 3 tokens, with images of 1 × 2, 2 × 1 and 1 × 1 of them."""
     packing = StandardDataCollator(pad_token_id=0, merge_size=2, label_tokens=[[5]], packing=True)
-    first, second = answered_sample(5, ((3, 4),), (4, 5), (2, 4)), answered_sample(7, (), (4, 7), (4, 2))
-    batch = packing([first, second])
-    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 6, 7]]
-    assert batch["attention_mask"].tolist() == [[1] * 12]
-    assert batch["mm_token_type_ids"].tolist() == [[0, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0]]
+    batch = packing(
+        [
+            answered_sample(5, ((3, 4),), (4, 5), (2, 4)),
+            answered_sample(7, (), (4, 7), (4, 2)),
+            answered_sample(3, (), (2, 3), (2, 2)),
+        ]
+    )
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 6, 7, 1, 2, 3]]
+    assert batch["attention_mask"].tolist() == [[1] * 15]
+    assert batch["mm_token_type_ids"].tolist() == [[0, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0]]
     index, time, row, column = batch["position_ids"][:, 0].tolist()
-    assert index == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]
-    assert time == [0, 1, 1, 3, 4, 0, 1, 1, 3, 4, 5, 6]
-    assert row == [0, 1, 1, 3, 4, 0, 1, 2, 3, 4, 5, 6]
-    assert column == [0, 1, 2, 3, 4, 0, 1, 1, 3, 4, 5, 6]
-    assert batch["teacher_assistant_spans"] == [[(3, 4)], []]
-    assert batch["student_assistant_spans"] == [[(4, 5)], [(9, 12)]]
+    assert index == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
+    assert time == [0, 1, 1, 3, 4, 0, 1, 1, 3, 4, 5, 6, 0, 1, 2]
+    assert row == [0, 1, 1, 3, 4, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
+    assert column == [0, 1, 2, 3, 4, 0, 1, 1, 3, 4, 5, 6, 0, 1, 2]
+    assert batch["teacher_assistant_spans"] == [[(3, 4)], [], []]
+    assert batch["student_assistant_spans"] == [[(4, 5)], [(9, 12)], [(14, 15)]]
     assert batch["teacher_rows"].tolist() == [2]
-    assert batch["student_rows"].tolist() == [3, 8, 9, 10]
-    assert batch["context_index"][:, ::2, ::2].tolist() == [[[1, 2], [0, 0]], [[6, 0], [7, 0]]]
-    assert batch["patch_mask"].sum((1, 2)).tolist() == [8, 8]
+    assert batch["student_rows"].tolist() == [3, 8, 9, 10, 13]
+    merged = batch["context_index"][:, ::2, ::2].tolist()
+    assert merged == [[[1, 2], [0, 0]], [[6, 0], [7, 0]], [[13, 0], [0, 0]]]
+    assert batch["patch_mask"].sum((1, 2)).tolist() == [8, 8, 4]
 
 
 def test_padding__has_no_positions_of_its_own(collator: StandardDataCollator) -> None:
@@ -261,18 +267,19 @@ def test_patch_order__block_by_block(rows: int, columns: int, merge: int) -> Non
 @pytest.mark.parametrize(
     ("second", "is_left_padded"),
     [
-        ([1, 1, 1], True),
-        ([0, 1, 1], True),
-        ([0, 0, 1], True),
-        ([1, 1, 0], False),
-        ([1, 0, 1], False),
-        ([0, 1, 0], False),
-        ([0, 0, 0], False),
+        ([1, 1, 1, 1], True),
+        ([0, 1, 1, 1], True),
+        ([0, 0, 0, 1], True),
+        ([1, 1, 1, 0], False),
+        ([1, 0, 1, 1], False),
+        ([0, 1, 0, 1], False),
+        ([0, 1, 1, 0], False),
+        ([0, 0, 0, 0], False),
     ],
 )
 def test_padding_anywhere_else__is_refused(second: list[int], is_left_padded: bool) -> None:
     """The fifth bug of the original scripts: training padded right, Flash Attention needs left."""
-    masks = torch.tensor([[1, 1, 1], second, [1, 1, 1]])
+    masks = torch.tensor([[1, 1, 1, 1], second, [0, 1, 1, 1]])
     batch = {"attention_mask": masks, "where": ["a:1", "a:2", "a:3"]}
     if is_left_padded:
         require_left_padding(batch)

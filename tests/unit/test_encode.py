@@ -279,6 +279,18 @@ def test_token_counts__are_those_of_the_encoded_sample(
     assert encoder.token_counts(sample, sizes) == (len(trained.input_ids), end - start)
 
 
+@pytest.mark.parametrize("size", [(900, 400), (20, 30)])
+def test_token_counts__of_images_beyond_the_limits(
+    encoder: Encoder, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """A larger one is made smaller, a smaller one larger."""
+    Image.new("RGB", size, "teal").save(tmp_path / "a.png")
+    sample = Sample(Turn("a.png", (), root=tmp_path))
+    encoded = encoder.encode(sample, with_answer=True)
+    assert encoder.token_counts(sample, [size])[0] == len(encoded.input_ids)
+    assert encoded.mm_token_type_ids.sum() == {(900, 400): 55, (20, 30): 6}[size]
+
+
 def test_token_counts__needs_a_size_for_each_image(encoder: Encoder, sample: Sample) -> None:
     with pytest.raises(ValueError, match="zip"):
         encoder.token_counts(sample, [(112, 84)])

@@ -79,6 +79,20 @@ def test_matching_cost__of_one_pair_by_hand() -> None:
     )
 
 
+def test_matching_cost__in_half_precision_is_that_of_the_same_numbers_in_float32() -> None:
+    exact, wanted = predictions(), targets([3, 1, 2])
+    half = HeadOutput(exact.logits.bfloat16(), exact.boxes_cxcywh.bfloat16(), exact.valid, STAGES)
+    same = HeadOutput(half.logits.float(), half.boxes_cxcywh.float(), exact.valid, STAGES)
+    found = matching_cost(half, wanted, WEIGHTS)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, matching_cost(same, wanted, WEIGHTS))
+
+
+def test_match__needs_a_repeat_for_each_stage() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        match(predictions(), targets([1, 0, 0]), WEIGHTS, (1, 1))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_match__is_the_cheapest_of_all_assignments(seed: int) -> None:
     output, wanted = predictions(seed), targets([3, 1, 2], seed)

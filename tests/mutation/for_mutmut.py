@@ -1,4 +1,4 @@
-"""For `make mutants`: a function that a shared fixture calls is tested by every test that uses the fixture.
+"""For `make mutants`: the tests that use a shared fixture test what the fixture calls; and speed.
 
 mutmut notes which functions a test calls, and runs only those tests on a mutant of the function. A fixture of
 module or session scope is set up once, so the first test alone would be noted for what the fixture calls.
@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 from mutmut.state import state
+
+from qwendet.config import Config, ModelConfig
+from qwendet.loader import load
 
 CALLED_BY_FIXTURE: dict[pytest.FixtureDef[Any], set[str]] = {}
 
@@ -33,3 +36,14 @@ def pytest_runtest_teardown(item: pytest.Function) -> None:
     for name in item.fixturenames:
         for fixturedef in item._fixtureinfo.name2fixturedefs.get(name, ()):
             state()._stats.update(CALLED_BY_FIXTURE.get(fixturedef, ()))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs no model goes first: numbers made by hand find most mutants in a tenth of a second."""
+    items.sort(key=lambda item: "bundle" in getattr(item, "fixturenames", ()))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The server that forks the workers only collects: what it has loaded, they load four times faster."""
+    if session.config.option.collectonly:
+        load(Config(model=ModelConfig(path="tiny-untrained", device="cpu")), for_inference=False)
