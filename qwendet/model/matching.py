@@ -78,9 +78,9 @@ def match(output: HeadOutput, targets: Targets, weights: CostWeights, repeats: S
     first_target = np.concatenate([[0], np.cumsum(targets.num_boxes)]).astype(np.int64)
     found: list[npt.NDArray[np.int64]] = []
     for sample, count in enumerate(targets.num_boxes):
+        if count == 0:
+            continue
         for start, end, repeat in zip(starts[:-1], starts[1:], repeats, strict=True):
-            if count == 0:
-                continue
             own = start + np.flatnonzero(valid[sample, start:end])
             rows, columns = linear_sum_assignment(np.tile(cost[sample, own, :count], (1, repeat)))
             found.append(
@@ -110,7 +110,7 @@ def matching_cost(output: HeadOutput, targets: Targets, weights: CostWeights) ->
     l1 = torch.cdist(predicted, wanted, p=1)
     _, giou = paired_iou_and_giou(cxcywh_to_xyxy(predicted)[:, :, None], cxcywh_to_xyxy(wanted)[:, None])
     cost = weights.classification * (positive - negative) + weights.l1 * l1 - weights.giou * giou
-    return cost.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6)
+    return cost.nan_to_num(nan=1e6, posinf=1e6)
 
 
 def _pad(targets: Targets) -> tuple[Tensor, Tensor]:

@@ -110,6 +110,8 @@ def test_samples_without_spans__collate_and_have_no_labels(collator: StandardDat
     assert not batch["student_mask"].any()
     assert (batch["num_boxes"], batch["target_boxes_cxcywh"].shape) == ([0, 0], (0, 4))
     assert batch["target_label_ids"].dtype == torch.int64
+    for rows in (batch["teacher_rows"], batch["student_rows"]):
+        assert (rows.shape, rows.dtype) == ((0,), torch.int64)
 
 
 def test_samples_without_spans__leave_those_of_others_alone(
@@ -185,6 +187,12 @@ def test_label_texts__are_padded_on_the_right(collator: StandardDataCollator) ->
     batch = collator([bare_sample(3)])
     assert batch["label_input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["label_attention_mask"].tolist() == [[True, True, True], [True, False, False]]
+
+
+def test_masks__are_boolean(collator: StandardDataCollator) -> None:
+    batch = collator([bare_sample(3)])
+    for name in ("student_mask", "patch_mask", "label_attention_mask"):
+        assert batch[name].dtype == torch.bool, name
 
 
 # Where the student's patches and tokens are

@@ -166,6 +166,14 @@ def test_at_least_float32(dtype: torch.dtype, raised: torch.dtype) -> None:
     assert at_least_float32(torch.ones(2, dtype=dtype)).dtype == raised
 
 
+def test_token_terms__have_the_type_of_the_token_losses() -> None:
+    """Counts are float64, so that large ones are exact; the loss is not."""
+    one = torch.tensor(1.0, requires_grad=True)
+    tokens = TokenLosses(torch.ones(2), torch.tensor([False, True]), one, one)
+    losses = LossManager(WEIGHTS, 1)(tokens, None, None, counts(1, 1, 0))
+    assert {term.dtype for term in (losses.total, *losses.terms.values())} == {torch.float32}
+
+
 def test_token_terms__without_a_head_targets_are_no_matter() -> None:
     losses = LossManager(WEIGHTS, 1)(token_losses([1.0], [True]), None, ONE_BOX, counts(0, 1, 1))
     assert losses.terms.keys() == {"lm", "teacher", "student"}
