@@ -4,6 +4,8 @@
 #:   make test     every test
 #:   make check    format, lint, types, import rule, fast tests and doctests: before every commit
 #:   make docs     docs/ as a website, in site/
+#:   make coverage every test, and the lines and branches of qwendet/ that none of them reaches
+#:   make mutants  change the code in one place, a thousand times over, and count what the tests do not notice (an hour)
 #:   make bench-check  count what a training step does, and compare with the committed table
 #:   make fix      rewrite what can be rewritten
 #:   make clean    delete .venv, caches, built packages and runs/demo
@@ -29,7 +31,7 @@ INSTALLED := $(VENV)/.installed
 # Nothing is fetched from the Hugging Face hub while testing.
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --doctest-modules qwendet tests
 
-.PHONY: help demo test check static docs bench-check fix clean
+.PHONY: help demo test check static docs coverage mutants bench-check fix clean
 .NOTPARALLEL:
 
 help:
@@ -57,6 +59,18 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "site/index.html; to write: $(BIN)/python -m mkdocs serve"
 
+coverage: $(INSTALLED)
+	rm -f .coverage .coverage.*
+	HF_HUB_OFFLINE=1 $(BIN)/python -m coverage run -m pytest --doctest-modules qwendet tests
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+# Results are kept in mutants/ and not made again: `make clean` first for a fresh count.
+mutants: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable ".[mutation]"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/python -m tests.mutation.table
+
 bench-check: $(INSTALLED)
 	$(BIN)/python -m benchmarks.counts
 
@@ -66,7 +80,8 @@ fix: $(INSTALLED)
 
 # .venv by name: a VENV that was given may be somebody's own.
 clean:
-	rm -rf .venv build dist site runs/demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site runs/demo mutants .coverage .coverage.* .hypothesis .import_linter_cache
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	find benchmarks qwendet tests -name __pycache__ -prune -exec rm -rf {} +
 
 # torch goes first, by itself, so that the build (CPU or CUDA) is the one that TORCH and TORCH_INDEX say, and what

@@ -229,7 +229,7 @@ def _rows_before(place: _Place, spans: Sequence[Sequence[Span]]) -> Tensor:
 
 def _pad_labels(label_tokens: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
     rows = [torch.tensor(tokens, dtype=torch.int64) for tokens in label_tokens]
-    length = max((len(row) for row in rows), default=1)
+    length = max(len(row) for row in rows)
     ids = torch.full((len(rows), length), pad_token_id, dtype=torch.int64)
     mask = torch.zeros(len(rows), length, dtype=torch.bool)
     for index, row in enumerate(rows):

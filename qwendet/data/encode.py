@@ -187,13 +187,13 @@ class Encoder:
     def _made_by(self) -> dict[str, object]:
         """What the size and the pixels of a resized image depend on."""
         processor = self.image_processor
-        names = ("patch_size", "merge_size")
-        limits = {name: processor.size[name] for name in ("shortest_edge", "longest_edge")}
-        return (
-            {name: getattr(processor, name) for name in names}
-            | limits
-            | {"resample": int(processor.resample)}
-        )
+        return {
+            "patch_size": processor.patch_size,
+            "merge_size": processor.merge_size,
+            "shortest_edge": processor.size["shortest_edge"],
+            "longest_edge": processor.size["longest_edge"],
+            "resample": int(processor.resample),
+        }
 
     def _unopened(self, size: tuple[int, int]) -> _Picture:
         """An image as the processor would make it, without pixels."""

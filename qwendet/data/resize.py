@@ -56,7 +56,7 @@ def rescale_xyxy(
         >>> rescale_xyxy([[320, 240, 640, 480]], (640, 480), (644, 476)).tolist()
         [[322.0, 238.0, 644.0, 476.0]]
     """
-    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
+    boxes = np.reshape(boxes_xyxy, (-1, 4))
     scale = np.array([target[0] / source[0], target[1] / source[1]] * 2)
     rescaled: FloatArray = boxes * scale
     return rescaled

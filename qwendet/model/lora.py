@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import peft
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."  # of the names in peft's files
 ADAPTER = "default"
 

@@ -58,7 +58,6 @@ class Matches:
     target: Tensor
 
 
-@torch.no_grad()
 def match(output: HeadOutput, targets: Targets, weights: CostWeights, repeats: Sequence[int]) -> Matches:
     """Assign every box to predictions, at the lowest total cost in each stage of each sample.
 
@@ -72,15 +71,16 @@ def match(output: HeadOutput, targets: Targets, weights: CostWeights, repeats: S
     Returns:
         All assignments. A stage with fewer predictions than wanted leaves the costliest boxes out.
     """
-    cost = matching_cost(output, targets, weights).float().cpu().numpy()
+    with torch.no_grad():
+        cost = matching_cost(output, targets, weights).cpu().numpy()
     valid = output.valid.cpu().numpy()
     starts = np.concatenate([[0], np.cumsum(output.stage_sizes)])
     first_target = np.concatenate([[0], np.cumsum(targets.num_boxes)]).astype(np.int64)
     found: list[npt.NDArray[np.int64]] = []
     for sample, count in enumerate(targets.num_boxes):
+        if count == 0:
+            continue
         for start, end, repeat in zip(starts[:-1], starts[1:], repeats, strict=True):
-            if count == 0:
-                continue
             own = start + np.flatnonzero(valid[sample, start:end])
             rows, columns = linear_sum_assignment(np.tile(cost[sample, own, :count], (1, repeat)))
             found.append(
@@ -99,18 +99,18 @@ def matching_cost(output: HeadOutput, targets: Targets, weights: CostWeights) ->
     finite becomes huge, so that the loss, not the matcher, reports it.
 
     Returns:
-        ``(B, K, M)`` float, M the most boxes of a sample; columns beyond a sample's own mean nothing.
+        ``(B, K, M)`` float32, M the most boxes of a sample; columns beyond a sample's own mean nothing.
     """
     boxes, labels = _pad(targets)
     probability = output.logits.float().sigmoid()
     probability = probability.gather(2, labels[:, None].expand(-1, probability.shape[1], -1))
     positive = 0.25 * (1 - probability) ** 2 * -(probability + 1e-8).log()
     negative = 0.75 * probability**2 * -(1 - probability + 1e-8).log()
-    l1 = torch.cdist(output.boxes_cxcywh.float(), boxes.float(), p=1)
-    predicted = cxcywh_to_xyxy(output.boxes_cxcywh)[:, :, None]
-    _, giou = paired_iou_and_giou(predicted, cxcywh_to_xyxy(boxes)[:, None])
+    predicted, wanted = output.boxes_cxcywh.float(), boxes.float()
+    l1 = torch.cdist(predicted, wanted, p=1)
+    _, giou = paired_iou_and_giou(cxcywh_to_xyxy(predicted)[:, :, None], cxcywh_to_xyxy(wanted)[:, None])
     cost = weights.classification * (positive - negative) + weights.l1 * l1 - weights.giou * giou
-    return cost.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6)
+    return cost.nan_to_num(nan=1e6, posinf=1e6)
 
 
 def _pad(targets: Targets) -> tuple[Tensor, Tensor]:

@@ -90,21 +90,23 @@ def test_version__is_printed(qwendet: Qwendet) -> None:
 # Mistakes on the command line and in the config
 
 
-def test_unknown_key__names_line_and_nearest_key(qwendet: Qwendet, project: Path) -> None:
-    project.write_text("train:\n  learning_rat: 0.1\n")
-    ending = qwendet("validate-config", project)
-    assert ending.code == 2
-    assert ending.out == ""
-    assert f"{project}:2: train.learning_rat" in ending.err
-    assert "did you mean train.learning_rate?" in ending.err
-
-
-def test_number_as_text__says_what_to_write(qwendet: Qwendet, project: Path) -> None:
-    project.write_text("train:\n  learning_rate: 1e-4\n")
-    ending = qwendet("train", project)
-    assert ending.code == 2
-    assert "expected a number, got the text '1e-4'" in ending.err
-    assert "write 1.0e-4" in ending.err
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("learning_rat: 0.1", (":2: train.learning_rat", "did you mean train.learning_rate?")),
+        ("learning_rate: 1e-4", (":2: train.learning_rate", "got the text '1e-4'", "write 1.0e-4")),
+    ],
+    ids=["unknown key", "number as text"],
+)
+@pytest.mark.parametrize("command", ["validate-config", "train"])
+def test_mistake_in_the_config__is_2_with_its_line_and_mend(
+    qwendet: Qwendet, project: Path, command: str, line: str, words: tuple[str, ...]
+) -> None:
+    project.write_text(f"train:\n  {line}\n")
+    ending = qwendet(command, project)
+    assert (ending.code, ending.out) == (2, "")
+    assert [word for word in words if word not in ending.err] == []
+    assert f"{project}:2" in ending.err
 
 
 def test_missing_config__names_init(qwendet: Qwendet) -> None:
@@ -228,11 +230,21 @@ def raise_from_load_config(monkeypatch: pytest.MonkeyPatch, error: BaseException
     monkeypatch.setattr("qwendet.config_file.load_config", fail)
 
 
-def test_bug__is_1_without_traceback(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch) -> None:
-    raise_from_load_config(monkeypatch, ZeroDivisionError("division by zero"))
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (ZeroDivisionError("division by zero"), 1, "this is a bug: ZeroDivisionError: division by zero"),
+        (OSError(28, "No space left on device"), 3, "No space left on device"),
+    ],
+    ids=["bug", "system"],
+)
+def test_exception__is_told_without_traceback(
+    qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, told: str
+) -> None:
+    raise_from_load_config(monkeypatch, error)
     ending = qwendet("train", "x")
-    assert ending.code == 1
-    assert "this is a bug: ZeroDivisionError: division by zero" in ending.err
+    assert ending.code == code
+    assert told in ending.err
     assert "Traceback" not in ending.err
 
 
@@ -258,13 +270,6 @@ def test_bug__in_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch) -> None
     ending = qwendet("validate-config", "x", "--format", "json")
     assert ending.code == 1
     assert json.loads(ending.out)["ok"] is False
-
-
-def test_system_error__is_3(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch) -> None:
-    raise_from_load_config(monkeypatch, OSError(28, "No space left on device"))
-    ending = qwendet("train", "x")
-    assert ending.code == 3
-    assert "No space left on device" in ending.err
 
 
 def test_interrupt__is_130(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,13 +29,12 @@ from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError, QwendetError
 from qwendet.inference import Predictor, infer
 from qwendet.loader import config_of_checkpoint
-from qwendet.parameter_groups import group_of
+from qwendet.parameter_groups import GROUPS, group_of
 from qwendet.run import RunSummary, train
 from qwendet.training import DetectionTrainer, TrainingDivergedError, create_trainer
 
 STEPS = 6
 TERMS = ("lm", "teacher", "student", "detection", "class", "l1", "giou", "total")
-GROUPS = ("vision", "merger", "language", "head")
 HEAD_OFF = {
     "detection": {"enabled": False, "hidden_size": None, "num_layers": None, "num_heads": None},
     "data": {"allow": ["config.detection.off_with_boxes"]},

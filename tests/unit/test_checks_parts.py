@@ -15,8 +15,6 @@ from qwendet.checks.result import Result
 from qwendet.config import Config, ModelConfig
 from qwendet.config_file import load_config
 from qwendet.data.image_tokens import ImageLimits, image_limits, model_size
-from qwendet.data.images import inspect_image
-from qwendet.data.samples import Sample
 from qwendet.errors import DataError
 from qwendet.loader import Bundle, load_encoder
 from qwendet.progress import silent
@@ -38,16 +36,6 @@ def test_model_size__is_that_of_the_published_resizer(
 def test_image_limits__are_the_models_own_unless_set() -> None:
     assert image_limits(Config()) == ImageLimits(3136, 50_176, 28)
     assert image_limits(Config(model=ModelConfig(path="Qwen/Qwen2.5-VL-3B-Instruct"))) is None
-
-
-def test_token_counts__are_those_of_the_encoder(bundle: Bundle, lessons: list[Sample]) -> None:
-    encoder = bundle.encoder()
-    for lesson in lessons:
-        encoded = encoder.encode(lesson, with_answer=True)
-        turns = (*lesson.teachers, lesson.student)
-        sizes = [inspect_image(turn.image, turn.root, lesson.where).size for turn in turns]
-        ((start, end),) = encoded.student_assistant_spans
-        assert encoder.token_counts(lesson, sizes) == (len(encoded.input_ids), end - start)
 
 
 def test_load_encoder__needs_no_model(bundle: Bundle, tiny_config: Config) -> None:

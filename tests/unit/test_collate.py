@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from qwendet.data.collate import IGNORED, Batch, StandardDataCollator, require_left_padding
-from qwendet.data.encode import EncodedSample
+from qwendet.data.encode import EncodedSample, Span
 from qwendet.data.patch_order import raster_to_flat, raster_to_token
 from qwendet.data.samples import Sample
 from qwendet.errors import DataError
@@ -31,6 +32,18 @@ def bare_sample(length: int, rows: int = 2, columns: int = 2) -> EncodedSample:
     )
 
 
+def answered_sample(
+    length: int, teacher: tuple[Span, ...], student: Span, grid: tuple[int, int]
+) -> EncodedSample:
+    """Tokens 1, 2, … with an image of ``grid`` patches after the first token, and spans of answers."""
+    bare = bare_sample(length, *grid)
+    types = torch.zeros(length, dtype=torch.int64)
+    types[1 : 1 + grid[0] * grid[1] // 4] = 1
+    return dataclasses.replace(
+        bare, mm_token_type_ids=types, teacher_assistant_spans=teacher, student_assistant_spans=(student,)
+    )
+
+
 @pytest.fixture
 def collator() -> StandardDataCollator:
     return StandardDataCollator(pad_token_id=0, merge_size=2, label_tokens=[[5, 6, 7], [8]])
@@ -44,6 +57,51 @@ def test_padding__is_on_the_left(collator: StandardDataCollator) -> None:
     assert batch["context_index"][:, 0, 0].tolist() == [2 + 1, 5 + 1]
 
 
+def test_rows__are_the_tokens_before_those_of_the_answers(collator: StandardDataCollator) -> None:
+    """Lengths 9 and 7: the second row is padded by 2, and begins at 9 in the flattened batch."""
+    batch = collator(
+        [answered_sample(9, ((2, 4), (5, 6)), (7, 9), (2, 2)), answered_sample(7, ((3, 4),), (5, 7), (2, 2))]
+    )
+    assert batch["teacher_rows"].tolist() == [1, 2, 4, 9 + 4]
+    assert batch["student_rows"].tolist() == [6, 7, 9 + 6, 9 + 7]
+    assert batch["labels"].tolist() == [
+        [IGNORED, IGNORED, 3, 4, IGNORED, 6, IGNORED, 8, 9],
+        [IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, 4, IGNORED, 6, 7],
+    ]
+    assert batch["student_mask"].nonzero().tolist() == [[0, 7], [0, 8], [1, 7], [1, 8]]
+
+
+def test_packing__by_hand() -> None:
+    """Samples of 5, 7 and 3 tokens, with images of 1 × 2, 2 × 1 and 1 × 1 of them."""
+    packing = StandardDataCollator(pad_token_id=0, merge_size=2, label_tokens=[[5]], packing=True)
+    batch = packing(
+        [
+            answered_sample(5, ((3, 4),), (4, 5), (2, 4)),
+            answered_sample(7, (), (4, 7), (4, 2)),
+            answered_sample(3, (), (2, 3), (2, 2)),
+        ]
+    )
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 6, 7, 1, 2, 3]]
+    assert batch["attention_mask"].tolist() == [[1] * 15]
+    assert batch["mm_token_type_ids"].tolist() == [[0, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0]]
+    index, time, row, column = batch["position_ids"][:, 0].tolist()
+    assert index == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
+    assert time == [0, 1, 1, 3, 4, 0, 1, 1, 3, 4, 5, 6, 0, 1, 2]
+    assert row == [0, 1, 1, 3, 4, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
+    assert column == [0, 1, 2, 3, 4, 0, 1, 1, 3, 4, 5, 6, 0, 1, 2]
+    assert batch["teacher_assistant_spans"] == [[(3, 4)], [], []]
+    assert batch["student_assistant_spans"] == [[(4, 5)], [(9, 12)], [(14, 15)]]
+    assert batch["teacher_rows"].tolist() == [2]
+    assert batch["student_rows"].tolist() == [3, 8, 9, 10, 13]
+    merged = batch["context_index"][:, ::2, ::2].tolist()
+    assert merged == [[[1, 2], [0, 0]], [[6, 0], [7, 0]], [[13, 0], [0, 0]]]
+    assert batch["patch_mask"].sum((1, 2)).tolist() == [8, 8, 4]
+
+
+def test_padding__has_no_positions_of_its_own(collator: StandardDataCollator) -> None:
+    assert "position_ids" not in collator([bare_sample(3)])
+
+
 def test_samples_without_spans__collate_and_have_no_labels(collator: StandardDataCollator) -> None:
     """The third bug of the original scripts: a sample without span fields crashed or corrupted the batch."""
     batch = collator([bare_sample(3), bare_sample(4)])
@@ -52,6 +110,8 @@ def test_samples_without_spans__collate_and_have_no_labels(collator: StandardDat
     assert not batch["student_mask"].any()
     assert (batch["num_boxes"], batch["target_boxes_cxcywh"].shape) == ([0, 0], (0, 4))
     assert batch["target_label_ids"].dtype == torch.int64
+    for rows in (batch["teacher_rows"], batch["student_rows"]):
+        assert (rows.shape, rows.dtype) == ((0,), torch.int64)
 
 
 def test_samples_without_spans__leave_those_of_others_alone(
@@ -127,6 +187,12 @@ def test_label_texts__are_padded_on_the_right(collator: StandardDataCollator) ->
     batch = collator([bare_sample(3)])
     assert batch["label_input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["label_attention_mask"].tolist() == [[True, True, True], [True, False, False]]
+
+
+def test_masks__are_boolean(collator: StandardDataCollator) -> None:
+    batch = collator([bare_sample(3)])
+    for name in ("student_mask", "patch_mask", "label_attention_mask"):
+        assert batch[name].dtype == torch.bool, name
 
 
 # Where the student's patches and tokens are
@@ -206,10 +272,29 @@ def test_patch_order__block_by_block(rows: int, columns: int, merge: int) -> Non
     assert np.array_equal(raster_to_token(rows, columns, merge), expected // merge**2)
 
 
-def test_right_padding__is_refused(collator: StandardDataCollator) -> None:
+@pytest.mark.parametrize(
+    ("second", "is_left_padded"),
+    [
+        ([1, 1, 1, 1], True),
+        ([0, 1, 1, 1], True),
+        ([0, 0, 0, 1], True),
+        ([1, 1, 1, 0], False),
+        ([1, 0, 1, 1], False),
+        ([0, 1, 0, 1], False),
+        ([0, 1, 1, 0], False),
+        ([0, 0, 0, 0], False),
+    ],
+)
+def test_padding_anywhere_else__is_refused(second: list[int], is_left_padded: bool) -> None:
     """The fifth bug of the original scripts: training padded right, Flash Attention needs left."""
-    batch = collator([bare_sample(3), bare_sample(5)])
-    require_left_padding(batch)
-    batch["attention_mask"] = batch["attention_mask"].flip(1)
-    with pytest.raises(DataError, match="not padded on the left, which Flash Attention and generation need"):
+    masks = torch.tensor([[1, 1, 1, 1], second, [0, 1, 1, 1]])
+    batch = {"attention_mask": masks, "where": ["a:1", "a:2", "a:3"]}
+    if is_left_padded:
         require_left_padding(batch)
+        return
+    with pytest.raises(DataError) as caught:
+        require_left_padding(batch)
+    assert str(caught.value) == (
+        "a:2: the batch is not padded on the left, which Flash Attention and generation need "
+        "(use qwendet.data.collate.StandardDataCollator as it is)"
+    )

@@ -80,43 +80,50 @@ def test_checks__human(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_plain_progress__prints_tenths_and_the_end(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+TENTHS = [(step, step * 0.5) for step in range(101)]
+
+
+@pytest.mark.parametrize(
+    ("total", "calls", "count", "first", "last"),
+    [
+        pytest.param(
+            100, TENTHS, 10, "10/100, 2.0/s, 0:45 left, loss 10", "100/100, 2.0/s, loss 100", id="tenths"
+        ),
+        pytest.param(
+            1000,
+            [(step, step * 20.0) for step in range(4)],
+            1,
+            "2/1000, 20.0 s each, 5:32:40 left, loss 2",
+            "2/1000, 20.0 s each, 5:32:40 left, loss 2",
+            id="slow work: every half minute",
+        ),
+        pytest.param(
+            100,
+            [(80, 0.0), (100, 10.0)],
+            1,
+            "100/100, 2.0/s, loss 100",
+            "100/100, 2.0/s, loss 100",
+            id="resumed work: its rate from there",
+        ),
+    ],
+)
+def test_plain_progress(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    total: int,
+    calls: list[tuple[int, float]],
+    count: int,
+    first: str,
+    last: str,
 ) -> None:
+    """Calls are what is done and the time in seconds."""
     now = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    with console.progress("training", 100) as advance:
-        for step in range(101):
-            now[0] = step * 0.5
-            advance(step, f"loss {step}")
+    with console.progress("training", total) as advance:
+        for done, now[0] in calls:
+            advance(done, f"loss {done}")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "training: 10/100, 2.0/s, 0:45 left, loss 10"
-    assert lines[-1] == "training: 100/100, 2.0/s, loss 100"
-    assert len(lines) == 10
-
-
-def test_plain_progress__slow_work_prints_every_half_minute(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    with console.progress("training", 1000) as advance:
-        for step in range(4):
-            now[0] = step * 20.0
-            advance(step, "")
-    assert capsys.readouterr().err.splitlines() == ["training: 2/1000, 20.0 s each, 5:32:40 left"]
-
-
-def test_plain_progress__resumed_work_counts_its_rate_from_there(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    with console.progress("training", 100) as advance:
-        advance(80, "")
-        now[0] = 10.0
-        advance(100, "")
-    assert capsys.readouterr().err.splitlines()[-1] == "training: 100/100, 2.0/s"
+    assert (len(lines), lines[0], lines[-1]) == (count, f"training: {first}", f"training: {last}")
 
 
 def test_quick_work__prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:

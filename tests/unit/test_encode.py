@@ -158,6 +158,30 @@ def test_encode__the_students_objects_do_not_reach_the_prompt(encoder: Encoder, 
     assert torch.equal(encoder.encode(bare, with_answer=False).input_ids, with_boxes.input_ids)
 
 
+def test_encode__an_unknown_label_of_the_student_is_no_matter_for_a_prompt(
+    bundle: Bundle, encoder: Encoder, sample: Sample
+) -> None:
+    """The teachers know only blue squares; what the student's image holds is not asked for."""
+    blue = make_encoder(bundle.processor, ("blue square",))
+    assert blue.encode(sample, with_answer=False).student_assistant_spans == ()
+
+
+@pytest.mark.parametrize(
+    ("box", "written"),
+    [
+        ((99.9, 149.9, 100.0, 150.0), [111, 139, 112, 140]),
+        ((99.2, 149.0, 100.0, 150.0), [111, 139, 112, 140]),
+    ],
+)
+def test_encode__a_sliver_at_the_far_corner_is_answered_inside_the_image(
+    encoder: Encoder, sample: Sample, box: tuple[float, float, float, float], written: list[int]
+) -> None:
+    """The displayed image has 100 × 150 pixels, the model's 112 × 140."""
+    turn = dataclasses.replace(sample.student, objects=(DetectedObject(box, "red circle"),))
+    encoded = encoder.encode(Sample(turn), with_answer=True)
+    assert json.loads(answers_of(encoder, encoded)[-1]) == [{"bbox_2d": written, "label": "red circle"}]
+
+
 def test_encode__targets_are_the_students_boxes_in_the_unit_square(trained: EncodedSample) -> None:
     expected = torch.tensor(
         [[40 / 100, 65 / 150, 40 / 100, 50 / 150], [15.75 / 100, 15.25 / 150, 28.5 / 100, 25.5 / 150]]
@@ -271,6 +295,31 @@ def test_encode__published_special_tokens_are_one_token_each(
     assert [(encoded.input_ids == token).sum().item() for token in ids] == [7, 3, 36]
 
 
+def test_token_counts__are_those_of_the_encoded_sample(
+    encoder: Encoder, sample: Sample, trained: EncodedSample
+) -> None:
+    ((start, end),) = trained.student_assistant_spans
+    sizes = [(112, 84), (60, 60), (100, 150)]
+    assert encoder.token_counts(sample, sizes) == (len(trained.input_ids), end - start)
+
+
+@pytest.mark.parametrize("size", [(900, 400), (20, 30)])
+def test_token_counts__of_images_beyond_the_limits(
+    encoder: Encoder, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """A larger one is made smaller, a smaller one larger."""
+    Image.new("RGB", size, "teal").save(tmp_path / "a.png")
+    sample = Sample(Turn("a.png", (), root=tmp_path))
+    encoded = encoder.encode(sample, with_answer=True)
+    assert encoder.token_counts(sample, [size])[0] == len(encoded.input_ids)
+    assert encoded.mm_token_type_ids.sum() == {(900, 400): 55, (20, 30): 6}[size]
+
+
+def test_token_counts__needs_a_size_for_each_image(encoder: Encoder, sample: Sample) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        encoder.token_counts(sample, [(112, 84)])
+
+
 def test_label_tokens__are_the_labels_own_text(encoder: Encoder) -> None:
     assert [encoder.tokenizer.decode(tokens) for tokens in encoder.label_tokens()] == list(LABELS)
 
@@ -299,6 +348,14 @@ def test_encode__unknown_label(bundle: Bundle, sample: Sample, refusal: Refusal)
     )
 
 
+def test_encode__unknown_label_of_a_large_set_names_the_first_ten(
+    bundle: Bundle, sample: Sample, refusal: Refusal
+) -> None:
+    labels = [f"label {number}" for number in range(12)]
+    error = refusal(make_encoder(bundle.processor, labels).encode, sample, with_answer=True)
+    assert f"is not in the label set ({', '.join(labels[:10])})" in str(error)
+
+
 @pytest.mark.parametrize("with_answer", [True, False])
 @pytest.mark.parametrize("part", ["student", "teacher"])
 def test_encode__box_outside(
@@ -308,16 +365,16 @@ def test_encode__box_outside(
         "b.png", (DetectedObject((10.0, 10.0, 61.0, 20.0), "red circle"),), root=sample.student.root
     )
     broken = Sample(outside, (), "x:1") if part == "student" else Sample(sample.student, (outside,), "x:1")
-    error = refusal(encoder.encode, broken, with_answer=with_answer)
-    assert (
-        error.problems[0].what == "objects[0].bbox_2d: [10.0, 10.0, 61.0, 20.0] leaves b.png, which is 60x60"
-    )
+    (problem,) = refusal(encoder.encode, broken, with_answer=with_answer).problems
+    assert problem.what == "objects[0].bbox_2d: [10.0, 10.0, 61.0, 20.0] leaves b.png, which is 60x60"
+    assert problem.where == "x:1"
 
 
 def test_encode__wrong_declared_size(encoder: Encoder, sample: Sample, refusal: Refusal) -> None:
     turn = dataclasses.replace(sample.student, width=640, height=480)
     error = refusal(encoder.encode, Sample(turn, (), "x:1"), with_answer=True)
     assert error.problems[0].what.startswith("the image 'c.png' is declared 640×480 but is displayed 100×150")
+    assert error.problems[0].where == "x:1"
 
 
 def test_encode__a_template_that_rewrites_earlier_turns(
@@ -327,7 +384,10 @@ def test_encode__a_template_that_rewrites_earlier_turns(
     numbered = "{{ messages | length }}" + template
     monkeypatch.setattr(bundle.processor.tokenizer, "chat_template", numbered)
     error = refusal(make_encoder(bundle.processor).encode, sample, with_answer=True)
-    assert error.problems[0].what.startswith("the chat template rewrites earlier turns")
+    assert str(error) == (
+        "chat template: the chat template rewrites earlier turns, so no prompt would be a prefix of its "
+        "answer (use the published Qwen2.5-VL template)"
+    )
 
 
 @pytest.mark.parametrize("key", ["request", "system_prompt"])

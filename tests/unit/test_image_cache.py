@@ -114,7 +114,7 @@ def test_a_wrong_declared_size__is_still_an_error(bundle: Bundle, photograph: Sa
     encoder = encoder_of(bundle, tmp_path / "cache")
     pixels_of(encoder, photograph)
     declared = Sample(Turn("a.jpg", (), root=tmp_path, width=5, height=5), where="test:1")
-    with pytest.raises(DataError, match="is declared 5×5"):
+    with pytest.raises(DataError, match=r"^test:1: the image 'a.jpg' is declared 5×5"):
         encoder.encode(declared, with_answer=False)
 
 
@@ -124,5 +124,5 @@ def test_an_absent_image__is_an_error_though_it_was_kept(
     encoder = encoder_of(bundle, tmp_path / "cache")
     pixels_of(encoder, photograph)
     shutil.move(tmp_path / "a.jpg", tmp_path / "b.jpg")
-    with pytest.raises(DataError, match="is absent"):
+    with pytest.raises(DataError, match=r"^test:1: .*is absent"):
         encoder.encode(photograph, with_answer=False)

@@ -16,7 +16,7 @@ from qwendet.data.samples import Sample
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import HeadOutput
-from qwendet.model.losses import TERMS, Losses, LossManager, TokenLosses, step_counts
+from qwendet.model.losses import TERMS, Losses, LossManager, TokenLosses, at_least_float32, step_counts
 from qwendet.model.matching import Targets
 
 WEIGHTS = LossConfig(
@@ -97,31 +97,107 @@ def test_detection_terms__by_hand() -> None:
     assert losses.total.item() == pytest.approx(0.7 * expected["detection"], abs=1e-6)
 
 
-def test_detection_terms__the_dense_stage_is_shared_among_its_matches() -> None:
-    """Both dense predictions answer for the box; each counts half, and so does every dense logit."""
-    losses = LossManager(WEIGHTS, 2)(token_losses([], []), THREE, ONE_BOX, counts(0, 0, 1))
-    dense = (
-        0.5**2 * math.log(2)
-        + 0.25**2 * math.log(4 / 3)
-        + 0.75**2 * math.log(4)
-        + 0.5**2 * math.log(2)  # p 0.5, wanted its IoU of 0
-    )
-    last = 0.5**2 * math.log(2) + (1 / 2 - 1 / 3) ** 2 * math.log(2)
-    far_l1 = 0.4 + 0.4 + 0.3 + 0.3
-    hull = 0.65 * 0.65  # of (0.05, 0.05, 0.15, 0.15) and (0.3, 0.3, 0.7, 0.7)
-    far_giou = -(hull - 0.16 - 0.01) / hull
+LAST = 0.5**2 * math.log(2) + (1 / 2 - 1 / 3) ** 2 * math.log(2)
+GOOD = 0.5**2 * math.log(2) + 0.25**2 * math.log(4 / 3)  # p 0.5, wanted 0; p 0.75, wanted 1
+FAR = 0.75**2 * math.log(4) + 0.5**2 * math.log(2)  # p 0.75 and 0.5, both wanted 0
+FAR_L1 = 0.4 + 0.4 + 0.3 + 0.3
+HULL = 0.65 * 0.65  # of (0.05, 0.05, 0.15, 0.15) and (0.3, 0.3, 0.7, 0.7)
+FAR_GIOU = -(HULL - 0.16 - 0.01) / HULL
+
+
+@pytest.mark.parametrize(
+    ("valid", "repeats", "expected"),
+    [
+        pytest.param(
+            [True, True, True],
+            2,
+            [(GOOD + FAR) / 2 + LAST, FAR_L1 / 2 + 0.2, (1 - FAR_GIOU) / 2 + 2 / 3],
+            id="the dense stage is shared: both of its predictions answer, each counts half",
+        ),
+        pytest.param(
+            [True, False, True],
+            1,
+            [GOOD + LAST, 0.2, 2 / 3],
+            id="padding costs nothing: the far one is padding",
+        ),
+    ],
+)
+def test_detection_terms__of_matched_and_padded_predictions(
+    valid: list[bool], repeats: int, expected: list[float]
+) -> None:
+    head = prediction(THREE.logits[0].tolist(), THREE.boxes_cxcywh[0].tolist(), valid, (2, 1))
+    losses = LossManager(WEIGHTS, repeats)(token_losses([], []), head, ONE_BOX, counts(0, 0, 1))
     values = [losses.terms[name].item() for name in ("class", "l1", "giou")]
-    expected = [dense / 2 + last, far_l1 / 2 + 0.2, (1 - far_giou) / 2 + 2 / 3]
     assert values == pytest.approx(expected, abs=1e-6)
 
 
-def test_detection_terms__padded_predictions_cost_nothing() -> None:
-    """The far one is padding now: of the dense stage the good prediction's logits remain."""
-    padded = prediction(THREE.logits[0].tolist(), THREE.boxes_cxcywh[0].tolist(), [True, False, True], (2, 1))
-    losses = LossManager(WEIGHTS, 1)(token_losses([], []), padded, ONE_BOX, counts(0, 0, 1))
-    dense = 0.5**2 * math.log(2) + 0.25**2 * math.log(4 / 3)
-    last = 0.5**2 * math.log(2) + (1 / 2 - 1 / 3) ** 2 * math.log(2)
-    assert losses.terms["class"].item() == pytest.approx(dense + last, abs=1e-6)
+def test_class_term__does_not_train_the_boxes_that_it_is_measured_by() -> None:
+    boxes = THREE.boxes_cxcywh.clone().requires_grad_()
+    logits = THREE.logits.clone().requires_grad_()
+    head = HeadOutput(logits, boxes, THREE.valid, THREE.stage_sizes)
+    terms = LossManager(WEIGHTS, 1)(token_losses([], []), head, ONE_BOX, counts(0, 0, 1)).terms
+    by_logits, by_boxes = torch.autograd.grad(terms["class"], [logits, boxes], allow_unused=True)
+    assert by_logits.abs().sum() > 0
+    assert by_boxes is None or not by_boxes.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_detection_terms__of_half_precision_are_computed_in_float32(dtype: torch.dtype) -> None:
+    half = HeadOutput(THREE.logits.to(dtype), THREE.boxes_cxcywh.to(dtype), THREE.valid, THREE.stage_sizes)
+    same = HeadOutput(half.logits.float(), half.boxes_cxcywh.float(), THREE.valid, THREE.stage_sizes)
+    found, expected = (
+        LossManager(WEIGHTS, 1)(token_losses([], []), head, ONE_BOX, counts(0, 0, 1)).terms
+        for head in (half, same)
+    )
+    for name in ("class", "l1", "giou"):
+        assert (found[name].dtype, found[name].item()) == (torch.float32, expected[name].item())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "raised"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_at_least_float32(dtype: torch.dtype, raised: torch.dtype) -> None:
+    assert at_least_float32(torch.ones(2, dtype=dtype)).dtype == raised
+
+
+def test_token_terms__have_the_type_of_the_token_losses() -> None:
+    """Counts are float64, so that large ones are exact; the loss is not."""
+    one = torch.tensor(1.0, requires_grad=True)
+    tokens = TokenLosses(torch.ones(2), torch.tensor([False, True]), one, one)
+    losses = LossManager(WEIGHTS, 1)(tokens, None, None, counts(1, 1, 0))
+    assert {term.dtype for term in (losses.total, *losses.terms.values())} == {torch.float32}
+
+
+def test_token_terms__without_a_head_targets_are_no_matter() -> None:
+    losses = LossManager(WEIGHTS, 1)(token_losses([1.0], [True]), None, ONE_BOX, counts(0, 1, 1))
+    assert losses.terms.keys() == {"lm", "teacher", "student"}
+    assert losses.total.item() == pytest.approx(0.9 + 1.1)
+
+
+@pytest.mark.parametrize(("teacher", "student"), [(1, 0), (0, 1), (0, 0)])
+def test_token_terms__a_count_below_1_divides_by_1(teacher: int, student: int) -> None:
+    """Sums of 2 and 3 that belong to no counted token would still be divided by 1, not by 0."""
+    losses = LossManager(WEIGHTS, 1)(
+        token_losses([2.0, 3.0], [False, True]), None, None, counts(teacher, student, 0)
+    )
+    values = [losses.terms[name].item() for name in ("lm", "teacher", "student")]
+    assert values == [5.0, 2.0, 3.0]
+
+
+def test_step_counts__by_hand() -> None:
+    batch = {
+        "teacher_assistant_spans": [[(2, 5), (7, 8)], []],
+        "student_assistant_spans": [[(9, 11)], [(4, 9)]],
+        "num_boxes": [3, 1],
+    }
+    found = step_counts([batch, batch | {"num_boxes": [0, 0]}])
+    assert (found.tolist(), found.dtype) == ([8.0, 14.0, 4.0], torch.float64)
 
 
 def test_step_counts__tokens_and_boxes_of_all_micro_batches(

@@ -64,19 +64,53 @@ def total(cost: np.ndarray, chosen: list[tuple[int, int]]) -> float:
     return sum(cost[prediction, box] for prediction, box in chosen)
 
 
-def test_matching_cost__of_one_pair_by_hand() -> None:
-    """p = 0.75; L1 0.2; IoU 1/3 in a hull that both fill, so GIoU 1/3."""
+@pytest.mark.parametrize(
+    ("logit", "box", "focal", "l1", "giou"),
+    [
+        pytest.param(
+            np.log(3),
+            (0.7, 0.5, 0.4, 0.4),
+            0.25 * 0.25**2 * np.log(4 / 3) - 0.75 * 0.75**2 * np.log(4),
+            0.2,
+            1 / 3,
+            id="p 0.75, shifted by half its width: the two fill their hull",
+        ),
+        pytest.param(
+            0.0,
+            (0.5, 0.4, 0.2, 0.2),
+            (0.25 - 0.75) * 0.5**2 * np.log(2),
+            0.1 + 0.2 + 0.2,
+            1 / 4,
+            id="p 0.5, a quarter within the box, along both axes",
+        ),
+        pytest.param(-200.0, (0.5, 0.5, 0.4, 0.4), 0.25 * -np.log(1e-8), 0.0, 1.0, id="p 0"),
+        pytest.param(200.0, (0.5, 0.5, 0.4, 0.4), 0.75 * np.log(1e-8), 0.0, 1.0, id="p 1"),
+    ],
+)
+def test_matching_cost__of_one_pair_by_hand(
+    logit: float, box: tuple[float, ...], focal: float, l1: float, giou: float
+) -> None:
     output = HeadOutput(
-        torch.tensor([[[9.0, np.log(3)]]]),
-        torch.tensor([[[0.7, 0.5, 0.4, 0.4]]]),
-        torch.ones(1, 1, dtype=torch.bool),
-        (1,),
+        torch.tensor([[[9.0, logit]]]), torch.tensor([[box]]), torch.ones(1, 1, dtype=torch.bool), (1,)
     )
     wanted = Targets(torch.tensor([[0.5, 0.5, 0.4, 0.4]]), torch.tensor([1]), [1])
-    focal = 0.25 * 0.25**2 * np.log(4 / 3) - 0.75 * 0.75**2 * np.log(4)
     assert matching_cost(output, wanted, WEIGHTS).item() == pytest.approx(
-        2 * focal + 5 * 0.2 - 2 / 3, abs=1e-6
+        2 * focal + 5 * l1 - 2 * giou, abs=1e-5
     )
+
+
+def test_matching_cost__in_half_precision_is_that_of_the_same_numbers_in_float32() -> None:
+    exact, wanted = predictions(), targets([3, 1, 2])
+    half = HeadOutput(exact.logits.bfloat16(), exact.boxes_cxcywh.bfloat16(), exact.valid, STAGES)
+    same = HeadOutput(half.logits.float(), half.boxes_cxcywh.float(), exact.valid, STAGES)
+    found = matching_cost(half, wanted, WEIGHTS)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, matching_cost(same, wanted, WEIGHTS))
+
+
+def test_match__needs_a_repeat_for_each_stage() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        match(predictions(), targets([1, 0, 0]), WEIGHTS, (1, 1))
 
 
 @pytest.mark.parametrize("seed", range(5))

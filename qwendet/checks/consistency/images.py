@@ -244,7 +244,7 @@ def head_boxes(subject: Subject) -> Verdict:
 
     def perfect(_: nn.Module, args: Any, output: DetectorOutput) -> DetectorOutput:
         assert output.head is not None
-        return replace(output, head=_as_predictions(output.head, item, len(bundle.labels)))
+        return replace(output, head=_as_predictions(output.head, item))
 
     model = bundle.detector.vlm.model
     handle = bundle.detector.register_forward_hook(perfect)
@@ -259,7 +259,7 @@ def head_boxes(subject: Subject) -> Verdict:
     return Verdict(f"boxes survive sample → targets → Predictor with IoU ≥ {LEAST_IOU}", tuple(problems))
 
 
-def _as_predictions(head: HeadOutput, item: EncodedSample, num_labels: int) -> HeadOutput:
+def _as_predictions(head: HeadOutput, item: EncodedSample) -> HeadOutput:
     """Head output whose last stage predicts the sample's targets, surely, and nothing else."""
     logits, boxes = torch.full_like(head.logits, -SURE), head.boxes_cxcywh.clone()
     first = sum(head.stage_sizes[:-1])
