@@ -176,17 +176,29 @@ class NeighbourMixer(nn.Module):
 
 
 class LabelEncoder(nn.Module):
-    """Embeds label texts; the order of a text's tokens matters."""
+    """Embeds label texts; the order of a text's tokens matters.
+
+    All token embeddings have much in common, which tells no label from another and yet is most of each. The
+    mean over the vocabulary is taken away; :meth:`centre_on` notes it once, when a head is made.
+    """
+
+    centre: Tensor
 
     def __init__(self, text_size: int, size: int) -> None:
         super().__init__()
+        self.register_buffer("centre", torch.zeros(text_size))
         self.norm = nn.LayerNorm(text_size)
         self.token = mlp(text_size, size, size)
         self.out = nn.LayerNorm(size)
 
+    @torch.no_grad()
+    def centre_on(self, vocabulary: Tensor) -> None:
+        """Note the mean of the language model's token embeddings ``(V, text_size)``."""
+        self.centre.copy_(vocabulary.float().mean(0))
+
     def forward(self, embeds: Tensor, mask: Tensor) -> Tensor:
         """Embed ``(C, T, text_size)`` token embeddings as ``(C, size)``."""
-        normed = self.norm(embeds)
+        normed = self.norm(embeds - self.centre)
         order = sine(torch.arange(embeds.shape[1], device=embeds.device), embeds.shape[2]).to(normed.dtype)
         tokens = self.token(normed + order) * mask[..., None]
         result: Tensor = self.out(tokens.sum(1) / mask.sum(1, keepdim=True))
