@@ -194,7 +194,7 @@ class LabelEncoder(nn.Module):
     @torch.no_grad()
     def centre_on(self, vocabulary: Tensor) -> None:
         """Note the mean of the language model's token embeddings ``(V, text_size)``."""
-        self.centre.copy_(vocabulary.float().mean(0))
+        self.centre.copy_(vocabulary.mean(0, dtype=torch.float32))
 
     def forward(self, embeds: Tensor, mask: Tensor) -> Tensor:
         """Embed ``(C, T, text_size)`` token embeddings as ``(C, size)``."""

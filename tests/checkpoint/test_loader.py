@@ -88,6 +88,23 @@ def test_load__a_new_head_is_a_function_of_the_seed(make_config: MakeConfig) -> 
     assert_same_state(other.detector.vlm, first.detector.vlm)
 
 
+def test_load__a_new_head_is_centred_on_the_vocabulary_and_a_trained_one_stays_where_it_was(
+    make_config: MakeConfig, save_bundle: SaveBundle, tmp_path: Path
+) -> None:
+    bundle = load(make_config(), for_inference=False)
+    vocabulary, centre = (
+        bundle.detector.vlm.get_input_embeddings().weight,
+        head_of(bundle).labels.centre.clone(),
+    )
+    torch.testing.assert_close(centre, vocabulary.detach().mean(0))
+    with torch.no_grad():
+        vocabulary += 1
+    folder = save_bundle(bundle, tmp_path / "final")
+    for for_inference in (True, False):
+        kept = load(make_config(model={"path": str(folder)}), for_inference=for_inference)
+        assert torch.equal(head_of(kept).labels.centre, centre)
+
+
 def test_load__global_random_state_is_left_alone(make_config: MakeConfig) -> None:
     load(make_config(), for_inference=False)  # writes the untrained model, once for the process
     torch.manual_seed(11)
