@@ -151,9 +151,16 @@ class PlainLabels(heads.LabelEncoder):
 
     def forward(self, embeds: Tensor, mask: Tensor) -> Tensor:
         """Embed ``(C, T, text)`` as ``(C, size)``."""
-        average = (embeds * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        average = ((embeds - self.centre) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         result: Tensor = self.out(self.token[-1](self.token[0](self.norm(average))))
         return result
+
+
+class RawLabels(heads.LabelEncoder):
+    """Token embeddings as they are, with all that they have in common."""
+
+    def centre_on(self, vocabulary: Tensor) -> None:
+        """Leave the centre at 0."""
 
 
 class ClosedLabels(heads.LabelEncoder):
@@ -194,7 +201,9 @@ class Variant:
         shape = heads.HeadShape(config.vision_config.hidden_size, config.text_config.hidden_size, **sizes)
         torch.manual_seed(seed)
         with patch.object(heads, "LabelEncoder", self.labels):
-            return self.head(shape, bundle.config.detection.num_queries)
+            head = self.head(shape, bundle.config.detection.num_queries)
+        head.labels.centre_on(bundle.detector.vlm.get_input_embeddings().weight)
+        return head
 
 
 def without(name: str) -> Callable[[Seen], Seen]:
@@ -216,6 +225,7 @@ VARIANTS = {
     "queries: learned, at fixed anchors": Variant(head=LearnedQueries),
     "decoder layers 1": Variant(sizes={"num_layers": 1}),
     "decoder layers 4": Variant(sizes={"num_layers": 4}),
+    "labels: not centred": Variant(labels=RawLabels),
     "labels: mean and one linear map": Variant(labels=PlainLabels),
     "labels: closed set": Variant(labels=ClosedLabels),
 }
