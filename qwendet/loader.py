@@ -120,7 +120,7 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
     _require_fitting(processor, vlm.config, source)
     head = _build_head(config, vlm.config, manifest, for_inference)
     if head is not None:
-        head.labels.centre_on(vlm.get_input_embeddings().weight)
+        head.labels.centre_on(vlm.get_input_embeddings().get_parameter("weight"))
         head.to(vlm.dtype)
     detector = Qwen25VLWithDetection(vlm, head)
     if base is not None and manifest is not None:
