@@ -87,7 +87,7 @@ def parameters(subject: Subject, folder: Path) -> Verdict:
     if (folder / ADAPTER).is_file():
         raise NotApplicableError("the checkpoint is an adapter: its files are compared")
     detector = subject.bundle.detector
-    own = {name: tuple(tensor.shape) for name, tensor in detector.named_parameters(remove_duplicate=False)}
+    own = {name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()}
     if detector.config.tie_word_embeddings:
         own.pop("vlm.lm_head.weight")
     vouched = _manifest(folder)["parameters"] if (folder / MANIFEST).is_file() else {}
