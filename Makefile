@@ -29,7 +29,9 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Nothing is fetched from the Hugging Face hub while testing.
-PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --doctest-modules qwendet tests
+# A process a core, at most four, each with one thread; the tests of a module stay together and share what is trained.
+TESTS := -n auto --maxprocesses 4 --dist loadscope --doctest-modules qwendet tests
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
 
 .PHONY: help demo test check static docs coverage mutants bench-check fix clean
 .NOTPARALLEL:
@@ -61,7 +63,7 @@ docs: $(INSTALLED)
 
 coverage: $(INSTALLED)
 	rm -f .coverage .coverage.*
-	HF_HUB_OFFLINE=1 $(BIN)/python -m coverage run -m pytest --doctest-modules qwendet tests
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest $(TESTS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

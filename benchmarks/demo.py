@@ -74,6 +74,8 @@ def main() -> None:
     trained_at = time.monotonic()
     summary = train(config, tracker=progress)
     training_seconds = time.monotonic() - trained_at
+    if summary.final is None:
+        raise SystemExit(f"stopped by {summary.stopped_by}: nothing is evaluated")
     predictor = Predictor.from_checkpoint(summary.final)
     after, truth, predictions = score(predictor, samples, "after")
 

@@ -11,8 +11,8 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +98,11 @@ class DetectionTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; afterwards the model computes as a loaded one would, without ``train.autocast``."""
         self._require_whole_model()
+        workers_are_ahead = self.args.dataloader_num_workers > 0
         try:
-            with self.boards.closing():
+            with nullcontext() if workers_are_ahead else self._ahead.running(), self.boards.closing():
                 return super().train(*args, **kwargs)
         finally:
-            self._ahead.close()
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     # Data and loss
@@ -116,10 +116,7 @@ class DetectionTrainer(Trainer):
     ) -> tuple[list[Batch], Tensor]:
         """Take an optimizer step's micro-batches and count its tokens and boxes over all ranks."""
         with self.step_log.waiting():
-            if self.args.dataloader_num_workers:  # processes that are ahead already
-                batches = list(islice(epoch_iterator, num_batches))
-            else:
-                batches = self._ahead.take(epoch_iterator, num_batches)
+            batches = self._ahead.take(epoch_iterator, num_batches)
         if not self._first_step_seen:  # later ones need no look at the device
             for batch in batches:
                 require_left_padding(batch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -16,7 +17,7 @@ from qwendet.data.collate import Batch
 
 
 class StepsAhead:
-    """Takes the micro-batches of one step after another from an epoch's iterator, one step ahead.
+    """Takes the micro-batches of one step after another from an epoch's iterator.
 
     Args:
         device: where the iterator puts the batches.
@@ -27,6 +28,16 @@ class StepsAhead:
         self._pool: ThreadPoolExecutor | None = None
         self._source: Iterator[Batch] | None = None
         self._next: Future[list[Batch]] | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Take one step ahead within the block; batches that were made ahead are given up at its end."""
+        with ThreadPoolExecutor(1, "qwendet-ahead", initializer=self._choose_gpu) as self._pool:
+            try:
+                yield
+            finally:
+                self.settle()
+                self._pool = self._source = self._next = None
 
     def take(self, source: Iterator[Batch], count: int) -> list[Batch]:
         """The next ``count`` batches, fewer at the end; whatever their making raised is raised here.
@@ -39,9 +50,7 @@ class StepsAhead:
             self.settle()
             batches = list(islice(source, count))
         self._source, self._next = source, None
-        if len(batches) == count:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(1, "qwendet-ahead", initializer=self._choose_gpu)
+        if self._pool is not None and len(batches) == count:
             self._next = self._pool.submit(lambda: list(islice(source, count)))
         return batches
 
@@ -53,9 +62,3 @@ class StepsAhead:
         """Wait until the thread rests, so that something else may use tokenizer and images."""
         if self._next is not None:
             self._next.exception()
-
-    def close(self) -> None:
-        """End the thread; batches that were made ahead are given up."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
-        self._pool = self._source = self._next = None

@@ -31,24 +31,33 @@ def take_all(ahead: StepsAhead, source: Iterator[dict[str, Any]], sizes: list[in
 def test_take__gives_every_batch_once_in_order_in_several_epochs(count: int) -> None:
     ahead = StepsAhead(CPU)
     sizes = [2, 2, 2] + [1] * (count - 6)
-    for _ in range(2):
-        assert take_all(ahead, numbered(count), sizes) == [[0, 1], [2, 3], [4, 5], [6]][: len(sizes)]
-    assert take_all(ahead, numbered(3), [2]) == [[0, 1]]
-    ahead.close()
+    with ahead.running():
+        for _ in range(2):
+            assert take_all(ahead, numbered(count), sizes) == [[0, 1], [2, 3], [4, 5], [6]][: len(sizes)]
+        assert take_all(ahead, numbered(3), [2]) == [[0, 1]]
+
+
+def test_take__makes_what_is_asked_for_and_no_more_where_nothing_runs_ahead() -> None:
+    """As when a check looks at one step: no thread is left behind."""
+    ahead, made = StepsAhead(CPU), list[tuple[int, str]]()
+    before = threading.active_count()
+    assert take_all(ahead, numbered(6, made), [2]) == [[0, 1]]
+    assert [number for number, _ in made] == [0, 1]
+    assert threading.active_count() == before
 
 
 def test_take__the_first_step_of_an_epoch_is_made_by_the_caller_the_next_ones_ahead_by_the_thread() -> None:
     ahead, made = StepsAhead(CPU), list[tuple[int, str]]()
-    source = numbered(6, made)
-    ahead.take(source, 2)
-    ahead.settle()
-    assert [number for number, _ in made] == [0, 1, 2, 3], "one step ahead, not more"
-    ahead.take(source, 2)
-    ahead.close()
+    source, before = numbered(6, made), threading.active_count()
+    with ahead.running():
+        ahead.take(source, 2)
+        ahead.settle()
+        assert [number for number, _ in made] == [0, 1, 2, 3], "one step ahead, not more"
+        ahead.take(source, 2)
     threads = [name for _, name in made]
     assert threads[:2] == [threading.current_thread().name] * 2
     assert set(threads[2:]) == {"qwendet-ahead_0"}
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("qwendet-ahead")]
+    assert threading.active_count() == before
 
 
 def test_end_of_epoch__waits_for_what_a_loader_does_after_its_last_batch() -> None:
@@ -60,11 +69,11 @@ def test_end_of_epoch__waits_for_what_a_loader_does_after_its_last_batch() -> No
         ended.append("counted")
 
     ahead = StepsAhead(CPU)
-    assert take_all(ahead, loader(), [2]) == [[0, 1]]
-    nothing: Any = None
-    EndOfEpoch(ahead).on_epoch_end(nothing, nothing, nothing)
-    assert ended == ["counted"]
-    ahead.close()
+    with ahead.running():
+        assert take_all(ahead, loader(), [2]) == [[0, 1]]
+        nothing: Any = None
+        EndOfEpoch(ahead).on_epoch_end(nothing, nothing, nothing)
+        assert ended == ["counted"]
 
 
 def test_take__an_error_is_raised_in_the_step_that_it_belongs_to() -> None:
@@ -73,8 +82,8 @@ def test_take__an_error_is_raised_in_the_step_that_it_belongs_to() -> None:
         raise ValueError("broken sample")
 
     ahead, source = StepsAhead(CPU), broken()
-    assert take_all(ahead, source, [1]) == [[0]]
-    ahead.settle()
-    with pytest.raises(ValueError, match="broken sample"):
-        ahead.take(source, 1)
-    ahead.close()
+    with ahead.running():
+        assert take_all(ahead, source, [1]) == [[0]]
+        ahead.settle()
+        with pytest.raises(ValueError, match="broken sample"):
+            ahead.take(source, 1)
