@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from qwendet.checks.config.suite import Thoroughness, run_config_checks
+from qwendet.checks.consistency.runs import serving
 from qwendet.checks.consistency.suite import run_consistency_checks
 from qwendet.checks.loss.suite import run_loss_checks
 from qwendet.checks.subject import temporary_subject
 from qwendet.config_file import load_config
 from qwendet.progress import silent
 from tests.planted.planting import Project
-from tests.planted.sound import SOUND_RUNS
+from tests.planted.sound import SOUND_RUNS, sized
 
 
 @pytest.mark.slow
@@ -26,4 +27,19 @@ def test_sound_run__passes(name: str, tmp_path: Path) -> None:
     with temporary_subject(config) as subject:
         results += run_loss_checks(subject, silent, with_overfit=False)[0]
         results += run_consistency_checks(subject, silent)[0]
+    assert [result for result in results if result.status == "fail"] == []
+
+
+@pytest.mark.slow
+def test_prompts_of_one_length__pass(tmp_path: Path) -> None:
+    """One camera and no room for a demonstration: nothing is padded, and `generate` drops the mask."""
+    project = Project.sound(tmp_path)
+    sized((160, 120))(project)
+    project.set("data.max_tokens", 170)
+    config = load_config(project.write(), ["model.device=cpu"])
+    with temporary_subject(config) as subject:
+        results, _ = run_consistency_checks(subject, silent)
+        assert all(not sample.teachers for sample in subject.samples)
+        assert "attention_mask" in serving(subject).trace.prompts[0], "put back"
+        assert serving(subject).trace.prompts[1].get("attention_mask") is None
     assert [result for result in results if result.status == "fail"] == []

@@ -112,11 +112,18 @@ def serving(subject: Subject) -> Serving:
     with recording(bundle.detector) as trace:
         mode = "text" if bundle.detector.head is None else "both"
         predictions = list(Predictor(bundle).predict(samples, mode))
+    _put_back_mask(trace.prompts[0], bundle.processor.tokenizer.pad_token_id)
     steps = torch.stack(trace.logits, dim=1)
     chosen = steps.argmax(-1).tolist()
     end = bundle.processor.tokenizer.eos_token_id
     generated = [row[: row.index(end) + 1] if end in row else row for row in chosen]
     return Serving(samples, trace, predictions, generated, steps)
+
+
+def _put_back_mask(given: dict[str, Any], pad: int) -> None:
+    """Put back the mask that ``generate`` drops where all prompts are of one length: nothing is padded."""
+    if given.get("attention_mask") is None and not (given["input_ids"] == pad).any():
+        given["attention_mask"] = torch.ones_like(given["input_ids"])
 
 
 @once
