@@ -99,6 +99,9 @@ def require_preflight(bundle: Bundle, tracker: Tracker) -> None:
         raise PreflightError.of(problems)
     passed = sum(result.status == "pass" for result in results)
     logger.info("preflight (%s): %d checks passed", config.train.preflight, passed)
+    for result in results:
+        if result.status == "skip" and not result.id.startswith("consistency.checkpoint."):
+            logger.info("preflight: %s was skipped: %s", result.id, result.what)
 
 
 class PreflightError(QwendetError):

@@ -21,7 +21,7 @@ from qwendet.config import Config
 from qwendet.data.collate import Batch
 from qwendet.data.dataset import TrainingSamples
 from qwendet.data.encode import EncodedSample
-from qwendet.data.samples import Sample
+from qwendet.data.samples import Sample, Turn
 from qwendet.errors import ConfigError, DataError
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
@@ -158,6 +158,11 @@ class Subject:
         if wanted is _is_lesson:
             other = next((sample for sample in first if sample.student != base.student), base)
             made = _named(replace(base, teachers=(other.student,)), "another sample put before it")
+            if not self._fits(made):  # limits made for single samples leave little room for a second image
+                short = replace(
+                    base, student=_first_object(base.student), teachers=(_first_object(other.student),)
+                )
+                made = _named(short, "another sample put before it, one box each")
         elif wanted is _is_negative:
             made = _named(replace(base, student=replace(base.student, objects=())), "its boxes taken away")
         else:
@@ -189,6 +194,10 @@ def _is_bare(sample: Sample) -> bool:
 
 def _is_negative(sample: Sample) -> bool:
     return not sample.student.objects
+
+
+def _first_object(turn: Turn) -> Turn:
+    return replace(turn, objects=turn.objects[:1])
 
 
 def _named(sample: Sample, how: str) -> Sample:

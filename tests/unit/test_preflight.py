@@ -11,6 +11,7 @@ from qwendet.checks.consistency import suite as consistency
 from qwendet.checks.ids import CONSISTENCY_IDS, LOSS_IDS, all_ids
 from qwendet.checks.loss import suite as loss
 from qwendet.checks.preflight import PreflightError, require_preflight
+from qwendet.checks.result import Result
 from qwendet.checks.runner import require_known
 from qwendet.config import Config
 from qwendet.errors import ConfigError
@@ -36,6 +37,16 @@ def test_quick__passes_a_sound_model_and_refuses_a_frozen_one(
         bundle.detector.requires_grad_(True)
     assert caught.value.exit_code == 1
     assert {"loss.optimizer"} <= {problem.id for problem in caught.value.problems}
+
+
+def test_quick__says_what_was_skipped(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skipped = Result("loss.gradients", "skip", "no sample with demonstrations fits into data.max_tokens")
+    monkeypatch.setattr(loss, "run_loss_checks", lambda *args, **settings: ([skipped], []))
+    with caplog.at_level(logging.INFO, logger="qwendet"):
+        require_preflight(with_preflight(bundle, "quick"), silent)
+    assert "preflight: loss.gradients was skipped: no sample with demonstrations fits" in caplog.text
 
 
 def test_off__is_printed(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:

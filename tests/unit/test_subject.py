@@ -65,6 +65,26 @@ def test_samples__missing_kinds_are_made(
     assert found[2].student.objects == ()
 
 
+def test_samples__a_demonstration_is_cut_to_one_box_where_it_would_not_fit(
+    tiny_config: Config, bundle: Bundle, lessons_file: Path, tmp_path: Path
+) -> None:
+    lessons = [json.loads(line) for line in lessons_file.read_text(encoding="utf-8").splitlines()]
+    bare = [lessons[1]["student"], lessons[3]["student"]]
+    for turn in bare:
+        (item,) = turn["objects"][:1]
+        turn["objects"] = [{**item, "bbox_2d": [index, 0, 20 + index, 20]} for index in range(8)]
+    config = with_lines(tiny_config, tmp_path / "bare.jsonl", bare)
+    longest = max(
+        len(bundle.encoder().encode(sample, with_answer=True).input_ids)
+        for sample in samples_of(config, bundle)[1:]
+    )
+    limit = {"max_tokens": longest + longest // 4}  # as `qwendet init` has it
+    config = config.model_copy(update={"data": config.data.model_copy(update=limit)})
+    found = samples_of(config, bundle)
+    assert found[0].where.endswith(":1 (another sample put before it, one box each)")
+    assert [len(turn.objects) for turn in (found[0].student, *found[0].teachers)] == [1, 1]
+
+
 def test_samples__one_is_enough(
     tiny_config: Config, bundle: Bundle, lessons_file: Path, tmp_path: Path
 ) -> None:
