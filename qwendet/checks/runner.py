@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import TypeVar
 from qwendet.checks.result import NotApplicableError, Result, Status, Table, Verdict
 from qwendet.errors import ConfigError, Problem, QwendetError
 from qwendet.progress import Tracker
+
+logger = logging.getLogger("qwendet")
 
 Subject = TypeVar("Subject")
 
@@ -31,9 +34,10 @@ def attempt(find: Callable[[], Iterable[Problem]]) -> list[Problem]:
         raise
     except QwendetError as error:
         return list(error.problems)
-    except Exception as error:  # noqa: BLE001 - the check runner: a crash is a failed check, never a passed one
+    except Exception as error:  # the check runner: a crash is a failed check, never a passed one
+        logger.debug("a check could not run", exc_info=True)
         what = f"the check could not run: {type(error).__name__}: {error}"
-        return [Problem(what, fix="this is a bug: please report it")]
+        return [Problem(what, fix="this is a bug: please report it, with what --debug shows")]
 
 
 @dataclass

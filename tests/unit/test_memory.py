@@ -117,3 +117,10 @@ def test_check__the_tiny_model_fits_and_says_what_it_needs() -> None:
     (result,) = run_memory_check(make_config(model={"path": "tiny"}, train={"max_memory": 1e-3}))
     assert result.status == "fail"
     assert GIB == 1024**3
+
+
+def test_check__a_model_that_cannot_be_reached_is_no_bug() -> None:
+    (result,) = run_memory_check(make_config(model={"path": "nobody/nothing"}))
+    assert (result.status, result.where) == ("fail", "nobody/nothing")
+    assert result.what.startswith("config.json cannot be read: ")
+    assert result.fix == "give a directory with config.json, or a hub id that can be reached"

@@ -13,7 +13,7 @@ from qwendet.checks.config.suite import MEMORY
 from qwendet.checks.result import Result
 from qwendet.checks.runner import Findings
 from qwendet.config import Config
-from qwendet.errors import Problem
+from qwendet.errors import CheckpointError, Problem
 from qwendet.memory import GIB, MemoryEstimate, estimate_memory, largest_workload
 from qwendet.model.tiny import TINY_FOLDER, UNTRAINED, write_untrained
 
@@ -76,7 +76,12 @@ def _estimate(config: Config) -> MemoryEstimate:
     source = {"tiny": str(TINY_FOLDER)}.get(config.model.path, config.model.path)
     if source == UNTRAINED:
         source = str(write_untrained())
-    settings, _ = PreTrainedConfig.get_config_dict(source)
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(source)
+    except OSError as error:
+        first_line = str(error).strip().splitlines()[0]
+        fix = "give a directory with config.json, or a hub id that can be reached"
+        raise CheckpointError(f"config.json cannot be read: {first_line}", source, fix) from error
     vlm_config = Qwen2_5_VLConfig(**settings)
     pixels = config.data.max_pixels or Qwen2VLImageProcessorPil.from_pretrained(source).size["longest_edge"]
     work = largest_workload(config, vlm_config, pixels)
