@@ -71,7 +71,9 @@ def _report(summary: RunSummary, next_command: str) -> None:
         console.print_record(record, ok=not summary.stopped_by)
         return
     if summary.metrics:
-        console.print_table("Validation", ("metric", "value"), list(summary.metrics.items()))
+        # -1 is COCO's word for nothing to measure; eval prints a dash, too.
+        rows = [(name, "–" if value == -1 else value) for name, value in summary.metrics.items()]
+        console.print_table("Validation", ("metric", "value"), rows)
     if summary.stopped_by:
         console.say(f"Stopped by {summary.stopped_by}; a checkpoint was saved in {summary.output_dir}.")
     else:

@@ -17,6 +17,8 @@ METRICS = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
+SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+"""Least and largest area of the boxes of each size, in pixels, as in pycocotools."""
 
 
 def coco_ground_truth(
@@ -152,6 +154,15 @@ def coco_metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]) ->
     Returns:
         Metrics by name, see :data:`METRICS`; -1 where there is nothing to measure, as in COCO.
     """
-    if not has_truth(ground_truth):
-        return dict.fromkeys(METRICS, -1.0)
-    return summarise(match(ground_truth, results)) if results else dict.fromkeys(METRICS, 0.0)
+    if not results or not has_truth(ground_truth):
+        return metrics_of_nothing(ground_truth)
+    return summarise(match(ground_truth, results))
+
+
+def metrics_of_nothing(ground_truth: dict[str, Any]) -> dict[str, float]:
+    """The twelve metrics where nothing was found: 0, and -1 where there was nothing to find."""
+    areas = [item["area"] for item in ground_truth["annotations"] if not item["ignore"]]
+    ranges = {"": (0.0, 1e10), **SIZES}
+    is_there = {size: any(least <= area <= most for area in areas) for size, (least, most) in ranges.items()}
+    sizes = {name: name.partition("_")[2] for name in METRICS}
+    return {name: 0.0 if is_there.get(sizes[name], is_there[""]) else -1.0 for name in METRICS}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qwendet.evaluation.coco import METRICS, coco_results, has_truth, match, summarise
+from qwendet.evaluation.coco import coco_results, has_truth, match, metrics_of_nothing, summarise
 from qwendet.evaluation.matches import FloatArray, Matches, matches_of, no_matches
 from qwendet.inference import Prediction, Source
 
@@ -156,7 +156,7 @@ def score_run(
     categories = ground_truth["categories"]
     curves = np.full((len(categories), 101), -1.0)
     average = np.full((2, len(categories)), -1.0)  # AP and AP50 of each label
-    metrics = dict.fromkeys(METRICS, 0.0 if has_truth(ground_truth) else -1.0)
+    metrics = metrics_of_nothing(ground_truth)
     matches = no_matches(ground_truth)
     if results:
         evaluation = match(ground_truth, results)
