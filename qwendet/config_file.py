@@ -104,11 +104,14 @@ def find_config(name: str | Path) -> Path:
             tried.append(folder / file_name)
             if tried[-1].is_file():
                 return tried[-1]
-    raise ConfigError(
+    what, fix = (
         "there is no such config file",
-        str(name),
         "give the path of a YAML file, or write one with: qwendet init DIR",
     )
+    if path.is_dir():
+        what = "expected a config file, got a folder"
+        fix = f"give {path / 'config.yaml'}" if (path / "config.yaml").is_file() else fix
+    raise ConfigError(what, str(name), fix)
 
 
 def example_names() -> list[str]:

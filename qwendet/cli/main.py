@@ -70,7 +70,9 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _main(
     debug: Annotated[bool, typer.Option("--debug", help="Log everything; show tracebacks.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No information, no progress; errors only.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No notes, no progress: results, warnings and errors only.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,

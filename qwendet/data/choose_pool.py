@@ -67,11 +67,11 @@ def choose_pool(
         ConfigError: if the pool would overwrite something or could not name its images.
         DataError: if a sample is broken, or none can be chosen.
     """
+    samples = SampleFile(train, root)
     prefix = "" if root else _prefix(train, out)
     if out.exists():
         raise ConfigError("there is a file of this name already", str(out), "remove it, or give another name")
     forbidden = _Files(sample for path in held_out for sample in SampleFile(path, root))
-    samples = SampleFile(train, root)
     survey = _look_at(samples, forbidden, tracker)
     if not survey.candidates:
         raise DataError(

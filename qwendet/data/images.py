@@ -34,6 +34,10 @@ MIN_IMAGE_SIDE = 2
 MAX_ASPECT_RATIO = 200
 """Long side over short side; Qwen2-VL's ``smart_resize`` refuses more."""
 
+ABSENT_FIX = (
+    "correct the path, or name the folder that it starts from: data.root in a config, --root for data check, "
+    "--image-dir for data convert"
+)
 START_OF_SCAN = 0xDA
 END_OF_JPEG = b"\xff\xd9"
 JPEG_TAIL_BYTES = 4096
@@ -123,7 +127,7 @@ def _fix_of_absent(image: str, path: Path) -> str:
         return f"write {shown}, as the file is named, or rename it"
     if "\\" in image:
         return "write / between folders"
-    return "correct the path, which is relative to data.root, or set data.root"
+    return ABSENT_FIX
 
 
 def _reading(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qwendet.config import Config
 from qwendet.data.dataset import open_samples, teacher_pool
+from qwendet.data.formats.coco_layout import is_coco
 from qwendet.data.images import IMAGE_SUFFIXES, image_size
 from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.data.teachers import choose_teachers
@@ -55,6 +56,12 @@ def _samples_of(path: Path) -> Iterable[Sample]:
                 "the folder holds no images", str(path), "give a folder of images or a JSONL file"
             )
         return [Sample(Turn(str(file.relative_to(path)), (), root=path), where=str(file)) for file in images]
+    if path.suffix.lower() == ".json" and path.is_file() and is_coco(path):
+        raise DataError(
+            "this is a COCO file, and infer takes images, folders of images and JSONL",
+            str(path),
+            "give the folder of its images, or convert it first: qwendet data convert SRC DST",
+        )
     if path.suffix.lower() in (".jsonl", ".json"):
         return SampleFile(path)
     if not path.exists():

@@ -227,14 +227,18 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise CheckpointError(
-            "there is no such checkpoint", str(folder), "give a folder that train wrote, such as run/final"
+        what = (
+            "expected a checkpoint's folder, got a file" if folder.exists() else "there is no such checkpoint"
         )
+        raise CheckpointError(what, str(folder), "give a folder that train wrote, such as run/final")
     if not path.is_file():
+        inner = next((run for run in (folder / "final", folder / "run" / "final") if run.is_dir()), None)
         raise CheckpointError(
             f"the checkpoint has no manifest ({MANIFEST})",
             str(folder),
-            "give a folder that train wrote, such as run/final; if this is one, retrain, because nothing"
+            f"give {inner}"
+            if inner is not None
+            else "give a folder that train wrote, such as run/final; if this is one, retrain, because nothing"
             " tells prompts, pixel limits and labels it was trained with",
         )
     try:

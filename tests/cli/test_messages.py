@@ -25,6 +25,8 @@ data convrt
 train
 train tiny.yaml --config tiny.yaml
 train nowhere
+train tiny/images
+train project
 validate-config text.yaml
 validate-config broken.yaml
 validate-config twice.yaml
@@ -53,6 +55,9 @@ infer run tiny.yaml
 infer run empty.jsonl
 infer run tiny/images
 infer tiny tiny/images
+infer tiny.yaml tiny/images
+infer project tiny/images
+infer run coco.json
 eval run tiny --json tiny
 eval run tiny --coco tiny.yaml/x.json
 eval run tiny --report tiny.yaml
@@ -92,6 +97,8 @@ FILES = {
     "flat.yaml": "detection_enabled: true\nlearning_rate: 0.1\npadding_side: right\n",
     "empty.yaml": "data:\n  train: empty.jsonl\n",
     "empty.jsonl": "",
+    "coco.json": '{"images": [], "annotations": []}',
+    "project/config.yaml": "",
 }
 
 
@@ -101,7 +108,9 @@ def folder(tmp_path: Path, repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(repo_root / "examples" / "tiny", tmp_path / "tiny")
     shutil.copy(repo_root / "examples" / "tiny.yaml", tmp_path)
     for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "project" / "run" / "final").mkdir(parents=True)
     (tmp_path / "utf.yaml").write_bytes(b"\xff\xfe")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")

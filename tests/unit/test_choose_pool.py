@@ -117,3 +117,8 @@ def test_pool__declares_no_size_that_the_samples_do_not(tmp_path: Path) -> None:
     report = choose(write(tmp_path, ["a"]), 1)
     record = json.loads(report.file.read_text())
     assert record == {"images": ["train-0.png"], "objects": [{"bbox_2d": [1, 2, 20, 25], "desc": "a"}]}
+
+
+def test_pool__an_absent_file_is_named_before_places_are_compared(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.jsonl"):
+        choose(tmp_path / "nowhere.jsonl", 1, out=tmp_path / "other" / "pool.jsonl")

@@ -51,6 +51,12 @@ def test_detect_format__nothing_known(tmp_path: Path) -> None:
         assert str(error.value).startswith(f"{path}: no data set found: expected a .jsonl file")
 
 
+def test_detect_format__empty_file(tmp_path: Path) -> None:
+    (tmp_path / "instances.json").touch()
+    with pytest.raises(DataError, match="expected a data set, got an empty file"):
+        detect_format(tmp_path / "instances.json")
+
+
 def test_detect_format__absent(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="got no such file or folder"):
         detect_format(tmp_path / "missing")

@@ -37,6 +37,8 @@ def detect_format(path: Path) -> Format:
         found = _detect_folder(dataset_in(path))
     else:
         raise DataError("expected a data set, got no such file or folder", str(path), "correct the path")
+    if found is None and path.is_file() and path.stat().st_size == 0:
+        raise DataError("expected a data set, got an empty file", str(path), "export or copy it again")
     if found is None:
         raise DataError(
             "no data set found: expected a .jsonl file, a folder with train.jsonl or all.jsonl, "
