@@ -93,7 +93,9 @@ def evaluate(
     written = places.write(found)
     if report is None:
         chosen = [] if mode is None else ["--mode", mode]
-        further = command_line("eval", str(checkpoint), str(data), *chosen, "--report", "report")
+        chosen += ["--teachers", str(teachers)] if teachers else []
+        words = ("eval", str(checkpoint), str(data), *chosen, "--report", "report")
+        further = command_line(*words, settings=settings or ())
     else:
         further = command_line("export", str(checkpoint), "OUT")
     if console.is_for_machine():

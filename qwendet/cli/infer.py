@@ -76,7 +76,12 @@ def infer(
     if not is_first_process():  # of those that a launcher started
         return
     if visualize is None:
-        further = command_line("infer", str(checkpoint), *map(str, inputs), "--visualize", "pictures")
+        chosen = [] if mode is None else ["--mode", mode]
+        chosen += ["--teachers", str(teachers)] if teachers else []
+        chosen += [] if labels is None else ["--labels", labels]
+        chosen += ["--constrained"] if constrained else []
+        words = ("infer", str(checkpoint), *map(str, inputs), *chosen, "--visualize", "pictures")
+        further = command_line(*words, settings=settings or ())
     else:
         further = command_line("export", str(checkpoint), "OUT")
     _report(summary, visualize, further)
@@ -97,7 +102,7 @@ def _report(summary: InferSummary, visualize: Path | None, further: str) -> None
         console.print_lines(summary.lines)
     written = f" → {summary.output}" if summary.output else ""
     console.say(
-        f"{summary.images} images, {summary.detections} detections, "
+        f"{summary.images} image{'s' * (summary.images != 1)}, {summary.detections} detections, "
         f"{summary.rejected} rejected boxes{written}"
     )
     if visualize is not None:

@@ -88,7 +88,10 @@ def test_eval__compared_with_its_own_file_differs_in_nothing(
     command: Command, scenes: Path, tmp_path: Path
 ) -> None:
     saved = tmp_path / "a.json"
-    assert command("eval", "checkpoint", scenes / "test.jsonl", "--json", saved)[0] == 0
+    settings = ("--set", "infer.batch_size=3")
+    code, _, err = command("eval", "checkpoint", scenes / "test.jsonl", "--json", saved, *settings)
+    assert code == 0, err
+    assert err.endswith(f"{scenes / 'test.jsonl'} --report report --set infer.batch_size=3\n"), "as measured"
     code, out, err = command(
         "eval", "checkpoint", scenes / "test.jsonl", "--compare", saved, "--format", "json"
     )
