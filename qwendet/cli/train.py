@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,10 +54,17 @@ def train(
 
 def _measure_command(summary: RunSummary, config: Config) -> str:
     """What to do with a trained model: measure it where there is something to measure on, else look at it."""
-    final = str(summary.final)
+    final = _from_here(summary.final)
     if config.data.val is None:
         return command_line("infer", final, "IMAGE", "--visualize", "pictures")
-    return command_line("eval", final, config.data.val, "--report", str(summary.output_dir / "report"))
+    report = _from_here(summary.output_dir / "report")
+    return command_line("eval", final, _from_here(config.data.val), "--report", report)
+
+
+def _from_here(path: str | Path | None) -> str:
+    """A path as short as it can be typed: the config has made it absolute."""
+    path, here = Path(str(path)), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def _report(summary: RunSummary, next_command: str) -> None:
@@ -75,7 +83,9 @@ def _report(summary: RunSummary, next_command: str) -> None:
         rows = [(name, "–" if value == -1 else value) for name, value in summary.metrics.items()]
         console.print_table("Validation", ("metric", "value"), rows)
     if summary.stopped_by:
-        console.say(f"Stopped by {summary.stopped_by}; a checkpoint was saved in {summary.output_dir}.")
+        console.say(
+            f"Stopped by {summary.stopped_by}; a checkpoint was saved in {_from_here(summary.output_dir)}."
+        )
     else:
-        console.say(f"The model is in {summary.final}.")
+        console.say(f"The model is in {_from_here(summary.final)}.")
     console.next_step(next_command)

@@ -216,7 +216,7 @@ def test_train__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folde
     fake(monkeypatch, "qwendet.run", train=lambda *_, **__: print("a library speaks") or done)
     ending, record = run_json(qwendet, "train", "tiny.yaml")
     assert (ending.code, record["ok"], record["metrics"]) == (0, True, {"head/AP": 0.5})
-    assert record["next"] == f"qwendet eval run/final {folder}/tiny/val.jsonl --report run/report"
+    assert record["next"] == "qwendet eval run/final tiny/val.jsonl --report run/report"
     stopped = SimpleNamespace(output_dir=Path("run"), final=None, metrics=None, stopped_by="SIGINT")
     fake(monkeypatch, "qwendet.run", train=lambda *_, **__: stopped)
     ending, record = run_json(qwendet, "train", "tiny.yaml")
