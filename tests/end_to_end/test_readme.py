@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -24,8 +25,9 @@ def commands(repo_root: Path) -> list[list[str]]:
 
 
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    wide = os.environ | {"COLUMNS": "160"}
     return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-m", *arguments], cwd=folder, env=wide, capture_output=True, text=True, check=False
     )
 
 
@@ -52,6 +54,33 @@ def test_walk__from_init_to_eval(repo_root: Path, shared: Path, tmp_path: Path) 
     assert all(row["width"] == 640 and row["height"] == 480 for row in rows)
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
     assert (tmp_path / "report" / "index.html").is_file()
+
+
+def shown(repo_root: Path) -> list[tuple[list[str], list[str]]]:
+    """Each command that the README shows with what it prints, and those lines."""
+    readme = (repo_root / "README.md").read_text(encoding="utf-8")
+    text = "\n".join(re.findall(r"```text\n(.*?)```", readme, re.DOTALL))
+    parts = [part.splitlines() for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]]
+    return [(shlex.split(first), [line for line in rest if line and line != "…"]) for first, *rest in parts]
+
+
+@pytest.mark.slow
+def test_output__is_what_the_commands_print(repo_root: Path, tmp_path: Path) -> None:
+    """Every line, in its order; of a short training those without figures."""
+    seen = []
+    for words, lines in shown(repo_root):
+        is_mistake, is_quick = "train.max_step=100" in words, words[1] in ("init", "validate-config")
+        done = run([*words, *STEPS] if words[1] == "train" and not is_mistake else words, tmp_path)
+        assert done.returncode == (2 if is_mistake else 0), done.stderr
+        printed = iter([line.rstrip() for line in (done.stdout + done.stderr).splitlines()])
+        if not (is_quick or is_mistake):
+            lines = [line for line in lines if not line.startswith(("  ", "64 images"))]
+            printed = iter(sorted(printed))
+            lines.sort()
+        missing = [line for line in lines if line not in printed]
+        assert missing == [], done.stdout + done.stderr
+        seen.append(words[1])
+    assert seen == ["init", "validate-config", "train", "eval", "infer", "train"]
 
 
 def test_makefile_targets__of_the_readme_exist(repo_root: Path) -> None:

@@ -116,4 +116,4 @@ def test_python__compiles(path: Path) -> None:
 
 def test_blocks__are_of_languages_that_are_tested() -> None:
     kinds = {kind for path in DOCUMENTS for kind, _ in FENCE.findall(path.read_text(encoding="utf-8"))}
-    assert kinds <= {"bash", "yaml", "json", "python", ""}, kinds
+    assert kinds <= {"bash", "yaml", "json", "python", "text", ""}, kinds  # text: end_to_end/test_readme.py
