@@ -14,8 +14,12 @@ from typing import NamedTuple
 
 from qwendet.data.answer_keys import coordinate_index
 
-# A line above one of dashes; and a line in which no bracket stands, for those are read as ever.
-HEADER = r"^[\ \t]*+\|[^\r\n]*+(?=\r?\n[\ \t]*+\|[\ \t]*+:?-[-|:\ \t]*+$)"
+# A line above one of dashes, and any other line of a table; not those with boxes in brackets, which are
+# read without their columns.
+HEADER = r"""
+    ^[\ \t]*+\|(?:[^\r\n\[(（［【]++|[\[(（［【](?!\s*+[-+.\d]))*+
+    (?=\r?\n[\ \t]*+\|[\ \t]*+:?-[-|:\ \t]*+$)
+"""
 _PLAIN = r"[-+]?[0-9]++(?:\.[0-9]++)?"
 ROW = rf"""
     ^[\ \t]*+\|[^\r\n\[\](){{}}<>（）［］【】]*+$
@@ -40,7 +44,11 @@ def coordinate_columns(header: str) -> list[int]:
         >>> coordinate_columns("| name | x_min | x_max | y_min | y_max |"), coordinate_columns("| x | y |")
         ([1, 3, 2, 4], [])
     """
-    places = {coordinate_index(cell): column for column, cell in enumerate(_cells(header))}
+    places: dict[int, int] = {}
+    for column, cell in enumerate(_cells(header)):
+        index = coordinate_index(cell)
+        if index is not None:
+            places.setdefault(index + 2 if index < 2 and index in places else index, column)  # x1 after x0
     return [places[index] for index in range(4)] if all(index in places for index in range(4)) else []
 
 

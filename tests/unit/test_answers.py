@@ -216,7 +216,9 @@ WRITINGS = {
         "| 1 | **red car** | 1 | 3 | 2 | 4 | 0.9 |\n| 2 | b | 5 | 7 | 6 | 8 | 0.8 |",
         ["red car", "b"],
     ),
+    "table from zero": ("|x0|y0|x1|y1|\n|-|-|-|-|\n|1|2|3|4|\n|5px|6px|7px|8px|", ["", ""]),
     "table without a header": ("| a | 1 | 2 | 3 | 4 |\n| b | 5, 6, 7, 8 |", ["a", "b"]),
+    "table of boxes from its first line on": ("| a | [1,2,3,4] |\n|---|---|\n| b | [5,6,7,8] |", ["a", "b"]),
     "table of corners": (
         "| what | top left | bottom right |\n|---|---|---|\n| a | (1, 2) | (3, 4) |\n| b | (5, 6) | (7, 8) |",
         ["a", "b"],
