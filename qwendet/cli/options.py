@@ -34,6 +34,9 @@ ConfigOption = Annotated[
         autocompletion=complete_config,
     ),
 ]
+CheckpointArgument = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="Folder that train wrote, such as run/final.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -49,6 +52,10 @@ DecodeOption = Annotated[
 NoImagesOption = Annotated[bool, typer.Option("--no-images", help="Open no image: annotations alone.")]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes that read samples; all cores if not given.")
+]
+ModeOption = Annotated[
+    Literal["head", "text", "both"] | None,
+    typer.Option("--mode", help="Who answers; without it, the head where there is one, else text."),
 ]
 OnlyOption = Annotated[
     list[str] | None,
