@@ -8,17 +8,12 @@ The prompt is, token for token, what training saw before the answer.
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import torch
-from PIL import Image
 
 from qwendet.as_trained import require_as_trained
 from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
@@ -26,68 +21,18 @@ from qwendet.config_file import override_config
 from qwendet.data.answer_facts import AnswerFacts, answer_facts
 from qwendet.data.answer_grammar import AnswerGrammar
 from qwendet.data.answers import ParsedObject, parse_answer
-from qwendet.data.collate import Batch, require_left_padding
+from qwendet.data.collate import Batch, require_left_padding, to_device
 from qwendet.data.encode import EncodedSample
-from qwendet.data.images import open_image
-from qwendet.data.inputs import collect_samples, sample_of_image, with_teachers
+from qwendet.data.inputs import sample_of_image
 from qwendet.data.resize import model_image_size, rescale_xyxy
 from qwendet.data.samples import Sample
+from qwendet.detections import Detection, Prediction, Source
 from qwendet.errors import ConfigError
-from qwendet.files import atomic_file
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary
 from qwendet.model.generation import GeneratedAnswer, generate_answers
-from qwendet.pictures import draw_boxes
-from qwendet.progress import Advance, Tracker, no_advance, silent
-from qwendet.sharding import is_first_process, joined_processes, map_batches
-
-logger = logging.getLogger("qwendet")
-
-Source = Literal["head", "text"]
-
-
-@dataclass(frozen=True)
-class Detection:
-    """One found object.
-
-    Attributes:
-        bbox_2d: xyxy in pixels of the image as displayed, inside it.
-        desc: the label.
-        score: in ``[0, 1]``; the head's probability, or exp(mean log-probability of the box's tokens).
-        source: what found it.
-    """
-
-    bbox_2d: tuple[float, float, float, float]
-    desc: str
-    score: float
-    source: Source
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """All that was found in one image.
-
-    Attributes:
-        image: path as it was given.
-        width: of the displayed image, pixels.
-        height: of the displayed image, pixels.
-        detections: sorted by score, best first.
-        rejected: boxes of a text answer that were incomplete, impossible or outside the image.
-        answer: what can be said of the text answer; ``None`` without one. No part of the output file.
-    """
-
-    image: str
-    width: int
-    height: int
-    detections: tuple[Detection, ...]
-    rejected: int
-    answer: AnswerFacts | None = None
-
-    def to_json(self) -> str:
-        """One line of the output file."""
-        record = asdict(self)
-        del record["answer"]
-        return json.dumps(record, ensure_ascii=False)
+from qwendet.progress import Advance, no_advance
+from qwendet.sharding import map_batches
 
 
 class Predictor:
@@ -275,126 +220,3 @@ def has_area(box: Sequence[float]) -> bool:
     """Whether a rounded xyxy box covers anything."""
     x1, y1, x2, y2 = _rounded(box)
     return x2 > x1 and y2 > y1
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch's tensors."""
-    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
-
-
-# The command
-
-
-@dataclass(frozen=True)
-class InferSummary:
-    """What ``qwendet infer`` did.
-
-    Attributes:
-        images: images predicted.
-        detections: objects found in all.
-        rejected: boxes of text answers that could not be used.
-        output: file that was written, if one was asked for.
-        lines: the output's lines, if none was.
-    """
-
-    images: int
-    detections: int
-    rejected: int
-    output: Path | None
-    lines: list[str]
-
-
-def infer(
-    checkpoint: Path,
-    inputs: Sequence[Path],
-    *,
-    output: Path | None = None,
-    mode: str | None = None,
-    teachers: int = 0,
-    labels: Sequence[str] | None = None,
-    constrained: bool = False,
-    visualize: Path | None = None,
-    overrides: Sequence[str] = (),
-    tracker: Tracker = silent,
-) -> InferSummary:
-    """Predict images, folders and JSONL files with a checkpoint.
-
-    Args:
-        checkpoint: a checkpoint with a manifest.
-        inputs: image files, folders of images, JSONL files.
-        output: JSONL file to write; it appears when all is done.
-        mode: ``head``, ``text`` or ``both``; ``None`` takes the config's.
-        teachers: demonstrations to show where a sample has none of its own.
-        labels: other labels to look for.
-        constrained: keep text answers inside the grammar of a valid one.
-        visualize: folder for pictures with boxes.
-        overrides: ``key=value`` for the checkpoint's config.
-        tracker: shows progress.
-
-    Raises:
-        QwendetError: for a checkpoint, image or option that cannot be used; then nothing is written.
-    """
-    with joined_processes():
-        samples, predictor, predictions = _predict_inputs(
-            checkpoint, inputs, mode, teachers, labels, constrained, overrides, tracker
-        )
-    if visualize is not None and is_first_process():
-        threshold = predictor.bundle.config.infer.picture_threshold
-        save_pictures(samples, predictions, visualize, threshold)
-    if output is not None and is_first_process():
-        write_predictions(predictions, output)
-    return InferSummary(
-        images=len(predictions),
-        detections=sum(len(prediction.detections) for prediction in predictions),
-        rejected=sum(prediction.rejected for prediction in predictions),
-        output=output,
-        lines=[] if output is not None else [prediction.to_json() for prediction in predictions],
-    )
-
-
-def _predict_inputs(
-    checkpoint: Path,
-    inputs: Sequence[Path],
-    mode: str | None,
-    teachers: int,
-    labels: Sequence[str] | None,
-    constrained: bool,
-    overrides: Sequence[str],
-    tracker: Tracker,
-) -> tuple[list[Sample], Predictor, list[Prediction]]:
-    samples = collect_samples(inputs)
-    if constrained:
-        overrides = [*overrides, "infer.constrained=true"]
-    predictor = Predictor.from_checkpoint(checkpoint, labels=labels, overrides=overrides)
-    if constrained and "text" not in predictor.sources(mode):
-        raise ConfigError(
-            "--constrained is about text answers, but the head answers", "--mode", "add --mode text"
-        )
-    samples = with_teachers(samples, predictor.bundle.config, teachers)
-    with tracker("predicting", len(samples)) as advance:
-        return samples, predictor, predictor.predict_all(samples, mode, advance)
-
-
-def write_predictions(predictions: Iterable[Prediction], output: Path) -> None:
-    """Write predictions, one JSON object a line."""
-    with atomic_file(output) as path, path.open("w", encoding="utf-8") as file:
-        file.writelines(prediction.to_json() + "\n" for prediction in predictions)
-
-
-def save_pictures(
-    samples: Sequence[Sample], predictions: Sequence[Prediction], folder: Path, threshold: float
-) -> None:
-    """Draw the detections of each image into ``folder``, one PNG an image."""
-    for index, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):
-        image = open_image(sample.student.image, sample.student.root, sample.where)
-        with atomic_file(folder / f"{index:05d}_{Path(prediction.image).stem}.png") as path:
-            draw_detections(image, prediction.detections, threshold).save(path, format="PNG")
-
-
-def draw_detections(
-    image: Image.Image, detections: Sequence[Detection], threshold: float, factor: float = 1.0
-) -> Image.Image:
-    """Draw detections from a score on, the best on top; ``image`` is ``factor`` times the displayed size."""
-    found = [item for item in reversed(detections) if item.score >= threshold]
-    boxes = [[number * factor for number in item.bbox_2d] for item in found]
-    return draw_boxes(image, boxes, [item.desc for item in found], [item.score for item in found])

@@ -21,7 +21,7 @@ from qwendet.files import require_place
 from qwendet.sharding import is_first_process
 
 if TYPE_CHECKING:
-    from qwendet.inference import InferSummary
+    from qwendet.infer_command import InferSummary
 
 
 InputsArgument = Annotated[
@@ -67,7 +67,7 @@ def infer(
         require_place(output, "--output")
     if visualize is not None:
         require_place(visualize, "--visualize", is_folder=True)
-    from qwendet.inference import infer as run_inference
+    from qwendet.infer_command import infer as run_inference
 
     summary = run_inference(
         checkpoint,

@@ -27,7 +27,8 @@ from qwendet.config_file import build_config
 from qwendet.data.encode import EncodedSample, Encoder
 from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError, QwendetError
-from qwendet.inference import Predictor, infer
+from qwendet.infer_command import infer
+from qwendet.inference import Predictor
 from qwendet.loader import config_of_checkpoint
 from qwendet.parameter_groups import GROUPS, group_of
 from qwendet.run import RunSummary, train
