@@ -10,12 +10,10 @@ from typing import Annotated, Literal
 import typer
 
 from qwendet.cli.completion import complete_check, complete_config, complete_setting
+from qwendet.console import Format
 from qwendet.errors import ConfigError
 
 CONFIG_FIX = "give it once: qwendet COMMAND CONFIG, or qwendet COMMAND --config NAME"
-
-OutputFormat = Literal["human", "json", "junit", "github"]
-RecordFormat = Literal["human", "json"]
 
 ConfigArgument = Annotated[
     str | None,
@@ -72,9 +70,9 @@ CheckpointOption = Annotated[
     typer.Option("--checkpoint", metavar="DIR", help="Compare a saved run with what CONFIG would build."),
 ]
 RecordFormatOption = Annotated[
-    RecordFormat, typer.Option("--format", help="How results and errors are printed.")
+    Literal["human", "json"], typer.Option("--format", help="How results and errors are printed.")
 ]
-FormatOption = Annotated[OutputFormat, typer.Option("--format", help="How results and errors are printed.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="How results and errors are printed.")]
 
 
 def config_name(argument: str | None, option: str | None) -> str:
