@@ -71,8 +71,8 @@ def trainer_of(way: str, folder: Path, steps: int, device: str, clock: Any) -> A
         training = {"gradient_checkpointing": True, "use_cpu": device == "cpu"}
         loading = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
         return train_step.plain_way(folder, steps, clock, training, loading)
+    from qwendet.build_trainer import create_trainer
     from qwendet.config_file import build_config
-    from qwendet.training import create_trainer
 
     trainer = create_trainer(build_config(settings(folder, way, steps, device), "benchmark"))
     trainer.add_callback(clock)

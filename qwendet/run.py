@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from qwendet.build_trainer import create_trainer
 from qwendet.callbacks import ProgressReport, StopOnSignal
 from qwendet.checks.config.suite import require_config_checks
 from qwendet.checks.preflight import require_preflight
@@ -26,7 +27,7 @@ from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.progress import Tracker, silent
 from qwendet.resume import latest_checkpoint, saving
 from qwendet.sharding import is_first_process, peers_needed
-from qwendet.training import DetectionTrainer, create_trainer
+from qwendet.training import DetectionTrainer
 
 
 @dataclass(frozen=True)

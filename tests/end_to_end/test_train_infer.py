@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 
 import qwendet.run
+from qwendet.build_trainer import create_trainer
 from qwendet.config import Config
 from qwendet.config_file import build_config
 from qwendet.data.encode import EncodedSample, Encoder
@@ -32,7 +33,7 @@ from qwendet.inference import Predictor
 from qwendet.loader import config_of_checkpoint
 from qwendet.parameter_groups import GROUPS, group_of
 from qwendet.run import RunSummary, train
-from qwendet.training import DetectionTrainer, TrainingDivergedError, create_trainer
+from qwendet.training import DetectionTrainer, TrainingDivergedError
 
 STEPS = 6
 TERMS = ("lm", "teacher", "student", "detection", "class", "l1", "giou", "total")

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
-from qwendet import inference, loader, training
+from qwendet import build_trainer, inference, loader, training
 from qwendet.data import collate, encode, images
 from qwendet.data.collate import Batch, StandardDataCollator
 from qwendet.data.encode import EncodedSample, Encoder
@@ -63,13 +63,13 @@ def at_inference(change: Callable[[Bundle], Bundle | None]) -> Plant:
 
 def in_training(change: Callable[[Bundle], Bundle | None]) -> Plant:
     """Change the build that the trainer loads."""
-    sound = training.load
+    sound = build_trainer.load
 
     def load(*args: Any, **kwargs: Any) -> Bundle:
         bundle = sound(*args, **kwargs)
         return change(bundle) or bundle
 
-    return lambda monkeypatch: monkeypatch.setattr(training, "load", load)
+    return lambda monkeypatch: monkeypatch.setattr(build_trainer, "load", load)
 
 
 def in_batch(change: Callable[[Batch], dict[str, Any]]) -> Plant:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwendet import training
+from qwendet import build_trainer, training
 from qwendet.data import collate, encode
 from qwendet.data.collate import IGNORED, Batch, StandardDataCollator
 from qwendet.data.resize import rescale_xyxy
@@ -675,14 +675,14 @@ BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "a frozen part is trained",
         "loss.optimizer",
         ("train.vision_learning_rate is 0", "it was to be frozen"),
-        replacing(training, "freeze_groups", lambda detector, rates: None),
+        replacing(build_trainer, "freeze_groups", lambda detector, rates: None),
         NO_VISION,
     ),
     Bug(
         "everything is frozen",
         "loss.optimizer",
         ("language", "frozen, but train.language_learning_rate is 0.001"),
-        replacing(training, "freeze_groups", lambda detector, rates: detector.requires_grad_(False)),
+        replacing(build_trainer, "freeze_groups", lambda detector, rates: detector.requires_grad_(False)),
     ),
     Bug(
         "a parameter in two groups",
