@@ -326,7 +326,6 @@ class DetectionTrainer(Trainer):
             self.accelerator.unwrap_model(self.model),
             self.bundle.processor,
             self.bundle.config,
-            attn_implementation=self.bundle.config.model.attn_implementation,
             step=self.state.global_step,
             weights=weights,
         )

@@ -84,7 +84,6 @@ class Subject:
                 bundle.detector,
                 bundle.processor,
                 bundle.config,
-                attn_implementation=bundle.config.model.attn_implementation,
                 step=0,
                 with_vlm=self.is_small,
             )
