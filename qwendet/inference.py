@@ -34,6 +34,9 @@ from qwendet.model.generation import GeneratedAnswer, generate_answers
 from qwendet.progress import Advance, no_advance
 from qwendet.sharding import map_batches
 
+_TextFound = tuple[list[Detection], int, AnswerFacts | None]
+"""Of one text answer: its usable boxes, the number of the others, and what can be said of it."""
+
 
 class Predictor:
     """Predicts with a model.
@@ -118,28 +121,22 @@ class Predictor:
         return {"head": ("head",), "text": ("text",), "both": ("head", "text")}[mode]  # type: ignore[return-value]
 
     @torch.inference_mode()
-    def _predict_batch(self, samples: Sequence[Sample], sources: Sequence[Source]) -> Iterator[Prediction]:
+    def _predict_batch(self, samples: Sequence[Sample], sources: Sequence[Source]) -> list[Prediction]:
         encoded = [self.encoder.encode(sample, with_answer=False) for sample in samples]
         collated = self.collator(encoded)
         require_left_padding(collated)
         batch = to_device(collated, self.bundle.detector.device)
-        found: list[list[Detection]] = [[] for _ in samples]
-        rejected = [0] * len(samples)
-        facts: list[AnswerFacts | None] = [None] * len(samples)
+        by_head: list[list[Detection]] = [[] for _ in samples]
+        by_text: list[_TextFound] = [([], 0, None) for _ in samples]
         if "head" in sources:
-            for row, detections in zip(found, self._by_head(batch, encoded), strict=True):
-                row += detections
+            by_head = list(self._by_head(batch, encoded))
         if "text" in sources:
-            for index, answer in enumerate(self._answers(batch, encoded)):
-                detections, rejected[index], facts[index] = self._by_text(answer, encoded[index])
-                found[index] += detections
-        rows = zip(samples, encoded, found, rejected, facts, strict=True)
-        return iter(
-            [
-                Prediction(sample.student.image, *item.image_size, self._best(row), lost, fact)
-                for sample, item, row, lost, fact in rows
-            ]
-        )
+            by_text = list(map(self._by_text, self._answers(batch, encoded), encoded))
+        rows = zip(samples, encoded, by_head, by_text, strict=True)
+        return [
+            Prediction(sample.student.image, *item.image_size, self._best(boxes + texts), rejected, facts)
+            for sample, item, boxes, (texts, rejected, facts) in rows
+        ]
 
     def _best(self, detections: list[Detection]) -> tuple[Detection, ...]:
         infer = self.bundle.config.infer
@@ -187,9 +184,7 @@ class Predictor:
         patch_size = self.bundle.processor.image_processor.patch_size
         return model_image_size(item.image_grid_thw[-1].tolist(), patch_size)
 
-    def _by_text(
-        self, answer: GeneratedAnswer, item: EncodedSample
-    ) -> tuple[list[Detection], int, AnswerFacts]:
+    def _by_text(self, answer: GeneratedAnswer, item: EncodedSample) -> _TextFound:
         parsed = parse_answer(answer.text)
         source = self._model_image_size(item)
         detections = [
