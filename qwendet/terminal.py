@@ -1,6 +1,7 @@
 """Text on a terminal, made safe for it: lines, and bars of progress.
 
 Nothing reaches a terminal raw: control characters are shown as escapes, and no text is taken for markup.
+What is said, and to whom, :mod:`qwendet.console` decides.
 """
 
 from __future__ import annotations
