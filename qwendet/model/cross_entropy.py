@@ -66,16 +66,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         firsts = list(accumulate((len(part) for part in words), initial=0))[:-1]
         nll = rows.new_empty(len(rows), dtype=_raised(rows.dtype))
         of_rows = torch.zeros_like(rows, dtype=nll.dtype) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        of_weight = None
+        if ctx.needs_input_grad[1]:  # the first chunk overwrites it: filling it first would cost a pass
+            of_weight = torch.empty_like(weight) if len(rows) else torch.zeros_like(weight)
         for start in range(0, len(rows), size):
             chunk = slice(start, start + size)
             tiles = [
                 _tile(rows[chunk], part, labels[chunk] - first)
                 for part, first in zip(words, firsts, strict=True)
             ]
-            total = torch.cat([tile.largest + tile.sums.log() for tile in tiles], -1).logsumexp(
-                -1, keepdim=True
-            )
+            total = torch.cat([tile.log_sum for tile in tiles], -1).logsumexp(-1, keepdim=True)
             nll[chunk] = (total - sum(tile.chosen for tile in tiles))[:, 0]
             if of_rows is None and of_weight is None:
                 continue
@@ -84,7 +84,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if of_rows is not None:
                     of_rows[chunk] += _product(error, part.T)
                 if of_weight is not None:
-                    of_weight[first : first + len(part)].addmm_(error.T, rows[chunk])
+                    of_words = of_weight[first : first + len(part)]
+                    of_words.addmm_(error.T, rows[chunk], beta=min(start, 1))
         ctx.save_for_backward(None if of_rows is None else of_rows.to(rows.dtype), of_weight)
         ctx.num_rows = len(rows)
         ctx.mark_non_differentiable(nll)
@@ -125,8 +126,8 @@ class _Tile(NamedTuple):
     """``(R, T)``: ``exp(logit - largest)``."""
     largest: Tensor
     """``(R, 1)``: the largest logit."""
-    sums: Tensor
-    """``(R, 1)``: of the exponentials."""
+    log_sum: Tensor
+    """``(R, 1)``: the logarithm of the sum of ``exp(logit)``."""
     chosen: Tensor
     """``(R, 1)``: the label's logit; 0 where the label is not among the words."""
     labels: Tensor
@@ -145,13 +146,14 @@ def _tile(rows: Tensor, words: Tensor, labels: Tensor) -> _Tile:
     chosen = logits.gather(-1, labels).masked_fill(~present, 0)
     largest = logits.amax(-1, keepdim=True)
     exponentials = logits.sub_(largest).exp_()
-    return _Tile(exponentials, largest, exponentials.sum(-1, keepdim=True), chosen, labels, present)
+    log_sum = largest + exponentials.sum(-1, keepdim=True).log()
+    return _Tile(exponentials, largest, log_sum, chosen, labels, present)
 
 
 def _error(tile: _Tile, total: Tensor, count: int) -> Tensor:
     """Overwrite a tile's exponentials by ``(softmax - one-hot) / count``.
 
-    ``total`` ``(R, 1)`` is the logarithm of the sum of ``exp(logit)`` over all tiles of a row.
+    ``total`` ``(R, 1)`` is ``log_sum`` over all tiles of a row.
     """
     error = tile.exponentials.mul_((tile.largest - total).exp() / count)
     return error.scatter_add_(-1, tile.labels, tile.present.to(error.dtype) / -count)
