@@ -24,7 +24,7 @@ from qwendet.data.formats.records import WHOLE, split_of
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.data.samples import check_label
 from qwendet.errors import DataError, Problem
-from qwendet.files import list_folder
+from qwendet.files import list_folder, read_text
 
 SETTINGS_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 NAME_FILES = ("obj.names", "classes.txt", "labels/classes.txt", "train/classes.txt")
@@ -93,16 +93,8 @@ def _is_settings(file: Path) -> bool:
     if file.suffix == ".data" or file.name in ("data.yaml", "data.yml"):
         return True
     return file.suffix in (".yaml", ".yml") and any(
-        line.startswith("names:") for line in _read_text(file).splitlines()
+        line.startswith("names:") for line in read_text(file).splitlines()
     )
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        what = f"cannot read the file as UTF-8 text ({error})"
-        raise DataError(what, str(file), "save it as UTF-8, and see that it may be read") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +172,7 @@ def _tails(entry: str) -> Iterator[str]:
 def _of_yaml(settings: _Settings) -> YoloLayout:
     file = settings.file
     try:
-        values = yaml.safe_load(_read_text(file))
+        values = yaml.safe_load(read_text(file))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"expected YAML, got a broken file ({error})", str(file), "correct it") from error
     if not isinstance(values, dict):
@@ -250,7 +242,7 @@ def _key_point_columns(values: Mapping[str, Any], file: Path) -> int:
 
 def _of_darknet(settings: _Settings) -> YoloLayout:
     file = settings.file
-    pairs = (line.partition("=") for line in _read_text(file).splitlines() if "=" in line)
+    pairs = (line.partition("=") for line in read_text(file).splitlines() if "=" in line)
     values = {key.strip(): value.strip() for key, _, value in pairs}
     if "names" not in values:
         raise DataError("expected a line names = FILE", str(file), "name the file of labels")
@@ -261,7 +253,7 @@ def _of_darknet(settings: _Settings) -> YoloLayout:
 
 def _names_in(file: Path) -> dict[int, str]:
     """A name a line."""
-    lines = [line.strip() for line in _read_text(file).splitlines()]
+    lines = [line.strip() for line in read_text(file).splitlines()]
     while lines and not lines[-1]:
         lines.pop()
     return _names_of(lines, str(file))
@@ -324,7 +316,7 @@ def _refuse(error: OSError) -> None:
 
 def _listed(listing: Path, root: Path) -> list[str]:
     found = []
-    for number, line in enumerate(_read_text(listing).splitlines(), start=1):
+    for number, line in enumerate(read_text(listing).splitlines(), start=1):
         if line.strip():
             found.append(_locate(line.strip(), listing, root, f"{listing}:{number}"))
     return found
