@@ -11,7 +11,7 @@ from defusedxml import DefusedXmlException, ElementTree
 
 from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import Box, Finding, Item, Record, Source
-from qwendet.data.formats.voc_layout import VocFolder, find_voc, images_by_stem
+from qwendet.data.formats.voc_layout import VocFolder, find_voc, images_by_stem, paired
 from qwendet.data.samples import DetectedObject, Sample, Turn, check_label
 from qwendet.errors import DataError
 
@@ -68,10 +68,10 @@ class _Reader:
                 "add the images, or name their folder with --image-dir",
             )
         yield from folder.problems
-        for file in folder.empty:
-            yield Finding("no_split", str(file), "the split list is empty")
+        yield from folder.findings
         is_deep = any("/" in stem for stem in folder.annotations)
-        images = images_by_stem(self.root / place, is_deep=is_deep)
+        there = images_by_stem(self.root / place, is_deep=is_deep)
+        images = paired(there, folder.annotations.keys())
         for split, stems in folder.listed.items():
             for stem in stems:
                 try:
@@ -80,8 +80,10 @@ class _Reader:
                     yield from error.problems
         for file in folder.unlisted():
             yield Finding("unlisted", str(file), "in no split list")
-        for stem in sorted(images.keys() - folder.annotations.keys()) if self.own_folders else ():
-            yield Finding("no_annotation", f"{self.root / place / images[stem][0]}")
+        used = {image for stem in folder.annotations for image in images.get(stem, ())}
+        for names in there.values() if self.own_folders else ():
+            if used.isdisjoint(names):
+                yield Finding("no_annotation", f"{self.root / place / names[0]}")
 
     def _record(self, split: str, file: Path, stem: str, candidates: list[str], place: str) -> Record:
         """Read one annotation together with the size of its image."""
