@@ -123,6 +123,27 @@ def test_layout__two_files_for_a_split(tmp_path: Path) -> None:
         find_coco(tmp_path)
 
 
+def test_image__named_by_its_url_alone(tmp_path: Path) -> None:
+    """As LVIS has it, whose validation images lie in both of COCO's folders."""
+    entry = {key: value for key, value in IMAGE.items() if key != "file_name"}
+    url = "http://images.cocodataset.org/val2017/a.jpg"
+    write(tmp_path, [box()], [entry | {"coco_url": url}], files={"val2017/a.jpg": (WIDTH, HEIGHT)})
+    assert [record.sample.student.image for record in records(tmp_path)] == ["val2017/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "task"),
+    [
+        ({"id": 1, "image_id": 10, "caption": "a cell"}, "captions"),
+        ({"image_id": 10, "segments_info": [], "file_name": "a.png"}, "panoptic segmentation"),
+    ],
+)
+def test_files_of_other_tasks__are_told(tmp_path: Path, entry: dict[str, Any], task: str) -> None:
+    write(tmp_path, [entry])
+    with pytest.raises(DataError, match=f"this is a COCO file of {task}, without boxes"):
+        problems(tmp_path)
+
+
 def test_layout__images_elsewhere(tmp_path: Path) -> None:
     write(tmp_path / "data", [box()], files={})
     with pytest.raises(DataError, match=r"found none of the first images \('a.jpg', …\) in any of: \."):

@@ -314,6 +314,9 @@ def test_no_label_file_at_all(tmp_path: Path) -> None:
     small(tmp_path).unlink()
     with pytest.raises(DataError, match=r"no image has a label file \(expected labels/ beside images/\)"):
         records(tmp_path)
+    label(tmp_path / "labelTxt" / "a.txt", "1 1 9 1 9 9 1 9 cell 0")
+    with pytest.raises(DataError, match="no image has a label file, but there are DOTA's label files"):
+        records(tmp_path)
 
 
 @pytest.mark.parametrize(

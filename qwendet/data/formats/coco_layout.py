@@ -22,7 +22,7 @@ MAX_GUESSES = 50
 """Folders that are looked into for images."""
 BYTES_BEFORE_JSON = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"
 """Byte order marks and blanks."""
-OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_")
+OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 """How COCO's own files without boxes of objects begin; they lie beside ``instances_…``."""
 _SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from qwendet.data.formats.fitting import show
+from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.records import MEASURED, Box, Finding, Item, Labels, Record, Source
 from qwendet.data.formats.yolo_files import images_of, label_file, label_places, labels_without_image, tails
 from qwendet.data.formats.yolo_layout import YoloLayout, find_yolo
@@ -72,7 +73,9 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
                     yield from error.problems
         yield from reader.orphans(entry for _, entry in entries)
         if not reader.owners:
-            raise DataError("no image has a label file", str(layout.root), "expected labels/ beside images/")
+            what, fix = foreign(layout.root) or ("", "expected labels/ beside images/")
+            but = f", but there are {what}: not read" if what else ""
+            raise DataError(f"no image has a label file{but}", str(layout.root), fix)
 
     return Source(root, sum(len(found.names) for found in entries.values()), items())
 
