@@ -154,6 +154,32 @@ def test_layout__images_elsewhere(tmp_path: Path) -> None:
     assert record.sample.student.image == "a.jpg"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["/home/x/up/a.jpg", "C:\\up\\a.jpg", "../../label-studio/data/media/up/a.jpg", "images/v1/up/a.jpg"],
+)
+def test_layout__images_elsewhere__of_another_machine(tmp_path: Path, name: str) -> None:
+    """As Label Studio and Objects365 name them: what ends like the path is the image."""
+    images = [IMAGE | {"file_name": name}, IMAGE | {"id": 11, "file_name": "/other/a.jpg"}]
+    path = write(tmp_path / "set", [box()], images, files={"../pictures/up/a.jpg": (WIDTH, HEIGHT)})
+    found = records(path, image_dir=tmp_path / "pictures")
+    assert [record.sample.student.image for record in found] == ["up/a.jpg"]
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "pictures" / "up" / "b.jpg")
+    images[1] = IMAGE | {"id": 11, "file_name": "/x/../up/b.jpg"}
+    path = write(tmp_path / "set", [box()], images, files={})
+    found = records(path, image_dir=tmp_path / "pictures")
+    assert [record.sample.student.image for record in found] == ["up/a.jpg", "up/b.jpg"]
+
+
+def test_layout__images_elsewhere__one_for_two(tmp_path: Path) -> None:
+    """The second of two names that end alike is not given the first one's image."""
+    images = [IMAGE | {"file_name": "/x/a.jpg"}, IMAGE | {"id": 11, "file_name": "/y/a.jpg"}]
+    path = write(tmp_path / "set", [box()], images, files={"../pictures/a.jpg": (WIDTH, HEIGHT)})
+    items = list(open_source(path, "coco", image_dir=tmp_path / "pictures").items)
+    (problem,) = [item for item in items if isinstance(item, Problem)]
+    assert "the image path '/y/a.jpg' is absolute" in problem.what
+
+
 def test_layout__images_not_there_but_not_needed(tmp_path: Path) -> None:
     write(tmp_path, [box()], files={})
     (record,) = records(tmp_path, may_be_absent=True)

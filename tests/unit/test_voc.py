@@ -364,6 +364,19 @@ def test_crowd__is_read_as_it_is_written(voc: Voc) -> None:
     assert record.sample.student.objects[0].crowd
 
 
+@pytest.mark.parametrize(("text", "flag"), [("", False), ("True", True), ("Unspecified", False), ("1", True)])
+def test_difficult__as_tools_write_it(voc: Voc, text: str, flag: bool) -> None:
+    voc.add("a", voc_object((1, 2, 3, 4), extra=f"<difficult>{text}</difficult>"))
+    (record,) = read_voc(voc.folder)
+    assert record.sample.student.objects[0].difficult == flag
+
+
+def test_size__left_empty(voc: Voc) -> None:
+    voc.add("a", xml="<annotation><size><width/><height/></size></annotation>")
+    (record,) = read_voc(voc.folder)
+    assert (record.sample.student.declared_size, record.findings) == ((WIDTH, HEIGHT), ())
+
+
 def test_image_without_annotation__is_told(voc: Voc) -> None:
     voc.add("a")
     extra = voc.folder / "JPEGImages" / "extra.png"

@@ -168,7 +168,7 @@ def image_folder(root: Path, coco: CocoFile, names: Sequence[str], *, may_be_abs
         raise DataError(
             f"found none of the first images ({names[0]!r}, …) in any of: {places}",
             f"{coco.path}: images",
-            "name their folder with --image-dir; file_name must be relative to it",
+            "name their folder with --image-dir; the end of file_name is looked for in it",
         )
     return next((folder for folder in usual if folder and (root / folder).is_dir()), "")
 

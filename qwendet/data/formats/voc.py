@@ -18,6 +18,9 @@ from qwendet.errors import DataError
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
+FLAGS = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
+"""What tools write for a flag."""
+
 
 def open_voc(path: Path, image_dir: Path | None = None, *, may_be_absent: bool = False) -> Source:
     """Open a VOC data set.
@@ -148,7 +151,7 @@ def _choose_image(paths: list[str], claimed_name: str, wanted: str, where: str) 
 
 def _size(annotation: Element, where: str) -> tuple[int | None, int | None]:
     element = annotation.find("size")
-    if element is None:
+    if element is None or not (element.findtext("width") or "").strip():
         return None, None
     return round(_number(element, "width", where)), round(_number(element, "height", where))
 
@@ -189,6 +192,6 @@ def _number(parent: Element, tag: str, where: str) -> float:
 def _flag(element: Element, tag: str, where: str) -> bool:
     """``<difficult>``, and ``<crowd>``, which ``data convert`` writes for COCO's ``iscrowd``."""
     text = (element.findtext(tag) or "0").strip()
-    if text not in ("0", "1"):
+    if text.lower() not in FLAGS:
         raise DataError(f"<{tag}>: expected 0 or 1, got {text!r}", where, "correct it or leave it out")
-    return text == "1"
+    return FLAGS[text.lower()]
