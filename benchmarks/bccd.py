@@ -17,8 +17,8 @@ from pathlib import Path
 
 from benchmarks.report import parser, report
 from qwendet.data.samples import SampleFile
+from qwendet.detections import Detection, Prediction
 from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results
-from qwendet.inference import Detection, Prediction
 from qwendet.model.checkpoint import read_manifest
 
 

@@ -19,9 +19,11 @@ from qwendet.config_file import load_config
 from qwendet.console import print_table, progress, setup
 from qwendet.data.samples import Sample, SampleFile
 from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.detections import Prediction
 from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results
-from qwendet.inference import Prediction, Predictor, save_pictures
+from qwendet.inference import Predictor
 from qwendet.loader import load
+from qwendet.pictures import save_pictures
 from qwendet.run import train
 
 TRAINING_SCENES = 6400

@@ -71,8 +71,8 @@ def trainer_of(way: str, folder: Path, steps: int, device: str, clock: Any) -> A
         training = {"gradient_checkpointing": True, "use_cpu": device == "cpu"}
         loading = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
         return train_step.plain_way(folder, steps, clock, training, loading)
+    from qwendet.build_trainer import create_trainer
     from qwendet.config_file import build_config
-    from qwendet.training import create_trainer
 
     trainer = create_trainer(build_config(settings(folder, way, steps, device), "benchmark"))
     trainer.add_callback(clock)
@@ -152,7 +152,7 @@ def matrix_teraflops(device: str) -> float:
     return statistics.median(rates)
 
 
-def run(way: str, folder: Path, options: Any, device: str) -> dict[str, float]:
+def run(way: str, folder: Path, options: Any) -> dict[str, float]:
     """Measure in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.gpu_step", "--way", way, "--folder", str(folder)]
     command += ["--steps", str(options.steps), *(["--small"] if options.small else [])]
@@ -204,7 +204,7 @@ def main() -> None:
                 print(f"{way}: skipped: {reason}", flush=True)
                 figures[f"{way}_skipped"] = reason
                 continue
-            measured = run(way, folder, options, device)
+            measured = run(way, folder, options)
             measured["mfu"] = measured["model_teraflops_per_second"] / figures["matrix_teraflops_per_second"]
             figures |= {f"{way}_{key}": value for key, value in measured.items()}
             print(f"{way}: {measured['seconds_per_step']:.2f} s a step", flush=True)

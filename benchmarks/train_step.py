@@ -101,8 +101,8 @@ def _counting(collator: Any, shapes: list[tuple[int, int]]) -> Any:
 
 
 def _ours(way: str, folder: Path, steps: int, clock: Any) -> Any:
+    from qwendet.build_trainer import create_trainer
     from qwendet.config_file import build_config
-    from qwendet.training import create_trainer
 
     trainer = create_trainer(build_config(settings(folder, way, steps), "benchmark"))
     trainer.add_callback(clock)

@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qwendet.build_trainer import create_trainer
     from qwendet.config_file import load_config
     from qwendet.inference import Predictor
     from qwendet.loader import load
-    from qwendet.training import create_trainer
 
     __version__: str
 
@@ -22,7 +22,7 @@ __all__ = ["Predictor", "__version__", "create_trainer", "load", "load_config"]
 
 _HOMES = {
     "Predictor": "qwendet.inference",
-    "create_trainer": "qwendet.training",
+    "create_trainer": "qwendet.build_trainer",
     "load": "qwendet.loader",
     "load_config": "qwendet.config_file",
 }

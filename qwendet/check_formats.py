@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from xml.etree import ElementTree
+
+from qwendet.errors import CheckpointError, ConfigError, DataError, EnvironmentLacksError, QwendetError
 
 Status = Literal["pass", "fail", "skip"]
 
@@ -31,6 +34,36 @@ class CheckResult(Protocol):
     def fix(self) -> str: ...  # noqa: D102
     @property
     def seconds(self) -> float: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A problem that no check found."""
+
+    id: str
+    what: str
+    where: str
+    fix: str
+    status: Status = "fail"
+    seconds: float = 0.0
+
+
+def failures_of(error: QwendetError) -> list[CheckResult]:
+    """The problems of an error, as checks that failed."""
+    return [
+        _Failure(problem.id or _error_id(error), problem.what, problem.where, problem.fix)
+        for problem in error.problems
+    ]
+
+
+def _error_id(error: QwendetError) -> str:
+    kinds: dict[type, str] = {
+        ConfigError: "config",
+        DataError: "data",
+        CheckpointError: "checkpoint",
+        EnvironmentLacksError: "environment",
+    }
+    return next((kinds[kind] for kind in type(error).__mro__ if kind in kinds), "error")
 
 
 def to_json(results: Iterable[CheckResult]) -> str:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import sys
-import time
 import traceback
 import warnings
 from collections import Counter
@@ -20,28 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qwendet.check_formats import CheckResult, Status, to_github, to_json, to_junit
-from qwendet.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    EnvironmentLacksError,
-    Problem,
-    QwendetError,
-)
-from qwendet.progress import Advance, Pace
+from qwendet.check_formats import CheckResult, Status, failures_of, to_github, to_json, to_junit
+from qwendet.errors import QwendetError
+from qwendet.progress import Advance, PlainProgress, no_advance
+from qwendet.sharding import is_first_process
 from qwendet.tables import build_table, stacked_lines
+from qwendet.terminal import bar, open_console, print_pairs, print_text, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
 
 Format = Literal["human", "json", "junit", "github"]
 
-PLAIN_STEP = 0.1  # share of the work between two lines of progress without a terminal
-PLAIN_SECONDS = 30.0  # … or seconds
-PLAIN_LEAST_SECONDS = 2.0  # between two such lines, so that quick work prints its last one only
-PLAIN_WIDTH = 160  # characters of a table without a terminal and without COLUMNS
 BUG_REPORT = "please report it, with the output of the same command with --debug"
 NOISY_LIBRARIES = r"(torch|transformers|accelerate|huggingface_hub)(\.|$)"
 STYLES: dict[Status, str] = {"pass": "green", "fail": "bold red", "skip": "yellow"}
@@ -54,7 +43,6 @@ class _State:
     format: Format = "human"
     debug: bool = False
     quiet: bool = False
-    bars: Progress | None = None
     stdout: Console | None = None
     stderr: Console | None = None
 
@@ -71,8 +59,7 @@ def setup(*, debug: bool, quiet: bool) -> None:
             run other than the first are always quiet.
     """
     global _state
-    is_helper = os.environ.get("RANK", "0") != "0"
-    _state = _State(debug=debug, quiet=quiet or is_helper)
+    _state = _State(debug=debug, quiet=quiet or not is_first_process())
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     setup_logging(debug=debug, quiet=_state.quiet)
@@ -96,7 +83,7 @@ class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         is_warning = record.levelno >= logging.WARNING
         prefix = f"{record.levelname.lower()}: " if is_warning or record.levelno < logging.INFO else ""
-        _print(_stderr(), prefix + record.getMessage(), "yellow" if is_warning else "")
+        print_text(_stderr(), prefix + record.getMessage(), "yellow" if is_warning else "")
 
 
 def set_format(output_format: Format) -> None:
@@ -104,64 +91,16 @@ def set_format(output_format: Format) -> None:
     _state.format = output_format
 
 
-def printable(text: str) -> str:
-    r"""Show control characters, and others that a terminal would act on, as escapes; line breaks stay.
-
-    Example:
-        >>> printable("a\x1b[31mb")
-        'a\\x1b[31mb'
-    """
-    return "".join(
-        character if character.isprintable() or character == "\n" else _escape(character)
-        for character in text
-    )
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
-
-
 def _stdout() -> Console:
     if _state.stdout is None:
-        _state.stdout = _console(stderr=False)
+        _state.stdout = open_console(stderr=False)
     return _state.stdout
 
 
 def _stderr() -> Console:
     if _state.stderr is None:
-        _state.stderr = _console(stderr=True)
+        _state.stderr = open_console(stderr=True)
     return _state.stderr
-
-
-def _console(*, stderr: bool) -> Console:
-    from rich.console import Console
-
-    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    is_styled = is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return Console(
-        stderr=stderr,
-        highlight=False,
-        force_terminal=is_styled,
-        color_system="auto" if is_styled else None,
-        width=None if is_terminal or os.environ.get("COLUMNS", "").isdigit() else PLAIN_WIDTH,
-    )
-
-
-def _print(console: Console, text: str, style: str = "") -> None:
-    """Print one text as it is: no markup, no wrapping."""
-    from rich.text import Text
-
-    console.print(Text(printable(text), style=style), soft_wrap=True)
-
-
-def _print_pairs(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
-    """Print ``name  value`` lines under a headline, without those that have no value."""
-    from rich.text import Text
-
-    for name, value in pairs:
-        if value:
-            indented = printable(value).replace("\n", "\n         ")
-            console.print(Text.assemble("  ", (f"{name:<6}", "dim"), " ", indented), soft_wrap=True)
 
 
 # Lines and tables
@@ -170,7 +109,7 @@ def _print_pairs(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
 def say(text: str) -> None:
     """Print a line of information on stderr."""
     if not _state.quiet:
-        _print(_stderr(), text)
+        print_text(_stderr(), text)
 
 
 def next_step(command: str, first: str = "") -> None:
@@ -181,7 +120,7 @@ def next_step(command: str, first: str = "") -> None:
         first: what is to be done before, such as ``mend what failed``.
     """
     if not _state.quiet and not is_for_machine():
-        _print(_stderr(), f"Next: {first}, then {command}" if first else f"Next: {command}", "bold")
+        print_text(_stderr(), f"Next: {first}, then {command}" if first else f"Next: {command}", "bold")
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -199,7 +138,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         _stdout().print(table)
     else:
         for line in stacked_lines(printable(title), heads, cells):
-            _print(_stdout(), line)
+            print_text(_stdout(), line)
 
 
 def _cell(value: object) -> str:
@@ -222,13 +161,13 @@ def print_record(record: Mapping[str, Any], *, ok: bool = True) -> None:
 def report_error(error: QwendetError) -> None:
     """Print every problem of an error: what, where, fix; on stdout after ``set_format`` other than human."""
     if _state.format != "human":
-        report_checks([_failure(problem, error) for problem in error.problems])
+        report_checks(failures_of(error))
     else:
         for problem in error.problems:
-            _print(_stderr(), f"Error: {problem.what}", "bold red")
-            _print_pairs(_stderr(), [("where", problem.where), ("fix", problem.fix)])
+            print_text(_stderr(), f"Error: {problem.what}", "bold red")
+            print_pairs(_stderr(), [("where", problem.where), ("fix", problem.fix)])
         if len(error.problems) > 1:
-            _print(_stderr(), f"{len(error.problems)} problems", "bold red")
+            print_text(_stderr(), f"{len(error.problems)} problems", "bold red")
     _print_traceback()
 
 
@@ -239,33 +178,7 @@ def report_bug(error: Exception) -> None:
 
 def _print_traceback() -> None:
     if _state.debug:
-        _print(_stderr(), traceback.format_exc())
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A problem that no check found."""
-
-    id: str
-    what: str
-    where: str
-    fix: str
-    status: Status = "fail"
-    seconds: float = 0.0
-
-
-def _failure(problem: Problem, error: QwendetError) -> _Failure:
-    return _Failure(problem.id or _error_id(error), problem.what, problem.where, problem.fix)
-
-
-def _error_id(error: QwendetError) -> str:
-    kinds: dict[type, str] = {
-        ConfigError: "config",
-        DataError: "data",
-        CheckpointError: "checkpoint",
-        EnvironmentLacksError: "environment",
-    }
-    return next((kinds[kind] for kind in type(error).__mro__ if kind in kinds), "error")
+        print_text(_stderr(), traceback.format_exc())
 
 
 def report_checks(results: Sequence[CheckResult]) -> None:
@@ -306,9 +219,9 @@ def _print_checks(results: Sequence[CheckResult]) -> None:
         status = (result.status, STYLES[result.status])
         line = Text.assemble(status, f"  {printable(result.id):<{width}}  ", printable(result.what))
         _stdout().print(line, soft_wrap=True)
-        _print_pairs(_stdout(), [("where", result.where), ("fix", result.fix)])
+        print_pairs(_stdout(), [("where", result.where), ("fix", result.fix)])
     is_good = all(result.status != "fail" for result in results)
-    _print(_stdout(), _summary(results), STYLES["pass" if is_good else "fail"])
+    print_text(_stdout(), _summary(results), STYLES["pass" if is_good else "fail"])
 
 
 # Progress
@@ -326,73 +239,9 @@ def progress(description: str, total: int) -> Iterator[Advance]:
         To be called with the number of finished items and a short text.
     """
     if _state.quiet:
-        yield lambda finished, text: None
+        yield no_advance
     elif _stderr().is_terminal:
-        with _bar(description, total) as advance:
+        with bar(_stderr(), description, total) as advance:
             yield advance
     else:
-        yield _PlainProgress(description, total)
-
-
-class _PlainProgress:
-    """Progress for a log file."""
-
-    def __init__(self, description: str, total: int) -> None:
-        self.description = description
-        self.total = total
-        self._pace = Pace(total)
-        self._shown_at = time.monotonic()
-        self._shown = 0
-
-    def __call__(self, finished: int, text: str) -> None:
-        pace = self._pace.describe(finished)
-        waited = time.monotonic() - self._shown_at
-        is_step = finished - self._shown >= PLAIN_STEP * self.total and waited >= PLAIN_LEAST_SECONDS
-        is_end = finished == self.total != self._shown
-        if is_step or is_end or waited >= PLAIN_SECONDS:
-            self._shown, self._shown_at = finished, time.monotonic()
-            count = f"{finished}/{self.total}" if self.total else str(finished)
-            _print(
-                _stderr(), f"{self.description}: {', '.join(part for part in (count, pace, text) if part)}"
-            )
-
-
-@contextmanager
-def _bar(description: str, total: int) -> Iterator[Advance]:
-    """Show a bar; one that is opened inside another stands below it."""
-    with _live_bars() as bars:
-        task = bars.add_task(printable(description), total=total or None, pace="", text="")
-        try:
-            yield _advance_on(bars, task, Pace(total))
-        finally:
-            bars.stop_task(task)
-
-
-def _advance_on(bars: Progress, task: TaskID, pace: Pace) -> Advance:
-    def advance(finished: int, text: str) -> None:
-        bars.update(task, completed=finished, pace=pace.describe(finished), text=printable(text))
-
-    return advance
-
-
-@contextmanager
-def _live_bars() -> Iterator[Progress]:
-    """The bars on the terminal, opened by the outermost progress: rich has one live display at a time."""
-    if _state.bars is not None:
-        yield _state.bars
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=max(8, min(40, _stderr().width // 5))),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[pace]}", markup=False, style="dim"),
-        TextColumn("{task.fields[text]}", markup=False),
-    )
-    with Progress(*columns, console=_stderr()) as bars:
-        _state.bars = bars
-        try:
-            yield bars
-        finally:
-            _state.bars = None
+        yield PlainProgress(description, total, say)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders: written whole or not at all, and where they cannot be read, said in plain words."""
 
 from __future__ import annotations
 
@@ -133,6 +133,19 @@ def list_folder(folder: Path) -> list[Path]:
     except OSError as error:
         what = f"cannot look into the folder ({error.strerror})"
         raise DataError(what, str(folder), _fix_of(error, folder)) from error
+
+
+def read_text(file: Path) -> str:
+    """A text file that others wrote, with or without a byte order mark.
+
+    Raises:
+        DataError: if it may not be read, or is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        what = f"cannot read the file as UTF-8 text ({error})"
+        raise DataError(what, str(file), "save it as UTF-8, and see that it may be read") from error
 
 
 def _sync(path: Path) -> None:

@@ -8,17 +8,12 @@ The prompt is, token for token, what training saw before the answer.
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import torch
-from PIL import Image
 
 from qwendet.as_trained import require_as_trained
 from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
@@ -26,68 +21,21 @@ from qwendet.config_file import override_config
 from qwendet.data.answer_facts import AnswerFacts, answer_facts
 from qwendet.data.answer_grammar import AnswerGrammar
 from qwendet.data.answers import ParsedObject, parse_answer
-from qwendet.data.collate import Batch, require_left_padding
+from qwendet.data.collate import Batch, require_left_padding, to_device
 from qwendet.data.encode import EncodedSample
-from qwendet.data.images import open_image
-from qwendet.data.inputs import collect_samples, sample_of_image, with_teachers
+from qwendet.data.inputs import sample_of_image
 from qwendet.data.resize import model_image_size, rescale_xyxy
 from qwendet.data.samples import Sample
+from qwendet.detections import Detection, Prediction, Source
 from qwendet.errors import ConfigError
-from qwendet.files import atomic_file
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary
 from qwendet.model.generation import GeneratedAnswer, generate_answers
-from qwendet.pictures import draw_boxes
-from qwendet.progress import Advance, Tracker, no_advance, silent
-from qwendet.sharding import is_first_process, joined_processes, map_batches
+from qwendet.progress import Advance, no_advance
+from qwendet.sharding import map_batches
 
-logger = logging.getLogger("qwendet")
-
-Source = Literal["head", "text"]
-
-
-@dataclass(frozen=True)
-class Detection:
-    """One found object.
-
-    Attributes:
-        bbox_2d: xyxy in pixels of the image as displayed, inside it.
-        desc: the label.
-        score: in ``[0, 1]``; the head's probability, or exp(mean log-probability of the box's tokens).
-        source: what found it.
-    """
-
-    bbox_2d: tuple[float, float, float, float]
-    desc: str
-    score: float
-    source: Source
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """All that was found in one image.
-
-    Attributes:
-        image: path as it was given.
-        width: of the displayed image, pixels.
-        height: of the displayed image, pixels.
-        detections: sorted by score, best first.
-        rejected: boxes of a text answer that were incomplete, impossible or outside the image.
-        answer: what can be said of the text answer; ``None`` without one. No part of the output file.
-    """
-
-    image: str
-    width: int
-    height: int
-    detections: tuple[Detection, ...]
-    rejected: int
-    answer: AnswerFacts | None = None
-
-    def to_json(self) -> str:
-        """One line of the output file."""
-        record = asdict(self)
-        del record["answer"]
-        return json.dumps(record, ensure_ascii=False)
+_TextFound = tuple[list[Detection], int, AnswerFacts | None]
+"""Of one text answer: its usable boxes, the number of the others, and what can be said of it."""
 
 
 class Predictor:
@@ -173,28 +121,22 @@ class Predictor:
         return {"head": ("head",), "text": ("text",), "both": ("head", "text")}[mode]  # type: ignore[return-value]
 
     @torch.inference_mode()
-    def _predict_batch(self, samples: Sequence[Sample], sources: Sequence[Source]) -> Iterator[Prediction]:
+    def _predict_batch(self, samples: Sequence[Sample], sources: Sequence[Source]) -> list[Prediction]:
         encoded = [self.encoder.encode(sample, with_answer=False) for sample in samples]
         collated = self.collator(encoded)
         require_left_padding(collated)
         batch = to_device(collated, self.bundle.detector.device)
-        found: list[list[Detection]] = [[] for _ in samples]
-        rejected = [0] * len(samples)
-        facts: list[AnswerFacts | None] = [None] * len(samples)
+        by_head: list[list[Detection]] = [[] for _ in samples]
+        by_text: list[_TextFound] = [([], 0, None) for _ in samples]
         if "head" in sources:
-            for row, detections in zip(found, self._by_head(batch, encoded), strict=True):
-                row += detections
+            by_head = list(self._by_head(batch, encoded))
         if "text" in sources:
-            for index, answer in enumerate(self._answers(batch, encoded)):
-                detections, rejected[index], facts[index] = self._by_text(answer, encoded[index])
-                found[index] += detections
-        rows = zip(samples, encoded, found, rejected, facts, strict=True)
-        return iter(
-            [
-                Prediction(sample.student.image, *item.image_size, self._best(row), lost, fact)
-                for sample, item, row, lost, fact in rows
-            ]
-        )
+            by_text = list(map(self._by_text, self._answers(batch, encoded), encoded))
+        rows = zip(samples, encoded, by_head, by_text, strict=True)
+        return [
+            Prediction(sample.student.image, *item.image_size, self._best(boxes + texts), rejected, facts)
+            for sample, item, boxes, (texts, rejected, facts) in rows
+        ]
 
     def _best(self, detections: list[Detection]) -> tuple[Detection, ...]:
         infer = self.bundle.config.infer
@@ -242,9 +184,7 @@ class Predictor:
         patch_size = self.bundle.processor.image_processor.patch_size
         return model_image_size(item.image_grid_thw[-1].tolist(), patch_size)
 
-    def _by_text(
-        self, answer: GeneratedAnswer, item: EncodedSample
-    ) -> tuple[list[Detection], int, AnswerFacts]:
+    def _by_text(self, answer: GeneratedAnswer, item: EncodedSample) -> _TextFound:
         parsed = parse_answer(answer.text)
         source = self._model_image_size(item)
         detections = [
@@ -275,126 +215,3 @@ def has_area(box: Sequence[float]) -> bool:
     """Whether a rounded xyxy box covers anything."""
     x1, y1, x2, y2 = _rounded(box)
     return x2 > x1 and y2 > y1
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch's tensors."""
-    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
-
-
-# The command
-
-
-@dataclass(frozen=True)
-class InferSummary:
-    """What ``qwendet infer`` did.
-
-    Attributes:
-        images: images predicted.
-        detections: objects found in all.
-        rejected: boxes of text answers that could not be used.
-        output: file that was written, if one was asked for.
-        lines: the output's lines, if none was.
-    """
-
-    images: int
-    detections: int
-    rejected: int
-    output: Path | None
-    lines: list[str]
-
-
-def infer(
-    checkpoint: Path,
-    inputs: Sequence[Path],
-    *,
-    output: Path | None = None,
-    mode: str | None = None,
-    teachers: int = 0,
-    labels: Sequence[str] | None = None,
-    constrained: bool = False,
-    visualize: Path | None = None,
-    overrides: Sequence[str] = (),
-    tracker: Tracker = silent,
-) -> InferSummary:
-    """Predict images, folders and JSONL files with a checkpoint.
-
-    Args:
-        checkpoint: a checkpoint with a manifest.
-        inputs: image files, folders of images, JSONL files.
-        output: JSONL file to write; it appears when all is done.
-        mode: ``head``, ``text`` or ``both``; ``None`` takes the config's.
-        teachers: demonstrations to show where a sample has none of its own.
-        labels: other labels to look for.
-        constrained: keep text answers inside the grammar of a valid one.
-        visualize: folder for pictures with boxes.
-        overrides: ``key=value`` for the checkpoint's config.
-        tracker: shows progress.
-
-    Raises:
-        QwendetError: for a checkpoint, image or option that cannot be used; then nothing is written.
-    """
-    with joined_processes():
-        samples, predictor, predictions = _predict_inputs(
-            checkpoint, inputs, mode, teachers, labels, constrained, overrides, tracker
-        )
-    if visualize is not None and is_first_process():
-        threshold = predictor.bundle.config.infer.picture_threshold
-        save_pictures(samples, predictions, visualize, threshold)
-    if output is not None and is_first_process():
-        write_predictions(predictions, output)
-    return InferSummary(
-        images=len(predictions),
-        detections=sum(len(prediction.detections) for prediction in predictions),
-        rejected=sum(prediction.rejected for prediction in predictions),
-        output=output,
-        lines=[] if output is not None else [prediction.to_json() for prediction in predictions],
-    )
-
-
-def _predict_inputs(
-    checkpoint: Path,
-    inputs: Sequence[Path],
-    mode: str | None,
-    teachers: int,
-    labels: Sequence[str] | None,
-    constrained: bool,
-    overrides: Sequence[str],
-    tracker: Tracker,
-) -> tuple[list[Sample], Predictor, list[Prediction]]:
-    samples = collect_samples(inputs)
-    if constrained:
-        overrides = [*overrides, "infer.constrained=true"]
-    predictor = Predictor.from_checkpoint(checkpoint, labels=labels, overrides=overrides)
-    if constrained and "text" not in predictor.sources(mode):
-        raise ConfigError(
-            "--constrained is about text answers, but the head answers", "--mode", "add --mode text"
-        )
-    samples = with_teachers(samples, predictor.bundle.config, teachers)
-    with tracker("predicting", len(samples)) as advance:
-        return samples, predictor, predictor.predict_all(samples, mode, advance)
-
-
-def write_predictions(predictions: Iterable[Prediction], output: Path) -> None:
-    """Write predictions, one JSON object a line."""
-    with atomic_file(output) as path, path.open("w", encoding="utf-8") as file:
-        file.writelines(prediction.to_json() + "\n" for prediction in predictions)
-
-
-def save_pictures(
-    samples: Sequence[Sample], predictions: Sequence[Prediction], folder: Path, threshold: float
-) -> None:
-    """Draw the detections of each image into ``folder``, one PNG an image."""
-    for index, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):
-        image = open_image(sample.student.image, sample.student.root, sample.where)
-        with atomic_file(folder / f"{index:05d}_{Path(prediction.image).stem}.png") as path:
-            draw_detections(image, prediction.detections, threshold).save(path, format="PNG")
-
-
-def draw_detections(
-    image: Image.Image, detections: Sequence[Detection], threshold: float, factor: float = 1.0
-) -> Image.Image:
-    """Draw detections from a score on, the best on top; ``image`` is ``factor`` times the displayed size."""
-    found = [item for item in reversed(detections) if item.score >= threshold]
-    boxes = [[number * factor for number in item.bbox_2d] for item in found]
-    return draw_boxes(image, boxes, [item.desc for item in found], [item.score for item in found])

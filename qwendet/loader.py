@@ -9,28 +9,19 @@ that alters an output.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    PreTrainedConfig,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
 
 from qwendet.config import Config, LoraConfig
 from qwendet.data.collate import StandardDataCollator
-from qwendet.data.encode import END_OF_TURN, Encoder
+from qwendet.data.encode import Encoder
 from qwendet.data.labels import resolve_labels
-from qwendet.errors import CheckpointError, ConfigError, Problem
+from qwendet.errors import CheckpointError
+from qwendet.model.build_head import NEW_HEAD, build_head
 from qwendet.model.checkpoint import (
     Manifest,
     is_qwendet_checkpoint,
@@ -41,23 +32,15 @@ from qwendet.model.checkpoint import (
 )
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.environment import settle
-from qwendet.model.head import DetectionHead, HeadShape
-from qwendet.model.lora import add_adapter, fingerprint, in_4bit, load_adapter
-from qwendet.model.processor import ImageTextProcessor, load_processor
+from qwendet.model.lora import add_adapter, fingerprint, load_adapter
+from qwendet.model.processor import ImageTextProcessor, load_processor, require_fitting
+from qwendet.model.published import load_vlm, reading
 from qwendet.model.tiny import TINY_FOLDER, UNTRAINED, write_untrained
 
 logger = logging.getLogger("qwendet")
 
-MODEL_TYPE = "qwen2_5_vl"
-# What transformers raises for absent, cut or malformed files.
-UNREADABLE = (
-    OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError,
-    StrictDataclassError,
-)  # fmt: skip
 # What an adapter's parameters depend on.
 ADAPTER_SHAPE = ("rank", "alpha", "targets", "load_in_4bit")
-WHOLE = "take a directory that holds every weight of its model, under the published names"
-NEW_HEAD = {"hidden_size": 256, "num_layers": 3, "num_heads": 8}
 
 
 @dataclass(frozen=True)
@@ -114,11 +97,13 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
     source, manifest = _source(config.model.path)
     config = _resolve(config)
     base = _base_of_adapter(config, manifest)
-    vlm = _load_vlm(base or source, config, weights)
-    with _reading("tokenizer and image processor", source):
+    vlm = load_vlm(base or source, config.model, weights)
+    with reading("tokenizer and image processor", source):
         processor = load_processor(source, config.data.min_pixels, config.data.max_pixels)
-    _require_fitting(processor, vlm.config, source)
-    head = _build_head(config, vlm.config, manifest, for_inference)
+    require_fitting(processor, vlm.config, source)
+    head = build_head(
+        config, vlm.config, None if manifest is None else manifest.head, for_inference=for_inference
+    )
     if head is not None:
         head.labels.centre_on(vlm.get_input_embeddings().get_parameter("weight"))
         head.to(vlm.dtype)
@@ -155,7 +140,7 @@ def load_encoder(config: Config) -> Encoder:
         DataError: if there is no label set.
     """
     source, _ = _source(config.model.path)
-    with _reading("tokenizer and image processor", source):
+    with reading("tokenizer and image processor", source):
         processor = load_processor(source, config.data.min_pixels, config.data.max_pixels)
     return Encoder(processor, resolve_labels(config), config.data)
 
@@ -233,7 +218,7 @@ def _with_adapter(
     lora = config.model.lora
     assert lora is not None
     assert wanted is not None
-    with _reading("weights of the base model", base):
+    with reading("weights of the base model", base):
         found = fingerprint(base)
     path = lora.base or wanted.base or config.model.path
     recorded = lora.model_copy(update={"base": path, "fingerprint": found})
@@ -267,108 +252,6 @@ def _resolve(config: Config) -> Config:
     """Fill in what ``auto`` and ``null`` leave open before the model is there, and say it."""
     data = config.data.model_copy(update={"labels": resolve_labels(config)})
     return config.model_copy(update={"model": settle(config.model), "data": data})
-
-
-def _load_vlm(
-    source: str, config: Config, weights: Mapping[str, Tensor] | None
-) -> Qwen2_5_VLForConditionalGeneration:
-    """Load the published class, every weight by name; anything missing or left over is an error."""
-    with _reading("model", source):
-        model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-        if model_type != MODEL_TYPE:  # transformers would build a model of default size, tens of gigabytes
-            raise ValueError(f"expected a config.json with model_type {MODEL_TYPE}, got {model_type}")
-        from_memory = None if weights is None else Qwen2_5_VLConfig.from_pretrained(source)
-        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            source if weights is None else None,
-            config=from_memory,
-            state_dict=weights,
-            dtype=getattr(torch, config.model.dtype),
-            attn_implementation=config.model.attn_implementation,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are named below
-            use_safetensors=True,
-            trust_remote_code=False,
-            **in_4bit(config.model),
-        )
-    vlm: Qwen2_5_VLForConditionalGeneration
-    vlm, report = loaded
-    if weights is not None:
-        vlm.generation_config = GenerationConfig.from_pretrained(source)
-    problems = [
-        Problem(f"{len(keys)} {kind.replace('_', ' ')}, such as {sorted(map(str, keys))[0]}", source, WHOLE)
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if (keys := report[kind])
-    ]
-    if problems:
-        raise CheckpointError.of(problems)
-    return vlm
-
-
-@contextmanager
-def _reading(what: str, source: str) -> Iterator[None]:
-    try:
-        yield
-    except UNREADABLE as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"the {what} cannot be loaded: {first_line}",
-            source,
-            "give tiny, a directory with config.json, *.safetensors, tokenizer and processor files,"
-            " or a hub id that can be reached",
-        ) from error
-
-
-def _require_fitting(processor: ImageTextProcessor, vlm_config: Any, source: str) -> None:
-    """Refuse a tokenizer of another model, which transformers makes up where files are missing."""
-    tokenizer = processor.tokenizer
-    image_token_id = tokenizer.get_vocab().get("<|image_pad|>")
-    if image_token_id != vlm_config.image_token_id or len(tokenizer) > vlm_config.text_config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer is not the model's: its <|image_pad|> is {image_token_id},"
-            f" the model's {vlm_config.image_token_id}",
-            source,
-            "copy the tokenizer's files from the model's origin",
-        )
-    if tokenizer.eos_token != END_OF_TURN or not processor.chat_template:
-        raise CheckpointError(
-            f"expected a chat template and the end of turn {END_OF_TURN}, got {tokenizer.eos_token}",
-            source,
-            "copy tokenizer_config.json and the chat template from the model's origin",
-        )
-
-
-def _build_head(
-    config: Config, vlm_config: Any, manifest: Manifest | None, for_inference: bool
-) -> DetectionHead | None:
-    if not config.detection.enabled:
-        return None
-    stored = manifest.head if manifest is not None else None
-    if stored is None and for_inference:
-        raise CheckpointError(
-            "detection.enabled is true, but the checkpoint has no head: inference would use random weights",
-            config.model.path,
-            "set detection.enabled to false, or train a head first",
-        )
-    wanted = {name: getattr(config.detection, name) for name in NEW_HEAD}
-    sizes = {
-        name: value or (getattr(stored, name) if stored else NEW_HEAD[name]) for name, value in wanted.items()
-    }
-    shape = HeadShape(vlm_config.vision_config.hidden_size, vlm_config.text_config.hidden_size, **sizes)
-    if stored is not None and shape != stored:
-        raise CheckpointError(
-            f"the config wants the head {shape}, the checkpoint has {stored}",
-            config.model.path,
-            "leave detection.hidden_size, num_layers and num_heads at null to take the checkpoint's",
-        )
-    if shape.hidden_size % shape.num_heads:
-        raise ConfigError(
-            f"the head's width {shape.hidden_size} cannot be split into {shape.num_heads} attention heads",
-            "detection.num_heads",
-            "choose a divisor of detection.hidden_size",
-        )
-    with torch.random.fork_rng():
-        torch.manual_seed(config.train.seed)
-        return DetectionHead(shape, config.detection.num_queries)
 
 
 def _known(detector: Qwen25VLWithDetection, manifest: Manifest) -> Qwen25VLWithDetection:

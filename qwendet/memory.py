@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from qwendet.config import Config, TrainConfig
-from qwendet.loader import NEW_HEAD
 from qwendet.meta_layers import META_ATTENTION, Footprint, footprint, meta_attention
+from qwendet.model.build_head import head_shape
 from qwendet.model.cross_entropy import CHUNK_ROWS
 from qwendet.model.detector import Qwen25VLWithDetection
-from qwendet.model.head import DetectionHead, HeadShape
+from qwendet.model.head import DetectionHead
 from qwendet.model.lora import add_adapter
 from qwendet.parameter_groups import GROUPS, freeze_groups, group_of, parameter_groups
 
@@ -185,16 +185,14 @@ def _moments(
 
 def _build(config: Config, vlm_config: Qwen2_5_VLConfig, dtype: torch.dtype) -> Qwen25VLWithDetection:
     """The model without weights, its parts frozen as training would."""
-    settings: Any = vlm_config  # whose parts are annotated as possibly absent
     with meta_attention(), torch.device("meta"):
         vlm = Qwen2_5_VLForConditionalGeneration._from_config(
             vlm_config, dtype=dtype, attn_implementation=META_ATTENTION
         )
         head = None
         if config.detection.enabled:
-            sizes = {name: getattr(config.detection, name) or default for name, default in NEW_HEAD.items()}
-            vision, text = settings.vision_config.hidden_size, settings.text_config.hidden_size
-            head = DetectionHead(HeadShape(vision, text, **sizes), config.detection.num_queries).to(dtype)
+            shape = head_shape(config.detection, vlm_config)
+            head = DetectionHead(shape, config.detection.num_queries).to(dtype)
         if config.model.lora is not None:
             add_adapter(vlm, config.model.lora, seed=0)
     detector = Qwen25VLWithDetection(vlm, head)

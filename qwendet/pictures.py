@@ -1,13 +1,18 @@
-"""Boxes, labels and scores drawn on images."""
+"""Boxes, labels and scores drawn on images, and detections drawn into a folder."""
 
 from __future__ import annotations
 
 import colorsys
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from qwendet.data.images import open_image
+from qwendet.data.samples import Sample
+from qwendet.detections import Detection, Prediction
+from qwendet.files import atomic_file
 from qwendet.fonts import font_for
 
 GOLDEN_RATIO = 0.618034
@@ -66,6 +71,25 @@ def _draw_caption(
     x, y = corner[0], max(0.0, corner[1] - height)
     draw.rectangle([x, y, x + width, y + height], fill=colour)
     draw.text((x + 2 - left, y + 2 - top), caption, fill="black", font=font)
+
+
+def draw_detections(
+    image: Image.Image, detections: Sequence[Detection], threshold: float, factor: float = 1.0
+) -> Image.Image:
+    """Draw detections from a score on, the best on top; ``image`` is ``factor`` times the displayed size."""
+    found = [item for item in reversed(detections) if item.score >= threshold]
+    boxes = [[number * factor for number in item.bbox_2d] for item in found]
+    return draw_boxes(image, boxes, [item.desc for item in found], [item.score for item in found])
+
+
+def save_pictures(
+    samples: Sequence[Sample], predictions: Sequence[Prediction], folder: Path, threshold: float
+) -> None:
+    """Draw the detections of each image into ``folder``, one PNG an image."""
+    for index, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):
+        image = open_image(sample.student.image, sample.student.root, sample.where)
+        with atomic_file(folder / f"{index:05d}_{Path(prediction.image).stem}.png") as path:
+            draw_detections(image, prediction.detections, threshold).save(path, format="PNG")
 
 
 def shrunk(image: Image.Image, most_side: int) -> tuple[Image.Image, float]:

@@ -12,6 +12,10 @@ Advance = Callable[[int, str], None]
 Tracker = Callable[[str, int], AbstractContextManager[Advance]]
 """Called with what is being done and the number of items; see ``qwendet.console.progress``."""
 
+PLAIN_STEP = 0.1  # share of the work between two lines of progress without a terminal
+PLAIN_SECONDS = 30.0  # … or seconds
+PLAIN_LEAST_SECONDS = 2.0  # between two such lines, so that quick work prints its last one only
+
 
 @contextmanager
 def silent(description: str, total: int) -> Iterator[Advance]:
@@ -55,3 +59,33 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class PlainProgress:
+    """Progress for a log file: a line about every tenth or 30 s, and one at the end.
+
+    Args:
+        description: what is being done.
+        total: number of items; 0 if nobody knows.
+        write: called with each line.
+    """
+
+    def __init__(self, description: str, total: int, write: Callable[[str], None]) -> None:
+        self.description = description
+        self.total = total
+        self.write = write
+        self._pace = Pace(total)
+        self._shown_at = time.monotonic()
+        self._shown = 0
+
+    def __call__(self, finished: int, text: str) -> None:
+        """Write a line if it is time for one; see :data:`Advance`."""
+        pace = self._pace.describe(finished)
+        waited = time.monotonic() - self._shown_at
+        is_step = finished - self._shown >= PLAIN_STEP * self.total and waited >= PLAIN_LEAST_SECONDS
+        is_end = finished == self.total != self._shown
+        if is_step or is_end or waited >= PLAIN_SECONDS:
+            self._shown, self._shown_at = finished, time.monotonic()
+            count = f"{finished}/{self.total}" if self.total else str(finished)
+            parts = ", ".join(part for part in (count, pace, text) if part)
+            self.write(f"{self.description}: {parts}")

@@ -14,19 +14,20 @@ from pathlib import Path
 
 import torch
 
+from qwendet.build_trainer import create_trainer
 from qwendet.callbacks import ProgressReport, StopOnSignal
 from qwendet.checks.config.suite import require_config_checks
 from qwendet.checks.preflight import require_preflight
 from qwendet.config import Config
+from qwendet.detections import write_predictions
 from qwendet.errors import ConfigError, EnvironmentLacksError
 from qwendet.evaluation.validation import Validation, validate, validation_samples
 from qwendet.files import atomic_file, atomic_folder
-from qwendet.inference import write_predictions
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.progress import Tracker, silent
 from qwendet.resume import latest_checkpoint, saving
 from qwendet.sharding import is_first_process, peers_needed
-from qwendet.training import DetectionTrainer, create_trainer
+from qwendet.training import DetectionTrainer
 
 
 @dataclass(frozen=True)

@@ -22,29 +22,25 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback
 
-from qwendet.boards import BoardReport, require_boards
-from qwendet.callbacks import EndOfEpoch, EvaluateEvery, ProgressReport, StopOnSignal
-from qwendet.config import Config
+from qwendet.boards import BoardReport
+from qwendet.callbacks import EndOfEpoch, ProgressReport
 from qwendet.data.ahead import StepsAhead
 from qwendet.data.collate import Batch, require_left_padding
-from qwendet.data.dataset import TrainingSamples, usable_samples
+from qwendet.data.dataset import TrainingSamples
 from qwendet.data.order import EpochOrder
 from qwendet.data.samples import Sample
 from qwendet.errors import ConfigError, QwendetError
 from qwendet.evaluation.validation import Validation, validate, validation_pictures, validation_samples
 from qwendet.files import publish_folder
 from qwendet.interlude import interlude
-from qwendet.loader import Bundle, config_of_checkpoint, load, restore
+from qwendet.loader import Bundle, config_of_checkpoint, restore
 from qwendet.loss_scale import SCALE_TOO_HIGH, scale_was_too_high
 from qwendet.model.checkpoint import read_manifest, save_checkpoint
 from qwendet.model.losses import LossManager, step_counts
 from qwendet.model.matching import Targets
-from qwendet.model.packing import require_isolation
-from qwendet.parameter_groups import freeze_groups, parameter_groups
-from qwendet.progress import Tracker, silent
+from qwendet.parameter_groups import parameter_groups
 from qwendet.resume import reading_state, record_training_state, require_same_run, rotate, saving
 from qwendet.schedule import schedule
-from qwendet.training_arguments import require_launcher, training_arguments
 from qwendet.training_log import TrainingLog, group_norms, step_volume
 
 logger = logging.getLogger("qwendet")
@@ -330,7 +326,6 @@ class DetectionTrainer(Trainer):
             self.accelerator.unwrap_model(self.model),
             self.bundle.processor,
             self.bundle.config,
-            attn_implementation=self.bundle.config.model.attn_implementation,
             step=self.state.global_step,
             weights=weights,
         )
@@ -352,46 +347,3 @@ class DetectionTrainer(Trainer):
     def _load_scaler(self, checkpoint: str | None) -> None:
         with reading_state(checkpoint, "gradient scaler"):
             super()._load_scaler(checkpoint)
-
-
-def create_trainer(config: Config, *, tracker: Tracker = silent) -> DetectionTrainer:
-    """Build the trainer that ``qwendet train`` uses.
-
-    Args:
-        config: the config.
-        tracker: shows progress.
-
-    Returns:
-        A trainer; its ``bundle`` is the model, its ``train()`` trains.
-
-    Raises:
-        QwendetError: for data, weights or settings that cannot be used.
-    """
-    require_boards(config)
-    require_launcher(config)
-    return trainer_of(load(config, for_inference=False), tracker=tracker)
-
-
-def trainer_of(bundle: Bundle, *, tracker: Tracker = silent) -> DetectionTrainer:
-    """Build the trainer of a training build: groups frozen, samples opened.
-
-    Raises:
-        QwendetError: for data or settings that cannot be used.
-    """
-    config = bundle.config
-    if config.train.packing:
-        require_isolation(bundle.detector)
-    freeze_groups(bundle.detector, config.train.group_learning_rates())
-    dataset = TrainingSamples(config, bundle.encoder())
-    if config.data.on_bad_sample == "skip":
-        dataset.indices, problems = usable_samples(dataset.samples, bundle.labels)
-        logger.warning("data.on_bad_sample is skip: %d samples left out", len(problems))
-        for problem in problems:
-            logger.warning("left out: %s: %s", problem.where, problem.what)
-    if len(dataset) == 0:
-        raise ConfigError("no usable training sample is left", "data.train", "mend the samples listed above")
-    callbacks: list[TrainerCallback] = [ProgressReport(tracker), StopOnSignal()]
-    if config.train.eval_steps is not None:
-        # First, so that a signal in the same step has the last word.
-        callbacks.insert(0, EvaluateEvery(config.train.eval_steps, spare_last=config.train.evaluate))
-    return DetectionTrainer(bundle, dataset, training_arguments(config), callbacks)

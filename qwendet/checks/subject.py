@@ -17,6 +17,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+from qwendet.build_trainer import create_trainer, trainer_of
 from qwendet.config import Config
 from qwendet.data.collate import Batch
 from qwendet.data.dataset import TrainingSamples
@@ -26,7 +27,7 @@ from qwendet.errors import ConfigError, DataError
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.model.checkpoint import published_weights, save_checkpoint
-from qwendet.training import DetectionTrainer, create_trainer, trainer_of
+from qwendet.training import DetectionTrainer
 
 SMALL = 50_000_000
 """Parameters up to which a model is copied, moved and computed in float64."""
@@ -83,7 +84,6 @@ class Subject:
                 bundle.detector,
                 bundle.processor,
                 bundle.config,
-                attn_implementation=bundle.config.model.attn_implementation,
                 step=0,
                 with_vlm=self.is_small,
             )

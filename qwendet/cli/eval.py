@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qwendet import console
-from qwendet.cli.options import RecordFormatOption, SetOption, command_line
+from qwendet.cli.options import CheckpointArgument, ModeOption, RecordFormatOption, SetOption, command_line
 from qwendet.files import require_place
 from qwendet.sharding import is_first_process, joined_processes
 
@@ -21,16 +21,8 @@ if TYPE_CHECKING:
 
 MOST_LABELS = 40
 
-
-CheckpointArgument = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="Folder that train wrote, such as run/final.")
-]
 DataArgument = Annotated[
     Path, typer.Argument(metavar="DATA", help="JSONL file, or a data set folder: its test split first.")
-]
-ModeOption = Annotated[
-    Literal["head", "text", "both"] | None,
-    typer.Option("--mode", help="Who answers; without it, the head where there is one, else text."),
 ]
 TeachersOption = Annotated[
     int,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qwendet import console
-from qwendet.cli.options import RecordFormatOption
+from qwendet.cli.options import CheckpointArgument, RecordFormatOption
 from qwendet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Folder that train wrote, such as run/final.")
-    ],
+    checkpoint: CheckpointArgument,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.")],
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,

@@ -4,51 +4,59 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qwendet import console
-from qwendet.cli.options import RecordFormatOption, SetOption, command_line, split_labels
+from qwendet.cli.options import (
+    CheckpointArgument,
+    ModeOption,
+    RecordFormatOption,
+    SetOption,
+    command_line,
+    split_labels,
+)
 from qwendet.files import require_place
 from qwendet.sharding import is_first_process
 
 if TYPE_CHECKING:
-    from qwendet.inference import InferSummary
+    from qwendet.infer_command import InferSummary
+
+
+InputsArgument = Annotated[
+    list[Path], typer.Argument(metavar="IMAGE|DIR|JSONL", help="Images, folders of images, or JSONL files.")
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="JSONL file to write; without it, stdout."),
+]
+TeachersOption = Annotated[
+    int,
+    typer.Option("--teachers", metavar="N", min=0, help="Demonstrations from the pool for each image."),
+]
+LabelsOption = Annotated[
+    str | None,
+    typer.Option("--labels", metavar="A,B", help="Look for these instead of the trained labels."),
+]
+ConstrainedOption = Annotated[
+    bool, typer.Option("--constrained", help="Text answers cannot leave the grammar of a valid one.")
+]
+VisualizeOption = Annotated[
+    Path | None,
+    typer.Option("--visualize", metavar="DIR", help="Folder for pictures with the boxes drawn."),
+]
 
 
 def infer(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Folder that train wrote, such as run/final.")
-    ],
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(metavar="IMAGE|DIR|JSONL", help="Images, folders of images, or JSONL files."),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="JSONL file to write; without it, stdout."),
-    ] = None,
-    mode: Annotated[
-        Literal["head", "text", "both"] | None,
-        typer.Option("--mode", help="Who answers; without it, the head where there is one, else text."),
-    ] = None,
-    teachers: Annotated[
-        int,
-        typer.Option("--teachers", metavar="N", min=0, help="Demonstrations from the pool for each image."),
-    ] = 0,
-    labels: Annotated[
-        str | None,
-        typer.Option("--labels", metavar="A,B", help="Look for these instead of the trained labels."),
-    ] = None,
-    constrained: Annotated[
-        bool,
-        typer.Option("--constrained", help="Text answers cannot leave the grammar of a valid one."),
-    ] = False,
-    visualize: Annotated[
-        Path | None,
-        typer.Option("--visualize", metavar="DIR", help="Folder for pictures with the boxes drawn."),
-    ] = None,
+    checkpoint: CheckpointArgument,
+    inputs: InputsArgument,
+    output: OutputOption = None,
+    mode: ModeOption = None,
+    teachers: TeachersOption = 0,
+    labels: LabelsOption = None,
+    constrained: ConstrainedOption = False,
+    visualize: VisualizeOption = None,
     output_format: RecordFormatOption = "human",
     settings: SetOption = None,
 ) -> None:
@@ -59,7 +67,7 @@ def infer(
         require_place(output, "--output")
     if visualize is not None:
         require_place(visualize, "--visualize", is_folder=True)
-    from qwendet.inference import infer as run_inference
+    from qwendet.infer_command import infer as run_inference
 
     summary = run_inference(
         checkpoint,

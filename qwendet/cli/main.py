@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -15,7 +15,6 @@ from qwendet import console
 from qwendet.cli import data, data_check, eval, export, infer, init, train, validate
 from qwendet.cli.group import StagedGroup
 from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
-from qwendet.sharding import is_first_process
 
 GLOBAL_FLAGS = ("--debug", "--quiet")
 INTERRUPTED = 130
@@ -80,7 +79,7 @@ def _main(
     Exit codes: 0 all good, 1 a check failed, 2 unusable config, data or command,
     3 the environment lacks something, 130 interrupted, 143 terminated.
     """
-    console.setup(debug=debug, quiet=quiet or not is_first_process())
+    console.setup(debug=debug, quiet=quiet)
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -131,7 +130,7 @@ def _as_config_error(error: UsageError) -> ConfigError:
     return ConfigError(said[:1].lower() + said[1:], "command line", f"see: {path} --help")
 
 
-def _asked_format(words: Sequence[str]) -> Literal["human", "json", "junit", "github"]:
+def _asked_format(words: Sequence[str]) -> console.Format:
     """The ``--format`` of a command line that could not be read as a whole.
 
     Example:
@@ -140,7 +139,7 @@ def _asked_format(words: Sequence[str]) -> Literal["human", "json", "junit", "gi
     """
     joined = " ".join(words).replace("--format=", "--format ").split()
     after = [joined[at + 1] for at, word in enumerate(joined[:-1]) if word == "--format"]
-    known: tuple[Literal["human", "json", "junit", "github"], ...] = ("json", "junit", "github")
+    known: tuple[console.Format, ...] = ("json", "junit", "github")
     return next((name for name in known if after[-1:] == [name]), "human")
 
 

@@ -10,12 +10,10 @@ from typing import Annotated, Literal
 import typer
 
 from qwendet.cli.completion import complete_check, complete_config, complete_setting
+from qwendet.console import Format
 from qwendet.errors import ConfigError
 
 CONFIG_FIX = "give it once: qwendet COMMAND CONFIG, or qwendet COMMAND --config NAME"
-
-OutputFormat = Literal["human", "json", "junit", "github"]
-RecordFormat = Literal["human", "json"]
 
 ConfigArgument = Annotated[
     str | None,
@@ -34,6 +32,9 @@ ConfigOption = Annotated[
         autocompletion=complete_config,
     ),
 ]
+CheckpointArgument = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="Folder that train wrote, such as run/final.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -50,6 +51,10 @@ NoImagesOption = Annotated[bool, typer.Option("--no-images", help="Open no image
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes that read samples; all cores if not given.")
 ]
+ModeOption = Annotated[
+    Literal["head", "text", "both"] | None,
+    typer.Option("--mode", help="Who answers; without it, the head where there is one, else text."),
+]
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -65,9 +70,9 @@ CheckpointOption = Annotated[
     typer.Option("--checkpoint", metavar="DIR", help="Compare a saved run with what CONFIG would build."),
 ]
 RecordFormatOption = Annotated[
-    RecordFormat, typer.Option("--format", help="How results and errors are printed.")
+    Literal["human", "json"], typer.Option("--format", help="How results and errors are printed.")
 ]
-FormatOption = Annotated[OutputFormat, typer.Option("--format", help="How results and errors are printed.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="How results and errors are printed.")]
 
 
 def config_name(argument: str | None, option: str | None) -> str:

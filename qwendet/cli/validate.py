@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -66,13 +66,9 @@ def validate_loss(
     """Prove that what is back-propagated is what is meant, on the config's own model and data."""
     console.set_format(output_format)
     from qwendet.checks.ids import LOSS_IDS
-    from qwendet.checks.runner import require_known
     from qwendet.config_file import load_config
 
-    if list_ids:
-        _print_ids(LOSS_IDS)
-        return
-    require_known(only or (), LOSS_IDS)
+    _require_known_or_list(only or (), LOSS_IDS, list_ids=list_ids)
     name = config_name(config, named)
     loaded = load_config(name, settings or ())
     from qwendet.checks.loss.suite import run_loss_checks
@@ -97,13 +93,9 @@ def check_consistency(
     """Prove that the model which is trained is the model which is served."""
     console.set_format(output_format)
     from qwendet.checks.ids import CONSISTENCY_IDS
-    from qwendet.checks.runner import require_known
     from qwendet.config_file import load_config
 
-    if list_ids:
-        _print_ids(CONSISTENCY_IDS)
-        return
-    require_known(only or (), CONSISTENCY_IDS)
+    _require_known_or_list(only or (), CONSISTENCY_IDS, list_ids=list_ids)
     name = config_name(config, named)
     loaded = load_config(name, settings or ())
     from qwendet.checks.consistency.suite import run_consistency_checks
@@ -138,13 +130,9 @@ def validate(
     from qwendet.checks.config.scan import available_cores
     from qwendet.checks.config.suite import Thoroughness
     from qwendet.checks.ids import all_ids
-    from qwendet.checks.runner import require_known
     from qwendet.config_file import load_config
 
-    if list_ids:
-        _print_ids(all_ids())
-        return
-    require_known(only or (), all_ids())
+    _require_known_or_list(only or (), all_ids(), list_ids=list_ids)
     name = config_name(config, named)
     loaded = load_config(name, settings or ())
     from qwendet.checks.preflight import run_all_checks
@@ -160,11 +148,18 @@ def validate(
     )
 
 
-def _print_ids(ids: Iterable[str]) -> None:
+def _require_known_or_list(only: Sequence[str], ids: Sequence[str], *, list_ids: bool) -> None:
+    """Refuse ids that no check has; with ``--list``, print those that there are, and exit."""
+    from qwendet.checks.runner import require_known
+
+    if not list_ids:
+        require_known(only, ids)
+        return
     if console.is_for_machine():
         console.print_record({"ids": list(ids)})
     else:
         console.print_lines(ids)
+    raise typer.Exit
 
 
 def report_and_exit(results: Sequence[Result], tables: Sequence[Table], again: str, further: str) -> NoReturn:

@@ -80,6 +80,16 @@ def is_no_box_key(key: str) -> bool:
     return _NO_BOX_KEY.search(key) is not None
 
 
+def is_points_name(name: str) -> bool:
+    """Whether the name before a list says that it holds points.
+
+    Example:
+        >>> [is_points_name(name) for name in ("Points", "point_2d", "power point")]
+        [True, True, False]
+    """
+    return re.fullmatch(r"(?:key|way)?points?(?:_[23]d)?", name, re.IGNORECASE) is not None
+
+
 def is_label_key(key: str) -> bool:
     """Whether a key is the very name of those that hold labels.
 

@@ -10,10 +10,19 @@ from __future__ import annotations
 import re
 
 from qwendet.data.answer_boxes import BoxTally
+from qwendet.data.answer_corners import LooseCorners
 from qwendet.data.answer_frames import FrameStack, ListFrame, ObjectFrame
-from qwendet.data.answer_keys import coordinate_index, corner_index, is_box_key, is_label_key, label_rank
+from qwendet.data.answer_keys import (
+    coordinate_index,
+    corner_index,
+    is_box_key,
+    is_label_key,
+    is_points_name,
+    label_rank,
+)
 from qwendet.data.answer_names import LabelText, name_after, name_before
-from qwendet.data.answer_plain import as_number, begins_next_corner, is_written_box, numbers_in
+from qwendet.data.answer_plain import as_number, is_written_box, numbers_in
+from qwendet.data.answer_table import coordinate_columns, read_row
 from qwendet.data.answer_tokens import Token, is_json, next_token
 
 # Keys are looked at again for every value under them, which must not take long.
@@ -41,8 +50,10 @@ class AnswerReader:
         self._outside_from = 0  # index after the last bracket that closed at the outermost level
         self._ref = ""
         self._ref_start: int | None = None  # None once a box has taken it
-        self._pairs: list[ListFrame] = []  # (x, y) outside lists that may be corners
+        self._corners = LooseCorners(text, self.tally)
         self._thought = (0, 0, len(text))  # boxes and failures counted while thinking, and where that ended
+        self._is_thinking = False
+        self._columns: list[int] | None = None  # of the coordinates in a table that has a header
         self._has_lines = False  # a box of plain text was read
 
     def read(self) -> BoxTally:
@@ -81,18 +92,29 @@ class AnswerReader:
                 self._take_written_numbers(token)
             case "line":
                 self._take_line(token)
+            case "header":
+                self._columns = coordinate_columns(token.value)
+            case "row":
+                self._take_row(token)
+            case "ratio":
+                if isinstance(top := self._stack.top, ListFrame):
+                    top.worded = True
+            case "semicolon":
+                self._split_list(token)
             case "ref":
                 self._take_ref(token)
             case "box_start":
                 self._open_tag(token)
             case "box_end":
                 self._close_tag(token.end)
-            case "thought_end":
-                self._cut(token.start)
-                self._thought = (len(self.tally.found), self.tally.rejected, token.end)
-            case "end":
+            case "thought":
+                self._is_thinking = True
+            case "thought_end" | "answer" | "end":
                 self._cut(token.start)
                 self._outside_from = token.end
+                if token.kind == "thought_end" or (token.kind == "answer" and self._is_thinking):
+                    self._thought = (len(self.tally.found), self.tally.rejected, token.end)
+                    self._is_thinking = False
             case "cut" | "blank" | "points":
                 pass
 
@@ -115,7 +137,9 @@ class AnswerReader:
             name = name_before(self.text, self._outside_from, token.start) or self._ref
         promised = self._stack.promises_box
         paired = promised or self._stack.is_value
-        self._stack.push(ListFrame(token.start, self._stack.owner, name, promised, paired))
+        frame = ListFrame(token.start, self._stack.owner, name, promised, paired)
+        self._stack.push(frame)
+        frame.skipped = frame.skipped or is_points_name(name)
 
     def _open_tag(self, token: Token) -> None:
         while isinstance(top := self._stack.top, ListFrame) and (top.tag or top.numbers):
@@ -169,6 +193,25 @@ class AnswerReader:
         elif self._has_lines:
             self.tally.reject(None)
 
+    def _take_row(self, token: Token) -> None:
+        """Take a row of a table; one without some of the header's coordinates is a failure."""
+        name, numbers = read_row(token.value, self._columns)
+        if not numbers:
+            self._position = token.start + 1  # there may be a box in it that no column holds
+            return
+        self._outside_from = token.end
+        if len(numbers) == 4:
+            self.tally.count_box(ListFrame(token.start, None, name, numbers=numbers), token.end)
+        else:
+            self.tally.reject(None)
+
+    def _split_list(self, token: Token) -> None:
+        """Begin the next box of a list in which semicolons part them: ``[[1,2,3,4;5,6,7,8]]``."""
+        top = self._stack.top
+        if isinstance(top, ListFrame) and len(top.numbers) == 4 and not top.tag:
+            self._close_list(token.start)
+            self._stack.push(ListFrame(token.end, top.owner, top.name, top.promised, top.paired))
+
     def _take_text(self, token: Token) -> None:
         top, owner = self._stack.top, self._stack.owner
         if token.kind == "string" and self._holds_numbers(token.value):
@@ -196,7 +239,8 @@ class AnswerReader:
         ):
             return bool(numbers_in(text))
         has_free_key = isinstance(top, ObjectFrame) and top.key and label_rank(top.key) is None
-        return bool(has_free_key) and is_written_box(text)
+        is_item = isinstance(top, ListFrame) and top.owner is None and text.startswith(("[", "(", "<"))
+        return bool(has_free_key or is_item) and is_written_box(text)
 
     def _holds_json(self, token: Token) -> bool:
         """Whether a text is JSON itself, as the arguments of a tool call are; those in it are not."""
@@ -268,6 +312,9 @@ class AnswerReader:
         parent, count = self._stack.top, len(frame.numbers)
         if isinstance(parent, ListFrame):
             parent.worded = parent.worded or frame.worded
+        outermost = parent is None
+        if count != 2:
+            self._corners.interrupt()
         if frame.skipped:
             if frame.owner is not None:
                 frame.owner.settled = True
@@ -276,8 +323,12 @@ class AnswerReader:
             parent.worded = parent.worded or (parent.tag and count != 2)
         elif isinstance(parent, ObjectFrame) and count == 2 and corner_index(parent.key) is not None:
             self.tally.take_corner(parent, frame.start, end, *frame.numbers)
-        elif not isinstance(parent, ListFrame) and count == 2 and self._is_pair(frame, end):
-            self._take_pair(frame, end)
+        elif (
+            count == 2
+            and not isinstance(parent, ListFrame)
+            and self._corners.holds(frame, end, outermost=outermost)
+        ):
+            self._corners.take(frame, end, outermost=outermost)
         else:
             self.tally.count_list(frame, end)
         self._closed(end)
@@ -289,23 +340,6 @@ class AnswerReader:
             self._outside_from = end
         elif isinstance(top, ListFrame) and not (top.numbers or top.tag):
             top.start = end  # what was closed is no part of numbers that may follow
-
-    def _is_pair(self, frame: ListFrame, end: int) -> bool:
-        """Whether two numbers may be a corner: in parentheses, and if a box was promised, not alone."""
-        is_alone = not self._pairs and not begins_next_corner(self.text, end)
-        return self.text[frame.start] in "(（" and not (frame.promised and is_alone)
-
-    def _take_pair(self, frame: ListFrame, end: int) -> None:
-        """Join ``(x1,y1),(x2,y2)`` that no list holds, as where the decoder left the box tokens out."""
-        self._pairs.append(frame)
-        if begins_next_corner(self.text, end):
-            return
-        pairs, self._pairs = self._pairs, []
-        if len(pairs) == 2:  # more of them are a polygon
-            pairs[0].numbers += pairs[1].numbers
-            self.tally.count_box(pairs[0], end)
-        elif pairs[0].promised:
-            self.tally.reject(pairs[0].owner)
 
     def _cut(self, end: int) -> None:
         """Close what is open where the text, or the part of it that brackets can span, ends.
@@ -322,7 +356,7 @@ class AnswerReader:
                 self.tally.reject(top)
                 counted = True
             self._close_object(end)
-        self._pairs = []
+        self._corners.forget()
 
     def _cut_list(self, frame: ListFrame, end: int, counted: bool) -> bool:
         empty_tag = frame.tag and frame.tally == self.tally.total and not frame.worded

@@ -14,13 +14,16 @@ from typing import Literal, NamedTuple, cast
 
 from qwendet.data.answer_plain import (
     AFTER_NUMERAL,
+    FOUR_TOKENS,
     HTML_ATTRIBUTE,
     LINE,
     NAMED_CORNERS,
     NUMBER_TOKEN,
     NUMERAL,
     SET_OF_FOUR,
+    YAML_LIST,
 )
+from qwendet.data.answer_table import HEADER, ROW
 
 Kind = Literal[
     "open_object",
@@ -35,12 +38,18 @@ Kind = Literal[
     "cut",
     "written",
     "line",
+    "header",
+    "row",
+    "semicolon",
+    "ratio",
     "points",
     "blank",
     "ref",
     "box_start",
     "box_end",
+    "thought",
     "thought_end",
+    "answer",
     "end",
 ]
 
@@ -50,7 +59,8 @@ class Token(NamedTuple):
 
     Attributes:
         kind: what it is; ``written`` are numbers that are a box or part of one though no bracket holds them,
-            ``line`` a line that begins with them, ``cut`` a string that the end of the text interrupted,
+            ``line`` a line that begins with them, ``header`` and ``row`` lines of a table, ``ratio`` two
+            numbers with a colon between them, ``cut`` a string that the end of the text interrupted,
             ``end`` a mark that no bracket reaches over (a code fence, ``<|im_end|>``, an answer tag);
             ``points`` and ``blank`` mean nothing and are told only to be passed over.
         start: index of its first character.
@@ -66,14 +76,16 @@ class Token(NamedTuple):
 
 # A parenthesis counts as a bracket only before a number, a bracket or a quote: prose is full of the others.
 _MARKS = r"""
-    (?P<open_object>[{｛](?!\s*+[-+.\d]++,))
+    (?P<thought>[<◁\[]think(?:ing)?[>▷\]])
+  | (?P<thought_end>[<◁\[]/think(?:ing)?\b\]?)
+  | (?P<open_object>[{｛](?!\s*+[-+.\d]++,))
   | (?P<open_list>[\[［【] | [(（](?=\s*+[-+.\d(（\["']))
   | (?P<points><points?\b[^<>]*+>)
   | (?P<ref><\|?\ ?(?:object_)?ref(?:_start)?\ ?\|?>(?P<name>[^<]*+))
   | (?P<box_start><\|?\ ?b?box(?:_start)?\ ?\|?>)
   | (?P<box_end><\|\ ?box_end\ ?\|>|</b?box>)
-  | (?P<thought_end></think\b)
-  | (?P<end>```|</?answer>|<\|(?:im_start|im_end|endoftext)\|>)
+  | (?P<answer><answer>)
+  | (?P<end>```|</answer>|<\|(?:im_start|im_end|endoftext)\|>)
 """
 # A quote closes a string only before what may follow one, so that `24" monitor` and 'man's hat' stay
 # whole. A string whose quote is missing ends with its line, or where the next key stands.
@@ -100,6 +112,8 @@ _INSIDE = re.compile(
   | (?P<close_object>[}}｝])
   | (?P<close_list>[\])］】）])
   | (?P<comma>[,，])
+  | (?P<semicolon>[;；])
+  | (?P<ratio>[0-9]++:[0-9]++)
   | (?P<number>(?P<numeral>{NUMERAL}){AFTER_NUMERAL})
   | (?P<string>(?P<quote>\\?["'])
         (?P<body>(?:[^\\\r\n"',{{\[]++|(?!{_CLOSING}|{_NEXT_KEY})(?:["',{{\[]|\\[^\r\n]))*+)
@@ -111,13 +125,15 @@ _INSIDE = re.compile(
 # Outside brackets quotes are apostrophes and digits are prose.
 _OUTSIDE = re.compile(
     rf"""{_MARKS}
-  | (?P<written>{HTML_ATTRIBUTE}|{NAMED_CORNERS}|{SET_OF_FOUR}|(?:{NUMBER_TOKEN}){{4}})
+  | (?P<written>{HTML_ATTRIBUTE}|{NAMED_CORNERS}|{SET_OF_FOUR}|{YAML_LIST}|{FOUR_TOKENS})
   | (?P<line>{LINE})
+  | (?P<header>{HEADER})
+  | (?P<row>{ROW})
     """,
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 _JSON_START = re.compile(r"(?:```\w*+)?+\s*+(?:\[\s*+)?+\{\s*+[\"']\w")
-_VALUE_GROUPS = {"number": "numeral", "written": "written", "ref": "name"}
+_VALUE_GROUPS = {"number": "numeral", "written": "written", "ref": "name", "header": "header", "row": "row"}
 _ESCAPE = re.compile(r"(?:\\u[0-9a-fA-F]{4})++|\\(.)")
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", '"': '"', "'": "'", "\\": "\\", "/": "/"}
 

@@ -78,10 +78,10 @@ def parse_answer(text: str) -> ParsedAnswer:
 
     A box is four numbers under any key but points and 3-D boxes, a list of such boxes beside a name,
     two corners (``(x1,y1),(x2,y2)`` with or without box tokens, ``"top_left": [x1, y1]``), coordinates
-    under their names, or a line of plain text (``x1,y1,x2,y2 cat``). Words in place of numbers, as in
-    ``[x1, y1, x2, y2]``, are a template from the prompt and count for nothing. Boxes named while
-    thinking give way to what is said after ``</think>``. Nothing is computed: x, y, width and height
-    under a box's key are a box that cannot be read.
+    under their names, a line of plain text (``x1,y1,x2,y2 cat``) or a row of a table. Words in place of
+    numbers, as in ``[x1, y1, x2, y2]``, are a template from the prompt and count for nothing. Boxes named
+    while thinking give way to what is said after ``</think>``. Nothing is computed: x, y, width and
+    height under a box's key are a box that cannot be read.
 
     Args:
         text: what the model wrote, whole or cut short, with prose, fences and special tokens.

@@ -236,3 +236,8 @@ def _pad_labels(label_tokens: Sequence[Sequence[int]], pad_token_id: int) -> tup
         ids[index, : len(row)] = row
         mask[index, : len(row)] = True
     return ids, mask
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch with its tensors on ``device``; what is no tensor stays as it is."""
+    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}

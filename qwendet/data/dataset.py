@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from qwendet.data.resize import require_inside
 from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.data.teachers import choose_teachers
 from qwendet.errors import ConfigError, DataError, Problem
+
+logger = logging.getLogger("qwendet")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,24 @@ class TrainingSamples:
 
 def _is_same_image(turn: Turn, other: Turn) -> bool:
     return (turn.root / turn.image).resolve() == (other.root / other.image).resolve()
+
+
+def training_samples(config: Config, encoder: Encoder) -> TrainingSamples:
+    """The samples to train on; ``data.on_bad_sample: skip`` leaves out broken ones, and lists them.
+
+    Raises:
+        DataError: for a file that cannot be read.
+        ConfigError: if no sample is left.
+    """
+    samples = TrainingSamples(config, encoder)
+    if config.data.on_bad_sample == "skip":
+        samples.indices, problems = usable_samples(samples.samples, config.data.labels or ())
+        logger.warning("data.on_bad_sample is skip: %d samples left out", len(problems))
+        for problem in problems:
+            logger.warning("left out: %s: %s", problem.where, problem.what)
+    if len(samples) == 0:
+        raise ConfigError("no usable training sample is left", "data.train", "mend the samples listed above")
+    return samples
 
 
 def open_samples(config: Config, split: str) -> SampleFile:

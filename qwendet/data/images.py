@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath
-from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from qwendet.data.image_ends import must_be_decoded
 from qwendet.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -34,10 +34,6 @@ MIN_IMAGE_SIDE = 2
 MAX_ASPECT_RATIO = 200
 """Long side over short side; Qwen2-VL's ``smart_resize`` refuses more."""
 
-START_OF_SCAN = 0xDA
-END_OF_JPEG = b"\xff\xd9"
-JPEG_TAIL_BYTES = 4096
-PNG_SIGNATURE_BYTES = 8
 TURNED_ORIENTATIONS = frozenset({5, 6, 7, 8})
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 # What Pillow's readers raise on broken files.
@@ -297,70 +293,13 @@ def _is_turned(stored: Image.Image, path: Path) -> bool:
 
     Decoding also settles whether the file is whole, and turns a TIFF by itself.
     """
-    if _must_be_decoded(path, stored.format):
+    if must_be_decoded(path, stored.format):
         stored.load()
         exif = stored.getexif()
     else:
         # Of the base class: the PNG reader's own decodes the whole file where it finds no EXIF.
         exif = Image.Image.getexif(stored)
     return exif.get(ExifTags.Base.Orientation) in TURNED_ORIENTATIONS
-
-
-def _must_be_decoded(path: Path, image_format: str | None) -> bool:
-    """Whether header and file ending leave open that the file is whole and which way up it is."""
-    if image_format in ("JPEG", "MPO"):
-        return not _has_end_of_jpeg(path)
-    if image_format == "PNG":
-        return not _ends_after_pixels(path)
-    if image_format == "WEBP":
-        with path.open("rb") as file:
-            riff_bytes = int.from_bytes(file.read(8)[4:], "little")
-        return path.stat().st_size < riff_bytes + 8
-    return True
-
-
-def _has_end_of_jpeg(path: Path) -> bool:
-    """Whether a JPEG's end mark follows its pixels; cameras may append bytes to it.
-
-    The end mark of a thumbnail, which lies in front of the pixels, does not count: a file that was cut
-    early may end with it.
-    """
-    with path.open("rb") as file:
-        pixels_at = _start_of_scan(file)
-        if pixels_at is None:
-            return False
-        file.seek(max(pixels_at, path.stat().st_size - JPEG_TAIL_BYTES))
-        return END_OF_JPEG in file.read()
-
-
-def _start_of_scan(file: BinaryIO) -> int | None:
-    """Offset of a JPEG's first pixel data; None if its segments do not lead there."""
-    offset = 2  # behind the start mark
-    while True:
-        file.seek(offset)
-        head = file.read(4)
-        if len(head) < 4 or head[0] != 0xFF:
-            return None
-        if head[1] == 0xFF:  # fill byte
-            offset += 1
-            continue
-        offset += 2 + int.from_bytes(head[2:], "big")
-        if head[1] == START_OF_SCAN:
-            return offset
-
-
-def _ends_after_pixels(path: Path) -> bool:
-    """Whether a PNG's last pixel chunk is followed by the end mark and nothing else, such as late EXIF."""
-    previous = b""
-    with path.open("rb") as file:
-        file.seek(PNG_SIGNATURE_BYTES)
-        while len(head := file.read(8)) == 8:
-            length, kind = int.from_bytes(head[:4], "big"), head[4:]
-            if kind == b"IEND":
-                return previous == b"IDAT" and len(file.read(4)) == 4
-            previous = kind
-            file.seek(length + 4, 1)
-    return False
 
 
 def _to_rgb(upright: Image.Image) -> Image.Image:

@@ -14,6 +14,7 @@ from typing import Any
 
 from qwendet.data.inputs import with_teachers
 from qwendet.data.samples import Sample
+from qwendet.detections import Prediction, Source
 from qwendet.errors import ConfigError, DataError
 from qwendet.evaluation.coco import coco_ground_truth
 from qwendet.evaluation.compare import Comparison, compare_runs
@@ -22,7 +23,7 @@ from qwendet.evaluation.matches import IOU_THRESHOLD
 from qwendet.evaluation.saved import align, read_runs
 from qwendet.evaluation.scores import SCORE_MEANINGS, Run, run_name, score_run
 from qwendet.files import atomic_file
-from qwendet.inference import Prediction, Predictor, Source
+from qwendet.inference import Predictor
 from qwendet.progress import Tracker, silent
 
 

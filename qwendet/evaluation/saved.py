@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from qwendet.data.answer_facts import AnswerFacts
+from qwendet.detections import Detection, Prediction, Source
 from qwendet.errors import DataError
-from qwendet.inference import Detection, Prediction, Source
 
 SOURCES: tuple[Source, ...] = ("head", "text")
 _FIX = "give a JSON file of `qwendet eval --json`, a JSONL file of `infer` or `train`, or a checkpoint"

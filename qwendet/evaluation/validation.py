@@ -14,10 +14,11 @@ from qwendet.config import Config
 from qwendet.data.dataset import open_samples, usable_samples
 from qwendet.data.images import open_image
 from qwendet.data.samples import Sample
+from qwendet.detections import Prediction, Source
 from qwendet.evaluation.coco import coco_ground_truth, coco_metrics, coco_results
-from qwendet.inference import Prediction, Predictor, Source, draw_detections
+from qwendet.inference import Predictor
 from qwendet.loader import Bundle
-from qwendet.pictures import draw_boxes, shrunk, side_by_side
+from qwendet.pictures import draw_boxes, draw_detections, shrunk, side_by_side
 from qwendet.progress import Advance, no_advance
 
 PICTURES = 4

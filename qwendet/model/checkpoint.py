@@ -99,8 +99,8 @@ def save_checkpoint(
     processor: ImageTextProcessor,
     config: Config,
     *,
-    attn_implementation: str,
     step: int,
+    attn_implementation: str | None = None,
     weights: Mapping[str, Tensor] | None = None,
     max_shard_size: str = "5GB",
     with_vlm: bool = True,
@@ -112,8 +112,8 @@ def save_checkpoint(
         detector: the model.
         processor: its processor.
         config: the resolved config, labels included.
-        attn_implementation: attention in use.
         step: optimizer steps done.
+        attn_implementation: attention that it was trained with; ``None`` is the config's.
         weights: all of the model's tensors by name, gathered from the processes that share it; ``None`` if
             it is whole on this one.
         max_shard_size: most bytes of a weight file, as in ``5GB``.
@@ -138,7 +138,7 @@ def save_checkpoint(
         head=None if detector.head is None else detector.head.shape,
         min_pixels=processor.image_processor.size["shortest_edge"],
         max_pixels=processor.image_processor.size["longest_edge"],
-        attn_implementation=attn_implementation,
+        attn_implementation=attn_implementation or config.model.attn_implementation,
         dtype=dtype_name(detector.vlm.dtype),
         parameters=describe_parameters(detector, state),
         files={path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},

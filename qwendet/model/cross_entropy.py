@@ -1,25 +1,30 @@
-"""Cross-entropy of a linear layer by chunks of rows, gradients computed on the way forward.
+"""Cross-entropy of a linear layer by tiles of its logits, gradients computed on the way forward.
 
-    rows ─► logits of a chunk ─► nll
+    rows ─► logits of a chunk of rows, tile by tile ─► nll
                   └► softmax - one-hot ─┬► gradient of the chunk's rows
                                         └► added to the gradient of the weight
 
 All logits at once would be rows × vocabulary numbers, three times over, and 1,709 rows of a vocabulary of
-152,064 are a gigabyte each. Here they exist for a chunk at a time, and nothing is computed twice. That is
-possible because the sum over rows is what gets back-propagated: its derivative by a row's nll is 1 until
-backward scales it, so both gradients are known before backward runs. (The idea is that of Liger Kernel's
-fused linear cross-entropy, Hsu et al. 2024, §3.2.)
+152,064 are a gigabyte each. Here they exist for a chunk of rows at a time, in tiles that a CPU's cache holds,
+and nothing is computed twice. That is possible because the sum over rows is what gets back-propagated: its
+derivative by a row's nll is 1 until backward scales it, so both gradients are known before backward runs.
+(The idea is that of Liger Kernel's fused linear cross-entropy, Hsu et al. 2024, §3.2; that a tile's softmax
+is relative to its own largest logit until the whole row is known, that of Milakov & Gimelshein 2018.)
 """
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 CHUNK_ROWS = {"cpu": 256, "cuda": 1024}
 """Rows of logits at a time: enough to keep the matrix products busy, few enough to stay small."""
+
+TILE_WORDS = {"cpu": 8192, "cuda": 1 << 20}
+"""Words of the vocabulary a tile: what a CPU's last cache holds; on a GPU all, which is fewer launches."""
 
 
 def linear_cross_entropy(rows: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,20 +62,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         size = CHUNK_ROWS[rows.device.type]
+        words = weight.split(TILE_WORDS[weight.device.type])
+        firsts = list(accumulate((len(part) for part in words), initial=0))[:-1]
         nll = rows.new_empty(len(rows), dtype=_raised(rows.dtype))
-        of_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        of_rows = torch.zeros_like(rows, dtype=nll.dtype) if ctx.needs_input_grad[0] else None
+        of_weight = None
+        if ctx.needs_input_grad[1]:  # the first chunk overwrites it: filling it first would cost a pass
+            of_weight = torch.empty_like(weight) if len(rows) else torch.zeros_like(weight)
         for start in range(0, len(rows), size):
             chunk = slice(start, start + size)
-            nll[chunk], exponentials, sums = _nll(_product(rows[chunk], weight), labels[chunk])
+            tiles = [
+                _tile(rows[chunk], part, labels[chunk] - first)
+                for part, first in zip(words, firsts, strict=True)
+            ]
+            total = torch.cat([tile.log_sum for tile in tiles], -1).logsumexp(-1, keepdim=True)
+            nll[chunk] = (total - sum(tile.chosen for tile in tiles))[:, 0]
             if of_rows is None and of_weight is None:
                 continue
-            error = _error(exponentials, sums, labels[chunk], len(rows)).to(rows.dtype)
-            if of_rows is not None:
-                of_rows[chunk] = _product(error, weight.T)
-            if of_weight is not None:
-                of_weight.addmm_(error.T, rows[chunk])
-        ctx.save_for_backward(of_rows, of_weight)
+            for tile, part, first in zip(tiles, words, firsts, strict=True):
+                error = _error(tile, total, len(rows)).to(rows.dtype)
+                if of_rows is not None:
+                    of_rows[chunk] += _product(error, part.T)
+                if of_weight is not None:
+                    of_words = of_weight[first : first + len(part)]
+                    of_words.addmm_(error.T, rows[chunk], beta=min(start, 1))
+        ctx.save_for_backward(None if of_rows is None else of_rows.to(rows.dtype), of_weight)
         ctx.num_rows = len(rows)
         ctx.mark_non_differentiable(nll)
         return nll.sum(), nll
@@ -103,17 +119,41 @@ def _raised(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def _nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Overwrite ``(R, V)`` logits by ``exp(logit - largest)``; return nll ``(R,)``, these, and their sums."""
+class _Tile(NamedTuple):
+    """A chunk's R rows against T words of the vocabulary. All but the labels are in ``_raised`` precision."""
+
+    exponentials: Tensor
+    """``(R, T)``: ``exp(logit - largest)``."""
+    largest: Tensor
+    """``(R, 1)``: the largest logit."""
+    log_sum: Tensor
+    """``(R, 1)``: the logarithm of the sum of ``exp(logit)``."""
+    chosen: Tensor
+    """``(R, 1)``: the label's logit; 0 where the label is not among the words."""
+    labels: Tensor
+    """``(R, 1)``: the label's place among the words, some place where it is not among them."""
+    present: Tensor
+    """``(R, 1)`` bool: whether the label is among the words."""
+
+
+def _tile(rows: Tensor, words: Tensor, labels: Tensor) -> _Tile:
+    """``(R, D)`` rows against ``(T, D)`` words; ``labels`` ``(R,)`` count from the first of the words."""
+    logits = _product(rows, words)
     logits = logits.to(_raised(logits.dtype))
+    labels = labels[:, None]
+    present = (labels >= 0) & (labels < len(words))
+    labels = labels.clamp(0, len(words) - 1)
+    chosen = logits.gather(-1, labels).masked_fill(~present, 0)
     largest = logits.amax(-1, keepdim=True)
-    chosen = logits.gather(-1, labels[:, None]) - largest
     exponentials = logits.sub_(largest).exp_()
-    sums = exponentials.sum(-1, keepdim=True)
-    return (sums.log() - chosen)[:, 0], exponentials, sums
+    log_sum = largest + exponentials.sum(-1, keepdim=True).log()
+    return _Tile(exponentials, largest, log_sum, chosen, labels, present)
 
 
-def _error(exponentials: Tensor, sums: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Overwrite exponentials by ``(softmax - one-hot) / count``."""
-    error = exponentials.div_(sums * count)
-    return error.scatter_add_(-1, labels[:, None], error.new_full((len(labels), 1), -1 / count))
+def _error(tile: _Tile, total: Tensor, count: int) -> Tensor:
+    """Overwrite a tile's exponentials by ``(softmax - one-hot) / count``.
+
+    ``total`` ``(R, 1)`` is ``log_sum`` over all tiles of a row.
+    """
+    error = tile.exponentials.mul_((tile.largest - total).exp() / count)
+    return error.scatter_add_(-1, tile.labels, tile.present.to(error.dtype) / -count)

@@ -13,6 +13,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from qwendet.data.encode import END_OF_TURN
+from qwendet.errors import CheckpointError
+
 PUBLISHED_CLASS = "Qwen2_5_VLProcessor"
 RESIZER = "pil"
 
@@ -56,6 +59,34 @@ def load_processor(path: str, min_pixels: int | None, max_pixels: int | None) ->
         longest_edge=limits["longest_edge"] if max_pixels is None else max_pixels,
     )
     return ImageTextProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
+
+
+def require_fitting(processor: ImageTextProcessor, vlm_config: Any, source: str) -> None:
+    """Refuse a tokenizer of another model, which transformers makes up where files are missing.
+
+    Args:
+        processor: as loaded.
+        vlm_config: of the published model.
+        source: where both are from, for the message.
+
+    Raises:
+        CheckpointError: if tokens, vocabulary, end of turn or chat template are not the model's.
+    """
+    tokenizer = processor.tokenizer
+    image_token_id = tokenizer.get_vocab().get("<|image_pad|>")
+    if image_token_id != vlm_config.image_token_id or len(tokenizer) > vlm_config.text_config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer is not the model's: its <|image_pad|> is {image_token_id},"
+            f" the model's {vlm_config.image_token_id}",
+            source,
+            "copy the tokenizer's files from the model's origin",
+        )
+    if tokenizer.eos_token != END_OF_TURN or not processor.chat_template:
+        raise CheckpointError(
+            f"expected a chat template and the end of turn {END_OF_TURN}, got {tokenizer.eos_token}",
+            source,
+            "copy tokenizer_config.json and the chat template from the model's origin",
+        )
 
 
 def save_processor(processor: ImageTextProcessor, folder: Path) -> None:

@@ -47,7 +47,6 @@ def save(bundle: Bundle, folder: Path) -> Path:
             bundle.detector,
             bundle.processor,
             bundle.config,
-            attn_implementation=bundle.config.model.attn_implementation,
             step=7,
         )
     return folder

@@ -22,11 +22,12 @@ from typer.testing import CliRunner
 import qwendet.export
 from qwendet.cli.main import app
 from qwendet.config import Config
+from qwendet.data.inputs import sample_of_image
 from qwendet.data.prompts import request_text
 from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
 from qwendet.export import export
-from qwendet.inference import Predictor, sample_of_image
+from qwendet.inference import Predictor
 from qwendet.loader import Bundle, load
 from qwendet.model.lora import is_adapter
 from qwendet.model.onnx import Head

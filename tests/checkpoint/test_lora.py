@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from qwendet.build_trainer import create_trainer
 from qwendet.config import Config
 from qwendet.data.samples import SampleFile
 from qwendet.data.shapes import DEMO, write_dataset
@@ -25,7 +26,6 @@ from qwendet.model.lora import fingerprint, is_adapter, merge_adapter
 from qwendet.model.tiny import TINY_FOLDER, write_untrained
 from qwendet.parameter_groups import freeze_groups, group_of, parameter_groups
 from qwendet.run import train
-from qwendet.training import create_trainer
 
 MakeConfig = Callable[..., Config]
 SaveBundle = Callable[[Bundle, Path], Path]

@@ -331,7 +331,7 @@ def test_infer__prints_lines_on_stdout_only(qwendet: Qwendet, monkeypatch: pytes
             images=2, detections=1, rejected=0, output=None, lines=['{"a": 1}', '{"b": 2}']
         )
 
-    fake_module(monkeypatch, "qwendet.inference", infer=infer)
+    fake_module(monkeypatch, "qwendet.infer_command", infer=infer)
     ending = qwendet("infer", "run/final", "a.png", "b", "--labels", "cat, red dot", "--mode", "both")
     assert ending.code == 0
     assert ending.out == '{"a": 1}\n{"b": 2}\n'
@@ -346,7 +346,7 @@ def test_infer__prints_lines_on_stdout_only(qwendet: Qwendet, monkeypatch: pytes
 
 
 def test_infer__refuses_an_empty_label(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_module(monkeypatch, "qwendet.inference", infer=None)
+    fake_module(monkeypatch, "qwendet.infer_command", infer=None)
     ending = qwendet("infer", "run/final", "a.png", "--labels", "cat,,dog")
     assert ending.code == 2
     assert "expected different labels" in ending.err

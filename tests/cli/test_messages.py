@@ -217,7 +217,7 @@ def test_train__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folde
 
 def test_infer__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     done = SimpleNamespace(images=1, detections=2, rejected=0, output=None, lines=['{"image": "a"}'])
-    fake(monkeypatch, "qwendet.inference", infer=lambda *_, **__: done)
+    fake(monkeypatch, "qwendet.infer_command", infer=lambda *_, **__: done)
     _, record = run_json(qwendet, "infer", "run", "tiny", "--visualize", "pictures")
     assert record == {
         "ok": True, "checks": [], "images": 1, "detections": 2, "rejected": 0, "output": None,

@@ -8,7 +8,7 @@ import pytest
 
 from qwendet.model.checkpoint import read_manifest
 from tests.cli.conftest import Ending, Qwendet
-from tests.planted.bugs_consistency import sigmoid_twice
+from tests.planted.bugs_consistency_head import sigmoid_twice
 
 
 def train(qwendet: Qwendet, repo_root: Path, folder: Path, preflight: str) -> Ending:

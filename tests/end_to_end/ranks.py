@@ -20,9 +20,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from qwendet.build_trainer import create_trainer
 from qwendet.cli.main import run as run_command
 from qwendet.config import Config
 from qwendet.config_file import load_config
+from qwendet.data.dataset import TrainingSamples
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle, load
 from qwendet.model.checkpoint import save_checkpoint
@@ -30,7 +32,7 @@ from qwendet.model.losses import LossManager, step_counts
 from qwendet.model.matching import Targets
 from qwendet.model.tiny import write_untrained
 from qwendet.run import train
-from qwendet.training import DetectionTrainer, TrainingSamples, create_trainer
+from qwendet.training import DetectionTrainer
 
 
 class NoteGradients(TrainerCallback):

@@ -19,6 +19,7 @@ import torch
 from transformers import TrainerCallback
 
 import qwendet.run
+from qwendet.build_trainer import create_trainer
 from qwendet.config import Config
 from qwendet.config_file import build_config
 from qwendet.data.dataset import TrainingSamples
@@ -28,7 +29,6 @@ from qwendet.files import sha256_of_file
 from qwendet.model.checkpoint import read_manifest
 from qwendet.resume import checkpoints, latest_checkpoint, rotate
 from qwendet.run import train
-from qwendet.training import create_trainer
 
 MakeConfig = Callable[..., Config]
 STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")

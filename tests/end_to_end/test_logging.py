@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from qwendet.boards import BoardReport
+from qwendet.build_trainer import create_trainer
 from qwendet.config import Config
 from qwendet.config_file import build_config
 from qwendet.data.ahead import StepsAhead
@@ -30,7 +31,7 @@ from qwendet.evaluation.validation import validate, validation_samples
 from qwendet.inference import Predictor
 from qwendet.interlude import interlude
 from qwendet.run import train
-from qwendet.training import DetectionTrainer, create_trainer
+from qwendet.training import DetectionTrainer
 from qwendet.training_log import TrainingLog, group_norms, step_volume
 
 GROUPS = ("vision", "merger", "language", "head")
@@ -480,7 +481,7 @@ def test_wandb__that_is_not_installed_is_told_before_anything_is_loaded(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, find=None: None)
-    monkeypatch.setattr("qwendet.training.load", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("qwendet.build_trainer.load", lambda *args, **kwargs: pytest.fail("loaded"))
     config = make_config(tmp_path / "run", train={"report_to": "wandb"})
     for begin in (train, create_trainer):
         with pytest.raises(EnvironmentLacksError) as caught:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from qwendet.config_file import build_config
+from qwendet.data.collate import to_device
 from qwendet.data.samples import SampleFile
 from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.inference import Predictor, to_device
+from qwendet.inference import Predictor
 from qwendet.loader import load
 from qwendet.run import train
 

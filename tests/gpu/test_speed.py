@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from qwendet.config_file import build_config
+from qwendet.data.collate import to_device
 from qwendet.data.samples import SampleFile
 from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.inference import to_device
 from qwendet.loader import Bundle, load
 from qwendet.model.cross_entropy import linear_cross_entropy
 from qwendet.model.packing import require_isolation

@@ -1,4 +1,4 @@
-"""Every bug of ``bugs_consistency`` and ``bugs_checkpoint`` is found by the check it is for, in its words."""
+"""Every bug of ``bugs_consistency_*`` and ``bugs_checkpoint`` is found by its check, in its words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from qwendet.errors import ConfigError
 from qwendet.progress import silent
 from tests.planted.bug import Bug
 from tests.planted.bugs_checkpoint import FILE_BUGS
-from tests.planted.bugs_consistency import BUGS
+from tests.planted.bugs_consistency_build import BUILD_BUGS
+from tests.planted.bugs_consistency_compute import COMPUTE_BUGS
+from tests.planted.bugs_consistency_head import HEAD_BUGS
+from tests.planted.bugs_consistency_images import IMAGE_BUGS
+from tests.planted.bugs_consistency_prompt import PROMPT_BUGS
+
+BUGS = (*BUILD_BUGS, *PROMPT_BUGS, *IMAGE_BUGS, *COMPUTE_BUGS, *HEAD_BUGS)
 
 
 @pytest.fixture(scope="module")

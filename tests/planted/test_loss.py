@@ -1,4 +1,4 @@
-"""Every bug of :mod:`tests.planted.bugs_loss` is found by the check that it is for, in its words."""
+"""Every bug of ``bugs_loss_*`` is found by the check that it is for, in its words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from qwendet.checks.subject import temporary_subject
 from qwendet.loader import Bundle
 from qwendet.progress import silent
 from tests.planted.bug import Bug
-from tests.planted.bugs_loss import BUGS
+from tests.planted.bugs_loss_batch import BATCH_BUGS
+from tests.planted.bugs_loss_model import MODEL_BUGS
+from tests.planted.bugs_loss_terms import TERM_BUGS
+from tests.planted.bugs_loss_trainer import TRAINER_BUGS
+
+BUGS = (*TERM_BUGS, *MODEL_BUGS, *BATCH_BUGS, *TRAINER_BUGS)
 
 MakeBundle = Callable[[tuple[str, ...]], Bundle]
 

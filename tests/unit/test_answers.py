@@ -211,6 +211,65 @@ WRITINGS = {
     "colour last": ('[["a", 1, 2, 3, 4, "red"], ["b", 5, 6, 7, 8]]', ["a", "b"]),
     "sets": (r"\boxed{1, 2, 3, 4} and {5, 6, 7, 8}", ["", ""]),
     "Chinese keys": ('{"物体": "猫", "坐标": [1, 2, 3, 4]} {"目标框": [[5, 6], [7, 8]]}', ["猫", ""]),
+    "table with a column a number": (
+        "| no | **what** | x_min | x_max | y_min | y_max | score |\n|:-|:-|-:|-:|-:|-:|-:|\n"
+        "| 1 | **red car** | 1 | 3 | 2 | 4 | 0.9 |\n| 2 | b | 5 | 7 | 6 | 8 | 0.8 |",
+        ["red car", "b"],
+    ),
+    "table from zero": ("|x0|y0|x1|y1|\n|-|-|-|-|\n|1|2|3|4|\n|5px|6px|7px|8px|", ["", ""]),
+    "table without a header": ("| a | 1 | 2 | 3 | 4 |\n| b | 5, 6, 7, 8 |", ["a", "b"]),
+    "table of boxes from its first line on": ("| a | [1,2,3,4] |\n|---|---|\n| b | [5,6,7,8] |", ["a", "b"]),
+    "table of corners": (
+        "| what | top left | bottom right |\n|---|---|---|\n| a | (1, 2) | (3, 4) |\n| b | (5, 6) | (7, 8) |",
+        ["a", "b"],
+    ),
+    "table of named corners": (
+        "| what | box |\n|---|---|\n| a | x1: 1, y1: 2, x2: 3, y2: 4 |\n| b | 5 6 7 8 |",
+        ["a", "b"],
+    ),
+    "lines that the name begins": ("label,x1,y1,x2,y2\nred car,1,2,3,4\n- b, 5, 6, 7, 8", ["red car", "b"]),
+    "corners in bullets": (
+        "- **Top-left corner:** (1, 2)\n- **Bottom-right corner:** (3, 4)\n"
+        "The upper left is [5, 6]. The lower right is [7, 8].",
+        ["", ""],
+    ),
+    "all four corners": (
+        "top-left (1, 2), top-right (3, 2), bottom-left (1, 4), bottom-right (3, 4)\n"
+        "左上角(5,6)，右上角(7,6)，左下角(5,8)，右下角(7,8)",
+        ["", ""],
+    ),
+    "Florence": ("red car<loc_1><loc_2><loc_3><loc_4>b<loc_5><loc_6><loc_7><loc_8>", ["red car", "b"]),
+    "semicolons": ("a[[1,2,3,4;005,006,007,008]]", ["a", "a"]),
+    "pairs of a key without their list": (
+        '{"box": [1,2],[3,4], "label": "a"} {"box": [[5,6],[7,8]]}',
+        ["a", ""],
+    ),
+    "texts in a list": ('["[1, 2, 3, 4]", "<box>(5,6),(7,8)</box>"]', ["", ""]),
+    "YAML": (
+        '- label: red car\n  bbox_2d: [1, 2, 3, 4]\n- name: "b"\n  bbox:\n    - 5\n    - 6\n    - 7\n    - 8',
+        ["red car", "b"],
+    ),
+    "names above their boxes": (
+        "1. **Red car**:\n   - Bounding box: [1, 2, 3, 4]\n2. b\n   - bbox: [5, 6, 7, 8]",
+        ["Red car", "b"],
+    ),
+    "sentences above their boxes": (
+        "I see some of these in it:\nbbox: [1, 2, 3, 4]\ncolour: red\nbbox: [5, 6, 7, 8]",
+        ["", ""],
+    ),
+    "code": ("x1, y1, x2, y2 = 1, 2, 3, 4\nclick(box='[5, 6, 7, 8]')", ["", ""]),
+    "code that draws": (
+        "draw(image, (9, 9), (10, 10), (0, 255, 0), 2)  # the last is 2\n(1,2),(3,4) and (5,6),(7,8)",
+        ["", ""],
+    ),
+    "CVAT": ('<box label="a" xtl="1" ytl="2" xbr="3" ybr="4"/> x0: 5, y0: 6, x1: 7, y1: 8', ["", ""]),
+    "Chinese sentences": ("它的坐标是[1,2,3,4]，边界框为[5,6,7,8]", ["", ""]),
+    "Chinese list": ("猫：[1,2,3,4]；黑狗：[5,6,7,8]", ["猫", "黑狗"]),
+    "names and marks": ("**Cat** (left): [1,2,3,4] and dog [5,6,7,8]", ["Cat (left)", "dog"]),
+    "name before a parenthesis": (
+        "Cat: (x1=1, y1=2, x2=3, y2=4)\ndog: (left: 5, top: 6, right: 7, bottom: 8)",
+        ["Cat", "dog"],
+    ),
     "template": ('[{"bbox_2d": [x1, y1, x2, y2]}]\nassistant\n[[1,2,3,4],[5,6,7,8]]', ["", ""]),
 }
 
@@ -270,6 +329,14 @@ def test_parse_answer__label_keys_by_rank_not_by_order() -> None:
         '{"reason": "I see [1, 2, 3, 4] here", "text": "1, 2, 3, 4"}',
         "The cups are at (1, 2) and (3, 4).",
         "(1, 2), (3, 4), (5, 6)",
+        "The points are (1, 2), (3, 4), and (5, 6).",
+        "Points: (1, 2), (3, 4)",
+        "crop = image[2:4, 1:3]",
+        "text<loc_1><loc_2><loc_3><loc_4><loc_5><loc_6><loc_7><loc_8>",
+        "| year | 2019 | 2020 | 2021 | 2022 |\n|---|---|---|---|---|\n| sales | 1 | 2 | 3 | 4 |",
+        "| what | x | y | width | height |\n|---|---|---|---|---|\n| a | 1 | 2 | 3 | 4 |",
+        '["+1 555 668 098", "12 34 56 78"]',
+        "(4 + 2)(4 - 2) = (6)(2)",
         "1,2,3,4,5\n6,7,8,9,10",
         "At 3, 4 of 5, 6 cats.\n1,2",
         '<points x1="1" y1="2" x2="3" y2="4" alt="a">a</points>',
@@ -310,6 +377,8 @@ def test_parse_answer__no_box_and_no_failed_one(text: str) -> None:
         ("<|box_start|>(246,113)<|box_end|>", 1),
         ("<|box_start|>(501,10), (995987)<|box_end|>", 1),
         ("<box>(1,2),(3,4),(5,6)</box>", 1),
+        ('{"box": (1, 2), (3, 4), (5, 6, 7)}', 1),
+        ("| what | x1 | y1 | x2 | y2 |\n|---|---|---|---|---|\n| a | 3 | 2 | 1 | 4 |\n| b | 1 | 2", 2),
         ("car[[0, 1000, 999, 998]]", 1),
     ],
 )
@@ -346,6 +415,17 @@ def test_parse_answer__cut_short_keeps_what_is_complete(tail: str, boxes: Boxes,
 def test_parse_answer__boxes_of_thinking_give_way_only_to_an_answer() -> None:
     assert read("<think>at [1, 2, 3, 4], [9, 9, 9, 9]</think>[]") == ([], [], 0)
     assert read("<think>at [1, 2, 3, 4]</think>") == ([A], [""], 0)
+    for draft in (
+        "◁think▷at {}◁/think▷",
+        "[THINK]at {}[/THINK]",
+        "<thinking>at {}</thinking>",
+        "<think>at {}",
+    ):
+        text = (
+            draft.format("[9, 9, 10, 10]")
+            + '<answer>[1, 2, 3, 4]</answer><answer>[{"box": [5, 6, 7, 8]}]</answer>'
+        )
+        assert read(text) == ([A, B], ["", ""], 0)
 
 
 def test_parse_answer__ranges_cover_the_whole_object() -> None:
@@ -410,6 +490,17 @@ NOISE = [
         '[{"x":1,"y":2},',
         "（1，2）",
     ],
+    *[
+        "| 1 ",
+        "|1|2|3|4|\n",
+        "|a|\n|-|-|\n",
+        "a,1,2,3,4\n",
+        "<loc_1>",
+        "top-left (1,2) ",
+        "[1,2,3,4;",
+        "bbox: - 1 ",
+    ],
+    *["[1:2,", "(1,2),(3,4) and ", "<think>", "<answer>", "bbox:\n- 1\n", "a\nbbox: [1,2,3,4]"],
     *['{"top_left":[1,2],', '["{\\"a', "['{'a", 'bbox="1 ', "{1,2,", "[：", "{“a”："],
 ]
 AFTER = [
@@ -421,6 +512,10 @@ AFTER = [
     ("{", "a"),
     ("1,2", "\n"),
     ("<ref>", "a"),
+    ("| a ", "| 1 "),
+    ("a,1,2", "1"),
+    ("top-left ", "a"),
+    ("[1", ";"),
 ]
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -118,7 +119,7 @@ def test_plain_progress(
 ) -> None:
     """Calls are what is done and the time in seconds."""
     now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with console.progress("training", total) as advance:
         for done, now[0] in calls:
             advance(done, f"loss {done}")

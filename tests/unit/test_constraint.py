@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 from qwendet.data.answer_grammar import AnswerGrammar, AnswerState
 from qwendet.data.samples import Sample
 from qwendet.errors import ConfigError
-from qwendet.inference import Predictor, infer
+from qwendet.infer_command import infer
+from qwendet.inference import Predictor
 from qwendet.loader import Bundle
 from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary, token_bytes
 from qwendet.model.generation import GeneratedAnswer, decode_with_ends

@@ -16,9 +16,10 @@ R, D, V = 23, 8, 50
 
 
 @pytest.fixture(autouse=True)
-def chunks_of_five(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five chunks, the last one short."""
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five chunks of rows in three tiles each, the last ones short."""
     monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", {"cpu": 5})
+    monkeypatch.setattr(cross_entropy, "TILE_WORDS", {"cpu": 20})
 
 
 def problem(dtype: torch.dtype = torch.float64, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,6 +114,19 @@ def test_large_logits__neither_overflow_nor_vanish() -> None:
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(total, [rows, weight]))
 
 
+def test_a_tile__far_below_the_others_counts_for_nothing_and_keeps_its_label() -> None:
+    """Relative to their own largest, all tiles look alike; 200 apart, float32 cannot hold their ratio."""
+    rows, labels = torch.ones(2, 1, requires_grad=True), torch.tensor([0, 49])
+    weight = torch.cat([torch.full((20, 1), -200.0), torch.full((30, 1), 200.0)]).requires_grad_()
+    total, nll = linear_cross_entropy(rows, weight, labels)
+    expected = reference(rows, weight, labels)
+    torch.testing.assert_close(nll, expected)
+    assert nll[0].item() == pytest.approx(403.4, abs=0.01)
+    found = torch.autograd.grad(total, [rows, weight])
+    for one, other in zip(found, torch.autograd.grad(expected.sum(), [rows, weight]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)  # of weights that are 200
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision__is_as_near_to_the_truth_as_torch_is(dtype: torch.dtype) -> None:
     rows, weight, labels = problem(dtype)
@@ -129,6 +143,7 @@ def test_half_precision__is_as_near_to_the_truth_as_torch_is(dtype: torch.dtype)
 
 def test_float16__sums_of_many_rows_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", {"cpu": 1000})
+    monkeypatch.setattr(cross_entropy, "TILE_WORDS", {"cpu": 1})
     rows = torch.full((3000, 1), 100.0, dtype=torch.float16, requires_grad=True)
     weight = torch.zeros(2, 1, dtype=torch.float16, requires_grad=True)
     total, _ = linear_cross_entropy(rows, weight, torch.zeros(3000, dtype=torch.int64))

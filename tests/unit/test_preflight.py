@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from qwendet import training
+from qwendet import build_trainer
 from qwendet.checks.consistency import suite as consistency
 from qwendet.checks.ids import CONSISTENCY_IDS, LOSS_IDS, all_ids
 from qwendet.checks.loss import suite as loss
@@ -28,7 +28,9 @@ def test_quick__passes_a_sound_model_and_refuses_a_frozen_one(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_preflight(with_preflight(bundle, "quick"), silent)
-    monkeypatch.setattr(training, "freeze_groups", lambda detector, rates: detector.requires_grad_(False))
+    monkeypatch.setattr(
+        build_trainer, "freeze_groups", lambda detector, rates: detector.requires_grad_(False)
+    )
     try:
         with pytest.raises(PreflightError) as caught:
             require_preflight(with_preflight(bundle, "quick"), silent)

@@ -26,8 +26,9 @@ from qwendet.checks.subject import Subject
 from qwendet.checks.trace import without
 from qwendet.data.encode import EncodedSample
 from qwendet.data.samples import DetectedObject, Sample, Turn
+from qwendet.detections import Detection
 from qwendet.errors import Problem
-from qwendet.inference import Detection, Predictor
+from qwendet.inference import Predictor
 from qwendet.loader import Bundle
 from qwendet.model.detector import DetectorOutput
 from qwendet.model.generation import GeneratedAnswer

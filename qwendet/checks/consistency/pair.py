@@ -56,7 +56,6 @@ def pair(subject: Subject) -> Pair:
             trained.detector,
             trained.processor,
             trained.config,
-            attn_implementation=trained.config.model.attn_implementation,
             step=1,
         )
     device = f"model.device={trained.config.model.device}"

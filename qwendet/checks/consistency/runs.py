@@ -26,7 +26,8 @@ from qwendet.checks.subject import Subject
 from qwendet.checks.trace import Trace, recording, run
 from qwendet.data.encode import EncodedSample
 from qwendet.data.samples import Sample
-from qwendet.inference import Prediction, Predictor
+from qwendet.detections import Prediction
+from qwendet.inference import Predictor
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
 

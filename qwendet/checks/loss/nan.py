@@ -17,9 +17,8 @@ from qwendet.checks.loss.short_training import short_trainer
 from qwendet.checks.loss.watched import Watched
 from qwendet.checks.result import Verdict
 from qwendet.config import Config
-from qwendet.data.collate import IGNORED, Batch
+from qwendet.data.collate import IGNORED, Batch, to_device
 from qwendet.errors import Problem
-from qwendet.inference import to_device
 from qwendet.loader import Bundle
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
 from qwendet.model.losses import TokenLosses

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from qwendet.data.formats.records import SPLITS, WHOLE, Finding, split_of
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.errors import DataError, Problem
-from qwendet.files import list_folder
+from qwendet.files import list_folder, read_text
 
 FLAG_COLUMN = frozenset({"-1", "0", "1"})
 ANNOTATION_FOLDERS = ("annotations", "annotation", "annots", "xmls", "xml", "labels")
@@ -77,7 +77,7 @@ def find_voc(path: Path) -> tuple[Path, tuple[VocFolder, ...]]:
     roots = _roots(path)
     splits = [split_of(root.name) for root in roots]
     if len(roots) > 1 and None not in splits and len(set(splits)) == len(roots):
-        return path, tuple(_of_split(path, root) for root in roots)
+        return path, tuple(_of_split(root) for root in roots)
     if not roots:
         raise DataError(
             "expected a VOC folder (Annotations/*.xml, JPEGImages/), got no annotations (.xml)",
@@ -199,7 +199,7 @@ def _beside(root: Path, folder: Path, split: str) -> VocFolder:
     return VocFolder(annotations, images, {split: list(annotations)})
 
 
-def _of_split(path: Path, root: Path) -> VocFolder:
+def _of_split(root: Path) -> VocFolder:
     """One of several folders, each with the annotations and images of a split."""
     found = _published(root)
     split = split_of(root.name) or WHOLE
@@ -272,7 +272,7 @@ class _SplitLists:
         """Read lists: a name a line, perhaps followed by a flag (-1, 0 or 1)."""
         stems: dict[str, int] = {}
         for file in files:
-            text = _read_text(file)
+            text = read_text(file)
             if not text.strip():
                 self.findings.append(Finding("no_split", str(file), "the split list is empty"))
             for number, line in enumerate(text.splitlines(), start=1):
@@ -300,11 +300,3 @@ class _SplitLists:
         bare = (file.with_suffix("").as_posix(), file.stem) if file.suffix.lower() in ENDINGS else ()
         readings = (line, line.strip(), plain, *bare)
         return next((reading for reading in readings if reading in self.annotations), plain)
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        what = f"cannot read the file as UTF-8 text ({error})"
-        raise DataError(what, str(file), "save it as UTF-8, and see that it may be read") from error

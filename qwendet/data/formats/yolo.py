@@ -17,6 +17,7 @@ from qwendet.data.formats.yolo_layout import YoloLayout, find_yolo
 from qwendet.data.images import image_size
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.errors import DataError, Problem
+from qwendet.files import read_text
 
 FLAGS_FILE = "flags.jsonl"
 """Beside the settings: ``crowd`` and ``difficult``, which YOLO's lines cannot hold, by ``data convert``."""
@@ -164,12 +165,8 @@ def _read_flags(file: Path) -> Flags:
 
 def _lines(file: Path) -> list[tuple[int, str]]:
     """The lines that are not blank, with their numbers."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        what = f"cannot read the file as UTF-8 text ({error})"
-        raise DataError(what, str(file), "save it as UTF-8, and see that it may be read") from error
-    return [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    lines = enumerate(read_text(file).splitlines(), start=1)
+    return [(number, line) for number, line in lines if line.strip()]
 
 
 def _parse_line(line: str, where: str, layout: YoloLayout, size: tuple[int, int]) -> tuple[Box, str, bool]:

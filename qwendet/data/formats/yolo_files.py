@@ -17,6 +17,7 @@ from qwendet.data.formats.fitting import join_image
 from qwendet.data.formats.records import Finding, split_of
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.errors import DataError, Problem
+from qwendet.files import read_text
 
 LABEL_FOLDERS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS", "JPEGImages": "labels"}
 """By the folder of images; that of labels is named as it is. Darknet knows ``JPEGImages``, too."""
@@ -97,19 +98,6 @@ def _refuse(error: OSError) -> None:
     folder = str(error.filename)
     what = f"cannot look into the folder ({error.strerror})"
     raise DataError(what, folder, f"chmod +rx {shlex.quote(folder)}") from error
-
-
-def read_text(file: Path) -> str:
-    """A text file of the data set.
-
-    Raises:
-        DataError: if it cannot be read, or is not UTF-8.
-    """
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        what = f"cannot read the file as UTF-8 text ({error})"
-        raise DataError(what, str(file), "save it as UTF-8, and see that it may be read") from error
 
 
 def _listed(listing: Path, home: Path, root: Path) -> EntryImages:

@@ -19,10 +19,10 @@ from typing import Any
 import yaml
 
 from qwendet.data.formats.records import WHOLE, split_of
-from qwendet.data.formats.yolo_files import read_text, tails
+from qwendet.data.formats.yolo_files import tails
 from qwendet.data.samples import check_label
 from qwendet.errors import DataError, Problem
-from qwendet.files import list_folder
+from qwendet.files import list_folder, read_text
 
 SETTINGS_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 NAME_FILES = (

@@ -1,0 +1,84 @@
+"""Bugs that ``consistency.head.*`` is for: what the head sees, and what is read from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qwendet.data.collate import Batch
+from qwendet.data.encode import Encoder
+from qwendet.model import detector as detector_module
+from qwendet.model import head as head_module
+from qwendet.model.head import HeadOutput, LabelEncoder
+from tests.planted.bug import Bug
+from tests.planted.in_code import in_head_inputs, replacing
+
+
+def answer_leak(patches: Tensor, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    return patches, hidden + 0.01 * hidden[:, -1:]
+
+
+def batch_leak(patches: Tensor, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    return patches + 0.01 * patches.mean(0), hidden
+
+
+def first_image(patches: Tensor, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Take the patches from the start of the batch's images: a teacher's, where there is one."""
+    return patches.roll(int(batch["image_grid_thw"][-1].prod()), dims=0), hidden
+
+
+def window_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        detector_module,
+        "get_vision_window_index",
+        lambda grid, **_: (torch.arange(int(grid.prod(dim=1).sum()) // 4), None),
+    )
+
+
+def sigmoid_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = HeadOutput.final
+
+    def final(self: HeadOutput) -> Any:
+        logits, boxes, valid = sound(self)
+        return logits.sigmoid(), boxes, valid
+
+    monkeypatch.setattr(HeadOutput, "final", final)
+
+
+def reversed_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = Encoder.label_tokens
+    monkeypatch.setattr(Encoder, "label_tokens", lambda self: sound(self)[::-1])
+
+
+def mean_over_padding(self: LabelEncoder, embeds: Tensor, mask: Tensor) -> Tensor:
+    return self.out(self.token(self.norm(embeds)).mean(1))
+
+
+def swapped_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = head_module.cell_boxes
+    monkeypatch.setattr(head_module, "cell_boxes", lambda mask: sound(mask)[..., [1, 0, 3, 2]])
+
+
+HEAD_BUGS: list[Bug[pytest.MonkeyPatch]] = [
+    Bug("answer leaks into the head", "consistency.head.answer", ("answer",), in_head_inputs(answer_leak)),
+    Bug("batch leaks into the head", "consistency.head.mates", ("alone",), in_head_inputs(batch_leak)),
+    Bug(
+        "a teacher's image for the student's",
+        "consistency.head.order",
+        ("patches",),
+        in_head_inputs(first_image),
+    ),
+    Bug("patches in window order", "consistency.head.order", ("patches", "turned.jpg"), window_order),
+    Bug("rows and columns of proposals swapped", "consistency.head.cells", ("centres",), swapped_cells),
+    Bug("labels reordered", "consistency.head.labels", ("the head's classes are",), reversed_labels),
+    Bug(
+        "padding of labels counts",
+        "consistency.head.labels",
+        ("labels reversed and padded",),
+        replacing(LabelEncoder, "forward", mean_over_padding),
+    ),
+    Bug("sigmoid twice", "consistency.head.scores", ("its logit says",), sigmoid_twice),
+]

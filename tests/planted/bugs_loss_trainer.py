@@ -1,0 +1,184 @@
+"""Bugs of the trainer: counts of the step, parameter groups, what is frozen, what stops a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qwendet import build_trainer, training
+from qwendet.data.collate import Batch
+from qwendet.model.losses import step_counts
+from qwendet.training import DetectionTrainer
+from tests.planted.bug import Bug
+from tests.planted.in_code import Plant, replacing
+
+
+def swapped_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = training.parameter_groups
+
+    def groups(detector: Any, rates: dict[str, float], decay: float) -> Any:
+        return sound(detector, rates | {"head": rates["language"], "language": rates["head"]}, decay)
+
+    monkeypatch.setattr(training, "parameter_groups", groups)
+
+
+def without_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = training.parameter_groups
+    monkeypatch.setattr(training, "parameter_groups", lambda detector, rates, _: sound(detector, rates, 0.0))
+
+
+def count_of_the_last(
+    self: DetectionTrainer, epoch_iterator: Any, num_batches: int, device: torch.device
+) -> tuple[list[Batch], Tensor]:
+    batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+    return batches, step_counts(batches[-1:]).to(device)
+
+
+def counts_of_all_tokens(batches: Any) -> Tensor:
+    counts = step_counts(batches)
+    counts[1] = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    return counts
+
+
+def groups(change: Callable[[list[dict[str, Any]], Any], list[dict[str, Any]]]) -> Plant:
+    sound = training.parameter_groups
+
+    def spoilt(detector: Any, rates: dict[str, float], decay: float) -> list[dict[str, Any]]:
+        return change(sound(detector, rates, decay), detector)
+
+    return replacing(training, "parameter_groups", spoilt)
+
+
+def one_group_twice(found: list[dict[str, Any]], detector: Any) -> list[dict[str, Any]]:
+    return [*found, {**found[0], "params": found[0]["params"][:1]}]
+
+
+def without_biases(found: list[dict[str, Any]], detector: Any) -> list[dict[str, Any]]:
+    return [group for group in found if group["params"][0].ndim >= 2]
+
+
+def everything_at_one_rate(found: list[dict[str, Any]], detector: Any) -> list[dict[str, Any]]:
+    return [group | {"lr": 1e-5} for group in found]
+
+
+def frozen_held_too(found: list[dict[str, Any]], detector: Any) -> list[dict[str, Any]]:
+    frozen = [parameter for parameter in detector.parameters() if not parameter.requires_grad]
+    return [*found, {**found[0], "params": frozen}]
+
+
+def copies(found: list[dict[str, Any]], detector: Any) -> list[dict[str, Any]]:
+    return [group | {"params": copy.deepcopy(group["params"])} for group in found]
+
+
+def never_finite(self: DetectionTrainer, terms: dict[str, float], norms: Any) -> None:
+    self.step_log.sources = []
+
+
+def only_the_loss_is_looked_at(self: DetectionTrainer, terms: dict[str, float], norms: Any) -> None:
+    sound_require_finite(self, terms, {})
+
+
+sound_require_finite = DetectionTrainer._require_finite
+
+
+NO_VISION = ("train.vision_learning_rate=0",)
+
+
+TRAINER_BUGS: list[Bug[pytest.MonkeyPatch]] = [
+    Bug(
+        "rates of head and language swapped",
+        "loss.optimizer",
+        ("trained at 0.0005",),
+        swapped_rates,
+        ("train.head_learning_rate=0.0005",),
+    ),
+    Bug(
+        "weight decay lost",
+        "loss.optimizer",
+        ("decayed by 0, not by 0.1",),
+        without_decay,
+        ("train.weight_decay=0.1",),
+    ),
+    Bug(
+        "counts of the last micro-batch only",
+        "loss.accumulation",
+        ("of 4 × 1 it is",),
+        replacing(DetectionTrainer, "get_batch_samples", count_of_the_last),
+    ),
+    Bug(
+        "loss divided by the accumulation steps once more",
+        "loss.accumulation",
+        ("total of 1 × 4",),
+        replacing(DetectionTrainer, "loss_is_scaled_for_ga", False),
+    ),
+    Bug(
+        "mean over all tokens instead of the answers'",
+        "loss.labels",
+        ("the means divide by",),
+        replacing(training, "step_counts", counts_of_all_tokens),
+    ),
+    Bug(
+        "NaN never looked for",
+        "loss.nan",
+        ("a loss that is NaN went unnoticed", "the weight is nan"),
+        replacing(DetectionTrainer, "_require_finite", never_finite),
+    ),
+    Bug(
+        "gradients never looked at",
+        "loss.nan",
+        ("a finite loss whose gradient is infinite went unnoticed",),
+        replacing(DetectionTrainer, "_require_finite", only_the_loss_is_looked_at),
+    ),
+    Bug(
+        "a frozen part is trained",
+        "loss.optimizer",
+        ("train.vision_learning_rate is 0", "it was to be frozen"),
+        replacing(build_trainer, "freeze_groups", lambda detector, rates: None),
+        NO_VISION,
+    ),
+    Bug(
+        "everything is frozen",
+        "loss.optimizer",
+        ("language", "frozen, but train.language_learning_rate is 0.001"),
+        replacing(build_trainer, "freeze_groups", lambda detector, rates: detector.requires_grad_(False)),
+    ),
+    Bug(
+        "a parameter in two groups",
+        "loss.optimizer",
+        ("more than one parameter group",),
+        groups(one_group_twice),
+    ),
+    Bug(
+        "parameters in no group", "loss.optimizer", ("in no group of the optimizer",), groups(without_biases)
+    ),
+    Bug(
+        "one learning rate for all groups",
+        "loss.optimizer",
+        ("trained at 1e-05", "train.head_learning_rate is 0.001"),
+        groups(everything_at_one_rate),
+    ),
+    Bug(
+        "frozen parameters in the optimizer",
+        "loss.optimizer",
+        ("frozen, but in the optimizer",),
+        groups(frozen_held_too),
+        NO_VISION,
+    ),
+    Bug(
+        "the optimizer holds copies",
+        "loss.optimizer",
+        ("no parameters of the model",),
+        groups(copies),
+    ),
+    Bug(
+        "nothing is learned: the optimizer holds copies",
+        "loss.overfit",
+        ("none has changed",),
+        groups(copies),
+    ),
+]
