@@ -5,9 +5,9 @@
 Every variant trains a new head on generated shapes and on BCCD, and is scored by AP50 on images it has not
 seen. The tiny model below the head is frozen, so what it makes of an image is computed once and all that
 differs between two runs is the head. Batch 16, AdamW at 1e-3, cosine. A variant changes one part of a
-base, which is the head as it is shipped but for the 6 patches that answer for each box on the dense stage: this
-table chose 1. Nothing of the variants is in the package. Finished runs are kept in OUTPUT/results.jsonl and not run
-again.
+base, which is the head as it is shipped but for the 6 patches that answer for each box on the dense stage:
+this table chose 1. Nothing of the variants is in the package. Finished runs are kept in OUTPUT/results.jsonl
+and not run again.
 """
 
 from __future__ import annotations
