@@ -147,7 +147,7 @@ class DetectionConfig(Section):
     """Decoder layers; a new head has 3."""
     num_heads: Count | None = None
     """Attention heads of a decoder layer; a new head has 8."""
-    one_to_many: Annotated[int, Field(ge=1, le=32)] = 6
+    one_to_many: Annotated[int, Field(ge=1, le=32)] = 1
     """Patches that answer for each box on the dense auxiliary stage."""
 
 

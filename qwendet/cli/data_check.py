@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,9 +29,21 @@ PathsArgument = Annotated[
     typer.Argument(metavar="PATH...", help="Data sets: JSONL, COCO, VOC or YOLO, as files or folders."),
 ]
 
+FromOption = Annotated[
+    Literal["coco", "voc", "yolo", "jsonl", "auto"],
+    typer.Option("--from", help="Format of PATH; auto looks into it."),
+]
+
+
+def _again(paths: list[Path], source: str, root: Path | None) -> str:
+    given = [] if source == "auto" else ["--from", source]
+    rooted = [] if root is None else ["--root", str(root)]
+    return command_line("data", "check", *map(str, paths), *given, *rooted)
+
 
 def check(
     paths: PathsArgument,
+    source: FromOption = "auto",
     root: RootOption = None,
     output_format: FormatOption = "human",
     decode: DecodeOption = False,
@@ -45,9 +57,8 @@ def check(
     from qwendet.checks.config.suite import Thoroughness, run_data_checks
 
     how = Thoroughness(image_depth(decode, no_images), workers=workers or available_cores())
-    results, tables = run_data_checks(find_data(paths), root, console.progress, how)
-    rooted = [] if root is None else ["--root", str(root)]
-    again = command_line("data", "check", *map(str, paths), *rooted)
+    results, tables = run_data_checks(find_data(paths, source), root, console.progress, how)
+    again = _again(paths, source, root)
     report_and_exit(results, tables, again, command_line("init", "DIR", "--data", str(paths[0])))
 
 
@@ -57,6 +68,7 @@ def stats(
         Path | None,
         typer.Option("--output", metavar="DIR", help="Also draw pictures (PNG) into this folder."),
     ] = None,
+    source: FromOption = "auto",
     root: RootOption = None,
     output_format: RecordFormatOption = "human",
     no_images: NoImagesOption = False,
@@ -73,10 +85,10 @@ def stats(
     from qwendet.checks.config.summary import summary_tables
 
     how = Thoroughness(image_depth(False, no_images), workers=workers or available_cores())
-    seen, num_left_out = survey_data(find_data(paths), root, console.progress, how)
+    seen, num_left_out = survey_data(find_data(paths, source), root, console.progress, how)
     tables = summary_tables(seen.scans)
     files = [] if output is None else save_plots(seen.scans, output)
-    further = command_line("data", "check", *map(str, paths))
+    further = _again(paths, source, root)
     if console.is_for_machine():
         shown = [
             {"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}

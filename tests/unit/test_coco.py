@@ -123,6 +123,27 @@ def test_layout__two_files_for_a_split(tmp_path: Path) -> None:
         find_coco(tmp_path)
 
 
+def test_image__named_by_its_url_alone(tmp_path: Path) -> None:
+    """As LVIS has it, whose validation images lie in both of COCO's folders."""
+    entry = {key: value for key, value in IMAGE.items() if key != "file_name"}
+    url = "http://images.cocodataset.org/val2017/a.jpg"
+    write(tmp_path, [box()], [entry | {"coco_url": url}], files={"val2017/a.jpg": (WIDTH, HEIGHT)})
+    assert [record.sample.student.image for record in records(tmp_path)] == ["val2017/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "task"),
+    [
+        ({"id": 1, "image_id": 10, "caption": "a cell"}, "captions"),
+        ({"image_id": 10, "segments_info": [], "file_name": "a.png"}, "panoptic segmentation"),
+    ],
+)
+def test_files_of_other_tasks__are_told(tmp_path: Path, entry: dict[str, Any], task: str) -> None:
+    write(tmp_path, [entry])
+    with pytest.raises(DataError, match=f"this is a COCO file of {task}, without boxes"):
+        problems(tmp_path)
+
+
 def test_layout__images_elsewhere(tmp_path: Path) -> None:
     write(tmp_path / "data", [box()], files={})
     with pytest.raises(DataError, match=r"found none of the first images \('a.jpg', …\) in any of: \."):
@@ -131,6 +152,32 @@ def test_layout__images_elsewhere(tmp_path: Path) -> None:
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "photos" / "a.jpg")
     (record,) = records(tmp_path / "data", image_dir=tmp_path / "photos")
     assert record.sample.student.image == "a.jpg"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/home/x/up/a.jpg", "C:\\up\\a.jpg", "../../label-studio/data/media/up/a.jpg", "images/v1/up/a.jpg"],
+)
+def test_layout__images_elsewhere__of_another_machine(tmp_path: Path, name: str) -> None:
+    """As Label Studio and Objects365 name them: what ends like the path is the image."""
+    images = [IMAGE | {"file_name": name}, IMAGE | {"id": 11, "file_name": "/other/a.jpg"}]
+    path = write(tmp_path / "set", [box()], images, files={"../pictures/up/a.jpg": (WIDTH, HEIGHT)})
+    found = records(path, image_dir=tmp_path / "pictures")
+    assert [record.sample.student.image for record in found] == ["up/a.jpg"]
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "pictures" / "up" / "b.jpg")
+    images[1] = IMAGE | {"id": 11, "file_name": "/x/../up/b.jpg"}
+    path = write(tmp_path / "set", [box()], images, files={})
+    found = records(path, image_dir=tmp_path / "pictures")
+    assert [record.sample.student.image for record in found] == ["up/a.jpg", "up/b.jpg"]
+
+
+def test_layout__images_elsewhere__one_for_two(tmp_path: Path) -> None:
+    """The second of two names that end alike is not given the first one's image."""
+    images = [IMAGE | {"file_name": "/x/a.jpg"}, IMAGE | {"id": 11, "file_name": "/y/a.jpg"}]
+    path = write(tmp_path / "set", [box()], images, files={"../pictures/a.jpg": (WIDTH, HEIGHT)})
+    items = list(open_source(path, "coco", image_dir=tmp_path / "pictures").items)
+    (problem,) = [item for item in items if isinstance(item, Problem)]
+    assert "the image path '/y/a.jpg' is absolute" in problem.what
 
 
 def test_layout__images_not_there_but_not_needed(tmp_path: Path) -> None:

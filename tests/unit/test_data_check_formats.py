@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import ExifTags, Image
 
+from qwendet.checks.config import annotated, crew
 from qwendet.checks.config.sample_files import find_data
 from qwendet.checks.config.suite import Thoroughness, run_data_checks, survey_data
 from qwendet.checks.config.summary import summary_tables
@@ -63,6 +64,37 @@ def test_stats__are_those_of_the_samples(tmp_path: Path, target: str) -> None:
     tables = [table.rows for table in summary_tables(seen.scans)]
     assert tables == [table.rows for table in summary_tables(of_jsonl.scans)]
     assert (tables[0][1][5], broken) == (36, 0)
+
+
+def test_worker_processes__find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces of three samples, by two processes from the first one on."""
+    folder = dataset(tmp_path, "coco")
+    edit_coco(folder, lambda record: record["annotations"][3].update(bbox=[60, 2, 30, 40]))
+    edit_coco(folder, lambda record: record["images"][7].update(file_name="gone.jpg"))
+    alone = run_check(folder)
+    monkeypatch.setattr(annotated, "PIECE_SAMPLES", 3)
+    monkeypatch.setattr(crew, "FEW_SAMPLES", 0)
+    how = Thoroughness(workers=2)
+    together, tables = run_data_checks(find_data([folder]), None, silent, how)
+    assert [tell(result) for result in together] == [tell(result) for result in alone]
+    assert len([result for result in together if result.status == "fail"]) >= 2
+    assert tables
+
+
+def tell(result: Result) -> tuple[str, str, str, str]:
+    return result.id, result.status, result.what, result.where
+
+
+def test_format__as_it_is_said_to_be(tmp_path: Path) -> None:
+    """Beside a sample file, which is what would be recognised."""
+    folder = dataset(tmp_path, "coco")
+    (folder / "train.jsonl").write_text('{"images": ["a.jpg"], "objects": []}\n', encoding="utf-8")
+    assert find_data([folder]).datasets == {}
+    found = find_data([folder], "coco")
+    results, _ = run_data_checks(found, None, silent, Thoroughness())
+    assert [result for result in results if result.status == "fail"] == []
+    with pytest.raises(DataError, match=r"expected a \.jsonl file, or a folder"):
+        find_data([folder / "annotations"], "jsonl")
 
 
 def edit_coco(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

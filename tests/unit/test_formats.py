@@ -76,3 +76,34 @@ def test_detect_format__the_only_data_set_of_a_folder(shared: Path, tmp_path: Pa
             assert detect_format(tmp_path) == "yolo"
     with pytest.raises(DataError, match="no data set found"):
         detect_format(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        (
+            "train/via_region_data.json",
+            '{"a": {"regions": [{"shape_attributes": {}}]}}',
+            "annotations of VIA",
+        ),
+        ("a.json", '{"version": "5", "shapes": [], "imagePath": "a.jpg"}', "annotations of Labelme"),
+        ("x.json", '[{"annotations": [{"coordinates": {}}]}]', "CreateML's annotations"),
+        ("x.json", '[{"result": [{"from_name": "a", "to_name": "b"}]}]', "Label Studio's own JSON"),
+        ("x.json", '[{"image_id": 1, "bbox": [], "score": 0.5}]', "a list of detections (COCO results)"),
+        ("image_info_test.json", '{"images": [{"file_name": "a"}]}', "a COCO file without annotations"),
+        ("data/boxes.csv", "filename,class,xmin,ymin", "a table of boxes"),
+        ("labelTxt/a.txt", "", "DOTA's label files"),
+        ("training/label_2/a.txt", "", "KITTI's label files"),
+    ],
+)
+def test_detect_format__annotations_of_other_tools(
+    tmp_path: Path, name: str, content: str, what: str
+) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        detect_format(tmp_path)
+    (problem,) = caught.value.problems
+    assert problem.what.startswith(f"no data set found, but {what}")
+    assert problem.fix

@@ -93,7 +93,17 @@ def test_read_voc__splits__unknown_name(voc: Voc, name: str) -> None:
 def test_read_voc__splits__listed_twice(voc: Voc) -> None:
     voc.add("a")
     voc.split("train", "a", "a 1")
-    assert "train.txt:2: 'a' is listed twice (line 1) (remove one line)" in str(read_error(voc.folder))
+    found = [item for item in open_source(voc.folder, "voc").items if isinstance(item, Finding)]
+    where = str(voc.folder / "ImageSets" / "Main" / "train.txt")
+    assert found == [Finding("listed_again", f"{where}:2", "'a', as in line 1")]
+    assert splits_of(voc.folder) == {"train": ["a"]}
+
+
+def test_read_voc__splits__trainval_beside_train_is_not_read(voc: Voc) -> None:
+    voc.add("a")
+    voc.split("train", "a")
+    voc.split("trainval", "a", "gone")
+    assert [item for item in open_source(voc.folder, "voc").items if not isinstance(item, Record)] == []
 
 
 def test_read_voc__splits__empty_list(voc: Voc) -> None:
@@ -165,7 +175,7 @@ def test_read_voc__no_image(voc: Voc) -> None:
 
 def test_read_voc__no_image_folder(voc: Voc) -> None:
     voc.add("a")
-    (voc.folder / "JPEGImages").rename(voc.folder / "pictures")
+    shutil.rmtree(voc.folder / "JPEGImages")
     assert "expected JPEGImages beside Annotations" in str(read_error(voc.folder))
 
 
@@ -314,6 +324,25 @@ def test_layout__lower_case_and_images(voc: Voc) -> None:
     assert places(voc.folder) == [("all", "images/a.jpg", "a.jpg")]
 
 
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [("annots", "images"), ("xmls", "photos"), ("Annotation", "Image"), ("labels", "."),
+     ("annotations", "annotations"), ("annotations/xmls", "images"), ("annotations", "images/images"),
+     ("annotations/annotations", "images/images")],
+)  # fmt: skip
+def test_layout__folders_as_people_name_them(tmp_path: Path, annotations: str, images: str) -> None:
+    for folder in (annotations, images):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / annotations / "a.xml").write_text(voc_xml(), encoding="utf-8")
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / images / "a.jpg")
+    assert detect_format(tmp_path) == "voc"
+    items = list(open_source(tmp_path, "voc").items)
+    assert [item.sample.student.image for item in items if isinstance(item, Record)] == [
+        f"{images}/a.jpg".removeprefix("./")
+    ]
+    assert len(items) == 1
+
+
 def test_layout__images_elsewhere(voc: Voc, tmp_path: Path) -> None:
     voc.add("a")
     (voc.folder / "JPEGImages").rename(tmp_path / "photos")
@@ -333,6 +362,19 @@ def test_crowd__is_read_as_it_is_written(voc: Voc) -> None:
     voc.add("a", voc_object((1, 2, 3, 4), extra="<crowd>1</crowd>"))
     (record,) = read_voc(voc.folder)
     assert record.sample.student.objects[0].crowd
+
+
+@pytest.mark.parametrize(("text", "flag"), [("", False), ("True", True), ("Unspecified", False), ("1", True)])
+def test_difficult__as_tools_write_it(voc: Voc, text: str, flag: bool) -> None:
+    voc.add("a", voc_object((1, 2, 3, 4), extra=f"<difficult>{text}</difficult>"))
+    (record,) = read_voc(voc.folder)
+    assert record.sample.student.objects[0].difficult == flag
+
+
+def test_size__left_empty(voc: Voc) -> None:
+    voc.add("a", xml="<annotation><size><width/><height/></size></annotation>")
+    (record,) = read_voc(voc.folder)
+    assert (record.sample.student.declared_size, record.findings) == ((WIDTH, HEIGHT), ())
 
 
 def test_image_without_annotation__is_told(voc: Voc) -> None:

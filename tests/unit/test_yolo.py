@@ -190,10 +190,75 @@ def test_settings__no_yaml_and_no_names(tmp_path: Path) -> None:
 
 def test_list__names_an_image_that_is_nowhere(tmp_path: Path) -> None:
     small(tmp_path, LINE, train="train.txt")
-    (tmp_path / "train.txt").write_text("images/train/a.jpg\n../../etc/passwd\n", encoding="utf-8")
+    (tmp_path / "train.txt").write_text("../../etc/passwd\nimages/train/a.jpg\n", encoding="utf-8")
+    (problem,) = problems(tmp_path)
+    assert f"{tmp_path}/train.txt:1: the image '../../etc/passwd' is nowhere in" in problem
+    assert places(tmp_path) == [("train", "images/train/a.jpg", "train/a.jpg", 1)]
+
+
+def test_list__names_no_image_that_is_there(tmp_path: Path) -> None:
+    small(tmp_path, LINE, train="train.txt")
+    (tmp_path / "train.txt").write_text("x/b.jpg\nx/c.jpg\n", encoding="utf-8")
     with pytest.raises(DataError) as error:
         records(tmp_path)
-    assert f"{tmp_path}/train.txt:2: the image '../../etc/passwd' is nowhere in" in str(error.value)
+    assert [problem.where for problem in error.value.problems] == [
+        str(tmp_path), f"{tmp_path}/train.txt:1", f"{tmp_path}/train.txt:2"
+    ]  # fmt: skip
+
+
+def test_list__names_an_image_twice(tmp_path: Path) -> None:
+    """Its boxes used to be there twice."""
+    small(tmp_path, LINE, train="train.txt")
+    (tmp_path / "train.txt").write_text("images/train/a.jpg\n" * 2, encoding="utf-8")
+    (found,) = [item for item in open_source(tmp_path, "yolo").items if isinstance(item, Finding)
+                if item.kind == "listed_again"]  # fmt: skip
+    assert (found.where, len(records(tmp_path))) == (f"{tmp_path}/train.txt:2", 1)
+
+
+def test_settings__path_with_the_name_of_the_folder(tmp_path: Path) -> None:
+    """As ``../coco128/images/train2017`` of YOLOv5, wherever the data set lies."""
+    small(tmp_path, LINE, train="../coco128/images/train")
+    assert places(tmp_path) == [("train", "images/train/a.jpg", "a.jpg", 1)]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [("img", "labels"), ("JPEGImages", "labels"), ("test/images", "test/Labels"), ("a/pics", "a/labels")],
+)
+def test_labels__folders_as_people_name_them(tmp_path: Path, images: str, labels: str) -> None:
+    """Such images used to count as negatives."""
+    image(tmp_path / images / "a.jpg")
+    label(tmp_path / labels / "a.txt", LINE)
+    label(tmp_path / labels / "b.txt", LINE)
+    settings(tmp_path, train=images)
+    assert [count for *_, count in places(tmp_path)] == [1]
+    assert problems(tmp_path) == [f"{tmp_path}/{labels}/b.txt: the image of these labels is absent"]
+
+
+def test_labels__of_one_folder_are_not_those_of_two_images(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        image(tmp_path / name / "a.jpg")
+    label(tmp_path / "labels" / "a.txt", LINE)
+    settings(tmp_path, train="train", val="val")
+    (problem,) = problems(tmp_path)
+    assert problem == f"{tmp_path}/labels/a.txt: 'train/a.jpg' and 'val/a.jpg' both would have these labels"
+
+
+def test_darknet__list_of_cvat_and_images_elsewhere(tmp_path: Path) -> None:
+    image(tmp_path / "pictures" / "a.jpg")
+    label(tmp_path / "cvat" / "obj_train_data" / "a.txt", LINE)
+    label(tmp_path / "cvat" / "train.txt", "data/obj_train_data/a.jpg")
+    label(tmp_path / "cvat" / "obj.names", "cell")
+    label(tmp_path / "cvat" / "obj.data", "train = data/train.txt", "names = data/obj.names")
+    assert places(tmp_path / "cvat", image_dir=tmp_path / "pictures") == [("train", "a.jpg", "a.jpg", 1)]
+
+
+def test_darknet__as_roboflow_writes(tmp_path: Path) -> None:
+    for name in ("train", "valid"):
+        image(tmp_path / name / "a.jpg")
+        label(tmp_path / name / "a.txt", LINE)
+        label(tmp_path / name / "_darknet.labels", "cell")
+    assert places(tmp_path) == [("train", "train/a.jpg", "a.jpg", 1), ("val", "valid/a.jpg", "a.jpg", 1)]
 
 
 # Lines
@@ -248,6 +313,9 @@ def test_negatives__empty_file_and_no_file(tmp_path: Path) -> None:
 def test_no_label_file_at_all(tmp_path: Path) -> None:
     small(tmp_path).unlink()
     with pytest.raises(DataError, match=r"no image has a label file \(expected labels/ beside images/\)"):
+        records(tmp_path)
+    label(tmp_path / "labelTxt" / "a.txt", "1 1 9 1 9 9 1 9 cell 0")
+    with pytest.raises(DataError, match="no image has a label file, but there are DOTA's label files"):
         records(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """One pass over an annotated data set (COCO, VOC, YOLO): its records meet the rules that samples do.
 
-    data set ─► Record, boxes and sizes as written ─► every rule of ``samples`` ─► Scan a split, Findings
+    data set ─► Record, boxes and sizes as written ─► batches ─► worker: every rule of ``samples``
+             │                                                     └► Scan a split, Findings
              └► Finding, Problem of its reader ─► config.data.annotations, config.data.samples
 
 Nothing is mended, and nothing is written.
@@ -10,14 +11,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from qwendet.checks.config.census import Scan
+from qwendet.checks.config.crew import Crew
 from qwendet.checks.config.sample_files import ORDER, PARTS, Given
 from qwendet.checks.config.samples import Split
-from qwendet.checks.config.scan import PARSE, PASS_IDS, Depth, Pass, Task, scan_files
+from qwendet.checks.config.scan import PARSE, PASS_IDS, PIECE_SAMPLES, Depth, Pass, Task, scan_files
 from qwendet.checks.runner import Findings
 from qwendet.config import Config
 from qwendet.data.formats.detect import open_written
@@ -34,6 +38,7 @@ from qwendet.data.formats.records import (
     Record,
 )
 from qwendet.data.image_tokens import ImageLimits
+from qwendet.data.samples import Sample
 from qwendet.errors import DataError, Problem
 from qwendet.progress import Tracker
 
@@ -60,16 +65,38 @@ def scan_data(
     """
     scans, findings = scan_files(config, given.files, tracker, depth=depth, workers=workers, limits=limits)
     for path, kind in given.datasets.items():
-        reading = _DatasetPass(config, path, kind, depth, limits)
-        reading.read(tracker)
+        with Crew(workers) as crew:
+            reading = _DatasetPass(config, path, kind, depth, limits, crew)
+            reading.read(tracker, given.source)
         for id, found in reading.findings().items():
             findings.setdefault(id, Findings(id)).merge(found)
-        for split, part in reading.passes.items():
+        for split, scan in reading.scans.items():
             if split in scans:
                 what = f"{scans[split].path} and {path} both hold {split} samples"
                 raise DataError(what, str(path), "give one of them")
-            scans[split] = part.scan
+            scans[split] = scan
     return {split: scans[split] for split in ORDER if split in scans}, findings
+
+
+class _Numbered(NamedTuple):
+    """A sample, its number in its split, and where each of its objects is written."""
+
+    number: int
+    sample: Sample
+    places: list[str]
+
+
+def _judge(task: Task, batch: Sequence[_Numbered]) -> tuple[Scan, dict[str, Findings]]:
+    """Hold some samples of a split against every rule."""
+    reading = Pass(task)
+    for number, sample, places in batch:
+        reading.scan.num_samples += 1
+        reading.scan.num_parsed += 1
+        reading.visit(sample, number, places)
+        turn = sample.student
+        digest = hashlib.blake2b(repr((turn.image, turn.objects)).encode(), digest_size=8).digest()
+        reading.scan.add_line(digest, number)
+    return reading.scan, {id: found for id, found in reading.findings.items() if found.seconds}
 
 
 @dataclass
@@ -81,24 +108,30 @@ class _DatasetPass:
     format: Format
     depth: Depth
     limits: ImageLimits | None
-    passes: dict[Split, Pass] = field(default_factory=dict)
+    crew: Crew
+    scans: dict[Split, Scan] = field(default_factory=dict)
+    waiting: dict[Split, list[_Numbered]] = field(default_factory=lambda: defaultdict(list))
+    found: dict[str, Findings] = field(default_factory=lambda: {id: Findings(id) for id in PASS_IDS})
     declared: dict[str, None] = field(default_factory=dict)
     counts: Counter[FindingKind] = field(default_factory=Counter)
     told: dict[FindingKind, list[str]] = field(default_factory=lambda: defaultdict(list))
     broken: Findings = field(default_factory=lambda: Findings(PARSE))
     odd: Findings = field(default_factory=lambda: Findings(ANNOTATIONS))
 
-    def read(self, tracker: Tracker) -> None:
+    def read(self, tracker: Tracker, source_format: Format | str) -> None:
         """Go through all that the data set holds."""
         root = self.config.data.root
-        source = open_written(self.path, image_dir=None if root is None else Path(root))
+        source = open_written(self.path, source_format, None if root is None else Path(root))
         count = 0
         with tracker(f"checking {self.path.name}", source.total) as advance:
             for item in source.items:
                 self._take(item, source.root)
                 count += isinstance(item, Record)
                 advance(count, "")
-        if not self.passes and not self.broken.num_failed:
+            for split in self.waiting:
+                self._hand_on(split, source.root)
+            self.crew.finish()
+        if not self.scans and not self.broken.num_failed:
             raise DataError(
                 "the data set holds no image", str(self.path), "give the folder that holds its images"
             )
@@ -126,8 +159,12 @@ class _DatasetPass:
             self.told[kind].append(where)
 
     def _visit(self, record: Record, root: Path) -> None:
-        """Hold a record against every rule, but for boxes that no sample could have."""
-        part = self._pass(record.split, root)
+        """Have a record held against every rule, but for boxes that no sample could have."""
+        split = PARTS[record.split]
+        if split not in self.scans:
+            name = "" if record.split == WHOLE else record.split
+            self.scans[split] = Scan(self.path, name, self.format)
+        scan = self.scans[split]
         for finding in record.findings:
             self._tell(finding)
         turn = record.sample.student
@@ -137,38 +174,36 @@ class _DatasetPass:
             fix = "draw it again or remove it; data convert leaves it out"
             self.broken.add([Problem(what, record.places[index], fix)])
         kept = [index for index in range(len(turn.objects)) if index not in empty]
-        objects = tuple(turn.objects[index] for index in kept)
-        student = replace(turn, objects=objects, root=root)
-        part.scan.places.append(record.sample.where)
-        part.scan.num_samples += 1
-        part.scan.num_parsed += 1
-        number = part.scan.num_samples
-        part.visit(replace(record.sample, student=student), number, [record.places[at] for at in kept])
-        digest = hashlib.blake2b(repr((turn.image, objects)).encode(), digest_size=8).digest()
-        part.scan.add_line(digest, number)
+        student = replace(turn, objects=tuple(turn.objects[index] for index in kept), root=root)
+        scan.places.append(record.sample.where)
+        places = [record.places[index] for index in kept]
+        sample = replace(record.sample, student=student)
+        self.waiting[split].append(_Numbered(len(scan.places), sample, places))
+        if len(self.waiting[split]) == PIECE_SAMPLES:
+            self._hand_on(split, root)
 
-    def _pass(self, split: str, root: Path) -> Pass:
-        name = PARTS[split]
-        if name not in self.passes:
-            self.passes[name] = Pass(Task(self.config, name, self.path, root, self.depth, self.limits))
-            self.passes[name].scan.split = "" if split == WHOLE else split
-            self.passes[name].scan.format = self.format
-        return self.passes[name]
+    def _hand_on(self, split: Split, root: Path) -> None:
+        """Give what waits to the workers."""
+        batch, self.waiting[split] = self.waiting[split], []
+        task = Task(self.config, split, self.path, root, self.depth, self.limits)
+
+        def merge(judged: tuple[Scan, dict[str, Findings]]) -> None:
+            self.scans[split].add(judged[0])
+            for id, few in judged[1].items():
+                self.found[id].merge(few)
+
+        self.crew.do(partial(_judge, task, batch), merge, len(batch))
 
     def findings(self) -> Mapping[str, Findings]:
         """What was found, by id."""
-        found = {id: Findings(id) for id in PASS_IDS}
-        for part in self.passes.values():
-            for id, few in part.findings.items():
-                found[id].merge(few)
-        found[PARSE].merge(self.broken)
-        used = {label for part in self.passes.values() for label in part.scan.labels}
+        self.found[PARSE].merge(self.broken)
+        used = {label for scan in self.scans.values() for label in scan.labels}
         for label in self.declared:
             if label not in used:
                 self._count("unused", repr(label))
         for kind, count in self.counts.items():
             self.odd.add([Problem(f"{count} {FINDING_TITLES[kind]}", ", ".join(self.told[kind]))], "told")
-        return {**found, ANNOTATIONS: self.odd}
+        return {**self.found, ANNOTATIONS: self.odd}
 
 
 def _has_area(box: tuple[float, float, float, float]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from qwendet.checks.config.samples import Split
 from qwendet.data.formats.detect import detect_format
@@ -32,26 +32,29 @@ class Given(NamedTuple):
     Attributes:
         files: at most one sample file a part, those that others are compared with first.
         datasets: COCO, VOC and YOLO data sets, each with splits of its own, and their formats.
+        source: what they were said to be; ``auto`` if their formats were recognised.
     """
 
     files: Mapping[Split, Path]
     datasets: Mapping[Path, Format] = MappingProxyType({})
+    source: Format | Literal["auto"] = "auto"
 
 
-def find_data(paths: Sequence[Path]) -> Given:
+def find_data(paths: Sequence[Path], source: Format | Literal["auto"] = "auto") -> Given:
     """Find sample files and data sets, recognised as ``data convert`` does.
 
     The part of a sample file is told by its name; a single file of any name counts as training.
 
     Args:
         paths: JSONL files, folders as ``data convert`` writes them, or data sets of other formats.
+        source: their format; ``auto`` looks.
 
     Raises:
         DataError: for a path that is absent or holds no data set, or two files that play the same part.
     """
-    formats = {path: detect_format(path) for path in paths}
+    formats = {path: detect_format(path) if source == "auto" else source for path in paths}
     files = [file for path in paths if formats[path] == "jsonl" for file in _files_of(path)]
-    return Given(_by_part(files), {path: kind for path, kind in formats.items() if kind != "jsonl"})
+    return Given(_by_part(files), {path: kind for path, kind in formats.items() if kind != "jsonl"}, source)
 
 
 def _by_part(files: Sequence[Path]) -> dict[Split, Path]:
@@ -73,4 +76,7 @@ def _by_part(files: Sequence[Path]) -> dict[Split, Path]:
 def _files_of(path: Path) -> Iterable[Path]:
     if path.is_file():
         return [path]
-    return sorted(file for file in path.glob("*.jsonl") if file.stem.lower() in PARTS)
+    found = sorted(file for file in path.glob("*.jsonl") if file.stem.lower() in PARTS)
+    if not found:
+        raise DataError("expected a .jsonl file, or a folder with train.jsonl", str(path), "correct the path")
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from qwendet.data.formats.coco_layout import CocoFile, find_coco, image_folder
@@ -16,7 +17,7 @@ from qwendet.data.formats.coco_table import (
     CocoTable,
     read_table,
 )
-from qwendet.data.formats.fitting import join_image, show
+from qwendet.data.formats.fitting import is_absolute, join_image, show
 from qwendet.data.formats.records import Finding, Item, Labels, Record, Source
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.data.samples import DetectedObject, Sample, Turn
@@ -41,7 +42,8 @@ def open_coco(path: Path, image_dir: Path | None = None, *, may_be_absent: bool 
     def items() -> Iterator[Item]:
         named: set[str] = set()
         for file in layout.files:
-            yield from _read_file(file, root, named, may_be_absent=may_be_absent)
+            seek = image_dir is not None
+            yield from _read_file(file, root, named, may_be_absent=may_be_absent, seek=seek)
         for ignored in layout.ignored:
             yield Finding("unlisted", str(ignored), "not the annotation file of a split")
         for other in layout.other_tasks:
@@ -60,9 +62,21 @@ def _unnamed(root: Path, named: set[str]) -> Iterator[Finding]:
                 yield Finding("no_annotation", str(file))
 
 
-def _read_file(file: CocoFile, root: Path, named: set[str], *, may_be_absent: bool) -> Iterator[Item]:
-    """Read one annotation file; the paths of its images are added to ``named``."""
+def _read_file(
+    file: CocoFile, root: Path, named: set[str], *, may_be_absent: bool, seek: bool
+) -> Iterator[Item]:
+    """Read one annotation file; the paths of its images are added to ``named``.
+
+    Args:
+        file: the file.
+        root: folder that the images are in.
+        named: takes the paths of the images.
+        may_be_absent: they need not be there.
+        seek: the user named the root, so that leading folders of another machine do not count.
+    """
     table = read_table(file.path)
+    if seek:
+        _seek(table, root)
     if not table.images and not table.broken:
         yield Finding("no_split", str(file.path), 'the list "images" is empty')
         return
@@ -79,6 +93,24 @@ def _read_file(file: CocoFile, root: Path, named: set[str], *, may_be_absent: bo
             yield _record(file, folder, table, image, boxes)
         except DataError as error:
             yield from error.problems
+
+
+def _seek(table: CocoTable, root: Path) -> None:
+    """Name each image by the longest end of its path that is there, unless that is another one's."""
+    owners = {image.name: image.name for image in table.images.values()}
+    for slot, image in table.images.items():
+        parts = image.name.replace("\\", "/").split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        end = next((end for end in ends if end and not is_absolute(end) and _is_there(root, end)), image.name)
+        if owners.setdefault(end, image.name) == image.name:
+            table.images[slot] = replace(image, name=end)
+
+
+def _is_there(root: Path, name: str) -> bool:
+    try:
+        return ".." not in name.split("/") and (root / name).is_file()
+    except (OSError, ValueError):  # too long, say: told when the image is read
+        return False
 
 
 def _record(file: CocoFile, folder: str, table: CocoTable, entry: CocoImage, boxes: list[CocoBox]) -> Record:

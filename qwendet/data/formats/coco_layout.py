@@ -22,7 +22,7 @@ MAX_GUESSES = 50
 """Folders that are looked into for images."""
 BYTES_BEFORE_JSON = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"
 """Byte order marks and blanks."""
-OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_")
+OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 """How COCO's own files without boxes of objects begin; they lie beside ``instances_…``."""
 _SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
@@ -168,7 +168,7 @@ def image_folder(root: Path, coco: CocoFile, names: Sequence[str], *, may_be_abs
         raise DataError(
             f"found none of the first images ({names[0]!r}, …) in any of: {places}",
             f"{coco.path}: images",
-            "name their folder with --image-dir; file_name must be relative to it",
+            "name their folder with --image-dir; the end of file_name is looked for in it",
         )
     return next((folder for folder in usual if folder and (root / folder).is_dir()), "")
 

@@ -22,6 +22,8 @@ Key = int | str
 CROWD, DIFFICULT, DERIVED = 1, 2, 4
 DECIMALS = 4
 """Places that corners are rounded to: COCO holds sizes, and x + width is not exact."""
+OTHER_TASKS = {"caption": "captions", "segments_info": "panoptic segmentation"}
+"""Keys of annotations that COCO's files of other tasks have."""
 CATEGORY_FIX = "correct category_id, or add the category"
 
 
@@ -102,8 +104,9 @@ class CocoTable:
         self.labels[key] = label
 
     def add_annotation(self, index: int, entry: Any) -> None:
-        """Take an element of ``annotations``."""
+        """Take an element of ``annotations``; one of another task refuses the file."""
         where = f"{self.path}: annotations[{index}]"
+        _refuse_other_task(entry, where)
         slot = -1
         try:
             slot = self._slots.setdefault(_key(entry, "image_id", where), len(self._slots))
@@ -228,8 +231,16 @@ def _key(entry: Any, name: str, where: str) -> Key:
     return value
 
 
+def _refuse_other_task(entry: Any, where: str) -> None:
+    task = next((OTHER_TASKS[key] for key in OTHER_TASKS if isinstance(entry, dict) and key in entry), None)
+    if task is not None and "bbox" not in entry:
+        raise DataError(f"this is a COCO file of {task}, without boxes", where, "give the instances_… file")
+
+
 def _image(entry: Mapping[str, Any], where: str) -> CocoImage:
     name = entry.get("file_name")
+    if name is None and isinstance(url := entry.get("coco_url"), str):  # LVIS: …org/train2017/1.jpg
+        name = url.partition("://")[2].partition("/")[2]
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"file_name: expected a path, got {name!r}", where, "name the image's file")
     width, height = (_size(entry, side, where) for side in ("width", "height"))

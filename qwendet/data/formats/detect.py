@@ -9,6 +9,7 @@ from pathlib import Path
 from qwendet.data.formats.coco import open_coco
 from qwendet.data.formats.coco_layout import coco_files, is_coco
 from qwendet.data.formats.fitting import fitted
+from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.jsonl import jsonl_files, open_jsonl
 from qwendet.data.formats.records import Format, Item, Source
 from qwendet.data.formats.voc import open_voc
@@ -39,6 +40,9 @@ def detect_format(path: Path) -> Format:
         raise DataError("expected a data set, got no such file or folder", str(path), "correct the path")
     if found is None and path.is_file() and path.stat().st_size == 0:
         raise DataError("expected a data set, got an empty file", str(path), "export or copy it again")
+    other = foreign(path) if found is None else None
+    if other is not None:
+        raise DataError(f"no data set found, but {other[0]}: not read", str(path), other[1])
     if found is None:
         raise DataError(
             "no data set found: expected a .jsonl file, a folder with train.jsonl or all.jsonl, "

@@ -22,7 +22,7 @@ Box = tuple[float, float, float, float]
 FindingKind = Literal[
     "zero_area", "clipped", "cut", "derived", "repeated", "same_id", "same_label", "unused", "renamed",
     "placed_as", "resized", "absent", "unlabelled", "unlisted", "other_task", "no_split", "no_annotation",
-    "same_image", "demonstrations",
+    "same_image", "demonstrations", "listed_again",
 ]  # fmt: skip
 
 FINDING_TITLES: Mapping[FindingKind, str] = {
@@ -44,6 +44,7 @@ FINDING_TITLES: Mapping[FindingKind, str] = {
     "other_task": "annotation files of other tasks left aside",
     "no_split": "splits are named but hold no image",
     "same_image": "images are there more than once in their split, each time with boxes of its own",
+    "listed_again": "lines of split lists name an image again and were left out",
     "demonstrations": "samples lost their demonstrations: only their own image was converted",
 }
 HARMLESS: frozenset[FindingKind] = frozenset({"derived", "unused", "placed_as", "other_task"})

@@ -11,12 +11,15 @@ from defusedxml import DefusedXmlException, ElementTree
 
 from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import Box, Finding, Item, Record, Source
-from qwendet.data.formats.voc_layout import VocFolder, find_voc, images_by_stem
+from qwendet.data.formats.voc_layout import VocFolder, find_voc, images_by_stem, paired
 from qwendet.data.samples import DetectedObject, Sample, Turn, check_label
 from qwendet.errors import DataError
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
+
+FLAGS = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
+"""What tools write for a flag."""
 
 
 def open_voc(path: Path, image_dir: Path | None = None, *, may_be_absent: bool = False) -> Source:
@@ -68,10 +71,10 @@ class _Reader:
                 "add the images, or name their folder with --image-dir",
             )
         yield from folder.problems
-        for file in folder.empty:
-            yield Finding("no_split", str(file), "the split list is empty")
+        yield from folder.findings
         is_deep = any("/" in stem for stem in folder.annotations)
-        images = images_by_stem(self.root / place, is_deep=is_deep)
+        there = images_by_stem(self.root / place, is_deep=is_deep)
+        images = paired(there, folder.annotations.keys())
         for split, stems in folder.listed.items():
             for stem in stems:
                 try:
@@ -80,8 +83,10 @@ class _Reader:
                     yield from error.problems
         for file in folder.unlisted():
             yield Finding("unlisted", str(file), "in no split list")
-        for stem in sorted(images.keys() - folder.annotations.keys()) if self.own_folders else ():
-            yield Finding("no_annotation", f"{self.root / place / images[stem][0]}")
+        used = {image for stem in folder.annotations for image in images.get(stem, ())}
+        for names in there.values() if self.own_folders else ():
+            if used.isdisjoint(names):
+                yield Finding("no_annotation", f"{self.root / place / names[0]}")
 
     def _record(self, split: str, file: Path, stem: str, candidates: list[str], place: str) -> Record:
         """Read one annotation together with the size of its image."""
@@ -146,7 +151,7 @@ def _choose_image(paths: list[str], claimed_name: str, wanted: str, where: str) 
 
 def _size(annotation: Element, where: str) -> tuple[int | None, int | None]:
     element = annotation.find("size")
-    if element is None:
+    if element is None or not (element.findtext("width") or "").strip():
         return None, None
     return round(_number(element, "width", where)), round(_number(element, "height", where))
 
@@ -187,6 +192,6 @@ def _number(parent: Element, tag: str, where: str) -> float:
 def _flag(element: Element, tag: str, where: str) -> bool:
     """``<difficult>``, and ``<crowd>``, which ``data convert`` writes for COCO's ``iscrowd``."""
     text = (element.findtext(tag) or "0").strip()
-    if text not in ("0", "1"):
+    if text.lower() not in FLAGS:
         raise DataError(f"<{tag}>: expected 0 or 1, got {text!r}", where, "correct it or leave it out")
-    return text == "1"
+    return FLAGS[text.lower()]

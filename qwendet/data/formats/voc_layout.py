@@ -1,29 +1,34 @@
 """Where a Pascal VOC data set keeps annotations, images and split lists.
 
     Annotations/*.xml  JPEGImages/*  ImageSets/Main/{train,val,test}.txt     as published
-    annotations/*.xml  images/*                                              Kaggle
+    annotations/*.xml  images/*, also annots/, xmls/ …; images in any folder  Kaggle
     {train,test}/annotations/*.xml, {train,test}/images/*                    Kaggle, too
     {train,valid,test}/*.xml, images beside them                             Roboflow
     *.xml, images beside them                                                LabelImg
 
 Names of folders and endings count in any case. An image is the file that shares its annotation's stem, in
-the same folder below that of the images where ``Annotations`` has folders (CVAT).
+the same folder below that of the images where ``Annotations`` has folders (CVAT), or the only one of that
+name.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from qwendet.data.formats.records import SPLITS, WHOLE, split_of
+from qwendet.data.formats.records import SPLITS, WHOLE, Finding, split_of
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.errors import DataError, Problem
 from qwendet.files import list_folder, read_text
 
 FLAG_COLUMN = frozenset({"-1", "0", "1"})
+ANNOTATION_FOLDERS = ("annotations", "annotation", "annots", "xmls", "xml", "labels")
+"""The first one is that of the publication; the others count if an XML in them is an annotation."""
 IMAGE_FOLDERS = ("jpegimages", "images")
+PROBED = 20
+"""Annotations whose image is looked for when the folder of images is."""
 XML_SUFFIXES = frozenset({".xml"})
 ENDINGS = IMAGE_SUFFIXES | XML_SUFFIXES
 ANNOTATION_TAG = b"<annotation"
@@ -40,14 +45,14 @@ class VocFolder:
         images: the folder of the images, relative to the root; empty is the root.
         listed: stems by split; what is in none is left out.
         problems: lines of the lists that cannot be used.
-        empty: lists without a line.
+        findings: lists without a line, lines that name an annotation again.
     """
 
     annotations: Mapping[str, Path]
     images: str
     listed: Mapping[str, Sequence[str]]
     problems: Sequence[Problem] = ()
-    empty: Sequence[Path] = ()
+    findings: Sequence[Finding] = ()
 
     def unlisted(self) -> list[Path]:
         """Annotations that no split list names."""
@@ -91,13 +96,29 @@ def find_voc(path: Path) -> tuple[Path, tuple[VocFolder, ...]]:
 
 
 def images_by_stem(folder: Path, *, is_deep: bool) -> Mapping[str, list[str]]:
-    """Paths of the image files in a folder, and below it if ``is_deep``, by path without ending."""
+    """Paths of a folder's image files by path without ending; and below it if ``is_deep`` or it has none."""
     paths: dict[str, list[str]] = defaultdict(list)
     for file in _files_below(folder, IMAGE_SUFFIXES) if is_deep else list_folder(folder):
         if file.suffix.lower() in IMAGE_SUFFIXES:
             path = file.relative_to(folder)
             paths[path.with_suffix("").as_posix()].append(path.as_posix())
-    return paths
+    return paths if paths or is_deep else images_by_stem(folder, is_deep=True)
+
+
+def paired(images: Mapping[str, list[str]], stems: Set[str]) -> Mapping[str, list[str]]:
+    """Images by the stem of their annotation: that of its path, or of its name if only one of each has it."""
+    left, lone = (
+        {name: stem for name, (stem, *more) in _by_name(free).items() if not more}
+        for free in (stems - images.keys(), images.keys() - stems)
+    )
+    return {**images, **{left[name]: images[lone[name]] for name in left.keys() & lone.keys()}}
+
+
+def _by_name(stems: Iterable[str]) -> Mapping[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for stem in stems:
+        found[PurePosixPath(stem).name].append(stem)
+    return found
 
 
 def _roots(path: Path) -> list[Path]:
@@ -110,8 +131,22 @@ def _roots(path: Path) -> list[Path]:
 
 
 def _has_annotations(root: Path) -> bool:
-    folder = _child(root, "annotations")
-    return folder.is_dir() and next(_files_below(folder, XML_SUFFIXES), None) is not None
+    return _annotation_folder(root) is not None
+
+
+def _annotation_folder(root: Path) -> Path | None:
+    children = {child.name.lower(): child for child in reversed(list_folder(root))}
+    for name in ANNOTATION_FOLDERS:
+        folder = children.get(name)
+        if folder is None or not folder.is_dir():
+            continue
+        if name == ANNOTATION_FOLDERS[0]:
+            is_one = next(_files_below(folder, XML_SUFFIXES), None) is not None
+        else:
+            is_one = _holds_annotations(folder)
+        if is_one:
+            return folder
+    return None
 
 
 def _holds_annotations(folder: Path) -> bool:
@@ -172,14 +207,30 @@ def _of_split(root: Path) -> VocFolder:
 
 
 def _published(root: Path) -> VocFolder:
-    home = _child(root, "annotations")
+    home = _annotation_folder(root) or root
     files = _files_below(home, XML_SUFFIXES)
     annotations = {file.relative_to(home).with_suffix("").as_posix(): file for file in files}
-    folders = [_child(root, name) for name in IMAGE_FOLDERS]
-    images = next((folder.name for folder in folders if folder.is_dir()), "JPEGImages")
     lists = _SplitLists(annotations)
     listed = lists.read(_child(root, "imagesets"))
-    return VocFolder(annotations, images, listed, lists.problems, lists.empty)
+    images = _image_folder(root, home, list(annotations))
+    return VocFolder(annotations, images, listed, lists.problems, lists.findings)
+
+
+def _image_folder(root: Path, home: Path, stems: Sequence[str]) -> str:
+    """The folder of the images, relative to the root: of the usual names, else the one that holds most."""
+    usual = [folder.name for name in IMAGE_FOLDERS if (folder := _child(root, name)).is_dir()]
+    if usual:
+        return usual[0]
+    probed = {PurePosixPath(stem).name for stem in stems[:PROBED]}
+    others = [child for child in list_folder(root) if child.is_dir() and not child.name.startswith(".")]
+    hits = {
+        folder.relative_to(root).as_posix(): len(
+            probed & {file.stem for file in list_folder(folder) if file.suffix.lower() in IMAGE_SUFFIXES}
+        )
+        for folder in dict.fromkeys((root, home, *others))
+    }
+    best = max(hits, key=lambda folder: hits[folder])
+    return best if hits[best] else "JPEGImages"
 
 
 class _SplitLists:
@@ -188,7 +239,7 @@ class _SplitLists:
     def __init__(self, annotations: Mapping[str, Path]) -> None:
         self.annotations = annotations
         self.problems: list[Problem] = []
-        self.empty: list[Path] = []
+        self.findings: list[Finding] = []
 
     def read(self, folder: Path) -> dict[str, list[str]]:
         """Stems of each split, in the order of the lists.
@@ -199,9 +250,9 @@ class _SplitLists:
         """
         home = folder / "Main" if (folder / "Main").is_dir() else folder
         files = {file.stem: file for file in list_folder(home) if file.suffix == ".txt"}
-        found = {name: self._stems([files[name]]) for name in (*SPLITS, "trainval") if name in files}
-        both = found.pop("trainval", None)
-        if both and "train" not in found:
+        found = {name: self._stems([files[name]]) for name in SPLITS if name in files}
+        both = self._stems([files["trainval"]]) if "trainval" in files and "train" not in found else []
+        if both:
             validation = set(found.get("val", ()))
             found = {"train": [stem for stem in both if stem not in validation], **found}
         if not found:
@@ -223,7 +274,7 @@ class _SplitLists:
         for file in files:
             text = read_text(file)
             if not text.strip():
-                self.empty.append(file)
+                self.findings.append(Finding("no_split", str(file), "the split list is empty"))
             for number, line in enumerate(text.splitlines(), start=1):
                 if line.strip():
                     self._add(stems, line, number, f"{file}:{number}", are_of_classes=are_of_classes)
@@ -239,8 +290,7 @@ class _SplitLists:
         elif stem not in stems:
             stems[stem] = number
         elif not are_of_classes:
-            what = f"{stem!r} is listed twice (line {stems[stem]})"
-            self.problems.append(Problem(what, where, "remove one line"))
+            self.findings.append(Finding("listed_again", where, f"{stem!r}, as in line {stems[stem]}"))
 
     def _name_in(self, line: str) -> str:
         """The name in a line without flag or ending; a name may hold blanks, at its ends too."""

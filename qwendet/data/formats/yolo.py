@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 from qwendet.data.formats.fitting import show
+from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.records import MEASURED, Box, Finding, Item, Labels, Record, Source
-from qwendet.data.formats.yolo_layout import (
-    YoloLayout,
-    find_yolo,
-    images_of,
-    label_file,
-    labels_without_image,
-)
+from qwendet.data.formats.yolo_files import images_of, label_file, label_places, labels_without_image, tails
+from qwendet.data.formats.yolo_layout import YoloLayout, find_yolo
 from qwendet.data.images import image_size
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.errors import DataError, Problem
@@ -26,6 +23,8 @@ FLAGS_FILE = "flags.jsonl"
 """Beside the settings: ``crowd`` and ``difficult``, which YOLO's lines cannot hold, by ``data convert``."""
 DECIMALS = 4
 """Places that pixels are rounded to: fractions are not exact."""
+MAX_LINES = 20
+"""Lines of lists that are named where none leads to an image."""
 FRACTION_LIMIT = 2.0
 """Above it a number is no fraction with a slip, but a pixel."""
 
@@ -44,13 +43,15 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
     """
     layout = find_yolo(path, image_dir)
     root = image_dir or layout.root
-    images = {
-        (split, entry): images_of(layout, root, entry)
+    entries = {
+        (split, entry): images_of(layout.root, root, entry)
         for split, entries in layout.entries.items()
         for entry in entries
     }
-    if not any(images.values()):
-        raise DataError("there is no image", str(root), "give the folder of the images with --image-dir")
+    if not any(found.names for found in entries.values()):
+        lines = [problem for found in entries.values() for problem in found.problems]
+        none = Problem("there is no image", str(root), "give the folder of the images with --image-dir")
+        raise DataError.of([none, *lines[: MAX_LINES - 1]])
     reader = _Reader(layout, root)
 
     def items() -> Iterator[Item]:
@@ -61,19 +62,23 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
                 yield Finding("same_label", str(layout.settings), repr(name))
         for problem in layout.absent:
             yield Finding("no_split", problem.where, problem.what)
-        for (split, entry), found in images.items():
-            if not found:
+        for (split, entry), found in entries.items():
+            if not found.names:
                 yield Finding("no_split", f"{layout.settings}: {split}", f"there is no image in {entry!r}")
-            for image in found:
+            yield from found.problems
+            yield from found.repeated
+            for image, listed in found.names.items():
                 try:
-                    yield reader.record(split, entry, image)
+                    yield reader.record(split, entry, image, listed)
                 except DataError as error:
                     yield from error.problems
-            yield from reader.orphans(entry)
-        if not reader.seen:
-            raise DataError("no image has a label file", str(layout.root), "expected labels/ beside images/")
+        yield from reader.orphans(entry for _, entry in entries)
+        if not reader.owners:
+            what, fix = foreign(layout.root) or ("", "expected labels/ beside images/")
+            but = f", but there are {what}: not read" if what else ""
+            raise DataError(f"no image has a label file{but}", str(layout.root), fix)
 
-    return Source(root, sum(map(len, images.values())), items())
+    return Source(root, sum(len(found.names) for found in entries.values()), items())
 
 
 class _Reader:
@@ -82,16 +87,30 @@ class _Reader:
     def __init__(self, layout: YoloLayout, root: Path) -> None:
         self.layout = layout
         self.root = root
-        self.seen: set[Path] = set()
+        self.owners: dict[Path, str] = {}
         self.flags = _read_flags(layout.root / FLAGS_FILE)
 
-    def record(self, split: str, entry: str, image: str) -> Record:
-        places = dict.fromkeys((*label_file(self.layout.root, image), label_file(self.root, image)[1]))
+    def _label_file(self, image: str, listed: str) -> Path | None:
+        """The label file of an image, by its own path or by what a list calls it.
+
+        Raises:
+            DataError: if it is in a common folder of labels, and another image's, too.
+        """
+        due = [*label_file(self.layout.root, image), label_file(self.root, image)[1]]
+        names = (image, *(tails(listed) if listed != image else ()))
+        places = chain(due, (place for name in names for place in label_places(self.layout.root, name)))
         candidates = (path.with_suffix(suffix) for path in places for suffix in (".txt", ".TXT"))
         file = next((path for path in candidates if path.is_file()), None)
-        where = str(file or self.root / image)
         if file is not None:
-            self.seen.add(file)
+            owner = self.owners.setdefault(file, image)
+            if owner != image and file.with_suffix(".txt") not in due:
+                what = f"{owner!r} and {image!r} both would have these labels"
+                raise DataError(what, str(file), "give the labels of each split a folder of their own")
+        return file
+
+    def record(self, split: str, entry: str, image: str, listed: str) -> Record:
+        file = self._label_file(image, listed)
+        where = str(file or self.root / image)
         size = image_size(image, self.root, where)
         findings: list[Finding] = []
         lines: list[tuple[int, str]] = []
@@ -120,11 +139,13 @@ class _Reader:
             found.bbox_2d, found.desc, number in own.get("crowd", []), number in own.get("difficult", [])
         )
 
-    def orphans(self, entry: str) -> list[Problem]:
+    def orphans(self, entries: Iterable[str]) -> list[Problem]:
         """Label files whose image is not there; its size, and so its boxes, nobody knows."""
+        owned = set(self.owners)
+        files = (file for entry in entries for file in labels_without_image(self.layout.root, entry, owned))
         return [
             Problem("the image of these labels is absent", str(file), "add the image or remove the labels")
-            for file in labels_without_image(self.layout, entry, self.seen)
+            for file in dict.fromkeys(files)
         ]
 
 

@@ -3,35 +3,32 @@
     data.yaml: names, train, val, test (folders, or .txt of image paths), path     Ultralytics
     obj.data: names, train, valid (.txt of image paths)                            darknet, CVAT
     classes.txt + images/ + labels/, or images and labels in one folder            LabelImg
+    _darknet.labels, images and labels beside it, in one folder or in one a split  Roboflow's darknet
 
-The labels of ``…/images/…/a.jpg`` are in ``…/labels/…/a.txt``, or beside the image.
+Where the labels of an image are: :mod:`qwendet.data.formats.yolo_files`.
 """
 
 from __future__ import annotations
 
-import os
 import posixpath
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from qwendet.data.formats.fitting import join_image
 from qwendet.data.formats.records import WHOLE, split_of
-from qwendet.data.images import IMAGE_SUFFIXES
+from qwendet.data.formats.yolo_files import tails
 from qwendet.data.samples import check_label
 from qwendet.errors import DataError, Problem
 from qwendet.files import list_folder, read_text
 
 SETTINGS_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
-NAME_FILES = ("obj.names", "classes.txt", "labels/classes.txt", "train/classes.txt")
-LABEL_FOLDERS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
-"""By the folder of images; that of labels is named as it is."""
-NO_LABELS = frozenset({"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt"})
-"""Texts that lie among labels and are none."""
+NAME_FILES = (
+    *("obj.names", "classes.txt", "labels/classes.txt", "train/classes.txt", "train/labels/classes.txt"),
+    *("_darknet.labels", "train/_darknet.labels"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +107,7 @@ class _Settings:
         Raises:
             DataError: if it is nowhere.
         """
-        for tail in _tails(entry):
+        for tail in tails(entry):
             for folder in dict.fromkeys((base, "")):
                 path = posixpath.normpath(posixpath.join(folder, tail))
                 is_inside = not path.startswith(("/", ".."))
@@ -140,30 +137,6 @@ class _Settings:
         if absent and not found:
             raise DataError.of(absent)
         return found, absent
-
-
-def _tails(entry: str) -> Iterator[str]:
-    """What a path may mean below the data set's folder.
-
-    Roboflow's ``../train/images`` lies one folder lower than it says, CVAT's ``data/`` is another program's
-    folder, and of an absolute path of another machine the end may be found.
-
-    Example:
-        >>> list(_tails("../train/images")), list(_tails("/content/x/train"))
-        (['train/images'], ['content/x/train', 'x/train', 'train'])
-    """
-    parts = posixpath.normpath(entry.replace("\\", "/")).split("/")
-    if parts[0] and not parts[0].endswith(":"):
-        inside = [part for part in parts if part != ".."]
-        yield "/".join(inside)
-        if inside[:1] == ["data"]:
-            yield "/".join(inside[1:])
-        return
-    for start in range(1, len(parts)):
-        tail = parts[start:]
-        is_telling = len(tail) > 1 or "." in tail[0] or split_of(tail[0]) is not None
-        if is_telling:  # of /a/test/images, images alone may be those of another split
-            yield "/".join(tail)
 
 
 # Ultralytics
@@ -275,88 +248,3 @@ def _of_folders(root: Path, image_root: Path) -> YoloLayout:
     }
     whole = images.relative_to(image_root).as_posix()
     return YoloLayout(root, _names_in(file), found or {WHOLE: [whole]}, file)
-
-
-# Images and their labels
-
-
-def images_of(layout: YoloLayout, root: Path, entry: str) -> list[str]:
-    """Paths of an entry's images, relative to the root, and sorted.
-
-    Args:
-        layout: the data set.
-        root: the folder that holds the images; another one than the layout's with ``--image-dir``.
-        entry: a folder, or a list of images.
-
-    Raises:
-        DataError: if the entry is no folder, or a listed image leaves the root or is nowhere.
-    """
-    listing = layout.root / entry
-    if listing.suffix.lower() == ".txt" and listing.is_file():
-        return _listed(listing, root)
-    folder = root / entry
-    if not folder.is_dir():
-        raise DataError(
-            "expected a folder of images, got none", str(folder), "correct the path in the settings"
-        )
-    found = [
-        Path(place, name).relative_to(root).as_posix()
-        for place, _, names in os.walk(folder, onerror=_refuse)
-        for name in names
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-    ]
-    return sorted(found)
-
-
-def _refuse(error: OSError) -> None:
-    folder = str(error.filename)
-    what = f"cannot look into the folder ({error.strerror})"
-    raise DataError(what, folder, f"chmod +rx {shlex.quote(folder)}") from error
-
-
-def _listed(listing: Path, root: Path) -> list[str]:
-    found = []
-    for number, line in enumerate(read_text(listing).splitlines(), start=1):
-        if line.strip():
-            found.append(_locate(line.strip(), listing, root, f"{listing}:{number}"))
-    return found
-
-
-def _locate(name: str, listing: Path, root: Path, where: str) -> str:
-    """A listed image's path relative to the root; its leading folders may be those of another machine."""
-    home = listing.parent.relative_to(root).as_posix() if listing.parent.is_relative_to(root) else ""
-    for tail in _tails(name):
-        for folder in dict.fromkeys((home, "")):
-            joined = posixpath.normpath(posixpath.join(folder, tail))
-            if not joined.startswith(("/", "..")) and (root / joined).is_file():
-                return join_image("", joined, where)
-    raise DataError(f"the image {name!r} is nowhere in {root}", where, "add the image or remove the line")
-
-
-def label_file(root: Path, image: str) -> tuple[Path, Path]:
-    """Where the labels of an image may be: in the folder of labels, and beside it.
-
-    Example:
-        >>> label_file(Path(), "Images/train/a.jpg")[0].as_posix()
-        'Labels/train/a.txt'
-    """
-    parts = PurePosixPath(image).with_suffix(".txt").parts
-    beside = root / PurePosixPath(image).with_suffix(".txt")
-    folders = [index for index, part in enumerate(parts[:-1]) if part in LABEL_FOLDERS]
-    if not folders:
-        return root / "labels" / PurePosixPath(*parts), beside
-    at = folders[-1]
-    return root / PurePosixPath(*parts[:at], LABEL_FOLDERS[parts[at]], *parts[at + 1 :]), beside
-
-
-def labels_without_image(layout: YoloLayout, entry: str, seen: set[Path]) -> list[Path]:
-    """Label files of an entry's folder that no image asked for."""
-    folder = label_file(layout.root, f"{entry}/x.jpg")[0].parent
-    if (layout.root / entry).suffix == ".txt" or not folder.is_dir():
-        return []
-    files = (Path(place, name) for place, _, names in os.walk(folder, onerror=_refuse) for name in names)
-    return sorted(
-        file
-        for file in files
-        if file.suffix.lower() == ".txt" and file.name.lower() not in NO_LABELS and file not in seen
-    )

@@ -13,7 +13,7 @@ import yaml
 from qwendet.data.formats.records import SPLITS, WHOLE
 from qwendet.data.formats.writer import LabelTable, SplitFiles
 from qwendet.data.formats.yolo import FLAGS_FILE
-from qwendet.data.formats.yolo_layout import label_file
+from qwendet.data.formats.yolo_files import label_file
 from qwendet.data.samples import DetectedObject, Turn
 from qwendet.errors import DataError
 

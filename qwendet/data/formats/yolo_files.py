@@ -1,0 +1,179 @@
+"""The images of a YOLO data set and the label file of each, found also where its paths are another machine's.
+
+The labels of ``…/images/…/a.jpg`` are in ``…/labels/…/a.txt``, in ``labels/`` beside the image's folder, or
+beside the image.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from qwendet.data.formats.fitting import join_image
+from qwendet.data.formats.records import Finding, split_of
+from qwendet.data.images import IMAGE_SUFFIXES
+from qwendet.errors import DataError, Problem
+from qwendet.files import read_text
+
+LABEL_FOLDERS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS", "JPEGImages": "labels"}
+"""By the folder of images; that of labels is named as it is. Darknet knows ``JPEGImages``, too."""
+SIBLINGS = ("labels", "Labels", "LABELS")
+NO_LABELS = frozenset({"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt"})
+"""Texts that lie among labels and are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntryImages:
+    """The images of a folder or a list.
+
+    Attributes:
+        names: by path relative to the root, what the list calls the image; its own path for a folder.
+        problems: lines of the list that lead to no image.
+        repeated: lines that name an image again.
+    """
+
+    names: dict[str, str]
+    problems: list[Problem] = field(default_factory=list)
+    repeated: list[Finding] = field(default_factory=list)
+
+
+def tails(entry: str) -> Iterator[str]:
+    """What a path may mean below the data set's folder.
+
+    Roboflow's ``../train/images`` lies one folder lower than it says, CVAT's ``data/`` is another program's
+    folder, and of a path of another machine the end may be found.
+
+    Example:
+        >>> list(tails("../train/images")), list(tails("/content/x/train"))
+        (['train/images'], ['content/x/train', 'x/train', 'train'])
+        >>> list(tails("../coins/images"))
+        ['coins/images', 'images']
+    """
+    parts = posixpath.normpath(entry.replace("\\", "/")).split("/")
+    is_absolute = not parts[0] or parts[0].endswith(":")
+    inside = parts[1:] if is_absolute else [part for part in parts if part != ".."]
+    for start in range(len(inside)):
+        dropped, tail = inside[:start], inside[start:]
+        loses_split = any(split_of(folder) for folder in dropped)
+        is_telling = len(tail) > 1 or "." in tail[0] or split_of(tail[0]) is not None
+        if (
+            is_absolute and is_telling
+        ) or not loses_split:  # of /a/test/images, images may be another split's
+            yield "/".join(tail)
+
+
+def images_of(home: Path, root: Path, entry: str) -> EntryImages:
+    """The images of an entry of the settings.
+
+    Args:
+        home: the data set's folder.
+        root: the folder that holds the images; another one than ``home`` with ``--image-dir``.
+        entry: a folder, or a list of images.
+
+    Raises:
+        DataError: if the entry is no folder, or the list cannot be read.
+    """
+    listing = home / entry
+    if listing.suffix.lower() == ".txt" and listing.is_file():
+        return _listed(listing, home, root)
+    folder = root / entry
+    if not folder.is_dir():
+        raise DataError(
+            "expected a folder of images, got none", str(folder), "correct the path in the settings"
+        )
+    found = sorted(
+        Path(place, name).relative_to(root).as_posix()
+        for place, _, names in os.walk(folder, onerror=_refuse)
+        for name in names
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    )
+    return EntryImages(dict(zip(found, found, strict=True)))
+
+
+def _refuse(error: OSError) -> None:
+    folder = str(error.filename)
+    what = f"cannot look into the folder ({error.strerror})"
+    raise DataError(what, folder, f"chmod +rx {shlex.quote(folder)}") from error
+
+
+def _listed(listing: Path, home: Path, root: Path) -> EntryImages:
+    found = EntryImages({})
+    for number, line in enumerate(read_text(listing).splitlines(), start=1):
+        name, where = line.strip(), f"{listing}:{number}"
+        if not name:
+            continue
+        try:
+            image = _locate(name, listing, home, root, where)
+        except DataError as error:
+            found.problems.extend(error.problems)
+            continue
+        if image in found.names:
+            found.repeated.append(Finding("listed_again", where, repr(name)))
+        found.names.setdefault(image, name)
+    return found
+
+
+def _locate(name: str, listing: Path, home: Path, root: Path, where: str) -> str:
+    """A listed image's path relative to the root; its leading folders may be those of another machine."""
+    beside = listing.parent.relative_to(root).as_posix() if listing.parent.is_relative_to(root) else ""
+    alone = [PurePosixPath(name.replace("\\", "/")).name] if root != home else []
+    for tail in (*tails(name), *alone):
+        for folder in dict.fromkeys((beside, "")):
+            joined = posixpath.normpath(posixpath.join(folder, tail))
+            if not joined.startswith(("/", "..")) and (root / joined).is_file():
+                return join_image("", joined, where)
+    raise DataError(f"the image {name!r} is nowhere in {root}", where, "add the image or remove the line")
+
+
+def label_file(root: Path, image: str) -> tuple[Path, Path]:
+    """Where the labels of an image ought to be: in the folder of labels, or beside it.
+
+    Example:
+        >>> label_file(Path(), "Images/train/a.jpg")[0].as_posix()
+        'Labels/train/a.txt'
+    """
+    parts = PurePosixPath(image).with_suffix(".txt").parts
+    beside = root / PurePosixPath(image).with_suffix(".txt")
+    at = _image_folder(parts)
+    if at is None:
+        return root / "labels" / PurePosixPath(*parts), beside
+    return root / PurePosixPath(*parts[:at], LABEL_FOLDERS[parts[at]], *parts[at + 1 :]), beside
+
+
+def label_places(root: Path, image: str) -> list[Path]:
+    """Where the labels of an image may be, the likeliest first.
+
+    Example:
+        >>> [place.as_posix() for place in label_places(Path(), "img/a.jpg")][:3]
+        ['labels/img/a.txt', 'img/a.txt', 'labels/a.txt']
+    """
+    parts = PurePosixPath(image).with_suffix(".txt").parts
+    at = _image_folder(parts)
+    at = len(parts) - 2 if at is None else at
+    others = [root / PurePosixPath(*parts[:at], name, *parts[at + 1 :]) for name in SIBLINGS if at >= 0]
+    return list(dict.fromkeys((*label_file(root, image), *others)))
+
+
+def _image_folder(parts: tuple[str, ...]) -> int | None:
+    """Which folder of a path is that of images."""
+    folders = [index for index, part in enumerate(parts[:-1]) if part in LABEL_FOLDERS]
+    return folders[-1] if folders else None
+
+
+def labels_without_image(home: Path, entry: str, seen: set[Path]) -> list[Path]:
+    """Label files of an entry's folder that no image asked for."""
+    own = label_file(home, f"{entry}/x.jpg")[1].parent
+    places = (place.parent for place in label_places(home, f"{entry}/x.jpg"))
+    folders = [folder for folder in places if folder != own and folder.is_dir()]
+    if (home / entry).suffix == ".txt" or not folders:
+        return []
+    files = (Path(place, name) for place, _, names in os.walk(folders[0], onerror=_refuse) for name in names)
+    return sorted(
+        file
+        for file in files
+        if file.suffix.lower() == ".txt" and file.name.lower() not in NO_LABELS and file not in seen
+    )
