@@ -47,7 +47,7 @@ def open_dataset(data: Path, tracker: Tracker) -> tuple[list[Sample], list[str]]
     require_images(samples)
     # They stay where they are, so that data.root, which the last note is about, is nothing to set.
     notes = conversion_notes(replace(report, data_root=None))
-    return samples, [f"{data} was converted: its {file.stem} split is measured.", *notes]
+    return samples, [f"{data} was read where it lies: its {file.stem} split is measured.", *notes]
 
 
 def _measured_split(folder: Path) -> Path:
