@@ -47,7 +47,7 @@ def write_config(four: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
             "output_dir": str(run),
             "max_steps": 3,
             "batch_size": batch_size,
-            "learning_rate": 1e-3,
+            "learning_rate": 3e-4,
             "save_steps": 100,
             "logging_steps": 1,
             "preflight": "off",
@@ -94,7 +94,7 @@ def saved_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def assert_same_weights(found: Path, wanted: Path) -> None:
-    """To 1e-5, where one step moves a weight by up to 1e-3."""
+    """To 1e-5, where one step moves a weight by up to 3e-4, however small its gradient: AdamW divides by it."""
     ours, theirs = saved_weights(found), saved_weights(wanted)
     assert ours.keys() == theirs.keys()
     assert {name.partition("/")[0] for name in ours} >= {"detection_head.safetensors"}

@@ -146,7 +146,9 @@ def test_eval__of_another_format_measures_the_same(
         code, out, err = command("eval", "checkpoint", data, "--format", "json")
         assert code == 0, err
         records.append(json.loads(out))
-    assert records[1]["notes"][0] == f"{tmp_path / target} was read where it lies: its test split is measured."
+    assert (
+        records[1]["notes"][0] == f"{tmp_path / target} was read where it lies: its test split is measured."
+    )
     assert records[1]["boxes"] == records[0]["boxes"]
     assert records[1]["runs"][0]["metrics"]["AP50"] == pytest.approx(
         records[0]["runs"][0]["metrics"]["AP50"], abs=0.02
