@@ -94,7 +94,7 @@ def saved_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def assert_same_weights(found: Path, wanted: Path) -> None:
-    """To 1e-5, where one step moves a weight by up to 3e-4, however small its gradient: AdamW divides by it."""
+    """To 1e-5, where one step moves a weight by up to 3e-4, however small its gradient is (AdamW)."""
     ours, theirs = saved_weights(found), saved_weights(wanted)
     assert ours.keys() == theirs.keys()
     assert {name.partition("/")[0] for name in ours} >= {"detection_head.safetensors"}
