@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import ExifTags, Image
 
-from qwendet.checks.config import annotated, crew
+from qwendet.checks.config import annotated
 from qwendet.checks.config.sample_files import find_data
 from qwendet.checks.config.suite import Thoroughness, run_data_checks, survey_data
 from qwendet.checks.config.summary import summary_tables
@@ -73,7 +73,7 @@ def test_worker_processes__find_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     edit_coco(folder, lambda record: record["images"][7].update(file_name="gone.jpg"))
     alone = run_check(folder)
     monkeypatch.setattr(annotated, "PIECE_SAMPLES", 3)
-    monkeypatch.setattr(crew, "FEW_SAMPLES", 0)
+    monkeypatch.setattr(annotated, "FEW_SAMPLES", 0)
     how = Thoroughness(workers=2)
     together, tables = run_data_checks(find_data([folder]), None, silent, how)
     assert [tell(result) for result in together] == [tell(result) for result in alone]

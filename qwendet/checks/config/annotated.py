@@ -18,10 +18,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwendet.checks.config.census import Scan
-from qwendet.checks.config.crew import Crew
+from qwendet.checks.config.crew import FEW_SAMPLES, Crew
 from qwendet.checks.config.sample_files import ORDER, PARTS, Given
 from qwendet.checks.config.samples import Split
-from qwendet.checks.config.scan import PARSE, PASS_IDS, PIECE_SAMPLES, Depth, Pass, Task, scan_files
+from qwendet.checks.config.scan import (
+    PARSE,
+    PASS_IDS,
+    PIECE_SAMPLES,
+    Depth,
+    Judged,
+    Pass,
+    Task,
+    scan_files,
+    take_in,
+)
 from qwendet.checks.runner import Findings
 from qwendet.config import Config
 from qwendet.data.formats.detect import open_written
@@ -65,9 +75,9 @@ def scan_data(
     """
     scans, findings = scan_files(config, given.files, tracker, depth=depth, workers=workers, limits=limits)
     for path, kind in given.datasets.items():
-        with Crew(workers) as crew:
+        with Crew(workers, alone=FEW_SAMPLES) as crew:
             reading = _DatasetPass(config, path, kind, depth, limits, crew)
-            reading.read(tracker, given.source)
+            reading.read(tracker)
         for id, found in reading.findings().items():
             findings.setdefault(id, Findings(id)).merge(found)
         for split, scan in reading.scans.items():
@@ -86,7 +96,7 @@ class _Numbered(NamedTuple):
     places: list[str]
 
 
-def _judge(task: Task, batch: Sequence[_Numbered]) -> tuple[Scan, dict[str, Findings]]:
+def _judge(task: Task, batch: Sequence[_Numbered]) -> Judged:
     """Hold some samples of a split against every rule."""
     reading = Pass(task)
     for number, sample, places in batch:
@@ -118,10 +128,10 @@ class _DatasetPass:
     broken: Findings = field(default_factory=lambda: Findings(PARSE))
     odd: Findings = field(default_factory=lambda: Findings(ANNOTATIONS))
 
-    def read(self, tracker: Tracker, source_format: Format | str) -> None:
+    def read(self, tracker: Tracker) -> None:
         """Go through all that the data set holds."""
         root = self.config.data.root
-        source = open_written(self.path, source_format, None if root is None else Path(root))
+        source = open_written(self.path, self.format, None if root is None else Path(root))
         count = 0
         with tracker(f"checking {self.path.name}", source.total) as advance:
             for item in source.items:
@@ -187,11 +197,7 @@ class _DatasetPass:
         batch, self.waiting[split] = self.waiting[split], []
         task = Task(self.config, split, self.path, root, self.depth, self.limits)
 
-        def merge(judged: tuple[Scan, dict[str, Findings]]) -> None:
-            self.scans[split].add(judged[0])
-            for id, few in judged[1].items():
-                self.found[id].merge(few)
-
+        merge = partial(take_in, self.scans[split], self.found)
         self.crew.do(partial(_judge, task, batch), merge, len(batch))
 
     def findings(self) -> Mapping[str, Findings]:

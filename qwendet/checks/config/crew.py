@@ -12,22 +12,24 @@ from multiprocessing import get_context
 from types import TracebackType
 from typing import TypeVar
 
-from qwendet.checks.config.scan import FEW_SAMPLES
-
 Result = TypeVar("Result")
+FEW_SAMPLES = 2000
+"""Up to so many are checked faster than worker processes start."""
 WAITING = 4
 """Pieces a worker that may wait."""
 
 
 class Crew:
-    """Does pieces of work, from the third thousand of samples on by worker processes.
+    """Does pieces of work by worker processes.
 
     Args:
         workers: how many; with 1 this process does it all.
+        alone: samples that this process does first, because there may be no more of them.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, alone: int) -> None:
         self.workers = workers
+        self.alone = alone
         self.num_samples = 0
         self._pool: ProcessPoolExecutor | None = None
         self._waiting: deque[Callable[[], None]] = deque()
@@ -50,7 +52,7 @@ class Crew:
             num_samples: how many samples it is about.
         """
         self.num_samples += num_samples
-        if self.workers == 1 or self.num_samples <= FEW_SAMPLES:
+        if self.workers == 1 or self.num_samples <= self.alone:
             merge(work())
             return
         if self._pool is None:

@@ -32,12 +32,10 @@ class Given(NamedTuple):
     Attributes:
         files: at most one sample file a part, those that others are compared with first.
         datasets: COCO, VOC and YOLO data sets, each with splits of its own, and their formats.
-        source: what they were said to be; ``auto`` if their formats were recognised.
     """
 
     files: Mapping[Split, Path]
     datasets: Mapping[Path, Format] = MappingProxyType({})
-    source: Format | Literal["auto"] = "auto"
 
 
 def find_data(paths: Sequence[Path], source: Format | Literal["auto"] = "auto") -> Given:
@@ -54,7 +52,7 @@ def find_data(paths: Sequence[Path], source: Format | Literal["auto"] = "auto") 
     """
     formats = {path: detect_format(path) if source == "auto" else source for path in paths}
     files = [file for path in paths if formats[path] == "jsonl" for file in _files_of(path)]
-    return Given(_by_part(files), {path: kind for path, kind in formats.items() if kind != "jsonl"}, source)
+    return Given(_by_part(files), {path: kind for path, kind in formats.items() if kind != "jsonl"})
 
 
 def _by_part(files: Sequence[Path]) -> dict[Split, Path]:

@@ -15,16 +15,14 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from qwendet.checks.config.census import LabelUse, Scan, SeenImage
+from qwendet.checks.config.crew import FEW_SAMPLES, Crew
 from qwendet.checks.config.samples import RULES, Split, Visit, is_counted
 from qwendet.checks.runner import Findings
 from qwendet.config import Config
@@ -37,7 +35,7 @@ from qwendet.data.images import (
 )
 from qwendet.data.samples import Sample, Turn, parse_sample
 from qwendet.errors import DataError, Problem
-from qwendet.progress import Tracker
+from qwendet.progress import Advance, Tracker
 
 PARSE = "config.data.samples"
 CUT = "config.data.cut"
@@ -47,8 +45,6 @@ LEAVES_OUT = frozenset({PARSE, OPEN, *(id for id, rule in RULES.items() if rule.
 """Findings that ``data.on_bad_sample: skip`` leaves out with their sample."""
 LEFT_OUT = "left out (data.on_bad_sample: skip)"
 PIECE_SAMPLES = 256
-FEW_SAMPLES = 2000
-"""Up to so many are checked faster than worker processes start."""
 
 Depth = Literal["none", "header", "full"]
 
@@ -109,36 +105,33 @@ def scan_files(
     scans: dict[Split, Scan] = {}
     pieces = {split: list(cut_into_pieces(path)) for split, path in files.items()}
     num_samples = sum(piece.num_samples for found in pieces.values() for piece in found)
-    with _mapper(workers if num_samples > FEW_SAMPLES else 1) as spread:
+    with Crew(workers if num_samples > FEW_SAMPLES else 1, alone=0) as crew:
         for split, path in files.items():
             root = path.parent if config.data.root is None else Path(config.data.root)
             task = Task(config, split, path, root, depth, limits)
             scans[split] = Scan(path)
             total = sum(piece.num_samples for piece in pieces[split])
             with tracker(f"checking {path.name}", total) as advance:
-                for scan, found in spread(partial(scan_piece, task), pieces[split]):
-                    scans[split].add(scan)
-                    for id, few in found.items():
-                        findings[id].merge(few)
-                    advance(scans[split].num_samples, "")
+                merge = partial(take_in, scans[split], findings, advance=advance)
+                for piece in pieces[split]:
+                    crew.do(partial(scan_piece, task, piece), merge, piece.num_samples)
+                crew.finish()
     return scans, findings
 
 
-Spread = Callable[[Callable[[Piece], Any], Iterable[Piece]], Iterable[Any]]
+Judged = tuple[Scan, dict[str, Findings]]
+"""What was seen of some samples of a split, and what the rules found, by id."""
 
 
-@contextmanager
-def _mapper(workers: int) -> Iterator[Spread]:
-    """``map``, by worker processes if there is more than one."""
-    if workers == 1:
-        yield map
-        return
-    # spawn: a fork of a process that has threads (torch, a progress bar) may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        try:
-            yield pool.map
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+def take_in(
+    scan: Scan, findings: Mapping[str, Findings], judged: Judged, *, advance: Advance | None = None
+) -> None:
+    """Add what a piece of work found to what earlier ones did."""
+    scan.add(judged[0])
+    for id, few in judged[1].items():
+        findings[id].merge(few)
+    if advance is not None:
+        advance(scan.num_samples, "")
 
 
 def available_cores() -> int:
@@ -160,7 +153,7 @@ def cut_into_pieces(path: Path) -> Iterator[Piece]:
         yield Piece(start, offset, first_line, count)
 
 
-def scan_piece(task: Task, piece: Piece) -> tuple[Scan, dict[str, Findings]]:
+def scan_piece(task: Task, piece: Piece) -> Judged:
     """Read some lines of a file and hold them against every rule."""
     reading = Pass(task)
     with task.path.open("rb") as file:

@@ -87,7 +87,7 @@ def open_source(
     """Open a data set of any format, its boxes held against its images.
 
     Args:
-        path: a folder or file, as the format's reader takes it; with ``auto`` also the folder around it.
+        path: a folder or file, as the format's reader takes it, or the folder around it.
         source: its format; ``auto`` looks.
         image_dir: the folder that image paths start from, if not in the data set.
         may_be_absent: images need not be there if the annotations tell their sizes.
@@ -106,8 +106,8 @@ def open_written(
     """Open a data set of any format, its boxes and sizes as they are written; arguments as above."""
     if image_dir is not None and not image_dir.is_dir():
         raise DataError("expected a folder of images, got none", str(image_dir), "correct --image-dir")
+    path = dataset_in(path)
     if source == "auto":
-        path = dataset_in(path)
         source = detect_format(path)
     if not path.exists():
         raise DataError("expected a data set, got no such file or folder", str(path), "correct the path")
