@@ -10,7 +10,7 @@ import typer
 
 from qwendet import console
 from qwendet.cli.group import StagedGroup
-from qwendet.cli.options import RecordFormatOption, command_line
+from qwendet.cli.options import FromOption, RecordFormatOption, command_line
 
 if TYPE_CHECKING:
     from qwendet.data.choose_pool import PoolReport
@@ -31,10 +31,6 @@ Source = Annotated[
     Path, typer.Argument(metavar="SRC", help="The data set, a folder or file; stays as it is.")
 ]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="Folder to write into; absent or empty.")]
-FromOption = Annotated[
-    Literal["coco", "voc", "yolo", "jsonl", "auto"],
-    typer.Option("--from", help="Format of SRC; auto looks into it."),
-]
 ToOption = Annotated[Literal["jsonl", "coco", "voc", "yolo"], typer.Option("--to", help="Format to write.")]
 ImagesOption = Annotated[
     Literal["copy", "link", "reference"],

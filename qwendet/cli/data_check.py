@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from qwendet import console
 from qwendet.cli.options import (
     DecodeOption,
     FormatOption,
+    FromOption,
     NoImagesOption,
     RecordFormatOption,
     WorkersOption,
@@ -27,11 +28,6 @@ RootOption = Annotated[
 PathsArgument = Annotated[
     list[Path],
     typer.Argument(metavar="PATH...", help="Data sets: JSONL, COCO, VOC or YOLO, as files or folders."),
-]
-
-FromOption = Annotated[
-    Literal["coco", "voc", "yolo", "jsonl", "auto"],
-    typer.Option("--from", help="Format of PATH; auto looks into it."),
 ]
 
 

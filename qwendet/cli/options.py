@@ -69,6 +69,10 @@ CheckpointOption = Annotated[
     Path | None,
     typer.Option("--checkpoint", metavar="DIR", help="Compare a saved run with what CONFIG would build."),
 ]
+FromOption = Annotated[
+    Literal["coco", "voc", "yolo", "jsonl", "auto"],
+    typer.Option("--from", help="Format of what is read; auto looks into it."),
+]
 RecordFormatOption = Annotated[
     Literal["human", "json"], typer.Option("--format", help="How results and errors are printed.")
 ]
