@@ -17,8 +17,6 @@ METRICS = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
-SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
-"""Least and largest area of the boxes of each size, in pixels, as in pycocotools."""
 
 
 def coco_ground_truth(
@@ -109,7 +107,7 @@ def match(
 
     Args:
         ground_truth: from :func:`coco_ground_truth`.
-        results: from :func:`coco_results`, at least one.
+        results: from :func:`coco_results`.
         with_labels: a detection matches only an object of its label; otherwise any.
         only_totals: boxes of every size together and 100 detections an image, for AP, AP50, AP75 and AR_100.
 
@@ -122,7 +120,7 @@ def match(
         # Its annotations are written to while they are prepared.
         truth.dataset = {**ground_truth, "annotations": [dict(item) for item in ground_truth["annotations"]]}
         truth.createIndex()
-        evaluation = BoxEvaluation(truth, truth.loadRes([dict(result) for result in results]), "bbox")
+        evaluation = BoxEvaluation(truth, _found(truth, results), "bbox")
         params = evaluation.params
         params.useCats = int(with_labels)
         if only_totals:
@@ -131,17 +129,22 @@ def match(
     return evaluation
 
 
+def _found(truth: COCO, results: Sequence[dict[str, Any]]) -> COCO:
+    """The detections, in the library's own form; its ``loadRes`` cannot take none."""
+    if results:
+        return truth.loadRes([dict(result) for result in results])
+    nothing = COCO()
+    nothing.dataset = {**truth.dataset, "annotations": []}
+    nothing.createIndex()
+    return nothing
+
+
 def summarise(evaluation: BoxEvaluation) -> dict[str, float]:
     """COCO's twelve metrics of matched detections; -1 where there is nothing to measure."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
         evaluation.summarize()
     return {name: float(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
-
-
-def has_truth(ground_truth: dict[str, Any]) -> bool:
-    """Whether there is any object to be found, beside crowds and difficult ones."""
-    return not all(item["ignore"] for item in ground_truth["annotations"])
 
 
 def coco_metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
@@ -154,15 +157,4 @@ def coco_metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]) ->
     Returns:
         Metrics by name, see :data:`METRICS`; -1 where there is nothing to measure, as in COCO.
     """
-    if not results or not has_truth(ground_truth):
-        return metrics_of_nothing(ground_truth)
     return summarise(match(ground_truth, results))
-
-
-def metrics_of_nothing(ground_truth: dict[str, Any]) -> dict[str, float]:
-    """The twelve metrics where nothing was found: 0, and -1 where there was nothing to find."""
-    areas = [item["area"] for item in ground_truth["annotations"] if not item["ignore"]]
-    ranges = {"": (0.0, 1e10), **SIZES}
-    is_there = {size: any(least <= area <= most for area in areas) for size, (least, most) in ranges.items()}
-    sizes = {name: name.partition("_")[2] for name in METRICS}
-    return {name: 0.0 if is_there.get(sizes[name], is_there[""]) else -1.0 for name in METRICS}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qwendet.evaluation.coco import BoxEvaluation, match
+from qwendet.evaluation.coco import match
 from qwendet.evaluation.matches import IntArray
 from qwendet.evaluation.scores import Run
 from qwendet.progress import Tracker, silent
@@ -120,15 +120,13 @@ class Resampler:
     """
 
     def __init__(self, ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
-        self.evaluation: BoxEvaluation | None = None
         self._truth_per_image = np.zeros(len(ground_truth["images"]), dtype=np.int64)
         for item in ground_truth["annotations"]:
             self._truth_per_image[item["image_id"]] += not item["ignore"]
-        if results:
-            self.evaluation = match(ground_truth, results, only_totals=True)
-            images = len(ground_truth["images"])
-            records = self.evaluation.evalImgs
-            self._groups = [records[start : start + images] for start in range(0, len(records), images)]
+        self.evaluation = match(ground_truth, results, only_totals=True)
+        images = len(ground_truth["images"])
+        records = self.evaluation.evalImgs
+        self._groups = [records[start : start + images] for start in range(0, len(records), images)]
 
     def metrics(self, images: IntArray) -> dict[str, float]:
         """AP, AP50, AP75 and AR_100 over images, each as often as it is named; -1 without objects.
@@ -138,8 +136,6 @@ class Resampler:
         """
         if not self._truth_per_image[images].any():
             return dict.fromkeys(COMPARED, -1.0)
-        if self.evaluation is None:
-            return dict.fromkeys(COMPARED, 0.0)
         self.evaluation.evalImgs = [group[image] for group in self._groups for image in images]
         with contextlib.redirect_stdout(io.StringIO()):
             self.evaluation.accumulate()

@@ -93,12 +93,6 @@ def matches_of(
     )
 
 
-def no_matches(ground_truth: dict[str, Any]) -> Matches:
-    """The matches of a run that found nothing at all."""
-    none, nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
-    return Matches(none, nothing, none, none, none.astype(bool), nothing, **_truth(ground_truth))
-
-
 def images_evaluated(done: BoxEvaluation) -> list[dict[str, Any]]:
     """Pycocotools' record of each label and image, over boxes of every size."""
     images, areas = len(done.params.imgIds), len(done.params.areaRng)

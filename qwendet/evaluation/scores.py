@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qwendet.detections import Prediction, Source
-from qwendet.evaluation.coco import coco_results, has_truth, match, metrics_of_nothing, summarise
-from qwendet.evaluation.matches import FloatArray, Matches, matches_of, no_matches
+from qwendet.evaluation.coco import coco_results, match, summarise
+from qwendet.evaluation.matches import FloatArray, Matches, matches_of
 
 SCORE_MEANINGS: dict[Source, str] = {
     "head": "probability by the detection head",
@@ -154,19 +154,11 @@ def score_run(
     own = tuple(_of_source(prediction, source) for prediction in predictions)
     results = coco_results(own, labels, source)
     categories = ground_truth["categories"]
-    curves = np.full((len(categories), 101), -1.0)
-    average = np.full((2, len(categories)), -1.0)  # AP and AP50 of each label
-    metrics = metrics_of_nothing(ground_truth)
-    matches = no_matches(ground_truth)
-    if results:
-        evaluation = match(ground_truth, results)
-        metrics = summarise(evaluation)
-        precision = evaluation.eval["precision"][..., 0, -1]  # (T, 101, K): any size, 100 detections
-        curves, average = precision[_AP50].T, np.stack([precision.mean((0, 1)), precision[_AP50].mean(0)])
-        matches = matches_of(ground_truth, results, evaluation)
-    elif has_truth(ground_truth):
-        present = np.isin([item["id"] for item in categories], matches.truth_category)
-        curves[present], average[:, present] = 0.0, 0.0
+    evaluation = match(ground_truth, results)
+    metrics = summarise(evaluation)
+    precision = evaluation.eval["precision"][..., 0, -1]  # (T, 101, K): any size, 100 detections
+    average = np.stack([precision.mean((0, 1)), precision[_AP50].mean(0)])  # AP and AP50 of each label
+    matches = matches_of(ground_truth, results, evaluation)
     threshold = best_threshold(matches)
     return Run(
         source=source,
@@ -179,7 +171,7 @@ def score_run(
             _label_scores(category, matches, threshold, *average[:, index])
             for index, category in enumerate(categories)
         ),
-        curves=curves,
+        curves=precision[_AP50].T,
         matches=matches,
         answers=answer_totals(own),
     )

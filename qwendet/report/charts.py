@@ -111,13 +111,12 @@ def confusion_of(run: Run, ground_truth: dict[str, Any]) -> Confusion:
     counts: IntArray = np.zeros((len(names) + 1, len(names) + 1), dtype=np.int64)
     place = {category: index for index, category in enumerate(categories)}
     truth = {item["id"]: item["category_id"] for item in ground_truth["annotations"] if not item["ignore"]}
-    if results:
-        matches = matches_of(ground_truth, results, match(ground_truth, results, with_labels=False))
-        for category, found, is_false in zip(matches.category, matches.found, matches.is_false, strict=True):
-            if is_false:
-                counts[-1, place[category]] += 1
-            elif found in truth:  # else it was a crowd or a difficult object
-                counts[place[truth.pop(found)], place[category]] += 1
+    matches = matches_of(ground_truth, results, match(ground_truth, results, with_labels=False))
+    for category, found, is_false in zip(matches.category, matches.found, matches.is_false, strict=True):
+        if is_false:
+            counts[-1, place[category]] += 1
+        elif found in truth:  # else it was a crowd or a difficult object
+            counts[place[truth.pop(found)], place[category]] += 1
     for category in truth.values():
         counts[place[category], -1] += 1
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -60,9 +60,7 @@ def tails(entry: str) -> Iterator[str]:
         dropped, tail = inside[:start], inside[start:]
         loses_split = any(split_of(folder) for folder in dropped)
         is_telling = len(tail) > 1 or "." in tail[0] or split_of(tail[0]) is not None
-        if (
-            is_absolute and is_telling
-        ) or not loses_split:  # of /a/test/images, images may be another split's
+        if not loses_split or (is_absolute and is_telling):  # "images" of "../test/images" may be another's
             yield "/".join(tail)
 
 
