@@ -187,7 +187,9 @@ def test_infer__constrained_answers_are_valid_in_the_published_vocabulary(
     samples = [sample_of_image(path) for path in sorted((scenes.parent / "images").iterdir())[:2]]
     overrides = ["infer.constrained=true", "infer.max_detections=3", "infer.max_new_tokens=150"]
     constrained = Predictor.from_checkpoint(checkpoint, overrides=overrides)
-    for prediction in constrained.predict(samples, "text"):
+    predictions = list(constrained.predict(samples, "text"))
+    assert len(predictions) == 2
+    for prediction in predictions:
         assert prediction.rejected == 0
         assert 1 <= len(prediction.detections) <= 3
         assert {item.desc for item in prediction.detections} <= set(constrained.bundle.labels)
@@ -195,4 +197,4 @@ def test_infer__constrained_answers_are_valid_in_the_published_vocabulary(
             assert 0 <= item.bbox_2d[0] < item.bbox_2d[2] <= prediction.width
             assert 0 <= item.bbox_2d[1] < item.bbox_2d[3] <= prediction.height
     free = Predictor.from_checkpoint(checkpoint, overrides=["infer.max_new_tokens=150"])
-    assert not any(prediction.detections for prediction in free.predict(samples, "text"))
+    assert [len(prediction.detections) for prediction in free.predict(samples, "text")] == [0, 0]

@@ -114,6 +114,16 @@ def test_python__compiles(path: Path) -> None:
         compile(text, path.name, "exec")
 
 
+def test_blocks__are_found_at_all() -> None:
+    """Else the tests of them would have nothing to fail on."""
+    found = {
+        kind: sum(len(blocks(path, kind)) for path in DOCUMENTS)
+        for kind in ("bash", "yaml", "json", "python")
+    }
+    assert all(count >= 3 for count in found.values()), found
+    assert found["bash"] >= 10
+
+
 def test_blocks__are_of_languages_that_are_tested() -> None:
     kinds = {kind for path in DOCUMENTS for kind, _ in FENCE.findall(path.read_text(encoding="utf-8"))}
     assert kinds <= {"bash", "yaml", "json", "python", "text", ""}, kinds  # text: end_to_end/test_readme.py
