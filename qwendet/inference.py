@@ -8,6 +8,8 @@ The prompt is, token for token, what training saw before the answer.
 
 from __future__ import annotations
 
+import difflib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
@@ -33,6 +35,8 @@ from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary
 from qwendet.model.generation import GeneratedAnswer, generate_answers
 from qwendet.progress import Advance, no_advance
 from qwendet.sharding import map_batches
+
+logger = logging.getLogger("qwendet")
 
 _TextFound = tuple[list[Detection], int, AnswerFacts | None]
 """Of one text answer: its usable boxes, the number of the others, and what can be said of it."""
@@ -62,7 +66,7 @@ class Predictor:
 
         Args:
             folder: a checkpoint with a manifest.
-            labels: other labels to look for.
+            labels: other labels to look for; one that is nearly a trained one is told.
             overrides: ``key=value``, such as ``infer.batch_size=16``.
 
         Raises:
@@ -73,6 +77,7 @@ class Predictor:
         config = override_config(trained, overrides)
         require_as_trained(trained, config)
         if labels is not None:
+            tell_near_misses(labels, trained.data.labels or ())
             config = config.model_copy(
                 update={"data": config.data.model_copy(update={"labels": tuple(labels)})}
             )
@@ -215,3 +220,11 @@ def has_area(box: Sequence[float]) -> bool:
     """Whether a rounded xyxy box covers anything."""
     x1, y1, x2, y2 = _rounded(box)
     return x2 > x1 and y2 > y1
+
+
+def tell_near_misses(labels: Sequence[str], trained: Sequence[str]) -> None:
+    """Warn of labels that are nearly trained ones: any label may be looked for, a misspelt one too."""
+    for label in labels:
+        close = difflib.get_close_matches(label, trained, n=1, cutoff=0.85)
+        if close and label not in trained:
+            logger.warning("the label %r was not trained; did you mean %r?", label, close[0])
