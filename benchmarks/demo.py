@@ -24,6 +24,7 @@ from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results
 from qwendet.inference import Predictor
 from qwendet.loader import load
 from qwendet.pictures import save_pictures
+from qwendet.progress import shown_by, track
 from qwendet.run import train
 
 TRAINING_SCENES = 6400
@@ -74,7 +75,7 @@ def main() -> None:
     untrained = config.model_copy(update={"data": config.data.model_copy(update={"labels": DEMO.labels})})
     before, _, _ = score(Predictor(load(untrained, for_inference=True)), samples, "before")
     trained_at = time.monotonic()
-    summary = train(config, tracker=progress)
+    summary = train(config)
     training_seconds = time.monotonic() - trained_at
     if summary.final is None:
         raise SystemExit(f"stopped by {summary.stopped_by}: nothing is evaluated")
@@ -103,7 +104,7 @@ def score(
 ) -> tuple[dict[str, float], dict[str, object], list[Prediction]]:
     """Predict by head and text; COCO metrics of both, ground truth, predictions."""
     predictions: list[Prediction] = []
-    with progress(f"predicting {name}", len(samples)) as advance:
+    with track(f"predicting {name}", len(samples)) as advance:
         for prediction in predictor.predict(samples, "both"):
             predictions.append(prediction)
             advance(len(predictions), "")
@@ -142,4 +143,5 @@ def write_coco(folder: Path, truth: dict[str, object], results: list[dict[str, o
 
 
 if __name__ == "__main__":
-    main()
+    with shown_by(progress):
+        main()

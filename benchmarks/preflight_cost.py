@@ -17,7 +17,6 @@ from qwendet.build_trainer import create_trainer
 from qwendet.checks.config.suite import require_config_checks
 from qwendet.checks.preflight import require_preflight
 from qwendet.config_file import load_config
-from qwendet.progress import silent
 
 RUNS = 3
 RUN_SECONDS = 600.0
@@ -34,8 +33,8 @@ def main() -> None:
     seconds = []
     for _ in range(RUNS):
         began = time.perf_counter()
-        require_config_checks(config, silent)
-        require_preflight(bundle, silent)
+        require_config_checks(config)
+        require_preflight(bundle)
         seconds.append(time.perf_counter() - began)
     median = statistics.median(seconds)
     figures = {"quick_seconds": median, "share_of_ten_minutes": median / RUN_SECONDS}

@@ -33,6 +33,7 @@ from qwendet.model.checkpoint import save_checkpoint
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.tiny import TINY_FOLDER, UNTRAINED
 from qwendet.parameter_groups import freeze_groups
+from qwendet.progress import shown_by
 from qwendet.run import evaluate, train
 from qwendet.training import DetectionTrainer
 from qwendet.training_arguments import training_arguments
@@ -67,7 +68,7 @@ class ProbedTrainer(DetectionTrainer):
         dataset = TrainingSamples(bundle.config, bundle.encoder())
         arguments = training_arguments(bundle.config)
         arguments.adam_beta2 = ADAM_BETA2
-        super().__init__(bundle, dataset, arguments, [ProgressReport(progress)])
+        super().__init__(bundle, dataset, arguments, [ProgressReport()])
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The loss, and the probes'."""
@@ -102,12 +103,12 @@ def main() -> None:
     folder = options.output
     write_data(folder / "data")
     shutil.copy("examples/pretrain_tiny.yaml", folder / "config.yaml")
-    start = options.start or train(load_config(folder / "config.yaml"), tracker=progress).final
+    start = options.start or train(load_config(folder / "config.yaml")).final
     trainer = ProbedTrainer(load_config(folder / "config.yaml", SECOND_STAGE), start)
     trainer.train()
     whole = replace(trainer.first, detector=joined(trainer))
     publish(whole, TINY_FOLDER)
-    print(evaluate(whole, folder / "run2", progress).metrics)
+    print(evaluate(whole, folder / "run2").metrics)
 
 
 def joined(trainer: ProbedTrainer) -> Qwen25VLWithDetection:
@@ -155,4 +156,5 @@ def publish(bundle: Bundle, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with shown_by(progress):
+        main()

@@ -75,9 +75,8 @@ def write_photographs(folder: Path, count: int) -> Path:
     Not the first of them: those have 16.9 boxes each, the average is 13.7.
     """
     from qwendet.data.formats.convert import Conversion, convert_dataset
-    from qwendet.progress import silent
 
-    convert_dataset(PHOTOGRAPHS, folder, Conversion(source="voc", images="reference"), silent)
+    convert_dataset(PHOTOGRAPHS, folder, Conversion(source="voc", images="reference"))
     lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     if len(lines) < count:
         raise SystemExit(f"{PHOTOGRAPHS} has {len(lines)} training photographs, {count} were asked for")

@@ -11,17 +11,15 @@ from qwendet.data.dataset import training_samples
 from qwendet.loader import Bundle, load
 from qwendet.model.packing import require_isolation
 from qwendet.parameter_groups import freeze_groups
-from qwendet.progress import Tracker, silent
 from qwendet.training import DetectionTrainer
 from qwendet.training_arguments import require_launcher, training_arguments
 
 
-def create_trainer(config: Config, *, tracker: Tracker = silent) -> DetectionTrainer:
+def create_trainer(config: Config) -> DetectionTrainer:
     """Build the trainer that ``qwendet train`` uses.
 
     Args:
         config: the config.
-        tracker: shows progress.
 
     Returns:
         A trainer; its ``bundle`` is the model, its ``train()`` trains.
@@ -31,10 +29,10 @@ def create_trainer(config: Config, *, tracker: Tracker = silent) -> DetectionTra
     """
     require_boards(config)
     require_launcher(config)
-    return trainer_of(load(config, for_inference=False), tracker=tracker)
+    return trainer_of(load(config, for_inference=False))
 
 
-def trainer_of(bundle: Bundle, *, tracker: Tracker = silent) -> DetectionTrainer:
+def trainer_of(bundle: Bundle) -> DetectionTrainer:
     """Build the trainer of a training build: groups frozen, samples opened.
 
     Raises:
@@ -45,7 +43,7 @@ def trainer_of(bundle: Bundle, *, tracker: Tracker = silent) -> DetectionTrainer
         require_isolation(bundle.detector)
     freeze_groups(bundle.detector, config.train.group_learning_rates())
     samples = training_samples(config, bundle.encoder())
-    callbacks: list[TrainerCallback] = [ProgressReport(tracker), StopOnSignal()]
+    callbacks: list[TrainerCallback] = [ProgressReport(), StopOnSignal()]
     if config.train.eval_steps is not None:
         # First, so that a signal in the same step has the last word.
         callbacks.insert(0, EvaluateEvery(config.train.eval_steps, spare_last=config.train.evaluate))

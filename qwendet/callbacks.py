@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwendet.data.ahead import StepsAhead
-from qwendet.progress import Advance, Tracker
+from qwendet.progress import Advance, track
 
 logger = logging.getLogger("qwendet")
 
@@ -21,8 +21,7 @@ logger = logging.getLogger("qwendet")
 class ProgressReport(TrainerCallback):
     """Shows steps, rate, time left and the loss."""
 
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
+    def __init__(self) -> None:
         self._context: Any = None
         self._advance: Advance | None = None
         self._text = ""
@@ -32,7 +31,7 @@ class ProgressReport(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the bar."""
-        self._context = self.tracker("training", state.max_steps)
+        self._context = track("training", state.max_steps)
         self._advance = self._context.__enter__()
         self._step = state.global_step
         self.say(self._text)

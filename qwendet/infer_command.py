@@ -14,7 +14,7 @@ from qwendet.detections import Source, write_predictions
 from qwendet.errors import ConfigError
 from qwendet.inference import Predictor
 from qwendet.pictures import save_pictures
-from qwendet.progress import Tracker, silent
+from qwendet.progress import track
 from qwendet.sharding import is_first_process, joined_processes
 
 
@@ -48,7 +48,6 @@ def infer(
     constrained: bool = False,
     visualize: Path | None = None,
     overrides: Sequence[str] = (),
-    tracker: Tracker = silent,
 ) -> InferSummary:
     """Predict images, folders and JSONL files with a checkpoint.
 
@@ -62,7 +61,6 @@ def infer(
         constrained: keep text answers inside the grammar of a valid one.
         visualize: folder for pictures with boxes.
         overrides: ``key=value`` for the checkpoint's config.
-        tracker: shows progress.
 
     Raises:
         QwendetError: for a checkpoint, image or option that cannot be used; then nothing is written.
@@ -74,7 +72,7 @@ def infer(
         if constrained:
             _require_text(predictor.sources(mode))
         samples = with_teachers(samples, predictor.bundle.config, teachers)
-        with tracker("predicting", len(samples)) as advance:
+        with track("predicting", len(samples)) as advance:
             predictions = predictor.predict_all(samples, mode, advance)
     if visualize is not None and is_first_process():
         threshold = predictor.bundle.config.infer.picture_threshold

@@ -1,30 +1,69 @@
-"""How long work tells how far it is, without knowing who shows it."""
+"""How long work tells how far it is, without knowing who shows it, or handing it on."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 Advance = Callable[[int, str], None]
 """Called with the number of finished items and a short text to show, such as ``loss 1.23``."""
 
 Tracker = Callable[[str, int], AbstractContextManager[Advance]]
-"""Called with what is being done and the number of items; see ``qwendet.console.progress``."""
+"""Shows work: called with what is being done and the number of items, as ``qwendet.console.progress`` is."""
 
 PLAIN_STEP = 0.1  # share of the work between two lines of progress without a terminal
 PLAIN_SECONDS = 30.0  # … or seconds
 PLAIN_LEAST_SECONDS = 2.0  # between two such lines, so that quick work prints its last one only
 
 
-@contextmanager
-def silent(description: str, total: int) -> Iterator[Advance]:
-    """Track without showing anything."""
-    yield no_advance
-
-
 def no_advance(finished: int, text: str) -> None:
     """Show nothing."""
+
+
+_tracker: ContextVar[Tracker] = ContextVar(
+    "tracker", default=lambda description, total: nullcontext(no_advance)
+)
+
+
+def track(description: str, total: int) -> AbstractContextManager[Advance]:
+    """Begin work that takes a while; shown by whom :func:`shown_by` names, by nobody otherwise.
+
+    Args:
+        description: what is being done.
+        total: number of items; 0 if nobody knows.
+
+    Returns:
+        A context for as long as the work lasts; what it gives is called with the number of finished items
+        and a short text.
+
+    Example:
+        >>> with track("reading", 2) as advance:
+        ...     advance(1, "a.jpg")
+    """
+    return _tracker.get()(description, total)
+
+
+@contextmanager
+def shown_by(tracker: Tracker) -> Iterator[None]:
+    """Have all work until the block ends shown.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> def shout(description, total):
+        ...     print(f"{description} {total} files")
+        ...     return nullcontext(lambda finished, text: print(finished, text))
+        >>> with shown_by(shout), track("reading", 2) as advance:
+        ...     advance(1, "a.jpg")
+        reading 2 files
+        1 a.jpg
+    """
+    token = _tracker.set(tracker)
+    try:
+        yield
+    finally:
+        _tracker.reset(token)
 
 
 class Pace:

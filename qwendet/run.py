@@ -24,7 +24,7 @@ from qwendet.errors import ConfigError, EnvironmentLacksError
 from qwendet.evaluation.validation import Validation, validate, validation_samples
 from qwendet.files import atomic_file, atomic_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.progress import Tracker, silent
+from qwendet.progress import track
 from qwendet.resume import latest_checkpoint, saving
 from qwendet.sharding import is_first_process, peers_needed
 from qwendet.training import DetectionTrainer
@@ -47,13 +47,12 @@ class RunSummary:
     stopped_by: str = ""
 
 
-def train(config: Config, *, resume: bool = False, tracker: Tracker = silent) -> RunSummary:
+def train(config: Config, *, resume: bool = False) -> RunSummary:
     """Train, save and evaluate.
 
     Args:
         config: the config.
         resume: continue from the newest complete checkpoint of ``train.output_dir``.
-        tracker: shows progress.
 
     Raises:
         QwendetError: before anything is written, for a config, data or model that cannot be used;
@@ -63,16 +62,16 @@ def train(config: Config, *, resume: bool = False, tracker: Tracker = silent) ->
     checkpoint = latest_checkpoint(output_dir) if resume else None
     if not resume:
         _require_unused(output_dir)
-    require_config_checks(config, tracker)
+    require_config_checks(config)
     _require_writable(output_dir)
     with peers_needed():
-        return _train_and_save(config, checkpoint, tracker)
+        return _train_and_save(config, checkpoint)
 
 
-def _train_and_save(config: Config, checkpoint: Path | None, tracker: Tracker) -> RunSummary:
+def _train_and_save(config: Config, checkpoint: Path | None) -> RunSummary:
     output_dir = Path(config.train.output_dir)
-    trainer = create_trainer(config, tracker=tracker)
-    require_preflight(trainer.bundle, tracker)
+    trainer = create_trainer(config)
+    require_preflight(trainer.bundle)
     with trainer.boards.closing():
         stopped_by = _train(trainer, checkpoint)
         if stopped_by:
@@ -82,10 +81,10 @@ def _train_and_save(config: Config, checkpoint: Path | None, tracker: Tracker) -
         if trainer.is_world_process_zero():  # one of the processes that torchrun starts
             with saving(final), atomic_folder(final, replace=True) as folder:
                 trainer.save_bundle(folder, weights)
-        return RunSummary(output_dir, final, _evaluate(trainer, final, tracker))
+        return RunSummary(output_dir, final, _evaluate(trainer, final))
 
 
-def _evaluate(trainer: DetectionTrainer, final: Path, tracker: Tracker) -> dict[str, float] | None:
+def _evaluate(trainer: DetectionTrainer, final: Path) -> dict[str, float] | None:
     """Evaluate the model in memory, all processes together.
 
     Where it is spread over them, the first process loads what they have just saved, and the others are done.
@@ -96,9 +95,9 @@ def _evaluate(trainer: DetectionTrainer, final: Path, tracker: Tracker) -> dict[
         return None
     if trainer.is_sharded:
         whole = load(config_of_checkpoint(final), for_inference=True)
-        validation = evaluate(whole, final.parent, tracker, alone=True)
+        validation = evaluate(whole, final.parent, alone=True)
     else:
-        validation = evaluate(trainer.bundle, final.parent, tracker)
+        validation = evaluate(trainer.bundle, final.parent)
     trainer.show(validation)
     return validation.metrics if is_first else None
 
@@ -184,17 +183,16 @@ def _of_the_machine(error: RuntimeError) -> EnvironmentLacksError | None:
     return None
 
 
-def evaluate(bundle: Bundle, output_dir: Path, tracker: Tracker, *, alone: bool = False) -> Validation:
+def evaluate(bundle: Bundle, output_dir: Path, *, alone: bool = False) -> Validation:
     """Predict the validation samples with the model in memory; write predictions and metrics.
 
     Args:
         bundle: the model.
         output_dir: folder of the run.
-        tracker: shows progress.
         alone: this process predicts all of them, else all processes of the launcher share them.
     """
     samples = validation_samples(bundle.config)
-    with tracker("evaluating", len(samples)) as advance:
+    with track("evaluating", len(samples)) as advance:
         validation = validate(bundle, samples, advance, alone=alone)
     if is_first_process():
         write_predictions(validation.predictions, output_dir / "eval" / "predictions.jsonl")

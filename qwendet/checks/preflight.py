@@ -24,7 +24,6 @@ from qwendet.checks.subject import temporary_subject
 from qwendet.config import Config
 from qwendet.errors import Problem, QwendetError
 from qwendet.loader import Bundle
-from qwendet.progress import Tracker
 
 logger = logging.getLogger("qwendet")
 
@@ -33,7 +32,6 @@ Found = tuple[list[Result], list[Table]]
 
 def run_all_checks(
     config: Config,
-    tracker: Tracker,
     how: Thoroughness,
     *,
     checkpoint: Path | None = None,
@@ -44,7 +42,6 @@ def run_all_checks(
 
     Args:
         config: a config that could be loaded.
-        tracker: shows progress.
         how: how far the checks of the data go.
         checkpoint: a saved run to compare with what the config would build.
         only: ids to run; none runs all.
@@ -57,7 +54,7 @@ def run_all_checks(
     """
     require_known(only, all_ids())
     consistency.require_checkpoint(checkpoint)  # before minutes of other checks
-    results, tables = _config_results(config, tracker, how, only)
+    results, tables = _config_results(config, how, only)
     of_loss, of_consistency = ([id for id in only if id in known] for known in (loss.CHECKS, consistency.IDS))
     if any(result.id == EMPTY and result.status == "fail" for result in results):
         return results, tables  # whatever else was asked would only say so again
@@ -67,17 +64,15 @@ def run_all_checks(
             return results, tables
     with temporary_subject(config) as subject:
         if of_loss or not only:
-            found = loss.run_loss_checks(subject, tracker, only=of_loss, with_overfit=with_overfit)
+            found = loss.run_loss_checks(subject, only=of_loss, with_overfit=with_overfit)
             results, tables = results + found[0], tables + found[1]
         if of_consistency or not only:
-            found = consistency.run_consistency_checks(
-                subject, tracker, checkpoint=checkpoint, only=of_consistency
-            )
+            found = consistency.run_consistency_checks(subject, checkpoint=checkpoint, only=of_consistency)
             results, tables = results + found[0], tables + found[1]
     return results, tables
 
 
-def require_preflight(bundle: Bundle, tracker: Tracker) -> None:
+def require_preflight(bundle: Bundle) -> None:
     """Run what ``train.preflight`` asks for on the model that is about to be trained.
 
     Raises:
@@ -89,10 +84,10 @@ def require_preflight(bundle: Bundle, tracker: Tracker) -> None:
         return
     with torch.random.fork_rng(), temporary_subject(config, bundle) as subject:
         if config.train.preflight == "quick":
-            results, _ = loss.run_loss_checks(subject, tracker, only=loss.QUICK)
+            results, _ = loss.run_loss_checks(subject, only=loss.QUICK)
         else:
-            results, _ = loss.run_loss_checks(subject, tracker, with_overfit=False)
-            results += consistency.run_consistency_checks(subject, tracker)[0]
+            results, _ = loss.run_loss_checks(subject, with_overfit=False)
+            results += consistency.run_consistency_checks(subject)[0]
     failed = [result for result in results if result.status == "fail"]
     if failed:
         problems = [Problem(result.what, result.where, result.fix, result.id) for result in failed]
@@ -110,11 +105,11 @@ class PreflightError(QwendetError):
     exit_code = 1
 
 
-def _config_results(config: Config, tracker: Tracker, how: Thoroughness, only: Collection[str]) -> Found:
+def _config_results(config: Config, how: Thoroughness, only: Collection[str]) -> Found:
     wanted = set(only) & set(known_ids())
     if only and not wanted:
         return [], []
-    results, tables = run_config_checks(config, tracker, how)
+    results, tables = run_config_checks(config, how)
     return (
         [result for result in results if not only or result.id in wanted],
         [] if only else tables,

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from qwendet.checks.result import NotApplicableError, Result, Status, Table, Verdict
 from qwendet.errors import ConfigError, Problem, QwendetError
-from qwendet.progress import Tracker
+from qwendet.progress import track
 
 logger = logging.getLogger("qwendet")
 
@@ -148,7 +148,6 @@ def run_checks(
     checks: Mapping[str, Callable[[Subject], Verdict]],
     subject: Subject,
     allowed: Collection[str],
-    tracker: Tracker,
 ) -> tuple[list[Result], list[Table]]:
     """Run checks of one subject, each come what may.
 
@@ -156,14 +155,13 @@ def run_checks(
         checks: by id, in the order to run them.
         subject: what they look at.
         allowed: ids of ``data.allow``.
-        tracker: shows progress.
 
     Returns:
         At least one result for each check, and the figures behind them.
     """
     results: list[Result] = []
     tables: list[Table] = []
-    with tracker("checking", len(checks)) as advance:
+    with track("checking", len(checks)) as advance:
         for number, (id, check) in enumerate(checks.items()):
             advance(number, id)
             began = time.perf_counter()

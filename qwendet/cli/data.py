@@ -65,7 +65,7 @@ def convert(
     from qwendet.data.formats.convert import Conversion, convert_dataset
 
     how = Conversion(source, target, images, image_dir, is_strict=strict, skip_bad=skip_bad)
-    _show(convert_dataset(src, dst, how, console.progress), dst)
+    _show(convert_dataset(src, dst, how), dst)
 
 
 @app.command()
@@ -91,7 +91,7 @@ def split(
     from qwendet.data.split import split_dataset
 
     how = Conversion(source, target, images, image_dir, skip_bad=skip_bad)
-    _show(split_dataset(src, dst, {"val": val, "test": test}, seed, how, console.progress), dst)
+    _show(split_dataset(src, dst, {"val": val, "test": test}, seed, how), dst)
 
 
 @app.command()
@@ -120,7 +120,7 @@ def teachers(
 
     beside = (train.parent / name for name in ("val.jsonl", "test.jsonl"))
     held_out = val if val is not None else [file for file in beside if file.is_file() and file != train]
-    report = choose_pool(train, out, count, held_out=held_out, root=root, seed=seed, tracker=console.progress)
+    report = choose_pool(train, out, count, held_out=held_out, root=root, seed=seed)
     # The config's own words for it: the path from where the user stands.
     settings = [f"data.teachers={report.file.absolute()}", "data.teacher_ratio=0.5"]
     _show_pool(report, held_out, command_line("validate-config", "CONFIG", settings=settings))

@@ -53,7 +53,7 @@ def check(
     from qwendet.checks.config.suite import Thoroughness, run_data_checks
 
     how = Thoroughness(image_depth(decode, no_images), workers=workers or available_cores())
-    results, tables = run_data_checks(find_data(paths, source), root, console.progress, how)
+    results, tables = run_data_checks(find_data(paths, source), root, how)
     again = _again(paths, source, root)
     report_and_exit(results, tables, again, command_line("init", "DIR", "--data", str(paths[0])))
 
@@ -81,7 +81,7 @@ def stats(
     from qwendet.checks.config.summary import summary_tables
 
     how = Thoroughness(image_depth(False, no_images), workers=workers or available_cores())
-    seen, num_left_out = survey_data(find_data(paths, source), root, console.progress, how)
+    seen, num_left_out = survey_data(find_data(paths, source), root, how)
     tables = summary_tables(seen.scans)
     files = [] if output is None else save_plots(seen.scans, output)
     further = _again(paths, source, root)

@@ -78,7 +78,6 @@ def evaluate(
             teachers=teachers,
             compare=compare,
             overrides=settings or (),
-            tracker=console.progress,
         )
     if not is_first_process():
         return

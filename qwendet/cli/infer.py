@@ -79,7 +79,6 @@ def infer(
         constrained=constrained,
         visualize=visualize,
         overrides=settings or (),
-        tracker=console.progress,
     )
     if not is_first_process():  # of those that a launcher started
         return

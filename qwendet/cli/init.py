@@ -30,7 +30,7 @@ def init(
     console.set_format(output_format)
     from qwendet.starter.project import init_project
 
-    summary = init_project(directory, tiny=tiny, model=model, data=data, tracker=console.progress)
+    summary = init_project(directory, tiny=tiny, model=model, data=data)
     if console.is_for_machine():
         record = {"config": str(summary.config), "notes": summary.notes, "next": summary.next_command}
         console.print_record(record)

@@ -15,6 +15,7 @@ from qwendet import console
 from qwendet.cli import data, data_check, eval, export, infer, init, train, validate
 from qwendet.cli.group import StagedGroup
 from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
+from qwendet.progress import shown_by
 
 GLOBAL_FLAGS = ("--debug", "--quiet")
 INTERRUPTED = 130
@@ -96,7 +97,8 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(args=_flags_first(words), prog_name="qwendet", standalone_mode=False)
+        with shown_by(console.progress):
+            code = app(args=_flags_first(words), prog_name="qwendet", standalone_mode=False)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             console.print_lines([error.ctx.get_help()])

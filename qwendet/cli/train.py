@@ -43,7 +43,7 @@ def train(
     from qwendet.run import train as run_training  # imports torch: seconds that a broken config need not wait
 
     with console.nothing_but_results():
-        summary = run_training(loaded, resume=resume, tracker=console.progress)
+        summary = run_training(loaded, resume=resume)
     if not is_first_process():  # of those that a launcher started
         return
     resume_command = command_line("train", name, "--resume", settings=settings or ())

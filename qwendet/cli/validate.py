@@ -49,7 +49,7 @@ def validate_config(
 
     how = Thoroughness(image_depth(decode, no_images), tokens, workers or available_cores())
     name = config_name(config, named)
-    results, tables = run_config_checks(load_config(name, settings or ()), console.progress, how)
+    results, tables = run_config_checks(load_config(name, settings or ()), how)
     again = command_line("validate-config", name, settings=settings or ())
     report_and_exit(results, tables, again, command_line("validate", name, settings=settings or ()))
 
@@ -75,7 +75,7 @@ def validate_loss(
     from qwendet.checks.subject import temporary_subject
 
     with console.nothing_but_results(), temporary_subject(loaded) as subject:
-        results, tables = run_loss_checks(subject, console.progress, only=only or (), with_overfit=overfit)
+        results, tables = run_loss_checks(subject, only=only or (), with_overfit=overfit)
     again = command_line("validate-loss", name, settings=settings or ())
     further = command_line("check-consistency", name, settings=settings or ())
     report_and_exit(results, tables, again, again if only else further)
@@ -102,9 +102,7 @@ def check_consistency(
     from qwendet.checks.subject import temporary_subject
 
     with console.nothing_but_results(), temporary_subject(loaded) as subject:
-        results, tables = run_consistency_checks(
-            subject, console.progress, checkpoint=checkpoint, only=only or ()
-        )
+        results, tables = run_consistency_checks(subject, checkpoint=checkpoint, only=only or ())
     of_checkpoint = [] if checkpoint is None else ["--checkpoint", str(checkpoint)]
     again = command_line("check-consistency", name, *of_checkpoint, settings=settings or ())
     if checkpoint is None:
@@ -140,7 +138,7 @@ def validate(
     how = Thoroughness(tokens=True, workers=workers or available_cores())
     with console.nothing_but_results():
         results, tables = run_all_checks(
-            loaded, console.progress, how, checkpoint=checkpoint, only=only or (), with_overfit=overfit
+            loaded, how, checkpoint=checkpoint, only=only or (), with_overfit=overfit
         )
     again = command_line("validate", name, settings=settings or ())
     report_and_exit(

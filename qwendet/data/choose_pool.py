@@ -13,7 +13,7 @@ from qwendet.data.images import resolve_image
 from qwendet.data.samples import Sample, SampleFile
 from qwendet.errors import ConfigError, DataError
 from qwendet.files import atomic_file, sha256_of_file
-from qwendet.progress import Tracker
+from qwendet.progress import track
 
 DENSITIES = ("sparse", "medium", "dense")
 """Thirds of the training images by number of objects."""
@@ -46,7 +46,6 @@ def choose_pool(
     held_out: Sequence[Path],
     root: Path | None,
     seed: int,
-    tracker: Tracker,
 ) -> PoolReport:
     """Write a pool of demonstrations for ``data.teachers``.
 
@@ -61,7 +60,6 @@ def choose_pool(
         held_out: sample files, such as validation, whose images may not be chosen, nor copies of them.
         root: ``data.root``, if the config sets it.
         seed: decides between equals.
-        tracker: shows progress.
 
     Raises:
         ConfigError: if the pool would overwrite something or could not name its images.
@@ -72,7 +70,7 @@ def choose_pool(
     if out.exists():
         raise ConfigError("there is a file of this name already", str(out), "remove it, or give another name")
     forbidden = _Files(sample for path in held_out for sample in SampleFile(path, root))
-    survey = _look_at(samples, forbidden, tracker)
+    survey = _look_at(samples, forbidden)
     if not survey.candidates:
         raise DataError(
             "there is no image to choose: each is held out, without objects, or holds a crowd",
@@ -115,9 +113,9 @@ class _Survey:
     num_held_out: int = 0
 
 
-def _look_at(samples: SampleFile, forbidden: _Files, tracker: Tracker) -> _Survey:
+def _look_at(samples: SampleFile, forbidden: _Files) -> _Survey:
     survey = _Survey()
-    with tracker(f"looking at {samples.path.name}", len(samples)) as advance:
+    with track(f"looking at {samples.path.name}", len(samples)) as advance:
         for index, sample in enumerate(samples):
             objects = sample.student.objects
             labels = dict.fromkeys(item.desc for item in objects)

@@ -22,14 +22,14 @@ from qwendet.data.formats.records import Record, Source
 from qwendet.data.stratify import stratify
 from qwendet.errors import ConfigError, DataError, Problem
 from qwendet.files import sha256_of_file
-from qwendet.progress import Tracker
+from qwendet.progress import track
 
 NEGATIVE = ""
 """Stands for the label of an image without objects."""
 
 
 def split_dataset(
-    src: Path, dst: Path, fractions: Mapping[str, float], seed: int, how: Conversion, tracker: Tracker
+    src: Path, dst: Path, fractions: Mapping[str, float], seed: int, how: Conversion
 ) -> ConversionReport:
     """Divide a data set anew, whatever splits it has; complete or not at all.
 
@@ -40,7 +40,6 @@ def split_dataset(
             ``train``.
         seed: another seed is another division.
         how: as for :func:`~qwendet.data.formats.convert.convert_dataset`.
-        tracker: shows progress.
 
     Raises:
         ConfigError: if a fraction is not between 0 and 1, or nothing is left for training.
@@ -54,8 +53,8 @@ def split_dataset(
         return open_source(src, how.source, how.image_dir, may_be_absent=may_be_absent)
 
     source = opened()
-    labels = _labels_by_image(source, tracker, src.name, skip_bad=how.skip_bad)
-    groups = _identical(list(labels), source.root, tracker)
+    labels = _labels_by_image(source, src.name, skip_bad=how.skip_bad)
+    groups = _identical(list(labels), source.root)
     parts = stratify(
         [frozenset[str]().union(*(labels[image] for image in group)) for group in groups],
         [len(group) for group in groups],
@@ -64,9 +63,7 @@ def split_dataset(
     )
     _require_all(parts, shares, src, len(labels))
     part_of = {image: part for group, part in zip(groups, parts, strict=True) for image in group}
-    return write_source(
-        opened(), src.name, dst, how, tracker, lambda record: part_of[record.sample.student.image]
-    )
+    return write_source(opened(), src.name, dst, how, lambda record: part_of[record.sample.student.image])
 
 
 def _shares(fractions: Mapping[str, float]) -> dict[str, float]:
@@ -86,7 +83,7 @@ def _shares(fractions: Mapping[str, float]) -> dict[str, float]:
     return {"train": rest} | {split: fraction for split, fraction in fractions.items() if fraction}
 
 
-def _labels_by_image(source: Source, tracker: Tracker, name: str, *, skip_bad: bool) -> dict[str, set[str]]:
+def _labels_by_image(source: Source, name: str, *, skip_bad: bool) -> dict[str, set[str]]:
     """Labels of each image, by path relative to the root.
 
     Raises:
@@ -95,7 +92,7 @@ def _labels_by_image(source: Source, tracker: Tracker, name: str, *, skip_bad: b
     """
     labels: dict[str, set[str]] = defaultdict(set)
     problems: list[Problem] = []
-    with tracker(f"looking at {name}", source.total) as advance:
+    with track(f"looking at {name}", source.total) as advance:
         for item in source.items:
             if isinstance(item, Record):
                 turn = item.sample.student
@@ -108,7 +105,7 @@ def _labels_by_image(source: Source, tracker: Tracker, name: str, *, skip_bad: b
     return {image: found or {NEGATIVE} for image, found in labels.items()}
 
 
-def _identical(images: Sequence[str], root: Path, tracker: Tracker) -> list[list[str]]:
+def _identical(images: Sequence[str], root: Path) -> list[list[str]]:
     """Images in groups of the same bytes; only those of equal length are read for that."""
     by_length: dict[int, list[str]] = defaultdict(list)
     groups: dict[object, list[str]] = defaultdict(list)
@@ -118,7 +115,7 @@ def _identical(images: Sequence[str], root: Path, tracker: Tracker) -> list[list
             by_length[file.stat().st_size].append(image)
         else:
             groups[image].append(image)
-    with tracker("comparing images", len(images)) as advance:
+    with track("comparing images", len(images)) as advance:
         done = 0
         for length, candidates in by_length.items():
             for image in candidates:

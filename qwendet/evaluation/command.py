@@ -24,7 +24,7 @@ from qwendet.evaluation.saved import align, read_runs
 from qwendet.evaluation.scores import SCORE_MEANINGS, Run, run_name, score_run
 from qwendet.files import atomic_file
 from qwendet.inference import Predictor
-from qwendet.progress import Tracker, silent
+from qwendet.progress import track
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,6 @@ def evaluate_checkpoint(
     teachers: int = 0,
     compare: Path | None = None,
     overrides: Sequence[str] = (),
-    tracker: Tracker = silent,
 ) -> Evaluation:
     """Measure a checkpoint.
 
@@ -96,22 +95,21 @@ def evaluate_checkpoint(
         compare: another run over the same data: a file that ``eval --json``, ``infer`` or ``train`` wrote, or
             a checkpoint, which is then measured as well.
         overrides: ``key=value`` for the checkpoint's config.
-        tracker: shows progress.
 
     Raises:
         QwendetError: for a checkpoint, data or option that cannot be used.
     """
-    samples, notes = open_dataset(data, tracker)
+    samples, notes = open_dataset(data)
     # Read before hours are spent on predicting.
     others = read_runs(compare) if compare is not None and not compare.is_dir() else {}
     predictor = Predictor.from_checkpoint(checkpoint, overrides=overrides)
     labels = predictor.bundle.labels
     notes += foreign_labels(samples, labels, str(data))
-    found = _predict_all(predictor, samples, mode, teachers, tracker)
+    found = _predict_all(predictor, samples, mode, teachers)
     truth = coco_ground_truth(samples, found[0][2], labels)
     runs = tuple(score_run(truth, predictions, labels, source, count) for source, count, predictions in found)
     if compare is not None and compare.is_dir():
-        others = _runs_of_checkpoint(compare, samples, mode, teachers, overrides, tracker)
+        others = _runs_of_checkpoint(compare, samples, mode, teachers, overrides)
     return Evaluation(
         checkpoint=str(checkpoint),
         data=str(data),
@@ -119,7 +117,7 @@ def evaluate_checkpoint(
         samples=tuple(samples),
         ground_truth=truth,
         runs=runs,
-        comparisons=_compare(runs, others, truth, labels, str(compare), tracker),
+        comparisons=_compare(runs, others, truth, labels, str(compare)),
         notes=tuple(notes),
     )
 
@@ -128,7 +126,7 @@ Found = tuple[Source, int | None, list[Prediction]]
 
 
 def _predict_all(
-    predictor: Predictor, samples: Sequence[Sample], mode: str | None, teachers: int, tracker: Tracker
+    predictor: Predictor, samples: Sequence[Sample], mode: str | None, teachers: int
 ) -> list[Found]:
     """Predict by each source, without and with teachers where these are asked for."""
     settings: list[tuple[int | None, Sequence[Sample]]] = [(None, samples)]
@@ -138,7 +136,7 @@ def _predict_all(
     found: list[Found] = []
     for source in predictor.sources(mode):
         for count, asked in settings:
-            with tracker(f"predicting by {source}", len(asked)) as advance:
+            with track(f"predicting by {source}", len(asked)) as advance:
                 predictions = predictor.predict_all(asked, source, advance)
             found.append((source, count, predictions))
     return found
@@ -150,10 +148,9 @@ def _runs_of_checkpoint(
     mode: str | None,
     teachers: int,
     overrides: Sequence[str],
-    tracker: Tracker,
 ) -> dict[str, tuple[Source, list[Prediction]]]:
     predictor = Predictor.from_checkpoint(other, overrides=overrides)
-    found = _predict_all(predictor, samples, mode, teachers, tracker)
+    found = _predict_all(predictor, samples, mode, teachers)
     return {run_name(source, count): (source, predictions) for source, count, predictions in found}
 
 
@@ -163,7 +160,6 @@ def _compare(
     truth: dict[str, Any],
     labels: Sequence[str],
     where: str,
-    tracker: Tracker,
 ) -> tuple[Comparison, ...]:
     """Compare each run with the other file's of the same name, else with its first of the same source."""
     if not others:
@@ -177,7 +173,7 @@ def _compare(
         name = run.name if run.name in same_source else same_source[0]
         predictions = align(others[name][1], images, where)
         other = score_run(truth, predictions, labels, run.source, run.teachers)
-        comparisons.append(compare_runs(run, other, (run.name, f"{where} ({name})"), truth, tracker=tracker))
+        comparisons.append(compare_runs(run, other, (run.name, f"{where} ({name})"), truth))
     if not comparisons:
         measured = " and ".join(sorted({run.source for run in runs}))
         raise DataError(

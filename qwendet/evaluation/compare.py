@@ -12,7 +12,7 @@ import numpy as np
 from qwendet.evaluation.coco import match
 from qwendet.evaluation.matches import IntArray
 from qwendet.evaluation.scores import Run
-from qwendet.progress import Tracker, silent
+from qwendet.progress import track
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -68,7 +68,6 @@ def compare_runs(
     *,
     resamples: int = RESAMPLES,
     seed: int = SEED,
-    tracker: Tracker = silent,
 ) -> Comparison:
     """Compare two runs over the same ground truth.
 
@@ -82,13 +81,12 @@ def compare_runs(
         ground_truth: what both were measured on.
         resamples: how often images are drawn.
         seed: of the draws.
-        tracker: shows progress.
     """
     images = len(ground_truth["images"])
     generator = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {name: [] for name in COMPARED}
     scorers = [Resampler(ground_truth, run.results) for run in (ours, other)]
-    with tracker("drawing images anew", resamples) as advance:
+    with track("drawing images anew", resamples) as advance:
         for index in range(resamples):
             chosen = generator.integers(images, size=images)
             first, second = (scorer.metrics(chosen) for scorer in scorers)

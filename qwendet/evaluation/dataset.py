@@ -12,18 +12,16 @@ from qwendet.data.formats.detect import detect_format
 from qwendet.data.inputs import collect_samples, require_images
 from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.errors import DataError
-from qwendet.progress import Tracker
 
 MEASURED_SPLITS = ("test", "val", "all", "train")
 """Splits in the order in which a folder's is chosen: best are images that training never saw."""
 
 
-def open_dataset(data: Path, tracker: Tracker) -> tuple[list[Sample], list[str]]:
+def open_dataset(data: Path) -> tuple[list[Sample], list[str]]:
     """The samples to measure on, their images looked at as far as their header.
 
     Args:
         data: a JSONL file; a folder that ``data convert`` wrote; a data set that it can convert.
-        tracker: shows progress.
 
     Returns:
         The samples, and what a user should know about them.
@@ -38,7 +36,7 @@ def open_dataset(data: Path, tracker: Tracker) -> tuple[list[Sample], list[str]]
         return collect_samples([file]), [f"{data} is a folder: {file.name} is measured."]
     with TemporaryDirectory() as temporary:
         converted = Path(temporary) / "data"
-        report = convert_dataset(data, converted, Conversion(images="reference"), tracker)
+        report = convert_dataset(data, converted, Conversion(images="reference"))
         file = _measured_split(converted)
         samples = [
             replace(sample, where=f"{data}: {sample.student.image}")

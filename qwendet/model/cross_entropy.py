@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qwendet.model.product import product
+
 CHUNK_ROWS = {"cpu": 256, "cuda": 1024}
 """Rows of logits at a time: enough to keep the matrix products busy, few enough to stay small."""
 
@@ -82,7 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for tile, part, first in zip(tiles, words, firsts, strict=True):
                 error = _error(tile, total, len(rows)).to(rows.dtype)
                 if of_rows is not None:
-                    of_rows[chunk] += _product(error, part.T)
+                    of_rows[chunk] += product(error, part.T)
                 if of_weight is not None:
                     of_words = of_weight[first : first + len(part)]
                     of_words.addmm_(error.T, rows[chunk], beta=min(start, 1))
@@ -100,18 +102,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if of_weight is None else of_weight * scale.to(of_weight.dtype),
             None,
         )
-
-
-def _product(rows: Tensor, columns: Tensor) -> Tensor:
-    """``rows @ columns.T``: ``(R, K)`` and ``(C, K)`` give ``(R, C)``.
-
-    On the CPU float32 goes to oneDNN instead of MKL: as exact and, on AMD, in half the time. torch has no
-    public switch for it.
-    """
-    if rows.device.type == "cpu" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, columns, None, "none", [], "")
-        return product
-    return rows @ columns.T
 
 
 def _raised(dtype: torch.dtype) -> torch.dtype:
@@ -138,7 +128,7 @@ class _Tile(NamedTuple):
 
 def _tile(rows: Tensor, words: Tensor, labels: Tensor) -> _Tile:
     """``(R, D)`` rows against ``(T, D)`` words; ``labels`` ``(R,)`` count from the first of the words."""
-    logits = _product(rows, words)
+    logits = product(rows, words)
     logits = logits.to(_raised(logits.dtype))
     labels = labels[:, None]
     present = (labels >= 0) & (labels < len(words))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -20,6 +20,7 @@ from transformers import (
 
 from qwendet.data.collate import Batch
 from qwendet.model.constraint import AnswerConstraint, token_bytes
+from qwendet.model.product import product
 
 PROMPT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 
@@ -105,7 +106,7 @@ def generate_answers(
         use_cache=True,
     )
     generator: Any = vlm  # its generate() is annotated with a protocol that its own class does not meet
-    with _without_own_settings(vlm):
+    with _without_own_settings(vlm), _quick_logits(vlm.lm_head):
         sequences = generator.generate(
             **{key: batch[key] for key in PROMPT_KEYS},
             generation_config=settings,
@@ -127,6 +128,20 @@ def _without_own_settings(vlm: Qwen2_5_VLForConditionalGeneration) -> Iterator[N
         yield
     finally:
         vlm.generation_config = own
+
+
+@contextmanager
+def _quick_logits(lm_head: nn.Module) -> Iterator[None]:
+    """Compute logits by :func:`product`; hooks on the layer, such as those that gather a shard, still run."""
+    if type(lm_head) is not nn.Linear or "forward" in vars(lm_head):  # an adapter's, or replaced already
+        yield
+        return
+    layer: Any = lm_head
+    layer.forward = lambda states: product(states, layer.weight, layer.bias)
+    try:
+        yield
+    finally:
+        del layer.forward
 
 
 def _answer(tokenizer: Any, ids: list[int], log_probs: list[float], end_ids: set[int]) -> GeneratedAnswer:

@@ -21,7 +21,6 @@ from qwendet.data.resize import rescale_xyxy
 from qwendet.data.samples import DetectedObject, Sample, SampleFile, Turn
 from qwendet.data.text_tokens import CountTokens
 from qwendet.errors import DataError
-from qwendet.progress import Tracker
 
 OPENED_AT_MOST = 20_000
 """Samples up to which each image's header is read; above, only sizes that the samples declare count."""
@@ -54,12 +53,11 @@ class DataFacts:
     size_of: Mapping[tuple[Split, str], Size]
 
 
-def look_at(files: Mapping[Split, Path], tracker: Tracker) -> DataFacts:
+def look_at(files: Mapping[Split, Path]) -> DataFacts:
     """Read every sample once, by all cores.
 
     Args:
         files: ``train`` and perhaps ``val``.
-        tracker: shows progress.
 
     Raises:
         DataError: for a file that cannot be read or is empty. What is wrong with a sample is left to the
@@ -67,7 +65,7 @@ def look_at(files: Mapping[Split, Path], tracker: Tracker) -> DataFacts:
     """
     num_lines = sum(len(SampleFile(path)) for path in files.values())
     depth: Depth = "header" if num_lines <= OPENED_AT_MOST else "none"
-    scans, _ = scan_files(Config(), files, tracker, depth=depth, workers=available_cores())
+    scans, _ = scan_files(Config(), files, depth=depth, workers=available_cores())
     train = scans["train"]
     seen = [(split, image) for split, scan in scans.items() for image in scan.images]
     return DataFacts(

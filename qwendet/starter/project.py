@@ -22,7 +22,7 @@ from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.data.text_tokens import token_counter
 from qwendet.errors import ConfigError, DataError
 from qwendet.files import atomic_file, atomic_folder, require_place
-from qwendet.progress import Advance, Tracker
+from qwendet.progress import Advance, track
 from qwendet.starter.facts import DataFacts, count_sample_tokens, look_at, prompt_tokens
 from qwendet.starter.render import render
 from qwendet.starter.values import (
@@ -81,9 +81,7 @@ class _Data:
     notes: tuple[str, ...] = ()
 
 
-def init_project(
-    directory: Path, *, tiny: bool, model: str | None, data: Path | None, tracker: Tracker
-) -> InitSummary:
+def init_project(directory: Path, *, tiny: bool, model: str | None, data: Path | None) -> InitSummary:
     """Write ``directory/config.yaml`` and the data that it needs.
 
     Args:
@@ -92,7 +90,6 @@ def init_project(
         model: ``model.path``; ``None`` is ``tiny`` with ``tiny``, else ``Qwen/Qwen2.5-VL-3B-Instruct``.
         data: a JSONL file, a folder that ``data convert`` wrote, or a COCO, VOC or YOLO data set, which is
             converted into ``directory/data``; ``None`` leaves the files to the user.
-        tracker: shows progress.
 
     Raises:
         ConfigError: if a config is there already, or the wishes exclude each other.
@@ -111,11 +108,11 @@ def init_project(
             f"for the small model on your data: {command}",
         )
     path = _model_path(model, directory) if model else TINY if tiny else DEFAULT_MODEL
-    found = _generate(directory, tracker) if tiny else _find_data(directory, data, tracker)
+    found = _generate(directory) if tiny else _find_data(directory, data)
     recipe = TINY_RECIPE if path in EMBEDDED_MODELS else FULL_RECIPE
     if tiny:
         recipe = replace(recipe, batch_size=GENERATED_BATCH)
-    sections, notes = _sections(path, found, recipe, directory, tracker)
+    sections, notes = _sections(path, found, recipe, directory)
     with atomic_file(config) as staging:
         staging.write_text(render(sections), encoding="utf-8")
     command = "train" if tiny else "validate-config"
@@ -125,14 +122,14 @@ def init_project(
 # Data
 
 
-def _generate(directory: Path, tracker: Tracker) -> _Data:
+def _generate(directory: Path) -> _Data:
     """Draw the generated data set into ``directory/data``."""
     folder = directory / "data"
     if folder.exists():
         raise ConfigError("expected no folder of this name yet", str(folder), "remove it, or init elsewhere")
     with atomic_folder(folder) as staging:
         for split, count in GENERATED.items():
-            with tracker(f"drawing {split} images", count) as advance:
+            with track(f"drawing {split} images", count) as advance:
                 file = staging / f"{split}.jsonl"
                 write_dataset(DEMO, file, count, SEEDS[split], progress=partial(_advance, advance))
     files: Mapping[Split, Path] = {"train": folder / "train.jsonl", "val": folder / "val.jsonl"}
@@ -143,14 +140,14 @@ def _advance(advance: Advance, done: int) -> None:
     advance(done, "")
 
 
-def _find_data(directory: Path, data: Path | None, tracker: Tracker) -> _Data:
+def _find_data(directory: Path, data: Path | None) -> _Data:
     if data is None:
         note = (
             "Put your samples into data/train.jsonl and data/val.jsonl, or correct the paths in the config."
         )
         return _Data("data/train.jsonl", "data/val.jsonl", notes=(note,))
     if detect_format(data) != "jsonl":
-        report = convert_dataset(data, directory / "data", Conversion(), tracker)
+        report = convert_dataset(data, directory / "data", Conversion())
         return _of_splits(directory / "data", directory, data, conversion_notes(report))
     if data.is_dir():
         return _of_splits(data, directory, data, [])
@@ -208,10 +205,10 @@ def _from_config(target: Path, directory: Path) -> str:
 
 
 def _sections(
-    path: str, data: _Data, recipe: Recipe, directory: Path, tracker: Tracker
+    path: str, data: _Data, recipe: Recipe, directory: Path
 ) -> tuple[dict[str, Settings], list[str]]:
     """What the new config says, and what a user should know of it."""
-    facts = look_at(data.files, tracker) if data.files else None
+    facts = look_at(data.files) if data.files else None
     settings: dict[str, Setting] = {"train": Setting(data.train), "val": Setting(data.val)}
     notes: list[str] = []
     if facts is None:

@@ -15,7 +15,6 @@ from PIL import Image
 from qwendet.checks.config.suite import Thoroughness, run_config_checks
 from qwendet.config_file import load_config
 from qwendet.errors import QwendetError
-from qwendet.progress import silent
 
 Record = dict[str, Any]
 WIDTH, HEIGHT = 160, 120
@@ -101,7 +100,7 @@ class Project:
     def failures(self, **how: Any) -> list[tuple[str, str]]:
         """Id and words of everything that is found wrong, in the order in which it is said."""
         try:
-            results, _ = run_config_checks(load_config(self.write()), silent, Thoroughness(**how))
+            results, _ = run_config_checks(load_config(self.write()), Thoroughness(**how))
         except QwendetError as error:
             return [(p.id or "config", f"{p.what} | {p.where} | {p.fix}") for p in error.problems]
         return [(r.id, f"{r.what} | {r.where} | {r.fix}") for r in results if r.status == "fail"]

@@ -12,7 +12,6 @@ from qwendet.checks.config.suite import Thoroughness, known_ids, run_config_chec
 from qwendet.config_file import load_config
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.progress import silent
 from tests.planted.bug import Bug
 from tests.planted.bugs_config import BUGS
 from tests.planted.planting import Project
@@ -63,10 +62,10 @@ def test_generated_shapes__pass_in_worker_processes(tmp_path: Path, monkeypatch:
     for split, count, seed in (("train", 270, 1), ("val", 30, 2)):
         write_dataset(DEMO, tmp_path / f"{split}.jsonl", count, seed)
     config = load_config(_config_of(tmp_path))
-    results, tables = run_config_checks(config, silent, Thoroughness(workers=2))
+    results, tables = run_config_checks(config, Thoroughness(workers=2))
     assert [result for result in results if result.status == "fail"] == []
     assert [(row[0], row[1], row[2]) for row in tables[0].rows] == [("val", 30, 30), ("train", 270, 270)]
-    alone, same = run_config_checks(config, silent)
+    alone, same = run_config_checks(config)
     assert [(r.id, r.status, r.what) for r in alone] == [(r.id, r.status, r.what) for r in results]
     assert same == tables
 
@@ -78,8 +77,8 @@ def test_real_data__passes(shared: Path, tmp_path: Path, source: str, splits: di
     folder = shared / "data" / source
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
-    convert_dataset(folder, tmp_path / "out", Conversion(), silent)
+    convert_dataset(folder, tmp_path / "out", Conversion())
     config = load_config(_config_of(tmp_path / "out"))
-    results, tables = run_config_checks(config, silent, Thoroughness(images="full"))
+    results, tables = run_config_checks(config, Thoroughness(images="full"))
     assert [result for result in results if result.status == "fail"] == []
     assert sorted(row[1] for row in tables[0].rows) == sorted(splits.values())

@@ -14,7 +14,6 @@ from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config import Config
 from qwendet.config_file import load_config, override_config
 from qwendet.errors import ConfigError
-from qwendet.progress import silent
 from tests.planted.bug import Bug
 from tests.planted.bugs_checkpoint import FILE_BUGS
 from tests.planted.bugs_consistency_build import BUILD_BUGS
@@ -48,7 +47,7 @@ def test_planted_bug__is_found(
     config = override_config(project, bug.settings)
     with monkeypatch.context() as planting, temporary_subject(config) as subject:
         bug.plant(planting)
-        found, _ = run_consistency_checks(subject, silent, only=[bug.check])
+        found, _ = run_consistency_checks(subject, only=[bug.check])
     require_found(found, bug.check, bug.words)
 
 
@@ -78,13 +77,13 @@ def test_planted_file_bug__is_found(
 ) -> None:
     folder = directory(bug.is_plain)
     bug.plant(folder)
-    found, _ = run_consistency_checks(subject, silent, only=[bug.check], checkpoint=folder)
+    found, _ = run_consistency_checks(subject, only=[bug.check], checkpoint=folder)
     require_found(found, bug.check, bug.words)
 
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_sound_checkpoint__passes(plain: bool, subject: Subject, directory: Callable[[bool], Path]) -> None:
-    found, _ = run_consistency_checks(subject, silent, checkpoint=directory(plain))
+    found, _ = run_consistency_checks(subject, checkpoint=directory(plain))
     assert [result for result in found if result.status == "fail"] == []
     skipped = {result.id: result.what for result in found if result.status == "skip"}
     expected = {"consistency.compute.packed"}
@@ -101,11 +100,11 @@ def test_every_check__has_a_bug_that_it_finds() -> None:
 
 def test_packed_samples__stay_apart(project: Config) -> None:
     with temporary_subject(override_config(project, ["train.packing=true"])) as packing:
-        (found,), _ = run_consistency_checks(packing, silent, only=["consistency.compute.packed"])
+        (found,), _ = run_consistency_checks(packing, only=["consistency.compute.packed"])
     assert (found.status, found.id) == ("pass", "consistency.compute.packed")
 
 
 def test_unknown_check__is_named_with_the_nearest(subject: Subject) -> None:
     with pytest.raises(ConfigError) as caught:
-        run_consistency_checks(subject, silent, only=["consistency.head.answers"])
+        run_consistency_checks(subject, only=["consistency.head.answers"])
     assert caught.value.problems[0].fix == "did you mean consistency.head.answer?"

@@ -10,7 +10,6 @@ from qwendet.checks.loss.suite import CHECKS, run_loss_checks
 from qwendet.checks.result import Result
 from qwendet.checks.subject import temporary_subject
 from qwendet.loader import Bundle
-from qwendet.progress import silent
 from tests.planted.bug import Bug
 from tests.planted.bugs_loss_batch import BATCH_BUGS
 from tests.planted.bugs_loss_model import MODEL_BUGS
@@ -24,7 +23,7 @@ MakeBundle = Callable[[tuple[str, ...]], Bundle]
 
 def results_of(bundle: Bundle, only: set[str]) -> list[Result]:
     with temporary_subject(bundle.config, bundle) as subject:
-        return run_loss_checks(subject, silent, only=only)[0]
+        return run_loss_checks(subject, only=only)[0]
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))

@@ -12,7 +12,6 @@ from qwendet.checks.consistency.suite import run_consistency_checks
 from qwendet.checks.loss.suite import run_loss_checks
 from qwendet.checks.subject import temporary_subject
 from qwendet.config_file import load_config
-from qwendet.progress import silent
 from tests.planted.planting import Project
 from tests.planted.sound import SOUND_RUNS, sized
 
@@ -23,10 +22,10 @@ def test_sound_run__passes(name: str, tmp_path: Path) -> None:
     project = Project.sound(tmp_path)
     SOUND_RUNS[name](project)
     config = load_config(project.write(), ["model.device=cpu"])
-    results, _ = run_config_checks(config, silent, Thoroughness(tokens=True))
+    results, _ = run_config_checks(config, Thoroughness(tokens=True))
     with temporary_subject(config) as subject:
-        results += run_loss_checks(subject, silent, with_overfit=False)[0]
-        results += run_consistency_checks(subject, silent)[0]
+        results += run_loss_checks(subject, with_overfit=False)[0]
+        results += run_consistency_checks(subject)[0]
     assert [result for result in results if result.status == "fail"] == []
 
 
@@ -38,7 +37,7 @@ def test_prompts_of_one_length__pass(tmp_path: Path) -> None:
     project.set("data.max_tokens", 170)
     config = load_config(project.write(), ["model.device=cpu"])
     with temporary_subject(config) as subject:
-        results, _ = run_consistency_checks(subject, silent)
+        results, _ = run_consistency_checks(subject)
         assert all(not sample.teachers for sample in subject.samples)
         assert "attention_mask" in serving(subject).trace.prompts[0], "put back"
         assert serving(subject).trace.prompts[1].get("attention_mask") is None

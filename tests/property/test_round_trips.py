@@ -18,7 +18,6 @@ from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.formats.detect import open_source
 from qwendet.data.formats.records import Record
 from qwendet.errors import Problem
-from qwendet.progress import silent
 
 FORMATS = ("jsonl", "coco", "voc", "yolo")
 SIZES = ((64, 48), (37, 211), (640, 480))
@@ -127,8 +126,7 @@ def test_all_formats__in_any_order(
         report = convert_dataset(
             folder / str(step),
             folder / str(step + 1),
-            Conversion(source, target=target),
-            silent,  # type: ignore[arg-type]
+            Conversion(source, target=target),  # type: ignore[arg-type]
         )
         assert report.findings.keys() <= {"placed_as", "repeated"}
         assert_same(content(folder / str(step + 1)), original)
@@ -144,9 +142,9 @@ def test_each_direction__keeps_everything(source: str, target: str, tmp_path: Pa
     write(tmp_path / "0", [("train", "a.png", (64, 48), objects), ("val", "a.png", (37, 211), [])])
     if source != "jsonl":
         how = Conversion("jsonl", target=source)  # type: ignore[arg-type]
-        convert_dataset(tmp_path / "0", tmp_path / "1", how, silent)
+        convert_dataset(tmp_path / "0", tmp_path / "1", how)
     start = tmp_path / ("0" if source == "jsonl" else "1")
-    report = convert_dataset(start, tmp_path / "2", Conversion("auto", target=target), silent)  # type: ignore[arg-type]
+    report = convert_dataset(start, tmp_path / "2", Conversion("auto", target=target))  # type: ignore[arg-type]
     assert report.findings.keys() <= {"placed_as"}
     assert report.images == {"train": 1, "val": 1}
     assert_same(content(tmp_path / "2"), content(tmp_path / "0"))

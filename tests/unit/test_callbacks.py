@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from qwendet.callbacks import EvaluateEvery, ProgressReport
-from qwendet.progress import Advance
+from qwendet.progress import Advance, shown_by
 
 
 def test_progress__tells_the_loss_and_the_share_of_time_spent_waiting_for_data() -> None:
@@ -18,10 +18,11 @@ def test_progress__tells_the_loss_and_the_share_of_time_spent_waiting_for_data()
     def tracker(description: str, total: int) -> Iterator[Advance]:
         yield lambda finished, text: shown.append((finished, text))
 
-    report = ProgressReport(tracker)
+    report = ProgressReport()
     state: Any = SimpleNamespace(max_steps=4, global_step=0)
     control: Any = SimpleNamespace(should_log=False)
-    report.on_train_begin(None, state, control)
+    with shown_by(tracker):
+        report.on_train_begin(None, state, control)
     row = {"loss/total": 1.25, "loss/lm": 0.5, "loss/l1": 2.0, "time/waiting_for_data": 0.042}
     report.on_log(None, state, control, row | {"throughput/samples_per_second": 12.345})
     state.global_step = 1

@@ -20,7 +20,7 @@ from qwendet.checks.runner import MAX_SHOWN
 from qwendet.config import Config
 from qwendet.config_file import build_config
 from qwendet.errors import DataError, EnvironmentLacksError, QwendetError
-from qwendet.progress import Advance, silent
+from qwendet.progress import Advance, shown_by
 
 ALL_IDS = set(config_checks.known_ids()) - set(config_checks.TOKENS)
 BOX = {"bbox_2d": [1, 2, 20, 25], "desc": "dot"}
@@ -62,7 +62,7 @@ class Project:
         return build_config(values, "config.yaml")
 
     def run(self, **sections: Mapping[str, Any]) -> list[Result]:
-        return config_checks.run_config_checks(self.config(**sections), silent)[0]
+        return config_checks.run_config_checks(self.config(**sections))[0]
 
     def failed(self, **sections: Mapping[str, Any]) -> list[Result]:
         return [result for result in self.run(**sections) if result.status == "fail"]
@@ -355,7 +355,7 @@ def test_machine_alone_lacking__is_an_environment_error(
 ) -> None:
     monkeypatch.setattr(settings, "has_nvidia_gpu", lambda: False)
     with pytest.raises(EnvironmentLacksError):
-        config_checks.require_config_checks(project.config(model={"device": "cuda"}), silent)
+        config_checks.require_config_checks(project.config(model={"device": "cuda"}))
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "a/b/c"])
@@ -408,9 +408,9 @@ def test_crashing_check__fails_alone(project: Project, monkeypatch: pytest.Monke
 
 def test_require__raises_every_failure_with_its_id(project: Project) -> None:
     project.files["train"] += ["{", project.record("d.png", BOX, BOX)]
-    config_checks.require_config_checks(Project(project.folder).config(), silent)
+    config_checks.require_config_checks(Project(project.folder).config())
     with pytest.raises(QwendetError) as caught:
-        config_checks.require_config_checks(project.config(), silent)
+        config_checks.require_config_checks(project.config())
     assert caught.value.exit_code == 2
     assert [problem.id for problem in caught.value.problems] == [
         "config.data.samples",
@@ -426,7 +426,8 @@ def test_progress__is_told_for_each_file(project: Project) -> None:
         told.append((description, total, []))
         yield lambda finished, text: told[-1][2].append(finished)
 
-    config_checks.run_config_checks(project.config(), tracker)
+    with shown_by(tracker):
+        config_checks.run_config_checks(project.config())
     assert told == [("checking val.jsonl", 1, [1]), ("checking train.jsonl", 2, [2])]
 
 

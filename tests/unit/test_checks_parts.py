@@ -17,7 +17,6 @@ from qwendet.config_file import load_config
 from qwendet.data.image_tokens import ImageLimits, image_limits, model_size
 from qwendet.errors import DataError
 from qwendet.loader import Bundle, load_encoder
-from qwendet.progress import silent
 from tests.planted.planting import Project
 
 SIDES = st.integers(2, 6000)
@@ -46,7 +45,7 @@ def test_load_encoder__needs_no_model(bundle: Bundle, tiny_config: Config) -> No
 def test_token_table__gives_median_and_most(tmp_path: Path) -> None:
     project = Project.sound(tmp_path)
     config = load_config(project.write())
-    results, tables = run_config_checks(config, silent, Thoroughness(tokens=True))
+    results, tables = run_config_checks(config, Thoroughness(tokens=True))
     assert {result.status for result in results if result.id.startswith("config.tokens.")} == {"pass"}
     encoder = load_encoder(config)
     from qwendet.data.samples import SampleFile

@@ -13,7 +13,6 @@ from PIL import Image
 from qwendet.data.choose_pool import PoolReport, choose_pool
 from qwendet.data.samples import SampleFile
 from qwendet.errors import ConfigError, DataError
-from qwendet.progress import silent
 
 
 def write(folder: Path, *contents: list[str], name: str = "train", crowd: bool = False) -> Path:
@@ -36,7 +35,7 @@ def choose(
     train: Path, count: int, *held_out: Path, seed: int = 0, out: Path | None = None, root: Path | None = None
 ) -> PoolReport:
     target = out or train.with_name("teachers.jsonl")
-    return choose_pool(train, target, count, held_out=held_out, root=root, seed=seed, tracker=silent)
+    return choose_pool(train, target, count, held_out=held_out, root=root, seed=seed)
 
 
 def images(report: PoolReport) -> list[str]:

@@ -19,7 +19,6 @@ from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.formats.detect import open_source
 from qwendet.data.formats.records import Finding, Labels, Record
 from qwendet.errors import DataError, Problem
-from qwendet.progress import silent
 
 WIDTH, HEIGHT = 64, 48
 IMAGE = {"id": 10, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT}
@@ -385,7 +384,7 @@ def test_size__before_exif_orientation(tmp_path: Path) -> None:
 def test_output__is_what_pycocotools_reads(shared: Path, tmp_path: Path, data: str) -> None:
     source = shared / "data" / data
     how = Conversion(target="coco", images="reference")
-    report = convert_dataset(source, tmp_path / "coco", how, silent)
+    report = convert_dataset(source, tmp_path / "coco", how)
     for file in report.files:
         truth = COCO(file)
         split = file.stem.removeprefix("instances_")

@@ -15,7 +15,6 @@ from qwendet.checks.result import Result
 from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config_file import load_config
 from qwendet.model.detector import Qwen25VLWithDetection
-from qwendet.progress import silent
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def test_large_model__is_read_four_times(large: Subject) -> None:
 
     for part in (model, served):
         part.register_forward_hook(count, with_kwargs=True)
-    results, _ = run_consistency_checks(large, silent)
+    results, _ = run_consistency_checks(large)
     assert failures(results) == []
     whole = [length for length in lengths if length > 1]  # the others are steps of one token with the cache
     assert len(whole) == 4  # training's batch, the head's prompts, generation's prompts, the forced answer
@@ -55,7 +54,7 @@ def test_large_model__leak_is_found(large: Subject, monkeypatch: pytest.MonkeyPa
         return sound(self, patches, hidden + 0.1 * hidden[:, -1:], batch)
 
     monkeypatch.setattr(Qwen25VLWithDetection, "_detect", detect)
-    results, _ = run_consistency_checks(large, silent, only=["consistency.head.answer"])
+    results, _ = run_consistency_checks(large, only=["consistency.head.answer"])
     assert {result.id for result in failures(results)} == {"consistency.head.answer"}
 
 
@@ -67,7 +66,7 @@ def test_large_model__adapters_and_packed_samples_pass(
     monkeypatch.setattr(subject_module, "SMALL", 0)
     config = load_config(repo_root / "examples" / "tiny.yaml", ["model.device=cpu", setting])
     with temporary_subject(config) as subject:
-        results, _ = run_consistency_checks(subject, silent)
+        results, _ = run_consistency_checks(subject)
     assert failures(results) == []
     skipped = {result.id for result in results if result.status == "skip"}
     assert ("consistency.compute.packed" in skipped) == ("packing" not in setting)

@@ -22,7 +22,6 @@ from qwendet.data.formats.records import Format, Record
 from qwendet.data.images import open_image
 from qwendet.data.samples import SampleFile
 from qwendet.errors import DataError
-from qwendet.progress import silent
 from tests.unit.voc_files import HEIGHT, WIDTH, Voc, convert_voc, lines_of, voc_object
 
 
@@ -205,9 +204,9 @@ def test_two_images_of_one_name__both_are_kept(tmp_path: Path, target: Format) -
     lines = (source / "train.jsonl").read_text().replace("1.PNG", "1.png")
     (source / "train.jsonl").write_text(lines)
     report = (
-        convert_dataset(source, tmp_path / "out", Conversion("jsonl", target=target), silent)
+        convert_dataset(source, tmp_path / "out", Conversion("jsonl", target=target))
         if target != "jsonl"
-        else write_source(open_source(source), "in", tmp_path / "out", Conversion(), silent)
+        else write_source(open_source(source), "in", tmp_path / "out", Conversion())
     )
     assert report.images == {"train": 2, "val": 1}
     assert len(list((tmp_path / "out").rglob("*.png"))) == 3
@@ -236,7 +235,7 @@ def test_names__differ_in_more_than_case_and_ending() -> None:
 def test_strict__refuses_what_would_be_mended(voc: Voc, tmp_path: Path) -> None:
     path = voc.add("a", voc_object((5, 5, 5, 9)))
     with pytest.raises(DataError) as error:
-        convert_dataset(voc.folder, tmp_path / "out", Conversion(is_strict=True), silent)
+        convert_dataset(voc.folder, tmp_path / "out", Conversion(is_strict=True))
     (problem,) = error.value.problems
     assert problem.what.startswith(f"boxes without area left out: {path}: object 1 (cell)")
     assert problem.fix == "mend it, or convert without --strict"
@@ -246,7 +245,7 @@ def test_strict__refuses_what_would_be_mended(voc: Voc, tmp_path: Path) -> None:
 def test_skip_bad__leaves_out_images_and_lists_them(voc: Voc, tmp_path: Path) -> None:
     voc.add("a", voc_object((1, 2, 30, 40)))
     path = voc.add("b", voc_object((1, 2, 30, 40)), voc_object((9, 0, 1, 9)))
-    report = convert_dataset(voc.folder, tmp_path / "out", Conversion(skip_bad=True), silent)
+    report = convert_dataset(voc.folder, tmp_path / "out", Conversion(skip_bad=True))
     assert report.images == {"all": 1}
     assert [problem.where for problem in report.left_out] == [f"{path}: object 2 (cell)"]
     assert (tmp_path / "out" / "left-out.txt").read_text(encoding="utf-8") == (
@@ -258,7 +257,7 @@ def test_skip_bad__leaves_out_images_and_lists_them(voc: Voc, tmp_path: Path) ->
 def test_skip_bad__with_nothing_left(voc: Voc, tmp_path: Path) -> None:
     voc.add("a", xml="broken")
     with pytest.raises(DataError, match="no image is left"):
-        convert_dataset(voc.folder, tmp_path / "out", Conversion(skip_bad=True), silent)
+        convert_dataset(voc.folder, tmp_path / "out", Conversion(skip_bad=True))
     assert [path.name for path in tmp_path.iterdir()] == ["voc"]
 
 
@@ -266,9 +265,9 @@ def test_skip_bad__with_nothing_left(voc: Voc, tmp_path: Path) -> None:
 def test_image_annotated_twice__only_where_the_format_can(tmp_path: Path, target: Format, name: str) -> None:
     source = write_samples(tmp_path / "in", ("train", "a.png", [dot()]), ("train", "a.png", []))
     with pytest.raises(DataError) as error:
-        convert_dataset(source, tmp_path / "out", Conversion(target=target), silent)
+        convert_dataset(source, tmp_path / "out", Conversion(target=target))
     assert f"train.jsonl:2: {name} holds one" in str(error.value)
-    report = convert_dataset(source, tmp_path / "out", Conversion(target="coco"), silent)
+    report = convert_dataset(source, tmp_path / "out", Conversion(target="coco"))
     assert report.images == {"train": 2}
 
 
@@ -279,7 +278,7 @@ def test_declared_labels__keep_their_order_and_the_unused_are_told(tmp_path: Pat
     (source / "labels").mkdir()
     (source / "labels" / "a.txt").write_text("2 0.5 0.5 0.2 0.2\n")
     (source / "classes.txt").write_text("z\ny\nx\n")
-    report = convert_dataset(source, tmp_path / "out", Conversion(target="coco"), silent)
+    report = convert_dataset(source, tmp_path / "out", Conversion(target="coco"))
     assert report.findings["unused"] == ("'z'", "'y'")
     content = json.loads(report.files[0].read_text())
     assert [(entry["id"], entry["name"]) for entry in content["categories"]] == [(1, "z"), (2, "y"), (3, "x")]
@@ -290,7 +289,7 @@ def test_whole__becomes_a_split_only_beside_others(tmp_path: Path) -> None:
     source = write_samples(tmp_path / "in", ("all", "a.png", [dot()]), ("test", "b.png", []))
     for target in ("coco", "voc", "yolo"):
         how = Conversion(target=target)  # type: ignore[arg-type]
-        convert_dataset(source, tmp_path / target, how, silent)
+        convert_dataset(source, tmp_path / target, how)
         found = [item for item in open_source(tmp_path / target).items if isinstance(item, Record)]
         assert sorted(record.split for record in found) == ["test", "train"]
 
@@ -299,7 +298,7 @@ def test_demonstrations__are_told(tmp_path: Path) -> None:
     source = write_samples(tmp_path / "in", ("train", "a.png", [dot()]))
     turn = json.loads((source / "train.jsonl").read_text())
     (source / "train.jsonl").write_text(json.dumps({"teachers": [turn], "student": turn}) + "\n")
-    report = convert_dataset(source, tmp_path / "out", Conversion(target="coco"), silent)
+    report = convert_dataset(source, tmp_path / "out", Conversion(target="coco"))
     assert report.findings["demonstrations"] == (f"{source}/train.jsonl:1: 1",)
 
 
@@ -307,10 +306,10 @@ def test_source__whose_images_are_elsewhere(tmp_path: Path) -> None:
     source = write_samples(tmp_path / "in", ("train", "photos/a.png", [dot()]))
     (source / "photos").rename(tmp_path / "photos")
     how = Conversion("jsonl", target="voc", image_dir=tmp_path)
-    assert convert_dataset(source, tmp_path / "out", how, silent).images == {"train": 1}
+    assert convert_dataset(source, tmp_path / "out", how).images == {"train": 1}
     how = Conversion("jsonl", target="voc", image_dir=tmp_path / "nowhere")
     with pytest.raises(DataError, match="expected a folder of images, got none"):
-        convert_dataset(source, tmp_path / "out2", how, silent)
+        convert_dataset(source, tmp_path / "out2", how)
 
 
 def test_unreadable_folder(voc: Voc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +330,7 @@ def test_broken_samples__name_their_line(tmp_path: Path) -> None:
     with (source / "train.jsonl").open("a") as lines:
         lines.write('{"images": ["../../etc/passwd"], "objects": []}\n{"images"\n')
     with pytest.raises(DataError) as error:
-        convert_dataset(source, tmp_path / "out", Conversion("jsonl", target="coco"), silent)
+        convert_dataset(source, tmp_path / "out", Conversion("jsonl", target="coco"))
     wheres = [problem.where for problem in error.value.problems]
     file = source / "train.jsonl"
     assert wheres == [f"{file}:1: objects[0] (dot)", f"{file}:2", f"{file}:3"]
@@ -347,13 +346,11 @@ def test_cut_box__in_a_frame_that_is_sure(voc: Voc) -> None:
 @pytest.mark.parametrize("data", ["nuts", "bccd"])
 def test_real_data__through_every_format(shared: Path, tmp_path: Path, data: str) -> None:
     """Boxes of the last are those of the first to a thousandth of a pixel."""
-    direct = convert_dataset(
-        shared / "data" / data, tmp_path / "direct", Conversion(images="reference"), silent
-    )
+    direct = convert_dataset(shared / "data" / data, tmp_path / "direct", Conversion(images="reference"))
     source = shared / "data" / data
     placement: Placement = "copy"  # the first: the data may be on another file system
     for target in ("coco", "voc", "yolo", "jsonl"):
-        convert_dataset(source, tmp_path / target, Conversion(target=target, images=placement), silent)  # type: ignore[arg-type]
+        convert_dataset(source, tmp_path / target, Conversion(target=target, images=placement))  # type: ignore[arg-type]
         source, placement = tmp_path / target, "link"
     for file in direct.files:
         found, expected = lines_of(tmp_path / "jsonl" / file.name), lines_of(file)

@@ -18,7 +18,6 @@ from qwendet.checks.config.sample_files import find_data
 from qwendet.checks.config.suite import Thoroughness, run_data_checks, survey_data
 from qwendet.checks.config.summary import summary_tables
 from qwendet.errors import DataError
-from qwendet.progress import silent
 from tests.planted.planting import Project
 
 
@@ -65,12 +64,12 @@ def test_files__whose_part_is_unknown_or_taken_are_refused(project: Project, tmp
 
 def run_check(project: Project) -> dict[str, str]:
     project.write()
-    results, _ = run_data_checks(find_data([project.folder]), None, silent, Thoroughness())
+    results, _ = run_data_checks(find_data([project.folder]), None, Thoroughness())
     return {result.id: result.what for result in results if result.status == "fail"}
 
 
 def test_data_check__passes_sound_data_and_asks_nothing_of_settings(project: Project) -> None:
-    results, tables = run_data_checks(find_data([project.folder]), None, silent, Thoroughness())
+    results, tables = run_data_checks(find_data([project.folder]), None, Thoroughness())
     assert {result.status for result in results} == {"pass"}
     prefixes = {result.id.split(".")[1] for result in results}
     assert prefixes == {"boxes", "data", "images", "labels", "teachers"}
@@ -112,7 +111,7 @@ def test_tables__count_samples_boxes_and_sizes(project: Project) -> None:
     ]
     project.at(1)["objects"] = []
     project.write()
-    seen, broken = survey_data(find_data([project.folder]), None, silent, Thoroughness())
+    seen, broken = survey_data(find_data([project.folder]), None, Thoroughness())
     samples, labels, sizes = summary_tables(seen.scans)
     assert samples.rows == [("train", 2, 2, 1, 0, 3, 2, 1, 1)]
     assert labels.rows == [("x", 2), ("y", 1)]
@@ -127,7 +126,7 @@ def test_plots__are_pictures_with_something_in_them(project: Project, tmp_path: 
     for index, item in enumerate(project.objects()):
         item["desc"] = ("红细胞", "תא", "cell")[index % 3]
     project.write()
-    seen, _ = survey_data(find_data([project.folder]), None, silent, Thoroughness())
+    seen, _ = survey_data(find_data([project.folder]), None, Thoroughness())
     files = save_plots(seen.scans, tmp_path / "plots")
     assert [file.name for file in files] == [
         "boxes_per_image.png",

@@ -17,7 +17,6 @@ from qwendet.checks.config.summary import summary_tables
 from qwendet.checks.result import Result
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.errors import DataError
-from qwendet.progress import silent
 from tests.planted.planting import HEIGHT, WIDTH, Project
 
 FORMATS = ("coco", "voc", "yolo")
@@ -28,12 +27,12 @@ def dataset(tmp_path: Path, target: Any) -> Path:
     """A sound data set of this format: 12 training and 4 validation images."""
     project = Project.sound(tmp_path / "jsonl")
     project.write()
-    convert_dataset(project.folder, tmp_path / target, Conversion(target=target), silent)
+    convert_dataset(project.folder, tmp_path / target, Conversion(target=target))
     return tmp_path / target
 
 
 def run_check(*paths: Path, images: Any = "header") -> list[Result]:
-    return run_data_checks(find_data(paths), None, silent, Thoroughness(images))[0]
+    return run_data_checks(find_data(paths), None, Thoroughness(images))[0]
 
 
 def files_in(folder: Path) -> dict[Path, int]:
@@ -59,8 +58,8 @@ def test_sound_data__passes_and_nothing_is_written(tmp_path: Path, target: str, 
 @pytest.mark.parametrize("target", FORMATS)
 def test_stats__are_those_of_the_samples(tmp_path: Path, target: str) -> None:
     folder = dataset(tmp_path, target)
-    seen, broken = survey_data(find_data([folder]), None, silent, Thoroughness())
-    of_jsonl, _ = survey_data(find_data([tmp_path / "jsonl"]), None, silent, Thoroughness())
+    seen, broken = survey_data(find_data([folder]), None, Thoroughness())
+    of_jsonl, _ = survey_data(find_data([tmp_path / "jsonl"]), None, Thoroughness())
     tables = [table.rows for table in summary_tables(seen.scans)]
     assert tables == [table.rows for table in summary_tables(of_jsonl.scans)]
     assert (tables[0][1][5], broken) == (36, 0)
@@ -75,7 +74,7 @@ def test_worker_processes__find_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(annotated, "PIECE_SAMPLES", 3)
     monkeypatch.setattr(annotated, "FEW_SAMPLES", 0)
     how = Thoroughness(workers=2)
-    together, tables = run_data_checks(find_data([folder]), None, silent, how)
+    together, tables = run_data_checks(find_data([folder]), None, how)
     assert [tell(result) for result in together] == [tell(result) for result in alone]
     assert len([result for result in together if result.status == "fail"]) >= 2
     assert tables
@@ -91,7 +90,7 @@ def test_format__as_it_is_said_to_be(tmp_path: Path) -> None:
     (folder / "train.jsonl").write_text('{"images": ["a.jpg"], "objects": []}\n', encoding="utf-8")
     assert find_data([folder]).datasets == {}
     found = find_data([folder], "coco")
-    results, _ = run_data_checks(found, None, silent, Thoroughness())
+    results, _ = run_data_checks(found, None, Thoroughness())
     assert [result for result in results if result.status == "fail"] == []
     with pytest.raises(DataError, match=r"expected a \.jsonl file, or a folder"):
         find_data([folder / "annotations"], "jsonl")

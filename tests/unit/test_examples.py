@@ -18,7 +18,6 @@ from qwendet.checks.preflight import require_preflight
 from qwendet.config_file import load_config
 from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.memory import GIB, estimate_memory, largest_workload
-from qwendet.progress import silent
 from tests.conftest import REPO_ROOT
 
 EXAMPLES = sorted((REPO_ROOT / "examples").glob("*.yaml"))
@@ -114,8 +113,8 @@ def test_example__trains_the_tiny_model(path: Path, scenes: Path, tmp_path: Path
     if load_config(path).data.teachers:
         changes["data.teachers"] = folder / "teachers.jsonl"
     config = load_config(path, [f"{key}={value}" for key, value in changes.items()])
-    require_config_checks(config, silent)
-    require_preflight(create_trainer(config).bundle, silent)
+    require_config_checks(config)
+    require_preflight(create_trainer(config).bundle)
 
 
 # The tiny example's data
@@ -135,4 +134,4 @@ def test_tiny_example__can_be_used_from_beside_it(
     monkeypatch.chdir(tmp_path)
     config = load_config("tiny.yaml")
     assert config.model.path == "tiny"
-    require_config_checks(config, silent)
+    require_config_checks(config)

@@ -217,6 +217,23 @@ def test_generate_answers__a_question_alone_gets_the_same_answer(
         assert generate(lively, alone, tokenizer) == [expected]
 
 
+def test_generate_answers__logits_are_the_layers_own_and_its_hooks_run(
+    bundle: Bundle, lively: Qwen2_5_VLForConditionalGeneration, lessons: list[Sample]
+) -> None:
+    """Five questions: enough for oneDNN. The layer is left as it was."""
+    encoder = bundle.encoder()
+    five = bundle.collator()([encoder.encode(lesson, with_answer=False) for lesson in lessons[:1] * 5])
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    handle = lively.lm_head.register_forward_hook(lambda _, given, found: seen.append((given[0], found)))
+    generate(lively, five, NeverEnds(bundle.processor.tokenizer))
+    handle.remove()
+    assert len(seen) == NEW_TOKENS
+    for states, logits in seen:
+        expected = torch.nn.functional.linear(states, lively.lm_head.weight.detach())
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-4)
+    assert "forward" not in vars(lively.lm_head)
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 1}, {"do_sample": True, "temperature": 5.0}],

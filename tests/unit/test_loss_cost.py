@@ -11,7 +11,6 @@ from qwendet.checks.loss.suite import QUICK, run_loss_checks
 from qwendet.checks.subject import temporary_subject
 from qwendet.config import Config
 from qwendet.loader import Bundle
-from qwendet.progress import silent
 
 
 class Count:
@@ -40,7 +39,7 @@ def count(bundle: Bundle) -> Iterator[Count]:
 
 def test_cost__of_all_but_overfit(tiny_config: Config, bundle: Bundle, count: Count) -> None:
     with temporary_subject(tiny_config, bundle) as subject:
-        results, _ = run_loss_checks(subject, silent, with_overfit=False)
+        results, _ = run_loss_checks(subject, with_overfit=False)
     assert [result.id for result in results if result.status == "skip"] == ["loss.overfit"]
     assert [result for result in results if result.status == "fail"] == []
     assert count.forwards == 4 + 4 + 1  # 2.25 of the four samples
@@ -49,7 +48,7 @@ def test_cost__of_all_but_overfit(tiny_config: Config, bundle: Bundle, count: Co
 
 def test_cost__of_the_quick_part(tiny_config: Config, bundle: Bundle, count: Count) -> None:
     with temporary_subject(tiny_config, bundle) as subject:
-        results, _ = run_loss_checks(subject, silent, only=QUICK)
+        results, _ = run_loss_checks(subject, only=QUICK)
     assert [result.id for result in results] == list(QUICK)
     assert {result.status for result in results} == {"pass"}
     assert count.forwards == 4 + 1

@@ -16,7 +16,6 @@ from qwendet.checks.runner import require_known
 from qwendet.config import Config
 from qwendet.errors import ConfigError
 from qwendet.loader import Bundle
-from qwendet.progress import silent
 
 
 def with_preflight(bundle: Bundle, preflight: str) -> Bundle:
@@ -28,13 +27,13 @@ def with_preflight(bundle: Bundle, preflight: str) -> Bundle:
 def test_quick__passes_a_sound_model_and_refuses_a_frozen_one(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    require_preflight(with_preflight(bundle, "quick"), silent)
+    require_preflight(with_preflight(bundle, "quick"))
     monkeypatch.setattr(
         build_trainer, "freeze_groups", lambda detector, rates: detector.requires_grad_(False)
     )
     try:
         with pytest.raises(PreflightError) as caught:
-            require_preflight(with_preflight(bundle, "quick"), silent)
+            require_preflight(with_preflight(bundle, "quick"))
     finally:
         bundle.detector.requires_grad_(True)
     assert caught.value.exit_code == 1
@@ -47,13 +46,13 @@ def test_quick__says_what_was_skipped(
     skipped = Result("loss.gradients", "skip", "no sample with demonstrations fits into data.max_tokens")
     monkeypatch.setattr(loss, "run_loss_checks", lambda *args, **settings: ([skipped], []))
     with caplog.at_level(logging.INFO, logger="qwendet"):
-        require_preflight(with_preflight(bundle, "quick"), silent)
+        require_preflight(with_preflight(bundle, "quick"))
     assert "preflight: loss.gradients was skipped: no sample with demonstrations fits" in caplog.text
 
 
 def test_off__is_printed(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="qwendet"):
-        require_preflight(with_preflight(bundle, "off"), silent)
+        require_preflight(with_preflight(bundle, "off"))
     assert "train.preflight is off" in caplog.text
 
 

@@ -17,7 +17,6 @@ from qwendet.checks.config.sample_files import find_data
 from qwendet.data.formats.convert import Conversion, ConversionReport, convert_dataset
 from qwendet.data.formats.detect import detect_format
 from qwendet.errors import DataError
-from qwendet.progress import silent
 from tests.unit.voc_files import voc_object, voc_xml
 
 BOX = [1, 2, 30, 40]
@@ -54,7 +53,7 @@ def lay_out(folder: Path, files: Files) -> Path:
 
 
 def converted(folder: Path, **how: Any) -> ConversionReport:
-    return convert_dataset(folder, folder.parent / "out", Conversion(**how), silent)
+    return convert_dataset(folder, folder.parent / "out", Conversion(**how))
 
 
 def yolo(names: str = "[cell]", **files: Any) -> Files:
@@ -220,7 +219,7 @@ def test_broken_line_of_a_list__loses_no_other(tmp_path: Path) -> None:
 def test_name_that_begins_with_a_blank__survives_voc(tmp_path: Path) -> None:
     """A list's lines used to be stripped, so that what the writer wrote could not be read."""
     folder = lay_out(tmp_path / "in", {"train.json": coco([" a.jpg"]), "images/ a.jpg": 1})
-    convert_dataset(folder, tmp_path / "voc", Conversion(target="voc"), silent)
+    convert_dataset(folder, tmp_path / "voc", Conversion(target="voc"))
     report = converted(tmp_path / "voc", is_strict=True)
     assert dict(report.images) == {"train": 1}
 

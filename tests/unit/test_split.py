@@ -17,7 +17,6 @@ from qwendet.data.formats.convert import Conversion, ConversionReport
 from qwendet.data.split import split_dataset
 from qwendet.data.stratify import stratify
 from qwendet.errors import ConfigError, DataError
-from qwendet.progress import silent
 
 SHARES = {"train": 0.7, "val": 0.2, "test": 0.1}
 
@@ -36,7 +35,7 @@ def write(folder: Path, *contents: list[str], colours: list[int] | None = None) 
 
 
 def split(src: Path, dst: Path, seed: int = 0, **fractions: float) -> ConversionReport:
-    return split_dataset(src, dst, fractions or {"val": 0.2}, seed, Conversion(), silent)
+    return split_dataset(src, dst, fractions or {"val": 0.2}, seed, Conversion())
 
 
 def members(folder: Path) -> dict[str, set[str]]:
@@ -150,7 +149,7 @@ def test_split__real_data(shared: Path, tmp_path: Path) -> None:
     """BCCD: 364 images, 372 WBC, 361 Platelets; each part has its share of images with each."""
     how = Conversion(images="reference")
     fractions = {"val": 0.2, "test": 0.1}
-    report = split_dataset(shared / "data" / "bccd", tmp_path / "out", fractions, 0, how, silent)
+    report = split_dataset(shared / "data" / "bccd", tmp_path / "out", fractions, 0, how)
     assert sum(report.images.values()) == 364
     assert abs(report.images["val"] - 72.8) <= 2
     assert abs(report.images["test"] - 36.4) <= 2

@@ -18,7 +18,7 @@ from qwendet.config import Config
 from qwendet.config_file import load_config
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.errors import ConfigError, DataError
-from qwendet.progress import Advance, silent
+from qwendet.progress import Advance, shown_by
 from qwendet.starter import project
 from qwendet.starter.project import DEFAULT_MODEL, InitSummary, init_project
 from qwendet.starter.render import render
@@ -53,7 +53,7 @@ def write_voc(folder: Path, *stems: str) -> Path:
 def start(
     directory: Path, *, tiny: bool = False, model: str | None = None, data: Path | None = None
 ) -> tuple[InitSummary, Config]:
-    summary = init_project(directory, tiny=tiny, model=model, data=data, tracker=silent)
+    summary = init_project(directory, tiny=tiny, model=model, data=data)
     return summary, load_config(summary.config)
 
 
@@ -67,7 +67,7 @@ def test_tiny__is_complete_and_valid(tmp_path: Path) -> None:
     assert config.data.train == str(tmp_path / "p" / "data" / "train.jsonl")
     assert len(list((tmp_path / "p" / "data" / "images").iterdir())) == 32
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["config.yaml", "data"]
-    require_config_checks(config, silent)
+    require_config_checks(config)
 
 
 def test_tiny__is_the_same_every_time(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_jsonl_file__is_named_where_it_lies(tmp_path: Path) -> None:
     assert config.data.train == str(data / "mine.jsonl")
     assert config.data.val is None
     assert f"qwendet data split {data / 'mine.jsonl'} DST" in summary.notes[0]
-    require_config_checks(config, silent)
+    require_config_checks(config)
 
 
 def test_folder__splits_become_training_and_validation(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_voc__is_converted_beside_the_config(tmp_path: Path) -> None:
     assert config.data.train == str(tmp_path / "p" / "data" / "all.jsonl")
     assert config.data.val is None
     assert "no validation split" in summary.notes[-1]
-    require_config_checks(config, silent)
+    require_config_checks(config)
 
 
 @pytest.mark.parametrize("size", [(640, 480), (224, 224), (100, 80)])
@@ -173,7 +173,7 @@ def test_coco_and_yolo__are_converted_beside_the_config(
     summary, config = start(tmp_path / "p", model="tiny", data=write(tmp_path / "source"))
     assert config.data.train == str(tmp_path / "p" / "data" / "all.jsonl")
     assert "no validation split" in summary.notes[-1]
-    require_config_checks(config, silent)
+    require_config_checks(config)
 
 
 def test_config__is_never_overwritten(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_odd_folder__loads(tmp_path: Path) -> None:
 def test_convert__refuses_jsonl(tmp_path: Path) -> None:
     data = write_samples(tmp_path / "d", "train")
     with pytest.raises(DataError, match="this is JSONL already"):
-        convert_dataset(data, tmp_path / "out", Conversion(), silent)
+        convert_dataset(data, tmp_path / "out", Conversion())
 
 
 def test_convert__tells_how_far_it_is(tmp_path: Path) -> None:
@@ -256,5 +256,6 @@ def test_convert__tells_how_far_it_is(tmp_path: Path) -> None:
         told.append((description, total))
         yield lambda finished, text: told.append((finished, text))
 
-    convert_dataset(write_voc(tmp_path / "voc", "a", "b"), tmp_path / "out", Conversion("voc"), tracker)
+    with shown_by(tracker):
+        convert_dataset(write_voc(tmp_path / "voc", "a", "b"), tmp_path / "out", Conversion("voc"))
     assert told == [("reading voc", 2), (1, ""), (2, ""), ("placing images of voc", 2), (1, ""), (2, "")]

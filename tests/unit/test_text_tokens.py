@@ -13,7 +13,6 @@ from qwendet.data.image_tokens import image_limits
 from qwendet.data.samples import SampleFile
 from qwendet.data.text_tokens import estimate_tokens, token_counter
 from qwendet.loader import load_encoder
-from qwendet.progress import silent
 from qwendet.starter.facts import count_sample_tokens, look_at
 
 LABELS = ["red circle", "Platelets", "RBC", "黄色的螺丝", "螺丝/松动", "M6-bolt (rusty)", "vélo", "a"]
@@ -59,7 +58,7 @@ def test_sample_tokens__are_those_of_the_encoder(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     config = build_config({"model": {"path": "tiny"}, "data": {"train": str(file)}}, "test")
-    facts, limits = look_at({"train": file}, silent), image_limits(config)
+    facts, limits = look_at({"train": file}), image_limits(config)
     assert limits is not None
     encoder = load_encoder(config)
     sizes = {"a.png": (640, 480), "b.png": (300, 90)}

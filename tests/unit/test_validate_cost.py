@@ -19,7 +19,6 @@ from qwendet.checks.preflight import run_all_checks
 from qwendet.config import Config
 from qwendet.config_file import load_config
 from qwendet.model.tiny import TINY_FOLDER
-from qwendet.progress import silent
 
 SAMPLES = 4
 
@@ -91,7 +90,7 @@ def count(large: Config, monkeypatch: pytest.MonkeyPatch) -> Count:
 
 def test_large_model__is_loaded_once_and_run_six_times(large: Config, count: Count) -> None:
     how = Thoroughness(tokens=True, workers=1)
-    results, _ = run_all_checks(large, silent, how, with_overfit=False)
+    results, _ = run_all_checks(large, how, with_overfit=False)
     assert [result for result in results if result.status == "fail"] == []
     assert (count.loads, count.saves) == (1, 0)
     whole = [rows for rows, tokens in count.forwards if tokens > 1]  # the others: a token with the cache

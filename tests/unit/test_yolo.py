@@ -13,7 +13,6 @@ from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.formats.detect import detect_format, open_source
 from qwendet.data.formats.records import Finding, Record
 from qwendet.errors import DataError, Problem
-from qwendet.progress import silent
 
 WIDTH, HEIGHT = 80, 40
 
@@ -387,9 +386,7 @@ def test_broken_image_and_binary_labels(tmp_path: Path) -> None:
 
 def test_output__is_what_ultralytics_expects(tmp_path: Path, shared: Path) -> None:
     """Folders, keys and numbers as its documentation and loader say; its package needs torchvision."""
-    convert_dataset(
-        shared / "data" / "bccd", tmp_path / "yolo", Conversion(target="yolo", images="link"), silent
-    )
+    convert_dataset(shared / "data" / "bccd", tmp_path / "yolo", Conversion(target="yolo", images="link"))
     data = yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text(encoding="utf-8"))
     assert data["names"] == {0: "RBC", 1: "WBC", 2: "Platelets"} or sorted(data["names"]) == [0, 1, 2]
     assert (data["train"], data["val"], data["test"]) == ("images/train", "images/val", "images/test")

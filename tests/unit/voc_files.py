@@ -15,7 +15,6 @@ from qwendet.data.formats.detect import open_source
 from qwendet.data.formats.placing import Placement
 from qwendet.data.formats.records import Record
 from qwendet.errors import DataError, Problem
-from qwendet.progress import silent
 
 WIDTH, HEIGHT = 64, 48
 BILLION_LAUGHS = """<!DOCTYPE annotation [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>
@@ -64,7 +63,7 @@ def read_voc(folder: Path, image_dir: Path | None = None, *, may_be_absent: bool
 
 
 def convert_voc(src: Path, dst: Path, images: Placement = "copy") -> ConversionReport:
-    return convert_dataset(src, dst, Conversion("voc", images=images), silent)
+    return convert_dataset(src, dst, Conversion("voc", images=images))
 
 
 def splits_of(folder: Path) -> dict[str, list[str]]:

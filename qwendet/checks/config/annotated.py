@@ -50,7 +50,7 @@ from qwendet.data.formats.records import (
 from qwendet.data.image_tokens import ImageLimits
 from qwendet.data.samples import Sample
 from qwendet.errors import DataError, Problem
-from qwendet.progress import Tracker
+from qwendet.progress import track
 
 ANNOTATIONS = "config.data.annotations"
 TOLD = HARMLESS | {"unlabelled"}
@@ -62,7 +62,6 @@ MAX_NOTES = 5
 def scan_data(
     config: Config,
     given: Given,
-    tracker: Tracker,
     *,
     depth: Depth = "header",
     workers: int = 1,
@@ -73,11 +72,11 @@ def scan_data(
     Raises:
         DataError: if a data set cannot be read at all, or a split is there twice.
     """
-    scans, findings = scan_files(config, given.files, tracker, depth=depth, workers=workers, limits=limits)
+    scans, findings = scan_files(config, given.files, depth=depth, workers=workers, limits=limits)
     for path, kind in given.datasets.items():
         with Crew(workers, alone=FEW_SAMPLES) as crew:
             reading = _DatasetPass(config, path, kind, depth, limits, crew)
-            reading.read(tracker)
+            reading.read()
         for id, found in reading.findings().items():
             findings.setdefault(id, Findings(id)).merge(found)
         for split, scan in reading.scans.items():
@@ -128,12 +127,12 @@ class _DatasetPass:
     broken: Findings = field(default_factory=lambda: Findings(PARSE))
     odd: Findings = field(default_factory=lambda: Findings(ANNOTATIONS))
 
-    def read(self, tracker: Tracker) -> None:
+    def read(self) -> None:
         """Go through all that the data set holds."""
         root = self.config.data.root
         source = open_written(self.path, self.format, None if root is None else Path(root))
         count = 0
-        with tracker(f"checking {self.path.name}", source.total) as advance:
+        with track(f"checking {self.path.name}", source.total) as advance:
             for item in source.items:
                 self._take(item, source.root)
                 count += isinstance(item, Record)

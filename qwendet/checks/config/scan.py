@@ -35,7 +35,7 @@ from qwendet.data.images import (
 )
 from qwendet.data.samples import Sample, Turn, parse_sample
 from qwendet.errors import DataError, Problem
-from qwendet.progress import Advance, Tracker
+from qwendet.progress import Advance, track
 
 PARSE = "config.data.samples"
 CUT = "config.data.cut"
@@ -82,7 +82,6 @@ class Piece(NamedTuple):
 def scan_files(
     config: Config,
     files: Mapping[Split, Path],
-    tracker: Tracker,
     *,
     depth: Depth = "header",
     workers: int = 1,
@@ -93,7 +92,6 @@ def scan_files(
     Args:
         config: the config.
         files: sample files.
-        tracker: shows progress.
         depth: as in :class:`Task`.
         workers: processes; with 1, and for few samples, this one does it all.
         limits: as in :class:`Task`.
@@ -111,7 +109,7 @@ def scan_files(
             task = Task(config, split, path, root, depth, limits)
             scans[split] = Scan(path)
             total = sum(piece.num_samples for piece in pieces[split])
-            with tracker(f"checking {path.name}", total) as advance:
+            with track(f"checking {path.name}", total) as advance:
                 merge = partial(take_in, scans[split], findings, advance=advance)
                 for piece in pieces[split]:
                     crew.do(partial(scan_piece, task, piece), merge, piece.num_samples)

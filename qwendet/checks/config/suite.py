@@ -22,7 +22,6 @@ from qwendet.checks.runner import Findings
 from qwendet.config import Config
 from qwendet.data.image_tokens import image_limits
 from qwendet.errors import DataError, EnvironmentLacksError, Problem, QwendetError
-from qwendet.progress import Tracker
 
 ENVIRONMENT = "config.environment."
 FILES = "config.data.files"
@@ -50,14 +49,11 @@ class Thoroughness:
     workers: int = 1
 
 
-def run_config_checks(
-    config: Config, tracker: Tracker, how: Thoroughness | None = None
-) -> tuple[list[Result], list[Table]]:
+def run_config_checks(config: Config, how: Thoroughness | None = None) -> tuple[list[Result], list[Table]]:
     """Run every check of the config and its data.
 
     Args:
         config: a config that could be loaded.
-        tracker: shows progress.
         how: how far to go.
 
     Returns:
@@ -71,24 +67,21 @@ def run_config_checks(
     }
     how = how or Thoroughness()
     require_files({f"data.{split}": path for split, path in files.items()}, config.data.root)
-    results, seen, tables = _run(config, Given(files), known_checks(), tracker, how)
+    results, seen, tables = _run(config, Given(files), known_checks(), how)
     if how.tokens and any(scan.num_parsed for scan in seen.scans.values()):
         from qwendet.checks.config.tokens import count_tokens
 
-        found, more = count_tokens(seen, tracker)
+        found, more = count_tokens(seen)
         return results + found, tables + more
     return results, tables
 
 
-def run_data_checks(
-    given: Given, root: Path | None, tracker: Tracker, how: Thoroughness
-) -> tuple[list[Result], list[Table]]:
+def run_data_checks(given: Given, root: Path | None, how: Thoroughness) -> tuple[list[Result], list[Table]]:
     """Run every check that looks at data alone.
 
     Args:
         given: sample files and data sets.
         root: folder that image paths start from; None is each file's own.
-        tracker: shows progress.
         how: how far to go; tokens are not counted.
 
     Raises:
@@ -98,24 +91,23 @@ def run_data_checks(
     checks = {
         id: check for id, check in known_checks().items() if check.is_of_data and id not in settings.CHECKS
     }
-    results, _, tables = _run(config, given, checks, tracker, how)
+    results, _, tables = _run(config, given, checks, how)
     return [result for result in results if result.id not in OF_CONFIG], tables
 
 
-def survey_data(given: Given, root: Path | None, tracker: Tracker, how: Thoroughness) -> tuple[Survey, int]:
+def survey_data(given: Given, root: Path | None, how: Thoroughness) -> tuple[Survey, int]:
     """See what data holds, without judging it.
 
     Args:
         given: sample files and data sets.
         root: folder that image paths start from; None is each file's own.
-        tracker: shows progress.
         how: how far to go; tokens are not counted.
 
     Returns:
         What was seen, and the number of samples or boxes that are broken.
     """
     config = _data_config(given.files, root)
-    scans, findings = scan_data(config, given, tracker, depth=how.images, workers=how.workers)
+    scans, findings = scan_data(config, given, depth=how.images, workers=how.workers)
     if not any(scan.num_samples for scan in scans.values()):
         names = ", ".join(str(scan.path) for scan in scans.values())
         raise DataError("the file holds no samples", names, "give a file with one sample a line")
@@ -130,14 +122,14 @@ def _data_config(files: Mapping[Split, Path], root: Path | None) -> Config:
     return config
 
 
-def require_config_checks(config: Config, tracker: Tracker) -> None:
+def require_config_checks(config: Config) -> None:
     """Refuse a config that fails a check.
 
     Raises:
         EnvironmentLacksError: if the machine is all that is wrong.
         QwendetError: with every problem found.
     """
-    results, _ = run_config_checks(config, tracker)
+    results, _ = run_config_checks(config)
     failed = [result for result in results if result.status == "fail"]
     problems = [Problem(result.what, result.where, result.fix, result.id) for result in failed]
     if problems:
@@ -175,11 +167,10 @@ def _run(
     config: Config,
     given: Given,
     checks: Mapping[str, Check],
-    tracker: Tracker,
     how: Thoroughness,
 ) -> tuple[list[Result], Survey, list[Table]]:
     limits = image_limits(config)
-    scans, findings = scan_data(config, given, tracker, depth=how.images, workers=how.workers, limits=limits)
+    scans, findings = scan_data(config, given, depth=how.images, workers=how.workers, limits=limits)
     seen = Survey(config, scans)
     results = [result for id, check in checks.items() for result in _run_check(id, check, seen)]
     lost = [result for result in results if result.id == "config.images.root" and result.status == "fail"]

@@ -23,7 +23,7 @@ from qwendet.data.encode import Encoder
 from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.errors import DataError, Problem
 from qwendet.loader import load_encoder
-from qwendet.progress import Tracker
+from qwendet.progress import track
 
 LIMIT = "config.tokens.limit"
 ANSWER = "config.tokens.answer"
@@ -46,12 +46,11 @@ class _Counts:
     unknown: int = 0
 
 
-def count_tokens(survey: Survey, tracker: Tracker) -> tuple[list[Result], list[Table]]:
+def count_tokens(survey: Survey) -> tuple[list[Result], list[Table]]:
     """Hold the tokens of every sample against ``data.max_tokens`` and ``infer.max_new_tokens``.
 
     Args:
         survey: the config, and what its files hold.
-        tracker: shows progress.
 
     Returns:
         Results, and tokens per sample: median, 99th percentile, maximum.
@@ -66,8 +65,8 @@ def count_tokens(survey: Survey, tracker: Tracker) -> tuple[list[Result], list[T
 
     if not findings[LIMIT].collect(prepare):
         return findings[LIMIT].results("", config.data.allow), []
-    counts = {split: counter.count(split, loaded[0], findings, tracker) for split in survey.scans}
-    findings[LIMIT].collect(lambda: _drawn(survey, loaded[0], counts, counter.sizes, tracker))
+    counts = {split: counter.count(split, loaded[0], findings) for split in survey.scans}
+    findings[LIMIT].collect(lambda: _drawn(survey, loaded[0], counts, counter.sizes))
     goods = {
         LIMIT: f"no sample has more than data.max_tokens = {config.data.max_tokens} tokens",
         ANSWER: f"no answer has more than infer.max_new_tokens = {config.infer.max_new_tokens} tokens",
@@ -90,15 +89,13 @@ class _Counter:
             if seen.size is not None
         }
 
-    def count(
-        self, split: Split, encoder: Encoder, findings: dict[str, Findings], tracker: Tracker
-    ) -> _Counts:
+    def count(self, split: Split, encoder: Encoder, findings: dict[str, Findings]) -> _Counts:
         """Count the samples of one file; what exceeds a limit is added to the findings."""
         counts, scan, data = _Counts(), self.survey.scans[split], self.survey.config.data
         if not scan.num_samples:
             return counts
         samples = SampleFile(scan.path, None if data.root is None else Path(data.root))
-        with tracker(f"counting tokens of {scan.path.name}", len(samples)) as advance:
+        with track(f"counting tokens of {scan.path.name}", len(samples)) as advance:
             for index in range(len(samples)):
                 try:
                     sample = samples[index]
@@ -153,7 +150,6 @@ def _drawn(
     encoder: Encoder,
     counts: dict[Split, _Counts],
     sizes: dict[tuple[Split, str], Size],
-    tracker: Tracker,
 ) -> Iterable[Problem]:
     """Samples that exceed the limit with demonstrations that will be drawn for them."""
     data = survey.config.data
@@ -165,7 +161,7 @@ def _drawn(
         return
     dataset = TrainingSamples(survey.config, encoder)
     epochs = _num_epochs(survey.config, len(dataset))
-    with tracker("drawing demonstrations", epochs * len(dataset)) as advance:
+    with track("drawing demonstrations", epochs * len(dataset)) as advance:
         for draw in range(epochs * len(dataset)):
             epoch, index = divmod(draw, len(dataset))
             dataset.set_epoch(epoch)

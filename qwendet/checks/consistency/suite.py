@@ -12,7 +12,6 @@ from qwendet.checks.result import NotApplicableError, Result, Table, Verdict
 from qwendet.checks.runner import require_known, run_checks
 from qwendet.checks.subject import Subject
 from qwendet.errors import CheckpointError
-from qwendet.progress import Tracker
 
 LOAD = "consistency.build.load"
 NO_CHECKPOINT = "no --checkpoint was given"
@@ -72,13 +71,12 @@ IDS = (*CHECKS, *CHECKPOINT_CHECKS)
 
 
 def run_consistency_checks(
-    subject: Subject, tracker: Tracker, *, checkpoint: Path | None = None, only: Collection[str] = ()
+    subject: Subject, *, checkpoint: Path | None = None, only: Collection[str] = ()
 ) -> tuple[list[Result], list[Table]]:
     """Run the ``consistency.*`` checks.
 
     Args:
         subject: the config's model and samples.
-        tracker: shows progress.
         checkpoint: a saved run, or a plain Hugging Face directory, to compare with what the config builds.
         only: ids to run; none runs all.
 
@@ -94,12 +92,12 @@ def run_consistency_checks(
     require_checkpoint(checkpoint)
     chosen = {id: check for id, check in _all(checkpoint).items() if not only or id in only}
     allowed = subject.config.data.allow
-    built, tables = run_checks({LOAD: build.load_both}, subject, allowed, tracker)
+    built, tables = run_checks({LOAD: build.load_both}, subject, allowed)
     if any(result.status == "fail" for result in built):
         reason = f"there is no model to look at: see {LOAD}"
         return built + [Result(id, "skip", reason) for id in chosen if id != LOAD], tables
     others = {id: check for id, check in chosen.items() if id != LOAD}
-    results, tables = run_checks(others, subject, allowed, tracker)
+    results, tables = run_checks(others, subject, allowed)
     return (built if LOAD in chosen else []) + results, tables
 
 

@@ -20,7 +20,6 @@ from qwendet.checks.loss.watched import Watched
 from qwendet.checks.result import NotApplicableError, Result, Table, Verdict
 from qwendet.checks.runner import run_checks
 from qwendet.checks.subject import Subject
-from qwendet.progress import Tracker
 
 BUILD = "loss.build"
 OVERFIT = "loss.overfit"
@@ -67,13 +66,12 @@ CHECKS: dict[str, Callable[[Watched], Verdict]] = {
 
 
 def run_loss_checks(
-    subject: Subject, tracker: Tracker, *, only: Collection[str] = (), with_overfit: bool = True
+    subject: Subject, *, only: Collection[str] = (), with_overfit: bool = True
 ) -> tuple[list[Result], list[Table]]:
     """Run the ``loss.*`` checks.
 
     Args:
         subject: the config's model and samples.
-        tracker: shows progress.
         only: ids to run; none runs all.
         with_overfit: train a few steps too.
 
@@ -85,7 +83,7 @@ def run_loss_checks(
     chosen = {id: check for id, check in CHECKS.items() if not only or id in only}
     if not with_overfit and OVERFIT in chosen:
         chosen[OVERFIT] = _left_out
-    built, tables = run_checks({BUILD: build}, watched, allowed, tracker)
+    built, tables = run_checks({BUILD: build}, watched, allowed)
     if any(result.status == "fail" for result in built):
         skipped = [
             Result(id, "skip", f"there is no model to look at: see {BUILD}") for id in chosen if id != BUILD
@@ -94,7 +92,7 @@ def run_loss_checks(
     others: Mapping[str, Callable[[Watched], Verdict]] = {
         id: check for id, check in chosen.items() if id != BUILD
     }
-    results, tables = run_checks(others, watched, allowed, tracker)
+    results, tables = run_checks(others, watched, allowed)
     return (built if BUILD in chosen else []) + results, tables
 
 

@@ -32,7 +32,7 @@ from qwendet.data.formats.voc_writer import VocWriter
 from qwendet.data.formats.writer import Writer
 from qwendet.data.formats.yolo_writer import YoloWriter
 from qwendet.errors import DataError, Problem
-from qwendet.progress import Advance, Tracker
+from qwendet.progress import Advance, track
 
 MAX_NOTES = 5
 """Mended annotations that are named, of each kind."""
@@ -94,14 +94,13 @@ class ConversionReport:
     left_out: tuple[Problem, ...] = ()
 
 
-def convert_dataset(src: Path, dst: Path, how: Conversion, tracker: Tracker) -> ConversionReport:
+def convert_dataset(src: Path, dst: Path, how: Conversion) -> ConversionReport:
     """Convert a data set, complete or not at all.
 
     Args:
         src: its folder or file; stays as it is.
         dst: a folder that is absent or empty.
         how: formats and what to do about images and mistakes.
-        tracker: shows progress.
 
     Raises:
         DataError: if it is broken; with every problem, 20 at most. Nothing is left behind then.
@@ -111,7 +110,7 @@ def convert_dataset(src: Path, dst: Path, how: Conversion, tracker: Tracker) -> 
         raise DataError("this is JSONL already", str(src), fix)
     refuse_occupied(dst)
     source = open_source(src, how.source, how.image_dir, may_be_absent=how.images == "reference")
-    return write_source(source, src.name, dst, how, tracker)
+    return write_source(source, src.name, dst, how)
 
 
 def write_source(
@@ -119,7 +118,6 @@ def write_source(
     name: str,
     dst: Path,
     how: Conversion,
-    tracker: Tracker,
     split_of: Callable[[Record], str] = lambda record: record.split,
 ) -> ConversionReport:
     """Write an opened data set.
@@ -129,7 +127,6 @@ def write_source(
         name: what progress calls it.
         dst: a folder that is absent or empty.
         how: the source's format is not looked at.
-        tracker: shows progress.
         split_of: the split that a record goes to.
 
     Raises:
@@ -137,12 +134,12 @@ def write_source(
     """
     refuse_occupied(dst)
     with complete_or_absent(dst) as folder:
-        with ExitStack() as stack, tracker(f"reading {name}", source.total) as advance:
+        with ExitStack() as stack, track(f"reading {name}", source.total) as advance:
             job = _Job(source, folder, how, stack)
             files = job.write(split_of, advance)
         job.judge()
         if how.images != "reference":
-            with tracker(f"placing images of {name}", len(job.placed)) as advance:
+            with track(f"placing images of {name}", len(job.placed)) as advance:
                 for done in place_images(job.placed, source.root, folder, how.images):
                     advance(done, "")
     data_root = source.root.resolve() if how.images == "reference" else None
