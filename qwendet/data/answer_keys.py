@@ -40,6 +40,7 @@ _PLAIN_WORDS = frozenset(
         object objects detection detections detected result results annotation annotations prediction
         predictions answer answers response output outputs json data list items instances arguments args
         parameters image images value values final label labels name class category target targets
+        here sure yes note example as for follows following
         坐标 位置 边界框 检测框 目标框 框 区域 目标 物体 对象 结果 检测结果""",
     )
 )

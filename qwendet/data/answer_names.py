@@ -22,6 +22,7 @@ _CORNER = re.compile(
     r"|(?:(?P<high_zh>[左右]上)|[左右]下)[^\d()\[\]（）\r\n]{0,12}$",
     re.IGNORECASE,
 )
+_HEADING = re.compile(r"(?:[:：]|\*\*|^\#{1,6}\ [^\r\n]{1,80})\s{0,8}\Z", re.MULTILINE)
 _LONGEST_NAME = 200
 _MOST_WORDS = 3  # of a name before a blank; more of them are a sentence
 
@@ -39,7 +40,8 @@ def name_before(text: str, floor: int, start: int) -> str:
 
     It ends in a colon (``Red car: [1, 2, 3, 4]``), touches the box (``car[[1, 2, 3, 4]]``) or is a few words
     on the same line (``red car [1, 2, 3, 4]``); a sentence such as ``The box is [1, 2, 3, 4]`` names nothing.
-    A box after its key alone (``bbox: [1, 2, 3, 4]``) has the name of the line above.
+    A box after its key alone (``bbox: [1, 2, 3, 4]``) has the name of the line above, and so has one that
+    begins its line below a heading (``**Red car**``, ``Red car:``).
 
     Args:
         text: the whole answer.
@@ -65,7 +67,7 @@ def name_before(text: str, floor: int, start: int) -> str:
     is_sentence = (is_apart and len(name.split()) > _MOST_WORDS) or _SENTENCE_END.search(name)
     name = name.replace("**", "")
     is_code = "<" in name or "\\" in name or name.count("(") > name.count(")") or _are_coordinates(name)
-    if is_box_key(name) and not is_name(name):
+    if (is_box_key(name) and not is_name(name)) or (not name and _HEADING.search(above)):
         return _name_above(above)
     is_named = is_name(name) and corner_index(name) is None
     return name if is_named and not (is_sentence or is_code) else ""
@@ -117,7 +119,7 @@ def name_after(text: str, end: int) -> str:
         'red car'
     """
     line = re.split(r"[\r\n<]", text[end : end + _LONGEST_NAME])[0]
-    return line.strip(" \t:：.\"'`*")
+    return line.strip(" \t:：,，.\"'`*")
 
 
 def pair_labels(starts: Sequence[int], texts: Sequence[LabelText]) -> list[str]:

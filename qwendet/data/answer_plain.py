@@ -2,7 +2,7 @@
 
 | form | example |
 |---|---|
-| plain text of Qwen2.5-VL, one box a line | ``1,2,3,4 red car`` |
+| plain text of Qwen2.5-VL, one box a line | ``1,2,3,4 red car``, ``1,2,3,4,red car`` |
 | its HTML | ``data-bbox="1 2 3 4"`` |
 | named corners, also as XML elements | ``x1=1, y1=2, x2=3, y2=4`` |
 | a line that the name begins | ``red car,1,2,3,4`` |
@@ -38,7 +38,7 @@ SET_OF_FOUR = rf"\{{\s*+{_FOUR}\s*+\}}"
 # A line of plain text, with what may stand before its numbers; ``fewer`` is one that the end of the text cut.
 LINE = rf"""
     (?:^[\ \t]*+(?:[-*•]\ |[0-9]{{1,3}}[.)]\ )?|(?<=[:：>=])[\ \t]*+)
-    (?P<four>{_FOUR})(?=[\ \t.]*+(?:[\r\n<]|\Z)|[:：]?[\ \t]++[(\w])
+    (?P<four>{_FOUR})(?=[\ \t.]*+(?:[\r\n<]|\Z)|[:：]?[\ \t]++[(\w]|[,，][\ \t]*+[^\W\d_])
   | ^[\ \t]*+(?P<fewer>{_NUMBER}(?:[,，][\ \t]*+{_NUMBER}){{1,2}}[,，]?)\s*+\Z
 """
 _LOOSE_NUMERAL = re.compile(rf"(?<![\w.])(?:loc_)?({NUMERAL}){AFTER_NUMERAL}", re.VERBOSE | re.IGNORECASE)

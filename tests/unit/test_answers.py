@@ -270,6 +270,17 @@ WRITINGS = {
         "Cat: (x1=1, y1=2, x2=3, y2=4)\ndog: (left: 5, top: 6, right: 7, bottom: 8)",
         ["Cat", "dog"],
     ),
+    "headings": ("1. Red car:\n   [1,2,3,4]\n\n2. **Dog**\n   (5,6), (7,8)", ["Red car", "Dog"]),
+    "headings of Markdown": ("# Red car\n[1,2,3,4]\n## Answer\n[5,6,7,8]", ["Red car", ""]),
+    "no headings": ("Here are the boxes:\n[1,2,3,4]\nFor example:\n[5,6,7,8]", ["", ""]),
+    "lines with commas": ("x1,y1,x2,y2,label\n1,2,3,4,red car\n5,6,7,8, dog.", ["red car", "dog"]),
+    "semicolons beside names": ('{"boxes": [[1,2,3,4;5,6,7,8]], "labels": ["a","b"]}', ["a", "b"]),
+    "no bracket before a brace": (
+        '[{"label": "a", "box": [1,2,3,4, {"label": "b", "box": [5,6,7,8]}]',
+        ["a", "b"],
+    ),
+    "box token without an end": ("<box>1,2,3,4<box>5,6,7,8</box>", ["", ""]),
+    "stray brace in a list": ("[[1,2,3,4]}, [5,6,7,8]]", ["", ""]),
     "template": ('[{"bbox_2d": [x1, y1, x2, y2]}]\nassistant\n[[1,2,3,4],[5,6,7,8]]', ["", ""]),
 }
 
@@ -277,6 +288,55 @@ WRITINGS = {
 @pytest.mark.parametrize(("text", "labels"), WRITINGS.values(), ids=WRITINGS)
 def test_parse_answer__two_boxes_however_they_are_written(text: str, labels: list[str]) -> None:
     assert read(text) == ([A, B], labels, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ('{"bbox_2d": [1, [2], 3, 4]}', ""),
+        ('{"bbox_2d": [1, [2, 3, 4]]}', ""),
+        ('{"bbox_2d": [1, [], 2, 3, 4]}', ""),
+        ('{"bbox_2d": [1, 2, 3, 4, [5]]}', ""),
+        ("[1, 2; 3, 4]", ""),
+        ('<box>{"x": 1, "y": 2}, {"x": 3, "y": 4}</box>', ""),
+        ('{"keypoints": null, [1, 2, 3, 4]}', ""),
+        ('{"label": <ref> a </ref>, "bbox_2d": [1, 2, 3, 4]}', "a"),
+        ('{"bbox_2d": <box>(1,2),(3,4)</box>, "name": <ref>a</ref>, "note": "b"}', "a"),
+        ('{"objects": ["label": "a", "bbox_2d": [1, 2, 3, 4]]}', "a"),
+        ('{"objects": ["bbox_2d": [1, 2, 3, 4], "label": "a"], "label": "b"}', "a"),
+        ('{"dog": ["bbox_2d": [1, 2, 3, 4]]}', "dog"),
+        ('{"name": "label", "bbox_2d": [1, 2, 3, 4]}', "label"),
+        ('["red", "a", 1, 2, 3, 4]', "a"),
+        (
+            '{"label": "[{\\"bbox_2d\\": [5, 6, 7, 8]}]", "bbox_2d": [1, 2, 3, 4]}',
+            '[{"bbox_2d": [5, 6, 7, 8]}]',
+        ),
+        ("| x1 | y1 | x2 | y2 | note |\n|---|---|---|---|---|\n| 1 | 2 | 3 | 4 | big |", ""),
+    ],
+)
+def test_parse_answer__one_box_whatever_is_stray(text: str, label: str) -> None:
+    assert read(text) == ([A], [label], 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "boxes", "rejected"),
+    [
+        ("<box>1,2,3,4</box><box></box>", [A], 1),
+        ('{"bbox_2d": [1, [5, 6, 7, 8]]}', [B], 1),
+        ('[{"bbox_2d": [1, 2<|im_end|>, 3, 4]}]', [], 1),
+        ('{"label": "a", "bbox_2d": [1, 2, None, 4]}', [], 1),
+        ('{"label": "a", "bbox_2d": [1, 2, +null, 4]}', [], 1),
+        ("It is [16, 9", [], 1),
+        ("It is [16:9, 4", [], 0),
+        ('{"points": [[1, 2], [3, 4]], "label": "a', [], 0),
+        ('{"top_left": [1, 2], "bottom_right": [3', [], 1),
+    ],
+)
+def test_parse_answer__what_is_no_box_counts_where_one_was_meant(
+    text: str, boxes: Boxes, rejected: int
+) -> None:
+    found, _, count = read(text)
+    assert (found, count) == (boxes, rejected)
 
 
 def test_parse_answer__box_tokens_inside_json_of_a_fine_tune() -> None:
