@@ -39,12 +39,13 @@ def pytest_runtest_teardown(item: pytest.Function) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what trains the model or wants real data; what needs no model goes first."""
+    """Leave out what takes long: training, real data, a megabyte of noise; what needs no model goes first."""
 
     def uses(item: pytest.Item, fixture: str) -> bool:
         return fixture in getattr(item, "fixturenames", ())
 
-    slow = [item for item in items if uses(item, "detector64") or "published" in item.name]
+    names = ("published", "noise", "nesting")
+    slow = [item for item in items if uses(item, "detector64") or any(name in item.name for name in names)]
     config.hook.pytest_deselected(items=slow)
     items[:] = sorted((item for item in items if item not in slow), key=lambda item: uses(item, "bundle"))
 
