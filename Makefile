@@ -5,7 +5,7 @@
 #:   make check    format, lint, types, import rule, fast tests and doctests: before every commit
 #:   make docs     docs/ as a website, in site/
 #:   make coverage every test, and the lines and branches of qwendet/ that none of them reaches
-#:   make mutants  change the code in one place, a thousand times over, and count what the tests do not notice (an hour)
+#:   make mutants  change the code in one place, 3,000 times over, and count what the tests do not notice (two hours)
 #:   make bench-check  count what a training step does, and compare with the committed table
 #:   make fix      rewrite what can be rewritten
 #:   make clean    delete .venv, caches, built packages and runs/demo

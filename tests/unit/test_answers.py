@@ -23,14 +23,14 @@ def read(text: str) -> tuple[Boxes, list[str], int]:
 
 def test_format_answer__is_qwens_grounding_format_sorted_by_top_then_left() -> None:
     objects = [
-        DetectedObject((30.4, 20.2, 50.6, 60), "low"),
+        DetectedObject((0.4, 20.2, 50.6, 60), "low"),
         DetectedObject((9, 5, 12, 8), "right"),
-        DetectedObject((2, 5.4, 3.6, 8), 'le"ft 圆'),
+        DetectedObject((2, 5.4, 39.6, 8), 'x: le"ft 圆'),
     ]
     assert format_answer(objects) == (
-        '[{"bbox_2d": [2, 5, 4, 8], "label": "le\\"ft 圆"}, '
+        '[{"bbox_2d": [2, 5, 40, 8], "label": "x: le\\"ft 圆"}, '
         '{"bbox_2d": [9, 5, 12, 8], "label": "right"}, '
-        '{"bbox_2d": [30, 20, 51, 60], "label": "low"}]'
+        '{"bbox_2d": [0, 20, 51, 60], "label": "low"}]'
     )
 
 
