@@ -31,7 +31,7 @@ _LABEL_KEYS = (
     "目标",
     "type",
 )
-# Words that a key is made of when it says what its value is, not what is in the box.
+# Words that a key, or what introduces a box, is made of when it does not say what is in the box.
 _PLAIN_WORDS = frozenset(
     re.findall(
         r"\w+",
