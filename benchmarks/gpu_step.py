@@ -28,16 +28,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from benchmarks import train_step
 from benchmarks.random_model import write_model, write_photographs
-from benchmarks.report import machine, parser, report
+from benchmarks.report import machine, parser, report, shown
 
 WAYS = ("plain", "sdpa", "flash", "packed", "liger", "compiled")
 RESULTS = Path(__file__).with_name("results")
 SIDE = 8192
+WORKERS = 4
 
 
 def lacking(way: str, device: str) -> str:
@@ -49,9 +51,10 @@ def lacking(way: str, device: str) -> str:
     return "torch.compile is tried on a GPU only" if way == "compiled" and device == "cpu" else ""
 
 
-def settings(folder: Path, way: str, steps: int, device: str) -> dict[str, Any]:
+def settings(folder: Path, way: str, options: Any) -> dict[str, Any]:
     """The config of one of qwendet's ways."""
-    made = train_step.settings(folder, "lm", steps)
+    device = options.device
+    made = train_step.settings(folder, "lm", options.steps, options.batch_size)
     use_flash = way in ("flash", "packed") and not lacking("flash", device)
     made["model"] |= {
         "device": device,
@@ -59,22 +62,28 @@ def settings(folder: Path, way: str, steps: int, device: str) -> dict[str, Any]:
         "gradient_checkpointing": True,
         "attn_implementation": "flash_attention_2" if use_flash else "sdpa",
     }
+    made["data"]["num_workers"] = WORKERS if device == "cuda" else 0
     made["train"] |= {"output_dir": str(folder / f"run-{way}"), "packing": way == "packed"}
     return made
 
 
-def trainer_of(way: str, folder: Path, steps: int, device: str, clock: Any) -> Any:
+def trainer_of(way: str, folder: Path, options: Any, clock: Any) -> Any:
     """The trainer of a way."""
+    device = options.device
     if way == "plain":
         import torch
 
-        training = {"gradient_checkpointing": True, "use_cpu": device == "cpu"}
+        training = {
+            "gradient_checkpointing": True,
+            "use_cpu": device == "cpu",
+            "dataloader_num_workers": WORKERS if device == "cuda" else 0,
+        }
         loading = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
-        return train_step.plain_way(folder, steps, clock, training, loading)
+        return train_step.plain_way(folder, options.steps, clock, training, loading, options.batch_size)
     from qwendet.build_trainer import create_trainer
     from qwendet.config_file import build_config
 
-    trainer = create_trainer(build_config(settings(folder, way, steps, device), "benchmark"))
+    trainer = create_trainer(build_config(settings(folder, way, options), "benchmark"))
     trainer.add_callback(clock)
     if way == "liger":
         from liger_kernel.transformers import apply_liger_kernel_to_qwen2_5_vl
@@ -88,7 +97,7 @@ def trainer_of(way: str, folder: Path, steps: int, device: str, clock: Any) -> A
     return trainer
 
 
-def measure(way: str, folder: Path, steps: int, device: str) -> dict[str, float]:
+def measure(way: str, folder: Path, options: Any) -> dict[str, float]:
     """Train some steps: seconds a step, tokens a second, model FLOPs a second, peak memory."""
     import torch
     from transformers import TrainerCallback
@@ -96,15 +105,17 @@ def measure(way: str, folder: Path, steps: int, device: str) -> dict[str, float]
     ends: list[float] = []
 
     class Clock(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            if device == "cuda":
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_save = False  # tens of gigabytes at the end
+            if options.device == "cuda":
                 torch.cuda.synchronize()
             ends.append(time.perf_counter())
 
-    trainer = trainer_of(way, folder, steps, device, Clock())
-    work: list[tuple[int, float]] = []
-    trainer.data_collator = _counting(trainer.data_collator, trainer.model, work)
+    trainer = trainer_of(way, folder, options, Clock())
+    counts: list[Any] = []
+    trainer.training_step = _counting(trainer.training_step, counts)
     trainer.train()
+    work = [_work(trainer.model, *map(int, step)) for step in counts]
     seconds = [end - start for start, end in itertools.pairwise(ends)]
     rates = [(tokens / s, flops / s) for s, (tokens, flops) in zip(seconds, work[1:], strict=False)]
     return {
@@ -112,26 +123,29 @@ def measure(way: str, folder: Path, steps: int, device: str) -> dict[str, float]
         "tokens_per_second": statistics.median(tokens for tokens, _ in rates),
         "model_teraflops_per_second": statistics.median(flops for _, flops in rates) / 1e12,
         "peak_gigabytes": torch.cuda.max_memory_allocated() / 1e9
-        if device == "cuda"
+        if options.device == "cuda"
         else train_step.peak_gigabytes(),
     }
 
 
-def _counting(collator: Any, model: Any, work: list[tuple[int, float]]) -> Any:
+def _counting(training_step: Any, counts: list[Any]) -> Any:
+    """Note tokens, supervised tokens and patches of each step, without waiting for the device."""
+
+    def counted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        supervised = (inputs["labels"] != -100).sum()
+        counts.append((inputs["attention_mask"].sum(), supervised, len(inputs["pixel_values"])))
+        return training_step(model, inputs, *args, **kwargs)
+
+    return counted
+
+
+def _work(model: Any, tokens: int, supervised: int, patches: int) -> tuple[int, float]:
+    """Tokens and model FLOPs of a step."""
     vlm = getattr(model, "vlm", model)
     vision = sum(parameter.numel() for parameter in vlm.model.visual.parameters())
     layers = sum(parameter.numel() for parameter in vlm.model.language_model.layers.parameters())
     lm_head = vlm.lm_head.weight.numel()
-
-    def collate(samples: Any) -> Any:
-        batch = collator(samples)
-        tokens = int(batch["attention_mask"].sum())
-        supervised = int((batch["labels"] != -100).sum())
-        products = layers * tokens + vision * len(batch["pixel_values"]) + lm_head * supervised
-        work.append((tokens, 6.0 * products))
-        return batch
-
-    return collate
+    return tokens, 6.0 * (layers * tokens + vision * patches + lm_head * supervised)
 
 
 def matrix_teraflops(device: str) -> float:
@@ -152,25 +166,48 @@ def matrix_teraflops(device: str) -> float:
     return statistics.median(rates)
 
 
-def run(way: str, folder: Path, options: Any) -> dict[str, float]:
-    """Measure in a process of its own."""
+def run(way: str, folder: Path, options: Any) -> dict[str, Any]:
+    """Measure in a process of its own; ``skipped`` or ``failed`` says why there are no figures."""
+    if reason := lacking(way, options.device):
+        print(f"{way}: skipped: {reason}", flush=True)
+        return {"skipped": reason}
     command = [sys.executable, "-m", "benchmarks.gpu_step", "--way", way, "--folder", str(folder)]
-    command += ["--steps", str(options.steps), *(["--small"] if options.small else [])]
+    command += ["--steps", str(options.steps), "--batch-size", str(options.batch_size)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{way} failed with exit code {done.returncode}; its messages are above")
-    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{way}: failed with exit code {done.returncode}; its messages are above", flush=True)
+        return {"failed": f"exit code {done.returncode}"}
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{way}: {measured['seconds_per_step']:.3f} s a step", flush=True)
     return measured
 
 
-def write_results(figures: dict[str, Any], device_name: str) -> Path:
+def prepare(folder: Path, device: str, *, small: bool) -> float:
+    """Write model and data; return the card's rate."""
+    write_model(folder / "model", full_size=not small, dtype="bfloat16", device=device)
+    write_photographs(folder / "data", train_step.SAMPLES)
+    return matrix_teraflops(device)
+
+
+def figures_of(runs: dict[str, dict[str, Any]], matrix_rate: float) -> dict[str, Any]:
+    """All figures by name, with the share of the card's rate and the ratio to the plain Trainer."""
+    figures: dict[str, Any] = {"matrix_teraflops_per_second": matrix_rate}
+    plain = runs.get("plain", {}).get("seconds_per_step")
+    for way, measured in runs.items():
+        if seconds := measured.get("seconds_per_step"):
+            measured["mfu"] = measured["model_teraflops_per_second"] / matrix_rate
+            measured |= {"over_plain": plain / seconds} if plain else {}
+        figures |= {f"{way}_{key}": value for key, value in measured.items()}
+    return figures
+
+
+def write_results(figures: dict[str, Any], device_name: str, options: Any) -> Path:
     """One Markdown file a machine."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', device_name.lower()).strip('-')}.md"
-    rows = [f"| {name} | {value} |" for name, value in figures.items()]
-    head = (
-        f"# {device_name}\n\n{machine()}. `python -m benchmarks.gpu_step`\n\n| figure | value |\n|---|---|\n"
-    )
+    command = f"python -m benchmarks.gpu_step --steps {options.steps} --batch-size {options.batch_size}"
+    rows = [f"| {name} | {shown(value)} |" for name, value in figures.items()]
+    head = f"# {device_name}\n\n{machine()}. `{command}`\n\n| figure | value |\n|---|---|\n"
     path.write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
     return path
 
@@ -181,37 +218,32 @@ def main() -> None:
     arguments.add_argument(
         "--steps", type=int, default=12, help="steps of a way; the first does not count (12)"
     )
+    arguments.add_argument("--batch-size", type=int, default=8, help="samples a step (8)")
+    arguments.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="ways to run (all)")
     arguments.add_argument("--small", action="store_true", help="the small model, on any device")
     arguments.add_argument("--way", choices=WAYS, help="one measurement, for internal use")
     arguments.add_argument("--folder", type=Path, help="model and data, for internal use")
     options = arguments.parse_args()
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.way:
-        print(json.dumps(measure(options.way, options.folder, options.steps, device)))
+        print(json.dumps(measure(options.way, options.folder, options)))
         return
-    if device == "cpu" and not options.small:
+    if options.device == "cpu" and not options.small:
         report({"skipped": "everything: torch sees no CUDA GPU; --small tries the script"}, options.json)
         return
-    figures: dict[str, Any] = {"matrix_teraflops_per_second": matrix_teraflops(device)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "model", full_size=not options.small, dtype="bfloat16")
-        write_photographs(folder / "data", train_step.SAMPLES)
-        for way in WAYS:
-            if reason := lacking(way, device):
-                print(f"{way}: skipped: {reason}", flush=True)
-                figures[f"{way}_skipped"] = reason
-                continue
-            measured = run(way, folder, options)
-            measured["mfu"] = measured["model_teraflops_per_second"] / figures["matrix_teraflops_per_second"]
-            figures |= {f"{way}_{key}": value for key, value in measured.items()}
-            print(f"{way}: {measured['seconds_per_step']:.2f} s a step", flush=True)
-    figures["sdpa_over_plain"] = figures["plain_seconds_per_step"] / figures["sdpa_seconds_per_step"]
+        with get_context("spawn").Pool(1) as pool:  # this process takes nothing of the card's memory
+            rate = pool.apply(prepare, (folder, options.device), {"small": options.small})
+        runs = {way: run(way, folder, options) for way in options.ways}
+    figures = figures_of(runs, rate)
     report(figures, options.json)
     if not options.small:
-        print(f"written to {write_results(figures, torch.cuda.get_device_name())}")
+        print(f"written to {write_results(figures, torch.cuda.get_device_name(), options)}", file=sys.stderr)
+    if any("failed" in measured for measured in runs.values()):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -34,13 +34,16 @@ FULL_SIZE_VISION = {
 }  # fmt: skip
 
 
-def write_model(folder: Path, *, full_size: bool = False, dtype: str = "float32") -> Path:
+def write_model(
+    folder: Path, *, full_size: bool = False, dtype: str = "float32", device: str = "cpu"
+) -> Path:
     """Write a random model as a plain Hugging Face directory.
 
     Args:
         folder: gets the files.
         full_size: the size of Qwen2.5-VL-3B instead of a small one.
         dtype: type of the weights.
+        device: where they are drawn.
     """
     import torch
     from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -59,7 +62,8 @@ def write_model(folder: Path, *, full_size: bool = False, dtype: str = "float32"
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    with torch.device(device):
+        model = Qwen2_5_VLForConditionalGeneration(config)
     torch.set_default_dtype(default)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -24,13 +24,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def report(figures: Mapping[str, float | int | str], json_file: Path | None) -> None:
     """Print figures with machine and versions, and write them."""
-    print_table("Figures", ["figure", "value"], [[name, _shown(value)] for name, value in figures.items()])
+    print_table("Figures", ["figure", "value"], [[name, shown(value)] for name, value in figures.items()])
     print(machine())
     if json_file is not None:
         json_file.write_text(json.dumps(dict(figures), indent=1) + "\n", encoding="utf-8")
 
 
-def _shown(value: float | int | str) -> str:
+def shown(value: float | int | str) -> str:
+    """A number with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -37,7 +37,7 @@ LM_ALONE = {"teacher_loss_weight": 0.0, "student_loss_weight": 0.0}
 SAMPLES, BATCH_SIZE, LEARNING_RATE = 48, 4, 1e-5
 
 
-def settings(folder: Path, way: str, steps: int) -> dict[str, Any]:
+def settings(folder: Path, way: str, steps: int, batch_size: int = BATCH_SIZE) -> dict[str, Any]:
     """The config of one of qwendet's ways."""
     return {
         "model": {"path": str(folder / "model"), "dtype": "float32", "device": "cpu"},
@@ -52,7 +52,7 @@ def settings(folder: Path, way: str, steps: int) -> dict[str, Any]:
         "train": {
             "output_dir": str(folder / f"run-{way}"),
             "max_steps": steps,
-            "batch_size": BATCH_SIZE,
+            "batch_size": batch_size,
             "learning_rate": LEARNING_RATE,
             "lr_scheduler": "constant",
             "optimizer": "adamw_torch_fused",  # the Trainer's own default
@@ -115,6 +115,7 @@ def plain_way(
     clock: Any,
     training: dict[str, Any] | None = None,
     loading: dict[str, Any] | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> Any:
     """The plain Trainer on the batches that qwendet makes.
 
@@ -124,6 +125,7 @@ def plain_way(
         clock: a callback.
         training: more training arguments.
         loading: more arguments of ``from_pretrained``.
+        batch_size: samples a step.
     """
     from transformers import TrainingArguments
 
@@ -135,14 +137,14 @@ def plain_way(
 
     lines = (folder / "data" / "photographs.jsonl").read_bytes().splitlines(keepends=True)
     ordered = TrainingSamples(build_config(settings(folder, "lm", steps), "benchmark"), encoder=None)
-    samples = [json.loads(lines[index]) for index in EpochOrder(ordered, BATCH_SIZE, seed=0)]
+    samples = [json.loads(lines[index]) for index in EpochOrder(ordered, batch_size, seed=0)]
     names = ", ".join(sorted({item["desc"] for sample in samples for item in sample["objects"]}))
     request = DEFAULT_REQUEST.replace("{labels}", names)
     collator = Collator(folder / "model", PHOTOGRAPHS, request, DEFAULT_SYSTEM_PROMPT, MAX_PIXELS)
     arguments: dict[str, Any] = {
         "output_dir": str(folder / "run-plain"),
         "max_steps": steps,
-        "per_device_train_batch_size": BATCH_SIZE,
+        "per_device_train_batch_size": batch_size,
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "train_sampling_strategy": "sequential",

@@ -32,6 +32,7 @@ from qwendet.data.samples import Sample
 from qwendet.errors import ConfigError, QwendetError
 from qwendet.evaluation.validation import Validation, validate, validation_pictures, validation_samples
 from qwendet.files import publish_folder
+from qwendet.freed_memory import freed_memory_kept
 from qwendet.interlude import interlude
 from qwendet.loader import Bundle, config_of_checkpoint, restore
 from qwendet.loss_scale import SCALE_TOO_HIGH, scale_was_too_high
@@ -95,8 +96,10 @@ class DetectionTrainer(Trainer):
         """Train; afterwards the model computes as a loaded one would, without ``train.autocast``."""
         self._require_whole_model()
         workers_are_ahead = self.args.dataloader_num_workers > 0
+        ahead = nullcontext() if workers_are_ahead else self._ahead.running()
+        memory = freed_memory_kept() if self.args.device.type == "cpu" else nullcontext()
         try:
-            with nullcontext() if workers_are_ahead else self._ahead.running(), self.boards.closing():
+            with memory, ahead, self.boards.closing():
                 return super().train(*args, **kwargs)
         finally:
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)

@@ -1,8 +1,8 @@
 """Cross-entropy of a linear layer by tiles of its logits, gradients computed on the way forward.
 
     rows ─► logits of a chunk of rows, tile by tile ─► nll
-                  └► softmax - one-hot ─┬► gradient of the chunk's rows
-                                        └► added to the gradient of the weight
+                  └► softmax, but for the label ─┬► gradient of the chunk's rows
+                                                 └► added to the gradient of the weight
 
 All logits at once would be rows × vocabulary numbers, three times over, and 1,709 rows of a vocabulary of
 152,064 are a gigabyte each. Here they exist for a chunk of rows at a time, in tiles that a CPU's cache holds,
@@ -10,6 +10,9 @@ and nothing is computed twice. That is possible because the sum over rows is wha
 derivative by a row's nll is 1 until backward scales it, so both gradients are known before backward runs.
 (The idea is that of Liger Kernel's fused linear cross-entropy, Hsu et al. 2024, §3.2; that a tile's softmax
 is relative to its own largest logit until the whole row is known, that of Milakov & Gimelshein 2018.)
+
+A tile is passed over as seldom as can be: what makes its exponentials a softmax is one factor a row, which
+goes to the small side of the two products, and the label's own ``softmax - 1`` is added apart from them.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from torch import Tensor
 
 from qwendet.model.product import product
 
-CHUNK_ROWS = {"cpu": 256, "cuda": 1024}
+CHUNK_ROWS = {"cpu": 448, "cuda": 1024}
 """Rows of logits at a time: enough to keep the matrix products busy, few enough to stay small."""
 
 TILE_WORDS = {"cpu": 8192, "cuda": 1 << 20}
@@ -63,33 +66,36 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        size = CHUNK_ROWS[rows.device.type]
+        size, count = CHUNK_ROWS[rows.device.type], len(rows)
         words = weight.split(TILE_WORDS[weight.device.type])
         firsts = list(accumulate((len(part) for part in words), initial=0))[:-1]
-        nll = rows.new_empty(len(rows), dtype=_raised(rows.dtype))
-        of_rows = torch.zeros_like(rows, dtype=nll.dtype) if ctx.needs_input_grad[0] else None
+        nll = rows.new_empty(count, dtype=_raised(rows.dtype))
+        of_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         of_weight = None
         if ctx.needs_input_grad[1]:  # the first chunk overwrites it: filling it first would cost a pass
-            of_weight = torch.empty_like(weight) if len(rows) else torch.zeros_like(weight)
-        for start in range(0, len(rows), size):
+            of_weight = torch.empty_like(weight) if count else torch.zeros_like(weight)
+        for start in range(0, count, size):
             chunk = slice(start, start + size)
-            tiles = [
-                _tile(rows[chunk], part, labels[chunk] - first)
-                for part, first in zip(words, firsts, strict=True)
-            ]
+            own, own_labels = rows[chunk], labels[chunk]
+            tiles = [_tile(own, part, own_labels - first) for part, first in zip(words, firsts, strict=True)]
             total = torch.cat([tile.log_sum for tile in tiles], -1).logsumexp(-1, keepdim=True)
-            nll[chunk] = (total - sum(tile.chosen for tile in tiles))[:, 0]
+            own_nll = total - sum(tile.chosen for tile in tiles)
+            nll[chunk] = own_nll[:, 0]
             if of_rows is None and of_weight is None:
                 continue
-            for tile, part, first in zip(tiles, words, firsts, strict=True):
-                error = _error(tile, total, len(rows)).to(rows.dtype)
-                if of_rows is not None:
-                    of_rows[chunk] += product(error, part.T)
-                if of_weight is not None:
-                    of_words = of_weight[first : first + len(part)]
-                    of_words.addmm_(error.T, rows[chunk], beta=min(start, 1))
-        ctx.save_for_backward(None if of_rows is None else of_rows.to(rows.dtype), of_weight)
-        ctx.num_rows = len(rows)
+            factors, at_label = _factors(tiles, total, own_nll, count)
+            if of_rows is not None:
+                of_own = at_label * weight[own_labels]
+                for tile, factor, part in zip(tiles, factors, words, strict=True):
+                    of_own.addcmul_(product(tile.others, part.T).to(of_own.dtype), factor)
+                of_rows[chunk] = of_own
+            if of_weight is not None:
+                for tile, factor, first in zip(tiles, factors, firsts, strict=True):
+                    of_words = of_weight[first : first + tile.others.shape[1]]
+                    of_words.addmm_(tile.others.T, (factor * own).to(own.dtype), beta=min(start, 1))
+                _add_by_label(of_weight, own_labels, at_label * own)
+        ctx.save_for_backward(of_rows, of_weight)
+        ctx.num_rows = count
         ctx.mark_non_differentiable(nll)
         return nll.sum(), nll
 
@@ -110,20 +116,16 @@ def _raised(dtype: torch.dtype) -> torch.dtype:
 
 
 class _Tile(NamedTuple):
-    """A chunk's R rows against T words of the vocabulary. All but the labels are in ``_raised`` precision."""
+    """A chunk's R rows against T words of the vocabulary, in ``_raised`` precision but for ``others``."""
 
-    exponentials: Tensor
-    """``(R, T)``: ``exp(logit - largest)``."""
+    others: Tensor
+    """``(R, T)``: ``exp(logit - largest)``, but 0 at the label; in the rows' own precision."""
     largest: Tensor
     """``(R, 1)``: the largest logit."""
     log_sum: Tensor
     """``(R, 1)``: the logarithm of the sum of ``exp(logit)``."""
     chosen: Tensor
     """``(R, 1)``: the label's logit; 0 where the label is not among the words."""
-    labels: Tensor
-    """``(R, 1)``: the label's place among the words, some place where it is not among them."""
-    present: Tensor
-    """``(R, 1)`` bool: whether the label is among the words."""
 
 
 def _tile(rows: Tensor, words: Tensor, labels: Tensor) -> _Tile:
@@ -137,13 +139,28 @@ def _tile(rows: Tensor, words: Tensor, labels: Tensor) -> _Tile:
     largest = logits.amax(-1, keepdim=True)
     exponentials = logits.sub_(largest).exp_()
     log_sum = largest + exponentials.sum(-1, keepdim=True).log()
-    return _Tile(exponentials, largest, log_sum, chosen, labels, present)
+    exponentials.scatter_(-1, labels, exponentials.gather(-1, labels).masked_fill(present, 0))
+    return _Tile(exponentials.to(rows.dtype), largest, log_sum, chosen)
 
 
-def _error(tile: _Tile, total: Tensor, count: int) -> Tensor:
-    """Overwrite a tile's exponentials by ``(softmax - one-hot) / count``.
+def _factors(tiles: list[_Tile], total: Tensor, nll: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
+    """What makes each tile's ``others`` ``softmax / count``, and ``(softmax - 1) / count`` at the label.
 
-    ``total`` ``(R, 1)`` is ``log_sum`` over all tiles of a row.
+    Args:
+        tiles: all tiles of R rows.
+        total: ``(R, 1)``, ``log_sum`` over all tiles.
+        nll: ``(R, 1)``.
+        count: rows of all chunks.
     """
-    error = tile.exponentials.mul_((tile.largest - total).exp() / count)
-    return error.scatter_add_(-1, tile.labels, tile.present.to(error.dtype) / -count)
+    return [(tile.largest - total).exp() / count for tile in tiles], torch.expm1(-nll) / count
+
+
+def _add_by_label(of_weight: Tensor, labels: Tensor, values: Tensor) -> None:
+    """Add ``(R, D)`` values to the rows of ``(V, D)`` that labels ``(R,)`` name.
+
+    Values of one label are added up first: in half precision a sum of many would stop growing.
+    """
+    same = labels[:, None] == labels
+    is_first = same.int().argmax(-1) == torch.arange(len(labels), device=labels.device)
+    sums = same.to(values.dtype) @ values
+    of_weight.index_add_(0, labels, (sums * is_first[:, None]).to(of_weight.dtype))

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
-from transformers.vision_utils import get_vision_window_index
 
 from qwendet.data.collate import Batch
 from qwendet.model.cross_entropy import linear_cross_entropy
 from qwendet.model.head import DetectionHead, HeadOutput
 from qwendet.model.losses import TokenLosses, at_least_float32
+from qwendet.model.windows import plan
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ class Qwen25VLWithDetection(nn.Module):
             batch: the batch; targets in it are not looked at.
             with_tokens: compute the losses of the answers' tokens.
         """
+        position_ids = self._positions(batch)
         patches, image_embeds = self.see(batch["pixel_values"], batch["image_grid_thw"])
-        hidden = self._read(batch, image_embeds)
+        hidden = self._read(batch, image_embeds, position_ids)
         return DetectorOutput(
             tokens=self._token_losses(hidden, batch) if with_tokens else None,
             head=None if self.head is None else self._detect(patches, hidden, batch),
@@ -86,33 +87,50 @@ class Qwen25VLWithDetection(nn.Module):
     def see(self, pixel_values: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, Tensor]:
         """Patches ``(P, vision)`` in the processor's order, image tokens ``(P / merge², text)``."""
         visual = self.vlm.model.visual
-        seen = visual(pixel_values.to(visual.dtype), grid_thw=image_grid_thw)
-        windows, _ = get_vision_window_index(
-            image_grid_thw,
-            spatial_merge_size=visual.spatial_merge_size,
-            window_size=visual.window_size,
-            patch_size=visual.patch_size,
-        )
+        indices = plan(visual, image_grid_thw)
+        order = indices["window_index"].argsort()
+        seen = visual(pixel_values.to(visual.dtype), grid_thw=image_grid_thw, **indices)
         blocks = seen.last_hidden_state.unflatten(0, (-1, visual.spatial_merge_unit))
-        return blocks[windows.argsort()].flatten(0, 1), seen.pooler_output
+        return blocks.index_select(0, order).flatten(0, 1), seen.pooler_output
 
-    def _read(self, batch: Batch, image_embeds: Tensor) -> Tensor:
+    def _positions(self, batch: Batch) -> Tensor:
+        """Positions ``(3, B, L)`` of tokens, or the ``(4, B, L)`` that a packed batch has.
+
+        Found on the host, before the device has work: counting there would wait for the device many times.
+        """
+        if "position_ids" in batch:
+            packed: Tensor = batch["position_ids"]
+            return packed
+        names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+        positions, _ = self.vlm.model.get_rope_index(**{name: batch[name].cpu() for name in names})
+        found: Tensor = positions.to(batch["input_ids"].device)
+        return found
+
+    def _read(self, batch: Batch, image_embeds: Tensor, position_ids: Tensor) -> Tensor:
         """Hidden states ``(B, L, text)`` of the language model."""
         model, input_ids = self.vlm.model, batch["input_ids"]
         embeds = model.get_input_embeddings()(input_ids)
         is_image = (input_ids == self.config.image_token_id)[..., None]
         embeds = embeds.masked_scatter(is_image, image_embeds.to(embeds.dtype))
-        attention_mask, position_ids = batch["attention_mask"], batch.get("position_ids")
-        if position_ids is None:
-            position_ids, _ = model.get_rope_index(
-                input_ids,
-                mm_token_type_ids=batch["mm_token_type_ids"],
-                image_grid_thw=batch["image_grid_thw"],
-                attention_mask=attention_mask,
-            )
-        else:  # packed: samples are told apart by positions only where there is no mask and no cache
-            attention_mask = None
-        return self.hidden_states(embeds, position_ids, attention_mask)
+        if "position_ids" in batch:  # told apart by positions, and only where there is no mask and no cache
+            return self.hidden_states(embeds, position_ids, None)
+        if self.config._attn_implementation != "sdpa":
+            return self.hidden_states(embeds, position_ids, batch["attention_mask"])
+        return self._read_without_mask(embeds, position_ids, batch["attention_mask"])
+
+    def _read_without_mask(self, embeds: Tensor, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """:meth:`hidden_states`, with padding moved behind the samples and back.
+
+        There no token sees it, since none sees a later one, and sdpa computes half as much without a mask.
+        """
+        length = attention_mask.shape[1]
+        columns = torch.arange(length, device=embeds.device)
+        padding = length - attention_mask.sum(1, keepdim=True)
+        order, back = (columns + padding) % length, (columns - padding) % length
+        hidden = self.hidden_states(
+            embeds.take_along_dim(order[..., None], 1), position_ids.take_along_dim(order[None], 2), None
+        )
+        return hidden.take_along_dim(back[..., None], 1)
 
     def hidden_states(self, embeds: Tensor, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """States ``(B, L, text)`` of the language model.

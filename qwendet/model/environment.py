@@ -6,6 +6,7 @@ import importlib.util
 import logging
 
 import torch
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from qwendet.config import LoraConfig, ModelConfig
 from qwendet.errors import EnvironmentLacksError
@@ -72,6 +73,6 @@ def _resolve_attention(attention: str, device: str, dtype: str) -> str:
 def _why_no_flash_attention(device: str, dtype: str) -> str:
     if device != "cuda":
         return "a CUDA GPU"
-    if importlib.util.find_spec("flash_attn") is None:
+    if not is_flash_attn_2_available():  # a package of that name may hold another version's kernels alone
         return "the package flash-attn"
     return "" if dtype in ("bfloat16", "float16") else f"bfloat16 or float16, not {dtype}"

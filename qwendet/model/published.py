@@ -20,6 +20,8 @@ from transformers import (
 from qwendet.config import ModelConfig
 from qwendet.errors import CheckpointError, Problem
 from qwendet.model.lora import in_4bit
+from qwendet.model.patch_embedding import embed_by_product
+from qwendet.model.windows import attention_by_part
 
 MODEL_TYPE = "qwen2_5_vl"
 # What transformers raises for absent, cut or malformed files.
@@ -53,7 +55,7 @@ def load_vlm(
             config=from_memory,
             state_dict=weights,
             dtype=getattr(torch, model.dtype),
-            attn_implementation=model.attn_implementation,
+            attn_implementation=attention_by_part(model.attn_implementation),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are named below
             use_safetensors=True,
@@ -62,6 +64,7 @@ def load_vlm(
         )
     vlm: Qwen2_5_VLForConditionalGeneration
     vlm, report = loaded
+    embed_by_product(vlm.model.visual.patch_embed.proj)
     if weights is not None:
         vlm.generation_config = GenerationConfig.from_pretrained(source)
     problems = [

@@ -60,8 +60,8 @@ def see_everything(*args: Any, inputs_embeds: Tensor, **kwargs: Any) -> Tensor:
 def with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = Qwen25VLWithDetection._read
 
-    def read(self: Any, batch: Batch, image_embeds: Tensor) -> Tensor:
-        return F.dropout(sound(self, batch, image_embeds), training=self.training)
+    def read(self: Any, *inputs: Any) -> Tensor:
+        return F.dropout(sound(self, *inputs), training=self.training)
 
     monkeypatch.setattr(Qwen25VLWithDetection, "_read", read)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from qwendet.data.collate import Batch
 from qwendet.data.encode import Encoder
-from qwendet.model import detector as detector_module
 from qwendet.model import head as head_module
+from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import HeadOutput, LabelEncoder
+from qwendet.model.windows import plan
 from tests.planted.bug import Bug
 from tests.planted.in_code import in_head_inputs, replacing
 
@@ -31,11 +31,14 @@ def first_image(patches: Tensor, hidden: Tensor, batch: Batch) -> tuple[Tensor, 
 
 
 def window_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        detector_module,
-        "get_vision_window_index",
-        lambda grid, **_: (torch.arange(int(grid.prod(dim=1).sum()) // 4), None),
-    )
+    sound = Qwen25VLWithDetection.see
+
+    def see(self: Qwen25VLWithDetection, pixel_values: Tensor, image_grid_thw: Tensor) -> Any:
+        patches, embeds = sound(self, pixel_values, image_grid_thw)
+        order = plan(self.vlm.model.visual, image_grid_thw)["window_index"]
+        return patches.unflatten(0, (len(order), -1))[order].flatten(0, 1), embeds
+
+    monkeypatch.setattr(Qwen25VLWithDetection, "see", see)
 
 
 def sigmoid_twice(monkeypatch: pytest.MonkeyPatch) -> None:

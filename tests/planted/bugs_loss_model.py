@@ -56,16 +56,10 @@ def gradient_of_a_mean(plant_on: pytest.MonkeyPatch) -> None:
 def read(*, with_mask: bool, one_dimensional: bool) -> Callable[..., Tensor]:
     """The detector's pass through the language model without its mask or with positions of text."""
 
-    def run(self: Qwen25VLWithDetection, batch: Batch, image_embeds: Tensor) -> Tensor:
+    def run(self: Qwen25VLWithDetection, batch: Batch, image_embeds: Tensor, position_ids: Tensor) -> Tensor:
         model, input_ids = self.vlm.model, batch["input_ids"]
         embeds = model.get_input_embeddings()(input_ids)
         is_image = (input_ids == self.config.image_token_id)[..., None]
-        position_ids, _ = model.get_rope_index(
-            input_ids,
-            mm_token_type_ids=batch["mm_token_type_ids"],
-            image_grid_thw=batch["image_grid_thw"],
-            attention_mask=batch["attention_mask"],
-        )
         if one_dimensional:
             position_ids = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0).expand(3, -1, -1)
         outputs = model.language_model(

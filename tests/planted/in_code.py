@@ -69,9 +69,15 @@ def in_head_inputs(change: Callable[[Tensor, Tensor, Batch], tuple[Tensor, Tenso
 
 def in_reading(change: Callable[[Qwen25VLWithDetection, Batch], Batch]) -> Plant:
     """Change the batch that the language model reads in training's forward."""
-    sound = Qwen25VLWithDetection._read
+    sound, positions = Qwen25VLWithDetection._read, Qwen25VLWithDetection._positions
 
-    def read(self: Qwen25VLWithDetection, batch: Batch, image_embeds: Tensor) -> Tensor:
-        return sound(self, change(self, batch), image_embeds)
+    def read(self: Qwen25VLWithDetection, batch: Batch, *inputs: Tensor) -> Tensor:
+        return sound(self, change(self, batch), *inputs)
 
-    return lambda monkeypatch: monkeypatch.setattr(Qwen25VLWithDetection, "_read", read)
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Qwen25VLWithDetection, "_read", read)
+        monkeypatch.setattr(
+            Qwen25VLWithDetection, "_positions", lambda self, batch: positions(self, change(self, batch))
+        )
+
+    return plant

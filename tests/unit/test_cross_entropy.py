@@ -91,7 +91,7 @@ def test_no_grad__computes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> Tensor:
         raise AssertionError("a gradient is computed that nobody can ask for")
 
-    monkeypatch.setattr(cross_entropy, "_error", refuse)
+    monkeypatch.setattr(cross_entropy, "_factors", refuse)
     with torch.no_grad():
         total, _ = linear_cross_entropy(*problem())
     assert not total.requires_grad

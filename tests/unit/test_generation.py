@@ -186,7 +186,7 @@ def teacher_forced(
     }
     detector = Qwen25VLWithDetection(vlm, None)
     _, image_embeds = detector.see(whole["pixel_values"], whole["image_grid_thw"])
-    hidden = detector._read(whole, image_embeds)
+    hidden = detector._read(whole, image_embeds, detector._positions(whole))
     return vlm.lm_head(hidden[:, -NEW_TOKENS - 1 : -1]).log_softmax(-1)
 
 

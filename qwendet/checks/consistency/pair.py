@@ -23,6 +23,7 @@ from qwendet.inference import Predictor
 from qwendet.loader import Bundle
 from qwendet.model.checkpoint import save_checkpoint, stored_parameters
 from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.model.windows import attention_by_part
 
 MOVE = 0.02
 """Standard deviation of what is added to each parameter."""
@@ -77,7 +78,7 @@ def exact_pair(subject: Subject) -> Pair:
         for bundle in (both.trained, both.served)
     )
     for bundle in (trained, served):
-        bundle.detector.vlm.set_attn_implementation("sdpa")
+        bundle.detector.vlm.set_attn_implementation(attention_by_part("sdpa"))
     return Pair(trained, served, both.folder)
 
 

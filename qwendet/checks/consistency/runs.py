@@ -30,6 +30,7 @@ from qwendet.detections import Prediction
 from qwendet.inference import Predictor
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.model.windows import attention_by_part
 
 GENERATED = 12
 """Most tokens that are generated for a check."""
@@ -145,11 +146,11 @@ def forced(subject: Subject) -> Trace:
 def attending(detector: Qwen25VLWithDetection, implementation: str) -> Iterator[None]:
     """Compute attention in another way until the block ends."""
     usual = detector.config._attn_implementation
-    detector.vlm.set_attn_implementation(implementation)
+    detector.vlm.set_attn_implementation(attention_by_part(implementation))
     try:
         yield
     finally:
-        detector.vlm.set_attn_implementation(usual)
+        detector.vlm.set_attn_implementation(attention_by_part(usual))
 
 
 def as_in_training(detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:

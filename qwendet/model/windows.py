@@ -1,0 +1,151 @@
+"""Attention of the vision tower, one call for all windows of a length instead of one for each window.
+
+    windows of a batch   64 64 32 64 16 64 …     patches each; every patch sees its own window
+    in the tower         64 64 64 64 32 16 …     a run of one length is a batch: (windows, heads, length, d)
+
+The published tower cuts its sequence into windows and calls attention for one after the other: 80 calls a
+layer for four photographs, while a GPU waits for the host, and before each layer it asks the device for the
+lengths. Here they are taken from the grids once. Nothing of the tower is replaced: transformers lets its
+caller give the indices, and lets an attention be registered. Without them it computes as published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+
+BY_LENGTH = "qwendet_by_length"
+"""Name of this attention among those of transformers."""
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which of S patches see each other: segments that follow one another, the shortest first.
+
+    Attributes:
+        runs: count and length of the segments of each length.
+        order: ``(S,)`` int64, the tower's patches in the order of segments; ``None`` if they are in it.
+        back: ``(S,)`` int64, its inverse.
+    """
+
+    runs: tuple[tuple[int, int], ...]
+    order: Tensor | None = None
+    back: Tensor | None = None
+
+
+def attention_by_part(implementation: str) -> dict[str, str]:
+    """The ``attn_implementation`` to give transformers: ``sdpa`` goes by lengths in the vision tower."""
+    vision = BY_LENGTH if implementation == "sdpa" else implementation
+    return {"": implementation, "text_config": implementation, "vision_config": vision}
+
+
+def plan(visual: Any, image_grid_thw: Tensor) -> dict[str, Any]:
+    """What the vision tower would find out from the grids in its forward, found on the host.
+
+    Args:
+        visual: the published vision tower.
+        image_grid_thw: ``(images, 3)`` int64.
+
+    Returns:
+        Keyword arguments of the tower; ``window_index`` ``(tokens,)`` int64 is the order that it computes in.
+    """
+    grids, device, merge = image_grid_thw.cpu(), image_grid_thw.device, visual.spatial_merge_size
+    window_index, window_bounds = get_vision_window_index(
+        grids, spatial_merge_size=merge, window_size=visual.window_size, patch_size=visual.patch_size
+    )
+    windows = window_bounds.diff()
+    frames = (grids[:, 1] * grids[:, 2]).repeat_interleave(grids[:, 0])
+    found: dict[str, Any] = {"position_ids": get_vision_position_ids(grids, merge).to(device)}
+    if visual.config._attn_implementation != BY_LENGTH:
+        frame_bounds = F.pad(frames.cumsum(0, dtype=torch.int32), (1, 0))
+        found |= {"cu_seqlens": frame_bounds.to(device), "max_seqlen": int(frames.max())}
+        found |= {"cu_window_seqlens": window_bounds.to(device), "max_window_seqlen": int(windows.max())}
+        return found | {"window_index": window_index.to(device)}
+
+    tokens_of = visual.spatial_merge_unit
+    window_index = window_index[windows.repeat_interleave(windows // tokens_of).argsort(stable=True)]
+    frame_of_token = torch.arange(len(frames)).repeat_interleave(frames // tokens_of)[window_index]
+    of_frames = _gathered(frames, frame_of_token, tokens_of, device)
+    of_windows = Segments(_runs(windows))
+    whole = torch.tensor([0, int(windows.sum())])  # stays on the host, which reads it
+    return found | {
+        "window_index": window_index.to(device),
+        "cu_seqlens": whole,
+        "cu_window_seqlens": whole,
+        "segments": {
+            block.attn: of_frames if layer in visual.fullatt_block_indexes else of_windows
+            for layer, block in enumerate(visual.blocks)
+        },
+    }
+
+
+def _gathered(lengths: Tensor, segment_of_token: Tensor, patches: int, device: torch.device) -> Segments:
+    """Segments whose tokens, of some patches each, stand in any order."""
+    place = lengths.argsort(stable=True).argsort()
+    order = place[segment_of_token].argsort(stable=True)
+    if bool((order.diff() > 0).all()):
+        return Segments(_runs(lengths))
+    order = (order[:, None] * patches + torch.arange(patches)).flatten()
+    return Segments(_runs(lengths), order.to(device), order.argsort().to(device))
+
+
+def _runs(lengths: Tensor) -> tuple[tuple[int, int], ...]:
+    length, count = lengths.unique(return_counts=True)
+    return tuple(zip(count.tolist(), length.tolist(), strict=True))
+
+
+def attention_by_length(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    segments: dict[nn.Module, Segments] | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """Attention within segments, as transformers calls it; within the whole sequence where none are given.
+
+    Args:
+        module: the attention layer.
+        query: ``(1, heads, S, d)``, as are ``key`` and ``value``.
+        key: see ``query``.
+        value: see ``query``.
+        attention_mask: none for images.
+        scaling: of the logits.
+        dropout: share of the attention weights that is dropped.
+        segments: of each attention layer, from :func:`plan`.
+        settings: for transformers' own attention.
+
+    Returns:
+        ``(1, S, heads, d)``, and no weights.
+    """
+    if segments is None:
+        result: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **settings
+        )
+        return result
+    own = segments[module]
+    states = [part[0].transpose(0, 1) for part in (query, key, value)]
+    if own.order is not None:
+        states = [part.index_select(0, own.order) for part in states]
+    sizes = [count * length for count, length in own.runs]
+    attended = []
+    for (count, _), *run in zip(own.runs, *(part.split(sizes) for part in states), strict=True):
+        q, k, v = (part.unflatten(0, (count, -1)).transpose(1, 2) for part in run)
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+        attended.append(mixed.transpose(1, 2).flatten(0, 1))
+    joined = attended[0] if len(attended) == 1 else torch.cat(attended)
+    return (joined if own.back is None else joined.index_select(0, own.back))[None], None
+
+
+AttentionInterface.register(BY_LENGTH, attention_by_length)
