@@ -112,25 +112,9 @@ class Qwen25VLWithDetection(nn.Module):
         embeds = model.get_input_embeddings()(input_ids)
         is_image = (input_ids == self.config.image_token_id)[..., None]
         embeds = embeds.masked_scatter(is_image, image_embeds.to(embeds.dtype))
-        if "position_ids" in batch:  # told apart by positions, and only where there is no mask and no cache
-            return self.hidden_states(embeds, position_ids, None)
-        if self.config._attn_implementation != "sdpa":
-            return self.hidden_states(embeds, position_ids, batch["attention_mask"])
-        return self._read_without_mask(embeds, position_ids, batch["attention_mask"])
-
-    def _read_without_mask(self, embeds: Tensor, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """:meth:`hidden_states`, with padding moved behind the samples and back.
-
-        There no token sees it, since none sees a later one, and sdpa computes half as much without a mask.
-        """
-        length = attention_mask.shape[1]
-        columns = torch.arange(length, device=embeds.device)
-        padding = length - attention_mask.sum(1, keepdim=True)
-        order, back = (columns + padding) % length, (columns - padding) % length
-        hidden = self.hidden_states(
-            embeds.take_along_dim(order[..., None], 1), position_ids.take_along_dim(order[None], 2), None
-        )
-        return hidden.take_along_dim(back[..., None], 1)
+        # Packed samples are told apart by positions, and only where there is no mask and no cache.
+        mask = None if "position_ids" in batch else batch["attention_mask"]
+        return self.hidden_states(embeds, position_ids, mask)
 
     def hidden_states(self, embeds: Tensor, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """States ``(B, L, text)`` of the language model.
