@@ -24,9 +24,6 @@ from qwendet.model.product import product
 
 PROMPT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 
-ROWS_AT_ONCE = 16
-"""Rows of scores whose probabilities are computed together, by all cores: a single row is one core's work."""
-
 
 @dataclass(frozen=True)
 class GeneratedAnswer:
@@ -66,31 +63,17 @@ class GreedyLogProbs(LogitsProcessor):
 
     def __init__(self, constraint: AnswerConstraint | None = None) -> None:
         self.constraint = constraint
-        self._steps: list[Tensor] = []
-        self._waiting: list[Tensor] = []
-        self._forced: list[Tensor] = []
+        self.steps: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Take ``(B, V)`` scores of a step and return those that may be chosen from."""
-        self._waiting.append(scores)
-        if self.constraint is not None:
-            scores = self.constraint(input_ids, scores)
-            self._forced.append(scores.argmax(-1, keepdim=True))
-        if len(self._waiting) * len(scores) >= ROWS_AT_ONCE:
-            self._note()
+        """Note ``(B,)`` and return the scores that may be chosen from."""
+        log_probs = scores.float().log_softmax(-1)  # one pass; logsumexp takes five
+        if self.constraint is None:
+            self.steps.append(log_probs.amax(-1))
+            return scores
+        scores = self.constraint(input_ids, scores)
+        self.steps.append(log_probs.gather(-1, scores.argmax(-1, keepdim=True))[:, 0])
         return scores
-
-    def _note(self) -> None:
-        log_probs = torch.cat(self._waiting).float().log_softmax(-1)  # one pass; logsumexp takes five
-        chosen = log_probs.gather(-1, torch.cat(self._forced))[:, 0] if self._forced else log_probs.amax(-1)
-        self._steps += chosen.chunk(len(self._waiting))
-        self._waiting, self._forced = [], []
-
-    def steps(self) -> Tensor:
-        """``(B, steps)``, all that was noted."""
-        if self._waiting:
-            self._note()
-        return torch.stack(self._steps, dim=1)
 
 
 @torch.inference_mode()
@@ -130,7 +113,7 @@ def generate_answers(
             logits_processor=LogitsProcessorList([log_probs]),
         )
     new = sequences[:, batch["input_ids"].shape[1] :].tolist()
-    steps = log_probs.steps().tolist()
+    steps = torch.stack(log_probs.steps, dim=1).tolist()
     return [_answer(tokenizer, ids, row, end_ids) for ids, row in zip(new, steps, strict=True)]
 
 
