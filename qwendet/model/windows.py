@@ -69,10 +69,10 @@ def plan(visual: Any, image_grid_thw: Tensor) -> dict[str, Any]:
         found |= {"cu_window_seqlens": window_bounds.to(device), "max_window_seqlen": int(windows.max())}
         return found | {"window_index": window_index.to(device)}
 
-    tokens_of = visual.spatial_merge_unit
-    window_index = window_index[windows.repeat_interleave(windows // tokens_of).argsort(stable=True)]
-    frame_of_token = torch.arange(len(frames)).repeat_interleave(frames // tokens_of)[window_index]
-    of_frames = _gathered(frames, frame_of_token, tokens_of, device)
+    patches_a_token = visual.spatial_merge_unit
+    window_index = window_index[windows.repeat_interleave(windows // patches_a_token).argsort(stable=True)]
+    frame_of_token = torch.arange(len(frames)).repeat_interleave(frames // patches_a_token)[window_index]
+    of_frames = _gathered(frames, frame_of_token, patches_a_token, device)
     of_windows = Segments(_runs(windows))
     whole = torch.tensor([0, int(windows.sum())])  # stays on the host, which reads it
     return found | {
@@ -86,13 +86,15 @@ def plan(visual: Any, image_grid_thw: Tensor) -> dict[str, Any]:
     }
 
 
-def _gathered(lengths: Tensor, segment_of_token: Tensor, patches: int, device: torch.device) -> Segments:
-    """Segments whose tokens, of some patches each, stand in any order."""
+def _gathered(
+    lengths: Tensor, segment_of_token: Tensor, patches_a_token: int, device: torch.device
+) -> Segments:
+    """Segments whose tokens stand in any order."""
     place = lengths.argsort(stable=True).argsort()
     order = place[segment_of_token].argsort(stable=True)
     if bool((order.diff() > 0).all()):
         return Segments(_runs(lengths))
-    order = (order[:, None] * patches + torch.arange(patches)).flatten()
+    order = (order[:, None] * patches_a_token + torch.arange(patches_a_token)).flatten()
     return Segments(_runs(lengths), order.to(device), order.argsort().to(device))
 
 
