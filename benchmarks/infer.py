@@ -20,6 +20,7 @@ from benchmarks.random_model import MAX_PIXELS, PHOTOGRAPHS, write_model, write_
 from benchmarks.report import parser, report
 
 BATCH = 8
+GENERATE_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 
 
 def predictor_of(folder: Path, new_tokens: int) -> Any:
@@ -58,7 +59,7 @@ def ways_of(predictor: Any, new_tokens: int) -> dict[str, Callable[[list[Any]], 
     """What is timed: each takes samples in one batch and returns how many tokens it wrote."""
     import torch
 
-    from qwendet.model.generation import PROMPT_KEYS, generate_answers
+    from qwendet.model.generation import generate_answers
 
     bundle = predictor.bundle
     vlm, tokenizer = bundle.detector.vlm, bundle.processor.tokenizer
@@ -71,13 +72,13 @@ def ways_of(predictor: Any, new_tokens: int) -> dict[str, Callable[[list[Any]], 
         return 0
 
     def text(samples: list[Any]) -> int:
-        answers = generate_answers(vlm, tokenizer, batch_of(samples), new_tokens)
+        answers = generate_answers(bundle.detector, tokenizer, batch_of(samples), new_tokens)
         return sum(len(answer.log_probs) for answer in answers)
 
     @torch.inference_mode()
     def generate(samples: list[Any]) -> int:
         batch = batch_of(samples)
-        inputs = {key: batch[key] for key in PROMPT_KEYS}
+        inputs = {key: batch[key] for key in GENERATE_INPUTS}
         answers = vlm.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
         tokenizer.batch_decode(answers)
         return (answers.shape[1] - batch["input_ids"].shape[1]) * len(samples)

@@ -167,7 +167,7 @@ class Predictor:
 
     def _answers(self, batch: Batch, encoded: Sequence[EncodedSample]) -> list[GeneratedAnswer]:
         return generate_answers(
-            self.bundle.detector.vlm,
+            self.bundle.detector,
             self.bundle.processor.tokenizer,
             batch,
             self.bundle.config.infer.max_new_tokens,

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from qwendet.data.answer_grammar import AnswerGrammar, AnswerState
@@ -71,7 +70,7 @@ class AnswerVocabulary:
         return allowed
 
 
-class AnswerConstraint(LogitsProcessor):
+class AnswerConstraint:
     """Takes from each row of a batch the tokens that would leave the grammar.
 
     An object is begun only if it can be finished within the tokens that are left, so every answer closes.
@@ -94,35 +93,29 @@ class AnswerConstraint(LogitsProcessor):
         self.grammars = grammars
         self.most_boxes = most_boxes
         self.tokens_left = max_new_tokens
-        self.states: list[AnswerState] | None = None  # None before the first step
+        self.states = [AnswerState() for _ in grammars]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Set ``(B, V)`` scores to minus infinity where a token must not be chosen."""
-        if self.states is None:
-            self.states = [AnswerState() for _ in self.grammars]
-        else:
-            newest = input_ids[:, -1].tolist()
-            self.states = [
-                self._advance(*row) for row in zip(self.grammars, self.states, newest, strict=True)
-            ]
+    def __call__(self, rows: Sequence[int], scores: Tensor) -> Tensor:
+        """Set ``(len(rows), V)`` scores to minus infinity where a token must not be chosen."""
         self.tokens_left -= 1  # after this one
         constrained = torch.full_like(scores, -torch.inf)
-        for row, (grammar, state) in enumerate(zip(self.grammars, self.states, strict=True)):
+        for index, row in enumerate(rows):
+            grammar, state = self.grammars[row], self.states[row]
             ids = self.vocabulary.following(grammar, state, self._cap(grammar, state))
-            constrained[row, ids] = scores[row, ids]
+            constrained[index, ids] = scores[index, ids]
         return constrained
+
+    def write(self, row: int, token: int) -> None:
+        """Take note of the token that was chosen for a row."""
+        for byte in self.vocabulary.bytes_of.get(token, b""):  # end and padding write nothing
+            after = self.grammars[row].step(self.states[row], byte, self.most_boxes)
+            assert after is not None, "a token was chosen that the grammar had taken away"
+            self.states[row] = after
 
     def _cap(self, grammar: AnswerGrammar, state: AnswerState) -> int:
         """Most objects; those already begun where the rest of the tokens might not do for another."""
         could_finish = self.tokens_left >= grammar.longest_object + _CLOSING_TOKENS
         return self.most_boxes if could_finish else min(self.most_boxes, state.boxes)
-
-    def _advance(self, grammar: AnswerGrammar, state: AnswerState, token: int) -> AnswerState:
-        for byte in self.vocabulary.bytes_of.get(token, b""):  # end and padding write nothing
-            after = grammar.step(state, byte, self.most_boxes)
-            assert after is not None, "a token was chosen that the grammar had taken away"
-            state = after
-        return state
 
 
 def token_bytes(token: str | None) -> bytes:

@@ -76,7 +76,7 @@ class Qwen25VLWithDetection(nn.Module):
             batch: the batch; targets in it are not looked at.
             with_tokens: compute the losses of the answers' tokens.
         """
-        position_ids = self._positions(batch)
+        position_ids = self.positions(batch)
         patches, image_embeds = self.see(batch["pixel_values"], batch["image_grid_thw"])
         hidden = self._read(batch, image_embeds, position_ids)
         return DetectorOutput(
@@ -93,7 +93,7 @@ class Qwen25VLWithDetection(nn.Module):
         blocks = seen.last_hidden_state.unflatten(0, (-1, visual.spatial_merge_unit))
         return blocks.index_select(0, order).flatten(0, 1), seen.pooler_output
 
-    def _positions(self, batch: Batch) -> Tensor:
+    def positions(self, batch: Batch) -> Tensor:
         """Positions ``(3, B, L)`` of tokens, or the ``(4, B, L)`` that a packed batch has.
 
         Found on the host, before the device has work: counting there would wait for the device many times.

@@ -10,19 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from transformers import DynamicCache
 
 from qwendet.data.collate import Batch
 from qwendet.model.constraint import AnswerConstraint, token_bytes
+from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.product import product
 
-PROMPT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
+PROMPT_KEYS = ("input_ids", "pixel_values", "image_grid_thw")
 
 
 @dataclass(frozen=True)
@@ -52,33 +49,63 @@ class GeneratedAnswer:
         return math.exp(sum(own) / len(own)) if own else 0.0
 
 
-class GreedyLogProbs(LogitsProcessor):
-    """Notes the log-probability of the token that each step will choose.
-
-    It is the model's own: a token that a constraint forces keeps the low score that the model gave it.
+class AnswersInProgress:
+    """The answers of a batch that have not ended; one that has leaves the batch.
 
     Args:
-        constraint: takes away the tokens that must not be chosen; ``None`` leaves all.
+        detector: the model.
+        batch: prompts, padded on the left.
+
+    Attributes:
+        rows: which of the batch they are.
     """
 
-    def __init__(self, constraint: AnswerConstraint | None = None) -> None:
-        self.constraint = constraint
-        self.steps: list[Tensor] = []
+    def __init__(self, detector: Qwen25VLWithDetection, batch: Batch) -> None:
+        self.vlm = detector.vlm
+        self.rows = list(range(len(batch["input_ids"])))
+        self._inputs = {key: batch[key] for key in PROMPT_KEYS}
+        mask = batch["attention_mask"]
+        self._attention_mask = None if mask.all() else mask  # attention is quicker without
+        self._position_ids = detector.positions(batch)
+        self._cache = DynamicCache(config=detector.config.text_config)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Note ``(B,)`` and return the scores that may be chosen from."""
-        log_probs = scores.float().log_softmax(-1)  # one pass; logsumexp takes five
-        if self.constraint is None:
-            self.steps.append(log_probs.amax(-1))
-            return scores
-        scores = self.constraint(input_ids, scores)
-        self.steps.append(log_probs.gather(-1, scores.argmax(-1, keepdim=True))[:, 0])
-        return scores
+    def read(self) -> Tensor:
+        """Read the prompts, then what was written last; float32 logits ``(B, V)`` of what comes next."""
+        outputs = self.vlm(
+            **self._inputs,
+            attention_mask=self._attention_mask,
+            position_ids=self._position_ids,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = outputs.logits[:, -1].float()
+        return logits
+
+    def write(self, tokens: Tensor, end_ids: set[int]) -> None:
+        """Write a token behind each answer, ``(B,)``; those that it ends leave."""
+        stay = [index for index, token in enumerate(tokens.tolist()) if token not in end_ids]
+        if len(stay) < len(self.rows):
+            tokens = self._keep(stay, tokens)
+        self._inputs = {"input_ids": tokens[:, None]}
+        self._position_ids = self._position_ids[:, :, -1:] + 1
+        if self._attention_mask is not None:
+            self._attention_mask = F.pad(self._attention_mask, (0, 1), value=1)
+
+    def _keep(self, stay: list[int], tokens: Tensor) -> Tensor:
+        """Let the other answers leave; the tokens of those that stay."""
+        indices = torch.tensor(stay, dtype=torch.int64, device=tokens.device)
+        self.rows = [self.rows[index] for index in stay]
+        self._position_ids = self._position_ids[:, indices]
+        self._cache.batch_select_indices(indices)
+        if self._attention_mask is not None:
+            self._attention_mask = self._attention_mask[indices]
+        return tokens[indices]
 
 
 @torch.inference_mode()
 def generate_answers(
-    vlm: Qwen2_5_VLForConditionalGeneration,
+    detector: Qwen25VLWithDetection,
     tokenizer: Any,
     batch: Batch,
     max_new_tokens: int,
@@ -87,47 +114,33 @@ def generate_answers(
     """Answer a batch of prompts, greedily.
 
     There is no sampling and no repetition penalty, whatever the model's own generation settings say,
-    so the tokens are those that training made likeliest.
+    so the tokens are those that training made likeliest. Their probability is the model's own: a token
+    that a constraint forces keeps the low one that the model gave it.
 
     Args:
-        vlm: the model.
+        detector: the model.
         tokenizer: its tokenizer.
         batch: prompts, padded on the left.
         max_new_tokens: most tokens of an answer.
         constraint: made for this batch and ``max_new_tokens``; ``None`` lets the model write anything.
     """
-    log_probs = GreedyLogProbs(constraint)
     end_ids = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(end_ids),
-        pad_token_id=tokenizer.pad_token_id,
-        use_cache=True,
-    )
-    generator: Any = vlm  # its generate() is annotated with a protocol that its own class does not meet
-    with _without_own_settings(vlm), _quick_logits(vlm.lm_head):
-        sequences = generator.generate(
-            **{key: batch[key] for key in PROMPT_KEYS},
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([log_probs]),
-        )
-    new = sequences[:, batch["input_ids"].shape[1] :].tolist()
-    steps = torch.stack(log_probs.steps, dim=1).tolist()
-    return [_answer(tokenizer, ids, row, end_ids) for ids, row in zip(new, steps, strict=True)]
-
-
-@contextmanager
-def _without_own_settings(vlm: Qwen2_5_VLForConditionalGeneration) -> Iterator[None]:
-    """Set the model's own settings aside.
-
-    ``generate`` fills from them what ours leave open: the published models' repetition penalty, for one.
-    """
-    own, vlm.generation_config = vlm.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        vlm.generation_config = own
+    answers = AnswersInProgress(detector, batch)
+    written: list[list[tuple[int, float]]] = [[] for _ in answers.rows]  # tokens with their log-probabilities
+    with _quick_logits(detector.vlm.lm_head):
+        for _ in range(max_new_tokens):
+            logits = answers.read()
+            best = (logits if constraint is None else constraint(answers.rows, logits)).max(-1)
+            log_probs = best.values - logits.logsumexp(-1)
+            steps = zip(answers.rows, best.indices.tolist(), log_probs.tolist(), strict=True)
+            for row, token, log_prob in steps:
+                written[row].append((token, log_prob))
+                if constraint is not None:
+                    constraint.write(row, token)
+            answers.write(best.indices, end_ids)
+            if not answers.rows:
+                break
+    return [_answer(tokenizer, row, end_ids) for row in written]
 
 
 @contextmanager
@@ -144,10 +157,11 @@ def _quick_logits(lm_head: nn.Module) -> Iterator[None]:
         del layer.forward
 
 
-def _answer(tokenizer: Any, ids: list[int], log_probs: list[float], end_ids: set[int]) -> GeneratedAnswer:
-    length = next((index for index, token in enumerate(ids) if token in end_ids), len(ids))
-    text, ends = decode_with_ends(tokenizer, ids[:length])
-    return GeneratedAnswer(text, tuple(ends), tuple(log_probs[:length]), truncated=length == len(ids))
+def _answer(tokenizer: Any, written: list[tuple[int, float]], end_ids: set[int]) -> GeneratedAnswer:
+    truncated = written[-1][0] not in end_ids
+    kept = written if truncated else written[:-1]
+    text, ends = decode_with_ends(tokenizer, [token for token, _ in kept])
+    return GeneratedAnswer(text, tuple(ends), tuple(log_prob for _, log_prob in kept), truncated)
 
 
 def decode_with_ends(tokenizer: Any, ids: list[int]) -> tuple[str, list[int]]:

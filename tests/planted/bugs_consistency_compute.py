@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from qwendet import inference
 from qwendet.data import collate
 from qwendet.data.collate import Batch
-from qwendet.model import generation
 from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.model.generation import AnswersInProgress
 from tests.planted.bug import Bug
 from tests.planted.in_code import in_batch, in_reading, replacing
 
@@ -68,37 +66,59 @@ def with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def steps_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each generated token is placed two behind the last."""
-    sound = Qwen2_5_VLForConditionalGeneration._update_model_kwargs_for_generation
+    sound = AnswersInProgress.write
 
-    def update(self: Any, *args: Any, **kwargs: Any) -> Any:
-        found = sound(self, *args, **kwargs)
-        return found | {"position_ids": found["position_ids"] + 1}
+    def write(self: Any, *args: Any) -> None:
+        sound(self, *args)
+        self._position_ids = self._position_ids + 1
 
-    monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "_update_model_kwargs_for_generation", update)
+    monkeypatch.setattr(AnswersInProgress, "write", write)
 
 
-def scale_images_at_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_generation(change: Callable[..., dict[str, Any]]) -> Any:
+    """Change what text answers are asked with: the names and values of ``generate_answers``."""
     sound = inference.generate_answers
 
-    def answers(vlm: Any, tokenizer: Any, batch: Batch, *args: Any) -> Any:
-        return sound(vlm, tokenizer, batch | {"pixel_values": batch["pixel_values"] * 255}, *args)
+    def answers(detector: Any, tokenizer: Any, batch: Batch, max_new_tokens: int, constraint: Any) -> Any:
+        asked = {"batch": batch, "max_new_tokens": max_new_tokens}
+        return sound(detector, tokenizer, **asked | change(**asked), constraint=constraint)
 
-    monkeypatch.setattr(inference, "generate_answers", answers)
-
-
-def cut_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = inference.generate_answers
-
-    def answers(vlm: Any, tokenizer: Any, batch: Batch, most: int, *args: Any) -> Any:
-        return sound(vlm, tokenizer, batch, min(most, 5), *args)
-
-    monkeypatch.setattr(inference, "generate_answers", answers)
+    return replacing(inference, "generate_answers", answers)
 
 
-def endless(**settings: Any) -> GenerationConfig:
-    """Stop at padding alone."""
-    end = {"eos_token_id": settings["pad_token_id"]} if settings else {}
-    return GenerationConfig(**settings | end)
+def untyped(batch: Batch, **_: Any) -> dict[str, Any]:
+    types = torch.zeros_like(batch["mm_token_type_ids"])
+    return {"batch": batch | {"mm_token_type_ids": types}}
+
+
+def unscaled(batch: Batch, **_: Any) -> dict[str, Any]:
+    return {"batch": batch | {"pixel_values": batch["pixel_values"] * 255}}
+
+
+def penalise_repetition(self: Any, logits: Tensor) -> Tensor:
+    """Lower the logit of what was written last, as a repetition penalty would."""
+    newest = self._inputs["input_ids"][:, -1:]
+    return logits.scatter(1, newest, -1e3)
+
+
+def draw(self: Any, logits: Tensor) -> Tensor:
+    noise = torch.rand(logits.shape, generator=torch.Generator().manual_seed(0))
+    return logits / 3 - (-noise.log()).log()
+
+
+def choosing_by(scores: Callable[[Any, Tensor], Tensor]) -> Any:
+    """Choose tokens by other scores than the model's."""
+    sound = AnswersInProgress.read
+
+    def read(self: Any) -> Tensor:
+        return scores(self, sound(self))
+
+    return replacing(AnswersInProgress, "read", read)
+
+
+def stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = AnswersInProgress.write
+    monkeypatch.setattr(AnswersInProgress, "write", lambda self, tokens, _: sound(self, tokens, set()))
 
 
 def eager_without_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,10 +149,8 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug(
         "mm_token_type_ids dropped in generation",
         "consistency.compute.positions",
-        ("mm_token_type_ids",),
-        replacing(
-            generation, "PROMPT_KEYS", ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
-        ),
+        ("expected",),
+        in_generation(untyped),
     ),
     Bug(
         "text behind an image one position on",
@@ -176,35 +194,31 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "pixels not normalised for generation",
         "consistency.compute.served",
         ("in generation and in training",),
-        scale_images_at_inference,
+        in_generation(unscaled),
     ),
     Bug(
         "repetition penalty in generation",
         "consistency.compute.generation",
         ("was likeliest",),
-        replacing(generation, "GenerationConfig", partial(GenerationConfig, repetition_penalty=3.0)),
+        choosing_by(penalise_repetition),
     ),
     Bug(
         "answers are cut",
         "consistency.compute.generation",
         ("cut after 5 tokens",),
-        cut_answers,
+        in_generation(lambda **_: {"max_new_tokens": 5}),
     ),
     Bug(
         "answers are drawn by lot",
         "consistency.compute.generation",
         ("was likeliest",),
-        replacing(
-            generation,
-            "GenerationConfig",
-            lambda **s: GenerationConfig(**s | ({"do_sample": True, "temperature": 3.0} if s else {})),
-        ),
+        choosing_by(draw),
     ),
     Bug(
         "generation goes on behind the end of turn",
         "consistency.compute.generation",
-        ("due behind the end",),
-        replacing(generation, "GenerationConfig", endless),
+        ("had not ended",),
+        stay,
     ),
     Bug(
         "attention without its mask",

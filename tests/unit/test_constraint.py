@@ -74,12 +74,14 @@ def write(
     """Answers ``constraint`` allows to a model of random scores, greedily."""
     generator = torch.Generator().manual_seed(seed)
     rows = len(constraint.grammars)
-    ids = torch.zeros(rows, 1, dtype=torch.long)
+    written: list[list[int]] = [[] for _ in range(rows)]
     for _ in range(tokens):
-        scores = constraint(ids, torch.randn(rows, width, generator=generator))
+        scores = constraint(range(rows), torch.randn(rows, width, generator=generator))
         assert scores.isfinite().any(1).all()
-        ids = torch.cat([ids, scores.argmax(1, keepdim=True)], 1)
-    written = [row[: row.index(tokenizer.eos_token_id)] for row in ids[:, 1:].tolist()]
+        for row, token in enumerate(scores.argmax(1).tolist()):
+            written[row].append(token)
+            constraint.write(row, token)
+    written = [row[: row.index(tokenizer.eos_token_id)] for row in written]
     return written, [decode_with_ends(tokenizer, row)[0] for row in written]
 
 
@@ -112,10 +114,11 @@ def test_constraint__a_model_that_only_repeats_is_stopped_by_the_cap(
     scores[0, vocabulary.end_id] = -100
     for token, text in vocabulary.bytes_of.items():
         scores[0, token] -= text.count(b"]")
-    ids = torch.zeros(1, 1, dtype=torch.long)
-    while ids[0, -1] != vocabulary.end_id:
-        ids = torch.cat([ids, constraint(ids, scores).argmax(1, keepdim=True)], 1)
-    text = decode_with_ends(tokenizer, ids[0, 1:-1].tolist())[0]
+    written: list[int] = []
+    while written[-1:] != [vocabulary.end_id]:
+        written.append(int(constraint([0], scores).argmax()))
+        constraint.write(0, written[-1])
+    text = decode_with_ends(tokenizer, written[:-1])[0]
     assert len(assert_valid(text, LABELS, SIZE, most_boxes=7)) == 7
 
 

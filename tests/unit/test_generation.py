@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig
 
 from qwendet.data.collate import Batch
 from qwendet.data.samples import Sample
@@ -127,14 +127,14 @@ def test_score__of_no_tokens_is_0() -> None:
 
 
 @pytest.fixture(scope="module")
-def lively(bundle: Bundle) -> Qwen2_5_VLForConditionalGeneration:
+def lively(bundle: Bundle) -> Qwen25VLWithDetection:
     """The untrained model with weights large enough that it does not repeat one token for ever."""
     vlm = copy.deepcopy(bundle.detector.vlm).eval()
     with torch.no_grad():
         for name, parameter in vlm.named_parameters():
             if parameter.ndim == 2:
                 parameter.mul_(1.5 if "embed" in name else 5.0)
-    return vlm
+    return Qwen25VLWithDetection(vlm, None)
 
 
 @pytest.fixture(scope="module")
@@ -145,37 +145,45 @@ def questions(bundle: Bundle, lessons: list[Sample]) -> Batch:
     return batch
 
 
-class NeverEnds:
-    """A tokenizer whose end of turn no model writes: every answer has all its tokens."""
+class Listens:
+    """A tokenizer that notes the ids that it is given to decode.
 
-    eos_token_id = pad_token_id = NEVER
+    Args:
+        tokenizer: decodes.
+        end_id: the token that ends an answer; by default one that no model writes.
+    """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.convert_ids_to_tokens = tokenizer.convert_ids_to_tokens
+    def __init__(self, tokenizer: Any, end_id: int = NEVER) -> None:
+        self.tokenizer = tokenizer
+        self.eos_token_id = self.pad_token_id = end_id
+        self.heard: list[list[int]] = []
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        self.heard.append(ids)
+        tokens: list[str] = self.tokenizer.convert_ids_to_tokens(ids)
+        return tokens
 
 
-def generate(vlm: Qwen2_5_VLForConditionalGeneration, batch: Batch, tokenizer: Any) -> list[list[int]]:
-    """Ids that ``generate_answers`` has the model write."""
-    written: list[list[int]] = []
-    own = vlm.generate
-
-    def spy(**kwargs: Any) -> torch.Tensor:
-        sequences = own(**kwargs)
-        written.extend(sequences[:, batch["input_ids"].shape[1] :].tolist())
-        return sequences
-
-    vlm.generate = spy
-    try:
-        generate_answers(vlm, tokenizer, batch, NEW_TOKENS)
-    finally:
-        del vlm.generate
-    return written
+def ids_written(detector: Qwen25VLWithDetection, batch: Batch, tokenizer: Any) -> list[list[int]]:
+    """Ids of answers of ``NEW_TOKENS``."""
+    listener = Listens(tokenizer)
+    generate_answers(detector, listener, batch, NEW_TOKENS)
+    return listener.heard
 
 
 @torch.no_grad()
-def teacher_forced(
-    vlm: Qwen2_5_VLForConditionalGeneration, batch: Batch, new: list[list[int]]
-) -> torch.Tensor:
+def published(detector: Qwen25VLWithDetection, batch: Batch, **settings: Any) -> list[list[int]]:
+    """Ids that transformers' own ``generate`` writes."""
+    own = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
+    config = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, **settings)
+    vlm: Any = detector.vlm
+    sequences = vlm.generate(**{key: batch[key] for key in own}, generation_config=config)
+    ids: list[list[int]] = sequences[:, batch["input_ids"].shape[1] :].tolist()
+    return ids
+
+
+@torch.no_grad()
+def teacher_forced(detector: Qwen25VLWithDetection, batch: Batch, new: list[list[int]]) -> torch.Tensor:
     """Log-probabilities ``(B, NEW_TOKENS, V)`` of the detector's own forward over question and answer."""
     answers = torch.tensor(new)
     ones = torch.ones_like(answers)
@@ -184,54 +192,60 @@ def teacher_forced(
         "attention_mask": torch.cat([batch["attention_mask"], ones], 1),
         "mm_token_type_ids": torch.cat([batch["mm_token_type_ids"], ones * 0], 1),
     }
-    detector = Qwen25VLWithDetection(vlm, None)
     _, image_embeds = detector.see(whole["pixel_values"], whole["image_grid_thw"])
-    hidden = detector._read(whole, image_embeds, detector._positions(whole))
-    return vlm.lm_head(hidden[:, -NEW_TOKENS - 1 : -1]).log_softmax(-1)
+    hidden = detector._read(whole, image_embeds, detector.positions(whole))
+    return detector.vlm.lm_head(hidden[:, -NEW_TOKENS - 1 : -1]).log_softmax(-1)
 
 
 def test_generate_answers__write_what_one_forward_finds_likeliest(
-    bundle: Bundle, lively: Qwen2_5_VLForConditionalGeneration, questions: Batch
+    bundle: Bundle, lively: Qwen25VLWithDetection, questions: Batch
 ) -> None:
     """With cache, token by token, padded on the left = without cache, at once: positions are the same."""
-    tokenizer = NeverEnds(bundle.processor.tokenizer)
-    new = generate(lively, questions, tokenizer)
+    listener = Listens(bundle.processor.tokenizer)
+    answers = generate_answers(lively, listener, questions, NEW_TOKENS)
+    new = listener.heard
     log_probs = teacher_forced(lively, questions, new)
     assert all(len(set(row)) >= 8 for row in new)
     assert new[0] != new[1]
     assert log_probs.argmax(-1).tolist() == new
-    answers = generate_answers(lively, tokenizer, questions, NEW_TOKENS)
     found = torch.tensor([answer.log_probs for answer in answers])
     torch.testing.assert_close(found, log_probs.amax(-1), rtol=0, atol=1e-4)
     assert [answer.truncated for answer in answers] == [True, True]
 
 
-def test_generate_answers__a_question_alone_gets_the_same_answer(
-    bundle: Bundle, lively: Qwen2_5_VLForConditionalGeneration, questions: Batch, lessons: list[Sample]
+def test_generate_answers__write_what_transformers_generate_writes(
+    bundle: Bundle, lively: Qwen25VLWithDetection, questions: Batch
 ) -> None:
-    tokenizer = NeverEnds(bundle.processor.tokenizer)
-    together = generate(lively, questions, tokenizer)
+    written = ids_written(lively, questions, bundle.processor.tokenizer)
+    assert written == published(lively, questions)
+
+
+def test_generate_answers__a_question_alone_gets_the_same_answer(
+    bundle: Bundle, lively: Qwen25VLWithDetection, questions: Batch, lessons: list[Sample]
+) -> None:
+    tokenizer = bundle.processor.tokenizer
+    together = ids_written(lively, questions, tokenizer)
     encoder = bundle.encoder()
     for lesson, expected in zip(lessons[:2], together, strict=True):
         alone = bundle.collator()([encoder.encode(lesson, with_answer=False)])
-        assert generate(lively, alone, tokenizer) == [expected]
+        assert ids_written(lively, alone, tokenizer) == [expected]
 
 
 def test_generate_answers__logits_are_the_layers_own_and_its_hooks_run(
-    bundle: Bundle, lively: Qwen2_5_VLForConditionalGeneration, lessons: list[Sample]
+    bundle: Bundle, lively: Qwen25VLWithDetection, lessons: list[Sample]
 ) -> None:
     """Five questions: enough for oneDNN. The layer is left as it was."""
-    encoder = bundle.encoder()
+    encoder, lm_head = bundle.encoder(), lively.vlm.lm_head
     five = bundle.collator()([encoder.encode(lesson, with_answer=False) for lesson in lessons[:1] * 5])
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    handle = lively.lm_head.register_forward_hook(lambda _, given, found: seen.append((given[0], found)))
-    generate(lively, five, NeverEnds(bundle.processor.tokenizer))
+    handle = lm_head.register_forward_hook(lambda _, given, found: seen.append((given[0], found)))
+    ids_written(lively, five, bundle.processor.tokenizer)
     handle.remove()
     assert len(seen) == NEW_TOKENS
     for states, logits in seen:
-        expected = torch.nn.functional.linear(states, lively.lm_head.weight.detach())
+        expected = torch.nn.functional.linear(states, lm_head.weight.detach())
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-4)
-    assert "forward" not in vars(lively.lm_head)
+    assert "forward" not in vars(lm_head)
 
 
 @pytest.mark.parametrize(
@@ -240,30 +254,44 @@ def test_generate_answers__logits_are_the_layers_own_and_its_hooks_run(
     ids=lambda settings: next(iter(settings)),
 )
 def test_generate_answers__the_models_own_generation_settings_change_nothing(
-    bundle: Bundle, lively: Qwen2_5_VLForConditionalGeneration, questions: Batch, settings: dict[str, Any]
+    bundle: Bundle, lively: Qwen25VLWithDetection, questions: Batch, settings: dict[str, Any]
 ) -> None:
     """The published models come with do_sample and a repetition penalty of 1.05."""
     expected = generate_answers(lively, bundle.processor.tokenizer, questions, NEW_TOKENS)
     opinionated = copy.deepcopy(lively)
-    opinionated.generation_config.update(**settings)
-    own = opinionated.generation_config
+    opinionated.vlm.generation_config.update(**settings)
     assert generate_answers(opinionated, bundle.processor.tokenizer, questions, NEW_TOKENS) == expected
-    assert opinionated.generation_config is own
 
 
-def test_generate_answers__stop_at_the_end_of_turn(
-    bundle: Bundle, lively: Qwen2_5_VLForConditionalGeneration, questions: Batch
+@pytest.mark.parametrize("ends_first", [0, 1], ids=["the padded goes on", "the padded ends"])
+def test_generate_answers__one_that_ends_leaves_and_the_others_go_on_unchanged(
+    bundle: Bundle, lively: Qwen25VLWithDetection, questions: Batch, ends_first: int
 ) -> None:
     tokenizer = bundle.processor.tokenizer
-    new = generate(lively, questions, NeverEnds(tokenizer))
-    stop = new[1][5]
+    endless = ids_written(lively, questions, tokenizer)
+    end = next(token for token in endless[ends_first][5:] if token not in endless[1 - ends_first])
+    sizes: list[int] = []
+    handle = lively.vlm.lm_head.register_forward_hook(lambda _, given, found: sizes.append(len(found)))
+    listener = Listens(tokenizer, end)
+    answers = generate_answers(lively, listener, questions, NEW_TOKENS)
+    handle.remove()
+    at = endless[ends_first].index(end)
+    assert sizes == [2] * (at + 1) + [1] * (NEW_TOKENS - at - 1)
+    expected = [row[: row.index(end)] if end in row else row for row in endless]
+    assert listener.heard == expected
+    assert [answer.truncated for answer in answers] == [row == 1 - ends_first for row in range(2)]
+    for answer, ids in zip(answers, expected, strict=True):
+        assert len(answer.log_probs) == len(answer.token_ends) == len(ids)
+        assert answer.text == decode_with_ends(tokenizer, ids)[0]
 
-    class Stops:
-        eos_token_id, pad_token_id = stop, tokenizer.pad_token_id
-        convert_ids_to_tokens = tokenizer.convert_ids_to_tokens
 
-    first, second = generate_answers(lively, Stops, questions, NEW_TOKENS)
-    at = new[1].index(stop)
-    assert len(second.log_probs) == len(second.token_ends) == at
-    assert second.text == decode_with_ends(tokenizer, new[1][:at])[0]
-    assert (first.truncated, second.truncated) == (stop not in new[0], False)
+def test_generate_answers__that_end_at_once_are_empty(
+    bundle: Bundle, lively: Qwen25VLWithDetection, questions: Batch
+) -> None:
+    tokenizer = bundle.processor.tokenizer
+    listener = Listens(tokenizer)
+    listener.eos_token_id, listener.pad_token_id = (
+        row[0] for row in ids_written(lively, questions, tokenizer)
+    )
+    answers = generate_answers(lively, listener, questions, NEW_TOKENS)
+    assert answers == [GeneratedAnswer("", (), (), truncated=False)] * 2

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from qwendet.checks.consistency.runs import (
     Serving,
     alone,
     attending,
+    end_ids,
     forced,
     hidden_of,
     lone_rows,
@@ -48,13 +48,14 @@ def positions(subject: Subject) -> Verdict:
     pair, shown, items = exact_pair(subject), serving(subject), subject.encoded
     wheres = [sample.where for sample in subject.samples]
     trained = training(subject)
-    problems = list(_types_and_masks(trained.batches[0], pair.trained, "the training batch"))
-    problems += _types_and_masks(shown.trace.prompts[0], pair.served, "the prompts of generation")
+    batch, prompted = trained.batches[0], shown.trace.prompts[0]
+    problems = [*_types(batch, pair.trained), *_mask(batch, pair.trained, "the training batch")]
+    problems += _mask(prompted, pair.served, "the prompts of generation")
     answered = [item.input_ids.tolist() for item in items]
-    problems += _positions(trained.readings[0], trained.batches[0], answered, items, pair.trained, wheres)
+    problems += _positions(trained.readings[0], batch, answered, items, pair.trained, wheres)
     prompts = prompts_of(shown)
     calls = [(0, shown.trace.batches[0])] if shown.trace.batches else []
-    for call, given in [*calls, (shown.prefill, shown.trace.prompts[0])]:
+    for call, given in [*calls, (shown.prefill, prompted)]:
         problems += _positions(shown.trace.readings[call], given, prompts, items, pair.served, wheres)
     problems += _step_positions(shown, items, pair.served, wheres)
     for name, bundle in (("training", pair.trained), ("inference", pair.served)):
@@ -63,22 +64,28 @@ def positions(subject: Subject) -> Verdict:
     return Verdict(f"positions, token types and frequencies are those of M-RoPE: {seen}", tuple(problems))
 
 
-def _types_and_masks(given: dict[str, Tensor], bundle: Bundle, what: str) -> Iterator[Problem]:
-    """Padding is masked and on the left; image tokens, and only they, are typed as such."""
-    ids, mask = given["input_ids"], given.get("attention_mask")
-    types = given.get("mm_token_type_ids")
-    if mask is None or types is None:
-        lacking = "attention_mask" if mask is None else "mm_token_type_ids"
-        yield Problem(f"{what} lacks {lacking}", "collator", POSITIONS_FIX)
+def _types(batch: dict[str, Tensor], bundle: Bundle) -> Iterator[Problem]:
+    """Image tokens, and only they, are typed as such: positions are made of it."""
+    types = batch.get("mm_token_type_ids")
+    if types is None:
+        yield Problem("the training batch lacks mm_token_type_ids", "collator", POSITIONS_FIX)
+    elif not torch.equal(types.long(), (batch["input_ids"] == bundle.detector.config.image_token_id).long()):
+        what = "mm_token_type_ids of the training batch do not mark the image tokens"
+        yield Problem(what, "collator", POSITIONS_FIX)
+
+
+def _mask(given: dict[str, Tensor], bundle: Bundle, what: str) -> Iterator[Problem]:
+    """Padding is masked and on the left."""
+    mask = given.get("attention_mask")
+    if mask is None:
+        yield Problem(f"{what} lacks attention_mask", "collator", PADDING_FIX)
         return
     pad = bundle.processor.tokenizer.pad_token_id
-    expected = torch.cummax((ids != pad).long(), dim=1).values  # a row's first other token ends its padding
+    expected = torch.cummax((given["input_ids"] != pad).long(), dim=1).values  # padding ends at another token
     if not torch.equal(mask.long(), expected):
         yield Problem(
             f"{what} is not padded on the left, or its padding is not masked", "collator", PADDING_FIX
         )
-    if not torch.equal(types.long(), (ids == bundle.detector.config.image_token_id).long()):
-        yield Problem(f"mm_token_type_ids of {what} do not mark the image tokens", "collator", POSITIONS_FIX)
 
 
 def _positions(
@@ -119,9 +126,10 @@ def _step_positions(
     """Generated tokens count on from the prompt's largest position."""
     for row, (prompt, item) in enumerate(zip(prompts_of(shown), items, strict=True)):
         following = int(_expected(prompt, item, bundle).max()) + 1
-        for step, reading in enumerate(shown.trace.readings[shown.prefill + 1 :]):
-            given = reading.position_ids
-            found = None if given is None or given.ndim != 3 else given[-3:, row, -1].tolist()
+        readings = zip(shown.rows[1:], shown.trace.readings[shown.prefill + 1 :], strict=False)
+        given = [(reading.position_ids, own.index(row)) for own, reading in readings if row in own]
+        for step, (places, index) in enumerate(given):
+            found = None if places is None or places.ndim != 3 else places[-3:, index, -1].tolist()
             if found != [following + step] * 3:
                 what = f"generated token {step} is at {found}, expected {following + step}"
                 yield Problem(what, wheres[row], POSITIONS_FIX)
@@ -202,40 +210,50 @@ def generation(subject: Subject) -> Verdict:
     """Greedy generation with the cache says, token for token, what training would find likeliest."""
     shown, trace = serving(subject), forced(subject)
     hidden, lengths = hidden_of(trace), [len(prompt) for prompt in prompts_of(shown)]
-    tokenizer = exact_pair(subject).served.processor.tokenizer
-    problems = [*_cut_short(shown, tokenizer.eos_token_id), *_fed_back(shown, tokenizer)]
+    ends = end_ids(exact_pair(subject).served)
+    problems = [*_fed_back(shown), *_not_left(shown, ends)] or [*_cut_short(shown, ends)]
     for row, states in zip(lone_rows(subject), hidden, strict=True):
         answer, where = shown.generated[row], shown.samples[row].where
         logits = token_logits(exact_pair(subject).trained, states[lengths[row] - 1 : -1])
-        found = shown.steps[row, : len(answer)]
         tolerance = noise(subject).tolerance("hidden", logits)
         fix = "generation must see the prompt, mask and positions of training, with its cache"
         what = "logits (step, token) of generation and of training"
-        problems += compare(found, logits, tolerance, what, where, fix)
+        problems += compare(shown.steps[row], logits, tolerance, what, where, fix)
         problems += _likeliest(logits, answer, tolerance, where, fix)
     steps = sum(len(shown.generated[row]) for row in lone_rows(subject))
     return Verdict(f"{steps} greedy tokens with the cache are the teacher-forced likeliest", tuple(problems))
 
 
-def _cut_short(shown: Serving, end: int) -> Iterator[Problem]:
+def _not_left(shown: Serving, ends: set[int]) -> Iterator[Problem]:
+    """An answer leaves the batch with the token that ends it, and not before."""
+    step = len(shown.rows)
+    if step < len(shown.trace.logits):
+        found, left = len(shown.trace.logits[step]), sum(answer[-1] not in ends for answer in shown.generated)
+        yield Problem(
+            f"step {step} goes on with {found} answers, {left} had not ended",
+            "generation",
+            "end an answer with the end of turn, and with nothing else",
+        )
+
+
+def _cut_short(shown: Serving, ends: set[int]) -> Iterator[Problem]:
     """Each answer goes on to its end of turn, or to as many tokens as were asked for."""
     for row, answer in enumerate(shown.generated):
-        if len(answer) < GENERATED and end not in answer:
+        if len(answer) < GENERATED and answer[-1] not in ends:
             what = f"the answer was cut after {len(answer)} tokens, {GENERATED} were asked for"
             yield Problem(what, shown.samples[row].where, "let infer.max_new_tokens alone cut answers")
 
 
-def _fed_back(shown: Serving, tokenizer: Any) -> Iterator[Problem]:
-    """Each step continues with the token that was likeliest, and behind the end of turn with padding."""
-    for row, likeliest in enumerate(shown.generated):
-        rest = len(shown.trace.prompts) - len(likeliest)
-        answer = [*likeliest, *[tokenizer.pad_token_id] * rest]
-        fed = [int(step["input_ids"][row, -1]) for step in shown.trace.prompts[1:]]
+def _fed_back(shown: Serving) -> Iterator[Problem]:
+    """Each step continues with the token that was likeliest."""
+    for row, answer in enumerate(shown.generated):
+        steps = zip(shown.rows[1:], shown.trace.prompts[1:], strict=False)
+        fed = [int(step["input_ids"][own.index(row), -1]) for own, step in steps if row in own]
         wrong = [at for at, (own, token) in enumerate(zip(fed, answer, strict=False)) if own != token]
         if wrong:
             at = wrong[0]
             yield Problem(
-                f"step {at} chose token {fed[at]}, though {answer[at]} was likeliest, or due behind the end",
+                f"step {at} chose token {fed[at]}, though {answer[at]} was likeliest",
                 shown.samples[row].where,
                 "generate greedily: no sampling, no repetition penalty",
             )

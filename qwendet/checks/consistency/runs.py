@@ -11,6 +11,7 @@ alone, unpadded and with the plainest attention, so that one forward proves what
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -44,15 +45,20 @@ class Serving:
         samples: what was asked.
         trace: every call.
         predictions: its answers.
-        generated: tokens of each greedy answer, the end of turn included if it was reached.
-        steps: ``(B, steps, vocabulary)`` logits that they were chosen by.
+        steps: per answer the logits ``(steps, vocabulary)`` of its tokens.
+        rows: per step the samples that had a part in it: those whose answers had not ended.
     """
 
     samples: list[Sample]
     trace: Trace
     predictions: list[Prediction]
-    generated: list[list[int]]
-    steps: Tensor
+    steps: list[Tensor]
+    rows: list[list[int]]
+
+    @property
+    def generated(self) -> list[list[int]]:
+        """Likeliest tokens of each answer, the end of turn included if it was reached."""
+        return [logits.argmax(-1).tolist() for logits in self.steps]
 
     @property
     def prefill(self) -> int:
@@ -115,15 +121,39 @@ def serving(subject: Subject) -> Serving:
         mode = "text" if bundle.detector.head is None else "both"
         predictions = list(Predictor(bundle).predict(samples, mode))
     _put_back_mask(trace.prompts[0], bundle.processor.tokenizer.pad_token_id)
-    steps = torch.stack(trace.logits, dim=1)
-    chosen = steps.argmax(-1).tolist()
-    end = bundle.processor.tokenizer.eos_token_id
-    generated = [row[: row.index(end) + 1] if end in row else row for row in chosen]
-    return Serving(samples, trace, predictions, generated, steps)
+    rows = _rows_of_steps(trace.logits, end_ids(bundle))
+    steps = [
+        torch.stack(
+            [logits[own.index(row)] for own, logits in zip(rows, trace.logits, strict=False) if row in own]
+        )
+        for row in rows[0]
+    ]
+    return Serving(samples, trace, predictions, steps, rows)
+
+
+def end_ids(bundle: Bundle) -> set[int]:
+    """Tokens that end an answer."""
+    tokenizer = bundle.processor.tokenizer
+    return {tokenizer.eos_token_id, tokenizer.pad_token_id}
+
+
+def _rows_of_steps(logits: Sequence[Tensor], ends: set[int]) -> list[list[int]]:
+    """Samples behind the rows of each step's logits; answers leave with their ends.
+
+    It stops at a step of more or fewer rows than there are answers left: whose they are cannot be told.
+    """
+    rows = [list(range(len(logits[0])))]
+    for step, following in itertools.pairwise(logits):
+        likeliest = zip(rows[-1], step.argmax(-1).tolist(), strict=True)
+        left = [row for row, token in likeliest if token not in ends]
+        if len(left) != len(following):
+            break
+        rows.append(left)
+    return rows
 
 
 def _put_back_mask(given: dict[str, Any], pad: int) -> None:
-    """Put back the mask that ``generate`` drops where all prompts are of one length: nothing is padded."""
+    """Put back the mask that generation leaves out where all prompts are of one length: nothing is padded."""
     if given.get("attention_mask") is None and not (given["input_ids"] == pad).any():
         given["attention_mask"] = torch.ones_like(given["input_ids"])
 
