@@ -25,6 +25,8 @@ from qwendet.data.answer_grammar import AnswerGrammar
 from qwendet.data.answers import ParsedObject, parse_answer
 from qwendet.data.collate import Batch, require_left_padding, to_device
 from qwendet.data.encode import EncodedSample
+from qwendet.data.image_tokens import ImageLimits, num_image_tokens
+from qwendet.data.images import image_size
 from qwendet.data.inputs import sample_of_image
 from qwendet.data.resize import model_image_size, rescale_xyxy
 from qwendet.data.samples import Sample
@@ -37,6 +39,9 @@ from qwendet.progress import Advance, no_advance
 from qwendet.sharding import map_batches
 
 logger = logging.getLogger("qwendet")
+
+TOKENS_OF_A_BOX = 39
+"""Of an answer, in the published tokens; only the order of samples depends on it."""
 
 _TextFound = tuple[list[Detection], int, AnswerFacts | None]
 """Of one text answer: its usable boxes, the number of the others, and what can be said of it."""
@@ -88,11 +93,48 @@ class Predictor:
         return next(self.predict([sample_of_image(Path(path))], mode))
 
     def predict_all(
-        self, samples: Sequence[Sample], mode: str | None = None, advance: Advance = no_advance
+        self,
+        samples: Sequence[Sample],
+        mode: str | None = None,
+        advance: Advance = no_advance,
+        *,
+        alone: bool = False,
     ) -> list[Prediction]:
-        """Predict samples by all processes of the launcher together; each has all predictions in order."""
+        """Predict samples by all processes of the launcher together; each has all predictions in order.
+
+        Batches are of similar length, so that little is padded; the longest come first, so that memory
+        that is lacking shows at once.
+
+        Args:
+            samples: as for :meth:`predict`.
+            mode: as for :meth:`predict`.
+            advance: told how many are done.
+            alone: this process predicts all of them, and only it has the predictions.
+        """
+        order = sorted(range(len(samples)), key=lambda index: -self._num_tokens(samples[index]))
+        longest_first = [samples[index] for index in order]
         batch_size = self.bundle.config.infer.batch_size
-        return map_batches(lambda own: self.predict(own, mode), samples, batch_size, advance)
+        found = map_batches(
+            lambda own: self.predict(own, mode), longest_first, batch_size, advance, alone=alone
+        )
+        place = {index: at for at, index in enumerate(order)}
+        return [found[place[index]] for index in range(len(samples))]
+
+    def _num_tokens(self, sample: Sample) -> int:
+        """About as many as the prompt will have, beside what all prompts have: images and shown boxes."""
+        shown = sum(len(turn.objects) for turn in sample.teachers) * TOKENS_OF_A_BOX
+        sizes = (
+            turn.declared_size or image_size(turn.image, turn.root, sample.where)
+            for turn in (*sample.teachers, sample.student)
+        )
+        return shown + sum(num_image_tokens(size, self._image_limits) for size in sizes)
+
+    @cached_property
+    def _image_limits(self) -> ImageLimits:
+        processor = self.bundle.processor.image_processor
+        size = processor.size
+        side = processor.patch_size * processor.merge_size
+        return ImageLimits(size["shortest_edge"], size["longest_edge"], side)
 
     def predict(self, samples: Iterable[Sample], mode: str | None = None) -> Iterator[Prediction]:
         """Predict samples, in batches of ``infer.batch_size``, in order.

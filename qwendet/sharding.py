@@ -97,6 +97,8 @@ def map_batches(
     items: Sequence[Item],
     batch_size: int,
     advance: Callable[[int, str], object],
+    *,
+    alone: bool = False,
 ) -> list[Found]:
     """Apply a function that works in batches and in order, this process' share here, the others' elsewhere.
 
@@ -105,13 +107,14 @@ def map_batches(
         items: all items, the same on every process.
         batch_size: items of a batch of the function.
         advance: told how many items are done, all processes taken to be as fast as this one.
+        alone: the other processes have no part in it.
 
     Returns:
-        The results of all items, on every process of :func:`joined_processes`.
+        The results of all items, on every process of :func:`joined_processes` that has a part in it.
     """
     from torch import distributed
 
-    is_shared = distributed.is_initialized()
+    is_shared = distributed.is_initialized() and not alone
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if is_shared else (0, 1)
     own: list[Found] = []
     for result in function(deal(items, batch_size, rank, world)):

@@ -55,13 +55,7 @@ def validate(
             the whole result.
     """
     predictor = Predictor(bundle)
-    if alone:
-        predictions = []
-        for prediction in predictor.predict(samples):
-            predictions.append(prediction)
-            advance(len(predictions), "")
-    else:
-        predictions = predictor.predict_all(samples, advance=advance)
+    predictions = predictor.predict_all(samples, advance=advance, alone=alone)
     sources = predictor.sources()
     return Validation(samples, predictions, sources, _metrics(samples, predictions, sources, bundle.labels))
 

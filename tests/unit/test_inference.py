@@ -1,10 +1,17 @@
-"""Labels that a user asks for, against those that were trained."""
+"""The order in which samples are predicted, and asked labels against those that were trained."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from qwendet.inference import tell_near_misses
+from qwendet.data.samples import Sample, SampleFile
+from qwendet.inference import Predictor, tell_near_misses
+from qwendet.loader import Bundle
 
 TRAINED = ("cyan cross", "orange star", "缺陷 螺丝")
 
@@ -26,3 +33,44 @@ def test_tell_near_misses__says_nothing_of_trained_and_of_new_labels(
 ) -> None:
     tell_near_misses([*TRAINED, "purple star", "zebra"], TRAINED)
     assert caplog.records == []
+
+
+@pytest.fixture
+def predictor(bundle: Bundle) -> Predictor:
+    infer = bundle.config.infer.model_copy(update={"batch_size": 4, "score_threshold": 0.0})
+    return Predictor(replace(bundle, config=bundle.config.model_copy(update={"infer": infer})))
+
+
+def test_predict_all__batches_are_of_similar_length_and_the_longest_come_first(
+    predictor: Predictor, scenes_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = list(SampleFile(scenes_file))
+    shapes: list[tuple[int, int]] = []
+    sound = predictor._predict_batch
+
+    def predict(batch: Sequence[Sample], sources: Any) -> Any:
+        lengths = [len(predictor.encoder.encode(sample, with_answer=False).input_ids) for sample in batch]
+        shapes.append((sum(lengths), max(lengths) * len(lengths)))
+        return sound(batch, sources)
+
+    monkeypatch.setattr(predictor, "_predict_batch", predict)
+    in_order = list(predictor.predict(samples))
+    unsorted, shapes[:] = list(shapes), []
+    together = predictor.predict_all(samples)
+    assert [padded for _, padded in shapes] == sorted((padded for _, padded in shapes), reverse=True)
+    assert padding_share(shapes) < padding_share(unsorted) / 3
+    assert [item.image for item in together] == [sample.student.image for sample in samples]
+    for found, expected in zip(together, in_order, strict=True):
+        best, wanted = found.detections[0], expected.detections[0]
+        assert (best.desc, best.score) == (wanted.desc, pytest.approx(wanted.score, abs=1e-5))
+        assert best.bbox_2d == pytest.approx(wanted.bbox_2d, abs=0.02)
+
+
+def padding_share(shapes: list[tuple[int, int]]) -> float:
+    return 1 - sum(real for real, _ in shapes) / sum(padded for _, padded in shapes)
+
+
+def test_num_tokens__orders_prompts_with_demonstrations(predictor: Predictor, lessons: list[Sample]) -> None:
+    encoded = [predictor.encoder.encode(sample, with_answer=False) for sample in lessons]
+    by_length = sorted(range(len(lessons)), key=lambda index: len(encoded[index].input_ids))
+    assert sorted(range(len(lessons)), key=lambda index: predictor._num_tokens(lessons[index])) == by_length
