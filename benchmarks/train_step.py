@@ -1,6 +1,6 @@
 """Seconds and memory of a training step beside the plain Hugging Face Trainer's, in one run.
 
-    python -m benchmarks.train_step              about 12 minutes on two cores, 10 GB
+    python -m benchmarks.train_step              about 15 minutes on two cores, 15 GB
     python -m benchmarks.train_step --rounds 1 --steps 4
 
 On a random Qwen2.5-VL of the true vocabulary and 48 BCCD photographs from $QWENDET_SHARED (../shared), in
@@ -12,19 +12,20 @@ float32, batch 4, AdamW, full fine-tuning on the JSON answers:
     head       qwendet with the detection head
     packed     lm with train.packing
 
-The ways run in turn, round after round, each time as a process of its own, so that its peak memory is its
-own; a step's time is that between the ends of two steps, and the first step does not count.
+Each way is a process of its own, so that its peak memory is its own. They take their steps in turn, plain
+and lm, then lm and the others, and a ratio is the median of those of neighbouring steps: other work on the
+machine disturbs both. The first step does not count. It fails if the loss of lm is not that of plain to 1e-5.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from benchmarks.random_model import MAX_PIXELS, PHOTOGRAPHS, write_model, write_
 from benchmarks.report import parser, report
 
 WAYS = ("plain", "lm", "teachers", "head", "packed")
+TOGETHER = (("plain", "lm"), ("lm", "teachers", "head", "packed"))
+"""Ways that take steps in turn: as many as fit into memory."""
+LOSS_TOLERANCE = 1e-5
 LM_ALONE = {"teacher_loss_weight": 0.0, "student_loss_weight": 0.0}
 SAMPLES, BATCH_SIZE, LEARNING_RATE = 48, 4, 1e-5
 
@@ -64,26 +68,32 @@ def settings(folder: Path, way: str, steps: int, batch_size: int = BATCH_SIZE) -
 
 
 def measure(way: str, folder: Path, steps: int) -> dict[str, Any]:
-    """Train some steps and tell of each the seconds, tokens and loss, and of all the peak memory."""
+    """Train some steps, each when a line comes on stdin, and tell of each the seconds, tokens and loss.
+
+    The first step is taken at once. Each one's end is told by an empty object on stdout.
+    """
     from transformers import TrainerCallback
 
     started = time.perf_counter()
-    ends: list[float] = []
+    seconds: list[float] = []
     peak = 0.0
 
     class Clock(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            nonlocal peak
-            ends.append(time.perf_counter())
+            nonlocal started, peak
+            seconds.append(time.perf_counter() - started)
             peak = peak_gigabytes()  # the checkpoint that qwendet writes at the end is another matter
+            print("{}", flush=True)
+            sys.stdin.readline()
+            started = time.perf_counter()
 
     trainer = plain_way(folder, steps, Clock()) if way == "plain" else _ours(way, folder, steps, Clock())
     shapes: list[tuple[int, int]] = []
     trainer.data_collator = _counting(trainer.data_collator, shapes)
     trainer.train()
     return {
-        "seconds": [end - start for start, end in itertools.pairwise(ends)],
-        "first": ends[0] - started,
+        "seconds": seconds[1:],
+        "first": seconds[0],
         "tokens": [real for real, _ in shapes[1:steps]],
         "padded": [padded for _, padded in shapes[1:steps]],
         "loss": [row["loss"] for row in trainer.state.log_history if "loss" in row],
@@ -168,43 +178,42 @@ def peak_gigabytes() -> float:
     return int(kilobytes) * 1024 / 1e9
 
 
-def figures(runs: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
-    """Medians, and the ratios between ways: each within its round, then the median of the rounds."""
+Run = dict[str, Any]
+"""What :func:`measure` tells of a way."""
+
+
+def figures(rounds: list[dict[str, Run]]) -> dict[str, float]:
+    """Medians, and the ratios of neighbouring steps; a round holds ways that took theirs in turn."""
     result: dict[str, float] = {}
-    for way, rounds in runs.items():
-        seconds = [statistics.median(run["seconds"]) for run in rounds]
-        result[f"{way}_seconds_per_step"] = statistics.median(seconds)
-        result |= {f"{way}_seconds_round_{number}": value for number, value in enumerate(seconds, 1)}
-        result[f"{way}_samples_per_second"] = BATCH_SIZE / statistics.median(seconds)
-        result[f"{way}_milliseconds_per_token"] = 1000 * statistics.median(map(_per_token, rounds))
-        result[f"{way}_padding_share"] = 1 - sum(rounds[0]["tokens"]) / sum(rounds[0]["padded"])
-        result[f"{way}_seconds_to_first_step"] = statistics.median(run["first"] for run in rounds)
-        result[f"{way}_peak_gigabytes"] = max(run["peak"] for run in rounds)
-    if {"plain", "lm"} <= set(runs):
-        result |= _against_plain(runs, result)
-    for way in {"teachers", "head", "packed"} & set(runs) if "lm" in runs else ():
-        pairs = zip(runs[way], runs["lm"], strict=True)
-        ratios = [_per_token(one) / _per_token(lm) for one, lm in pairs]
-        result[f"{way}_over_lm_per_token"] = statistics.median(ratios)
+    for way in (way for way in WAYS if any(way in runs for runs in rounds)):
+        runs = [one[way] for one in rounds if way in one]
+        seconds = statistics.median(each for run in runs for each in run["seconds"])
+        result[f"{way}_seconds_per_step"] = seconds
+        result[f"{way}_samples_per_second"] = BATCH_SIZE / seconds
+        result[f"{way}_milliseconds_per_token"] = 1000 * statistics.median(
+            each for run in runs for each in _per_token(run)
+        )
+        result[f"{way}_padding_share"] = 1 - sum(runs[0]["tokens"]) / sum(runs[0]["padded"])
+        result[f"{way}_seconds_to_first_step"] = statistics.median(run["first"] for run in runs)
+        result[f"{way}_peak_gigabytes"] = max(run["peak"] for run in runs)
+    for way in ("plain", "teachers", "head", "packed"):
+        pairs = [(one[way], one["lm"]) for one in rounds if {way, "lm"} <= set(one)]
+        ratios = [
+            of_way / of_lm for pair in pairs for of_way, of_lm in zip(*map(_per_token, pair), strict=True)
+        ]
+        if pairs and way == "plain":
+            result["speed_ratio"] = statistics.median(ratios)
+            result["memory_ratio"] = result["lm_peak_gigabytes"] / result["plain_peak_gigabytes"]
+            losses = zip(*(run["loss"] for run in pairs[0]), strict=True)
+            result["loss_difference"] = max(abs(one - other) for one, other in losses)
+        elif pairs:
+            result[f"{way}_over_lm_per_token"] = statistics.median(ratios)
     return result
 
 
-def _per_token(run: dict[str, Any]) -> float:
-    return statistics.median(
-        seconds / tokens for seconds, tokens in zip(run["seconds"], run["tokens"], strict=True)
-    )
-
-
-def _against_plain(runs: dict[str, list[dict[str, Any]]], result: dict[str, float]) -> dict[str, float]:
-    pairs = list(zip(runs["plain"], runs["lm"], strict=True))
-    ratios = [statistics.median(p["seconds"]) / statistics.median(o["seconds"]) for p, o in pairs]
-    plain, ours = pairs[0]
-    losses = zip(plain["loss"], ours["loss"], strict=True)
-    return {
-        "speed_ratio": statistics.median(ratios),
-        "memory_ratio": result["lm_peak_gigabytes"] / result["plain_peak_gigabytes"],
-        "loss_difference": max(abs(one - other) for one, other in losses),
-    }
+def _per_token(run: Run) -> list[float]:
+    """Seconds a token of each step."""
+    return [seconds / tokens for seconds, tokens in zip(run["seconds"], run["tokens"], strict=True)]
 
 
 def prepare(folder: Path) -> None:
@@ -213,15 +222,48 @@ def prepare(folder: Path) -> None:
     write_photographs(folder / "data", SAMPLES)
 
 
-def run(way: str, folder: Path, steps: int) -> dict[str, Any]:
-    """Measure in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.train_step", "--way", way]
-    command += ["--folder", str(folder), "--steps", str(steps)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{way} failed with exit code {done.returncode}; its messages are above")
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+class Trainee:
+    """A way in a process of its own, which takes a step when it is told to."""
+
+    def __init__(self, way: str, folder: Path, steps: int) -> None:
+        command = [sys.executable, "-m", "benchmarks.train_step", "--way", way]
+        command += ["--folder", str(folder), "--steps", str(steps)]
+        self.way = way
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def report(self) -> Run:
+        """Wait for what it tells next: nothing of a step, at the end of all."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line == "{}\n" or line.startswith('{"'):  # the plain Trainer prints its rows, too
+                told: Run = json.loads(line)
+                return told
+        code = self.process.wait()
+        raise SystemExit(f"{self.way} failed with exit code {code}; its messages are above")
+
+    def go_on(self) -> Run:
+        """Let it take its next step, or end."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.report()
+
+
+def take_turns(ways: Sequence[str], folder: Path, steps: int) -> dict[str, Run]:
+    """Train in each of the ways, one step of each after the other."""
+    trainees = []
+    try:
+        for way in ways:
+            trainees.append(Trainee(way, folder, steps))
+            trainees[-1].report()
+        for _ in range(steps - 1):
+            for trainee in trainees:
+                trainee.go_on()
+        return {trainee.way: trainee.go_on() for trainee in trainees}
+    finally:
+        for trainee in trainees:
+            trainee.process.kill()
+            trainee.process.wait()
 
 
 def main() -> None:
@@ -240,20 +282,25 @@ def main() -> None:
     if options.way:
         print(json.dumps(measure(options.way, options.folder, options.steps)))
         return
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in options.ways}
+    asked = [[way for way in group if way in options.ways] for group in TOGETHER]
+    groups = [group for group in asked if set(group) - {"lm"}] or [["lm"]]
+    rounds: list[dict[str, Run]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with get_context("spawn").Pool(1) as pool:  # torch stays out of this process's memory
             pool.apply(prepare, (folder,))
         for number in range(1, options.rounds + 1):
-            for way in options.ways:
-                runs[way].append(run(way, folder, options.steps))
-                median = statistics.median(runs[way][-1]["seconds"])
-                print(
-                    f"round {number}: {way}: {median:.2f} s a step, {runs[way][-1]['peak']:.2f} GB",
-                    flush=True,
-                )
-    report(figures(runs), options.json)
+            for group in groups:
+                rounds.append(take_turns(group, folder, options.steps))
+                for way, run in rounds[-1].items():
+                    seconds = " ".join(f"{each:.2f}" for each in run["seconds"])
+                    print(
+                        f"round {number}: {way}: {run['peak']:.2f} GB, seconds a step: {seconds}", flush=True
+                    )
+    found = figures(rounds)
+    report(found, options.json)
+    if found.get("loss_difference", 0.0) > LOSS_TOLERANCE:
+        raise SystemExit(f"the losses of plain and lm differ by more than {LOSS_TOLERANCE}")
 
 
 if __name__ == "__main__":
