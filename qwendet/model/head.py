@@ -103,7 +103,7 @@ class DetectionHead(nn.Module):
         Args:
             patches: ``(B, H, W, vision_size)`` vision patches of the student image in 2-D order.
             context: ``(B, H, W, text_size)`` hidden states of the token each patch belongs to.
-            mask: ``(B, H, W)`` bool, True at the sample's own patches.
+            mask: ``(B, H, W)`` bool, True at the sample's own patches, whole rows and columns of them.
             label_embeds: ``(C, T, text_size)`` token embeddings of the label texts.
             label_mask: ``(C, T)`` bool.
 
@@ -122,7 +122,7 @@ class DetectionHead(nn.Module):
             position = self.query_position(box_features(reference).to(memory.dtype))
             assert isinstance(layer, DecoderLayer)
             offsets = layer.patch_offsets(reference, mask)
-            queries = layer(queries, position, memory, offsets, valid, chosen_valid)
+            queries = layer(queries, position, memory, offsets, chosen_valid)
             answer = self.norm(queries)
             boxes.append(refine(reference, regress(answer)))
             logits.append(self.classify(answer, labels))
@@ -237,7 +237,7 @@ class DecoderLayer(nn.Module):
         self.mlp = mlp(size, 2 * size, size)
 
     def forward(
-        self, queries: Tensor, position: Tensor, memory: Tensor, offsets: Tensor, valid: Tensor, own: Tensor
+        self, queries: Tensor, position: Tensor, memory: Tensor, offsets: Tensor, own: Tensor
     ) -> Tensor:
         """Refine queries.
 
@@ -246,7 +246,6 @@ class DecoderLayer(nn.Module):
             position: ``(B, Q, size)`` embedding of each query's box.
             memory: ``(B, P, size)``.
             offsets: ``(B, heads, Q, P)`` from :meth:`patch_offsets`.
-            valid: ``(B, P)`` bool, real patches.
             own: ``(B, Q)`` bool, real queries.
         """
         normed = self.self_norm(queries)
@@ -255,8 +254,7 @@ class DecoderLayer(nn.Module):
         queries = queries + self.self_out(seen)
         query = self.cross_query(self.cross_norm(queries) + position)
         key, value = self.cross_key_value(memory).chunk(2, dim=-1)
-        bias = offsets.masked_fill(~valid[:, None, None], -torch.inf)
-        queries = queries + self.cross_out(self._attend(query, key, value, bias))
+        queries = queries + self.cross_out(self._attend(query, key, value, offsets))
         result: Tensor = queries + self.mlp(self.mlp_norm(queries))
         return result
 
@@ -277,18 +275,21 @@ class DecoderLayer(nn.Module):
 
         Args:
             boxes_cxcywh: ``(B, Q, 4)`` in the unit square.
-            mask: ``(B, H, W)`` bool.
+            mask: ``(B, H, W)`` bool, whole rows and columns.
 
         Returns:
-            ``(B, heads, Q, H * W)``.
+            ``(B, heads, Q, H * W)``, minus infinity outside ``mask``.
         """
         edges = cxcywh_to_xyxy(boxes_cxcywh) * grid_scale(mask)[:, None]
         rows, columns = mask.shape[1:]
         dtype = self.self_out.weight.dtype
-        along_x = self.offset_x(edge_distances(edges[..., 0::2], columns).to(dtype))
-        along_y = self.offset_y(edge_distances(edges[..., 1::2], rows).to(dtype))
-        bias: Tensor = along_y[:, :, :, None] + along_x[:, :, None]  # (B, Q, H, W, heads)
-        return bias.flatten(2, 3).permute(0, 3, 1, 2)
+        along_x = self.offset_x(edge_distances(edges[..., 0::2], columns).to(dtype)).permute(0, 3, 1, 2)
+        along_y = self.offset_y(edge_distances(edges[..., 1::2], rows).to(dtype)).permute(0, 3, 1, 2)
+        beyond_x, beyond_y = ~mask.any(1)[:, None, None], ~mask.any(2)[:, None, None]
+        along_x = along_x.masked_fill(beyond_x, -torch.inf)
+        along_y = along_y.masked_fill(beyond_y, -torch.inf)
+        bias: Tensor = along_y[..., None] + along_x[..., None, :]  # (B, heads, Q, H, W)
+        return bias.flatten(3)
 
 
 def mlp(size_in: int, hidden: int, size_out: int) -> nn.Sequential:
