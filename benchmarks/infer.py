@@ -16,11 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.random_model import MAX_PIXELS, PHOTOGRAPHS, write_model, write_photographs
+from benchmarks.random_model import MAX_PIXELS, MODEL_INPUTS, PHOTOGRAPHS, write_model, write_photographs
 from benchmarks.report import parser, report
 
 BATCH = 8
-GENERATE_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 
 
 def predictor_of(folder: Path, new_tokens: int) -> Any:
@@ -78,7 +77,7 @@ def ways_of(predictor: Any, new_tokens: int) -> dict[str, Callable[[list[Any]], 
     @torch.inference_mode()
     def generate(samples: list[Any]) -> int:
         batch = batch_of(samples)
-        inputs = {key: batch[key] for key in GENERATE_INPUTS}
+        inputs = {key: batch[key] for key in MODEL_INPUTS}
         answers = vlm.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
         tokenizer.batch_decode(answers)
         return (answers.shape[1] - batch["input_ids"].shape[1]) * len(samples)

@@ -3,7 +3,8 @@
     python -m benchmarks.loss_parity
 
 Its ``loss`` is rounded to float32 (transformers' ``ForCausalLMLoss`` calls ``logits.float()``), so the
-reference is the cross-entropy of its float64 logits; the rounded one is shown beside it.
+reference is the cross-entropy of its float64 logits; the rounded one is shown beside it. It fails if loss or
+gradients differ by more than rounding does.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks.random_model import MODEL_INPUTS
 from benchmarks.report import parser, report
 from qwendet.config_file import build_config
 from qwendet.data.dataset import TrainingSamples
 from qwendet.data.shapes import PRETRAIN, write_dataset
 from qwendet.loader import load
-from qwendet.model.generation import PROMPT_KEYS
 from qwendet.model.losses import LossManager, step_counts
+
+TOLERANCE = 1e-9
 
 
 def main() -> None:
@@ -42,17 +45,20 @@ def main() -> None:
         batch = bundle.collator()([samples[index] for index in range(4)])
     ours = _gradients(bundle.detector, lambda: _our_loss(bundle, batch))
     theirs = _gradients(bundle.detector, lambda: _their_loss(bundle, batch))
-    rounded = bundle.detector.vlm(**{key: batch[key] for key in PROMPT_KEYS}, labels=batch["labels"]).loss
+    rounded = bundle.detector.vlm(**{key: batch[key] for key in MODEL_INPUTS}, labels=batch["labels"]).loss
     gradient = max((a - b).abs().max().item() for a, b in zip(ours[1], theirs[1], strict=True))
+    difference = abs(ours[0] - theirs[0])
     report(
         {
             "loss": ours[0],
-            "loss_difference": abs(ours[0] - theirs[0]),
+            "loss_difference": difference,
             "difference_to_its_float32_loss": abs(ours[0] - rounded.item()),
             "largest_gradient_difference": gradient,
         },
         options.json,
     )
+    if max(difference, gradient) > TOLERANCE:
+        raise SystemExit(f"loss or gradients differ by more than {TOLERANCE}")
 
 
 def _our_loss(bundle, batch):  # type: ignore[no-untyped-def]
@@ -61,7 +67,7 @@ def _our_loss(bundle, batch):  # type: ignore[no-untyped-def]
 
 
 def _their_loss(bundle, batch):  # type: ignore[no-untyped-def]
-    logits = bundle.detector.vlm(**{key: batch[key] for key in PROMPT_KEYS}).logits
+    logits = bundle.detector.vlm(**{key: batch[key] for key in MODEL_INPUTS}).logits
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100)
 
 

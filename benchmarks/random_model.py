@@ -14,6 +14,8 @@ SHARED = Path(os.environ.get("QWENDET_SHARED", "../shared"))
 PROCESSOR = SHARED / "qwen_processor" / "Qwen2.5-VL-7B-Instruct"
 PHOTOGRAPHS = SHARED / "data" / "bccd" / "BCCD"
 MAX_PIXELS = 200_704
+MODEL_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
+"""What the published model takes of a batch."""
 VOCABULARY = 152_064
 TEXT = {
     "hidden_size": 256, "intermediate_size": 1376, "num_hidden_layers": 4,

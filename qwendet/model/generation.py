@@ -19,7 +19,7 @@ from qwendet.model.constraint import AnswerConstraint, token_bytes
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.product import product
 
-PROMPT_KEYS = ("input_ids", "pixel_values", "image_grid_thw")
+_OF_A_PROMPT = ("input_ids", "pixel_values", "image_grid_thw")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class AnswersInProgress:
     def __init__(self, detector: Qwen25VLWithDetection, batch: Batch) -> None:
         self.vlm = detector.vlm
         self.rows = list(range(len(batch["input_ids"])))
-        self._inputs = {key: batch[key] for key in PROMPT_KEYS}
+        self._inputs = {key: batch[key] for key in _OF_A_PROMPT}
         mask = batch["attention_mask"]
         self._attention_mask = None if mask.all() else mask  # attention is quicker without
         self._position_ids = detector.positions(batch)
