@@ -42,10 +42,13 @@ def main() -> None:
     constraint = AnswerConstraint(vocabulary, [grammar], most_boxes=100, max_new_tokens=4096)
     scores = torch.zeros(1, VOCABULARY)
     seconds = []
-    for end in range(len(ids) + 1):
+    for token in (*ids, vocabulary.end_id):
         started = time.perf_counter()
-        constraint(torch.tensor([[0, *ids[:end]]]), scores)
+        allowed = constraint([0], scores)
+        constraint.write(0, token)
         seconds.append(time.perf_counter() - started)
+        if allowed[0, token] != 0:
+            raise SystemExit(f"token {token} of a valid answer was taken away")
     report(
         {
             "tokens_of_the_vocabulary": len(tokenizer),
