@@ -1,6 +1,6 @@
 """Seconds and memory of a training step beside the plain Hugging Face Trainer's, in one run.
 
-    python -m benchmarks.train_step              about 15 minutes on two cores, 15 GB
+    python -m benchmarks.train_step              about 18 minutes on two cores, 15 GB
     python -m benchmarks.train_step --rounds 1 --steps 4
 
 On a random Qwen2.5-VL of the true vocabulary and 48 BCCD photographs from $QWENDET_SHARED (../shared), in

@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class Serving:
     steps: list[Tensor]
     rows: list[list[int]]
 
-    @property
+    @cached_property
     def generated(self) -> list[list[int]]:
         """Likeliest tokens of each answer, the end of turn included if it was reached."""
         return [logits.argmax(-1).tolist() for logits in self.steps]
