@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from benchmarks.report import parser
 from qwendet.config import LossConfig
 from qwendet.config_file import build_config
-from qwendet.console import print_table, progress, setup
+from qwendet.console import print_table, setup
 from qwendet.data.encode import EncodedSample
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.samples import SampleFile
@@ -80,15 +80,12 @@ def see(bundle: Bundle, sample: EncodedSample) -> Seen:
     batch = bundle.collator()([sample])
     detector, (patch_index, context_index) = bundle.detector, (batch["patch_index"], batch["context_index"])
     patches, embeds = detector.see(batch["pixel_values"], batch["image_grid_thw"])
-    hidden = detector._read(batch, embeds)
+    hidden = detector._read(batch, embeds, detector.positions(batch))
     is_image = (batch["input_ids"] == detector.config.image_token_id)[..., None]
     merged = torch.zeros_like(hidden).masked_scatter(is_image, embeds)
-    of_image = (
-        patches[patch_index],
-        hidden.flatten(0, 1)[context_index],
-        merged.flatten(0, 1)[context_index],
-    )
-    return Seen(*(part[0].clone() for part in of_image), sample.boxes_cxcywh, sample.label_ids)
+    context, image_tokens = (states.flatten(0, 1)[context_index][0] for states in (hidden, merged))
+    own = patches[patch_index][0]
+    return Seen(own, context, image_tokens, sample.boxes_cxcywh, sample.label_ids)
 
 
 class Frozen(nn.Module):
@@ -132,7 +129,7 @@ class LearnedQueries(heads.DetectionHead):
     def __init__(self, shape: heads.HeadShape, num_queries: int) -> None:
         super().__init__(shape, num_queries)
         self.learned = nn.Parameter(torch.randn(num_queries, shape.hidden_size))
-        self.query = nn.Identity()
+        self.query: Any = nn.Identity()
         places = torch.quasirandom.SobolEngine(2).draw(num_queries)  # the first few cover the image evenly
         self.register_buffer("anchors", torch.cat([places, torch.full_like(places, 0.25)], 1), False)
 
@@ -140,7 +137,8 @@ class LearnedQueries(heads.DetectionHead):
         """Detect, with :func:`qwendet.model.head.take` taking our queries and anchors."""
 
         def instead(values: Tensor, index: Tensor) -> Tensor:
-            chosen = self.anchors if values.shape[-1] == 4 else self.learned
+            anchors: Any = self.anchors
+            chosen = anchors if values.shape[-1] == 4 else self.learned
             return chosen[: index.shape[1]].expand(len(index), -1, -1)
 
         with patch.object(heads, "take", instead):
@@ -203,7 +201,8 @@ class Variant:
         torch.manual_seed(seed)
         with patch.object(heads, "LabelEncoder", self.labels):
             head = self.head(shape, bundle.config.detection.num_queries)
-        head.labels.centre_on(bundle.detector.vlm.get_input_embeddings().weight)
+        embeddings: Any = bundle.detector.vlm.get_input_embeddings()
+        head.labels.centre_on(embeddings.weight)
         return head
 
 
@@ -280,7 +279,7 @@ def prepare(folder: Path, bccd: Path, sets: Sequence[str]) -> None:
         write_dataset(DEMO, folder / "shapes" / "train.jsonl", 800, seed=11)
         write_dataset(DEMO, folder / "shapes" / "test.jsonl", 200, seed=12)
     if "bccd" in sets and not (folder / "bccd").exists():
-        convert_dataset(bccd, folder / "bccd", Conversion(), progress)
+        convert_dataset(bccd, folder / "bccd", Conversion())
 
 
 class Laboratory:
@@ -335,7 +334,8 @@ class Laboratory:
             yield generator.sample(names, BATCH_SIZE)
 
     def _score(self, model: Frozen) -> float:
-        predictor = Predictor(replace(self.bundle, detector=model))
+        in_its_place: Any = model
+        predictor = Predictor(replace(self.bundle, detector=in_its_place))
         predictions = list(predictor.predict(self.test))
         truth = coco_ground_truth(self.test, predictions, self.bundle.labels)
         return coco_metrics(truth, coco_results(predictions, self.bundle.labels, "head"))["AP50"]
@@ -360,7 +360,8 @@ def append(path: Path, key: Key, ap50: float) -> None:
 
 def summary(done: dict[Key, float], steps: int) -> dict[str, float]:
     """Print mean and standard deviation over the seeds; returns them as flat figures."""
-    figures, rows = {}, []
+    figures: dict[str, float] = {}
+    rows = []
     for variant in VARIANTS:
         row = [variant]
         for data in SETS:

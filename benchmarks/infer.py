@@ -80,7 +80,7 @@ def ways_of(predictor: Any, new_tokens: int) -> dict[str, Callable[[list[Any]], 
         inputs = {key: batch[key] for key in MODEL_INPUTS}
         answers = vlm.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
         tokenizer.batch_decode(answers)
-        return (answers.shape[1] - batch["input_ids"].shape[1]) * len(samples)
+        return int(answers.shape[1] - batch["input_ids"].shape[1]) * len(samples)
 
     return {"head": head, "text": text, "generate": generate}
 

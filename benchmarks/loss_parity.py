@@ -10,6 +10,7 @@ gradients differ by more than rounding does.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,9 +19,10 @@ import torch.nn.functional as F
 from benchmarks.random_model import MODEL_INPUTS
 from benchmarks.report import parser, report
 from qwendet.config_file import build_config
+from qwendet.data.collate import Batch
 from qwendet.data.dataset import TrainingSamples
 from qwendet.data.shapes import PRETRAIN, write_dataset
-from qwendet.loader import load
+from qwendet.loader import Bundle, load
 from qwendet.model.losses import LossManager, step_counts
 
 TOLERANCE = 1e-9
@@ -61,21 +63,24 @@ def main() -> None:
         raise SystemExit(f"loss or gradients differ by more than {TOLERANCE}")
 
 
-def _our_loss(bundle, batch):  # type: ignore[no-untyped-def]
+def _our_loss(bundle: Bundle, batch: Batch) -> torch.Tensor:
     manager = LossManager(bundle.config.loss, one_to_many=1)
     return manager(bundle.detector(batch).tokens, None, None, step_counts([batch])).total
 
 
-def _their_loss(bundle, batch):  # type: ignore[no-untyped-def]
+def _their_loss(bundle: Bundle, batch: Batch) -> torch.Tensor:
     logits = bundle.detector.vlm(**{key: batch[key] for key in MODEL_INPUTS}).logits
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100)
 
 
-def _gradients(module, loss_of) -> tuple[float, list[torch.Tensor]]:  # type: ignore[no-untyped-def]
+def _gradients(
+    module: torch.nn.Module, loss_of: Callable[[], torch.Tensor]
+) -> tuple[float, list[torch.Tensor]]:
     module.zero_grad()
     loss = loss_of()
     loss.backward()
-    return loss.item(), [parameter.grad.clone() for parameter in module.parameters()]
+    gradients = [parameter.grad for parameter in module.parameters()]
+    return loss.item(), [gradient.clone() for gradient in gradients if gradient is not None]
 
 
 if __name__ == "__main__":

@@ -104,8 +104,8 @@ def workload(batches: list[Batch]) -> Workload:
 
 def most_allocated(profiler: profile) -> int:
     """The most bytes that torch's CPU allocator had given out at once, beyond those at the start."""
-    assert profiler.profiler is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    noted: Any = profiler.profiler
+    events = [event for event in noted.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()

@@ -96,7 +96,7 @@ def plain_trainer(
     return Trainer(
         model=vlm,
         args=arguments,
-        train_dataset=list(samples),  # type: ignore[arg-type]
+        train_dataset=list(samples),
         data_collator=collator,
         callbacks=[callback],
     )

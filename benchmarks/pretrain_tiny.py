@@ -80,7 +80,8 @@ class ProbedTrainer(DetectionTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> RandomSampler:
         """Batches of all lengths: those of one length are all crowds or all empty, and teach badly."""
         generator = torch.Generator().manual_seed(self.args.seed)
-        return RandomSampler(self.train_dataset, generator=generator)
+        samples: Any = self.train_dataset
+        return RandomSampler(samples, generator=generator)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Train the probes too."""
@@ -104,6 +105,8 @@ def main() -> None:
     write_data(folder / "data")
     shutil.copy("examples/pretrain_tiny.yaml", folder / "config.yaml")
     start = options.start or train(load_config(folder / "config.yaml")).final
+    if start is None:
+        raise SystemExit("the first stage was stopped; --start takes up a checkpoint of it")
     trainer = ProbedTrainer(load_config(folder / "config.yaml", SECOND_STAGE), start)
     trainer.train()
     whole = replace(trainer.first, detector=joined(trainer))

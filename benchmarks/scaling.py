@@ -76,7 +76,7 @@ def samples_file(folder: Path, count: int, record: dict[str, object]) -> Path:
 def read_all(path: Path) -> float:
     """Read every sample; returns the most that this process has held by then, in MB."""
     for sample in SampleFile(path):
-        assert sample.student
+        assert sample.student.image
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -144,7 +144,8 @@ def plain_way(
     from qwendet.data.order import EpochOrder
 
     lines = (folder / "data" / "photographs.jsonl").read_bytes().splitlines(keepends=True)
-    ordered = TrainingSamples(build_config(settings(folder, "lm", steps), "benchmark"), encoder=None)
+    unread: Any = None
+    ordered = TrainingSamples(build_config(settings(folder, "lm", steps), "benchmark"), encoder=unread)
     samples = [json.loads(lines[index]) for index in EpochOrder(ordered, batch_size, seed=0)]
     names = ", ".join(sorted({item["desc"] for sample in samples for item in sample["objects"]}))
     request = DEFAULT_REQUEST.replace("{labels}", names)
