@@ -251,13 +251,10 @@ def measure_layers(
 ) -> Layers:
     """Run one layer of each kind on meta tensors; the detector is cast to ``dtype``."""
     detector.to(dtype).train()
-    recompute = config.model.gradient_checkpointing
-    sees_padding = work.batch_size > 1 and not config.train.packing
-    with_mask = sees_padding and config.model.attn_implementation != "flash_attention_2"
     with meta_attention():
         return Layers(
-            _vision(detector, dtype, work, recompute),
-            _language(detector, dtype, work, recompute, with_mask),
+            _vision(detector, dtype, work, config.model.gradient_checkpointing),
+            _language(detector, config, dtype, work),
             Footprint() if detector.head is None else footprint(lambda: _detect(detector, dtype, work)),
         )
 
@@ -283,19 +280,24 @@ def _vision(
 
 
 def _language(
-    detector: Qwen25VLWithDetection, dtype: torch.dtype, work: Workload, recompute: bool, with_mask: bool
+    detector: Qwen25VLWithDetection, config: Config, dtype: torch.dtype, work: Workload
 ) -> Footprint:
     language, size = detector.vlm.model.language_model, detector.config.text_config.hidden_size
-    batch, tokens = work.batch_size, work.tokens
+    batch, tokens, model = work.batch_size, work.tokens, config.model
     if not any(p.requires_grad for p in detector.vlm.parameters()):  # the head alone trains
         return Footprint()
     read = _input(batch, tokens, size, dtype=dtype, trains=True)
     positions = torch.zeros(3, batch, tokens, dtype=torch.int64, device="meta")
     rotary = language.rotary_emb.to("meta")(read, positions)
-    mask = torch.ones(batch, 1, tokens, tokens, dtype=torch.bool, device="meta") if with_mask else None
-    layer = footprint(lambda: language.layers[0](read, attention_mask=mask, position_embeddings=rotary))
+    given: dict[str, Any] = {
+        "position_embeddings": rotary,
+        "is_joined": model.attn_implementation in ("auto", "sdpa"),
+    }
+    if model.attn_implementation == "eager" and batch > 1 and not config.train.packing:
+        given["attention_mask"] = torch.ones(batch, 1, tokens, tokens, dtype=torch.bool, device="meta")
+    layer = footprint(lambda: language.layers[0](read, **given))
     norm = footprint(lambda: language.norm(read))
-    return _stack(layer, len(language.layers), _bytes(read), recompute, norm)
+    return _stack(layer, len(language.layers), _bytes(read), model.gradient_checkpointing, norm)
 
 
 def _stack(layer: Footprint, number: int, of_input: int, recompute: bool, last: Footprint) -> Footprint:

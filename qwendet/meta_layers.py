@@ -104,15 +104,23 @@ class _Attention(torch.autograd.Function):
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    is_joined: bool = False,
+    **kwargs: Any,
 ) -> Any:
+    """Attend as one; ``is_joined`` copies the outcome, as attention by samples does to put them together."""
     groups = getattr(module, "num_key_value_groups", 1)
-    if groups > 1:  # with a mask of padding, keys and values are repeated
+    if groups > 1 and attention_mask is not None:  # then torch is given them repeated
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     # torch makes numbers of a mask, in each layer anew.
     bias = None if attention_mask is None else attention_mask.to(query.dtype)
     output: Tensor = _Attention.apply(query, key, value, bias)  # type: ignore[no-untyped-call]
-    return output.transpose(1, 2).contiguous(), None
+    output = output.transpose(1, 2).contiguous()
+    return output.clone() if is_joined else output, None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What really went through a model: recorded by hooks while train's and infer's own code runs.
 
 Predictor.predict ─┐                       ┌─► detector calls: batch, output
-detector(batch) ───┴─► the model, hooked ──┼─► language model calls: positions, mask, hidden states
+detector(batch) ───┴─► the model, hooked ──┼─► language model calls: positions, hidden states
                                            ├─► head calls: patches, context, labels
                                            └─► published model calls (generation): ids, logits
 """
@@ -27,13 +27,11 @@ class Reading:
 
     Attributes:
         position_ids: as it was given: ``(3 or 4, B, L)``, ``(B, L)`` or nothing.
-        attention_mask: as it was given.
         embeds: ``(B, L, text)`` input embeddings.
         hidden: ``(B, L, text)`` what came out.
     """
 
     position_ids: Tensor | None
-    attention_mask: Any
     embeds: Tensor
     hidden: Tensor
 
@@ -84,7 +82,6 @@ def recording(detector: Qwen25VLWithDetection) -> Iterator[Trace]:
         trace.readings.append(
             Reading(
                 given("position_ids"),
-                given("attention_mask"),
                 given("inputs_embeds"),
                 output.last_hidden_state.detach(),
             )

@@ -11,6 +11,7 @@ names of published weights by class name, and a subclass would load a random mod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwendet.data.collate import Batch
+from qwendet.model.by_sample import apart
 from qwendet.model.cross_entropy import linear_cross_entropy
 from qwendet.model.head import DetectionHead, HeadOutput
 from qwendet.model.losses import TokenLosses, at_least_float32
@@ -114,18 +116,25 @@ class Qwen25VLWithDetection(nn.Module):
         embeds = embeds.masked_scatter(is_image, image_embeds.to(embeds.dtype))
         # Packed samples are told apart by positions, and only where there is no mask and no cache.
         mask = None if "position_ids" in batch else batch["attention_mask"]
-        return self.hidden_states(embeds, position_ids, mask)
+        return self.hidden_states(embeds, position_ids, mask, batch["num_tokens"])
 
-    def hidden_states(self, embeds: Tensor, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def hidden_states(
+        self, embeds: Tensor, position_ids: Tensor, attention_mask: Tensor | None, num_tokens: Sequence[int]
+    ) -> Tensor:
         """States ``(B, L, text)`` of the language model.
 
         Args:
             embeds: ``(B, L, text)``.
             position_ids: ``(3, B, L)`` time, row and column; ``(4, B, L)`` of packed samples.
             attention_mask: ``(B, L)``; ``None`` for packed samples.
+            num_tokens: of each sample.
         """
-        outputs = self.vlm.model.language_model(
-            inputs_embeds=embeds, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+        language_model = self.vlm.model.language_model
+        outputs = language_model(
+            inputs_embeds=embeds,
+            position_ids=position_ids,
+            use_cache=False,
+            **apart(language_model, attention_mask, num_tokens, embeds.shape[:2]),
         )
         hidden: Tensor = outputs.last_hidden_state
         return hidden

@@ -19,9 +19,9 @@ from transformers import (
 
 from qwendet.config import ModelConfig
 from qwendet.errors import CheckpointError, Problem
+from qwendet.model.attention import attention_by_part
 from qwendet.model.lora import in_4bit
 from qwendet.model.patch_embedding import embed_by_product
-from qwendet.model.windows import attention_by_part
 
 MODEL_TYPE = "qwen2_5_vl"
 # What transformers raises for absent, cut or malformed files.

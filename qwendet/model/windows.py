@@ -40,12 +40,6 @@ class Segments:
     back: Tensor | None = None
 
 
-def attention_by_part(implementation: str) -> dict[str, str]:
-    """The ``attn_implementation`` to give transformers: ``sdpa`` goes by lengths in the vision tower."""
-    vision = BY_LENGTH if implementation == "sdpa" else implementation
-    return {"": implementation, "text_config": implementation, "vision_config": vision}
-
-
 def plan(visual: Any, image_grid_thw: Tensor) -> dict[str, Any]:
     """What the vision tower would find out from the grids in its forward, found on the host.
 

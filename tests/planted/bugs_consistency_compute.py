@@ -9,12 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from qwendet import inference
 from qwendet.data import collate
 from qwendet.data.collate import Batch
+from qwendet.model import by_sample
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.generation import AnswersInProgress
 from tests.planted.bug import Bug
@@ -45,14 +47,13 @@ def without_mask(self: Any, batch: Batch) -> Batch:
     return batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}
 
 
-def without_rows_for_text(self: Any, batch: Batch) -> Batch:
-    """Three rows of positions, as in every other forward: attention cannot tell packed samples apart."""
-    return batch | {"position_ids": batch["position_ids"][1:]} if "position_ids" in batch else batch
+def as_one_sample(self: Any, batch: Batch) -> Batch:
+    """Packed samples as one long one."""
+    return batch | {"num_tokens": [sum(batch["num_tokens"])]} if "position_ids" in batch else batch
 
 
-def see_everything(*args: Any, inputs_embeds: Tensor, **kwargs: Any) -> Tensor:
-    rows, length, _ = inputs_embeds.shape
-    return inputs_embeds.new_zeros(rows, 1, length, length)
+def see_what_follows(*args: Any, **settings: Any) -> Any:
+    return sdpa_attention_forward(*args, **settings | {"is_causal": False})
 
 
 def with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,14 +181,21 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "packed samples see each other",
         "consistency.compute.packed",
         ("packed and in a row of its own", "tolerance"),
-        in_reading(without_rows_for_text),
+        in_reading(as_one_sample),
+        ("train.packing=true",),
+    ),
+    Bug(
+        "no attention keeps packed samples apart",
+        "consistency.build.load",
+        ("packed samples would see each other",),
+        replacing(by_sample, "lengths_in_order", lambda _, shape: [0, shape[1]]),
         ("train.packing=true",),
     ),
     Bug(
         "attention sees the answer",
         "consistency.compute.causal",
         ("before two different answers", "tolerance"),
-        replacing(modeling_qwen2_5_vl, "create_causal_mask", see_everything),
+        replacing(by_sample, "sdpa_attention_forward", see_what_follows),
     ),
     Bug("dropout in training", "consistency.compute.noise", ("computed twice",), with_dropout),
     Bug(

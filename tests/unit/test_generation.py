@@ -191,6 +191,7 @@ def teacher_forced(detector: Qwen25VLWithDetection, batch: Batch, new: list[list
         "input_ids": torch.cat([batch["input_ids"], answers], 1),
         "attention_mask": torch.cat([batch["attention_mask"], ones], 1),
         "mm_token_type_ids": torch.cat([batch["mm_token_type_ids"], ones * 0], 1),
+        "num_tokens": [count + NEW_TOKENS for count in batch["num_tokens"]],
     }
     _, image_embeds = detector.see(whole["pixel_values"], whole["image_grid_thw"])
     hidden = detector._read(whole, image_embeds, detector.positions(whole))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from qwendet.checks.consistency.runs import attending
 from qwendet.config import LossConfig
 from qwendet.data.collate import Batch
 from qwendet.data.encode import EncodedSample
@@ -19,6 +21,7 @@ from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.losses import Losses, LossManager, step_counts
 from qwendet.model.matching import Targets
 from qwendet.model.packing import require_isolation
+from tests.unit.test_by_sample import under_masks
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +65,16 @@ def test_positions__are_the_published_models(
         assert torch.equal(found, expected[:, row, batch["attention_mask"][row].bool()])
 
 
+@pytest.mark.parametrize("way", [nullcontext, under_masks])
 def test_losses_and_gradients__are_those_of_a_row_each(
-    detector64: Qwen25VLWithDetection, batch: Batch, packed: Batch
+    detector64: Qwen25VLWithDetection, batch: Batch, packed: Batch, way: Any
 ) -> None:
     names, parameters = zip(*detector64.named_parameters(), strict=True)
     results = []
     for one in (batch, packed):
-        losses = losses_of(detector64, one)
-        results.append((losses, torch.autograd.grad(losses.total, parameters)))
+        with way(detector64):
+            losses = losses_of(detector64, one)
+            results.append((losses, torch.autograd.grad(losses.total, parameters)))
     (padded_losses, padded_gradients), (packed_losses, packed_gradients) = results
     for name, value in padded_losses.terms.items():
         assert packed_losses.terms[name].item() == pytest.approx(value.item(), rel=0, abs=1e-9), name
@@ -99,22 +104,29 @@ def test_a_sample__does_not_notice_its_neighbours(
 # Where samples would mix
 
 
-def test_isolation__holds_here(bundle: Bundle) -> None:
-    require_isolation(bundle.detector)
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_isolation__holds_here(bundle: Bundle, implementation: str) -> None:
+    with attending(bundle.detector, implementation):
+        require_isolation(bundle.detector)
 
 
-@pytest.mark.parametrize("bug", ["three_rows", "mask_of_ones"])
+@pytest.mark.parametrize("bug", ["three_rows", "mask_of_ones", "one_length"])
 def test_isolation__a_leak_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
+    """An attention that goes by positions and mask, and one that goes by lengths."""
     detector = copy.copy(bundle.detector)
     right = detector.hidden_states
 
-    def wrong(embeds: Tensor, positions: Tensor, attention_mask: Any) -> Tensor:
+    def wrong(embeds: Tensor, positions: Tensor, attention_mask: Any, lengths: list[int]) -> Tensor:
         if bug == "three_rows":
-            return right(embeds, positions[1:], None)
-        return right(embeds, positions, torch.ones(positions.shape[1:], dtype=torch.int64))
+            return right(embeds, positions[1:], None, lengths)
+        if bug == "mask_of_ones":
+            return right(embeds, positions, torch.ones(positions.shape[1:], dtype=torch.int64), lengths)
+        return right(embeds, positions, attention_mask, [sum(lengths)])
 
     monkeypatch.setattr(detector, "hidden_states", wrong)
-    with pytest.raises(EnvironmentLacksError, match="packed samples would see each other") as caught:
+    implementation = "sdpa" if bug == "one_length" else "eager"
+    leaks = pytest.raises(EnvironmentLacksError, match="packed samples would see each other")
+    with attending(detector, implementation), leaks as caught:
         require_isolation(detector)
     assert caught.value.problems[0].where == "train.packing"
     assert "set train.packing to false" in caught.value.problems[0].fix

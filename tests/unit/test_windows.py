@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
 from qwendet.checks.consistency.runs import attending
+from qwendet.model.attention import attention_by_part
 from qwendet.model.detector import Qwen25VLWithDetection
-from qwendet.model.windows import BY_LENGTH, attention_by_part, plan
+from qwendet.model.windows import BY_LENGTH, plan
 
 # Windows are 8 patches wide: whole ones, rims of 2 and 4 patches, and corners; the first size comes twice.
 GRIDS = torch.tensor([[1, 10, 8], [1, 18, 20], [1, 4, 2], [1, 10, 8]])

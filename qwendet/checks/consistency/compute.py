@@ -40,7 +40,7 @@ from qwendet.loader import Bundle
 
 POSITIONS_FIX = "positions come from get_rope_index with mm_token_type_ids, image_grid_thw and attention_mask"
 PADDING_FIX = "pass attention_mask to the language model, and pad on the left with StandardDataCollator"
-PACKING_FIX = "set train.packing to false, or pass four rows of positions, no attention mask and no cache"
+PACKING_FIX = "set train.packing to false, or pass four rows of positions, num_tokens, no mask and no cache"
 
 
 def positions(subject: Subject) -> Verdict:

@@ -21,9 +21,9 @@ from qwendet.checks.subject import Subject
 from qwendet.files import atomic_folder
 from qwendet.inference import Predictor
 from qwendet.loader import Bundle
+from qwendet.model.attention import attention_by_part
 from qwendet.model.checkpoint import save_checkpoint, stored_parameters
 from qwendet.model.detector import Qwen25VLWithDetection
-from qwendet.model.windows import attention_by_part
 
 MOVE = 0.02
 """Standard deviation of what is added to each parameter."""

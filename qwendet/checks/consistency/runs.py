@@ -31,8 +31,8 @@ from qwendet.data.samples import Sample
 from qwendet.detections import Prediction
 from qwendet.inference import Predictor
 from qwendet.loader import Bundle
+from qwendet.model.attention import attention_by_part
 from qwendet.model.detector import Qwen25VLWithDetection
-from qwendet.model.windows import attention_by_part
 
 GENERATED = 12
 """Most tokens that are generated for a check."""

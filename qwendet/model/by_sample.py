@@ -1,0 +1,112 @@
+"""Attention of the language model, one call for each sample instead of one for all under a mask.
+
+    padded   ..AAAA      packed   AAAABBBBBBCC      . is padding; A, B and C are samples
+             BBBBBB
+             ....CC
+
+Under a mask every token meets every other of its row, later ones, padding and other samples too, and what
+they come to is thrown away. A call that knows of nothing but its sample's tokens takes the causal way, which
+leaves the later ones out: half the work of a padded batch, and a share of a packed one that falls with the
+number of samples. No mask of the square of a row's length exists, and nothing can leak from one sample into
+another. Generation, which has a cache, computes under a mask as published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+BY_SAMPLE = "qwendet_by_sample"
+"""Name of this attention among those of transformers."""
+
+
+def apart(
+    language_model: Any, attention_mask: Tensor | None, num_tokens: Sequence[int], shape: Sequence[int]
+) -> dict[str, Any]:
+    """What keeps the samples of a batch apart in the published language model.
+
+    Args:
+        language_model: whose attention it is.
+        attention_mask: ``(B, L)``; ``None`` for packed samples.
+        num_tokens: of each sample.
+        shape: rows and tokens of a row.
+
+    Returns:
+        Keyword arguments of its forward.
+    """
+    config = language_model.config
+    if config._attn_implementation != BY_SAMPLE or language_model.has_sliding_layers:
+        return {"attention_mask": attention_mask}
+    no_masks = dict.fromkeys(config.layer_types)
+    return {"attention_mask": no_masks, "lengths": lengths_in_order(num_tokens, shape)}
+
+
+def lengths_in_order(num_tokens: Sequence[int], shape: Sequence[int]) -> list[int]:
+    """Lengths of the padding before each sample and of the sample, in the order of the flattened batch.
+
+    Args:
+        num_tokens: of each sample.
+        shape: rows and tokens of a row: a row a sample, padded on the left, or one row of all.
+
+    Example:
+        >>> lengths_in_order([4, 6, 2], (3, 6))
+        [2, 4, 0, 6, 4, 2]
+        >>> lengths_in_order([4, 6, 2], (1, 12))
+        [0, 4, 0, 6, 0, 2]
+    """
+    rows, length = shape
+    padding = [length - own for own in num_tokens] if rows > 1 else [length - sum(num_tokens)]
+    padding += [0] * (len(num_tokens) - len(padding))
+    return [one for pair in zip(padding, num_tokens, strict=True) for one in pair]
+
+
+def attention_by_sample(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    lengths: Sequence[int] | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within samples, as transformers calls it; under the mask where no lengths are given.
+
+    Args:
+        module: the attention layer.
+        query: ``(B, heads, L, d)``.
+        key: ``(B, key-value heads, L, d)``, as is ``value``.
+        value: see ``key``.
+        attention_mask: none beside ``lengths``.
+        lengths: from :func:`lengths_in_order`.
+        settings: for transformers' own attention.
+
+    Returns:
+        ``(B, L, heads, d)``, 0 at padding, and no weights.
+    """
+    if lengths is None:
+        under_mask: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **settings
+        )
+        return under_mask
+    parts = [states.transpose(1, 2).flatten(0, 1).split(lengths) for states in (query, key, value)]
+    attended = []
+    for index, (q, k, v) in enumerate(zip(*parts, strict=True)):
+        if index % 2 == 0:
+            attended.append(torch.zeros_like(q))
+            continue
+        q, k, v = (states.transpose(0, 1)[None] for states in (q, k, v))
+        own, _ = sdpa_attention_forward(module, q, k, v, None, **settings)
+        attended.append(own[0])
+    rows, _, length, _ = query.shape
+    return torch.cat(attended).unflatten(0, (rows, length)), None
+
+
+AttentionInterface.register(BY_SAMPLE, attention_by_sample)
+AttentionMaskInterface.register(BY_SAMPLE, sdpa_mask)
