@@ -165,20 +165,18 @@ def _moments(
     output, embeddings = vlm.get_output_embeddings().weight, vlm.get_input_embeddings().weight
     of_output = output.numel() * computed.itemsize if output.requires_grad else 0
     of_embeddings = _bytes(embeddings) if embeddings.requires_grad else 0
-    with_head = detector.head is not None  # looks labels up, so has a gradient of all embeddings too
     is_tied = output is embeddings
     trunk = layers.vision.kept + layers.language.kept
     before = sum(gradients.values()) if config.train.gradient_accumulation_steps > 1 else 0
-    waiting = of_embeddings if with_head else 0  # until the layers' own gradient of the embeddings is there
     sums = work.token_sets * of_output
-    after_output = max(before, gradients["head"]) + (of_output if is_tied else of_output + waiting)
+    after_output = max(before, gradients["head"]) + of_output
     after_language = max(before, sum(gradients.values()) - gradients["vision"])
     return {
         "logits": before + trunk + logits + sums,
         "head": before + trunk + layers.head.peak + sums,
-        "output": max(before, gradients["head"]) + trunk + waiting + sums + of_output,
+        "output": max(before, gradients["head"]) + trunk + sums + of_output,
         "language": after_output + trunk + layers.language.peak - layers.language.kept,
-        "embeddings": after_language + layers.vision.kept + (of_embeddings if is_tied or with_head else 0),
+        "embeddings": after_language + layers.vision.kept + (of_embeddings if is_tied else 0),
         "vision": after_language + layers.vision.peak,
     }
 

@@ -80,10 +80,11 @@ class Qwen25VLWithDetection(nn.Module):
         """
         position_ids = self.positions(batch)
         patches, image_embeds = self.see(batch["pixel_values"], batch["image_grid_thw"])
-        hidden = self._read(batch, image_embeds, position_ids)
+        embeds, label_embeds = self._embed(batch)
+        hidden = self._read(batch, embeds, image_embeds, position_ids)
         return DetectorOutput(
             tokens=self._token_losses(hidden, batch) if with_tokens else None,
-            head=None if self.head is None else self._detect(patches, hidden, batch),
+            head=None if self.head is None else self._detect(patches, hidden, label_embeds, batch),
         )
 
     def see(self, pixel_values: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,10 +109,19 @@ class Qwen25VLWithDetection(nn.Module):
         found: Tensor = positions.to(batch["input_ids"].device)
         return found
 
-    def _read(self, batch: Batch, image_embeds: Tensor, position_ids: Tensor) -> Tensor:
+    def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Embeddings ``(B, L, text)`` of tokens and ``(C, T, text)`` of the label texts.
+
+        They are looked up in one call: the gradient of each is one of the whole vocabulary.
+        """
+        ids = batch["input_ids"], batch["label_input_ids"]
+        found = self.vlm.model.get_input_embeddings()(torch.cat([each.flatten() for each in ids]))
+        embeds, label_embeds = found.split([each.numel() for each in ids])
+        return embeds.view(*ids[0].shape, -1), label_embeds.view(*ids[1].shape, -1)
+
+    def _read(self, batch: Batch, embeds: Tensor, image_embeds: Tensor, position_ids: Tensor) -> Tensor:
         """Hidden states ``(B, L, text)`` of the language model."""
-        model, input_ids = self.vlm.model, batch["input_ids"]
-        embeds = model.get_input_embeddings()(input_ids)
+        input_ids = batch["input_ids"]
         is_image = (input_ids == self.config.image_token_id)[..., None]
         embeds = embeds.masked_scatter(is_image, image_embeds.to(embeds.dtype))
         # Packed samples are told apart by positions, and only where there is no mask and no cache.
@@ -160,14 +170,13 @@ class Qwen25VLWithDetection(nn.Module):
         nll = F.cross_entropy(at_least_float32(lm_head(states)), labels, reduction="none")  # an adapter's
         return nll.sum(), nll.detach()
 
-    def _detect(self, patches: Tensor, hidden: Tensor, batch: Batch) -> HeadOutput:
+    def _detect(self, patches: Tensor, hidden: Tensor, label_embeds: Tensor, batch: Batch) -> HeadOutput:
         assert self.head is not None
-        embeds = self.vlm.model.get_input_embeddings()(batch["label_input_ids"])
         predictions: HeadOutput = self.head(
             patches[batch["patch_index"]],
             hidden.flatten(0, 1)[batch["context_index"]],
             batch["patch_mask"],
-            embeds,
+            label_embeds,
             batch["label_attention_mask"],
         )
         return predictions

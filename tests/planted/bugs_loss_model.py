@@ -56,13 +56,17 @@ def gradient_of_a_mean(plant_on: pytest.MonkeyPatch) -> None:
 def read(*, with_mask: bool, one_dimensional: bool) -> Callable[..., Tensor]:
     """The detector's pass through the language model without its mask or with positions of text."""
 
-    def run(self: Qwen25VLWithDetection, batch: Batch, image_embeds: Tensor, position_ids: Tensor) -> Tensor:
-        model, input_ids = self.vlm.model, batch["input_ids"]
-        embeds = model.get_input_embeddings()(input_ids)
-        is_image = (input_ids == self.config.image_token_id)[..., None]
+    def run(
+        self: Qwen25VLWithDetection,
+        batch: Batch,
+        embeds: Tensor,
+        image_embeds: Tensor,
+        position_ids: Tensor,
+    ) -> Tensor:
+        is_image = (batch["input_ids"] == self.config.image_token_id)[..., None]
         if one_dimensional:
             position_ids = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0).expand(3, -1, -1)
-        outputs = model.language_model(
+        outputs = self.vlm.model.language_model(
             inputs_embeds=embeds.masked_scatter(is_image, image_embeds),
             position_ids=position_ids,
             attention_mask=batch["attention_mask"] if with_mask else None,
@@ -89,7 +93,7 @@ def context_detached(plant_on: pytest.MonkeyPatch) -> None:
     plant_on.setattr(
         Qwen25VLWithDetection,
         "_detect",
-        lambda self, patches, hidden, batch: sound(self, patches, hidden.detach(), batch),
+        lambda self, patches, hidden, *inputs: sound(self, patches, hidden.detach(), *inputs),
     )
 
 

@@ -61,8 +61,10 @@ def in_head_inputs(change: Callable[[Tensor, Tensor, Batch], tuple[Tensor, Tenso
     """Change patches and hidden states before the head picks its own."""
     sound = Qwen25VLWithDetection._detect
 
-    def detect(self: Qwen25VLWithDetection, patches: Tensor, hidden: Tensor, batch: Batch) -> Any:
-        return sound(self, *change(patches, hidden, batch), batch)
+    def detect(
+        self: Qwen25VLWithDetection, patches: Tensor, hidden: Tensor, label_embeds: Tensor, batch: Batch
+    ) -> Any:
+        return sound(self, *change(patches, hidden, batch), label_embeds, batch)
 
     return lambda monkeypatch: monkeypatch.setattr(Qwen25VLWithDetection, "_detect", detect)
 

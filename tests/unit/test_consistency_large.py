@@ -50,8 +50,8 @@ def test_large_model__is_read_four_times(large: Subject) -> None:
 def test_large_model__leak_is_found(large: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = Qwen25VLWithDetection._detect
 
-    def detect(self: Qwen25VLWithDetection, patches: Tensor, hidden: Tensor, batch: Any) -> Any:
-        return sound(self, patches, hidden + 0.1 * hidden[:, -1:], batch)
+    def detect(self: Qwen25VLWithDetection, patches: Tensor, hidden: Tensor, *inputs: Any) -> Any:
+        return sound(self, patches, hidden + 0.1 * hidden[:, -1:], *inputs)
 
     monkeypatch.setattr(Qwen25VLWithDetection, "_detect", detect)
     results, _ = run_consistency_checks(large, only=["consistency.head.answer"])

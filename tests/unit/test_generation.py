@@ -194,7 +194,7 @@ def teacher_forced(detector: Qwen25VLWithDetection, batch: Batch, new: list[list
         "num_tokens": [count + NEW_TOKENS for count in batch["num_tokens"]],
     }
     _, image_embeds = detector.see(whole["pixel_values"], whole["image_grid_thw"])
-    hidden = detector._read(whole, image_embeds, detector.positions(whole))
+    hidden = detector._read(whole, detector._embed(whole)[0], image_embeds, detector.positions(whole))
     return detector.vlm.lm_head(hidden[:, -NEW_TOKENS - 1 : -1]).log_softmax(-1)
 
 
