@@ -90,8 +90,8 @@ def measure(
 ) -> dict[str, float]:
     """Seconds of each way at batch 1 and, where it is asked for, 8."""
     seconds = {}
-    for way, act in ways.items():
-        for size in (1, BATCH):
+    for size in (1, BATCH):
+        for way, act in ways.items():
             started = time.perf_counter()
             written = act(samples[:size])
             seconds[f"{way}_b{size}"] = (time.perf_counter() - started) / size
@@ -103,7 +103,8 @@ def measure(
 def figures(rounds: list[dict[str, float]]) -> dict[str, float]:
     """Images a second, and the ratios."""
     result = {
-        f"{name}_images_per_second": 1 / statistics.median(row[name] for row in rounds) for name in rounds[0]
+        f"{name}_images_per_second": 1 / statistics.median(row[name] for row in rounds)
+        for name in sorted(rounds[0])
     }
     for name, fast, slow in (
         ("head_over_text", "head_b1", "text_b1"),
