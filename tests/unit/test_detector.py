@@ -453,3 +453,14 @@ def test_boxes__of_a_bfloat16_model_are_float32(bundle: Bundle, batch: Batch) ->
     centres = output.head.boxes_cxcywh[0, : own.numel()][own.flatten()][:, :2].reshape(rows, columns, 2)
     expected = (torch.arange(columns) + 0.5) / columns
     torch.testing.assert_close(centres[0, :, 0], expected, rtol=0, atol=1e-6)
+
+
+def test_forward__looks_everything_up_in_one_call(detector64: Qwen25VLWithDetection, batch: Batch) -> None:
+    """Each call of the embeddings has a gradient of the whole vocabulary."""
+    calls: list[int] = []
+    embeddings = detector64.vlm.get_input_embeddings()
+    handle = embeddings.register_forward_hook(lambda _, args, output: calls.append(args[0].numel()))
+    with torch.no_grad():
+        detector64(batch)
+    handle.remove()
+    assert calls == [batch["input_ids"].numel() + batch["label_input_ids"].numel()]

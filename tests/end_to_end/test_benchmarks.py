@@ -1,0 +1,66 @@
+"""Benchmarks still run: the quick ones at their smallest, and what others make of their measurements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import infer, loss_parity, train_step
+
+Run = Callable[[Any, list[str]], dict[str, float]]
+
+
+@pytest.fixture
+def figures_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a benchmark as ``python -m`` does; what it wrote as JSON."""
+
+    def run(benchmark: Any, options: list[str]) -> dict[str, float]:
+        monkeypatch.setattr("sys.argv", ["benchmark", *options, "--json", str(tmp_path / "figures.json")])
+        benchmark.main()
+        figures: dict[str, float] = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+        return figures
+
+    return run
+
+
+@pytest.mark.slow
+def test_loss_parity__holds(figures_of: Run) -> None:
+    figures = figures_of(loss_parity, [])
+    assert figures["loss_difference"] < 1e-12
+    assert figures["largest_gradient_difference"] < 1e-12
+
+
+@pytest.mark.slow
+def test_infer__runs_at_its_smallest(figures_of: Run, shared: Path) -> None:
+    figures = figures_of(infer, ["--rounds", "1", "--tokens", "2"])
+    wanted = {"head_over_text", "text_over_generate_b1", "text_over_generate_b8", "text_b8_over_generate_b1"}
+    assert wanted <= figures.keys()
+    assert min(figures.values()) > 0
+
+
+def taken(seconds: list[float], loss: float, peak: float) -> train_step.Run:
+    """What a way tells of steps of ten tokens each."""
+    tokens = [10] * len(seconds)
+    return {
+        "seconds": seconds, "first": 9.0, "tokens": tokens, "padded": [12] * len(seconds),
+        "loss": [loss] * len(seconds), "peak": peak,
+    }  # fmt: skip
+
+
+def test_train_step__ratios_are_those_of_neighbouring_steps() -> None:
+    """A noise that slows both of a pair changes no ratio."""
+    rounds = [
+        {"plain": taken([4.0, 40.0, 6.0], 1.0, 10.0), "lm": taken([2.0, 20.0, 2.0], 1.0 + 1e-6, 3.0)},
+        {"head": taken([3.3, 1.1, 2.2], 2.0, 3.5), "lm": taken([3.0, 1.0, 2.0], 1.0, 3.0)},
+    ]
+    found = train_step.figures(rounds)
+    assert found["speed_ratio"] == 2.0
+    assert found["memory_ratio"] == 0.3
+    assert found["loss_difference"] == pytest.approx(1e-6)
+    assert found["head_over_lm_per_token"] == pytest.approx(1.1)
+    assert found["lm_seconds_per_step"] == 2.0
+    assert found["lm_padding_share"] == pytest.approx(1 / 6)
