@@ -19,3 +19,14 @@ def attention_by_part(implementation: str) -> dict[str, str]:
         "text_config": BY_SAMPLE if is_sdpa else implementation,
         "vision_config": BY_LENGTH if is_sdpa else implementation,
     }
+
+
+def exact_attention(implementation: str) -> dict[str, str]:
+    """SDPA, which float64 has, in the way of another: under masks, or in our way of calling it.
+
+    Example:
+        >>> exact_attention("flash_attention_2")["text_config"], exact_attention("sdpa")["text_config"]
+        ('sdpa', 'qwendet_by_sample')
+    """
+    ours = attention_by_part("sdpa")
+    return ours if implementation == "sdpa" else ours | {"text_config": "sdpa"}

@@ -22,6 +22,9 @@ from qwendet.model.generation import AnswersInProgress
 from tests.planted.bug import Bug
 from tests.planted.in_code import in_batch, in_reading, replacing
 
+BY_MASK = ("model.attn_implementation=eager",)
+"""Attention that goes by masks and positions, as Flash Attention does."""
+
 
 def right_pad(lengths: Sequence[int]) -> Any:
     return collate._Place((len(lengths), max(lengths)), tuple(range(len(lengths))), (0,) * len(lengths))
@@ -47,6 +50,16 @@ def without_mask(self: Any, batch: Batch) -> Batch:
     return batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}
 
 
+def with_padding(self: Any, batch: Batch) -> Batch:
+    rows, length = batch["input_ids"].shape
+    return batch | {"num_tokens": [length] * rows}
+
+
+def without_rows_for_text(self: Any, batch: Batch) -> Batch:
+    """Three rows of positions, as in every other forward: a mask cannot tell packed samples apart."""
+    return batch | {"position_ids": batch["position_ids"][1:]} if "position_ids" in batch else batch
+
+
 def as_one_sample(self: Any, batch: Batch) -> Batch:
     """Packed samples as one long one."""
     return batch | {"num_tokens": [sum(batch["num_tokens"])]} if "position_ids" in batch else batch
@@ -54,6 +67,11 @@ def as_one_sample(self: Any, batch: Batch) -> Batch:
 
 def see_what_follows(*args: Any, **settings: Any) -> Any:
     return sdpa_attention_forward(*args, **settings | {"is_causal": False})
+
+
+def see_everything(*args: Any, inputs_embeds: Tensor, **kwargs: Any) -> Tensor:
+    rows, length, _ = inputs_embeds.shape
+    return inputs_embeds.new_zeros(rows, 1, length, length)
 
 
 def with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,10 +190,17 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         steps_of_two,
     ),
     Bug(
+        "padding taken for tokens",
+        "consistency.compute.padding",
+        ("alone and left-padded", "tolerance"),
+        in_reading(with_padding),
+    ),
+    Bug(
         "attention mask missing",
         "consistency.compute.padding",
         ("alone and left-padded", "tolerance"),
         in_reading(without_mask),
+        BY_MASK,
     ),
     Bug(
         "packed samples see each other",
@@ -183,6 +208,13 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         ("packed and in a row of its own", "tolerance"),
         in_reading(as_one_sample),
         ("train.packing=true",),
+    ),
+    Bug(
+        "packed samples see each other by their positions",
+        "consistency.compute.packed",
+        ("packed and in a row of its own", "tolerance"),
+        in_reading(without_rows_for_text),
+        ("train.packing=true", *BY_MASK),
     ),
     Bug(
         "no attention keeps packed samples apart",
@@ -196,6 +228,13 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "consistency.compute.causal",
         ("before two different answers", "tolerance"),
         replacing(by_sample, "sdpa_attention_forward", see_what_follows),
+    ),
+    Bug(
+        "attention sees the answer under its mask",
+        "consistency.compute.causal",
+        ("before two different answers", "tolerance"),
+        replacing(modeling_qwen2_5_vl, "create_causal_mask", see_everything),
+        BY_MASK,
     ),
     Bug("dropout in training", "consistency.compute.noise", ("computed twice",), with_dropout),
     Bug(

@@ -21,7 +21,7 @@ from qwendet.checks.subject import Subject
 from qwendet.files import atomic_folder
 from qwendet.inference import Predictor
 from qwendet.loader import Bundle
-from qwendet.model.attention import attention_by_part
+from qwendet.model.attention import exact_attention
 from qwendet.model.checkpoint import save_checkpoint, stored_parameters
 from qwendet.model.detector import Qwen25VLWithDetection
 
@@ -68,7 +68,8 @@ def exact_pair(subject: Subject) -> Pair:
     """Both builds in float64 where the model is small, so that rounding hides nothing.
 
     Their attention is then sdpa: the plain one masks with numbers that float64 holds and its float32 softmax
-    does not, Flash Attention has no float64 at all. The check of attention compares them in narrower types.
+    does not, Flash Attention has no float64 at all. In their place it goes by masks and positions as they do.
+    The check of attention compares them in narrower types.
     """
     both = pair(subject)
     if not subject.is_small:
@@ -78,7 +79,8 @@ def exact_pair(subject: Subject) -> Pair:
         for bundle in (both.trained, both.served)
     )
     for bundle in (trained, served):
-        bundle.detector.vlm.set_attn_implementation(attention_by_part("sdpa"))
+        exact = exact_attention(bundle.config.model.attn_implementation)
+        bundle.detector.vlm.set_attn_implementation(exact)
     return Pair(trained, served, both.folder)
 
 

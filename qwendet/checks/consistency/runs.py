@@ -176,12 +176,14 @@ def forced(subject: Subject) -> Trace:
 @contextmanager
 def attending(detector: Qwen25VLWithDetection, implementation: str) -> Iterator[None]:
     """Compute attention in another way until the block ends."""
-    usual = detector.config._attn_implementation
+    config = detector.config
+    parts = {"": config, "text_config": config.text_config, "vision_config": config.vision_config}
+    usual = {name: part._attn_implementation for name, part in parts.items()}
     detector.vlm.set_attn_implementation(attention_by_part(implementation))
     try:
         yield
     finally:
-        detector.vlm.set_attn_implementation(attention_by_part(usual))
+        detector.vlm.set_attn_implementation(usual)
 
 
 def as_in_training(detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:
