@@ -33,8 +33,9 @@ def measured() -> tuple[int, int, int, int]:
     """Page faults of a block before, during and after; bytes that went back to the kernel in between."""
     usual = faults_of_a_block()
     with freed_memory_kept():
-        faults_of_a_block()
-        during = faults_of_a_block()
+        during = min(
+            faults_of_a_block() for _ in range(6)
+        )  # a small one may take a corner of the first's place
         kept = resident_bytes()
     given_back = kept - resident_bytes()
     return usual, during, given_back, faults_of_a_block()
@@ -43,6 +44,7 @@ def measured() -> tuple[int, int, int, int]:
 @needs_glibc
 def test_a_block__that_was_freed_is_taken_again_without_the_kernel() -> None:
     with get_context("spawn").Pool(1) as pool:  # a process in which no other test has left free blocks
+        pool.apply(measured)  # after which the small blocks of a new process have theirs
         usual, during, given_back, after = pool.apply(measured)
     assert during < usual / 20
     assert given_back > BYTES / 2
