@@ -99,7 +99,7 @@ def attention_by_sample(
     attended = []
     for index, (q, k, v) in enumerate(zip(*parts, strict=True)):
         if index % 2 == 0:
-            attended.append(torch.zeros_like(q))
+            attended.append(torch.zeros_like(q, dtype=v.dtype))  # autocast leaves rotated queries in float32
             continue
         q, k, v = (states.transpose(0, 1)[None] for states in (q, k, v))
         own, _ = sdpa_attention_forward(module, q, k, v, None, **settings)

@@ -114,10 +114,10 @@ class Qwen25VLWithDetection(nn.Module):
 
         They are looked up in one call: the gradient of each is one of the whole vocabulary.
         """
-        ids = batch["input_ids"], batch["label_input_ids"]
-        found = self.vlm.model.get_input_embeddings()(torch.cat([each.flatten() for each in ids]))
-        embeds, label_embeds = found.split([each.numel() for each in ids])
-        return embeds.view(*ids[0].shape, -1), label_embeds.view(*ids[1].shape, -1)
+        ids, label_ids = batch["input_ids"], batch["label_input_ids"]
+        found = self.vlm.model.get_input_embeddings()(torch.cat([ids.flatten(), label_ids.flatten()]))
+        embeds, label_embeds = found.split([ids.numel(), label_ids.numel()])
+        return embeds.view(*ids.shape, -1), label_embeds.view(*label_ids.shape, -1)
 
     def _read(self, batch: Batch, embeds: Tensor, image_embeds: Tensor, position_ids: Tensor) -> Tensor:
         """Hidden states ``(B, L, text)`` of the language model."""

@@ -85,6 +85,16 @@ def test_attention_by_sample__without_lengths__goes_by_the_mask() -> None:
     assert torch.equal(own, published)
 
 
+def test_attention_by_sample__under_autocast__has_the_type_of_the_values() -> None:
+    """Rotary embeddings raise queries and keys to float32; attention lowers them again."""
+    query, key = torch.randn(2, 1, HEADS, 5, HEAD_SIZE)
+    value = torch.randn(1, HEADS, 5, HEAD_SIZE, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        own, _ = attention_by_sample(Layer(1), query, key, value, None, lengths=[2, 3])
+        published, _ = sdpa_attention_forward(Layer(1), query, key, value, None)
+    assert own.dtype == published.dtype == torch.bfloat16
+
+
 def test_lengths_in_order__that_are_not_the_batch_s__are_an_error() -> None:
     states = torch.randn(1, HEADS, 5, HEAD_SIZE)
     with pytest.raises(RuntimeError, match="split_with_sizes"):
