@@ -21,7 +21,7 @@ from qwendet.data.prompts import conversation, request_text
 from qwendet.errors import CheckpointError, ConfigError
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.model.checkpoint import dtype_name, read_manifest, save_checkpoint
+from qwendet.model.checkpoint import dtype_name, files_of, read_manifest, save_checkpoint
 from qwendet.model.lora import merge_adapter
 from qwendet.model.onnx import GraphCheck, export_graphs
 from qwendet.model_card import render_card
@@ -41,7 +41,7 @@ class ExportSummary:
         output: the directory.
         num_parameters: of model and head.
         dtype: type of the weights.
-        files: names of the weight files.
+        files: the weight files, by their paths in it.
         merge_error: relative difference of the logits before and after merging; ``None`` without an adapter.
         graphs: ONNX graphs, and how far onnxruntime is from torch on each.
     """
@@ -105,7 +105,7 @@ def export(
         output=output,
         num_parameters=sum(parameter.numel() for parameter in bundle.detector.parameters()),
         dtype=wanted,
-        files=tuple(sorted(path.name for path in output.glob("*.safetensors"))),
+        files=tuple(name for name in files_of(output) if name.endswith(".safetensors")),
         merge_error=merge_error,
         graphs=graphs,
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from qwendet.config import Config
 from qwendet.data.prompts import request_text
-from qwendet.model.checkpoint import Manifest
+from qwendet.model.checkpoint import HEAD_WEIGHTS, Manifest
 
 FRONT_MATTER = """\
 ---
@@ -60,7 +60,7 @@ def _facts(trained: Manifest, config: Config) -> str:
         "trained for": f"{trained.step} steps",
         "weights": f"{config.model.dtype}; in training {trained.dtype}",
         "attention in training": trained.attn_implementation,
-        "detection head": "detection_head.safetensors, used by qwendet" if trained.head else "none",
+        "detection head": f"{HEAD_WEIGHTS}, used by qwendet" if trained.head else "none",
         "coordinates of answers": trained.coordinates,
         "loss version": trained.loss_version,
         "made with": ", ".join(f"{name} {version}" for name, version in trained.versions.items()),

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from qwendet.config import Config
 from qwendet.errors import CheckpointError, EnvironmentLacksError, Problem
 from qwendet.files import sha256_of_file
-from qwendet.model.checkpoint import MANIFEST, RESUME, Manifest, read_manifest, verify_files
+from qwendet.model.checkpoint import MANIFEST, RESUME, Manifest, files_of, read_manifest, verify_files
 
 logger = logging.getLogger("qwendet")
 
@@ -147,7 +147,7 @@ def record_training_state(folder: Path, manifest: Manifest, processes: int) -> N
     """
     files = {
         name: sha256_of_file(folder / name)
-        for name in _files(folder)
+        for name in files_of(folder)
         if name not in {*manifest.files, RESUME}
     }
     record = {"files": files, "processes": processes}
@@ -171,7 +171,7 @@ def verify_training_state(folder: Path, manifest: Manifest) -> int:
         raise CheckpointError("there is no training state", str(path), "use it as model.path") from error
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"cannot be read ({error})", str(path), "take another checkpoint") from error
-    present = _files(folder)
+    present = files_of(folder)
     problems = [
         Problem(
             f"{what} is missing" if name not in present else f"{what} was changed",
@@ -191,10 +191,6 @@ def verify_training_state(folder: Path, manifest: Manifest) -> int:
     if problems:
         raise CheckpointError.of(problems)
     return processes
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 @contextmanager

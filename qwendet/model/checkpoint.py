@@ -2,7 +2,7 @@
 
     config.json, generation_config.json, model*.safetensors, tokenizer and processor files
     adapter_config.json, adapter_model.safetensors      with LoRA, in place of config and model
-    detection_head.safetensors          only with the head
+    head/detection_head.safetensors     only with the head; vLLM reads every *.safetensors beside config.json
     qwendet.json                        the manifest: what was trained, and the hash of every byte of it
 
 Nothing is unpickled; a checkpoint that differs from its manifest in anything is refused.
@@ -35,7 +35,7 @@ from qwendet.model.processor import RESIZER, ImageTextProcessor, save_processor
 
 FORMAT_VERSION = 1
 MANIFEST = "qwendet.json"
-HEAD_WEIGHTS = "detection_head.safetensors"
+HEAD_WEIGHTS = "head/detection_head.safetensors"
 COORDINATES = "xyxy integers, pixels of the model's image"
 VERSIONED = ("torch", "transformers", "safetensors", "pillow", "numpy")
 # What transformers would read of its own accord, so that nobody can slip it in beside hashed files.
@@ -132,6 +132,7 @@ def save_checkpoint(
     save_processor(processor, folder)
     if detector.head is not None:
         head = {name: tensor.contiguous() for name, tensor in part_of(state, "head.").items()}
+        (folder / HEAD_WEIGHTS).parent.mkdir()
         safetensors.torch.save_file(head, folder / HEAD_WEIGHTS, metadata={"format": "pt"})
     manifest = Manifest(
         config=config,
@@ -141,7 +142,7 @@ def save_checkpoint(
         attn_implementation=attn_implementation or config.model.attn_implementation,
         dtype=dtype_name(detector.vlm.dtype),
         parameters=describe_parameters(detector, state),
-        files={path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},
+        files={name: sha256_of_file(folder / name) for name in files_of(folder)},
         versions={"python": platform.python_version()} | {name: version(name) for name in VERSIONED},
         step=step,
     )
@@ -212,6 +213,11 @@ def sha256_of_tensor(tensor: Tensor) -> str:
     """SHA-256 of a tensor's values as they lie in memory, row by row."""
     flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+def files_of(folder: Path) -> list[str]:
+    """The files of a checkpoint, by their paths in it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def is_qwendet_checkpoint(path: Path) -> bool:
@@ -291,7 +297,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     problems = []
     for name, expected in manifest.files.items():
         path = folder / name
-        if Path(name).name != name or not path.is_file():
+        if (Path(name).name != name and name != HEAD_WEIGHTS) or not path.is_file():
             problems.append(
                 Problem("a file of the checkpoint is missing", str(path), "copy the checkpoint again")
             )
@@ -302,6 +308,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
                 )
             )
     read = {p.name for p in folder.iterdir() if p.suffix in READ_SUFFIXES or p.name == READ_FOLDER}
+    read |= {HEAD_WEIGHTS} if (folder / HEAD_WEIGHTS).is_file() else set()
     problems += [
         Problem("the manifest does not know this file", str(folder / name), "remove it")
         for name in sorted(read - {*manifest.files, MANIFEST, TRAINER_STATE, RESUME})
@@ -346,6 +353,12 @@ def _is_built(name: str, detector: Qwen25VLWithDetection) -> bool:
     return detector.head is not None or not name.startswith("head.")
 
 
+def head_file(folder: Path) -> Path:
+    """Where a checkpoint's head is; of one from before it had a folder of its own, beside the model."""
+    path = folder / HEAD_WEIGHTS
+    return path if path.is_file() else folder / path.name
+
+
 def load_head_weights(detector: Qwen25VLWithDetection, folder: Path) -> None:
     """Load the head's weights, every one of them and no other.
 
@@ -353,7 +366,7 @@ def load_head_weights(detector: Qwen25VLWithDetection, folder: Path) -> None:
         CheckpointError: for a missing or extra key or another shape.
     """
     assert detector.head is not None
-    path = folder / HEAD_WEIGHTS
+    path = head_file(folder)
     try:
         weights = safetensors.torch.load_file(path)
         _require_keys(weights.keys(), detector.head.state_dict().keys(), path)

@@ -110,15 +110,15 @@ def edit_manifest() -> Callable[[Path, Callable[[dict[str, Any]], Any]], None]:
 def edit_weights(
     edit_manifest: Callable[[Path, Callable[[dict[str, Any]], Any]], None],
 ) -> Callable[[Path, Callable[[dict[str, Tensor]], Any]], None]:
-    """Change the tensors of a weight file, and its hash in the manifest beside it if there is one."""
+    """Change the tensors of a weight file, and its hash in the checkpoint's manifest if there is one."""
 
     def edit(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
         tensors = safetensors.torch.load_file(path)
         change(tensors)
         safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
-        if (path.parent / "qwendet.json").is_file():
-            edit_manifest(
-                path.parent, lambda record: record["files"].update({path.name: sha256_of_file(path)})
-            )
+        for folder in path.parents[:2]:
+            if (folder / "qwendet.json").is_file():
+                own = {path.relative_to(folder).as_posix(): sha256_of_file(path)}
+                edit_manifest(folder, lambda record, own=own: record["files"].update(own))
 
     return edit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwendet.config import Config
 from qwendet.errors import CheckpointError, DataError
@@ -20,6 +22,7 @@ from qwendet.files import atomic_file, atomic_folder, sha256_of_file
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.model.checkpoint import (
     describe_parameters,
+    files_of,
     read_manifest,
     sha256_of_tensor,
     verify_files,
@@ -32,7 +35,9 @@ EditManifest = Callable[[Path, Callable[[dict[str, Any]], Any]], None]
 EditWeights = Callable[[Path, Callable[[dict[str, Tensor]], Any]], None]
 
 MODEL = "model.safetensors"
-HEAD = "detection_head.safetensors"
+UNKNOWN = "the manifest does not know this file (remove it)"
+HEAD = "head/detection_head.safetensors"
+OLD_HEAD = "detection_head.safetensors"
 
 
 def load_for_inference(folder: Path) -> Bundle:
@@ -97,11 +102,11 @@ def test_save_and_load__evaluation_mode_without_dropout_or_gradients_needed(save
 
 
 def test_save__files_are_a_plain_hugging_face_directory_with_head_and_manifest(saved: Path) -> None:
-    assert sorted(path.name for path in saved.iterdir()) == [
+    assert files_of(saved) == [
         "chat_template.jinja",
         "config.json",
-        HEAD,
         "generation_config.json",
+        HEAD,
         MODEL,
         "preprocessor_config.json",
         "qwendet.json",
@@ -132,7 +137,7 @@ def test_save__manifest_says_what_the_checkpoint_is(saved: Path, bundle: Bundle)
     assert record["head"] == sizes
     assert record["versions"].keys() == {"python", "torch", "transformers", "safetensors", "pillow", "numpy"}
     assert record["files"] == {
-        path.name: sha256_of_file(path) for path in saved.iterdir() if path.name != "qwendet.json"
+        name: sha256_of_file(saved / name) for name in files_of(saved) if name != "qwendet.json"
     }
     parameters = dict(bundle.detector.named_parameters())
     assert record["parameters"].keys() == parameters.keys()
@@ -169,6 +174,43 @@ def test_save__twice_gives_the_same_bytes(saved: Path, save_bundle: SaveBundle, 
     wanted, found = (read_manifest(folder) for folder in (saved, again))
     assert found.parameters == wanted.parameters
     assert found.files == wanted.files
+
+
+# Where the head is
+
+
+def move_head_beside(folder: Path, edit_manifest: EditManifest) -> Path:
+    """The layout of earlier versions: the head's file beside the model's."""
+    (folder / HEAD).rename(folder / OLD_HEAD)
+    (folder / HEAD).parent.rmdir()
+    edit_manifest(folder, lambda record: record["files"].update({OLD_HEAD: record["files"].pop(HEAD)}))
+    return folder
+
+
+def test_save__no_other_weights_lie_where_servers_look(saved: Path) -> None:
+    """vLLM's default loader reads ``glob(folder + "/*.safetensors")``, whatever the files are called."""
+    assert [path.name for path in saved.glob("*.safetensors")] == [MODEL]
+    _, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(saved, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def test_load__a_checkpoint_with_the_head_beside_the_model_gives_the_same(
+    checkpoint: Path, bundle: Bundle, edit_manifest: EditManifest
+) -> None:
+    found = load_for_inference(move_head_beside(checkpoint, edit_manifest))
+    assert_same_weights(found.detector, bundle.detector)
+
+
+def test_load__of_two_heads_the_one_that_nobody_vouches_for_is_refused(
+    checkpoint: Path, edit_manifest: EditManifest
+) -> None:
+    shutil.copy(checkpoint / HEAD, checkpoint / OLD_HEAD)
+    assert refusal(checkpoint) == f"{checkpoint / OLD_HEAD}: {UNKNOWN}"
+    (checkpoint / OLD_HEAD).unlink()
+    move_head_beside(checkpoint, edit_manifest)
+    (checkpoint / HEAD).parent.mkdir()
+    shutil.copy(checkpoint / OLD_HEAD, checkpoint / HEAD)
+    assert refusal(checkpoint) == f"{checkpoint / HEAD}: {UNKNOWN}"
 
 
 def test_sha256_of_tensor__depends_on_values_not_on_strides() -> None:
@@ -358,7 +400,7 @@ def test_load__a_manifest_of_another_form_is_refused(
     assert "the manifest cannot be read" in refusal(checkpoint)
 
 
-@pytest.mark.parametrize("name", ["../outside.txt", "sub/file.txt", "{absolute}"])
+@pytest.mark.parametrize("name", ["../outside.txt", "sub/file.txt", "head/../../outside.txt", "{absolute}"])
 def test_verify_files__a_name_that_leaves_the_folder_is_refused_though_its_hash_is_right(
     name: str, checkpoint: Path, edit_manifest: EditManifest
 ) -> None:
@@ -387,7 +429,7 @@ def test_load__a_file_that_nobody_vouches_for_is_refused(name: str, content: str
     (checkpoint / name).write_text(content)
     message = refusal(checkpoint)
     assert str(checkpoint / name.partition("/")[0]) in message
-    assert "the manifest does not know this file (remove it)" in message
+    assert UNKNOWN in message
 
 
 class _Bomb:

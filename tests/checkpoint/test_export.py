@@ -29,9 +29,11 @@ from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
 from qwendet.export import export
 from qwendet.inference import Predictor
 from qwendet.loader import Bundle, load
+from qwendet.model.checkpoint import files_of
 from qwendet.model.lora import is_adapter
 from qwendet.model.onnx import Head
 
+HEAD = "head/detection_head.safetensors"
 MakeConfig = Callable[..., Config]
 SaveBundle = Callable[[Bundle, Path], Path]
 
@@ -138,7 +140,7 @@ def test_export__gives_the_same_text_in_transformers_alone(
 
 
 def test_export__is_a_whole_checkpoint_in_shards_with_a_card(exported: Path, adapter: Path) -> None:
-    names = sorted(path.name for path in exported.iterdir())
+    names = files_of(exported)
     shards = [name for name in names if name.startswith("model-")]
     assert len(shards) >= 2
     assert all((exported / name).stat().st_size < 4.5e6 for name in shards)
@@ -146,14 +148,17 @@ def test_export__is_a_whole_checkpoint_in_shards_with_a_card(exported: Path, ada
         "README.md",
         "chat_template.jinja",
         "config.json",
-        "detection_head.safetensors",
         "generation_config.json",
+        HEAD,
         "model.safetensors.index.json",
         "preprocessor_config.json",
         "qwendet.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
+    index = json.loads((exported / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    assert sorted(set(index["weight_map"].values())) == shards
+    assert sorted(path.name for path in exported.glob("*.safetensors")) == shards
     card = (exported / "README.md").read_text(encoding="utf-8")
     trained = Predictor.from_checkpoint(adapter).bundle.config
     assert trained.model.lora is not None
@@ -187,7 +192,7 @@ def test_export__in_another_type(dtype: str, saved: Path, tmp_path: Path) -> Non
     assert (summary.dtype, summary.merge_error, summary.files) == (
         dtype,
         None,
-        ("detection_head.safetensors", "model.safetensors"),
+        (HEAD, "model.safetensors"),
     )
     bundle = Predictor.from_checkpoint(tmp_path / "out").bundle
     assert {parameter.dtype for parameter in bundle.detector.parameters()} == {getattr(torch, dtype)}
@@ -196,7 +201,7 @@ def test_export__in_another_type(dtype: str, saved: Path, tmp_path: Path) -> Non
 def test_export__of_an_export_changes_nothing(saved: Path, tmp_path: Path) -> None:
     export(saved, tmp_path / "one")
     export(tmp_path / "one", tmp_path / "two")
-    for name in ("model.safetensors", "detection_head.safetensors", "tokenizer_config.json", "config.json"):
+    for name in ("model.safetensors", HEAD, "tokenizer_config.json", "config.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 

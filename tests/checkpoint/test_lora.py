@@ -22,6 +22,7 @@ from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
 from qwendet.inference import Predictor
 from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.model.checkpoint import files_of
 from qwendet.model.lora import fingerprint, is_adapter, merge_adapter
 from qwendet.model.tiny import TINY_FOLDER, write_untrained
 from qwendet.parameter_groups import freeze_groups, group_of, parameter_groups
@@ -226,12 +227,11 @@ def test_4_bit__without_a_gpu_ends_with_code_3(make_lora: MakeConfig) -> None:
 
 
 def test_checkpoint__holds_adapter_and_head_and_not_the_base(run: Path) -> None:
-    names = sorted(path.name for path in (run / "final").iterdir())
-    assert names == [
+    assert files_of(run / "final") == [
         "adapter_config.json",
         ADAPTER,
         "chat_template.jinja",
-        "detection_head.safetensors",
+        "head/detection_head.safetensors",
         "preprocessor_config.json",
         "qwendet.json",
         "tokenizer.json",

@@ -88,7 +88,7 @@ def saved_weights(checkpoint: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, by file and name."""
     return {
         f"{file.name}/{name}": tensor
-        for file in sorted(checkpoint.glob("*.safetensors"))
+        for file in sorted(checkpoint.rglob("*.safetensors"))
         for name, tensor in load_file(file).items()
     }
 

@@ -26,7 +26,7 @@ from qwendet.data.dataset import TrainingSamples
 from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
 from qwendet.files import sha256_of_file
-from qwendet.model.checkpoint import read_manifest
+from qwendet.model.checkpoint import HEAD_WEIGHTS, read_manifest
 from qwendet.resume import checkpoints, latest_checkpoint, rotate
 from qwendet.run import train
 
@@ -128,7 +128,7 @@ def test_kill__five_times_anywhere_nothing_is_lost_and_all_runs_end_the_same(
 # Which checkpoint is taken
 
 
-@pytest.mark.parametrize("name", [*STATE, "model.safetensors", "detection_head.safetensors", "qwendet.json"])
+@pytest.mark.parametrize("name", [*STATE, "model.safetensors", HEAD_WEIGHTS, "qwendet.json"])
 def test_resume__a_newer_checkpoint_with_a_changed_byte_is_passed_over(
     name: str, stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -74,8 +74,8 @@ def test_fsdp2__saves_what_one_unsharded_process_saves_and_resumes_from_it(
     assert {name: (p.shape, p.dtype) for name, p in ours.parameters.items()} == {
         name: (p.shape, p.dtype) for name, p in theirs.parameters.items()
     }
-    for file in sorted((plain / "final").glob("*.safetensors")):
-        found = load_file(sharded / "final" / file.name)
+    for file in sorted((plain / "final").rglob("*.safetensors")):
+        found = load_file(sharded / file.relative_to(plain))
         for name, tensor in load_file(file).items():
             # Kernels on a GPU add in no fixed order, and AdamW makes a step of the noise of a tiny gradient.
             torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-4, msg=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from tests.planted.bug import Bug
 
 WEIGHTS = "model.safetensors"
+HEAD = "head/detection_head.safetensors"
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -41,12 +43,12 @@ def in_json(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Pat
     return plant
 
 
-def in_weights(change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path], None]:
+def in_weights(change: Callable[[dict[str, Tensor]], Any], name: str = WEIGHTS) -> Callable[[Path], None]:
     def plant(folder: Path) -> None:
-        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+        tensors = safetensors.torch.load_file(folder / name)
         change(tensors)
-        safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        sign(folder, WEIGHTS)
+        safetensors.torch.save_file(tensors, folder / name, metadata={"format": "pt"})
+        sign(folder, name)
 
     return plant
 
@@ -59,6 +61,10 @@ def flip_a_byte(folder: Path) -> None:
 
 def slip_in_a_file(folder: Path) -> None:
     (folder / "added_tokens.json").write_text("{}", encoding="utf-8")
+
+
+def leave_an_older_head(folder: Path) -> None:
+    shutil.copy(folder / HEAD, folder / Path(HEAD).name)
 
 
 def edit_template(folder: Path) -> None:
@@ -110,6 +116,18 @@ def reverse_labels(record: dict[str, Any]) -> None:
 
 FILE_BUGS: list[Bug[Path]] = [
     Bug("byte flipped", "consistency.checkpoint.files", ("hash differs", WEIGHTS), flip_a_byte),
+    Bug(
+        "an older head beside",
+        "consistency.checkpoint.files",
+        ("does not know", "detection_head"),
+        leave_an_older_head,
+    ),
+    Bug(
+        "head of another step",
+        "consistency.checkpoint.parameters",
+        ("hash differs", "head/", "norm.bias"),
+        in_weights(lambda tensors: tensors["norm.bias"].add_(1e-3), HEAD),
+    ),
     Bug("file slipped in", "consistency.checkpoint.files", ("does not know",), slip_in_a_file),
     Bug(
         "older loss version",

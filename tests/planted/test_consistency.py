@@ -14,6 +14,7 @@ from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config import Config
 from qwendet.config_file import load_config, override_config
 from qwendet.errors import ConfigError
+from qwendet.model.checkpoint import HEAD_WEIGHTS
 from tests.planted.bug import Bug
 from tests.planted.bugs_checkpoint import FILE_BUGS
 from tests.planted.bugs_consistency_build import BUILD_BUGS
@@ -65,7 +66,7 @@ def directory(subject: Subject, tmp_path: Path) -> Callable[[bool], Path]:
         folder = Path(shutil.copytree(subject.saved, tmp_path / "final"))
         if plain:
             (folder / "qwendet.json").unlink()
-            (folder / "detection_head.safetensors").unlink()
+            (folder / HEAD_WEIGHTS).unlink()
         return folder
 
     return copy
@@ -91,6 +92,16 @@ def test_sound_checkpoint__passes(plain: bool, subject: Subject, directory: Call
         expected |= {"consistency.checkpoint.files", "consistency.checkpoint.settings"}
     assert set(skipped) == expected
     assert all(skipped.values())
+
+
+def test_sound_checkpoint__with_its_training_state_passes(
+    subject: Subject, directory: Callable[[bool], Path]
+) -> None:
+    folder = directory(False)
+    for name in ("resume.json", "trainer_state.json", "optimizer.pt"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    (found,), _ = run_consistency_checks(subject, only=["consistency.checkpoint.files"], checkpoint=folder)
+    assert (found.status, found.what) == ("pass", "8 files are those of the manifest")
 
 
 def test_every_check__has_a_bug_that_it_finds() -> None:

@@ -24,7 +24,8 @@ from qwendet.checks.consistency.prompt import special_token_problems, template_p
 from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.errors import CheckpointError, Problem
-from qwendet.model.checkpoint import FORMAT_VERSION, HEAD_WEIGHTS, MANIFEST
+from qwendet.files import sha256_of_file
+from qwendet.model.checkpoint import FORMAT_VERSION, HEAD_WEIGHTS, MANIFEST, RESUME, TRAINER_STATE
 from qwendet.model.losses import LOSS_VERSION
 
 ADAPTER = "adapter_config.json"
@@ -48,7 +49,6 @@ FROM_ORIGIN = "copy the file from the model's origin, or train from this one: se
 LM_HEAD = "vlm.lm_head.weight"
 EMBEDDING = "vlm.model.language_model.embed_tokens.weight"
 READ = (".safetensors", ".json", ".jinja")
-STATE = "trainer_state.json"
 MUST_MATCH = ("data.system_prompt", "data.request", "data.labels", "data.min_pixels", "data.max_pixels",
               "detection.enabled", "detection.hidden_size", "detection.num_layers", "detection.num_heads",
               "model.lora.rank", "model.lora.alpha", "model.lora.targets")  # fmt: skip
@@ -72,12 +72,13 @@ def files(subject: Subject, folder: Path) -> Verdict:
         file = folder / name
         if not file.is_file():
             problems.append(Problem("a file of the manifest is missing", str(file), COPY))
-        elif hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        elif sha256_of_file(file) != digest:
             problems.append(
                 Problem("the file is not the one that was saved: its hash differs", str(file), COPY)
             )
     read = {file.name for file in folder.iterdir() if file.suffix in READ}
-    for name in sorted(read - known.keys() - {MANIFEST, STATE}):
+    read |= {HEAD_WEIGHTS} if (folder / HEAD_WEIGHTS).is_file() else set()
+    for name in sorted(read - known.keys() - {MANIFEST, TRAINER_STATE, RESUME}):
         problems.append(Problem("the manifest does not know this file", str(folder / name), "remove it"))
     return Verdict(f"{len(known)} files are those of the manifest", tuple(problems))
 
@@ -118,11 +119,12 @@ def parameters(subject: Subject, folder: Path) -> Verdict:
 
 def _weights(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
     """Place, name in the detector, and tensor of each stored weight."""
-    for path in sorted(folder.glob("*.safetensors")):
+    head = folder / HEAD_WEIGHTS
+    for path in sorted({*folder.glob("*.safetensors"), *folder.glob(HEAD_WEIGHTS)}):
         try:
             with safe_open(path, "pt") as weights:
                 for key in weights.keys():  # noqa: SIM118  # not a mapping
-                    name = f"head.{key}" if path.name == HEAD_WEIGHTS else f"vlm.{own_name(key)}"
+                    name = f"head.{key}" if path.name == head.name else f"vlm.{own_name(key)}"
                     yield f"{path}: {key}", name, weights.get_tensor(key)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"the weights cannot be read: {error}", str(path), COPY) from error
