@@ -43,4 +43,4 @@ def require_as_trained(trained: Config, config: Config) -> None:
 def _adapter(config: Config) -> LoraConfig | None:
     """The adapter, wherever its base is."""
     lora = config.model.lora
-    return None if lora is None else lora.model_copy(update={"base": None})
+    return None if lora is None else lora.model_copy(update={"base": None, "revision": None})

@@ -7,10 +7,13 @@ them are reported at once. How a file becomes a ``Config`` is in :mod:`qwendet.c
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
+
+from qwendet.errors import ConfigError
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LearningRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -51,6 +54,8 @@ class LoraConfig(Section):
     """Keep the frozen base in 4 bits (QLoRA, Dettmers et al. 2023); needs a GPU and bitsandbytes."""
     base: str | None = None
     """The base; ``null`` is ``model.path``, or of an adapter checkpoint where it was in training."""
+    revision: str | None = None
+    """Commit of a base on the hub, recorded in training: there it is loaded again."""
     fingerprint: str | None = None
     """SHA-256 over the base's weights, recorded in training; another base is refused."""
 
@@ -67,6 +72,8 @@ class ModelConfig(Section):
 
     path: str = "tiny"
     """``tiny`` (the embedded model), a directory, a qwendet checkpoint, or a Hugging Face hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; ``null`` is its default branch. A run records the commit."""
     attn_implementation: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """``auto`` takes flash_attention_2 where flash-attn and a GPU are there, else sdpa, and prints it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
@@ -283,6 +290,22 @@ class Config(Section):
         for message in _contradictions(self):
             raise ValueError(message)
         return self
+
+
+def require_hub_id(model: ModelConfig) -> None:
+    """Refuse a revision of a model that has none.
+
+    Raises:
+        ConfigError: if ``model.revision`` is set, and ``model.path`` is no hub id.
+    """
+    is_embedded = model.path in EMBEDDED_MODELS
+    if model.revision is not None and (is_embedded or Path(model.path).is_dir()):
+        kind = "the embedded model" if is_embedded else "a folder"
+        raise ConfigError(
+            f"model.revision is {model.revision}, but model.path is {kind}: only a hub id has revisions",
+            f"model.path {model.path}",
+            "remove model.revision, or set model.path to a hub id",
+        )
 
 
 def inner_section(field: FieldInfo) -> type[Section] | None:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from qwendet.config import EMBEDDED_MODELS, Config
+from qwendet.config import EMBEDDED_MODELS, Config, require_hub_id
 from qwendet.config_problems import Places, explain, looks_like_number
 from qwendet.errors import ConfigError
 
@@ -236,6 +236,7 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     }
     train = {"output_dir": str(folder / config.train.output_dir)}
     model: dict[str, Any] = {"path": _model_path(config.model.path, folder)}
+    require_hub_id(config.model.model_copy(update=model))
     lora = config.model.lora
     if lora is not None and lora.base is not None:
         model["lora"] = lora.model_copy(update={"base": _model_path(lora.base, folder)})

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qwendet.config import Config, LoraConfig
+from qwendet.config import Config, LoraConfig, require_hub_id
 from qwendet.data.collate import StandardDataCollator
 from qwendet.data.encode import Encoder
 from qwendet.data.labels import resolve_labels
@@ -35,7 +35,7 @@ from qwendet.model.environment import settle
 from qwendet.model.lora import add_adapter, fingerprint, load_adapter
 from qwendet.model.processor import ImageTextProcessor, load_processor, require_fitting
 from qwendet.model.published import load_vlm, reading
-from qwendet.model.tiny import TINY_FOLDER, UNTRAINED, write_untrained
+from qwendet.model.source import Source, find_source
 
 logger = logging.getLogger("qwendet")
 
@@ -94,10 +94,12 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
         DataError: if there is no label set.
         EnvironmentLacksError: if a named device, dtype or attention is not to be had here.
     """
-    source, manifest = _source(config.model.path)
-    config = _resolve(config)
+    require_hub_id(config.model)
+    origin, manifest = _source(config.model.path, config.model.revision)
+    source = str(origin.folder)
+    config = _resolve(config, origin.commit)
     base = _base_of_adapter(config, manifest)
-    vlm = load_vlm(base or source, config.model, weights)
+    vlm = load_vlm(str((base or origin).folder), config.model, weights)
     with reading("tokenizer and image processor", source):
         processor = load_processor(source, config.data.min_pixels, config.data.max_pixels)
     require_fitting(processor, vlm.config, source)
@@ -110,9 +112,9 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
     detector = Qwen25VLWithDetection(vlm, head)
     if base is not None and manifest is not None:
         config = _with_adapter(detector, config, base, manifest.config.model.lora)
-        load_adapter(vlm, Path(source))
+        load_adapter(vlm, origin.folder)
     if manifest is not None:
-        _verify(detector, manifest, Path(source))
+        _verify(detector, manifest, origin.folder)
     if base is None and config.model.lora is not None:
         if for_inference:
             raise CheckpointError(
@@ -120,7 +122,7 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
                 config.model.path,
                 "set model.lora to null, or train an adapter first",
             )
-        config = _with_adapter(detector, config, source, config.model.lora)
+        config = _with_adapter(detector, config, origin, config.model.lora)
     bundle = Bundle(detector, processor, _record(config, detector, processor))
     if config.model.gradient_checkpointing and not for_inference:
         # The second name is the one before transformers 5.23.
@@ -139,7 +141,7 @@ def load_encoder(config: Config) -> Encoder:
         CheckpointError: for tokenizer or image processor files that cannot be read.
         DataError: if there is no label set.
     """
-    source, _ = _source(config.model.path)
+    source = str(find_source(config.model.path, config.model.revision, weights=False).folder)
     with reading("tokenizer and image processor", source):
         processor = load_processor(source, config.data.min_pixels, config.data.max_pixels)
     return Encoder(processor, resolve_labels(config), config.data)
@@ -151,7 +153,8 @@ def config_of_checkpoint(folder: Path) -> Config:
     Dtype and attention stay those of the training; only the device is the machine's own choice.
     """
     config = read_manifest(folder).config
-    model = config.model.model_copy(update={"path": str(folder), "device": "auto"})
+    own = {"path": str(folder), "revision": None, "device": "auto"}
+    model = config.model.model_copy(update=own)
     return config.model_copy(update={"model": model})
 
 
@@ -177,22 +180,17 @@ def restore(bundle: Bundle, folder: Path) -> None:
     _verify(bundle.detector, manifest, folder)
 
 
-def _source(path: str) -> tuple[str, Manifest | None]:
+def _source(path: str, revision: str | None) -> tuple[Source, Manifest | None]:
     """Where weights come from, and its verified manifest if it has one."""
-    if path == UNTRAINED:
-        return str(write_untrained()), None
-    source = str(TINY_FOLDER) if path == "tiny" else path
-    folder = Path(source)
-    if not is_qwendet_checkpoint(folder):
-        if folder.is_absolute() and not folder.is_dir():
-            raise CheckpointError("there is no such model directory", source, "correct model.path")
+    source = find_source(path, revision)
+    if not is_qwendet_checkpoint(source.folder):
         return source, None
-    manifest = read_manifest(folder)
-    verify_files(folder, manifest)
+    manifest = read_manifest(source.folder)
+    verify_files(source.folder, manifest)
     return source, manifest
 
 
-def _base_of_adapter(config: Config, manifest: Manifest | None) -> str | None:
+def _base_of_adapter(config: Config, manifest: Manifest | None) -> Source | None:
     """Where the base of an adapter checkpoint is; ``None`` if ``model.path`` is no such checkpoint."""
     stored = manifest.config.model.lora if manifest is not None else None
     if stored is None:
@@ -205,23 +203,25 @@ def _base_of_adapter(config: Config, manifest: Manifest | None) -> str | None:
             path,
             "copy model.lora from it, or make a whole model of it: qwendet export",
         )
-    base, manifest_of_base = _source(lora.base or stored.base or "")
+    base, manifest_of_base = _source(lora.base or stored.base or "", lora.revision)
     if manifest_of_base is not None and manifest_of_base.config.model.lora is not None:
-        raise CheckpointError("the base model is itself an adapter", base, "qwendet export it first")
+        raise CheckpointError(
+            "the base model is itself an adapter", str(base.folder), "qwendet export it first"
+        )
     return base
 
 
 def _with_adapter(
-    detector: Qwen25VLWithDetection, config: Config, base: str, wanted: LoraConfig | None
+    detector: Qwen25VLWithDetection, config: Config, base: Source, wanted: LoraConfig | None
 ) -> Config:
     """Put the adapter into the model; record what its base is, and see that it is the wanted one."""
     lora = config.model.lora
     assert lora is not None
     assert wanted is not None
-    with reading("weights of the base model", base):
-        found = fingerprint(base)
+    with reading("weights of the base model", str(base.folder)):
+        found = fingerprint(base.folder)
     path = lora.base or wanted.base or config.model.path
-    recorded = lora.model_copy(update={"base": path, "fingerprint": found})
+    recorded = lora.model_copy(update={"base": path, "revision": base.commit, "fingerprint": found})
     _require_fingerprint(wanted, recorded)
     add_adapter(detector.vlm, recorded, config.train.seed)
     return config.model_copy(update={"model": config.model.model_copy(update={"lora": recorded})})
@@ -234,8 +234,8 @@ def _require_fingerprint(wanted: LoraConfig, found: LoraConfig | None) -> None:
             f"this is not the base model that the adapter was trained on: expected the fingerprint"
             f" {(wanted.fingerprint or '')[:16]}…, got {((found and found.fingerprint) or '')[:16]}…",
             f"model.lora.base {found.base if found else None}",
-            f"give the folder or hub id of the right one (in training it was {wanted.base})"
-            " with --set model.lora.base=…",
+            f"give the folder or hub id of the right one (in training it was {wanted.base}"
+            f"{f' at {wanted.revision}' if wanted.revision else ''}) with --set model.lora.base=…",
         )
 
 
@@ -248,10 +248,11 @@ def _verify(detector: Qwen25VLWithDetection, manifest: Manifest, folder: Path) -
     verify_parameters(_known(detector, manifest), manifest, folder)
 
 
-def _resolve(config: Config) -> Config:
+def _resolve(config: Config, commit: str | None) -> Config:
     """Fill in what ``auto`` and ``null`` leave open before the model is there, and say it."""
     data = config.data.model_copy(update={"labels": resolve_labels(config)})
-    return config.model_copy(update={"model": settle(config.model), "data": data})
+    model = settle(config.model).model_copy(update={"revision": commit})
+    return config.model_copy(update={"model": model, "data": data})
 
 
 def _known(detector: Qwen25VLWithDetection, manifest: Manifest) -> Qwen25VLWithDetection:

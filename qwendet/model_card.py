@@ -55,7 +55,7 @@ def render_card(trained: Manifest, config: Config, metrics: Mapping[str, float],
 
 
 def _facts(trained: Manifest, config: Config) -> str:
-    lora = trained.config.model.lora
+    model = trained.config.model
     facts = {
         "trained for": f"{trained.step} steps",
         "weights": f"{config.model.dtype}; in training {trained.dtype}",
@@ -65,8 +65,12 @@ def _facts(trained: Manifest, config: Config) -> str:
         "loss version": trained.loss_version,
         "made with": ", ".join(f"{name} {version}" for name, version in trained.versions.items()),
     }
-    if lora is not None:
-        facts["merged"] = f"a LoRA adapter of rank {lora.rank} on a base with fingerprint {lora.fingerprint}"
+    if model.revision is not None:
+        facts["base model"] = f"{model.path} at {model.revision}"
+    if model.lora is not None:
+        facts["merged"] = (
+            f"a LoRA adapter of rank {model.lora.rank} on a base with fingerprint {model.lora.fingerprint}"
+        )
     return _table(("what", "value"), facts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 RENAMED = {
     "model_path": "model.path",
+    "model_revision": "model.revision",
     "model_name_or_path": "model.path",
     "torch_dtype": "model.dtype",
     "train_data_path": "data.train",

@@ -49,7 +49,7 @@ def require_same_run(stored: Config, here: Config, checkpoint: str) -> None:
     """
     before, now = _flat(stored.model_dump()), _flat(here.model_dump())
     # Told by where the checkpoint is, by the machine, and by the base's fingerprint.
-    elsewhere = ("model.path", "model.device", "model.lora.base")
+    elsewhere = ("model.path", "model.device", "model.lora.base", "model.lora.revision")
     differing = [key for key in before | now if before.get(key) != now.get(key) and key not in elsewhere]
     for key in differing:
         logger.info("differs from the checkpoint: %s: %s, now %s", key, before.get(key), now.get(key))

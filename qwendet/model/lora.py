@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
@@ -94,6 +93,7 @@ def _peft_config(lora: LoraConfig) -> peft.LoraConfig:
         lora_dropout=lora.dropout,
         target_modules=_pattern(lora.targets),
         base_model_name_or_path=lora.base,
+        revision=lora.revision,
         bias="none",
     )
 
@@ -200,19 +200,16 @@ def _name_in_file(name: str) -> str:
 # The base
 
 
-def fingerprint(base: str) -> str:
+def fingerprint(base: Path) -> str:
     """SHA-256 over names, shapes, types and bytes of a base model's stored weights.
 
     It does not depend on how they are spread over files, nor on the type they are loaded in.
 
     Args:
-        base: a directory, or a hub id whose files are in the cache.
+        base: its directory.
     """
-    folder = (
-        Path(base) if Path(base).is_dir() else Path(snapshot_download(base, allow_patterns="*.safetensors"))
-    )
-    whole = folder / "model.safetensors"
-    files = [whole] if whole.is_file() else sorted(folder.glob("model-*.safetensors"))
+    whole = base / "model.safetensors"
+    files = [whole] if whole.is_file() else sorted(base.glob("model-*.safetensors"))
     lines = sorted(line for file in files for line in _describe(file))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

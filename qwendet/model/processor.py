@@ -44,7 +44,7 @@ def load_processor(path: str, min_pixels: int | None, max_pixels: int | None) ->
     """Load tokenizer, chat template and image processor.
 
     Args:
-        path: directory or hub id.
+        path: directory.
         min_pixels: images are enlarged to at least this many pixels; ``None`` keeps the stored limit.
         max_pixels: images are shrunk to at most this many pixels; ``None`` keeps the stored limit.
 

@@ -38,7 +38,7 @@ def load_vlm(
     """Load the published class, every weight by name.
 
     Args:
-        source: directory or hub id.
+        source: directory.
         model: dtype, attention and 4 bits, with nothing left open.
         weights: under the names that files give them, if they are in memory: no file of them is read.
 

@@ -240,7 +240,7 @@ def test_checkpoint__holds_adapter_and_head_and_not_the_base(run: Path) -> None:
     record = json.loads((run / "final" / "qwendet.json").read_text(encoding="utf-8"))
     assert all(is_adapter(name) or name.startswith("head.") for name in record["parameters"])
     lora = record["config"]["model"]["lora"]
-    assert (lora["base"], lora["fingerprint"]) == ("tiny-untrained", fingerprint(str(write_untrained())))
+    assert (lora["base"], lora["fingerprint"]) == ("tiny-untrained", fingerprint(write_untrained()))
 
 
 def test_promise__evaluation_in_training_is_what_infer_gives(run: Path, scenes: Path) -> None:
@@ -291,7 +291,7 @@ def test_training_goes_on_from_an_adapter_as_model_path(
 def test_base__another_one_is_refused(adapter: Path) -> None:
     message = refusal(adapter, "model.lora.base=tiny")
     assert "not the base model that the adapter was trained on" in message
-    assert fingerprint(str(TINY_FOLDER))[:16] in message
+    assert fingerprint(TINY_FOLDER)[:16] in message
     assert "in training it was tiny-untrained" in message
 
 

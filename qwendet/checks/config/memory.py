@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, Qwen2_5_VLConfig
+from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from qwendet.checks.config.suite import MEMORY
 from qwendet.checks.result import Result
 from qwendet.checks.runner import Findings
 from qwendet.config import Config
-from qwendet.errors import CheckpointError, Problem
+from qwendet.errors import Problem
 from qwendet.memory import GIB, MemoryEstimate, estimate_memory, largest_workload
-from qwendet.model.tiny import TINY_FOLDER, UNTRAINED, write_untrained
+from qwendet.model.published import reading
+from qwendet.model.source import find_source
 
 SMALLER_IMAGES = 1280 * 28 * 28
 # What makes a training smaller, the cheapest first; each is added to those before it.
@@ -73,17 +74,11 @@ def describe(estimate: MemoryEstimate) -> str:
 
 
 def _estimate(config: Config) -> MemoryEstimate:
-    source = {"tiny": str(TINY_FOLDER)}.get(config.model.path, config.model.path)
-    if source == UNTRAINED:
-        source = str(write_untrained())
-    try:
-        settings, _ = PreTrainedConfig.get_config_dict(source)
-    except OSError as error:
-        first_line = str(error).strip().splitlines()[0]
-        fix = "give a directory with config.json, or a hub id that can be reached"
-        raise CheckpointError(f"config.json cannot be read: {first_line}", source, fix) from error
-    vlm_config = Qwen2_5_VLConfig(**settings)
-    pixels = config.data.max_pixels or Qwen2VLImageProcessorPil.from_pretrained(source).size["longest_edge"]
+    folder = find_source(config.model.path, config.model.revision, weights=False).folder
+    with reading("model", str(folder)):
+        vlm_config = Qwen2_5_VLConfig.from_pretrained(folder)
+        stored = Qwen2VLImageProcessorPil.from_pretrained(folder).size["longest_edge"]
+    pixels = config.data.max_pixels or stored
     work = largest_workload(config, vlm_config, pixels)
     return estimate_memory(config, vlm_config, _dtype(config), work, _device(config))
 

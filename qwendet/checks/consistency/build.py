@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwendet.checks.consistency.pair import pair
-from qwendet.checks.once import once
 from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.errors import Problem
@@ -21,7 +19,7 @@ from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import DetectionHead
 from qwendet.model.lora import has_adapter
-from qwendet.model.tiny import TINY_FOLDER, UNTRAINED, write_untrained
+from qwendet.model.source import find_source
 
 BUILD_FIX = "build every model with qwendet.loader.load"
 WEIGHTS_FIX = "save with save_checkpoint and load with qwendet.loader.load, which refuses missing keys"
@@ -30,7 +28,7 @@ MAY_BE_OTHER = ("training", "gradient_checkpointing", "name_or_path")
 """Settings of modules that change nothing of what they compute."""
 FIRST_ROWS = 16
 """Of each weight of a large model's files, that are held against the model."""
-MAY_DIFFER = ("model.path", "model.device", "train.output_dir", "model.lora")
+MAY_DIFFER = ("model.path", "model.revision", "model.device", "train.output_dir", "model.lora")
 """Settings in which the two builds may differ; the adapter's base is told by its fingerprint."""
 
 
@@ -205,27 +203,15 @@ def _differences(expected: dict[str, Any], found: dict[str, Any]) -> Iterator[tu
             yield key, ours.get(key), theirs.get(key)
 
 
-@once
-def source_folder(subject: Subject) -> Path | None:
-    """Where the config's model is on this disk; None for a hub id."""
-    path = subject.config.model.path
-    if path == UNTRAINED:
-        return write_untrained()
-    folder = TINY_FOLDER if path == "tiny" else Path(path)
-    return folder if folder.is_dir() else None
-
-
 def source(subject: Subject) -> Verdict:
     """The training build holds what the files of ``model.path`` hold, name by name.
 
     Of a large model's weights the first rows are read.
     """
-    folder = source_folder(subject)
-    if folder is None:
-        raise NotApplicableError("model.path is a hub id: its files are not looked at")
-    vlm = subject.bundle.detector.vlm
+    vlm, model = subject.bundle.detector.vlm, subject.bundle.config.model
     if has_adapter(vlm):
         raise NotApplicableError("the base of an adapter is known by its fingerprint")
+    folder = find_source(model.path, model.revision).folder
     own = dict(vlm.named_parameters(remove_duplicate=False))
     problems, seen = [], set()
     for path in sorted(folder.glob("model*.safetensors")):
