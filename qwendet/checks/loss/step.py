@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from qwendet.data.collate import Batch
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
@@ -179,33 +180,39 @@ def watch_step(trainer: DetectionTrainer, batches: Sequence[Batch], model: nn.Mo
     return shares
 
 
-class _Seen:
-    def __init__(self) -> None:
+class _Seen(TorchFunctionMode):
+    """What a step made. Between enter and exit, backward passes of this thread are noted, and not run."""
+
+    def __init__(self, scaler: Any) -> None:
+        super().__init__()
+        self.scaler = scaler
         self.outputs: list[DetectorOutput] = []
         self.losses: list[tuple[Tensor, Losses]] = []
         self.backward: list[Tensor] = []
 
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not Tensor.backward:
+            return func(*args, **(kwargs or {}))
+        self.backward.append(args[0] if self.scaler is None else args[0] / self.scaler.get_scale())
+        return None
+
 
 @contextmanager
 def _watching(trainer: DetectionTrainer, model: nn.Module) -> Iterator[_Seen]:
-    seen, manager = _Seen(), trainer.loss_manager
-    scaler = trainer.accelerator.scaler
-    backward = Tensor.backward
+    seen, manager = _Seen(trainer.accelerator.scaler), trainer.loss_manager
 
     def compute(tokens: Any, head: Any, targets: Any, counts: Tensor) -> Losses:
         losses = manager(tokens, head, targets, counts)
         seen.losses.append((counts, losses))
         return losses
 
-    def note(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
-        seen.backward.append(tensor if scaler is None else tensor / scaler.get_scale())
-
     handle = model.register_forward_hook(lambda module, args, output: seen.outputs.append(output))
     trainer.loss_manager = compute  # type: ignore[assignment]
-    Tensor.backward = note  # type: ignore[method-assign, assignment]
     try:
-        yield seen
+        with seen:
+            yield seen
     finally:
-        Tensor.backward = backward  # type: ignore[method-assign]
         trainer.loss_manager = manager
         handle.remove()
