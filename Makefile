@@ -15,7 +15,7 @@
 #:
 #:   PYTHON        the interpreter to build the environment with   (python3.11 if there is one, else python3)
 #:   VENV          the environment's folder                        (.venv)
-#:   TORCH         what pip installs as torch                      (torch==2.13.0)
+#:   TORCH         what pip installs as torch, a build of 2.13     (torch==2.13.0)
 #:   TORCH_INDEX   the index to take torch from; empty: pip's own  (empty)
 #:                 CPU build: https://download.pytorch.org/whl/cpu
 #:
@@ -87,7 +87,7 @@ clean:
 	find benchmarks qwendet tests -name __pycache__ -prune -exec rm -rf {} +
 
 # torch goes first, by itself, so that the build (CPU or CUDA) is the one that TORCH and TORCH_INDEX say, and what
-# follows finds it there. It leaves the constraints, because TORCH may name another version than the tested one.
+# follows finds it there. It leaves the constraints, because TORCH may name another build than the tested one.
 # Debian's bare python3.11 has no ensurepip: its pip then installs one into the environment.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %s: make PYTHON=python3.11" % sys.version)'

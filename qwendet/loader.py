@@ -97,7 +97,7 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
     require_hub_id(config.model)
     origin, manifest = _source(config.model.path, config.model.revision)
     source = str(origin.folder)
-    config = _resolve(config, origin.commit)
+    config = _resolve(config)
     base = _base_of_adapter(config, manifest)
     vlm = load_vlm(str((base or origin).folder), config.model, weights)
     with reading("tokenizer and image processor", source):
@@ -123,11 +123,9 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
                 "set model.lora to null, or train an adapter first",
             )
         config = _with_adapter(detector, config, origin, config.model.lora)
-    bundle = Bundle(detector, processor, _record(config, detector, processor))
+    bundle = Bundle(detector, processor, _record(config, detector, processor, origin.commit))
     if config.model.gradient_checkpointing and not for_inference:
-        # The second name is the one before transformers 5.23.
-        enable = getattr(vlm, "activation_checkpointing_enable", None) or vlm.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        vlm.activation_checkpointing_enable({"use_reentrant": False})
     if for_inference:
         detector.to(config.model.device)
         detector.eval()
@@ -248,11 +246,10 @@ def _verify(detector: Qwen25VLWithDetection, manifest: Manifest, folder: Path) -
     verify_parameters(_known(detector, manifest), manifest, folder)
 
 
-def _resolve(config: Config, commit: str | None) -> Config:
+def _resolve(config: Config) -> Config:
     """Fill in what ``auto`` and ``null`` leave open before the model is there, and say it."""
     data = config.data.model_copy(update={"labels": resolve_labels(config)})
-    model = settle(config.model).model_copy(update={"revision": commit})
-    return config.model_copy(update={"model": model, "data": data})
+    return config.model_copy(update={"model": settle(config.model), "data": data})
 
 
 def _known(detector: Qwen25VLWithDetection, manifest: Manifest) -> Qwen25VLWithDetection:
@@ -260,11 +257,14 @@ def _known(detector: Qwen25VLWithDetection, manifest: Manifest) -> Qwen25VLWithD
     return detector if manifest.head is not None else Qwen25VLWithDetection(detector.vlm, None)
 
 
-def _record(config: Config, detector: Qwen25VLWithDetection, processor: ImageTextProcessor) -> Config:
+def _record(
+    config: Config, detector: Qwen25VLWithDetection, processor: ImageTextProcessor, commit: str | None
+) -> Config:
     """Write into the config what the loaded parts have settled."""
     size = processor.image_processor.size
     limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
     update: dict[str, Any] = {"data": config.data.model_copy(update=limits)}
+    update["model"] = config.model.model_copy(update={"revision": commit})
     if detector.head is not None:
         shape = detector.head.shape
         update["detection"] = config.detection.model_copy(

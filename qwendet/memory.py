@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
 from qwendet.config import Config, TrainConfig
 from qwendet.meta_layers import META_ATTENTION, Footprint, footprint, meta_attention
@@ -184,7 +184,7 @@ def _moments(
 def _build(config: Config, vlm_config: Qwen2_5_VLConfig, dtype: torch.dtype) -> Qwen25VLWithDetection:
     """The model without weights, its parts frozen as training would."""
     with meta_attention(), torch.device("meta"):
-        vlm = Qwen2_5_VLForConditionalGeneration._from_config(
+        vlm = AutoModelForImageTextToText.from_config(
             vlm_config, dtype=dtype, attn_implementation=META_ATTENTION
         )
         head = None

@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer_callback import PrinterCallback
 
 from qwendet.boards import BoardReport
 from qwendet.callbacks import EndOfEpoch, ProgressReport

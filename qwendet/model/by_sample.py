@@ -19,11 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 BY_SAMPLE = "qwendet_by_sample"
 """Name of this attention among those of transformers."""
+sdpa_attention_forward = AttentionInterface()["sdpa"]
 
 
 def apart(
@@ -109,4 +108,4 @@ def attention_by_sample(
 
 
 AttentionInterface.register(BY_SAMPLE, attention_by_sample)
-AttentionMaskInterface.register(BY_SAMPLE, sdpa_mask)
+AttentionMaskInterface.register(BY_SAMPLE, AttentionMaskInterface()["sdpa"])

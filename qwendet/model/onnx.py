@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.jit._trace import TracerWarning
 
 from qwendet.data.patch_order import raster_to_flat
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
@@ -150,7 +149,7 @@ def _export(
     wanted = module(*inputs)
     with warnings.catch_warnings():
         # That loops over sizes become constants, and that tracing is the older of torch's two ways, is known.
-        warnings.simplefilter("ignore", TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             module,

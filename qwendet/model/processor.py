@@ -10,8 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessorPil,
+)
 
 from qwendet.data.encode import END_OF_TURN
 from qwendet.errors import CheckpointError

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 BY_LENGTH = "qwendet_by_length"
 """Name of this attention among those of transformers."""
+sdpa_attention_forward = AttentionInterface()["sdpa"]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLConfig
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import Qwen2_5_VLConfig, Qwen2VLImageProcessorPil
 
 from qwendet.checks.config.suite import MEMORY
 from qwendet.checks.result import Result

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers.trainer_utils import SaveStrategy
-
 from qwendet.data.encode import EncodedSample
 from qwendet.loader import Bundle
 from qwendet.training import DetectionTrainer
@@ -66,6 +64,6 @@ def short_trainer(
         }
     )
     arguments = training_arguments(config)
-    arguments.save_strategy = SaveStrategy.NO
+    arguments.save_strategy = "no"
     own = Bundle(bundle.detector, bundle.processor, config)
     return DetectionTrainer(own, FewSamples(encoded), arguments, [])  # type: ignore[arg-type]
