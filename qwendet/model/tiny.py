@@ -126,11 +126,6 @@ def train_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     return tokenizer
 
 
-def tiny_image_processor() -> Qwen2VLImageProcessorPil:
-    """The published image processor with limits that suit small images."""
-    return Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112 * 4)
-
-
 def tokenizer_texts() -> list[str]:
     """What the vocabulary is trained on: prompts, and answers with names of colours and shapes."""
     generator = np.random.default_rng(0)
@@ -161,5 +156,8 @@ def write_untrained() -> Path:
         torch.manual_seed(0)
         vlm = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer))
     vlm.save_pretrained(folder)
-    save_processor(ImageTextProcessor(tiny_image_processor(), tokenizer, tokenizer.chat_template), folder)
+    image_processor = Qwen2VLImageProcessorPil(
+        min_pixels=56 * 56, max_pixels=112 * 112 * 4
+    )  # suits small images
+    save_processor(ImageTextProcessor(image_processor, tokenizer, tokenizer.chat_template), folder)
     return folder

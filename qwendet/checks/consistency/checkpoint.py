@@ -7,7 +7,6 @@ model, and nothing here uses the loader's own comparisons.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,14 @@ from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.errors import CheckpointError, Problem
 from qwendet.files import sha256_of_file
-from qwendet.model.checkpoint import FORMAT_VERSION, HEAD_WEIGHTS, MANIFEST, RESUME, TRAINER_STATE
+from qwendet.model.checkpoint import (
+    FORMAT_VERSION,
+    HEAD_WEIGHTS,
+    MANIFEST,
+    RESUME,
+    TRAINER_STATE,
+    sha256_of_tensor,
+)
 from qwendet.model.losses import LOSS_VERSION
 
 ADAPTER = "adapter_config.json"
@@ -104,7 +110,7 @@ def parameters(subject: Subject, folder: Path) -> Verdict:
         elif own[name] != tuple(tensor.shape):
             what = f"the shape is {tuple(tensor.shape)}, the config's model has {own[name]}"
             problems.append(Problem(what, place, COPY))
-        elif name in vouched and _sha256(tensor) != vouched[name]["sha256"]:
+        elif name in vouched and sha256_of_tensor(tensor) != vouched[name]["sha256"]:
             problems.append(
                 Problem("the weight is not the one that was saved: its hash differs", place, COPY)
             )
@@ -142,10 +148,6 @@ def _index_problems(folder: Path) -> Iterator[Problem]:
         with safe_open(folder / name, "pt") as weights:
             if key not in weights.keys():  # noqa: SIM118  # not a mapping
                 yield Problem(f"the index says that {name} holds {key}, but it does not", str(path), COPY)
-
-
-def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def dtypes(subject: Subject, folder: Path) -> Verdict:

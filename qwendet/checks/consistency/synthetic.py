@@ -16,31 +16,29 @@ from PIL import Image
 from qwendet.checks.reference import EXIF_ORIENTATION, ImageFacts, model_size
 from qwendet.data.samples import DetectedObject, Sample, Turn
 
+NAME = "turned.jpg"
 WIDTH, HEIGHT = 213, 118
 QUARTER_TURN = 6
 BOXES = ((0.05, 0.10, 0.50, 0.55), (0.30, 0.45, 0.95, 0.90), (0.60, 0.05, 0.90, 0.40))
 """In the unit square, sorted neither by top nor by left; no two edges alike."""
 
 
-def synthetic_sample(
-    folder: Path, labels: Sequence[str], facts: ImageFacts | None = None, name: str = "turned.jpg"
-) -> Sample:
+def synthetic_sample(folder: Path, labels: Sequence[str], facts: ImageFacts | None = None) -> Sample:
     """Write the picture and return it as a sample.
 
     Args:
         folder: where to write.
         labels: label set; its first and last are used.
         facts: how the model's image is made; ``None`` lays boxes out in the displayed image.
-        name: of the file.
     """
-    write_picture(folder / name)
+    _write_picture(folder / NAME)
     shown = (WIDTH, HEIGHT) if facts is None else model_size(WIDTH, HEIGHT, facts)
     objects = tuple(
         DetectedObject(_whole_pixels(box, shown), labels[0 if index % 2 else -1])
         for index, box in enumerate(BOXES)
     )
     crowd = DetectedObject((1.0, 1.0, WIDTH / 2, HEIGHT / 2), labels[0], crowd=True)  # nobody's target
-    return Sample(Turn(name, (*objects, crowd), root=folder), where=f"{name} (drawn for this check)")
+    return Sample(Turn(NAME, (*objects, crowd), root=folder), where=f"{NAME} (drawn for this check)")
 
 
 def _whole_pixels(box: Sequence[float], shown: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -51,16 +49,11 @@ def _whole_pixels(box: Sequence[float], shown: tuple[int, int]) -> tuple[float, 
     return x1, y1, x2, y2
 
 
-def write_picture(path: Path, turn: int = 0) -> None:
-    """Draw colours that differ in every channel and place.
-
-    Args:
-        path: a JPEG.
-        turn: added to all values, for another picture.
-    """
+def _write_picture(path: Path) -> None:
+    """Draw colours that differ in every channel and place."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     red, green, blue = x * 255 // WIDTH, 200 - y * 150 // HEIGHT, (x // 16 + y // 12) % 2 * 120
-    displayed = np.stack([red, green, blue], axis=-1) + turn
+    displayed = np.stack([red, green, blue], axis=-1)
     stored = np.rot90(displayed.clip(0, 255).astype(np.uint8))  # orientation 6 turns it back, clockwise
     image = Image.fromarray(np.ascontiguousarray(stored))
     exif = image.getexif()

@@ -131,14 +131,13 @@ def _head_leaves(head: HeadOutput | None, dtype: torch.dtype | None) -> HeadOutp
     return HeadOutput(logits, boxes, head.valid, head.stage_sizes)
 
 
-def row_of(output: DetectorOutput, row: int, tokens: slice, dtype: torch.dtype) -> DetectorOutput:
-    """One sample's part of a batch's outputs.
+def row_of(output: DetectorOutput, row: int, tokens: slice) -> DetectorOutput:
+    """One sample's part of a batch's outputs, in float64.
 
     Args:
         output: of the batch.
         row: the sample.
         tokens: its part of the supervised tokens.
-        dtype: type of the part.
     """
     assert output.tokens is not None
     of_row = {"nll": output.tokens.nll[tokens], "is_student": output.tokens.is_student[tokens]}
@@ -147,7 +146,7 @@ def row_of(output: DetectorOutput, row: int, tokens: slice, dtype: torch.dtype) 
     if head is not None:
         mine = slice(row, row + 1)
         head = HeadOutput(head.logits[mine], head.boxes_cxcywh[mine], head.valid[mine], head.stage_sizes)
-    return leaves(DetectorOutput(own, head), dtype)
+    return leaves(DetectorOutput(own, head), torch.float64)
 
 
 def watch_step(trainer: DetectionTrainer, batches: Sequence[Batch], model: nn.Module) -> list[Share]:

@@ -145,13 +145,11 @@ class Watched:
         """Samples that are run by themselves: all; of a large model the first, which has demonstrations."""
         return list(range(len(self.ids) if self.subject.is_small else 1))
 
-    def rows(self, which: Sequence[int], dtype: torch.dtype = torch.float64) -> list[DetectorOutput]:
-        """The outputs of single samples, from those of the whole batch."""
+    def rows(self, which: Sequence[int]) -> list[DetectorOutput]:
+        """The outputs of single samples in float64, from those of the whole batch."""
         lengths = [sum(end - start for start, end in own) for own in self.spans]
         ends = np.cumsum(lengths).tolist()
-        return [
-            row_of(self.share.output, row, slice(ends[row] - lengths[row], ends[row]), dtype) for row in which
-        ]
+        return [row_of(self.share.output, row, slice(ends[row] - lengths[row], ends[row])) for row in which]
 
     def outputs(self, dtype: torch.dtype) -> DetectorOutput:
         """The outputs of the whole batch, as leaves of a new graph."""
