@@ -21,6 +21,7 @@ from qwendet.data.collate import StandardDataCollator
 from qwendet.data.encode import Encoder
 from qwendet.data.labels import resolve_labels
 from qwendet.errors import CheckpointError
+from qwendet.files import find_folder
 from qwendet.model.build_head import NEW_HEAD, build_head
 from qwendet.model.checkpoint import (
     Manifest,
@@ -183,8 +184,9 @@ def _source(path: str) -> tuple[str, Manifest | None]:
         return str(write_untrained()), None
     source = str(TINY_FOLDER) if path == "tiny" else path
     folder = Path(source)
+    is_there = find_folder(folder)
     if not is_qwendet_checkpoint(folder):
-        if folder.is_absolute() and not folder.is_dir():
+        if folder.is_absolute() and not is_there:
             raise CheckpointError("there is no such model directory", source, "correct model.path")
         return source, None
     manifest = read_manifest(folder)
