@@ -266,7 +266,7 @@ class InferConfig(Section):
     score_threshold: Share = 0.01
     """Detections with a lower score are left out of the output."""
     max_detections: Count = 100
-    """Most detections of an image, best first."""
+    """Most detections of an image, best first; with ``mode: both`` of head and text each."""
     max_new_tokens: Count = 2048
     """Most tokens of a text answer."""
     constrained: bool = False

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from qwendet.config import EMBEDDED_MODELS, Config, require_hub_id
 from qwendet.config_problems import Places, explain, looks_like_number
 from qwendet.errors import ConfigError
+from qwendet.files import find_folder
 
 PACKAGE_EXAMPLES = Path(__file__).parent / "examples"
 REPOSITORY_EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -251,5 +252,5 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
 
 def _model_path(path: str, folder: Path) -> str:
     """A model's folder made absolute; an embedded model or a hub id as it is."""
-    is_folder = path not in EMBEDDED_MODELS and (folder / path).is_dir()
+    is_folder = path not in EMBEDDED_MODELS and find_folder(folder / path)
     return str(folder / path) if is_folder else path

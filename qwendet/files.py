@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shlex
 import shutil
@@ -13,7 +14,11 @@ from pathlib import Path
 
 from qwendet.errors import ConfigError, DataError
 
+logger = logging.getLogger("qwendet")
+
 CHUNK_BYTES = 1 << 20
+REPLACED = ".replaced"
+"""How the name ends that a folder has while another one takes its place."""
 
 
 @contextmanager
@@ -38,16 +43,55 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def publish_folder(staging: Path, target: Path, *, replace: bool) -> None:
-    """Sync a finished folder to disk and give it its final name, another folder's if ``replace``."""
+    """Sync a finished folder to disk and give it its final name, another folder's if ``replace``.
+
+    No system moves a folder onto another one. A process that dies between the two renames leaves the earlier
+    folder under its second name, where :func:`find_folder` finds it.
+    """
     for path in [*staging.rglob("*"), staging]:
         _sync(path)
-    replaced = target.with_name(f".{target.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if replace and target.is_dir():
-        target.rename(replaced)
-    staging.rename(target)
+    replaced = _second_name(target)
+    if find_folder(target):
+        shutil.rmtree(replaced, ignore_errors=True)
+        if replace:
+            target.rename(replaced)
+    try:
+        staging.rename(target)
+    finally:
+        find_folder(target)
     _sync(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def find_folder(target: Path) -> bool:
+    """Whether a folder is there; one that was lost while it was being replaced is put back first.
+
+    Raises:
+        DataError: if it cannot be put back.
+    """
+    replaced = _second_name(target)
+    if target.exists() or not replaced.is_dir():
+        return target.is_dir()
+    try:
+        replaced.rename(target)
+    except OSError as error:
+        if not target.is_dir():  # else another process of the launcher was first
+            fix = shlex.join(["mv", str(replaced), str(target)])
+            what = f"it lies in {replaced} since its replacement was cut off ({error.strerror})"
+            raise DataError(what, str(target), fix) from error
+    else:
+        logger.warning("%s is put back as it was: the process that was replacing it was cut off", target)
+    return True
+
+
+def put_back_lost(parent: Path) -> None:
+    """Put back every folder in another one that :func:`find_folder` would."""
+    for replaced in parent.glob(f".*{REPLACED}"):
+        find_folder(parent / replaced.name.removeprefix(".").removesuffix(REPLACED))
+
+
+def _second_name(target: Path) -> Path:
+    return target.parent / f".{target.name}{REPLACED}"
 
 
 @contextmanager

@@ -181,15 +181,18 @@ class Predictor:
             by_text = list(map(self._by_text, self._answers(batch, encoded), encoded))
         rows = zip(samples, encoded, by_head, by_text, strict=True)
         return [
-            Prediction(sample.student.image, *item.image_size, self._best(boxes + texts), rejected, facts)
+            Prediction(sample.student.image, *item.image_size, self._best(boxes, texts), rejected, facts)
             for sample, item, boxes, (texts, rejected, facts) in rows
         ]
 
-    def _best(self, detections: list[Detection]) -> tuple[Detection, ...]:
+    def _best(self, *by_source: list[Detection]) -> tuple[Detection, ...]:
+        """The best of each source, as many as if it answered alone; together sorted by score."""
         infer = self.bundle.config.infer
-        kept = [detection for detection in detections if detection.score >= infer.score_threshold]
-        kept.sort(key=lambda detection: -detection.score)
-        return tuple(kept[: infer.max_detections])
+        kept: list[Detection] = []
+        for detections in by_source:
+            best = sorted(detections, key=lambda detection: -detection.score)[: infer.max_detections]
+            kept += [detection for detection in best if detection.score >= infer.score_threshold]
+        return tuple(sorted(kept, key=lambda detection: -detection.score))
 
     def _by_head(self, batch: Batch, encoded: Sequence[EncodedSample]) -> Iterator[list[Detection]]:
         output = self.bundle.detector(batch, with_tokens=False).head

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from qwendet.config import Config
 from qwendet.errors import CheckpointError, EnvironmentLacksError, Problem
-from qwendet.files import sha256_of_file
+from qwendet.files import put_back_lost, sha256_of_file
 from qwendet.model.checkpoint import MANIFEST, RESUME, Manifest, files_of, read_manifest, verify_files
 
 logger = logging.getLogger("qwendet")
@@ -95,6 +95,7 @@ def latest_checkpoint(run: Path) -> Path:
         CheckpointError: if there is none, with what is wrong with each.
     """
     problems: list[Problem] = []
+    put_back_lost(run)
     for folder in reversed(checkpoints(run)):
         try:
             processes = verify_training_state(folder, verify_checkpoint(folder))

@@ -22,7 +22,7 @@ from qwendet.config import Config
 from qwendet.detections import write_predictions
 from qwendet.errors import ConfigError, EnvironmentLacksError
 from qwendet.evaluation.validation import Validation, validate, validation_samples
-from qwendet.files import atomic_file, atomic_folder
+from qwendet.files import atomic_file, atomic_folder, put_back_lost
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.progress import track
 from qwendet.resume import latest_checkpoint, saving
@@ -134,6 +134,7 @@ def _require_unused(output_dir: Path) -> None:
             str(output_dir),
             "choose another with --set train.output_dir=DIR",
         )
+    put_back_lost(output_dir)
     if output_dir.is_dir() and any(output_dir.iterdir()):
         other = "choose another with --set train.output_dir=DIR"
         can_go_on = any(output_dir.glob("checkpoint-*"))

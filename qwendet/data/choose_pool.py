@@ -11,8 +11,9 @@ from pathlib import Path
 from qwendet.data.formats.jsonl_writer import sample_line
 from qwendet.data.images import resolve_image
 from qwendet.data.samples import Sample, SampleFile
+from qwendet.data.teachers import is_same_image
 from qwendet.errors import ConfigError, DataError
-from qwendet.files import atomic_file, sha256_of_file
+from qwendet.files import atomic_file
 from qwendet.progress import track
 
 DENSITIES = ("sparse", "medium", "dense")
@@ -211,7 +212,7 @@ class _Files:
         """Whether an image, or a copy of it, is among them."""
         file = _file(sample)
         others = self._by_length.get(file.stat().st_size, ())
-        return any(file == other or sha256_of_file(file) == sha256_of_file(other) for other in others)
+        return any(is_same_image(file, other) for other in others)
 
 
 def _file(sample: Sample) -> Path:

@@ -101,14 +101,15 @@ class StandardDataCollator:
             of at most H × W patches:
 
             - ``input_ids``, ``attention_mask``, ``mm_token_type_ids``: ``(B, L)`` int64
-            - ``position_ids``: ``(4, B, L)`` int64, only if packed: the token's index in its sample, by which
-              attention tells samples apart, and its time, row and column
+            - ``position_ids``: ``(3, B, L)`` int64, time, row and column of each token, 0 at padding; packed,
+              ``(4, B, L)``: before them its index in its sample, by which attention tells samples apart
             - ``labels``: ``(B, L)`` int64, -100 outside the assistants' answers
             - ``student_mask``: ``(B, L)`` bool, True at the tokens of the student's answer
             - ``teacher_assistant_spans``, ``student_assistant_spans``: per sample, ranges of its row
             - ``teacher_rows``, ``student_rows``: ``(R,)`` int64, the token before each of the answers',
               whose hidden state predicts it, in the flattened ``(B * L)`` sequence
-            - ``pixel_values``: ``(patches, dim)`` float32; ``image_grid_thw``: ``(images, 3)``
+            - ``pixel_values``: ``(patches, dim)`` float32; ``image_grid_thw``: ``(images, 3)``, and the same
+              as a list, ``grids``, which stays on the host
             - ``patch_index``: ``(S, H, W)`` int64, row of ``pixel_values`` of the student's patch
             - ``context_index``: ``(S, H, W)`` int64, its token in the flattened ``(B * L)`` sequence
             - ``patch_mask``: ``(S, H, W)`` bool, False beyond a sample's own grid
@@ -127,11 +128,12 @@ class StandardDataCollator:
             _shift(s.student_assistant_spans, by) for s, by in zip(samples, place.shifts, strict=True)
         ]
         student_mask = _mask(place, student_spans)
+        grids = torch.cat([sample.image_grid_thw for sample in samples])
         return {
             "input_ids": input_ids,
             "attention_mask": place.spread([torch.ones_like(s.input_ids) for s in samples], 0),
             "mm_token_type_ids": place.spread([s.mm_token_type_ids for s in samples], 0),
-            **(self._positions(samples) if self.packing else {}),
+            "position_ids": self._positions(samples, place),
             "labels": torch.where(_mask(place, teacher_spans) | student_mask, input_ids, IGNORED),
             "student_mask": student_mask,
             "teacher_assistant_spans": teacher_spans,
@@ -139,7 +141,8 @@ class StandardDataCollator:
             "teacher_rows": _rows_before(place, teacher_spans),
             "student_rows": _rows_before(place, student_spans),
             "pixel_values": torch.cat([sample.pixel_values for sample in samples]),
-            "image_grid_thw": torch.cat([sample.image_grid_thw for sample in samples]),
+            "image_grid_thw": grids,
+            "grids": grids.tolist(),
             **self._student_patches(samples, place),
             "label_input_ids": self.label_input_ids,
             "label_attention_mask": self.label_attention_mask,
@@ -150,18 +153,12 @@ class StandardDataCollator:
             "where": [sample.where for sample in samples],
         }
 
-    def _positions(self, samples: Sequence[EncodedSample]) -> dict[str, Tensor]:
-        """``position_ids`` ``(4, 1, L)`` of packed samples."""
-        positions = [
-            torch.cat(
-                [
-                    torch.arange(len(sample.input_ids))[None],
-                    rope_positions(sample.mm_token_type_ids, sample.image_grid_thw, self.merge_size),
-                ]
-            )
-            for sample in samples
-        ]
-        return {"position_ids": torch.cat(positions, dim=1)[:, None]}
+    def _positions(self, samples: Sequence[EncodedSample], place: _Place) -> Tensor:
+        """``position_ids`` of the batch."""
+        own = [rope_positions(s.mm_token_type_ids, s.image_grid_thw, self.merge_size) for s in samples]
+        if self.packing:
+            own = [torch.cat([torch.arange(one.shape[1])[None], one]) for one in own]
+        return torch.stack([place.spread(axis, 0) for axis in zip(*own, strict=True)])
 
     def _student_patches(self, samples: Sequence[EncodedSample], place: _Place) -> dict[str, Tensor]:
         """Point at the patches and tokens of each student image, in raster order."""

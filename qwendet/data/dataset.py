@@ -11,8 +11,8 @@ from qwendet.config import Config
 from qwendet.data.encode import EncodedSample, Encoder
 from qwendet.data.images import image_size
 from qwendet.data.resize import require_inside
-from qwendet.data.samples import Sample, SampleFile, Turn
-from qwendet.data.teachers import choose_teachers
+from qwendet.data.samples import Sample, SampleFile
+from qwendet.data.teachers import choose_teachers, without_own_image
 from qwendet.errors import ConfigError, DataError, Problem
 
 logger = logging.getLogger("qwendet")
@@ -69,8 +69,8 @@ class TrainingSamples:
         if sample.teachers or self.config.data.teacher_ratio == 0:
             return sample
         drawn = (self.pool.samples[at].student for at in self._drawn(position))
-        others = [turn for turn in drawn if not _is_same_image(turn, sample.student)]
-        return replace(sample, teachers=tuple(others[: self.config.data.num_teachers]))
+        shown = without_own_image(drawn, sample.student, self.config.data.num_teachers)
+        return replace(sample, teachers=shown)
 
     def lengths(self) -> list[tuple[int, int]]:
         """Images that are drawn for each sample in this epoch, and bytes of all its annotations."""
@@ -85,21 +85,16 @@ class TrainingSamples:
         """Samples of the pool that are drawn for a sample in this epoch, whether or not it has its own."""
         own = self.pool.is_training_set
         pool = self.indices if own else range(len(self.pool.samples))  # no sample that was left out
-        count = self.config.data.num_teachers
         chosen = choose_teachers(
             seed=self.config.train.seed,
             epoch=self.epoch,
             index=self.indices[position],
             pool_size=len(pool),
-            count=count if own else count + 1,  # one to spare: a pool may hold the sample's own image
+            count=self.config.data.num_teachers + 1,  # one to spare: the pool may hold the sample's own image
             ratio=self.config.data.teacher_ratio,
             exclude=position if own else None,
         )
         return [pool[at] for at in chosen]
-
-
-def _is_same_image(turn: Turn, other: Turn) -> bool:
-    return (turn.root / turn.image).resolve() == (other.root / other.image).resolve()
 
 
 def training_samples(config: Config, encoder: Encoder) -> TrainingSamples:

@@ -11,7 +11,7 @@ from qwendet.data.dataset import open_samples, teacher_pool
 from qwendet.data.formats.coco_layout import is_coco
 from qwendet.data.images import IMAGE_SUFFIXES, image_size
 from qwendet.data.samples import Sample, SampleFile, Turn
-from qwendet.data.teachers import choose_teachers
+from qwendet.data.teachers import choose_teachers, is_same_image, without_own_image
 from qwendet.errors import DataError, Problem
 
 
@@ -35,7 +35,7 @@ def require_images(samples: Iterable[Sample]) -> None:
     """Look at each image as far as its header.
 
     Raises:
-        DataError: naming every image that cannot be used.
+        DataError: naming every image that cannot be used, and every demonstration that gives the answer away.
     """
     problems: list[Problem] = []
     for sample in samples:
@@ -44,8 +44,22 @@ def require_images(samples: Iterable[Sample]) -> None:
                 image_size(turn.image, turn.root, sample.where)
             except DataError as error:
                 problems += error.problems
+        problems += _own_answers(sample)
     if problems:
         raise DataError.of(problems)
+
+
+def _own_answers(sample: Sample) -> list[Problem]:
+    asked = sample.student.root / sample.student.image
+    return [
+        Problem(
+            f"a demonstration shows {turn.image!r}, the very image that is asked about",
+            sample.where,
+            "remove the demonstration, or take another image",
+        )
+        for turn in sample.teachers
+        if is_same_image(turn.root / turn.image, asked)
+    ]
 
 
 def _samples_of(path: Path) -> Iterable[Sample]:
@@ -70,7 +84,7 @@ def _samples_of(path: Path) -> Iterable[Sample]:
 
 
 def with_teachers(samples: Sequence[Sample], config: Config, count: int) -> list[Sample]:
-    """Give demonstrations from the pool to samples that have none of their own.
+    """Give demonstrations from the pool to samples that have none of their own, of other images than theirs.
 
     Raises:
         DataError: if the pool cannot be read.
@@ -78,6 +92,11 @@ def with_teachers(samples: Sequence[Sample], config: Config, count: int) -> list
     if count == 0 or all(sample.teachers for sample in samples):
         return list(samples)
     pool = teacher_pool(config, open_samples(config, "train")).samples
-    chosen = choose_teachers(config.train.seed, 0, 0, len(pool), count, ratio=1.0)
-    turns = tuple(pool[index].student for index in chosen)
-    return [sample if sample.teachers else replace(sample, teachers=turns) for sample in samples]
+    chosen = choose_teachers(config.train.seed, 0, 0, len(pool), count + 1, ratio=1.0)
+    drawn = [pool[index].student for index in chosen]
+    return [
+        sample
+        if sample.teachers
+        else replace(sample, teachers=without_own_image(drawn, sample.student, count))
+        for sample in samples
+    ]

@@ -5,7 +5,8 @@
       0    1  |  2  2  3  3           |  4        row
       0    1  |  2  3  2  3           |  4        column
 
-The same as ``Qwen2_5_VLModel.get_rope_index``, which only tells samples apart that have a row each.
+The same as ``Qwen2_5_VLModel.get_rope_index``, which only tells samples apart that have a row each, and asks
+for numbers of each tensor many times: here they are counted while the batch is still on the host.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import sys
 import unicodedata
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ MAX_SIDE = 2**31 - 1  # pixels; formats of images cannot say more
 TURN_KEYS = frozenset({"images", "objects", "width", "height"})
 SAMPLE_KEYS = frozenset({"teachers", "student"})
 EXAMPLE_LINE = '{"images": ["a.jpg"], "objects": [{"bbox_2d": [x1, y1, x2, y2], "desc": "label"}]}'
-OBJECT_KEYS = frozenset({"bbox_2d", "desc", "crowd", "difficult"})
+OBJECT_KEYS = frozenset({"bbox_2d", "desc", "crowd", "difficult", "area"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,15 @@ class DetectedObject:
         desc: the label text.
         crowd: the box holds many objects (COCO ``iscrowd``); neither trained on nor scored.
         difficult: VOC ``difficult``; trained on, not scored.
+        area: COCO ``area``, what the object itself covers, in square pixels of the image as displayed; by it
+            scores tell small from large. ``None`` takes the box's. It makes no other object of one.
     """
 
     bbox_2d: tuple[float, float, float, float]
     desc: str
     crowd: bool = False
     difficult: bool = False
+    area: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +197,7 @@ def _parse_object(record: Any, where: str, path: str) -> DetectedObject:
         desc=check_label(record.get("desc"), where, f"{path}.desc"),
         crowd=_parse_flag(record, "crowd", where, path),
         difficult=_parse_flag(record, "difficult", where, path),
+        area=_parse_area(record.get("area"), where, f"{path}.area"),
     )
 
 
@@ -203,6 +207,15 @@ def _parse_flag(record: dict[str, Any], key: str, where: str, path: str) -> bool
         what = f"{path}.{key}: expected true or false, got {value!r}"
         raise DataError(what, where, "write true, or leave it out")
     return value
+
+
+def _parse_area(value: Any, where: str, path: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
+        what = f"{path}: expected square pixels above 0, got {value!r}"
+        raise DataError(what, where, "give what the object covers, or leave it out")
+    return float(value)
 
 
 def _parse_box(value: Any, where: str, path: str) -> tuple[float, float, float, float]:

@@ -1,8 +1,13 @@
-"""Which demonstrations a training sample gets: a function of seed, epoch and index alone."""
+"""Which demonstrations a sample gets: a function of seed, epoch and index alone, and never its own image."""
 
 from __future__ import annotations
 
+import filecmp
 import random
+from collections.abc import Iterable
+from pathlib import Path
+
+from qwendet.data.samples import Turn
 
 
 def choose_teachers(
@@ -38,3 +43,20 @@ def choose_teachers(
         return generator.sample(range(pool_size), min(count, pool_size))
     drawn = generator.sample(range(pool_size - 1), min(count, pool_size - 1))
     return [candidate + (candidate >= exclude) for candidate in drawn]
+
+
+def without_own_image(drawn: Iterable[Turn], asked: Turn, count: int) -> tuple[Turn, ...]:
+    """The first demonstrations, at most ``count``, that do not show the image that is asked about.
+
+    Training and inference choose by it alike. Draw one more than is wanted: a pool may hold the image.
+    """
+    others = [turn for turn in drawn if not is_same_image(turn.root / turn.image, asked.root / asked.image)]
+    return tuple(others[:count])
+
+
+def is_same_image(one: Path, other: Path) -> bool:
+    """Whether both are one file, whatever path or link leads there, or copies, byte for byte."""
+    try:
+        return one == other or one.samefile(other) or filecmp.cmp(one, other, shallow=False)
+    except OSError:  # absent, which is told where the image is read
+        return False

@@ -52,7 +52,7 @@ def coco_ground_truth(
                     "image_id": image_id,
                     "category_id": category_of[item.desc],
                     "bbox": [x, y, width, height],
-                    "area": width * height,
+                    "area": width * height if item.area is None else item.area,
                     "iscrowd": int(item.crowd),
                     "ignore": int(item.crowd or item.difficult),
                 }

@@ -22,7 +22,7 @@ from qwendet.evaluation.dataset import foreign_labels, open_dataset, without_tea
 from qwendet.evaluation.matches import IOU_THRESHOLD
 from qwendet.evaluation.saved import align, read_runs
 from qwendet.evaluation.scores import SCORE_MEANINGS, Run, run_name, score_run
-from qwendet.files import atomic_file
+from qwendet.files import atomic_file, find_folder
 from qwendet.inference import Predictor
 from qwendet.progress import track
 
@@ -100,15 +100,16 @@ def evaluate_checkpoint(
         QwendetError: for a checkpoint, data or option that cannot be used.
     """
     samples, notes = open_dataset(data)
+    is_checkpoint = compare is not None and find_folder(compare)
     # Read before hours are spent on predicting.
-    others = read_runs(compare) if compare is not None and not compare.is_dir() else {}
+    others = read_runs(compare) if compare is not None and not is_checkpoint else {}
     predictor = Predictor.from_checkpoint(checkpoint, overrides=overrides)
     labels = predictor.bundle.labels
     notes += foreign_labels(samples, labels, str(data))
     found = _predict_all(predictor, samples, mode, teachers)
     truth = coco_ground_truth(samples, found[0][2], labels)
     runs = tuple(score_run(truth, predictions, labels, source, count) for source, count, predictions in found)
-    if compare is not None and compare.is_dir():
+    if compare is not None and is_checkpoint:
         others = _runs_of_checkpoint(compare, samples, mode, teachers, overrides)
     return Evaluation(
         checkpoint=str(checkpoint),

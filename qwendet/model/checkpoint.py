@@ -26,7 +26,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from qwendet.config import Config
 from qwendet.errors import CheckpointError, Problem
-from qwendet.files import sha256_of_file
+from qwendet.files import find_folder, sha256_of_file
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import HeadShape
 from qwendet.model.lora import has_adapter, is_adapter, save_adapter
@@ -232,13 +232,13 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: if it is absent, unreadable, or of another format or loss version.
     """
     path = folder / MANIFEST
-    if not folder.is_dir():
+    if not find_folder(folder):
         what = (
             "expected a checkpoint's folder, got a file" if folder.exists() else "there is no such checkpoint"
         )
         raise CheckpointError(what, str(folder), "give a folder that train wrote, such as run/final")
     if not path.is_file():
-        inner = next((run for run in (folder / "final", folder / "run" / "final") if run.is_dir()), None)
+        inner = next((run for run in (folder / "final", folder / "run" / "final") if find_folder(run)), None)
         raise CheckpointError(
             f"the checkpoint has no manifest ({MANIFEST})",
             str(folder),

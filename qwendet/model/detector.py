@@ -78,36 +78,27 @@ class Qwen25VLWithDetection(nn.Module):
             batch: the batch; targets in it are not looked at.
             with_tokens: compute the losses of the answers' tokens.
         """
-        position_ids = self.positions(batch)
-        patches, image_embeds = self.see(batch["pixel_values"], batch["image_grid_thw"])
+        patches, image_embeds = self.see(batch["pixel_values"], torch.tensor(batch["grids"]))
         embeds, label_embeds = self._embed(batch)
-        hidden = self._read(batch, embeds, image_embeds, position_ids)
+        hidden = self._read(batch, embeds, image_embeds)
         return DetectorOutput(
             tokens=self._token_losses(hidden, batch) if with_tokens else None,
             head=None if self.head is None else self._detect(patches, hidden, label_embeds, batch),
         )
 
-    def see(self, pixel_values: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches ``(P, vision)`` in the processor's order, image tokens ``(P / merge², text)``."""
+    def see(self, pixel_values: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches ``(P, vision)`` in the processor's order, image tokens ``(P / merge², text)``.
+
+        Args:
+            pixel_values: ``(P, dim)``.
+            grids: ``(images, 3)`` int64 on the host, so that nobody waits for the device.
+        """
         visual = self.vlm.model.visual
-        indices = plan(visual, image_grid_thw)
+        indices = plan(visual, grids, pixel_values.device)
         order = indices["window_index"].argsort()
-        seen = visual(pixel_values.to(visual.dtype), grid_thw=image_grid_thw, **indices)
+        seen = visual(pixel_values.to(visual.dtype), grid_thw=grids, **indices)
         blocks = seen.last_hidden_state.unflatten(0, (-1, visual.spatial_merge_unit))
         return blocks.index_select(0, order).flatten(0, 1), seen.pooler_output
-
-    def positions(self, batch: Batch) -> Tensor:
-        """Positions ``(3, B, L)`` of tokens, or the ``(4, B, L)`` that a packed batch has.
-
-        Found on the host, before the device has work: counting there would wait for the device many times.
-        """
-        if "position_ids" in batch:
-            packed: Tensor = batch["position_ids"]
-            return packed
-        names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
-        positions, _ = self.vlm.model.get_rope_index(**{name: batch[name].cpu() for name in names})
-        found: Tensor = positions.to(batch["input_ids"].device)
-        return found
 
     def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embeddings ``(B, L, text)`` of tokens and ``(C, T, text)`` of the label texts.
@@ -119,13 +110,13 @@ class Qwen25VLWithDetection(nn.Module):
         embeds, label_embeds = found.split([ids.numel(), label_ids.numel()])
         return embeds.view(*ids.shape, -1), label_embeds.view(*label_ids.shape, -1)
 
-    def _read(self, batch: Batch, embeds: Tensor, image_embeds: Tensor, position_ids: Tensor) -> Tensor:
+    def _read(self, batch: Batch, embeds: Tensor, image_embeds: Tensor) -> Tensor:
         """Hidden states ``(B, L, text)`` of the language model."""
-        input_ids = batch["input_ids"]
+        input_ids, position_ids = batch["input_ids"], batch["position_ids"]
         is_image = (input_ids == self.config.image_token_id)[..., None]
         embeds = embeds.masked_scatter(is_image, image_embeds.to(embeds.dtype))
         # Packed samples are told apart by positions, and only where there is no mask and no cache.
-        mask = None if "position_ids" in batch else batch["attention_mask"]
+        mask = None if len(position_ids) == 4 else batch["attention_mask"]
         return self.hidden_states(embeds, position_ids, mask, batch["num_tokens"])
 
     def hidden_states(

@@ -67,7 +67,7 @@ class AnswersInProgress:
         self._inputs = {key: batch[key] for key in _OF_A_PROMPT}
         mask = batch["attention_mask"]
         self._attention_mask = None if mask.all() else mask  # attention is quicker without
-        self._position_ids = detector.positions(batch)
+        self._position_ids = batch["position_ids"]
         self._cache = DynamicCache(config=detector.config.text_config)
 
     def read(self) -> Tensor:

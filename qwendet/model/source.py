@@ -13,6 +13,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from qwendet.errors import CheckpointError
+from qwendet.files import find_folder
 from qwendet.model.published import reading
 from qwendet.model.tiny import TINY_FOLDER, UNTRAINED, write_untrained
 
@@ -47,7 +48,7 @@ def find_source(path: str, revision: str | None, *, weights: bool = True) -> Sou
     if path == UNTRAINED:
         return Source(write_untrained())
     folder = TINY_FOLDER if path == "tiny" else Path(path)
-    if folder.is_dir():
+    if find_folder(folder):
         return Source(folder)
     if folder.is_absolute():
         raise CheckpointError("there is no such model directory", path, "correct model.path")

@@ -40,28 +40,32 @@ class Segments:
     back: Tensor | None = None
 
 
-def plan(visual: Any, image_grid_thw: Tensor) -> dict[str, Any]:
+def plan(visual: Any, grids: Tensor, device: torch.device) -> dict[str, Any]:
     """What the vision tower would find out from the grids in its forward, found on the host.
 
     Args:
         visual: the published vision tower.
-        image_grid_thw: ``(images, 3)`` int64.
+        grids: ``(images, 3)`` int64 on the host, frames, rows and columns.
+        device: where the tower computes; nothing is asked of it, and no copy to it is waited for.
 
     Returns:
         Keyword arguments of the tower; ``window_index`` ``(tokens,)`` int64 is the order that it computes in.
     """
-    grids, device, merge = image_grid_thw.cpu(), image_grid_thw.device, visual.spatial_merge_size
+    merge = visual.spatial_merge_size
     window_index, window_bounds = get_vision_window_index(
         grids, spatial_merge_size=merge, window_size=visual.window_size, patch_size=visual.patch_size
     )
     windows = window_bounds.diff()
     frames = (grids[:, 1] * grids[:, 2]).repeat_interleave(grids[:, 0])
-    found: dict[str, Any] = {"position_ids": get_vision_position_ids(grids, merge).to(device)}
+    found: dict[str, Any] = {"position_ids": _sent(get_vision_position_ids(grids, merge), device)}
     if visual.config._attn_implementation != BY_LENGTH:
         frame_bounds = F.pad(frames.cumsum(0, dtype=torch.int32), (1, 0))
-        found |= {"cu_seqlens": frame_bounds.to(device), "max_seqlen": int(frames.max())}
-        found |= {"cu_window_seqlens": window_bounds.to(device), "max_window_seqlen": int(windows.max())}
-        return found | {"window_index": window_index.to(device)}
+        found |= {"cu_seqlens": _sent(frame_bounds, device), "max_seqlen": int(frames.max())}
+        found |= {
+            "cu_window_seqlens": _sent(window_bounds, device),
+            "max_window_seqlen": int(windows.max()),
+        }
+        return found | {"window_index": _sent(window_index, device)}
 
     patches_a_token = visual.spatial_merge_unit
     window_index = window_index[windows.repeat_interleave(windows // patches_a_token).argsort(stable=True)]
@@ -70,7 +74,7 @@ def plan(visual: Any, image_grid_thw: Tensor) -> dict[str, Any]:
     of_windows = Segments(_runs(windows))
     whole = torch.tensor([0, int(windows.sum())])  # stays on the host, which reads it
     return found | {
-        "window_index": window_index.to(device),
+        "window_index": _sent(window_index, device),
         "cu_seqlens": whole,
         "cu_window_seqlens": whole,
         "segments": {
@@ -89,7 +93,12 @@ def _gathered(
     if bool((order.diff() > 0).all()):
         return Segments(_runs(lengths))
     order = (order[:, None] * patches_a_token + torch.arange(patches_a_token)).flatten()
-    return Segments(_runs(lengths), order.to(device), order.argsort().to(device))
+    return Segments(_runs(lengths), _sent(order, device), _sent(order.argsort(), device))
+
+
+def _sent(found: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; the host does not wait until it is there."""
+    return found.to(device, non_blocking=True)
 
 
 def _runs(lengths: Tensor) -> tuple[tuple[int, int], ...]:

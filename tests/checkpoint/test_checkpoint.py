@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import shutil
@@ -18,7 +19,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwendet.config import Config
 from qwendet.errors import CheckpointError, DataError
-from qwendet.files import atomic_file, atomic_folder, sha256_of_file
+from qwendet.files import atomic_file, atomic_folder, find_folder, sha256_of_file
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.model.checkpoint import (
     describe_parameters,
@@ -482,6 +483,76 @@ def test_atomic_folder__does_not_replace_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(OSError), atomic_folder(tmp_path / "final") as staging:
         (staging / "new.txt").write_text("new")
     assert [path.name for path in tmp_path.rglob("*")] == ["final", "old.txt"]
+
+
+def lost(target: Path) -> Path:
+    """A folder as a kill between the two renames of its replacement leaves it; returns where it lies."""
+    replaced = target.with_name(f".{target.name}.replaced")
+    replaced.mkdir()
+    (replaced / "old.txt").write_text("old")
+    return replaced
+
+
+def test_find_folder__puts_back_what_was_being_replaced_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    replaced = lost(tmp_path / "final")
+    assert find_folder(tmp_path / "final")
+    assert not replaced.exists()
+    assert (tmp_path / "final" / "old.txt").read_text() == "old"
+    (warning,) = [record.getMessage() for record in caplog.records]
+    final = tmp_path / "final"
+    assert warning == f"{final} is put back as it was: the process that was replacing it was cut off"
+
+
+def test_find_folder__leaves_alone_what_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "final").mkdir()
+    replaced = lost(tmp_path / "final")
+    assert find_folder(tmp_path / "final")
+    assert replaced.exists()
+    assert not find_folder(tmp_path / "other")
+    assert caplog.records == []
+
+
+def test_find_folder__names_the_command_where_it_may_not_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced = lost(tmp_path / "final")
+
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(DataError) as caught:
+        find_folder(tmp_path / "final")
+    (problem,) = caught.value.problems
+    assert problem.what == f"it lies in {replaced} since its replacement was cut off (Read-only file system)"
+    assert (problem.where, problem.fix) == (str(tmp_path / "final"), f"mv {replaced} {tmp_path / 'final'}")
+
+
+def test_atomic_folder__that_cannot_take_its_name_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "old.txt").write_text("old")
+    sound = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if ".writing-" in self.name:
+            raise OSError(errno.EIO, "Input/output error")
+        return sound(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output"), atomic_folder(tmp_path / "final", replace=True):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["final", "old.txt"]
+
+
+def test_atomic_folder__replaces_one_that_was_lost(tmp_path: Path) -> None:
+    lost(tmp_path / "final")
+    with atomic_folder(tmp_path / "final", replace=True) as staging:
+        (staging / "new.txt").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["final", "new.txt"]
 
 
 def test_atomic_file__appears_whole_and_replaces(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ from qwendet.config_file import build_config
 from qwendet.data.dataset import TrainingSamples
 from qwendet.data.shapes import DEMO, write_dataset
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
+from qwendet.evaluation.command import evaluate_checkpoint
 from qwendet.files import sha256_of_file
+from qwendet.infer_command import infer
 from qwendet.model.checkpoint import HEAD_WEIGHTS, read_manifest
 from qwendet.resume import checkpoints, latest_checkpoint, rotate
 from qwendet.run import train
@@ -123,6 +125,81 @@ def test_kill__five_times_anywhere_nothing_is_lost_and_all_runs_end_the_same(
     assert (figures["survived"], figures["kills"], figures["lost"]) == (5, 5, 0), done.stderr[-3000:]
     assert figures["killed_inside_a_save"] >= 1
     assert "survived 5 of 5, lost 0" in done.stdout
+
+
+# A kill between the two renames of a replacement
+
+KILLED = """
+import os, pathlib, signal, sys
+import qwendet.run
+from qwendet.config import Config
+from qwendet.run import train
+
+config, older, name = sys.argv[1:]
+sound = pathlib.Path.rename
+
+def rename(self, target):
+    if pathlib.Path(target).name == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sound(self, target)
+
+pathlib.Path.rename = rename
+if older:
+    qwendet.run.latest_checkpoint = lambda run: pathlib.Path(older)
+train(Config.model_validate_json(config), resume=True)
+"""
+
+
+def killed_while_replacing(config: Config, name: str, older: Path | None, repo_root: Path) -> None:
+    """Resume a run, from an older checkpoint if one is given, and die when the new folder gets its name."""
+    arguments = [config.model_dump_json(), "" if older is None else str(older), name]
+    command = [sys.executable, "-c", KILLED, *arguments]
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    run = Path(config.train.output_dir)
+    assert not (run / name).exists()
+    assert (run / f".{name}.replaced").is_dir()
+
+
+def test_kill__while_final_is_replaced__final_is_found_again(
+    stopped: Path,
+    finished: Path,
+    make_config: MakeConfig,
+    scenes: Path,
+    repo_root: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    final = shutil.copytree(finished / "final", stopped / "final")
+    killed_while_replacing(make_config(stopped), "final", None, repo_root)
+    for use in (
+        lambda: infer(final, [scenes]),
+        lambda: evaluate_checkpoint(final, scenes),
+        lambda: evaluate_checkpoint(finished / "final", scenes, compare=final),
+    ):
+        if final.exists():  # as the kill left it
+            final.rename(stopped / ".final.replaced")
+        caplog.clear()
+        use()
+        assert f"{final} is put back as it was: the process that was replacing it was cut off" in caplog.text
+        assert read_manifest(final).parameters == read_manifest(finished / "final").parameters
+
+
+def test_kill__while_a_checkpoint_is_replaced__the_run_goes_on_from_it(
+    stopped: Path,
+    finished: Path,
+    make_config: MakeConfig,
+    repo_root: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    checkpoint = stopped / "checkpoint-4"
+    killed_while_replacing(make_config(stopped), checkpoint.name, stopped / "checkpoint-2", repo_root)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(make_config(stopped))
+    assert latest_checkpoint(stopped) == checkpoint
+    assert f"{checkpoint} is put back as it was" in caplog.text
+    train(make_config(stopped), resume=True)
+    assert read_manifest(stopped / "final").parameters == read_manifest(finished / "final").parameters
+    assert list(stopped.glob(".*.replaced")) == []
 
 
 # Which checkpoint is taken

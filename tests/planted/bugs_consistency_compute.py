@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from qwendet import inference
-from qwendet.data import collate
+from qwendet.data import collate, positions
 from qwendet.data.collate import Batch
 from qwendet.model import by_sample
 from qwendet.model.detector import Qwen25VLWithDetection
@@ -30,20 +29,13 @@ def right_pad(lengths: Sequence[int]) -> Any:
     return collate._Place((len(lengths), max(lengths)), tuple(range(len(lengths))), (0,) * len(lengths))
 
 
-def one_dimension(self: Any, input_ids: Tensor, *args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
-    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    return positions.expand(3, -1, -1), torch.zeros(len(input_ids), 1, dtype=torch.int64)
+def one_dimension(mm_token_type_ids: Tensor, image_grid_thw: Tensor, merge_size: int) -> Tensor:
+    return torch.arange(len(mm_token_type_ids)).expand(3, -1)
 
 
-def one_on_behind_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = Qwen2_5_VLModel.get_rope_index
-
-    def positions(self: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        found, deltas = sound(self, input_ids, *args, **kwargs)
-        later = (input_ids == self.config.image_token_id).long().flip(1).cumsum(1).flip(1) == 0
-        return found + later.to(found), deltas + 1
-
-    monkeypatch.setattr(Qwen2_5_VLModel, "get_rope_index", positions)
+def one_on_behind_images(mm_token_type_ids: Tensor, image_grid_thw: Tensor, merge_size: int) -> Tensor:
+    later = mm_token_type_ids.flip(0).cumsum(0).flip(0) == 0
+    return positions.rope_positions(mm_token_type_ids, image_grid_thw, merge_size) + later.long()
 
 
 def without_mask(self: Any, batch: Batch) -> Batch:
@@ -57,12 +49,13 @@ def with_padding(self: Any, batch: Batch) -> Batch:
 
 def without_rows_for_text(self: Any, batch: Batch) -> Batch:
     """Three rows of positions, as in every other forward: a mask cannot tell packed samples apart."""
-    return batch | {"position_ids": batch["position_ids"][1:]} if "position_ids" in batch else batch
+    return batch | {"position_ids": batch["position_ids"][-3:]}
 
 
 def as_one_sample(self: Any, batch: Batch) -> Batch:
     """Packed samples as one long one."""
-    return batch | {"num_tokens": [sum(batch["num_tokens"])]} if "position_ids" in batch else batch
+    is_packed = len(batch["position_ids"]) == 4
+    return batch | {"num_tokens": [sum(batch["num_tokens"])]} if is_packed else batch
 
 
 def see_what_follows(*args: Any, **settings: Any) -> Any:
@@ -105,9 +98,9 @@ def in_generation(change: Callable[..., dict[str, Any]]) -> Any:
     return replacing(inference, "generate_answers", answers)
 
 
-def untyped(batch: Batch, **_: Any) -> dict[str, Any]:
-    types = torch.zeros_like(batch["mm_token_type_ids"])
-    return {"batch": batch | {"mm_token_type_ids": types}}
+def counted_one_by_one(batch: Batch, **_: Any) -> dict[str, Any]:
+    places = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0).expand(3, -1, -1)
+    return {"batch": batch | {"position_ids": places}}
 
 
 def unscaled(batch: Batch, **_: Any) -> dict[str, Any]:
@@ -166,22 +159,22 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         in_batch(lambda batch: {"mm_token_type_ids": torch.zeros_like(batch["mm_token_type_ids"])}),
     ),
     Bug(
-        "mm_token_type_ids dropped in generation",
+        "positions from one dimension in generation",
         "consistency.compute.positions",
         ("expected",),
-        in_generation(untyped),
+        in_generation(counted_one_by_one),
     ),
     Bug(
         "text behind an image one position on",
         "consistency.compute.positions",
         ("expected",),
-        one_on_behind_images,
+        replacing(collate, "rope_positions", one_on_behind_images),
     ),
     Bug(
         "positions from one dimension",
         "consistency.compute.positions",
         ("expected",),
-        replacing(Qwen2_5_VLModel, "get_rope_index", one_dimension),
+        replacing(collate, "rope_positions", one_dimension),
     ),
     Bug(
         "generated tokens are placed too far on",

@@ -33,9 +33,9 @@ def first_image(patches: Tensor, hidden: Tensor, batch: Batch) -> tuple[Tensor, 
 def window_order(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = Qwen25VLWithDetection.see
 
-    def see(self: Qwen25VLWithDetection, pixel_values: Tensor, image_grid_thw: Tensor) -> Any:
-        patches, embeds = sound(self, pixel_values, image_grid_thw)
-        order = plan(self.vlm.model.visual, image_grid_thw)["window_index"]
+    def see(self: Qwen25VLWithDetection, pixel_values: Tensor, grids: Tensor) -> Any:
+        patches, embeds = sound(self, pixel_values, grids)
+        order = plan(self.vlm.model.visual, grids, pixel_values.device)["window_index"]
         return patches.unflatten(0, (len(order), -1))[order].flatten(0, 1), embeds
 
     monkeypatch.setattr(Qwen25VLWithDetection, "see", see)

@@ -110,6 +110,12 @@ BATCH_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         in_batch(lambda batch: {"mm_token_type_ids": torch.zeros_like(batch["mm_token_type_ids"])}),
     ),
     Bug(
+        "positions of one dimension",
+        "loss.padding",
+        ("wrong: position_ids",),
+        in_batch(lambda batch: {"position_ids": batch["position_ids"][:1].expand(3, -1, -1)}),
+    ),
+    Bug(
         "the prompt of inference lacks the last line break",
         "loss.prompt",
         ("the prompt that inference sends differs",),

@@ -61,9 +61,9 @@ def read(*, with_mask: bool, one_dimensional: bool) -> Callable[..., Tensor]:
         batch: Batch,
         embeds: Tensor,
         image_embeds: Tensor,
-        position_ids: Tensor,
     ) -> Tensor:
         is_image = (batch["input_ids"] == self.config.image_token_id)[..., None]
+        position_ids = batch["position_ids"]
         if one_dimensional:
             position_ids = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0).expand(3, -1, -1)
         outputs = self.vlm.model.language_model(
@@ -82,8 +82,8 @@ def seeing(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Plant:
     """Change patches and image tokens behind the vision tower."""
     sound = Qwen25VLWithDetection.see
 
-    def see(self: Qwen25VLWithDetection, pixel_values: Tensor, image_grid_thw: Tensor) -> Any:
-        return change(*sound(self, pixel_values, image_grid_thw))
+    def see(self: Qwen25VLWithDetection, pixel_values: Tensor, grids: Tensor) -> Any:
+        return change(*sound(self, pixel_values, grids))
 
     return replacing(Qwen25VLWithDetection, "see", see)
 

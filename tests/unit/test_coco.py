@@ -203,11 +203,27 @@ def test_record(tmp_path: Path) -> None:
     assert isinstance(record, Record)
     assert (record.split, record.findings) == ("all", ())
     objects = record.sample.student.objects
-    assert [(o.bbox_2d, o.desc, o.crowd, o.difficult) for o in objects] == [
-        ((1.1, 2.2, 31.4, 42.6), "cell", True, False),
-        ((0, 0, WIDTH, HEIGHT), "cell", False, True),
-        ((0, 0, 1, 1), "cell", False, True),
+    assert [(o.bbox_2d, o.desc, o.crowd, o.difficult, o.area) for o in objects] == [
+        ((1.1, 2.2, 31.4, 42.6), "cell", True, False, 3),
+        ((0, 0, WIDTH, HEIGHT), "cell", False, True, None),
+        ((0, 0, 1, 1), "cell", False, True, None),
     ]
+
+
+def test_area__is_kept_from_coco_through_jsonl_to_coco(tmp_path: Path) -> None:
+    """To the last digit; 0, which tools write that do not compute it, and nothing are none."""
+    source = write(
+        tmp_path,
+        [box(area=702.1057499999998), box(id=2, area=0), box((3, 4, 5, 6), id=3), box((0, 0, 9, 9), id=4)],
+    )
+    how = {"images": "reference"}
+    convert_dataset(source, tmp_path / "jsonl", Conversion(**how))
+    (line,) = (tmp_path / "jsonl" / "all.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [record.get("area") for record in json.loads(line)["objects"]]
+    assert found == [702.1057499999998, None, None, None]
+    convert_dataset(tmp_path / "jsonl", tmp_path / "coco", Conversion(target="coco", **how))
+    written = json.loads((tmp_path / "coco" / "annotations" / "instances_all.json").read_text())
+    assert [entry["area"] for entry in written["annotations"]] == [702.1057499999998, 1200, 30, 81]
 
 
 def test_negatives_and_order_of_lists(tmp_path: Path) -> None:
@@ -297,6 +313,9 @@ def test_quirks__told_apart(tmp_path: Path) -> None:
         (box((1e9, 0, 10, 10)), "(cell): the box [1000000000, 0, 1000000010, 10] leaves the image of 64×48"),
         (box((10**400, 0, 10, 10)), "bbox: expected [x, y, width, height], got [1000000"),
         (box(iscrowd=2), "iscrowd: expected 0 or 1, got 2"),
+        (box(area=-4), "area: expected square pixels, got -4"),
+        (box(area=math.nan), "area: expected square pixels, got nan"),
+        (box(area="4"), "area: expected square pixels, got '4'"),
         (box(bbox=[], segmentation=[]), "expected a bbox or a segmentation, got []"),
         (box(bbox=[], segmentation=[[1, 2, 3, 4]]), "expected a bbox or a segmentation, got [[1, 2, 3, 4]]"),
         (box(bbox=[], segmentation={"size": [9, 9], "counts": [1, 2]}), "counts do not fill its size"),

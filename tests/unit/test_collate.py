@@ -98,8 +98,12 @@ def test_packing__by_hand() -> None:
     assert batch["patch_mask"].sum((1, 2)).tolist() == [8, 8, 4]
 
 
-def test_padding__has_no_positions_of_its_own(collator: StandardDataCollator) -> None:
-    assert "position_ids" not in collator([bare_sample(3)])
+def test_padding__stands_at_position_0(collator: StandardDataCollator) -> None:
+    batch = collator([answered_sample(7, (), (4, 7), (4, 2)), answered_sample(5, (), (4, 5), (2, 4))])
+    time, row, column = batch["position_ids"][:, 1].tolist()
+    assert time == [0, 0, 0, 1, 1, 3, 4]
+    assert row == [0, 0, 0, 1, 1, 3, 4]
+    assert column == [0, 0, 0, 1, 2, 3, 4]
 
 
 def test_samples_without_spans__collate_and_have_no_labels(collator: StandardDataCollator) -> None:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +18,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from qwendet.data.answer_facts import AnswerFacts
+from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.detections import Detection, Prediction, write_predictions
 from qwendet.errors import DataError
 from qwendet.evaluation import METRICS, coco_ground_truth, coco_metrics, coco_results
 from qwendet.evaluation.compare import COMPARED, Resampler, compare_runs
-from qwendet.evaluation.dataset import foreign_labels
+from qwendet.evaluation.dataset import foreign_labels, open_dataset
 from qwendet.evaluation.saved import align, read_runs
 from qwendet.evaluation.scores import Run, operating_point, run_name, score_run
 
@@ -128,6 +130,86 @@ def test_metrics__are_pycocotools_own(seed: int) -> None:
         assert pytest.approx(precision[..., index].mean(), abs=1e-6) == label.AP
         assert pytest.approx(precision[0, :, index].mean(), abs=1e-6) == label.AP50
         np.testing.assert_allclose(run.curves[index], precision[0, :, index], atol=1e-6)
+
+
+@pytest.mark.parametrize("through", [None, "jsonl", "coco"])
+def test_metrics_by_size__of_polygons_are_pycocotools_own_on_the_original_file(
+    through: Any, shared: Path, tmp_path: Path
+) -> None:
+    """24 of the 165 nuts are of medium size by their polygon, and of large size by their box."""
+    source = shared / "data" / "nuts" / "data"
+    if through is not None:
+        convert_dataset(source, tmp_path / "data", Conversion(target=through))
+    samples, _ = open_dataset(source if through is None else tmp_path / "data")
+    predictions = near_misses(samples)
+    labels = tuple(dict.fromkeys(item.desc for sample in samples for item in sample.student.objects))
+    metrics = scored(samples, predictions, labels).metrics
+    expected = by_pycocotools_on_the_file(source / "trainval.json", predictions)
+    found = [-1.0 if metrics[name] is None else metrics[name] for name in METRICS]
+    np.testing.assert_array_equal(found, expected)
+    assert 0 < metrics["AP_medium"] < 1
+    assert 0 < metrics["AP_large"] < 1
+    by_box = scored(without_areas(samples), predictions, labels).metrics
+    assert by_box["AP"] == metrics["AP"]
+    assert abs(by_box["AP_medium"] - metrics["AP_medium"]) > 1e-4
+    assert abs(by_box["AP_large"] - metrics["AP_large"]) > 1e-4
+
+
+def near_misses(samples: Sequence[Sample]) -> list[Prediction]:
+    """Each box moved a little, with a score that no other has, some of another label, some missing."""
+    draw = np.random.default_rng(0)
+    labels = sorted({item.desc for sample in samples for item in sample.student.objects})
+    predictions = []
+    for sample in sorted(samples, key=lambda sample: Path(sample.student.image).name):
+        turn = sample.student
+        found = []
+        for item in sorted(turn.objects, key=lambda item: item.bbox_2d):
+            side = item.bbox_2d[2] - item.bbox_2d[0]
+            moved = np.add(item.bbox_2d, draw.normal(0, 0.06 * side, 4)).round(2).tolist()
+            label = item.desc if draw.random() < 0.9 else labels[draw.integers(len(labels))]
+            if draw.random() < 0.9:
+                found.append(Detection(tuple(moved), label, float(draw.random()), "head"))
+        predictions.append(Prediction(turn.image, turn.width or 0, turn.height or 0, tuple(found), 0))
+    by_image = {prediction.image: prediction for prediction in predictions}
+    return [by_image[sample.student.image] for sample in samples]
+
+
+def by_pycocotools_on_the_file(file: Path, predictions: Sequence[Prediction]) -> list[float]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(file)
+        image_ids = {Path(entry["file_name"]).name: key for key, entry in truth.imgs.items()}
+        category_ids = {entry["name"]: key for key, entry in truth.cats.items()}
+        results = [
+            {
+                "image_id": image_ids[Path(prediction.image).name],
+                "category_id": category_ids[item.desc],
+                "bbox": [
+                    *item.bbox_2d[:2],
+                    item.bbox_2d[2] - item.bbox_2d[0],
+                    item.bbox_2d[3] - item.bbox_2d[1],
+                ],
+                "score": item.score,
+            }
+            for prediction in predictions
+            for item in prediction.detections
+        ]
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return [float(value) for value in evaluation.stats]
+
+
+def without_areas(samples: Sequence[Sample]) -> list[Sample]:
+    return [
+        replace(
+            sample,
+            student=replace(
+                sample.student, objects=tuple(replace(item, area=None) for item in sample.student.objects)
+            ),
+        )
+        for sample in samples
+    ]
 
 
 def test_metrics__a_difficult_object_is_neither_missed_nor_a_false_alarm() -> None:

@@ -187,14 +187,15 @@ def teacher_forced(detector: Qwen25VLWithDetection, batch: Batch, new: list[list
     """Log-probabilities ``(B, NEW_TOKENS, V)`` of the detector's own forward over question and answer."""
     answers = torch.tensor(new)
     ones = torch.ones_like(answers)
+    behind = batch["position_ids"][:, :, -1:] + ones.cumsum(1)
     whole = batch | {
         "input_ids": torch.cat([batch["input_ids"], answers], 1),
         "attention_mask": torch.cat([batch["attention_mask"], ones], 1),
-        "mm_token_type_ids": torch.cat([batch["mm_token_type_ids"], ones * 0], 1),
+        "position_ids": torch.cat([batch["position_ids"], behind], 2),
         "num_tokens": [count + NEW_TOKENS for count in batch["num_tokens"]],
     }
     _, image_embeds = detector.see(whole["pixel_values"], whole["image_grid_thw"])
-    hidden = detector._read(whole, detector._embed(whole)[0], image_embeds, detector.positions(whole))
+    hidden = detector._read(whole, detector._embed(whole)[0], image_embeds)
     return detector.vlm.lm_head(hidden[:, -NEW_TOKENS - 1 : -1]).log_softmax(-1)
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import multiprocessing
+import os
 import shutil
+from array import array
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from PIL import Image
 
 from qwendet.data import encode
 from qwendet.data.encode import Encoder
-from qwendet.data.image_cache import CachedImage, ImageCache
+from qwendet.data.image_cache import LEDGER, CachedImage, ImageCache
 from qwendet.data.samples import Sample, Turn
 from qwendet.errors import DataError
 from qwendet.loader import Bundle
@@ -81,6 +87,98 @@ def test_bound__counts_what_others_wrote(tmp_path: Path) -> None:
     other.keep("cd" * 32, image)
     mine.keep("ef" * 32, image)
     assert len(entries(tmp_path)) == 2
+
+
+def image_of(number: int) -> tuple[str, CachedImage]:
+    """One of many small images, and its name."""
+    pixels = np.full((10, 10, 3), number % 256, dtype=np.uint8)
+    return hashlib.sha256(str(number).encode()).hexdigest(), CachedImage(pixels, (10, 10))
+
+
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders that were listed, one after another."""
+    seen: list[str] = []
+    sound = os.scandir
+
+    def scandir(path: Any = ".") -> Any:
+        seen.append(str(path))
+        return sound(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    return seen
+
+
+def test_keep__lists_the_folder_once_however_many_images_come(tmp_path: Path, listings: list[str]) -> None:
+    for number in range(200):
+        ImageCache(tmp_path, 1.0, {}).keep(*image_of(number))
+    assert len(entries(tmp_path)) == 200
+    listings.clear()
+    cache = ImageCache(tmp_path, 1.0, {})
+    for number in range(200, 300):
+        cache.keep(*image_of(number))
+    assert listings == []
+
+
+def test_keep__of_a_folder_without_a_ledger_counts_what_is_there_once(
+    tmp_path: Path, listings: list[str]
+) -> None:
+    """As an earlier version left it, or after images were removed."""
+    for number in range(3):
+        ImageCache(tmp_path, 1.0, {}).keep(*image_of(number))
+    size = entries(tmp_path)[0].stat().st_size
+    (tmp_path / LEDGER).unlink()
+    listings.clear()
+    cache = ImageCache(tmp_path, 4.5 * size / 1e9, {})
+    for number in range(3, 8):
+        cache.keep(*image_of(number))
+    assert len(listings) == 1 + 3  # the cache and the folders in it
+    assert len(entries(tmp_path)) == 4
+
+
+def test_a_full_folder__is_not_listed_and_its_ledger_does_not_grow(
+    tmp_path: Path, listings: list[str]
+) -> None:
+    cache = ImageCache(tmp_path, 1e-6, {})
+    for number in range(2):
+        cache.keep(*image_of(number))
+    ledger = (tmp_path / LEDGER).read_bytes()
+    listings.clear()
+    for number in range(2, 100):
+        cache.keep(*image_of(number))
+    assert ((tmp_path / LEDGER).read_bytes(), listings) == (ledger, [])
+
+
+def keep_many(folder: Path, first: int, gigabytes: float) -> None:
+    cache = ImageCache(folder, gigabytes, {})
+    for number in range(first, first + 40):
+        cache.keep(*image_of(number))
+
+
+def test_bound__holds_over_processes_that_write_at_once(tmp_path: Path) -> None:
+    """Four of them want to keep 160 images, and there is room for 60 and a half."""
+    size = len(safetensors.numpy.save({"pixels": image_of(0)[1].pixels}, {"width": "10", "height": "10"}))
+    workers = [
+        multiprocessing.get_context("fork").Process(
+            target=keep_many, args=(tmp_path, 40 * index, 60.5 * size / 1e9)
+        )
+        for index in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert len(entries(tmp_path)) in range(57, 61)  # two that meet at the limit may both step back
+    changes = array("q", (tmp_path / LEDGER).read_bytes())
+    assert sum(changes) == len(entries(tmp_path)) * size
+
+
+def test_keep__into_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(DataError, match=r"cannot write \(File exists\)") as caught:
+        ImageCache(tmp_path / "cache", 1.0, {}).keep(*image_of(0))
+    assert caught.value.problems[0].where == str(tmp_path / "cache" / LEDGER)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty"])

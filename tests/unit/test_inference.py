@@ -1,4 +1,4 @@
-"""The order in which samples are predicted, and asked labels against those that were trained."""
+"""The order of samples, the cap of each source, and asked labels against those that were trained."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
-from qwendet.data.samples import Sample, SampleFile
+from qwendet.data.answers import format_answer
+from qwendet.data.samples import DetectedObject, Sample, SampleFile
+from qwendet.data.shapes import PRETRAIN
+from qwendet.evaluation.validation import Validation, validate
 from qwendet.inference import Predictor, tell_near_misses
 from qwendet.loader import Bundle
+from qwendet.model.generation import GeneratedAnswer
 
 TRAINED = ("cyan cross", "orange star", "缺陷 螺丝")
 
@@ -74,3 +78,46 @@ def test_num_tokens__orders_prompts_with_demonstrations(predictor: Predictor, le
     encoded = [predictor.encoder.encode(sample, with_answer=False) for sample in lessons]
     by_length = sorted(range(len(lessons)), key=lambda index: len(encoded[index].input_ids))
     assert sorted(range(len(lessons)), key=lambda index: predictor._num_tokens(lessons[index])) == by_length
+
+
+def surer_than_the_head(objects: Sequence[DetectedObject]) -> GeneratedAnswer:
+    """A text answer whose every token has the probability 1."""
+    text = format_answer(objects)
+    return GeneratedAnswer(text, tuple(range(1, len(text) + 1)), (0.0,) * len(text), truncated=False)
+
+
+def found_by_the_head(bundle: Bundle, sample: Sample) -> Sample:
+    """The sample as if the head's best three detections were its objects."""
+    (prediction,) = Predictor(bundle).predict([sample], "head")
+    objects = tuple(DetectedObject(item.bbox_2d, item.desc) for item in prediction.detections[:3])
+    return replace(sample, student=replace(sample.student, objects=objects))
+
+
+def test_both__each_source_finds_and_scores_what_it_does_alone(
+    bundle: Bundle, scenes_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six boxes are the most: the answers hold seven surer ones, which left no room for the head's."""
+    samples = [found_by_the_head(bundle, sample) for sample in list(SampleFile(scenes_file))[:3]]
+    boxes = [*samples[0].student.objects[:1]]
+    boxes += [DetectedObject((4 * at, 4, 4 * at + 20, 30), PRETRAIN.labels[at]) for at in range(6)]
+    answer = surer_than_the_head(boxes)
+    monkeypatch.setattr(Predictor, "_answers", lambda self, batch, encoded: [answer] * len(encoded))
+
+    def measured(mode: str) -> Validation:
+        settings = {"mode": mode, "max_detections": 6, "score_threshold": 0.0}
+        infer = bundle.config.infer.model_copy(update=settings)
+        return validate(replace(bundle, config=bundle.config.model_copy(update={"infer": infer})), samples)
+
+    both, head, text = map(measured, ("both", "head", "text"))
+    assert both.metrics == head.metrics | text.metrics
+    assert head.metrics["head/AP"] > 0.9
+    assert text.metrics["text/AP50"] > 0
+    for together, by_head, by_text in zip(both.predictions, head.predictions, text.predictions, strict=True):
+        own = {
+            source: tuple(item for item in together.detections if item.source == source)
+            for source in ("head", "text")
+        }
+        assert own == {"head": by_head.detections, "text": by_text.detections}
+        assert [len(items) for items in own.values()] == [6, 6]
+        scores = [item.score for item in together.detections]
+        assert scores == sorted(scores, reverse=True)

@@ -60,6 +60,7 @@ def test_positions__are_the_published_models(
         image_grid_thw=batch["image_grid_thw"],
         attention_mask=batch["attention_mask"],
     )
+    assert torch.equal(batch["position_ids"], expected)
     for row, sample in enumerate(encoded):
         found = rope_positions(sample.mm_token_type_ids, sample.image_grid_thw, merge_size=2)
         assert torch.equal(found, expected[:, row, batch["attention_mask"][row].bool()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ REFUSED = {
     "unknown key of the turn": (f'{{{IMAGE}, "objects": [], "boxes": 1}}', "unknown key boxes; known here: "),
     "unknown key of an object": (
         one_object('"bbox_2d": [1, 2, 3, 4], "desc": "a", "label": "b"'),
-        "unknown key objects[1].label; known here: bbox_2d, crowd, desc, difficult",
+        "unknown key objects[1].label; known here: area, bbox_2d, crowd, desc, difficult",
     ),
     "objects beside the student": (
         f'{{"student": {{{IMAGE}, "objects": []}}, "objects": []}}',
@@ -125,6 +126,22 @@ REFUSED = {
         one_object('"bbox_2d": [1, 2, 3, 4], "desc": "cat", "crowd": 1'),
         "objects[1].crowd: expected true or false, got 1",
     ),
+    **{
+        f"area {area}": (
+            one_object(f'"bbox_2d": [1, 2, 3, 4], "desc": "cat", "area": {area}'),
+            f"objects[1].area: expected square pixels above 0, got {shown}",
+        )
+        for area, shown in [
+            ("0", "0"),
+            ("-1.5", "-1.5"),
+            ("NaN", "nan"),
+            ("true", "True"),
+            ('"9"', "'9'"),
+            ("[9]", "[9]"),
+            ("1e999", "inf"),
+            ("1" + "0" * 400, "1" + "0" * 10),
+        ]
+    },
 }
 
 
@@ -165,6 +182,14 @@ def test_parse_sample__flags() -> None:
     line = one_object('"bbox_2d": [1, 2, 3, 4], "desc": "cat", "crowd": true, "difficult": true')
     plain, flagged = parse_sample(line, "x:1").student.objects
     assert (plain.crowd, plain.difficult, flagged.crowd, flagged.difficult) == (False, False, True, True)
+
+
+def test_parse_sample__area_is_optional_and_makes_no_other_object() -> None:
+    line = one_object('"bbox_2d": [1, 2, 3, 4], "desc": "cat", "area": 2.5')
+    plain, given = parse_sample(line, "x:1").student.objects
+    assert (plain.area, given.area) == (None, 2.5)
+    assert given == replace(given, area=None)
+    assert hash(given) == hash(replace(given, area=None))
 
 
 def test_check_label__composes_characters_as_the_tokenizer_does() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,26 @@ def test_training_samples__a_pool_never_shows_a_sample_its_own_image(
     both = {sample.student.image for sample in SampleFile(pool)}
     asked = [sample.student.image for sample in SampleFile(scenes_file)]
     assert [set(images) for images in shown(samples)] == [both - {image} for image in asked]
+
+
+def test_training_samples__a_copy_of_the_own_image_is_never_shown(
+    bundle: Bundle, scenes_file: Path, tmp_path: Path
+) -> None:
+    """In a pool, and in the training set itself; there are three images, so that two are always left."""
+    shutil.copytree(scenes_file.parent, tmp_path, dirs_exist_ok=True)
+    scenes = scenes_file.read_text().splitlines(keepends=True)
+    own = json.loads(scenes[0])["images"][0]
+    shutil.copyfile(tmp_path / own, tmp_path / "copy.png")
+    copy = scenes[0].replace(own, "copy.png")
+    train, pool = tmp_path / "train.jsonl", tmp_path / "pool.jsonl"
+    train.write_text("".join([scenes[0], copy, *scenes[1:3]]))
+    pool.write_text("".join([copy, *scenes[1:3]]))
+    for samples in (dataset(bundle, train), dataset(bundle, train, teachers=str(pool))):
+        for epoch in range(5):
+            samples.set_epoch(epoch)
+            first, second, *_ = shown(samples)
+            assert {own, "copy.png"}.isdisjoint({*first, *second})
+            assert len(first) >= 1
 
 
 def test_training_samples__what_was_left_out_teaches_nobody(

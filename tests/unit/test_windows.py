@@ -19,6 +19,7 @@ from qwendet.model.windows import BY_LENGTH, plan
 GRIDS = torch.tensor([[1, 10, 8], [1, 18, 20], [1, 4, 2], [1, 10, 8]])
 ONE = torch.tensor([[1, 8, 16]])
 SEVERAL_FRAMES = torch.tensor([[2, 10, 12]])
+CPU = torch.device("cpu")
 grids = pytest.mark.parametrize("grid", [GRIDS, ONE, SEVERAL_FRAMES], ids=["images", "whole", "frames"])
 
 
@@ -71,7 +72,7 @@ def test_plan__attends_once_a_length_and_layer(visual: Any, monkeypatch: pytest.
         return sound(query, *args, **kwargs)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
-    visual(pixels_of(visual, GRIDS), grid_thw=GRIDS, **plan(visual, GRIDS))
+    visual(pixels_of(visual, GRIDS), grid_thw=GRIDS, **plan(visual, GRIDS, CPU))
     of_windows = [(2, 8), (4, 16), (2, 32), (6, 64)]
     of_images = [(1, 8), (2, 80), (1, 360)]
     layers = range(len(visual.blocks))
@@ -88,7 +89,7 @@ def test_plan__holds_all_that_the_tower_takes_from_the_device(
     monkeypatch.setattr(
         visual.config, "_attn_implementation_internal", attention_by_part(implementation)["vision_config"]
     )
-    found = plan(visual, grid)
+    found = plan(visual, grid, CPU)
     index, bounds = get_vision_window_index(
         grid, visual.spatial_merge_size, visual.window_size, visual.patch_size
     )

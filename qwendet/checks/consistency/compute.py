@@ -38,7 +38,7 @@ from qwendet.data.encode import EncodedSample
 from qwendet.errors import Problem
 from qwendet.loader import Bundle
 
-POSITIONS_FIX = "positions come from get_rope_index with mm_token_type_ids, image_grid_thw and attention_mask"
+POSITIONS_FIX = "positions come from rope_positions in collate, by mm_token_type_ids and image_grid_thw"
 PADDING_FIX = "pass attention_mask to the language model, and pad on the left with StandardDataCollator"
 PACKING_FIX = "set train.packing to false, or pass four rows of positions, num_tokens, no mask and no cache"
 

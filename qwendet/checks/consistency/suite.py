@@ -12,6 +12,7 @@ from qwendet.checks.result import NotApplicableError, Result, Table, Verdict
 from qwendet.checks.runner import require_known, run_checks
 from qwendet.checks.subject import Subject
 from qwendet.errors import CheckpointError
+from qwendet.files import find_folder
 
 LOAD = "consistency.build.load"
 NO_CHECKPOINT = "no --checkpoint was given"
@@ -107,7 +108,7 @@ def require_checkpoint(checkpoint: Path | None) -> None:
     Raises:
         CheckpointError: naming it.
     """
-    if checkpoint is not None and not checkpoint.is_dir():
+    if checkpoint is not None and not find_folder(checkpoint):
         raise CheckpointError("there is no such checkpoint", str(checkpoint), "give a checkpoint's folder")
 
 

@@ -33,7 +33,7 @@ def padding(watched: Watched) -> Verdict:
         found = {name: watched.filled_by(name, row) for name in expected if name in batch}
         found["input_ids"] = found["input_ids"][pad:]
         wrong = [name for name, values in expected.items() if found.get(name) != values]
-        if watched.is_packed and not _knows_its_positions(watched, row, image_token):
+        if not _knows_its_positions(watched, row, image_token):
             wrong.append("position_ids")
         if wrong:
             is_on_right = pad > 0 and batch["input_ids"][row, : len(ids)].tolist() == ids
@@ -49,14 +49,16 @@ def padding(watched: Watched) -> Verdict:
 
 
 def _knows_its_positions(watched: Watched, sample: int, image_token: int) -> bool:
-    """Whether a packed sample counts its tokens, times, rows and columns from 0."""
-    ids, first = watched.ids[sample], watched.places[sample][1]
+    """Whether a sample counts its times, rows and columns, and packed its tokens, from 0."""
+    ids, (row, first) = watched.ids[sample], watched.places[sample]
     if "position_ids" not in watched.batch:
         return False
     grids = watched.subject.encoded[sample].image_grid_thw.tolist()
     merge = watched.subject.bundle.processor.image_processor.merge_size
-    expected = np.concatenate([[range(len(ids))], rope_positions(ids, image_token, grids, merge)])
-    found = watched.batch["position_ids"][:, 0, first : first + len(ids)].numpy()
+    expected = rope_positions(ids, image_token, grids, merge)
+    if watched.is_packed:
+        expected = np.concatenate([[range(len(ids))], expected])
+    found = watched.batch["position_ids"][:, row, first : first + len(ids)].numpy()
     return found.shape == expected.shape and bool((found == expected).all())
 
 

@@ -117,7 +117,9 @@ def _record(file: CocoFile, folder: str, table: CocoTable, entry: CocoImage, box
     image = join_image(folder, entry.name, entry.where)
     places = tuple(f"{table.path}: annotations[{found.index}] ({found.label})" for found in boxes)
     objects = tuple(
-        DetectedObject(found.box, found.label, bool(found.flags & CROWD), bool(found.flags & DIFFICULT))
+        DetectedObject(
+            found.box, found.label, bool(found.flags & CROWD), bool(found.flags & DIFFICULT), found.area
+        )
         for found in boxes
     )
     derived = tuple(

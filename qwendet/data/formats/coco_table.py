@@ -1,4 +1,4 @@
-"""A COCO file in memory, 80 bytes a box: read in one pass, whatever the order of its lists."""
+"""A COCO file in memory, 90 bytes a box: read in one pass, whatever the order of its lists."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ class CocoTable:
     _of_image: array[int] = field(default_factory=lambda: array("q"))
     _of_category: array[int] = field(default_factory=lambda: array("q"))
     _corners: array[float] = field(default_factory=lambda: array("d"))
+    _areas: array[float] = field(default_factory=lambda: array("d"))  # NaN where there is none
     _flags: bytearray = field(default_factory=bytearray)
     _index: array[int] = field(default_factory=lambda: array("q"))
     _ids: array[int] = field(default_factory=lambda: array("q"))
@@ -112,6 +113,7 @@ class CocoTable:
             slot = self._slots.setdefault(_key(entry, "image_id", where), len(self._slots))
             category = _key(entry, "category_id", where)
             box, flags = _box(entry, where)
+            area = _area(entry, where)
             flags |= CROWD * _flag(entry, "iscrowd", where)
             flags |= DIFFICULT * (_flag(entry, "difficult", where) | _flag(entry, "ignore", where))
         except DataError as error:
@@ -120,6 +122,7 @@ class CocoTable:
         self._of_image.append(slot)
         self._of_category.append(self._category_slots.setdefault(category, len(self._category_slots)))
         self._corners.extend(box)
+        self._areas.append(math.nan if area is None else area)
         self._flags.append(flags)
         self._index.append(index)
         if type(entry.get("id")) is int and abs(entry["id"]) < 2**63:
@@ -177,17 +180,19 @@ class CocoTable:
 
     def _row(self, row: int, labels: Mapping[int, str]) -> CocoBox:
         x1, y1, x2, y2 = self._corners[4 * row : 4 * row + 4]
-        return CocoBox((x1, y1, x2, y2), labels[self._of_category[row]], self._flags[row], self._index[row])
+        box, label, area = (x1, y1, x2, y2), labels[self._of_category[row]], self._areas[row]
+        return CocoBox(box, label, self._flags[row], self._index[row], None if math.isnan(area) else area)
 
 
 @dataclass(frozen=True, slots=True)
 class CocoBox:
-    """A box, its label, its flags and its index in ``annotations``."""
+    """A box, its label, its flags, its index in ``annotations``, and the area that it claims."""
 
     box: Box
     label: str
     flags: int
     index: int
+    area: float | None
 
 
 def read_table(path: Path) -> CocoTable:
@@ -275,6 +280,18 @@ def _box(entry: Mapping[str, Any], where: str) -> tuple[Box, int]:
             "x and y are those of the upper left corner",
         )
     return (x, y, round(x + width, DECIMALS), round(y + height, DECIMALS)), 0
+
+
+def _area(entry: Mapping[str, Any], where: str) -> float | None:
+    """The object's own area; tools that do not compute it write 0 or nothing."""
+    value = entry.get("area")
+    if value is None or (_is_number(value) and value == 0):
+        return None
+    if not _is_number(value) or value < 0:
+        raise DataError(
+            f"area: expected square pixels, got {value!r:.80}", where, "correct it or leave it out"
+        )
+    return float(value)
 
 
 def _is_number(value: Any) -> bool:

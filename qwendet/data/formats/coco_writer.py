@@ -65,7 +65,7 @@ class CocoWriter:
             "image_id": image_id,
             "category_id": self._labels.number(found.desc) + 1,
             "bbox": [number(value) for value in (x1, y1, width, height)],
-            "area": number(round(width * height, DECIMALS)),
+            "area": number(round(width * height, DECIMALS) if found.area is None else found.area),
             "iscrowd": int(found.crowd),
             "segmentation": [],
         }

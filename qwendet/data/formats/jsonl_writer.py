@@ -42,7 +42,7 @@ class JsonlWriter:
 
 
 def sample_line(turn: Turn, image: str) -> str:
-    """One line of a sample file, with its line break; size and flags only where set."""
+    """One line of a sample file, with its line break; size, flags and areas only where set."""
     record: dict[str, Any] = {
         "images": [image],
         "objects": [_object_record(found) for found in turn.objects],
@@ -58,4 +58,6 @@ def _object_record(found: DetectedObject) -> dict[str, Any]:
         record["crowd"] = True
     if found.difficult:
         record["difficult"] = True
+    if found.area is not None:
+        record["area"] = number(found.area)
     return record
