@@ -2,10 +2,11 @@
 
     python -m pytest -p tests.rounding tests/unit/test_losses.py
 
-Two processors differ by the order in which they add, which goes by the operation and its shapes. Here the
-result of each sum or product moves by less than an epsilon of its summands' magnitudes, always by the same for
-the same operation on the same shapes. A test that takes two different computations for bitwise equal then fails
-on any machine, and one that repeats a computation passes. Sums of whole numbers or of one are exact everywhere.
+Two processors differ by the order in which they add, which goes by the operation and its shapes. Here
+the result of each sum or product moves by less than an epsilon of its summands' magnitudes, always by
+the same for the same operation on the same shapes. A test that takes two different computations for
+bitwise equal then fails on any machine, and one that repeats a computation passes. Sums of whole numbers
+or of one are exact everywhere.
 
 It sees what the test's own process computes, in float32 and float64.
 """
