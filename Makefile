@@ -5,6 +5,7 @@
 #:   make check    format, lint, types, import rule, fast tests and doctests: before every commit
 #:   make docs     docs/ as a website, in site/
 #:   make coverage every test, and the lines and branches of qwendet/ that none of them reaches
+#:   make portable the tests of numbers, as other processors compute them, on one thread and on two
 #:   make mutants  change the code in one place, 3,000 times over, and count what the tests do not notice (two hours)
 #:   make bench-check  count what a training step does, and compare with the committed table
 #:   make fix      rewrite what can be rewritten
@@ -32,8 +33,12 @@ INSTALLED := $(VENV)/.installed
 # A process a core, at most four, each with one thread; the tests of a module stay together and share what is trained.
 TESTS := -n auto --maxprocesses 4 --dist loadscope --doctest-modules qwendet tests
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+# Every test file that holds one tensor or array against another, and what is planted into the model.
+NUMERIC = $(shell grep -rlE --include='test_*.py' 'assert_close|assert_allclose|torch\.equal' \
+	tests/unit tests/property tests/checkpoint tests/end_to_end) \
+	tests/planted/test_consistency.py tests/planted/test_loss.py tests/planted/test_sound.py
 
-.PHONY: help demo test check static docs coverage mutants bench-check fix clean
+.PHONY: help demo test check static docs coverage portable mutants bench-check fix clean
 .NOTPARALLEL:
 
 help:
@@ -66,6 +71,24 @@ coverage: $(INSTALLED)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest $(TESTS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+# ATen's instructions, oneDNN's widest and threads: six ways in which any two values of two of them meet. The last
+# way is no processor's: each sum is rounded otherwise, by its shape.
+portable: $(INSTALLED)
+	@failed= plugin= ; \
+	as() { \
+		echo "== $$*" ; \
+		env HF_HUB_OFFLINE=1 $$* $(BIN)/python -m pytest $$plugin -q -n auto --maxprocesses 4 --dist loadscope $(NUMERIC) \
+			|| failed="$$failed [$$*]" ; \
+	} ; \
+	as ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 ; \
+	as ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 ; \
+	as ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2 ; \
+	as ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 ; \
+	as ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2 ; \
+	as OMP_NUM_THREADS=1 ; \
+	plugin="-p tests.rounding" && as OMP_NUM_THREADS=1 ; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # Results are kept in mutants/ and not made again: `make clean` first for a fresh count.
 mutants: $(INSTALLED)

@@ -25,7 +25,8 @@ from qwendet.data.shapes import PRETRAIN, write_dataset
 from qwendet.loader import Bundle, load
 from qwendet.model.losses import LossManager, step_counts
 
-TOLERANCE = 1e-9
+TOLERANCE = 1e-6
+"""transformers' norms and rotary angles are float32 in a float64 model too: their last digit, 6e-8, may differ."""
 
 
 def main() -> None:

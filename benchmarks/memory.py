@@ -67,7 +67,7 @@ def measure(config: Config) -> tuple[int, int]:
     tensors = [*detector.parameters(), *detector.buffers()]
     weights = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
     batches = _without_checkpoints(trainer)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainer.train()
     work = workload(batches)
     estimate = estimate_memory(trainer.bundle.config, detector.vlm.config, torch.float32, work, "cpu")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -35,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
+def pytest_collection_finish() -> None:
+    """Leave what imports made out of all later garbage collections: each run of the Trainer makes one."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     """The checkout: where README.md, examples/ and the Makefile are."""
@@ -48,6 +57,40 @@ def shared(repo_root: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set QWENDET_SHARED to its folder")
     return folder
+
+
+@pytest.fixture
+def float64_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A float64 model calculates in float64 throughout.
+
+    transformers lowers norms, rotary angles, eager attention and logits to float32, so that other shapes or
+    another processor may differ by 1e-7. In float64 it is less than 1e-10: some ten products of at most 1,000
+    summands of size 10, at an epsilon of 2e-16.
+    """
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    lower, convert, softmax = Tensor.float, Tensor.to, F.softmax
+
+    def is_theirs(tensor: Tensor) -> bool:
+        """Whether a float64 tensor is being lowered by transformers' own code, two calls up."""
+        name = sys._getframe(2).f_globals["__name__"]
+        return tensor.dtype == torch.float64 and name.startswith("transformers.")
+
+    def floated(tensor: Tensor) -> Tensor:
+        return tensor if is_theirs(tensor) else lower(tensor)
+
+    def converted(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        is_lowered = any(value is torch.float32 for value in (*args, *kwargs.values()))
+        return tensor if is_lowered and is_theirs(tensor) else convert(tensor, *args, **kwargs)
+
+    def softmax_kept(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return softmax(tensor, *args, **kwargs | ({"dtype": tensor.dtype} if is_theirs(tensor) else {}))
+
+    monkeypatch.setattr(Tensor, "float", floated)
+    monkeypatch.setattr(Tensor, "to", converted)
+    monkeypatch.setattr(F, "softmax", softmax_kept)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ def figures_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("float64_is_kept")
 def test_loss_parity__holds(figures_of: Run) -> None:
     figures = figures_of(loss_parity, [])
     assert figures["loss_difference"] < 1e-12

@@ -1,54 +1,50 @@
-"""Freed memory stays for the time of training and goes back when it ends."""
+"""Freed memory stays for the time of training and goes back when it ends: what the C library is told."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
-import resource
-from multiprocessing import get_context
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import torch
 
-from qwendet.freed_memory import freed_memory_kept
+from qwendet.freed_memory import KEEP, USUAL, freed_memory_kept
 
-FLOATS, BYTES = 25_000_000, 100_000_000
-needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+GIVE_BACK = ("malloc_trim", 0)
 
 
-def faults_of_a_block() -> int:
-    """Page faults of taking, filling and freeing 100 MB."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(FLOATS)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """Calls of a C library that says it is glibc."""
+    calls: list[tuple[object, ...]] = []
+    library = SimpleNamespace(
+        mallopt=lambda *arguments: calls.append(arguments),
+        malloc_trim=lambda padding: calls.append(("malloc_trim", padding)),
+    )
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    return calls
 
 
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return pages * resource.getpagesize()
-
-
-def measured() -> tuple[int, int, int, int]:
-    """Page faults of a block before, during and after; bytes that went back to the kernel in between."""
-    usual = faults_of_a_block()
+def test_block__keeps_memory_and_then_gives_it_back(told: list[tuple[object, ...]]) -> None:
     with freed_memory_kept():
-        during = min(
-            faults_of_a_block() for _ in range(6)
-        )  # a small one may take a corner of the first's place
-        kept = resident_bytes()
-    given_back = kept - resident_bytes()
-    return usual, during, given_back, faults_of_a_block()
+        assert told == list(KEEP.items())
+        told.clear()
+    assert told == [*USUAL.items(), GIVE_BACK]
+    assert KEEP.keys() <= USUAL.keys(), "what was changed is changed back"
 
 
-@needs_glibc
-def test_a_block__that_was_freed_is_taken_again_without_the_kernel() -> None:
-    with get_context("spawn").Pool(1) as pool:  # a process in which no other test has left free blocks
-        pool.apply(measured)  # after which the small blocks of a new process have theirs
-        usual, during, given_back, after = pool.apply(measured)
-    assert during < usual / 20
-    assert given_back > BYTES / 2
-    assert after > usual / 2
+def test_block__that_raises_gives_it_back_too(told: list[tuple[object, ...]]) -> None:
+    with pytest.raises(KeyError), freed_memory_kept():
+        raise KeyError
+    assert told[-1] == GIVE_BACK
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_glibc__takes_every_setting() -> None:
+    library = ctypes.CDLL(None)
+    with freed_memory_kept():  # which ends at the usual settings
+        assert [library.mallopt(*setting) for setting in (*USUAL.items(), *KEEP.items())] == [1] * 5
 
 
 def test_another_c_library__is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,7 @@ def test_positions__are_the_published_models(
         assert torch.equal(found, expected[:, row, batch["attention_mask"][row].bool()])
 
 
+@pytest.mark.usefixtures("float64_is_kept")
 @pytest.mark.parametrize("way", [nullcontext, under_masks])
 def test_losses_and_gradients__are_those_of_a_row_each(
     detector64: Qwen25VLWithDetection, batch: Batch, packed: Batch, way: Any
@@ -92,6 +93,7 @@ def test_float32__differs_by_less_than_1e_5(bundle: Bundle, batch: Batch, packed
     torch.testing.assert_close(ours.head.boxes_cxcywh, padded.head.boxes_cxcywh, rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("float64_is_kept")
 def test_a_sample__does_not_notice_its_neighbours(
     bundle: Bundle, detector64: Qwen25VLWithDetection, encoded: list[EncodedSample]
 ) -> None:

@@ -45,6 +45,7 @@ def restored(visual: Any, states: Tensor, order: Tensor) -> Tensor:
     return states.unflatten(0, (-1, visual.spatial_merge_unit))[order.argsort()].flatten(0, 1)
 
 
+@pytest.mark.usefixtures("float64_is_kept")
 @grids
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_plan__changes_neither_patches_nor_image_tokens_nor_gradients(

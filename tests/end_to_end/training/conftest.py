@@ -52,6 +52,7 @@ def make_config(scenes: Path) -> MakeConfig:
                 "save_steps": 3,
                 "save_total_limit": 5,
                 "logging_steps": 1,
+                "preflight": "off",
             },
             "infer": {"max_new_tokens": 16},
         }
@@ -64,5 +65,5 @@ def make_config(scenes: Path) -> MakeConfig:
 
 @pytest.fixture(scope="package")
 def finished(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
-    """A run that came to its end; read only."""
-    return train(make_config(tmp_path_factory.mktemp("runs") / "run"))
+    """A run that came to its end, preflight included; read only."""
+    return train(make_config(tmp_path_factory.mktemp("runs") / "run", train={"preflight": "quick"}))

@@ -56,18 +56,23 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, done: int, signal_number: int, time
 
 
 @pytest.mark.parametrize(
-    ("number", "done"),
-    [pytest.param(signal.SIGTERM, 1, id="SIGTERM"), pytest.param(signal.SIGINT, 4, id="SIGINT")],
+    ("number", "done", "preflight"),
+    [
+        pytest.param(signal.SIGTERM, 1, "quick", id="SIGTERM"),
+        pytest.param(signal.SIGINT, 4, "off", id="SIGINT"),
+    ],
 )
 def test_signal__ends_after_the_step_with_a_checkpoint_that_resumes_bitwise(
     number: signal.Signals,
     done: int,
+    preflight: str,
     finished: RunSummary,
     make_config: MakeConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = make_config(tmp_path / "run")
+    """With a preflight before each part, or with none: it leaves no trace."""
+    config = make_config(tmp_path / "run", train={"preflight": preflight})
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     with monkeypatch.context() as patch:
         stop_at(patch, done, number)
