@@ -199,7 +199,7 @@ def test_load__no_such_folder(tmp_path: Path) -> None:
         pytest.param(MODEL, "model.norm.weight", "model.language_model.norm.weight", id="language"),
         pytest.param(MODEL, "visual.merger.mlp.0.bias", "model.visual.merger.mlp.0.bias", id="merger"),
         pytest.param(MODEL, "model.embed_tokens.weight", "2 missing keys, such as lm_head.weight", id="tied"),
-        pytest.param(HEAD, "norm.weight", "another head: 1 missing, such as norm.weight", id="head"),
+        pytest.param(HEAD, "norm.weight", "the head's weight norm.weight is missing", id="head"),
     ],
 )
 def test_load__a_missing_key_is_named(
