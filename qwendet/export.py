@@ -192,7 +192,7 @@ def _require_same(folder: Path, bundle: Bundle) -> None:
     """
     reloaded = load(config_of_checkpoint(folder), for_inference=True)
     wanted, found = (
-        dict(model.named_parameters()) | dict(model.named_buffers())
+        model.state_dict() | ({} if model.head is None else model.head.constants())
         for model in (bundle.detector, reloaded.detector)
     )
     for name in wanted.keys() | found.keys():
