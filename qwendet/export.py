@@ -191,7 +191,10 @@ def _require_same(folder: Path, bundle: Bundle) -> None:
         CheckpointError: naming what differs.
     """
     reloaded = load(config_of_checkpoint(folder), for_inference=True)
-    wanted, found = bundle.detector.state_dict(), reloaded.detector.state_dict()
+    wanted, found = (
+        model.state_dict() | ({} if model.head is None else model.head.constants())
+        for model in (bundle.detector, reloaded.detector)
+    )
     for name in wanted.keys() | found.keys():
         if name not in wanted or name not in found or not torch.equal(wanted[name], found[name].cpu()):
             raise CheckpointError(

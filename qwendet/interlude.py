@@ -20,18 +20,25 @@ def interlude(detector: Qwen25VLWithDetection) -> Iterator[None]:
     is back, and random states of Python, NumPy and torch are those of before.
     """
     modes = [(module, module.training) for module in detector.modules()]
-    # accelerate puts mixed precision around `forward` of this very object, over the class's own.
-    mixed_precision = detector.__dict__.pop("forward", None)
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # libraries draw from it
     devices = [detector.device] if detector.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), own_precision(detector):
             detector.eval()
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
-        if mixed_precision is not None:
-            detector.forward = mixed_precision  # type: ignore[method-assign]
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def own_precision(detector: Qwen25VLWithDetection) -> Iterator[None]:
+    """Take off mixed precision, which accelerate puts around ``forward`` of this very object."""
+    mixed_precision = detector.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if mixed_precision is not None:
+            detector.forward = mixed_precision  # type: ignore[method-assign]

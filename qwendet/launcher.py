@@ -1,32 +1,58 @@
 """What ``accelerate launch`` asks for by environment variables, and what of it cannot be had.
 
-Its settings reach the Trainer past the config. Without a GPU the Trainer would turn FSDP2 and DeepSpeed
-into plain data parallelism, without a word; a mixed precision of its own would make the config untrue.
+Its settings reach the Trainer past the config. Without a GPU the Trainer would turn FSDP2 into plain data
+parallelism, without a word; a mixed precision of its own would make the config untrue.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import logging
 import os
 from collections.abc import Iterator
 
 from qwendet.errors import Problem
 
-ENGINES = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
+logger = logging.getLogger("qwendet")
+
+FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
+FSDP_VERSION, FSDP_STATE, FSDP_RECOMPUTES = (
+    "FSDP_VERSION", "FSDP_STATE_DICT_TYPE", "FSDP_ACTIVATION_CHECKPOINTING",
+)  # fmt: skip
 PRECISION, COMPILER = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"
 YES = ("1", "true", "yes", "y", "on", "t")  # accelerate's own words
+WHOLE = "FULL_STATE_DICT"
 
 
-def launcher_problems(*, has_gpu: bool, autocast: str) -> Iterator[Problem]:
+def num_shards() -> int:
+    """Processes that the weights are spread over: under FSDP all of the launcher's, else 1."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if _is_on(FSDP) else 1
+
+
+def save_whole_states() -> None:
+    """Have FSDP give whole tensors: a file of parts has a pickle beside it, and nothing is unpickled here."""
+    if _is_on(FSDP):
+        if os.environ.get(FSDP_STATE, WHOLE) != WHOLE:
+            logger.info("FSDP: checkpoints hold whole tensors, not %s", os.environ[FSDP_STATE])
+        os.environ[FSDP_STATE] = WHOLE
+
+
+def launcher_problems(*, has_gpu: bool, autocast: str, in_4bit: bool) -> Iterator[Problem]:
     """Find what the launcher asks for and does not get.
 
     Args:
         has_gpu: whether the model will be trained on a CUDA GPU.
         autocast: ``train.autocast``.
+        in_4bit: whether the base is kept in 4 bits.
     """
-    for engine, variable in ENGINES.items():
-        if os.environ.get(variable, "").lower() in YES:
-            yield from _engine_problems(engine, variable, has_gpu)
+    if _is_on(FSDP):
+        yield from _fsdp_problems(has_gpu, in_4bit)
+    if _is_on(DEEPSPEED):
+        yield Problem(
+            "DeepSpeed is not supported: ZeRO 3 empties lm_head, whose weight the loss reads outside of its"
+            " module, and the checkpoints of every stage are pickles, which are never loaded here",
+            DEEPSPEED,
+            "take FSDP2, which spreads the same: accelerate config, fsdp_version 2",
+        )
     precision = os.environ.get(PRECISION, "no").lower()
     if precision not in ("no", autocast):
         yield Problem(
@@ -44,13 +70,33 @@ def launcher_problems(*, has_gpu: bool, autocast: str) -> Iterator[Problem]:
         )
 
 
-def _engine_problems(engine: str, variable: str, has_gpu: bool) -> Iterator[Problem]:
+def _fsdp_problems(has_gpu: bool, in_4bit: bool) -> Iterator[Problem]:
     if not has_gpu:
         yield Problem(
-            f"{engine} needs a CUDA GPU; without one training would not be sharded",
-            variable,
-            f"start it on a machine with GPUs and model.device auto or cuda, or without {engine}:"
+            "FSDP needs a CUDA GPU; without one training would not be sharded",
+            FSDP,
+            "start it on a machine with GPUs and model.device auto or cuda, or without FSDP:"
             " torchrun --nproc-per-node N -m qwendet train CONFIG",
         )
-    if engine == "DeepSpeed" and importlib.util.find_spec("deepspeed") is None:
-        yield Problem("DeepSpeed needs the package deepspeed", variable, "pip install deepspeed")
+    if os.environ.get(FSDP_VERSION, "1") != "2":
+        yield Problem(
+            "FSDP 1 is not supported: it flattens the parameters, which have learning rates by part",
+            FSDP_VERSION,
+            "set fsdp_version to 2 in accelerate's configuration",
+        )
+    if _is_on(FSDP_RECOMPUTES):
+        yield Problem(
+            "FSDP's own activation checkpointing renames the layers that a checkpoint is read by",
+            FSDP_RECOMPUTES,
+            "set fsdp_activation_checkpointing to false, and model.gradient_checkpointing to true",
+        )
+    if in_4bit:
+        yield Problem(
+            "FSDP does not spread a base in 4 bits",
+            "model.lora.load_in_4bit",
+            "start it without FSDP: torchrun --nproc-per-node N -m qwendet train CONFIG; or set it to false",
+        )
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in YES

@@ -26,6 +26,7 @@ from qwendet.model.checkpoint import (
     Manifest,
     is_qwendet_checkpoint,
     load_head_weights,
+    load_published_weights,
     read_manifest,
     verify_files,
     verify_parameters,
@@ -159,6 +160,9 @@ def config_of_checkpoint(folder: Path) -> Config:
 def restore(bundle: Bundle, folder: Path) -> None:
     """Give a model the weights of a checkpoint of its own run, verified, every one of them.
 
+    They are copied from the files into the model, tensor by tensor; where it is spread over processes, each
+    of them calls this and keeps its part.
+
     Args:
         bundle: the model, changed in place.
         folder: the checkpoint.
@@ -166,15 +170,14 @@ def restore(bundle: Bundle, folder: Path) -> None:
     Raises:
         CheckpointError: for missing, unexpected or changed weights.
     """
-    stored = config_of_checkpoint(folder)
-    if stored.model.lora is None:
-        restored = load(stored, for_inference=True)
-        bundle.detector.load_state_dict(restored.detector.state_dict(), strict=True)
-        return
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
-    _require_fingerprint(stored.model.lora, bundle.config.model.lora)
-    load_adapter(bundle.detector.vlm, folder)
+    lora = manifest.config.model.lora
+    if lora is None:
+        load_published_weights(bundle.detector, folder)
+    else:
+        _require_fingerprint(lora, bundle.config.model.lora)
+        load_adapter(bundle.detector.vlm, folder)
     _verify(bundle.detector, manifest, folder)
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
+
+from qwendet.model.spread import of_this_process
 
 SCALE_TOO_HIGH = "fp16 gradients overflowed, the loss scale is halved"
 
@@ -30,10 +31,6 @@ def scale_was_too_high(accelerator: Any, model: nn.Module) -> bool:
     if scaler is None or scaler.get_scale() <= 1:
         return False
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    broken = sum(not bool(_of_this_process(gradient).isfinite().all()) for gradient in gradients)
+    broken = sum(not bool(of_this_process(gradient).isfinite().all()) for gradient in gradients)
     on_all = accelerator.reduce(torch.tensor(broken, device=accelerator.device), reduction="sum")
     return bool(on_all > 0)
-
-
-def _of_this_process(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -7,6 +7,7 @@
     logits         the chunk of lm_head's output that exists at a time
     output         as large as lm_head: its gradient is made in the forward pass, and scaled in the backward
 
+Under FSDP2 the first three are spread over processes, and what is computed with is gathered.
 Weights and optimizer are always there. The peak is theirs and the largest of four moments: the logits of a
 chunk; the way back through head and lm_head; through the layers; the optimizer's step.
 """
@@ -110,7 +111,12 @@ def largest_workload(config: Config, vlm_config: Any, max_pixels: int) -> Worklo
 
 
 def estimate_memory(
-    config: Config, vlm_config: Qwen2_5_VLConfig, dtype: torch.dtype, work: Workload, device: str
+    config: Config,
+    vlm_config: Qwen2_5_VLConfig,
+    dtype: torch.dtype,
+    work: Workload,
+    device: str,
+    shards: int = 1,
 ) -> MemoryEstimate:
     """Estimate what a training step takes on one device.
 
@@ -120,11 +126,13 @@ def estimate_memory(
         dtype: type of the weights.
         work: what a forward pass is given.
         device: ``cpu`` or ``cuda``.
+        shards: processes that weights, gradients and optimizer are spread over (FSDP2).
     """
     detector = _build(config, vlm_config, dtype)
     weights = sum(_bytes_of_weight(name, p, config) for name, p in detector.named_parameters())
     trained = {name: p for name, p in detector.named_parameters() if p.requires_grad}
-    gradients = _gradients(trained)
+    gradients = {part: size // shards for part, size in _gradients(trained).items()}
+    gathered = _gathered(detector) if shards > 1 else 0
     optimizer = _optimizer_state(config.train, list(trained.values()))
     temporaries = _step_temporaries(config, detector, device)
     computed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.autocast, dtype)
@@ -133,13 +141,13 @@ def estimate_memory(
     logits = _logits(detector, computed, work, device)
     moments = _moments(config, detector, gradients, layers, logits, work, computed)
     return MemoryEstimate(
-        weights=int(weights),
-        optimizer=optimizer,
+        weights=int(weights) // shards,
+        optimizer=optimizer // shards,
         gradients=sum(gradients.values()),
         activations=layers.vision.kept + layers.language.kept + layers.head.kept,
         logits=logits,
-        moments={name: size + copies for name, size in moments.items()}
-        | {"step": sum(gradients.values()) + temporaries},
+        moments={name: size + copies + gathered for name, size in moments.items()}
+        | {"step": sum(gradients.values()) + temporaries // shards},
     )
 
 
@@ -149,6 +157,21 @@ def _gradients(trained: Mapping[str, nn.Parameter]) -> dict[str, int]:
     for name, parameter in trained.items():
         sizes[group_of(name)] += _bytes(parameter)
     return sizes
+
+
+def _gathered(detector: Qwen25VLWithDetection) -> int:
+    """What each process has whole while it computes, though it is spread over them: weights and gradients.
+
+    All that is in no layer, from the forward's beginning to the backward's end; a layer, and the next one,
+    which is gathered meanwhile.
+    """
+    layers = [m for m in detector.modules() if type(m).__name__ in detector._no_split_modules]
+    sizes = [sum(map(_with_gradient, layer.parameters())) for layer in layers]
+    return sum(map(_with_gradient, detector.parameters())) - sum(sizes) + 2 * max(sizes)
+
+
+def _with_gradient(parameter: nn.Parameter) -> int:
+    return _bytes(parameter) * (2 if parameter.requires_grad else 1)
 
 
 def _moments(

@@ -11,8 +11,10 @@ import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwendet.build_trainer import create_trainer
 from qwendet.callbacks import ProgressReport, StopOnSignal
@@ -71,7 +73,7 @@ def train(config: Config, *, resume: bool = False) -> RunSummary:
 def _train_and_save(config: Config, checkpoint: Path | None) -> RunSummary:
     output_dir = Path(config.train.output_dir)
     trainer = create_trainer(config)
-    require_preflight(trainer.bundle)
+    trainer.callback_handler.callbacks.insert(0, Preflight(trainer))
     with trainer.boards.closing():
         stopped_by = _train(trainer, checkpoint)
         if stopped_by:
@@ -82,6 +84,25 @@ def _train_and_save(config: Config, checkpoint: Path | None) -> RunSummary:
             with saving(final), atomic_folder(final, replace=True) as folder:
                 trainer.save_bundle(folder, weights)
         return RunSummary(output_dir, final, _evaluate(trainer, final))
+
+
+class Preflight(TrainerCallback):
+    """Checks the model as it will be trained: on its device, spread over processes, resumed.
+
+    All processes look at the same samples, and so take part in the same collective operations.
+
+    Args:
+        trainer: the trainer that calls it, before its first step.
+    """
+
+    def __init__(self, trainer: DetectionTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Run the checks of ``train.preflight``."""
+        require_preflight(self.trainer.bundle)
 
 
 def _evaluate(trainer: DetectionTrainer, final: Path) -> dict[str, float] | None:

@@ -11,15 +11,17 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import AutocastKwargs, save_fsdp_optimizer
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer import SCHEDULER_NAME
 
 from qwendet.boards import BoardReport
 from qwendet.callbacks import EndOfEpoch, ProgressReport
@@ -28,7 +30,7 @@ from qwendet.data.collate import Batch, require_left_padding
 from qwendet.data.dataset import TrainingSamples
 from qwendet.data.order import EpochOrder
 from qwendet.data.samples import Sample
-from qwendet.errors import ConfigError, QwendetError
+from qwendet.errors import ConfigError, Problem, QwendetError
 from qwendet.evaluation.validation import Validation, validate, validation_pictures, validation_samples
 from qwendet.files import publish_folder
 from qwendet.freed_memory import freed_memory_kept
@@ -38,6 +40,7 @@ from qwendet.loss_scale import SCALE_TOO_HIGH, scale_was_too_high
 from qwendet.model.checkpoint import read_manifest, save_checkpoint
 from qwendet.model.losses import LossManager, step_counts
 from qwendet.model.matching import Targets
+from qwendet.model.spread import whole
 from qwendet.parameter_groups import parameter_groups
 from qwendet.resume import reading_state, record_training_state, require_same_run, rotate, saving
 from qwendet.schedule import schedule
@@ -116,6 +119,7 @@ class DetectionTrainer(Trainer):
         with self.step_log.waiting():
             batches = self._ahead.take(epoch_iterator, num_batches)
         if not self._first_step_seen:  # later ones need no look at the device
+            self.bundle.detector.require_ties()
             for batch in batches:
                 require_left_padding(batch)
             self._first_step_seen = True
@@ -134,12 +138,34 @@ class DetectionTrainer(Trainer):
     ) -> Any:
         """This micro-batch's share of the step's loss, times the number of processes."""
         assert isinstance(num_items_in_batch, Tensor)
-        output = model(inputs)
+        with self._autocast():
+            output = model(inputs)
         targets = Targets(inputs["target_boxes_cxcywh"], inputs["target_label_ids"], inputs["num_boxes"])
         losses = self.loss_manager(output.tokens, output.head, targets, num_items_in_batch)
         self.step_log.add(losses.terms | {"total": losses.total}, inputs["where"])
         total = losses.total * self.accelerator.num_processes
         return (total, output) if return_outputs else total
+
+    # FSDP
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Build the accelerator; under FSDP mixed precision is autocast, as it is without FSDP.
+
+        accelerate would have FSDP cast every weight, the head's and all outputs, sums of losses among them.
+        """
+        super().create_accelerator_and_postprocess()
+        if self.is_sharded:
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        """Mixed precision around the forward, which accelerate puts there itself but under FSDP.
+
+        Nothing is cached: the casts of a layer's gathered weights would outlive them.
+        """
+        if not self.is_sharded:
+            return nullcontext()
+        found: AbstractContextManager[None] = self.accelerator.autocast(AutocastKwargs(cache_enabled=False))
+        return found
 
     # What is logged is what was back-propagated
 
@@ -151,8 +177,7 @@ class DetectionTrainer(Trainer):
         """
         norms = self._group_norms()
         total = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
-        if total is not None:  # DeepSpeed gives a plain number, or none; FSDP 2 a spread tensor
-            norms["grad_norm"] = total if type(total) is Tensor else torch.tensor(float(total))
+        norms["grad_norm"] = whole(total)
         names, terms = self.step_log.take_terms()
         terms = self.accelerator.reduce(terms, reduction="sum")
         optimizer: Any = self.optimizer
@@ -164,11 +189,11 @@ class DetectionTrainer(Trainer):
         """Norm of each group's gradients, before they are clipped, in a step whose row is logged.
 
         Gradients are the step's: added up over micro-batches, averaged over processes. Where they are spread
-        over processes (FSDP, DeepSpeed) no process has a group's.
+        over processes (FSDP) no process has a group's.
         """
         step = self.state.global_step + 1
         is_logged = step % self.state.logging_steps == 0 or step >= self.state.max_steps
-        if not is_logged or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if not is_logged or self.is_sharded:
             return {}
         optimizer, scaler = self.optimizer, self.accelerator.scaler
         assert optimizer is not None
@@ -180,7 +205,7 @@ class DetectionTrainer(Trainer):
         sources, self.step_log.sources = self.step_log.sources, []
         broken = [name for name, value in terms.items() if not math.isfinite(value)]
         if not broken and not math.isfinite(norms.get("grad_norm", 0.0)):
-            if self._scaler_mends():
+            if scale_was_too_high(self.accelerator, self.bundle.detector):
                 self._skipped_steps += 1
                 logger.warning("step %d is skipped: %s", self.state.global_step + 1, SCALE_TOO_HIGH)
             else:
@@ -191,12 +216,6 @@ class DetectionTrainer(Trainer):
                 f"samples {', '.join(sources[:8])}{' …' if len(sources) > 8 else ''}",
                 "look at these samples, lower train.learning_rate, or set train.autocast to none",
             )
-
-    def _scaler_mends(self) -> bool:
-        """Whether float16's scaler leaves this update out and tries a smaller scale, as at the beginning."""
-        if self.is_deepspeed_enabled:  # has its own scaler, and has made or skipped the step already
-            return bool(self.accelerator.optimizer_step_was_skipped)
-        return scale_was_too_high(self.accelerator, self.bundle.detector)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what :mod:`qwendet.training_log` tells of the steps since the last row."""
@@ -245,12 +264,27 @@ class DetectionTrainer(Trainer):
         return metrics
 
     def _require_whole_model(self) -> None:
-        if self.is_sharded and self.bundle.config.train.eval_steps is not None:
-            raise ConfigError(
-                "predicting during training needs the whole model in a process; FSDP and ZeRO 3 spread it",
-                "train.eval_steps",
-                "set it to null: the model is evaluated when training ends",
+        if not self.is_sharded:
+            return
+        train, problems = self.bundle.config.train, []
+        if train.eval_steps is not None:
+            problems.append(
+                Problem(
+                    "predicting during training needs the whole model in a process; FSDP spreads it",
+                    "train.eval_steps",
+                    "set it to null: the model is evaluated when training ends",
+                )
             )
+        if train.preflight == "full":
+            problems.append(
+                Problem(
+                    "the full preflight needs the whole model in a process; FSDP spreads it",
+                    "train.preflight",
+                    "set it to quick, and run qwendet validate CONFIG in one process before",
+                )
+            )
+        if problems:
+            raise ConfigError.of(problems)
 
     # Optimizer
 
@@ -300,17 +334,32 @@ class DetectionTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._run / STAGING)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model of a checkpoint, as :meth:`save_bundle` does."""
         assert output_dir is not None
+        weights = self.gathered_weights()
         if self.args.should_save:
             folder = Path(output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            self.save_bundle(folder, state_dict if self.is_sharded else None)
+            self.save_bundle(folder, weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write their states; under FSDP without the second copy of the weights that the Trainer adds."""
+        if not self.is_sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        accelerator, schedule_of_rates = self.accelerator, self.lr_scheduler
+        assert schedule_of_rates is not None
+        save_fsdp_optimizer(
+            accelerator.state.fsdp_plugin, accelerator, self.optimizer, self.model, output_dir
+        )
+        if self.args.should_save:
+            torch.save(schedule_of_rates.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     @property
     def is_sharded(self) -> bool:
         """Whether no process holds the whole model."""
-        return bool(self.is_fsdp_enabled) or is_deepspeed_zero3_enabled()
+        return bool(self.is_fsdp_enabled)
 
     def gathered_weights(self) -> dict[str, Tensor] | None:
         """The whole model on the first process, if it is spread over all; to be called on each of them."""

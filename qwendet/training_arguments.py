@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 
 import torch
 from transformers import TrainingArguments
 
 from qwendet.config import Config
 from qwendet.errors import EnvironmentLacksError
-from qwendet.launcher import launcher_problems
+from qwendet.launcher import launcher_problems, num_shards, save_whole_states
+
+logger = logging.getLogger("qwendet")
 
 
 def require_launcher(config: Config) -> None:
     """Refuse, before a model is loaded, what the launcher asks for and would not get.
 
     Raises:
-        EnvironmentLacksError: for an engine without a GPU, or a precision that is not the config's.
+        EnvironmentLacksError: for FSDP without a GPU, DeepSpeed, or a precision that is not the config's.
     """
-    has_gpu = config.model.device != "cpu" and torch.cuda.is_available()
-    problems = list(launcher_problems(has_gpu=has_gpu, autocast=config.train.autocast))
+    has_gpu, lora = config.model.device != "cpu" and torch.cuda.is_available(), config.model.lora
+    in_4bit = lora is not None and lora.load_in_4bit
+    problems = list(launcher_problems(has_gpu=has_gpu, autocast=config.train.autocast, in_4bit=in_4bit))
     if problems:
         raise EnvironmentLacksError.of(problems)
 
@@ -43,7 +47,8 @@ def training_arguments(config: Config) -> TrainingArguments:
     """
     train = config.train
     _require_available(config)
-    return TrainingArguments(
+    save_whole_states()
+    arguments = TrainingArguments(
         output_dir=train.output_dir,
         max_steps=train.max_steps or -1,
         num_train_epochs=train.epochs,
@@ -66,5 +71,12 @@ def training_arguments(config: Config) -> TrainingArguments:
         dataloader_num_workers=config.data.num_workers,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,  # every parameter has a gradient, of 0 where a rank has no boxes
+        # Spread in each micro-batch: added up first, gradients would be whole on every process.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": num_shards() > 1}},
         disable_tqdm=True,
     )
+    if arguments.n_gpu > 1:
+        command = f"torchrun --nproc-per-node {arguments.n_gpu} -m qwendet train CONFIG"
+        logger.warning("one of %d GPUs is used; to train on all of them: %s", arguments.n_gpu, command)
+        arguments._n_gpu = 1  # with more the Trainer makes nn.DataParallel, which splits patches and labels
+    return arguments

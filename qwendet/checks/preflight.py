@@ -23,6 +23,7 @@ from qwendet.checks.runner import require_known
 from qwendet.checks.subject import temporary_subject
 from qwendet.config import Config
 from qwendet.errors import Problem, QwendetError
+from qwendet.interlude import own_precision
 from qwendet.loader import Bundle
 
 logger = logging.getLogger("qwendet")
@@ -86,8 +87,9 @@ def require_preflight(bundle: Bundle) -> None:
         if config.train.preflight == "quick":
             results, _ = loss.run_loss_checks(subject, only=loss.QUICK)
         else:
-            results, _ = loss.run_loss_checks(subject, with_overfit=False)
-            results += consistency.run_consistency_checks(subject)[0]
+            with own_precision(bundle.detector):  # what is served has no mixed precision
+                results, _ = loss.run_loss_checks(subject, with_overfit=False)
+                results += consistency.run_consistency_checks(subject)[0]
     failed = [result for result in results if result.status == "fail"]
     if failed:
         problems = [Problem(result.what, result.where, result.fix, result.id) for result in failed]

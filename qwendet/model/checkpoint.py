@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +32,7 @@ from qwendet.model.head import HeadShape
 from qwendet.model.lora import has_adapter, is_adapter, save_adapter
 from qwendet.model.losses import LOSS_VERSION
 from qwendet.model.processor import RESIZER, ImageTextProcessor, save_processor
+from qwendet.model.spread import fill, whole
 
 FORMAT_VERSION = 1
 MANIFEST = "qwendet.json"
@@ -131,9 +132,10 @@ def save_checkpoint(
         detector.vlm.generation_config.save_pretrained(folder)
     save_processor(processor, folder)
     if detector.head is not None:
-        head = {name: tensor.contiguous() for name, tensor in part_of(state, "head.").items()}
+        head = part_of(state, "head.") | detector.head.constants()
+        stored = {name: tensor.contiguous() for name, tensor in head.items()}
         (folder / HEAD_WEIGHTS).parent.mkdir()
-        safetensors.torch.save_file(head, folder / HEAD_WEIGHTS, metadata={"format": "pt"})
+        safetensors.torch.save_file(stored, folder / HEAD_WEIGHTS, metadata={"format": "pt"})
     manifest = Manifest(
         config=config,
         head=None if detector.head is None else detector.head.shape,
@@ -210,8 +212,8 @@ def stored_parameters(detector: Qwen25VLWithDetection) -> dict[str, Tensor]:
 
 
 def sha256_of_tensor(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's values as they lie in memory, row by row."""
-    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    """SHA-256 of a tensor's values, row by row; of one that is spread, to be called on all its processes."""
+    flat = whole(tensor.detach()).cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
@@ -365,25 +367,16 @@ def load_head_weights(detector: Qwen25VLWithDetection, folder: Path) -> None:
     Raises:
         CheckpointError: for a missing or extra key or another shape.
     """
-    assert detector.head is not None
-    path = head_file(folder)
-    try:
-        weights = safetensors.torch.load_file(path)
-        _require_keys(weights.keys(), detector.head.state_dict().keys(), path)
-        detector.head.load_state_dict(weights, strict=True)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
-            f"the head cannot be loaded ({error})", str(path), "take another checkpoint"
-        ) from error
+    head, path = detector.head, head_file(folder)
+    assert head is not None
+    fill(dict(head.named_parameters()) | head.constants(), path.parent, path.name, "head")
 
 
-def _require_keys(found: Collection[str], wanted: Collection[str], path: Path) -> None:
-    """Refuse another head than the one that this version builds."""
-    odd = {"missing": sorted(set(wanted) - set(found)), "unexpected": sorted(set(found) - set(wanted))}
-    parts = [f"{len(names)} {kind}, such as {names[0]}" for kind, names in odd.items() if names]
-    if parts:
-        raise CheckpointError(
-            f"the weights are of another head: {'; '.join(parts)}",
-            str(path),
-            "take a checkpoint of this version, or start from a model without a head",
-        )
+def load_published_weights(detector: Qwen25VLWithDetection, folder: Path) -> None:
+    """Load the published model's weights of a checkpoint into a model that is there, each once.
+
+    Raises:
+        CheckpointError: for a missing or extra key or another shape.
+    """
+    own = revert_weight_conversion(detector.vlm, dict(detector.vlm.named_parameters()))
+    fill(own, folder, "model*.safetensors", "model")

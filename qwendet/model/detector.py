@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwendet.data.collate import Batch
+from qwendet.errors import EnvironmentLacksError
 from qwendet.model.by_sample import apart
 from qwendet.model.cross_entropy import linear_cross_entropy
 from qwendet.model.head import DetectionHead, HeadOutput
@@ -65,6 +66,24 @@ class Qwen25VLWithDetection(nn.Module):
     def _no_split_modules(self) -> Any:
         """Layers that accelerate shards one by one, where its configuration names none."""
         return self.vlm._no_split_modules
+
+    def tie_weights(self) -> None:
+        """Make the output layer and the embeddings one again: accelerate asks when it spreads the model."""
+        self.vlm.tie_weights()
+
+    def require_ties(self) -> None:
+        """Refuse a model whose tied weights have come apart: it would train and save two of them.
+
+        Raises:
+            EnvironmentLacksError: if the output layer is not the embeddings, and the config says it is.
+        """
+        is_tied = self.vlm.lm_head.weight is self.vlm.get_input_embeddings().weight
+        if self.config.tie_word_embeddings and not is_tied:
+            raise EnvironmentLacksError(
+                "lm_head and embeddings are one weight of this model, but became two when it was prepared",
+                "fsdp_cpu_ram_efficient_loading",
+                "set it to false in accelerate's configuration, and take the versions in constraints.txt",
+            )
 
     @property
     def device(self) -> torch.device:

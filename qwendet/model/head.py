@@ -132,6 +132,10 @@ class DetectionHead(nn.Module):
             torch.cat(logits, 1), torch.cat(boxes, 1), torch.cat(stages, 1), tuple(s.shape[1] for s in stages)
         )
 
+    def constants(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside the parameters, by its name in the head."""
+        return {"labels.centre": self.labels.centre}
+
     def _choose(self, logits: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Indices ``(B, Q)`` of the best proposals, and which of them are real."""
         scores = logits.detach().amax(-1).masked_fill(~valid, -torch.inf)
@@ -186,7 +190,8 @@ class LabelEncoder(nn.Module):
 
     def __init__(self, text_size: int, size: int) -> None:
         super().__init__()
-        self.register_buffer("centre", torch.zeros(text_size))
+        # Not in `state_dict`: accelerate's FSDP takes everything there for a tensor spread over processes.
+        self.register_buffer("centre", torch.zeros(text_size), persistent=False)
         self.norm = nn.LayerNorm(text_size)
         self.token = mlp(text_size, size, size)
         self.out = nn.LayerNorm(size)

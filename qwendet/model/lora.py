@@ -11,6 +11,7 @@ A checkpoint keeps the adapter in peft's own layout and the base's fingerprint, 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 from qwendet.config import LoraConfig, ModelConfig
 from qwendet.errors import CheckpointError, ConfigError
+from qwendet.model.spread import fill
 
 if TYPE_CHECKING:
     import peft
@@ -119,7 +121,12 @@ def in_4bit(model: ModelConfig) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, model.dtype),
     )
-    return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device()}}
+    return {"quantization_config": settings, "device_map": {"": own_gpu()}}
+
+
+def own_gpu() -> int:
+    """The GPU of this process, of those that a launcher started: as accelerate deals them."""
+    return int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
 
 
 def merge_adapter(vlm: nn.Module) -> None:
@@ -170,27 +177,8 @@ def load_adapter(vlm: nn.Module, folder: Path) -> None:
     Raises:
         CheckpointError: for a missing or extra weight or another shape.
     """
-    path = folder / ADAPTER_WEIGHTS
-    try:
-        weights = safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the adapter cannot be loaded ({error})", str(path), "take another one"
-        ) from error
-    own = {_name_in_file(name): parameter for name, parameter in _adapter_parameters(vlm)}
-    for name in sorted(own.keys() ^ weights.keys()):
-        state = "missing" if name in own else "unexpected"
-        raise CheckpointError(f"the adapter's weight {name} is {state}", str(path), "take another checkpoint")
-    for name, parameter in own.items():
-        if parameter.shape != weights[name].shape:
-            found, wanted = tuple(weights[name].shape), tuple(parameter.shape)
-            what = f"the adapter's weight {name} has shape {found}, expected {wanted}"
-            raise CheckpointError(what, str(path), "take the base model that it was trained on")
-        parameter.data.copy_(weights[name])
-
-
-def _adapter_parameters(vlm: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, parameter) for name, parameter in vlm.named_parameters() if is_adapter(name))
+    own = {_name_in_file(name): weight for name, weight in vlm.named_parameters() if is_adapter(name)}
+    fill(own, folder, ADAPTER_WEIGHTS, "adapter")
 
 
 def _name_in_file(name: str) -> str:

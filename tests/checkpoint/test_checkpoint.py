@@ -17,10 +17,11 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+import qwendet.loader
 from qwendet.config import Config
 from qwendet.errors import CheckpointError, DataError
 from qwendet.files import atomic_file, atomic_folder, find_folder, sha256_of_file
-from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.loader import Bundle, config_of_checkpoint, load, restore
 from qwendet.model.checkpoint import (
     describe_parameters,
     files_of,
@@ -58,7 +59,9 @@ def flip_byte(path: Path) -> None:
 
 
 def assert_same_weights(found: torch.nn.Module, wanted: torch.nn.Module) -> None:
-    found_state, wanted_state = found.state_dict(), wanted.state_dict()
+    found_state, wanted_state = (
+        model.state_dict() | dict(model.named_buffers()) for model in (found, wanted)
+    )
     assert list(found_state) == list(wanted_state)
     for name, tensor in wanted_state.items():
         assert found_state[name].dtype == tensor.dtype, name
@@ -242,7 +245,7 @@ def test_load__no_such_folder(tmp_path: Path) -> None:
         pytest.param(MODEL, "model.norm.weight", "model.language_model.norm.weight", id="language"),
         pytest.param(MODEL, "visual.merger.mlp.0.bias", "model.visual.merger.mlp.0.bias", id="merger"),
         pytest.param(MODEL, "model.embed_tokens.weight", "2 missing keys, such as lm_head.weight", id="tied"),
-        pytest.param(HEAD, "norm.weight", "another head: 1 missing, such as norm.weight", id="head"),
+        pytest.param(HEAD, "norm.weight", "the head's weight norm.weight is missing", id="head"),
     ],
 )
 def test_load__a_missing_key_is_named(
@@ -260,7 +263,7 @@ def test_load__a_missing_key_is_named(
         pytest.param(MODEL, "model.extra.weight", ("unexpected", "extra.weight"), id="extra, model"),
         pytest.param(HEAD, "extra.weight", ("unexpected", "extra.weight"), id="extra, head"),
         pytest.param(MODEL, "model.norm.weight", ("mismatch", "norm.weight", "[3]"), id="shape, model"),
-        pytest.param(HEAD, "norm.weight", ("mismatch", "norm.weight", "[3]"), id="shape, head"),
+        pytest.param(HEAD, "norm.weight", ("norm.weight has shape (3,)", "expected"), id="shape, head"),
     ],
 )
 def test_load__an_extra_key_and_another_shape_are_named(
@@ -582,3 +585,50 @@ def test_atomic_file__says_where_it_cannot_write(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught, atomic_file(target) as path:
         path.write_text("x")
     assert str(caught.value).startswith(f"{target}: cannot write (")
+
+
+# Going on with a run
+
+
+def blurred(checkpoint: Path) -> Bundle:
+    """The training build of a checkpoint, every number of it another."""
+    bundle = load(config_of_checkpoint(checkpoint), for_inference=False)
+    assert bundle.detector.head is not None
+    with torch.no_grad():
+        for tensor in (*bundle.detector.parameters(), *bundle.detector.head.constants().values()):
+            tensor.add_(1)
+    return bundle
+
+
+def test_restore__copies_everything_into_the_model_that_is_there_and_builds_no_other(
+    saved: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = blurred(saved)
+    places = [tensor.data_ptr() for tensor in again.detector.parameters()]
+    monkeypatch.delattr(qwendet.loader, "load_vlm")
+    restore(again, saved)
+    assert_same_weights(again.detector, bundle.detector)
+    assert [tensor.data_ptr() for tensor in again.detector.parameters()] == places
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "named"),
+    [
+        (MODEL, "model.norm.weight", "the parameter vlm.model.language_model.norm.weight is not the one"),
+        (HEAD, "norm.weight", "the parameter head.norm.weight is not the one that was saved"),
+    ],
+)
+def test_restore__refuses_a_weight_that_is_not_the_manifest_s(
+    checkpoint: Path, edit_weights: EditWeights, file: str, key: str, named: str
+) -> None:
+    again = blurred(checkpoint)
+    edit_weights(checkpoint / file, lambda tensors: tensors[key].mul_(1.5))
+    with pytest.raises(CheckpointError, match=named):
+        restore(again, checkpoint)
+
+
+def test_restore__names_a_weight_that_the_file_lacks(checkpoint: Path, edit_weights: EditWeights) -> None:
+    again = blurred(checkpoint)
+    edit_weights(checkpoint / MODEL, lambda tensors: tensors.pop("model.norm.weight"))
+    with pytest.raises(CheckpointError, match=r"the model's weight model\.norm\.weight is missing"):
+        restore(again, checkpoint)

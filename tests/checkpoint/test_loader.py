@@ -38,8 +38,8 @@ def head_of(bundle: Bundle) -> DetectionHead:
 
 
 def assert_same_state(found: torch.nn.Module, wanted: torch.nn.Module) -> None:
-    found_state = found.state_dict()
-    for name, tensor in wanted.state_dict().items():
+    found_state = found.state_dict() | dict(found.named_buffers())
+    for name, tensor in (wanted.state_dict() | dict(wanted.named_buffers())).items():
         assert torch.equal(found_state.pop(name), tensor), name
     assert not found_state
 

@@ -1,11 +1,15 @@
-"""Started by test_distributed.py: imports once, then forks the ranks of a job and does one thing in each.
+"""Started by tests: imports once, then for each job in turn forks its ranks and does one thing in each.
 
-python ranks.py JOB CONFIG OUT [NUM_RANKS]
+python ranks.py JOB CONFIG OUT NUM_RANKS [JOB CONFIG OUT NUM_RANKS ...]
+
+The exit codes of a job's ranks are written into OUT/codes.json.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -13,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -20,6 +26,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+import qwendet.launcher
+import qwendet.run
 from qwendet.build_trainer import create_trainer
 from qwendet.cli.main import run as run_command
 from qwendet.config import Config
@@ -117,9 +125,6 @@ def _fully_shard(bundle: Bundle) -> None:
 
 def stop(config: Config, out: Path) -> None:
     """Train; the second rank alone receives SIGTERM, in its second step."""
-    import signal
-
-    import qwendet.run
 
     class Kill(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -133,6 +138,63 @@ def stop(config: Config, out: Path) -> None:
 
     qwendet.run.create_trainer = create
     (out / f"{rank()}.txt").write_text(train(config).stopped_by, encoding="utf-8")
+
+
+def plain(config: Config, out: Path) -> None:
+    """The command `train` without FSDP: one process, or DDP."""
+    _read_job(out)
+    train(config)
+
+
+def _read_job(out: Path) -> dict[str, Any]:
+    """What `out/job.json` says; a plant in it is done, and what the rank says goes into a file of its own."""
+    with (out / f"{rank()}.err").open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 2)
+    job: dict[str, Any] = json.loads((out / "job.json").read_text(encoding="utf-8"))
+    exec(job.get("plant", ""), {})  # noqa: S102  # written by the test
+    return job
+
+
+def fsdp(config: Config, out: Path) -> None:
+    """The command `train` under FSDP2, as `out/job.json` says: environment, resume, kill, plant."""
+    job = _read_job(out)
+    os.environ |= job["environment"]
+    _fsdp_without_a_gpu()
+
+    class Look(TrainerCallback):
+        """Sees that everything is spread, and kills the process where it was asked for."""
+
+        def __init__(self, detector: Any) -> None:
+            self.detector = detector
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            parameters = list(self.detector.parameters())
+            assert all(isinstance(parameter, DTensor) for parameter in parameters)
+            held = sum(parameter.to_local().numel() for parameter in parameters)
+            (out / f"held-{rank()}.txt").write_text(str(held), encoding="utf-8")
+            if state.global_step == job.get("kill_at"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def create(config: Config) -> DetectionTrainer:
+        trainer = create_trainer(config)
+        trainer.add_callback(Look(trainer.bundle.detector))
+        return trainer
+
+    qwendet.run.create_trainer = create
+    train(config, resume=job.get("resume", False))
+
+
+def _fsdp_without_a_gpu() -> None:
+    """The seam: accelerate is told that these gloo processes are GPUs of its own, whose device is the CPU.
+
+    It gives FSDP to GPUs alone, and makes DDP of it elsewhere. What it does from there on, what the Trainer
+    and `fully_shard` do, and all of qwendet but the question whether there is a GPU is what runs on GPUs.
+    """
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    torch.distributed.init_process_group("gloo")
+    problems = qwendet.launcher._fsdp_problems
+    qwendet.launcher._fsdp_problems = lambda has_gpu, in_4bit: problems(True, in_4bit)
 
 
 def command(config: Path, out: Path) -> None:
@@ -150,7 +212,7 @@ def world() -> int:
     return int(os.environ["WORLD_SIZE"])
 
 
-JOBS: dict[str, Any] = {"ddp": ddp, "shard": shard, "stop": stop}
+JOBS: dict[str, Any] = {"ddp": ddp, "shard": shard, "stop": stop, "plain": plain, "fsdp": fsdp}
 
 
 def start(job: str, config: str, out: Path, number: int, of: int, port: int) -> int:
@@ -172,15 +234,25 @@ def start(job: str, config: str, out: Path, number: int, of: int, port: int) -> 
         os._exit(int(code or 0))
 
 
-def main() -> None:
-    job, config, out, of = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-    torch.set_num_threads(1)
-    write_untrained()
+def do(job: str, config: str, out: Path, of: int) -> list[int]:
+    """Start the ranks of a job, and wait for their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = [start(job, config, out, number, of, port) for number in range(of)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
+    (out / "codes.json").write_text(json.dumps(codes), encoding="utf-8")
+    return codes
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    write_untrained()
+    codes = [
+        code
+        for job, config, out, of in zip(*(sys.argv[first::4] for first in (1, 2, 3, 4)), strict=True)
+        for code in do(job, config, Path(out), int(of))
+    ]
     sys.exit(max(codes, key=abs))
 
 

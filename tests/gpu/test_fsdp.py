@@ -1,4 +1,7 @@
-"""Trainer's own FSDP2, by `accelerate launch` on one GPU: its checkpoint is that of the run without it."""
+"""FSDP2 by `accelerate launch` on the GPUs that are here: its checkpoint is that of the run without it.
+
+With accelerate's own defaults and the quick preflight; tests/end_to_end/test_fsdp.py is the CPU's part.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ FSDP2 = {
         "fsdp_version": 2,
         "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "fsdp_reshard_after_forward": True,
-        "fsdp_state_dict_type": "FULL_STATE_DICT",
-        "fsdp_cpu_ram_efficient_loading": False,
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        "fsdp_cpu_ram_efficient_loading": True,
     },
     "mixed_precision": "no",
     "num_machines": 1,
@@ -46,7 +49,6 @@ def config(tmp_path: Path) -> Path:
             "batch_size": 4,
             "learning_rate": 1e-3,
             "save_steps": 2,
-            "preflight": "off",
         },
     }
     path = tmp_path / "config.yaml"
@@ -54,8 +56,9 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def train(config: Path, run: Path, *launcher: str, resume: bool = False) -> None:
-    words = ["qwendet", "train", str(config), "--set", f"train.output_dir={run}", *["--resume"] * resume]
+def train(config: Path, run: Path, *launcher: str, batch_size: int = 4, resume: bool = False) -> None:
+    settings = ["--set", f"train.output_dir={run}", "--set", f"train.batch_size={batch_size}"]
+    words = ["qwendet", "train", str(config), *settings, *["--resume"] * resume]
     command = [sys.executable, "-m", *launcher, *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -66,10 +69,12 @@ def test_fsdp2__saves_what_one_unsharded_process_saves_and_resumes_from_it(
 ) -> None:
     settings = tmp_path / "fsdp2.yaml"
     settings.write_text(yaml.safe_dump(FSDP2), encoding="utf-8")
-    launcher = ("accelerate.commands.launch", "--config_file", str(settings), "-m")
+    ranks = 2 if torch.cuda.device_count() > 1 else 1
+    command = ("--config_file", str(settings), "--num_processes", str(ranks))
+    launcher = ("accelerate.commands.launch", *command, "-m")
     plain, sharded = tmp_path / "plain", tmp_path / "sharded"
     train(config, plain)
-    train(config, sharded, *launcher)
+    train(config, sharded, *launcher, batch_size=4 // ranks)
     ours, theirs = (read_manifest(run / "final") for run in (sharded, plain))
     assert {name: (p.shape, p.dtype) for name, p in ours.parameters.items()} == {
         name: (p.shape, p.dtype) for name, p in theirs.parameters.items()
@@ -84,5 +89,5 @@ def test_fsdp2__saves_what_one_unsharded_process_saves_and_resumes_from_it(
     assert (sharded / "checkpoint-2" / "resume.json").is_file()
     for name in ("final", "checkpoint-3"):
         (sharded / name).rename(tmp_path / f"{name}-uninterrupted")
-    train(config, sharded, *launcher, resume=True)
+    train(config, sharded, *launcher, batch_size=4 // ranks, resume=True)
     assert read_manifest(sharded / "final").step == 3

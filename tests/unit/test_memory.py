@@ -84,6 +84,43 @@ def test_estimate__weights_and_optimizer_of_7b_are_those_of_its_parameters(share
     assert estimate.optimizer == 2 * estimate.weights
 
 
+def test_estimate__fsdp_spreads_all_and_gathers_what_is_computed_with(shared: Path) -> None:
+    """Whole is what is in no layer, two layers of the largest kind, and the gradients of both."""
+    folder = shared / "qwen_processor" / "Qwen2.5-VL-7B-Instruct"
+    vlm_config = Qwen2_5_VLConfig.from_pretrained(folder)
+    config, work = make_config(detection={"enabled": False}), Workload(1, 64, (8, 8), 64, 8)
+    one, eight = (
+        estimate_memory(config, vlm_config, torch.bfloat16, work, "cuda", shards) for shards in (1, 8)
+    )
+    assert eight.weights == pytest.approx(one.weights / 8, rel=1e-6)
+    assert eight.optimizer == pytest.approx(one.optimizer / 8, rel=1e-6)
+    assert eight.gradients == pytest.approx(one.gradients / 8, rel=1e-6)
+    assert eight.moments["step"] == pytest.approx(one.moments["step"] / 8, rel=1e-6)
+    text, vision = vlm_config.text_config, vlm_config.vision_config
+    size, keys = text.hidden_size, text.hidden_size // text.num_attention_heads * text.num_key_value_heads
+    layer = 2 * size**2 + size + 2 * (size + 1) * keys + 3 * size * text.intermediate_size + 2 * size
+    merged = 4 * vision.hidden_size
+    merger = merged * (merged + 1) + (merged + 1) * size + vision.hidden_size
+    outside = 2 * text.vocab_size * size + merger + 3 * 2 * 14 * 14 * vision.hidden_size + size
+    gathered = eight.moments["logits"] - one.moments["logits"]
+    assert gathered == (outside + 2 * layer) * 2 * 2
+
+
+def test_check__7b_fits_where_fsdp_spreads_it(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shared / "qwen_processor" / "Qwen2.5-VL-7B-Instruct"
+    config = make_config(
+        model={"path": str(folder), "dtype": "bfloat16", "gradient_checkpointing": True},
+        data={"max_pixels": 640 * 28 * 28},
+        train={"batch_size": 1, "max_memory": 60.0},
+    )
+    (alone,) = run_memory_check(config)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    (spread,) = run_memory_check(config)
+    assert (alone.status, spread.status) == ("fail", "pass"), (alone.what, spread.what)
+    assert "spread over 8 processes" in spread.what
+
+
 def test_estimate__an_adapter_needs_no_optimizer_state_for_its_base() -> None:
     vlm_config = load(make_config(), for_inference=False).detector.vlm.config
     work = Workload(8, 64, (8, 8), 217, 124)

@@ -115,7 +115,9 @@ def test_served__is_the_training_build_in_evaluation_mode(subject: Subject) -> N
     served, bundle = subject.served, subject.bundle
     assert served.detector is not bundle.detector
     assert not served.detector.training
-    ours, theirs = bundle.detector.state_dict(), served.detector.state_dict()
+    ours, theirs = (
+        model.state_dict() | dict(model.named_buffers()) for model in (bundle.detector, served.detector)
+    )
     assert ours.keys() == theirs.keys()
     assert any(name.startswith("head.") for name in theirs)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

@@ -13,6 +13,7 @@ from qwendet.checks.result import Result
 from qwendet.checks.runner import Findings
 from qwendet.config import Config
 from qwendet.errors import Problem
+from qwendet.launcher import num_shards
 from qwendet.memory import GIB, MemoryEstimate, estimate_memory, largest_workload
 from qwendet.model.published import reading
 from qwendet.model.source import find_source
@@ -67,8 +68,10 @@ def describe(estimate: MemoryEstimate) -> str:
         "logits": estimate.logits,
     }
     shown = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+    spread = f", spread over {num_shards()} processes" if num_shards() > 1 else ""
     return (
-        f"a training step of the largest batch needs about {estimate.peak / GIB:.2f} GiB a device ({shown})"
+        f"a training step of the largest batch needs about {estimate.peak / GIB:.2f} GiB a device"
+        f" ({shown}{spread})"
     )
 
 
@@ -79,7 +82,7 @@ def _estimate(config: Config) -> MemoryEstimate:
         stored = Qwen2VLImageProcessorPil.from_pretrained(folder).size["longest_edge"]
     pixels = config.data.max_pixels or stored
     work = largest_workload(config, vlm_config, pixels)
-    return estimate_memory(config, vlm_config, _dtype(config), work, _device(config))
+    return estimate_memory(config, vlm_config, _dtype(config), work, _device(config), num_shards())
 
 
 def _device(config: Config) -> str:
@@ -113,7 +116,7 @@ def _what_would_fit(config: Config, limit: float) -> str:
         if estimate.peak <= limit * GIB:
             return f"{', '.join(changes.values())} would need about {estimate.peak / GIB:.2f} GiB"
         config = smaller
-    return "take a smaller model, or spread it over several GPUs: docs/scaling.md"
+    return "take a smaller model, or spread it over more GPUs by FSDP2: docs/scaling.md"
 
 
 def _smaller(config: Config) -> Iterator[tuple[str, Config]]:

@@ -72,7 +72,12 @@ def launcher(survey: Survey) -> Iterable[Problem]:
     """What ``accelerate launch`` was told can be had here, and is what the config says."""
     config = survey.config
     has_gpu = config.model.device != "cpu" and has_nvidia_gpu()
-    return launcher_problems(has_gpu=has_gpu, autocast=config.train.autocast)
+    lora = config.model.lora
+    return launcher_problems(
+        has_gpu=has_gpu,
+        autocast=config.train.autocast,
+        in_4bit=lora is not None and lora.load_in_4bit,
+    )
 
 
 def has_nvidia_gpu() -> bool:

@@ -95,6 +95,8 @@ def parameters(subject: Subject, folder: Path) -> Verdict:
         raise NotApplicableError("the checkpoint is an adapter: its files are compared")
     detector = subject.bundle.detector
     own = {name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()}
+    if detector.head is not None:
+        own |= {f"head.{name}": tuple(tensor.shape) for name, tensor in detector.head.constants().items()}
     if detector.config.tie_word_embeddings:
         own.pop("vlm.lm_head.weight")
     vouched = _manifest(folder)["parameters"] if (folder / MANIFEST).is_file() else {}

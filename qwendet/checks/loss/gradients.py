@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from qwendet.checks.loss.formula import BOX_TERMS
 from qwendet.checks.loss.parts import parts
@@ -16,6 +18,7 @@ from qwendet.checks.loss.watched import Watched
 from qwendet.checks.result import Table, Verdict
 from qwendet.errors import Problem
 from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.model.spread import of_this_process
 
 TEXT = ("lm", "teacher", "student")
 FROZEN, NO_PATH = "frozen", "no path"
@@ -42,13 +45,15 @@ def gradients(watched: Watched) -> Verdict:
     """Each term's gradient reaches the parts that it is to train, and no trainable parameter is cut off."""
     lesson = watched.row_of_kind(lesson=True)
     inputs: list[Tensor] = []
+    if isinstance(watched.detector, FSDPModule):
+        watched.detector.reshard()  # gathered by a forward without a backward, its parameters are others
+    owned = parts(watched.detector)
     with _head_inputs(watched.detector, inputs):
         (share,) = watch_step(
             watched.trainer,
             [watched.collate([watched.subject.encoded[lesson]])],
             watched.detector,
         )
-    owned = parts(watched.detector)
     trainable = {
         part: {name: p for name, p in parameters.items() if p.requires_grad}
         for part, parameters in owned.items()
@@ -87,7 +92,7 @@ def _matrix(
     for term, value in terms.items():
         found: Sequence[Tensor | None] = [None] * len(flat)
         if value.requires_grad and flat:
-            found = torch.autograd.grad(value, [p for *_, p in flat], retain_graph=True, allow_unused=True)
+            found = _gradients(value, [p for *_, p in flat])
         connected |= {name for (_, name, _), g in zip(flat, found, strict=True) if g is not None}
         matrix[term] = {
             part: _reach(g for (own, *_), g in zip(flat, found, strict=True) if own == part)
@@ -97,9 +102,28 @@ def _matrix(
     return matrix, connected
 
 
+def _gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
+    """Of a value by each parameter; ``None`` where there is no path.
+
+    What is spread over processes (FSDP) is in no graph: a backward pass gathers it and spreads its gradient.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in parameters):
+        return torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    value.backward(retain_graph=True)
+    found = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    return found
+
+
 def _reach(found: Iterable[Tensor | None]) -> Reach:
-    squares = [gradient.double().square().sum().item() for gradient in found if gradient is not None]
-    return Reach(math.sqrt(sum(squares)) if squares else None)
+    gradients = [gradient for gradient in found if gradient is not None]
+    if not gradients:
+        return Reach(None)
+    total = torch.stack([of_this_process(gradient).double().square().sum() for gradient in gradients]).sum()
+    if isinstance(gradients[0], DTensor):
+        torch.distributed.all_reduce(total)
+    return Reach(math.sqrt(total.item()))
 
 
 def _judge(term: str, part: str, reach: Reach) -> list[Problem]:
