@@ -14,14 +14,12 @@ from qwendet.model.detector import Qwen25VLWithDetection
 
 @contextmanager
 def interlude(detector: Qwen25VLWithDetection) -> Iterator[None]:
-    """Let the model compute as a loaded one does, in its own precision, until the end of the block.
+    """Let the model compute as a loaded one does, until the end of the block.
 
-    Training then goes on as if there had been no block: modules are in the mode they were in, mixed precision
-    is back, and random states of Python, NumPy and torch are those of before.
+    Training then goes on as if there had been no block: modules are in the mode they were in, and random
+    states of Python, NumPy and torch are those of before.
     """
     modes = [(module, module.training) for module in detector.modules()]
-    # accelerate puts mixed precision around `forward` of this very object, over the class's own.
-    mixed_precision = detector.__dict__.pop("forward", None)
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # libraries draw from it
     devices = [detector.device] if detector.device.type == "cuda" else []
     try:
@@ -31,7 +29,5 @@ def interlude(detector: Qwen25VLWithDetection) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
-        if mixed_precision is not None:
-            detector.forward = mixed_precision  # type: ignore[method-assign]
         for module, mode in modes:
             module.training = mode

@@ -17,24 +17,21 @@ PRECISION, COMPILER = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"
 YES = ("1", "true", "yes", "y", "on", "t")  # accelerate's own words
 
 
-def launcher_problems(*, has_gpu: bool, autocast: str) -> Iterator[Problem]:
+def launcher_problems(*, has_gpu: bool) -> Iterator[Problem]:
     """Find what the launcher asks for and does not get.
 
     Args:
         has_gpu: whether the model will be trained on a CUDA GPU.
-        autocast: ``train.autocast``.
     """
     for engine, variable in ENGINES.items():
         if os.environ.get(variable, "").lower() in YES:
             yield from _engine_problems(engine, variable, has_gpu)
     precision = os.environ.get(PRECISION, "no").lower()
-    if precision not in ("no", autocast):
+    if precision != "no":
         yield Problem(
-            f"the launcher asks for {precision}, but train.autocast is {autocast}",
+            f"the launcher asks for {precision}: it would be that of training alone, and of the head too",
             PRECISION,
-            f"set train.autocast to {precision}, or mixed_precision to no in accelerate's configuration"
-            if precision in ("bf16", "fp16")
-            else "set mixed_precision to no in accelerate's configuration, and train.autocast as you like",
+            "set mixed_precision to no in accelerate's configuration; train.autocast is for both",
         )
     if os.environ.get(COMPILER, "no").lower() != "no":
         yield Problem(

@@ -29,7 +29,8 @@ from qwendet.model.cross_entropy import CHUNK_ROWS
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import DetectionHead
 from qwendet.model.lora import add_adapter
-from qwendet.parameter_groups import GROUPS, freeze_groups, group_of, parameter_groups
+from qwendet.model.precision import GROUPS, group_of
+from qwendet.parameter_groups import freeze_groups, parameter_groups
 
 GIB = 2**30
 EIGHT_BIT_STATE = 2  # bytes a trained parameter

@@ -93,16 +93,13 @@ class DetectionTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # prints every log on stdout
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; afterwards the model computes as a loaded one would, without ``train.autocast``."""
+        """Train."""
         self._require_whole_model()
         workers_are_ahead = self.args.dataloader_num_workers > 0
         ahead = nullcontext() if workers_are_ahead else self._ahead.running()
         memory = freed_memory_kept() if self.args.device.type == "cpu" else nullcontext()
-        try:
-            with memory, ahead, self.boards.closing():
-                return super().train(*args, **kwargs)
-        finally:
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        with memory, ahead, self.boards.closing():
+            return super().train(*args, **kwargs)
 
     # Data and loss
 
@@ -190,7 +187,7 @@ class DetectionTrainer(Trainer):
             raise TrainingDivergedError(
                 f"step {self.state.global_step + 1}: not finite: {', '.join(broken)}",
                 f"samples {', '.join(sources[:8])}{' …' if len(sources) > 8 else ''}",
-                "look at these samples, lower train.learning_rate, or set train.autocast to none",
+                "look at these samples, lower train.learning_rate, or set model.dtype to float32",
             )
 
     def _scaler_mends(self) -> bool:
