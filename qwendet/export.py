@@ -24,7 +24,7 @@ from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.model.checkpoint import dtype_name, read_manifest, save_checkpoint
 from qwendet.model.lora import merge_adapter
 from qwendet.model.onnx import GraphCheck, export_graphs
-from qwendet.model.precision import at_least_float32
+from qwendet.model.precision import float32_or_wider
 from qwendet.model_card import render_card
 
 FINAL = "final"
@@ -170,7 +170,7 @@ def _as_exported(bundle: Bundle, dtype: str) -> Bundle:
         )
     detector.vlm.to(getattr(torch, dtype))
     if detector.head is not None:
-        detector.head.to(at_least_float32(detector.vlm.dtype))
+        detector.head.to(float32_or_wider(detector.vlm.dtype))
     tokenizer = bundle.processor.tokenizer
     bundle.detector.vlm.generation_config = GenerationConfig(
         do_sample=False,

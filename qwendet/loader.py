@@ -33,7 +33,7 @@ from qwendet.model.checkpoint import (
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.environment import settle
 from qwendet.model.lora import add_adapter, fingerprint, load_adapter
-from qwendet.model.precision import AUTOCAST, at_least_float32, group_of, trained_in_float32
+from qwendet.model.precision import AUTOCAST, float32_or_wider, group_of, trained_in_float32
 from qwendet.model.processor import ImageTextProcessor, load_processor, require_fitting
 from qwendet.model.published import load_vlm, reading
 from qwendet.model.tiny import TINY_FOLDER, UNTRAINED, write_untrained
@@ -108,7 +108,7 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
     )
     if head is not None:
         head.labels.centre_on(vlm.get_input_embeddings().get_parameter("weight"))
-        head.to(at_least_float32(vlm.dtype))
+        head.to(float32_or_wider(vlm.dtype))
     detector = Qwen25VLWithDetection(vlm, head, AUTOCAST[config.train.autocast])
     if base is not None and manifest is not None:
         config = _with_adapter(detector, config, base, manifest.config.model.lora)

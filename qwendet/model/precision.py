@@ -65,11 +65,11 @@ def loading_in_float32(groups: Collection[str]) -> Iterator[None]:
         published._keep_in_fp32_modules_strict = usual
 
 
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+def float32_or_wider(dtype: torch.dtype) -> torch.dtype:
     """float32 in place of half precision.
 
     Example:
-        >>> at_least_float32(torch.bfloat16), at_least_float32(torch.float64)
+        >>> float32_or_wider(torch.bfloat16), float32_or_wider(torch.float64)
         (torch.float32, torch.float64)
     """
     return torch.promote_types(dtype, torch.float32)
