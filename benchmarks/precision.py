@@ -1,11 +1,11 @@
-"""What the precision of weights costs: a new head trained in float32, in the recipe of a GPU, and in bfloat16.
+"""What the precision of weights costs: a new head in float32, in the recipe of a GPU, and in bfloat16.
 
     python -m benchmarks.precision [--json FILE]
 
 The default recipe of a GPU (``model.dtype: bfloat16``, everything else ``auto``) on the CPU: what the frozen
-embedded model sees in generated scenes, and a new head on it, 240 steps of AdamW at 1e-4. ``bfloat16`` is what
-the config refuses: that head's weights, gradients and moments in bfloat16. Exits with 1 where the recipe's loss
-is not within 10 % of float32's, or leaves more than 1 % of the weights where they were.
+embedded model sees in generated scenes, and a new head on it, 240 steps of AdamW at 1e-4. ``bfloat16`` is
+what the config refuses: that head's weights, gradients and moments in bfloat16. Exits with 1 where the
+recipe's loss is not within 10 % of float32's, or where it leaves more than 1 % of the weights as they were.
 """
 
 from __future__ import annotations

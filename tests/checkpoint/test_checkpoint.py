@@ -26,6 +26,7 @@ from qwendet.model.checkpoint import (
     verify_files,
     verify_parameters,
 )
+from qwendet.model.precision import group_of
 
 MakeConfig = Callable[..., Config]
 SaveBundle = Callable[[Bundle, Path], Path]

@@ -57,5 +57,5 @@ def test_auto__is_bfloat16_on_a_gpu_that_has_it_unless_other_products_are_asked_
 
 def test_weights__in_bfloat16_are_refused_where_the_model_is_not() -> None:
     train = {"weights": "bfloat16", "optimizer": "stable_adamw"}
-    with pytest.raises(EnvironmentLacksError, match="train.weights is bfloat16, but the type chosen for"):
+    with pytest.raises(EnvironmentLacksError, match=r"train\.weights is bfloat16, but the type chosen for"):
         settle(Config.model_validate({"model": {"device": "cpu"}, "train": train}))
