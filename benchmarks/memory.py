@@ -34,6 +34,10 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "checkpointing": {"model": {"gradient_checkpointing": True}},
     "lora": {"model": {"lora": {"rank": 8}}},
     "lora_checkpointing": {"model": {"lora": {"rank": 8}, "gradient_checkpointing": True}},
+    "recipe": {"model": {"dtype": "bfloat16"}},
+    "recipe_frozen_vision": {"model": {"dtype": "bfloat16"}, "train": {"vision_learning_rate": 0.0}},
+    "recipe_checkpointing": {"model": {"dtype": "bfloat16", "gradient_checkpointing": True}},
+    "recipe_lora": {"model": {"dtype": "bfloat16", "lora": {"rank": 8}}},
 }
 BATCH_SIZE = {"tiny": 8, "mini": 2}
 
@@ -70,7 +74,8 @@ def measure(config: Config) -> tuple[int, int]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainer.train()
     work = workload(batches)
-    estimate = estimate_memory(trainer.bundle.config, detector.vlm.config, torch.float32, work, "cpu")
+    config, vlm_config = trainer.bundle.config, detector.vlm.config
+    estimate = estimate_memory(config, vlm_config, getattr(torch, config.model.dtype), work, "cpu")
     return estimate.peak, weights + most_allocated(profiler)
 
 

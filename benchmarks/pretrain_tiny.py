@@ -147,7 +147,7 @@ def publish(bundle: Bundle, target: Path) -> None:
                 update={"path": UNTRAINED, "device": "auto", "dtype": "float16"}
             ),
             "data": config.data.model_copy(update={"train": None, "val": None}),
-            "train": config.train.model_copy(update={"output_dir": "run"}),
+            "train": config.train.model_copy(update={"output_dir": "run", "autocast": "auto"}),
         }
     )
     shutil.rmtree(target, ignore_errors=True)

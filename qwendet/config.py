@@ -77,7 +77,8 @@ class ModelConfig(Section):
     attn_implementation: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """``auto`` takes flash_attention_2 where flash-attn and a GPU are there, else sdpa, and prints it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    """Type of the weights; ``auto`` is bfloat16 on a GPU that has it, else float32, and is printed."""
+    """Type of the frozen weights and of the products; what is trained is float32 (``train.weights``).
+    ``auto`` is bfloat16 on a GPU that has it, else float32, and is printed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` is the GPU if there is one; ``cuda`` without a GPU is an error."""
     gradient_checkpointing: bool = False
@@ -208,10 +209,15 @@ class TrainConfig(Section):
     """Course of the learning rates after the warm-up."""
     warmup_ratio: Share = 0.03
     """Share of the steps in which the learning rates rise, the first step not at 0."""
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "adamw_bnb_8bit"] = "adamw_torch"
-    """Optimizer, by the Trainer's name."""
-    autocast: Literal["none", "bf16", "fp16"] = "none"
-    """Mixed precision of the forward pass, with weights kept in ``model.dtype``."""
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "adamw_bnb_8bit", "stable_adamw"] = (
+        "adamw_torch"
+    )
+    """Optimizer, by the Trainer's name; ``stable_adamw`` is the one for weights in bfloat16."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """Type of the trained weights but for head and adapters, which are float32; ``bfloat16`` takes
+    ``stable_adamw``, which keeps what it rounds away."""
+    autocast: Literal["auto", "none", "bf16", "fp16"] = "auto"
+    """Type of the products, in training and inference; ``auto``, printed, is that of ``model.dtype``."""
     packing: bool = False
     """Put the samples of a batch into one row without padding; refused where attention would mix them."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
@@ -334,6 +340,7 @@ def _contradictions(config: Config) -> list[str]:
             " raise loss.detection_loss_weight or set detection.enabled to false"
         )
     found += _frozen_parts_with_a_rate(config)
+    found += _types_that_exclude_each_other(config)
     if config.train.eval_steps is not None and config.data.val is None:
         found.append(
             f"train.eval_steps is {config.train.eval_steps}, but data.val is not set: there is nothing to"
@@ -344,6 +351,35 @@ def _contradictions(config: Config) -> list[str]:
             f"infer.mode is {config.infer.mode} but detection.enabled is false: there is no head;"
             " set infer.mode to text"
         )
+    return found
+
+
+AUTOCAST_OF = {"float32": "none", "float64": "none", "bfloat16": "bf16", "float16": "fp16"}
+"""What ``train.autocast: auto`` is for each ``model.dtype``."""
+
+
+def _types_that_exclude_each_other(config: Config) -> list[str]:
+    """Say which types of weights, of products and of the optimizer do not go together."""
+    found, train, dtype = [], config.train, config.model.dtype
+    if dtype not in ("auto", "float32") and train.autocast not in ("auto", AUTOCAST_OF[dtype]):
+        found.append(
+            f"train.autocast is {train.autocast} but model.dtype is {dtype}: float32 weights, such as the"
+            f" trained ones, would meet others; set train.autocast to auto, or model.dtype to float32"
+        )
+    if train.weights != "bfloat16":
+        return found
+    if train.optimizer != "stable_adamw":
+        found.append(
+            f"train.weights is bfloat16 but train.optimizer is {train.optimizer}, which rounds most steps"
+            " away in it; set train.optimizer to stable_adamw, or train.weights to float32"
+        )
+    if train.weight_decay:
+        found.append(
+            f"train.weights is bfloat16, in which decay by train.weight_decay ({train.weight_decay:g}) times"
+            " a learning rate is rounded away; set it to 0, or train.weights to float32"
+        )
+    if dtype not in ("auto", "bfloat16"):
+        found.append(f"train.weights is bfloat16 but model.dtype is {dtype}; set both to bfloat16")
     return found
 
 

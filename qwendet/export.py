@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
-from qwendet.config import Config
+from qwendet.config import AUTOCAST_OF, Config
 from qwendet.data.prompts import conversation, request_text
 from qwendet.errors import CheckpointError, ConfigError
 from qwendet.files import atomic_folder
@@ -24,6 +24,7 @@ from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.model.checkpoint import dtype_name, files_of, read_manifest, save_checkpoint
 from qwendet.model.lora import merge_adapter
 from qwendet.model.onnx import GraphCheck, export_graphs
+from qwendet.model.precision import float32_or_wider
 from qwendet.model_card import render_card
 
 FINAL = "final"
@@ -67,7 +68,8 @@ def export(
     Args:
         checkpoint: a checkpoint with a manifest, an adapter's or a whole one.
         output: a directory that is not there yet.
-        dtype: type of the weights; ``None`` keeps that of the training.
+        dtype: type of all weights but the head's, which are float32; ``None`` takes ``model.dtype``, which
+            servers compute in, for trained and frozen ones alike.
         max_shard_size: most bytes of a weight file, as in ``5GB``.
         onnx_size: width and height of the images that ONNX graphs of vision tower and head are for;
             ``None`` writes none.
@@ -113,6 +115,8 @@ def export(
 
 def _loadable(config: Config, trained: str, wanted: str) -> Config:
     """The checkpoint's config on the CPU, in the wider of both types, its base in full precision."""
+    if trained != wanted:  # the products too are then of the type that is asked for
+        config = config.model_copy(update={"train": config.train.model_copy(update={"autocast": "auto"})})
     wider = torch.promote_types(getattr(torch, trained), getattr(torch, wanted))
     lora = config.model.lora
     update: dict[str, Any] = {"device": "cpu", "dtype": dtype_name(wider)}
@@ -132,7 +136,7 @@ def _merge(bundle: Bundle) -> float:
     before = _logits(bundle)
     merge_adapter(bundle.detector.vlm)
     error = float((_logits(bundle) - before).norm() / before.norm())
-    allowed = MERGE_NOISE[bundle.config.model.dtype]
+    allowed = MERGE_NOISE[dtype_name(bundle.detector.dtype)]
     if not error <= allowed:
         raise CheckpointError(
             f"the merged model's logits differ by {error:.1e} of their size, expected at most {allowed:.0e}",
@@ -152,13 +156,21 @@ def _logits(bundle: Bundle) -> Tensor:
         messages, tokenize=False, add_generation_prompt=True
     )
     inputs = bundle.processor(text=[text], images=[Image.fromarray(pixels)], return_tensors="pt")
-    logits: Tensor = bundle.detector.vlm(**inputs, logits_to_keep=1).logits.float()
+    with bundle.detector.computing():
+        logits: Tensor = bundle.detector.vlm(**inputs, logits_to_keep=1).logits.float()
     return logits
 
 
 def _as_exported(bundle: Bundle, dtype: str) -> Bundle:
-    """The model in its final type, without an adapter, answering greedily by default."""
-    bundle.detector.to(getattr(torch, dtype))
+    """The model in its final type but for the head, without an adapter, answering greedily by default."""
+    detector, config = bundle.detector, bundle.config
+    if dtype != config.model.dtype:
+        config = config.model_copy(
+            update={"train": config.train.model_copy(update={"autocast": AUTOCAST_OF[dtype]})}
+        )
+    detector.vlm.to(getattr(torch, dtype))
+    if detector.head is not None:
+        detector.head.to(float32_or_wider(detector.vlm.dtype))
     tokenizer = bundle.processor.tokenizer
     bundle.detector.vlm.generation_config = GenerationConfig(
         do_sample=False,
@@ -166,8 +178,8 @@ def _as_exported(bundle: Bundle, dtype: str) -> Bundle:
         pad_token_id=tokenizer.pad_token_id,
         max_new_tokens=bundle.config.infer.max_new_tokens,
     )
-    model = bundle.config.model.model_copy(update={"dtype": dtype, "lora": None})
-    return replace(bundle, config=bundle.config.model_copy(update={"model": model}))
+    model = config.model.model_copy(update={"dtype": dtype, "lora": None})
+    return replace(bundle, config=config.model_copy(update={"model": model}))
 
 
 def _metrics_of(checkpoint: Path) -> dict[str, float]:

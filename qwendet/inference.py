@@ -79,6 +79,8 @@ class Predictor:
             ConfigError: for an override that would show the model what it was not trained on.
         """
         trained = config_of_checkpoint(Path(folder))
+        if any(override.startswith("model.dtype=") for override in overrides):
+            overrides = ["train.autocast=auto", *overrides]  # the products are of the type that is asked for
         config = override_config(trained, overrides)
         require_as_trained(trained, config)
         if labels is not None:

@@ -14,10 +14,10 @@ from qwendet.model.detector import Qwen25VLWithDetection
 
 @contextmanager
 def interlude(detector: Qwen25VLWithDetection) -> Iterator[None]:
-    """Let the model compute as a loaded one does, in its own precision, until the end of the block.
+    """Let the model compute as a loaded one does, until the end of the block.
 
-    Training then goes on as if there had been no block: modules are in the mode they were in, mixed precision
-    is back, and random states of Python, NumPy and torch are those of before.
+    Training then goes on as if there had been no block: modules are in the mode they were in, and random
+    states of Python, NumPy and torch are those of before.
     """
     modes = [(module, module.training) for module in detector.modules()]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # libraries draw from it

@@ -36,12 +36,11 @@ def save_whole_states() -> None:
         os.environ[FSDP_STATE] = WHOLE
 
 
-def launcher_problems(*, has_gpu: bool, autocast: str, in_4bit: bool) -> Iterator[Problem]:
+def launcher_problems(*, has_gpu: bool, in_4bit: bool) -> Iterator[Problem]:
     """Find what the launcher asks for and does not get.
 
     Args:
         has_gpu: whether the model will be trained on a CUDA GPU.
-        autocast: ``train.autocast``.
         in_4bit: whether the base is kept in 4 bits.
     """
     if _is_on(FSDP):
@@ -54,13 +53,11 @@ def launcher_problems(*, has_gpu: bool, autocast: str, in_4bit: bool) -> Iterato
             "take FSDP2, which spreads the same: accelerate config, fsdp_version 2",
         )
     precision = os.environ.get(PRECISION, "no").lower()
-    if precision not in ("no", autocast):
+    if precision != "no":
         yield Problem(
-            f"the launcher asks for {precision}, but train.autocast is {autocast}",
+            f"the launcher asks for {precision}: it would be that of training alone, and of the head too",
             PRECISION,
-            f"set train.autocast to {precision}, or mixed_precision to no in accelerate's configuration"
-            if precision in ("bf16", "fp16")
-            else "set mixed_precision to no in accelerate's configuration, and train.autocast as you like",
+            "set mixed_precision to no in accelerate's configuration; train.autocast is for both",
         )
     if os.environ.get(COMPILER, "no").lower() != "no":
         yield Problem(

@@ -9,7 +9,7 @@ that alters an output.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from qwendet.model.checkpoint import (
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.environment import settle
 from qwendet.model.lora import add_adapter, fingerprint, load_adapter
+from qwendet.model.precision import AUTOCAST, float32_or_wider, group_of, trained_in_float32
 from qwendet.model.processor import ImageTextProcessor, load_processor, require_fitting
 from qwendet.model.published import load_vlm, reading
 from qwendet.model.source import Source, find_source
@@ -51,7 +52,7 @@ class Bundle:
     Attributes:
         detector: the model.
         processor: tokenizer, chat template and image processor.
-        config: the config with label set, pixel limits, head sizes, dtype and attention resolved.
+        config: the config with label set, pixel limits, head sizes, types and attention resolved.
     """
 
     detector: Qwen25VLWithDetection
@@ -100,7 +101,8 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
     source = str(origin.folder)
     config = _resolve(config)
     base = _base_of_adapter(config, manifest)
-    vlm = load_vlm(str((base or origin).folder), config.model, weights)
+    in_float32 = _in_float32(config, manifest, for_inference=for_inference)
+    vlm = load_vlm(str((base or origin).folder), config.model, weights, in_float32)
     with reading("tokenizer and image processor", source):
         processor = load_processor(source, config.data.min_pixels, config.data.max_pixels)
     require_fitting(processor, vlm.config, source)
@@ -109,8 +111,8 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
     )
     if head is not None:
         head.labels.centre_on(vlm.get_input_embeddings().get_parameter("weight"))
-        head.to(vlm.dtype)
-    detector = Qwen25VLWithDetection(vlm, head)
+        head.to(float32_or_wider(vlm.dtype))
+    detector = Qwen25VLWithDetection(vlm, head, AUTOCAST[config.train.autocast])
     if base is not None and manifest is not None:
         config = _with_adapter(detector, config, base, manifest.config.model.lora)
         load_adapter(vlm, origin.folder)
@@ -149,7 +151,7 @@ def load_encoder(config: Config) -> Encoder:
 def config_of_checkpoint(folder: Path) -> Config:
     """The config that a checkpoint was trained with, with ``model.path`` pointing at it.
 
-    Dtype and attention stay those of the training; only the device is the machine's own choice.
+    Types and attention stay those of the training; only the device is the machine's own choice.
     """
     config = read_manifest(folder).config
     own = {"path": str(folder), "revision": None, "device": "auto"}
@@ -249,10 +251,23 @@ def _verify(detector: Qwen25VLWithDetection, manifest: Manifest, folder: Path) -
     verify_parameters(_known(detector, manifest), manifest, folder)
 
 
+def _in_float32(config: Config, manifest: Manifest | None, *, for_inference: bool) -> Collection[str]:
+    """Groups whose weights are float32 beside others in half precision: as trained, or as they were stored.
+
+    A type that is asked for in place of the checkpoint's own is that of all weights.
+    """
+    if not for_inference:
+        return trained_in_float32(config)
+    if manifest is None or manifest.dtype != config.model.dtype or config.model.lora is not None:
+        return ()
+    stored = {group_of(name) for name, record in manifest.parameters.items() if record.dtype == "float32"}
+    return stored - {"head"}
+
+
 def _resolve(config: Config) -> Config:
     """Fill in what ``auto`` and ``null`` leave open before the model is there, and say it."""
     data = config.data.model_copy(update={"labels": resolve_labels(config)})
-    return config.model_copy(update={"model": settle(config.model), "data": data})
+    return settle(config.model_copy(update={"data": data}))
 
 
 def _known(detector: Qwen25VLWithDetection, manifest: Manifest) -> Qwen25VLWithDetection:

@@ -23,14 +23,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
-from qwendet.config import Config, TrainConfig
-from qwendet.meta_layers import META_ATTENTION, Footprint, footprint, meta_attention
+from qwendet.config import AUTOCAST_OF, Config, TrainConfig
+from qwendet.meta_layers import META_ATTENTION, Footprint, footprint, meta_attention, products_in
 from qwendet.model.build_head import head_shape
 from qwendet.model.cross_entropy import CHUNK_ROWS
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import DetectionHead
 from qwendet.model.lora import add_adapter
-from qwendet.parameter_groups import GROUPS, freeze_groups, group_of, parameter_groups
+from qwendet.model.precision import AUTOCAST, GROUPS, float32_or_wider, group_of, trained_in_float32
+from qwendet.parameter_groups import freeze_groups, parameter_groups
 
 GIB = 2**30
 EIGHT_BIT_STATE = 2  # bytes a trained parameter
@@ -123,7 +124,7 @@ def estimate_memory(
     Args:
         config: the config.
         vlm_config: config of the published model.
-        dtype: type of the weights.
+        dtype: ``model.dtype``, with nothing left open.
         work: what a forward pass is given.
         device: ``cpu`` or ``cuda``.
         shards: processes that weights, gradients and optimizer are spread over (FSDP2).
@@ -135,8 +136,7 @@ def estimate_memory(
     gathered = _gathered(detector) if shards > 1 else 0
     optimizer = _optimizer_state(config.train, list(trained.values()))
     temporaries = _step_temporaries(config, detector, device)
-    computed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.autocast, dtype)
-    copies = 0 if computed == dtype else sum(p.numel() for p in detector.parameters()) * computed.itemsize
+    computed = products_type(config, dtype)
     layers = measure_layers(detector, config, computed, work)
     logits = _logits(detector, computed, work, device)
     moments = _moments(config, detector, gradients, layers, logits, work, computed)
@@ -146,7 +146,7 @@ def estimate_memory(
         gradients=sum(gradients.values()),
         activations=layers.vision.kept + layers.language.kept + layers.head.kept,
         logits=logits,
-        moments={name: size + copies + gathered for name, size in moments.items()}
+        moments={name: size + gathered for name, size in moments.items()}
         | {"step": sum(gradients.values()) + temporaries // shards},
     )
 
@@ -187,21 +187,31 @@ def _moments(
     vlm: Any = detector.vlm  # whose layers are annotated as modules of any kind
     output, embeddings = vlm.get_output_embeddings().weight, vlm.get_input_embeddings().weight
     of_output = output.numel() * computed.itemsize if output.requires_grad else 0
+    # Autocast's copies of weights: until the forward pass ends, or, where nothing is recomputed, in `kept`.
+    copies = _autocast_copies(vlm, computed) if config.model.gradient_checkpointing else 0
+    of_cast = _bytes(output) if output.requires_grad and output.dtype != computed else 0
     of_embeddings = _bytes(embeddings) if embeddings.requires_grad else 0
     is_tied = output is embeddings
     trunk = layers.vision.kept + layers.language.kept
     before = sum(gradients.values()) if config.train.gradient_accumulation_steps > 1 else 0
     sums = work.token_sets * of_output
-    after_output = max(before, gradients["head"]) + of_output
+    after_output = max(before, gradients["head"]) + (of_cast or of_output)
     after_language = max(before, sum(gradients.values()) - gradients["vision"])
     return {
-        "logits": before + trunk + logits + sums,
+        "logits": before + trunk + copies + logits + sums,
         "head": before + trunk + layers.head.peak + sums,
-        "output": max(before, gradients["head"]) + trunk + sums + of_output,
+        "output": max(before, gradients["head"]) + trunk + sums + of_output + of_cast,
         "language": after_output + trunk + layers.language.peak - layers.language.kept,
         "embeddings": after_language + layers.vision.kept + (of_embeddings if is_tied else 0),
         "vision": after_language + layers.vision.peak,
     }
+
+
+def _autocast_copies(vlm: nn.Module, computed: torch.dtype) -> int:
+    linear = [module.weight for module in vlm.modules() if isinstance(module, (nn.Linear, nn.Conv3d))]
+    return sum(
+        weight.numel() * computed.itemsize for weight in linear if weight.dtype == torch.float32 != computed
+    )
 
 
 def _build(config: Config, vlm_config: Qwen2_5_VLConfig, dtype: torch.dtype) -> Qwen25VLWithDetection:
@@ -213,12 +223,24 @@ def _build(config: Config, vlm_config: Qwen2_5_VLConfig, dtype: torch.dtype) -> 
         head = None
         if config.detection.enabled:
             shape = head_shape(config.detection, vlm_config)
-            head = DetectionHead(shape, config.detection.num_queries).to(dtype)
+            head = DetectionHead(shape, config.detection.num_queries).to(float32_or_wider(dtype))
         if config.model.lora is not None:
             add_adapter(vlm, config.model.lora, seed=0)
     detector = Qwen25VLWithDetection(vlm, head)
     freeze_groups(detector, config.train.group_learning_rates())
+    in_float32 = trained_in_float32(config)
+    for name, parameter in vlm.named_parameters():
+        if group_of(f"vlm.{name}") in in_float32:
+            parameter.data = parameter.data.to(float32_or_wider(dtype))
     return detector
+
+
+def products_type(config: Config, dtype: torch.dtype) -> torch.dtype:
+    """The type that the published model multiplies in, where its frozen weights are in ``dtype``."""
+    autocast = config.train.autocast
+    return (
+        AUTOCAST[AUTOCAST_OF[str(dtype).removeprefix("torch.")] if autocast == "auto" else autocast] or dtype
+    )
 
 
 def _bytes_of_weight(name: str, parameter: nn.Parameter, config: Config) -> float:
@@ -232,6 +254,8 @@ def _bytes_of_weight(name: str, parameter: nn.Parameter, config: Config) -> floa
 def _optimizer_state(train: TrainConfig, trained: list[nn.Parameter]) -> int:
     if train.optimizer == "adamw_bnb_8bit":
         return sum(EIGHT_BIT_STATE * p.numel() for p in trained)
+    if train.optimizer == "stable_adamw":  # two moments, and in half precision what was rounded away
+        return sum((3 * 2 if p.element_size() == 2 else 2 * 4) * p.numel() for p in trained)
     if train.optimizer == "adafactor":  # a row and a column of each matrix
         return sum(sum(p.shape[-2:]) * 4 if p.ndim > 1 else p.numel() * 4 for p in trained)
     return sum(2 * p.numel() * p.element_size() for p in trained)
@@ -270,14 +294,13 @@ class Layers:
 def measure_layers(
     detector: Qwen25VLWithDetection, config: Config, dtype: torch.dtype, work: Workload
 ) -> Layers:
-    """Run one layer of each kind on meta tensors; the detector is cast to ``dtype``."""
-    detector.to(dtype).train()
-    with meta_attention():
-        return Layers(
-            _vision(detector, dtype, work, config.model.gradient_checkpointing),
-            _language(detector, config, dtype, work),
-            Footprint() if detector.head is None else footprint(lambda: _detect(detector, dtype, work)),
-        )
+    """Run one layer of each kind on meta tensors; the published model multiplies in ``dtype``."""
+    detector.train()
+    with meta_attention(), products_in(dtype):
+        vision = _vision(detector, dtype, work, config.model.gradient_checkpointing)
+        language = _language(detector, config, work)
+    head = Footprint() if detector.head is None else footprint(lambda: _detect(detector, work))
+    return Layers(vision, language, head)
 
 
 def _vision(
@@ -300,14 +323,12 @@ def _vision(
     return _stack(block, len(visual.blocks), _bytes(seen), recompute, merger)
 
 
-def _language(
-    detector: Qwen25VLWithDetection, config: Config, dtype: torch.dtype, work: Workload
-) -> Footprint:
+def _language(detector: Qwen25VLWithDetection, config: Config, work: Workload) -> Footprint:
     language, size = detector.vlm.model.language_model, detector.config.text_config.hidden_size
     batch, tokens, model = work.batch_size, work.tokens, config.model
     if not any(p.requires_grad for p in detector.vlm.parameters()):  # the head alone trains
         return Footprint()
-    read = _input(batch, tokens, size, dtype=dtype, trains=True)
+    read = _input(batch, tokens, size, dtype=language.embed_tokens.weight.dtype, trains=True)
     positions = torch.zeros(3, batch, tokens, dtype=torch.int64, device="meta")
     rotary = language.rotary_emb.to("meta")(read, positions)
     given: dict[str, Any] = {
@@ -330,8 +351,9 @@ def _stack(layer: Footprint, number: int, of_input: int, recompute: bool, last: 
     return Footprint(kept, kept + max(layer.peak - layer.kept, last.peak - last.kept))
 
 
-def _detect(detector: Qwen25VLWithDetection, dtype: torch.dtype, work: Workload) -> Tensor:
+def _detect(detector: Qwen25VLWithDetection, work: Workload) -> Tensor:
     assert detector.head is not None
+    dtype = detector.head.dtype
     shape, (rows, columns) = detector.head.shape, work.student_grid
 
     def states(*sizes: int) -> Tensor:
@@ -353,7 +375,9 @@ def _input(*sizes: int, dtype: torch.dtype, trains: bool) -> Tensor:
 
 
 def _logits(detector: Qwen25VLWithDetection, dtype: torch.dtype, work: Workload, device: str) -> int:
-    """The logits of a chunk: float32, and where they were computed in 16 bits, those too."""
+    """The logits of a chunk, and the cast weight; on a GPU float32 beside 16 bits, on a CPU tile by tile."""
     weight = detector.vlm.get_output_embeddings().weight
     rows = min(work.batch_size * work.supervised, CHUNK_ROWS[device])
-    return int(rows * weight.shape[0] * (4 if dtype.itemsize >= 4 else 4 + dtype.itemsize))
+    cast = 0 if weight.dtype == dtype else weight.numel() * dtype.itemsize
+    of_word = dtype.itemsize if dtype.itemsize >= 4 or device == "cpu" else 4 + dtype.itemsize
+    return cast + int(rows * weight.shape[0] * of_word)

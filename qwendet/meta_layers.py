@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -84,6 +86,24 @@ def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
+class products_in(TorchFunctionMode):  # noqa: N801 - a context manager, used as one
+    """Multiply in another type, as autocast does, which meta tensors have none of.
+
+    Args:
+        dtype: the type.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Cast what goes into a product."""
+        if func is F.linear:
+            args = [part if part is None else part.to(self.dtype) for part in args]
+        return func(*args, **(kwargs or {}))
+
+
 # Attention
 
 
@@ -113,6 +133,7 @@ def _attend(
     **kwargs: Any,
 ) -> Any:
     """Attend as one; ``is_joined`` copies the outcome, as attention by samples does to put them together."""
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones in float32
     groups = getattr(module, "num_key_value_groups", 1)
     if groups > 1 and attention_mask is not None:  # then torch is given them repeated
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))

@@ -34,7 +34,9 @@ RENAMED = {
 }
 """Keys whose new name is not simply a section before the old one."""
 
-_PRECISION = "remove it: model.dtype is the type of the weights, train.autocast that of the computation"
+_PRECISION = (
+    "remove it: model.dtype is of frozen weights, train.autocast of products; trained weights are float32"
+)
 _CAPTIONS = "remove it: the head scores the texts of data.labels and writes no captions"
 _NO_SUCH_PART = "remove it: the head has no such part, see docs/head.md"
 _FOCAL = "remove it: a score is trained to be the IoU of its box, by quality focal loss without settings"

@@ -10,22 +10,7 @@ from typing import Any
 from torch import nn
 
 from qwendet.model.lora import has_adapter, is_adapter
-
-GROUPS = ("vision", "merger", "language", "head")
-
-
-def group_of(parameter_name: str) -> str:
-    """Parameter group of a detector's parameter: one of :data:`GROUPS`.
-
-    Example:
-        >>> group_of("vlm.model.visual.merger.mlp.0.weight"), group_of("vlm.lm_head.weight")
-        ('merger', 'language')
-    """
-    if parameter_name.startswith("head."):
-        return "head"
-    if parameter_name.startswith("vlm.model.visual.merger."):
-        return "merger"
-    return "vision" if parameter_name.startswith("vlm.model.visual.") else "language"
+from qwendet.model.precision import group_of
 
 
 def freeze_groups(detector: nn.Module, learning_rates: dict[str, float]) -> None:

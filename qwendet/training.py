@@ -11,13 +11,13 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import AutocastKwargs, save_fsdp_optimizer
+from accelerate.utils import save_fsdp_optimizer
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -95,16 +95,13 @@ class DetectionTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # prints every log on stdout
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; afterwards the model computes as a loaded one would, without ``train.autocast``."""
+        """Train."""
         self._require_whole_model()
         workers_are_ahead = self.args.dataloader_num_workers > 0
         ahead = nullcontext() if workers_are_ahead else self._ahead.running()
         memory = freed_memory_kept() if self.args.device.type == "cpu" else nullcontext()
-        try:
-            with memory, ahead, self.boards.closing():
-                return super().train(*args, **kwargs)
-        finally:
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        with memory, ahead, self.boards.closing():
+            return super().train(*args, **kwargs)
 
     # Data and loss
 
@@ -138,8 +135,7 @@ class DetectionTrainer(Trainer):
     ) -> Any:
         """This micro-batch's share of the step's loss, times the number of processes."""
         assert isinstance(num_items_in_batch, Tensor)
-        with self._autocast():
-            output = model(inputs)
+        output = model(inputs)
         targets = Targets(inputs["target_boxes_cxcywh"], inputs["target_label_ids"], inputs["num_boxes"])
         losses = self.loss_manager(output.tokens, output.head, targets, num_items_in_batch)
         self.step_log.add(losses.terms | {"total": losses.total}, inputs["where"])
@@ -149,23 +145,14 @@ class DetectionTrainer(Trainer):
     # FSDP
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Build the accelerator; under FSDP mixed precision is autocast, as it is without FSDP.
+        """Build the accelerator; under FSDP mixed precision is the detector's own, as it is without FSDP.
 
         accelerate would have FSDP cast every weight, the head's and all outputs, sums of losses among them.
         """
         super().create_accelerator_and_postprocess()
         if self.is_sharded:
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        """Mixed precision around the forward, which accelerate puts there itself but under FSDP.
-
-        Nothing is cached: the casts of a layer's gathered weights would outlive them.
-        """
-        if not self.is_sharded:
-            return nullcontext()
-        found: AbstractContextManager[None] = self.accelerator.autocast(AutocastKwargs(cache_enabled=False))
-        return found
+            self.bundle.detector.is_spread = True
 
     # What is logged is what was back-propagated
 
@@ -214,7 +201,7 @@ class DetectionTrainer(Trainer):
             raise TrainingDivergedError(
                 f"step {self.state.global_step + 1}: not finite: {', '.join(broken)}",
                 f"samples {', '.join(sources[:8])}{' …' if len(sources) > 8 else ''}",
-                "look at these samples, lower train.learning_rate, or set train.autocast to none",
+                "look at these samples, lower train.learning_rate, or set model.dtype to float32",
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

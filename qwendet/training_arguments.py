@@ -14,16 +14,19 @@ from qwendet.launcher import launcher_problems, num_shards, save_whole_states
 
 logger = logging.getLogger("qwendet")
 
+PACKAGES = {"adamw_bnb_8bit": ("bitsandbytes", "bitsandbytes"), "stable_adamw": ("optimi", "torch-optimi")}
+"""Of optimizers: the module that they need, and the package that has it."""
+
 
 def require_launcher(config: Config) -> None:
     """Refuse, before a model is loaded, what the launcher asks for and would not get.
 
     Raises:
-        EnvironmentLacksError: for FSDP without a GPU, DeepSpeed, or a precision that is not the config's.
+        EnvironmentLacksError: for FSDP without a GPU, DeepSpeed, or a precision of the launcher's own.
     """
     has_gpu, lora = config.model.device != "cpu" and torch.cuda.is_available(), config.model.lora
     in_4bit = lora is not None and lora.load_in_4bit
-    problems = list(launcher_problems(has_gpu=has_gpu, autocast=config.train.autocast, in_4bit=in_4bit))
+    problems = list(launcher_problems(has_gpu=has_gpu, in_4bit=in_4bit))
     if problems:
         raise EnvironmentLacksError.of(problems)
 
@@ -31,11 +34,12 @@ def require_launcher(config: Config) -> None:
 def _require_available(config: Config) -> None:
     if config.train.autocast == "fp16" and config.model.device == "cpu":  # accelerate would leave it out
         raise EnvironmentLacksError(
-            "train.autocast fp16 needs a GPU", "train.autocast", "set it to none or bf16"
+            "train.autocast fp16 needs a GPU", "train.autocast", "set it to auto, or model.dtype to bfloat16"
         )
-    if config.train.optimizer == "adamw_bnb_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+    package, name = PACKAGES.get(config.train.optimizer, ("torch", "torch"))
+    if importlib.util.find_spec(package) is None:
         raise EnvironmentLacksError(
-            "adamw_bnb_8bit needs the package bitsandbytes", "train.optimizer", "pip install bitsandbytes"
+            f"{config.train.optimizer} needs the package {name}", "train.optimizer", f"pip install {name}"
         )
 
 
@@ -59,8 +63,10 @@ def training_arguments(config: Config) -> TrainingArguments:
         max_grad_norm=train.max_grad_norm or float("inf"),
         lr_scheduler_type=train.lr_scheduler,
         optim=train.optimizer,
-        bf16=train.autocast == "bf16",
+        # The detector's own autocast is that of inference, too; for fp16 the loss is scaled besides.
         fp16=train.autocast == "fp16",
+        # In bfloat16 a second moment never falls at 0.999: a step of it is below half of the last digit.
+        adam_beta2=0.99 if train.optimizer == "stable_adamw" else 0.999,
         seed=train.seed,
         logging_steps=train.logging_steps,
         logging_nan_inf_filter=False,

@@ -21,6 +21,7 @@ LOSS_IDS = (
     "loss.weights",
     "loss.gradients",
     "loss.optimizer",
+    "loss.optimizer.moves",
     "loss.accumulation",
     "loss.empty",
     "loss.nan",

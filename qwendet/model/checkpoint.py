@@ -65,7 +65,7 @@ class Manifest:
         min_pixels: least pixels of the model's image.
         max_pixels: most pixels of the model's image.
         attn_implementation: attention that it was trained with.
-        dtype: type of the weights in training.
+        dtype: type of the weights in training, but for those that ``parameters`` has as float32.
         parameters: shape, dtype and hash of each parameter, by name in the detector.
         files: hash of each file but the manifest.
         versions: of Python and the libraries that made it.
@@ -142,7 +142,7 @@ def save_checkpoint(
         min_pixels=processor.image_processor.size["shortest_edge"],
         max_pixels=processor.image_processor.size["longest_edge"],
         attn_implementation=attn_implementation or config.model.attn_implementation,
-        dtype=dtype_name(detector.vlm.dtype),
+        dtype=config.model.dtype,
         parameters=describe_parameters(detector, state),
         files={name: sha256_of_file(folder / name) for name in files_of(folder)},
         versions={"python": platform.python_version()} | {name: version(name) for name in VERSIONED},
@@ -279,6 +279,8 @@ def _check_versions(record: dict[str, Any], path: Path) -> None:
 
 
 def _parse_manifest(record: dict[str, Any]) -> Manifest:
+    if "weights" not in record["config"]["train"]:  # older ones: autocast was that of training alone
+        record["config"]["train"]["autocast"] = "auto"
     config = Config.model_validate_json(json.dumps(record["config"]))
     parameters = {
         name: ParameterRecord(tuple(entry["shape"]), entry["dtype"], entry["sha256"])

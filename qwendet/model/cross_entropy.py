@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qwendet.model.precision import float32_or_wider
 from qwendet.model.product import product
 
 CHUNK_ROWS = {"cpu": 448, "cuda": 1024}
@@ -69,7 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         size, count = CHUNK_ROWS[rows.device.type], len(rows)
         words = weight.split(TILE_WORDS[weight.device.type])
         firsts = list(accumulate((len(part) for part in words), initial=0))[:-1]
-        nll = rows.new_empty(count, dtype=_raised(rows.dtype))
+        nll = rows.new_empty(count, dtype=float32_or_wider(rows.dtype))
         of_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         of_weight = None
         if ctx.needs_input_grad[1]:  # the first chunk overwrites it: filling it first would cost a pass
@@ -110,13 +111,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _raised(dtype: torch.dtype) -> torch.dtype:
-    """float32 in place of half precision."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
 class _Tile(NamedTuple):
-    """A chunk's R rows against T words of the vocabulary, in ``_raised`` precision but for ``others``."""
+    """A chunk's R rows against T words of the vocabulary, in float32 or wider but for ``others``."""
 
     others: Tensor
     """``(R, T)``: ``exp(logit - largest)``, but 0 at the label; in the rows' own precision."""
@@ -131,7 +127,7 @@ class _Tile(NamedTuple):
 def _tile(rows: Tensor, words: Tensor, labels: Tensor) -> _Tile:
     """``(R, D)`` rows against ``(T, D)`` words; ``labels`` ``(R,)`` count from the first of the words."""
     logits = product(rows, words)
-    logits = logits.to(_raised(logits.dtype))
+    logits = logits.to(float32_or_wider(logits.dtype))
     labels = labels[:, None]
     present = (labels >= 0) & (labels < len(words))
     labels = labels.clamp(0, len(words) - 1)

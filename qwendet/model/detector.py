@@ -47,15 +47,23 @@ class Qwen25VLWithDetection(nn.Module):
 
     Args:
         vlm: the published model, unchanged.
-        head: the detection head; ``None`` answers in text only.
+        head: the detection head, in float32 or float64; ``None`` answers in text only.
+        autocast: type that the published model multiplies in; ``None`` is that of its weights.
     """
 
     accepts_loss_kwargs = False  # the Trainer's own scaling is not used: see qwendet.training
 
-    def __init__(self, vlm: Qwen2_5_VLForConditionalGeneration, head: DetectionHead | None) -> None:
+    def __init__(
+        self,
+        vlm: Qwen2_5_VLForConditionalGeneration,
+        head: DetectionHead | None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.vlm = vlm
         self.head = head
+        self.autocast = autocast
+        self.is_spread = False  # over processes: casts of a layer's gathered weights would outlive them
 
     @property
     def config(self) -> Any:
@@ -90,6 +98,20 @@ class Qwen25VLWithDetection(nn.Module):
         """Where the weights are."""
         return self.vlm.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the published model multiplies in."""
+        return self.autocast or self.vlm.dtype
+
+    def computing(self) -> torch.autocast:
+        """The precision of every use of the model, in training and inference: a context."""
+        return torch.autocast(
+            self.device.type,
+            self.autocast,
+            enabled=self.autocast is not None,
+            cache_enabled=not self.is_spread,
+        )
+
     def forward(self, batch: Batch, *, with_tokens: bool = True) -> DetectorOutput:
         """Run the model on a batch of :class:`~qwendet.data.collate.StandardDataCollator`.
 
@@ -97,16 +119,18 @@ class Qwen25VLWithDetection(nn.Module):
             batch: the batch; targets in it are not looked at.
             with_tokens: compute the losses of the answers' tokens.
         """
-        patches, image_embeds = self.see(batch["pixel_values"], torch.tensor(batch["grids"]))
-        embeds, label_embeds = self._embed(batch)
-        hidden = self._read(batch, embeds, image_embeds)
-        return DetectorOutput(
-            tokens=self._token_losses(hidden, batch) if with_tokens else None,
-            head=None if self.head is None else self._detect(patches, hidden, label_embeds, batch),
-        )
+        with self.computing():
+            patches, image_embeds = self.see(batch["pixel_values"], torch.tensor(batch["grids"]))
+            embeds, label_embeds = self._embed(batch)
+            hidden = self._read(batch, embeds, image_embeds)
+            tokens = self._token_losses(hidden, batch) if with_tokens else None
+        head = None if self.head is None else self._detect(patches, hidden, label_embeds, batch)
+        return DetectorOutput(tokens, head)
 
     def see(self, pixel_values: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
         """Patches ``(P, vision)`` in the processor's order, image tokens ``(P / merge², text)``.
+
+        Called, as the other parts are, in :meth:`computing`.
 
         Args:
             pixel_values: ``(P, dim)``.
@@ -182,11 +206,13 @@ class Qwen25VLWithDetection(nn.Module):
 
     def _detect(self, patches: Tensor, hidden: Tensor, label_embeds: Tensor, batch: Batch) -> HeadOutput:
         assert self.head is not None
-        predictions: HeadOutput = self.head(
-            patches[batch["patch_index"]],
-            hidden.flatten(0, 1)[batch["context_index"]],
-            batch["patch_mask"],
-            label_embeds,
-            batch["label_attention_mask"],
-        )
+        dtype = self.head.dtype
+        with torch.autocast(self.device.type, enabled=False):  # boxes and scores take more digits
+            predictions: HeadOutput = self.head(
+                patches[batch["patch_index"]].to(dtype),
+                hidden.flatten(0, 1)[batch["context_index"]].to(dtype),
+                batch["patch_mask"],
+                label_embeds.to(dtype),
+                batch["label_attention_mask"],
+            )
         return predictions

@@ -8,25 +8,40 @@ import logging
 import torch
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from qwendet.config import LoraConfig, ModelConfig
+from qwendet.config import AUTOCAST_OF, Config, LoraConfig
 from qwendet.errors import EnvironmentLacksError
 
 logger = logging.getLogger("qwendet")
 
 
-def settle(model: ModelConfig) -> ModelConfig:
-    """Fill in what ``auto`` leaves open, and say it.
+def settle(config: Config) -> Config:
+    """Fill in what ``auto`` leaves open of ``model`` and ``train.autocast``, and say it.
 
     Raises:
-        EnvironmentLacksError: if a named device, dtype, attention or a base in 4 bits is not to be had here.
+        EnvironmentLacksError: if a named device, type, attention or a base in 4 bits is not to be had here.
     """
+    model, train = config.model, config.train
     device = _resolve_device(model.device)
-    dtype = _resolve_dtype(model.dtype, device)
-    attention = _resolve_attention(model.attn_implementation, device, dtype)
+    dtype = _resolve_dtype(model.dtype, device, train.autocast)
+    autocast = AUTOCAST_OF[dtype] if train.autocast == "auto" else train.autocast
+    if train.weights == "bfloat16" and dtype != "bfloat16":
+        raise EnvironmentLacksError(
+            f"train.weights is bfloat16, but the type chosen for this machine is {dtype}",
+            "train.weights",
+            "set model.dtype to bfloat16 as well, or train.weights to float32",
+        )
+    attention = _resolve_attention(
+        model.attn_implementation, device, dtype if autocast == "none" else autocast
+    )
     _require_4bit(model.lora, device)
-    logger.info("device: %s, dtype: %s, attention: %s", device, dtype, attention)
+    logger.info("device: %s, dtype: %s, autocast: %s, attention: %s", device, dtype, autocast, attention)
     settled = {"device": device, "dtype": dtype, "attn_implementation": attention}
-    return model.model_copy(update=settled)
+    return config.model_copy(
+        update={
+            "model": model.model_copy(update=settled),
+            "train": train.model_copy(update={"autocast": autocast}),
+        }
+    )
 
 
 def _resolve_device(device: str) -> str:
@@ -51,14 +66,15 @@ def _require_4bit(lora: LoraConfig | None, device: str) -> None:
         )
 
 
-def _resolve_dtype(dtype: str, device: str) -> str:
+def _resolve_dtype(dtype: str, device: str, autocast: str) -> str:
     if dtype != "auto":
         return dtype
-    return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    is_wanted = device == "cuda" and autocast in ("auto", "bf16")
+    return "bfloat16" if is_wanted and torch.cuda.is_bf16_supported() else "float32"
 
 
-def _resolve_attention(attention: str, device: str, dtype: str) -> str:
-    lacking = _why_no_flash_attention(device, dtype)
+def _resolve_attention(attention: str, device: str, computed: str) -> str:
+    lacking = _why_no_flash_attention(device, computed)
     if attention == "auto":
         return "sdpa" if lacking else "flash_attention_2"
     if attention == "flash_attention_2" and lacking:
@@ -70,9 +86,10 @@ def _resolve_attention(attention: str, device: str, dtype: str) -> str:
     return attention
 
 
-def _why_no_flash_attention(device: str, dtype: str) -> str:
+def _why_no_flash_attention(device: str, computed: str) -> str:
     if device != "cuda":
         return "a CUDA GPU"
     if not is_flash_attn_2_available():  # a package of that name may hold another version's kernels alone
         return "the package flash-attn"
-    return "" if dtype in ("bfloat16", "float16") else f"bfloat16 or float16, not {dtype}"
+    is_half = computed in ("bf16", "fp16")
+    return "" if is_half else f"bfloat16 or float16, not {computed}: train.autocast bf16 does"

@@ -63,6 +63,7 @@ class AnswersInProgress:
 
     def __init__(self, detector: Qwen25VLWithDetection, batch: Batch) -> None:
         self.vlm = detector.vlm
+        self._computing = detector.computing
         self.rows = list(range(len(batch["input_ids"])))
         self._inputs = {key: batch[key] for key in _OF_A_PROMPT}
         mask = batch["attention_mask"]
@@ -72,14 +73,15 @@ class AnswersInProgress:
 
     def read(self) -> Tensor:
         """Read the prompts, then what was written last; float32 logits ``(B, V)`` of what comes next."""
-        outputs = self.vlm(
-            **self._inputs,
-            attention_mask=self._attention_mask,
-            position_ids=self._position_ids,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with self._computing():
+            outputs = self.vlm(
+                **self._inputs,
+                attention_mask=self._attention_mask,
+                position_ids=self._position_ids,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         logits: Tensor = outputs.logits[:, -1].float()
         return logits
 
@@ -128,7 +130,8 @@ def generate_answers(
     end_ids = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     answers = AnswersInProgress(detector, batch)
     written: list[list[tuple[int, float]]] = [[] for _ in answers.rows]  # tokens with their log-probabilities
-    with _quick_logits(detector.vlm.lm_head):
+    # One context for all steps: the weights are cast once.
+    with detector.computing(), _quick_logits(detector.vlm.lm_head):
         for _ in range(max_new_tokens):
             logits = answers.read()
             tokens = likeliest(logits if constraint is None else constraint(answers.rows, logits))

@@ -95,6 +95,11 @@ class DetectionHead(nn.Module):
             nn.init.zeros_(regressor[-1].weight)
             nn.init.zeros_(regressor[-1].bias)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its weights, in which it computes."""
+        return self.classify.bias.dtype
+
     def forward(
         self, patches: Tensor, context: Tensor, mask: Tensor, label_embeds: Tensor, label_mask: Tensor
     ) -> HeadOutput:

@@ -22,6 +22,7 @@ from qwendet.config import LossConfig
 from qwendet.data.collate import Batch
 from qwendet.model.head import HeadOutput
 from qwendet.model.matching import CostWeights, Matches, Targets, match
+from qwendet.model.precision import float32_or_wider
 
 LOSS_VERSION = 1
 TERMS = ("lm", "teacher", "student", "detection", "class", "l1", "giou")
@@ -152,7 +153,7 @@ def _stage_scale(head: HeadOutput, repeats: tuple[int, ...]) -> Tensor:
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Raise half precision to float32; leave float32 and float64 as they are."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    return values.to(float32_or_wider(values.dtype))
 
 
 def detection_terms(head: HeadOutput, targets: Targets, matches: Matches, scale: Tensor) -> dict[str, Tensor]:

@@ -41,5 +41,6 @@ def _second(detector: Qwen25VLWithDetection, first: Tensor, second: Tensor) -> T
     input_ids = torch.cat([first, second])[None]
     positions = torch.arange(PROBE_TOKENS, device=input_ids.device).repeat(2).expand(4, 1, -1)
     embeds = detector.vlm.get_input_embeddings()(input_ids)
-    hidden = detector.hidden_states(embeds, positions, None, [PROBE_TOKENS, PROBE_TOKENS])
+    with detector.computing():
+        hidden = detector.hidden_states(embeds, positions, None, [PROBE_TOKENS, PROBE_TOKENS])
     return hidden[0, PROBE_TOKENS:].float()

@@ -36,6 +36,7 @@ def product(rows: Tensor, columns: Tensor, bias: Tensor | None = None) -> Tensor
                 [1., 3., 5.]])
     """
     is_float32 = rows.dtype == columns.dtype == torch.float32
+    is_float32 = is_float32 and not torch.is_autocast_enabled(rows.device.type)
     is_float32_on_cpu = is_float32 and rows.device.type == "cpu" and torch.backends.mkldnn.is_available()
     if is_float32_on_cpu and rows.shape[:-1].numel() in ONEDNN_ROWS[maker()]:
         result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, columns, bias, "none", [], "")

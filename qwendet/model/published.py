@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from qwendet.errors import CheckpointError, Problem
 from qwendet.model.attention import attention_by_part
 from qwendet.model.lora import in_4bit
 from qwendet.model.patch_embedding import embed_by_product
+from qwendet.model.precision import loading_in_float32
 
 MODEL_TYPE = "qwen2_5_vl"
 # What transformers raises for absent, cut or malformed files.
@@ -33,7 +34,10 @@ WHOLE = "take a directory that holds every weight of its model, under the publis
 
 
 def load_vlm(
-    source: str, model: ModelConfig, weights: Mapping[str, Tensor] | None = None
+    source: str,
+    model: ModelConfig,
+    weights: Mapping[str, Tensor] | None = None,
+    in_float32: Collection[str] = (),
 ) -> Qwen2_5_VLForConditionalGeneration:
     """Load the published class, every weight by name.
 
@@ -41,11 +45,12 @@ def load_vlm(
         source: directory.
         model: dtype, attention and 4 bits, with nothing left open.
         weights: under the names that files give them, if they are in memory: no file of them is read.
+        in_float32: groups whose weights are float32 where dtype is half precision.
 
     Raises:
         CheckpointError: for files that cannot be read; for a weight missing, left over or of another shape.
     """
-    with reading("model", source):
+    with reading("model", source), loading_in_float32(in_float32):
         model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
         if model_type != MODEL_TYPE:  # transformers would build a model of default size, tens of gigabytes
             raise ValueError(f"expected a config.json with model_type {MODEL_TYPE}, got {model_type}")

@@ -21,6 +21,7 @@ import qwendet.loader
 from qwendet.config import Config
 from qwendet.errors import CheckpointError, DataError
 from qwendet.files import atomic_file, atomic_folder, find_folder, sha256_of_file
+from qwendet.inference import Predictor
 from qwendet.loader import Bundle, config_of_checkpoint, load, restore
 from qwendet.model.checkpoint import (
     describe_parameters,
@@ -30,6 +31,7 @@ from qwendet.model.checkpoint import (
     verify_files,
     verify_parameters,
 )
+from qwendet.model.precision import group_of
 
 MakeConfig = Callable[..., Config]
 SaveBundle = Callable[[Bundle, Path], Path]
@@ -84,8 +86,38 @@ def test_save_and_load__every_parameter_is_bitwise_the_same_in_other_types(
         for parameter in built.detector.parameters():
             parameter.add_(torch.randn(parameter.shape, dtype=torch.float64).to(parameter.dtype) * 0.01)
     found = load_for_inference(save_bundle(built, tmp_path / "final"))
-    assert {parameter.dtype for parameter in found.detector.parameters()} == {getattr(torch, dtype)}
+    wanted = torch.promote_types(getattr(torch, dtype), torch.float32)
+    assert {parameter.dtype for parameter in found.detector.parameters()} == {wanted}, "all are trained"
     assert_same_weights(found.detector, built.detector)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_save_and_load__trained_weights_are_float32_and_frozen_ones_as_the_config_says(
+    dtype: str, make_config: MakeConfig, save_bundle: SaveBundle, tmp_path: Path
+) -> None:
+    frozen = {"vision_learning_rate": 0.0, "language_learning_rate": 0.0}
+    built = load(make_config(model={"dtype": dtype}, train=frozen), for_inference=False)
+    found = load_for_inference(save_bundle(built, tmp_path / "final"))
+    for bundle in (built, found):
+        for name, parameter in bundle.detector.named_parameters():
+            is_trained = group_of(name) in ("merger", "head")
+            assert parameter.dtype == (torch.float32 if is_trained else getattr(torch, dtype)), name
+    assert_same_weights(found.detector, built.detector)
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "autocast"), [("float32", "bfloat16", "bf16"), ("bfloat16", "float32", "none")]
+)
+def test_load__a_type_that_is_asked_for_is_that_of_all_weights_and_products(
+    trained: str, asked: str, autocast: str, make_config: MakeConfig, save_bundle: SaveBundle, tmp_path: Path
+) -> None:
+    config = make_config(model={"dtype": trained}, train={"vision_learning_rate": 0.0})
+    saved = save_bundle(load(config, for_inference=False), tmp_path / "final")
+    found = Predictor.from_checkpoint(saved, overrides=[f"model.dtype={asked}"]).bundle
+    assert {parameter.dtype for parameter in found.detector.vlm.parameters()} == {getattr(torch, asked)}
+    assert found.detector.head is not None
+    assert {parameter.dtype for parameter in found.detector.head.parameters()} == {torch.float32}
+    assert found.config.train.autocast == autocast
 
 
 def test_save_and_load__labels_limits_and_prompts_come_back(saved: Path, bundle: Bundle) -> None:

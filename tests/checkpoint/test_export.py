@@ -195,7 +195,9 @@ def test_export__in_another_type(dtype: str, saved: Path, tmp_path: Path) -> Non
         (HEAD, "model.safetensors"),
     )
     bundle = Predictor.from_checkpoint(tmp_path / "out").bundle
-    assert {parameter.dtype for parameter in bundle.detector.parameters()} == {getattr(torch, dtype)}
+    assert {parameter.dtype for parameter in bundle.detector.vlm.parameters()} == {getattr(torch, dtype)}
+    assert {parameter.dtype for parameter in bundle.detector.head.parameters()} == {torch.float32}
+    assert bundle.config.train.autocast == {"bfloat16": "bf16", "float16": "fp16"}[dtype]
 
 
 def test_export__of_an_export_changes_nothing(saved: Path, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_load__what_auto_means_is_printed_and_recorded(
     auto = {"device": "auto", "dtype": "auto", "attn_implementation": "auto"}
     with caplog.at_level("INFO", logger="qwendet"):
         found = load(make_config(model=auto), for_inference=False)
-    assert "device: cpu, dtype: float32, attention: sdpa" in caplog.messages
+    assert "device: cpu, dtype: float32, autocast: none, attention: sdpa" in caplog.messages
     model = found.config.model
     assert (model.device, model.dtype, model.attn_implementation) == ("cpu", "float32", "sdpa")
     assert found.detector.vlm.config._attn_implementation == "sdpa"

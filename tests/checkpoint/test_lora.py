@@ -24,8 +24,9 @@ from qwendet.inference import Predictor
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.model.checkpoint import files_of
 from qwendet.model.lora import fingerprint, is_adapter, merge_adapter
+from qwendet.model.precision import group_of
 from qwendet.model.tiny import TINY_FOLDER, write_untrained
-from qwendet.parameter_groups import freeze_groups, group_of, parameter_groups
+from qwendet.parameter_groups import freeze_groups, parameter_groups
 from qwendet.run import train
 
 MakeConfig = Callable[..., Config]
@@ -188,7 +189,8 @@ def test_dropout__0_is_0_and_another_is_not(make_lora: MakeConfig, scenes: Path)
 def test_half_precision__the_adapter_is_float32(make_config: MakeConfig) -> None:
     config = make_config(model={"dtype": "bfloat16", "lora": {"rank": 2}})
     for name, parameter in load(config, for_inference=False).detector.named_parameters():
-        assert parameter.dtype == (torch.float32 if is_adapter(name) else torch.bfloat16), name
+        is_trained = is_adapter(name) or group_of(name) == "head"
+        assert parameter.dtype == (torch.float32 if is_trained else torch.bfloat16), name
 
 
 def test_targets__that_name_nothing_are_refused(make_lora: MakeConfig) -> None:

@@ -37,8 +37,16 @@ def start(command: list[str], folder: Path, **environment: str) -> subprocess.Co
     [
         ("ACCELERATE_USE_FSDP", "true", "FSDP needs a CUDA GPU; without one training would not be sharded"),
         ("ACCELERATE_USE_DEEPSPEED", "1", "DeepSpeed is not supported: ZeRO 3 empties lm_head, whose weight"),
-        ("ACCELERATE_MIXED_PRECISION", "bf16", "the launcher asks for bf16, but train.autocast is none"),
-        ("ACCELERATE_MIXED_PRECISION", "fp8", "the launcher asks for fp8, but train.autocast is none"),
+        (
+            "ACCELERATE_MIXED_PRECISION",
+            "bf16",
+            "the launcher asks for bf16: it would be that of training alone",
+        ),
+        (
+            "ACCELERATE_MIXED_PRECISION",
+            "fp8",
+            "the launcher asks for fp8: it would be that of training alone",
+        ),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "the launcher asks for torch.compile (INDUCTOR)"),
     ],
 )

@@ -75,6 +75,20 @@ def copies(found: list[dict[str, Any]], detector: Any) -> list[dict[str, Any]]:
     return [group | {"params": copy.deepcopy(group["params"])} for group in found]
 
 
+def in_bfloat16(part: str) -> Plant:
+    """What is trained of a part is bfloat16."""
+
+    def cast(group: dict[str, Any]) -> dict[str, Any]:
+        narrow = [parameter.detach().bfloat16().requires_grad_() for parameter in group["params"]]
+        return group | {"params": narrow} if group["name"] == part else group
+
+    return groups(lambda found, detector: [cast(group) for group in found])
+
+
+def a_millionth_of_the_rate(found: list[dict[str, Any]], detector: Any) -> list[dict[str, Any]]:
+    return [group | {"lr": 1e-6 * group["lr"]} for group in found]
+
+
 def never_finite(self: DetectionTrainer, terms: dict[str, float], norms: Any) -> None:
     self.step_log.sources = []
 
@@ -174,6 +188,27 @@ TRAINER_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "loss.optimizer",
         ("no parameters of the model",),
         groups(copies),
+    ),
+    Bug(
+        "trained weights in bfloat16",
+        "loss.optimizer.moves",
+        ("of the language weights in bfloat16", "train.language_learning_rate"),
+        in_bfloat16("language"),
+        ("train.language_learning_rate=1e-5",),
+    ),
+    Bug(
+        "the head in the model's type",
+        "loss.optimizer.moves",
+        ("of the head weights in bfloat16", "rounded away"),
+        in_bfloat16("head"),
+        ("train.head_learning_rate=1e-5",),
+    ),
+    Bug(
+        "rates of a millionth",
+        "loss.optimizer.moves",
+        ("of the language weights in float32",),
+        groups(a_millionth_of_the_rate),
+        ("train.language_learning_rate=1e-5",),
     ),
     Bug(
         "nothing is learned: the optimizer holds copies",

@@ -5,24 +5,57 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwendet.config import ModelConfig
+from qwendet.config import Config
 from qwendet.errors import EnvironmentLacksError
 from qwendet.model import environment
 from qwendet.model.environment import settle
 
 
 @pytest.mark.parametrize(
-    ("has_flash", "dtype", "attention"),
-    [(True, "bfloat16", "flash_attention_2"), (True, "float32", "sdpa"), (False, "bfloat16", "sdpa")],
+    ("has_flash", "dtype", "autocast", "attention"),
+    [
+        (True, "bfloat16", "auto", "flash_attention_2"),
+        (True, "float32", "bf16", "flash_attention_2"),
+        (True, "float32", "auto", "sdpa"),
+        (False, "bfloat16", "auto", "sdpa"),
+    ],
 )
 def test_auto__is_flash_attention_where_version_2_and_the_type_allow_it(
-    has_flash: bool, dtype: str, attention: str, monkeypatch: pytest.MonkeyPatch
+    has_flash: bool, dtype: str, autocast: str, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other versions bring a package of the same name."""
+    """Other versions bring a package of the same name; float32 weights are cast under autocast."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(environment, "is_flash_attn_2_available", lambda: has_flash)
-    asked = ModelConfig(path="tiny", device="cuda", dtype=dtype, attn_implementation="auto")
-    assert settle(asked).attn_implementation == attention
+    model = {"device": "cuda", "dtype": dtype}
+    asked = Config.model_validate({"model": model, "train": {"autocast": autocast}})
+    assert settle(asked).model.attn_implementation == attention
     if attention == "sdpa":
+        named = Config.model_validate({"model": model | {"attn_implementation": "flash_attention_2"}})
         with pytest.raises(EnvironmentLacksError, match="flash_attention_2 needs"):
-            settle(asked.model_copy(update={"attn_implementation": "flash_attention_2"}))
+            settle(named)
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "asked", "dtype", "autocast"),
+    [
+        (True, "auto", "bfloat16", "bf16"),
+        (True, "bf16", "bfloat16", "bf16"),
+        (True, "none", "float32", "none"),
+        (True, "fp16", "float32", "fp16"),
+        (False, "auto", "float32", "none"),
+    ],
+)
+def test_auto__is_bfloat16_on_a_gpu_that_has_it_unless_other_products_are_asked_for(
+    has_bf16: bool, asked: str, dtype: str, autocast: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(environment, "is_flash_attn_2_available", lambda: False)
+    settled = settle(Config.model_validate({"train": {"autocast": asked}}))
+    assert (settled.model.dtype, settled.train.autocast) == (dtype, autocast)
+
+
+def test_weights__in_bfloat16_are_refused_where_the_model_is_not() -> None:
+    train = {"weights": "bfloat16", "optimizer": "stable_adamw"}
+    with pytest.raises(EnvironmentLacksError, match=r"train\.weights is bfloat16, but the type chosen for"):
+        settle(Config.model_validate({"model": {"device": "cpu"}, "train": train}))

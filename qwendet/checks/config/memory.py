@@ -96,7 +96,8 @@ def _dtype(config: Config) -> torch.dtype:
     if config.model.dtype != "auto":
         dtype: torch.dtype = getattr(torch, config.model.dtype)
         return dtype
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    is_bfloat16 = _device(config) == "cuda" and config.train.autocast in ("auto", "bf16")
+    return torch.bfloat16 if is_bfloat16 else torch.float32
 
 
 def _limit(config: Config) -> float | None:

@@ -54,8 +54,12 @@ def flash_attention(survey: Survey) -> list[Problem]:
         lacking.append("an NVIDIA GPU")
     if importlib.util.find_spec("flash_attn") is None:
         lacking.append("the package flash-attn")
-    if model.dtype not in ("auto", "bfloat16", "float16"):
-        lacking.append(f"bfloat16 or float16 instead of {model.dtype}")
+    if (
+        model.dtype == "float64"
+        or survey.config.train.autocast == "none"
+        or (model.dtype == "float32" and survey.config.train.autocast == "auto")
+    ):
+        lacking.append("train.autocast bf16: it has no float32")
     fix = "pip install 'qwendet[flash]' on a machine with an NVIDIA GPU, or set it to sdpa"
     return [Problem(f"flash_attention_2 needs {need}", "model.attn_implementation", fix) for need in lacking]
 
@@ -70,14 +74,9 @@ def boards(survey: Survey) -> list[Problem]:
 
 def launcher(survey: Survey) -> Iterable[Problem]:
     """What ``accelerate launch`` was told can be had here, and is what the config says."""
-    config = survey.config
-    has_gpu = config.model.device != "cpu" and has_nvidia_gpu()
-    lora = config.model.lora
-    return launcher_problems(
-        has_gpu=has_gpu,
-        autocast=config.train.autocast,
-        in_4bit=lora is not None and lora.load_in_4bit,
-    )
+    model = survey.config.model
+    has_gpu = model.device != "cpu" and has_nvidia_gpu()
+    return launcher_problems(has_gpu=has_gpu, in_4bit=model.lora is not None and model.lora.load_in_4bit)
 
 
 def has_nvidia_gpu() -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwendet.checks.consistency.pair import pair
+from qwendet.checks.loss.parts import parts
 from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.errors import Problem
@@ -148,16 +149,24 @@ def tied(subject: Subject) -> Verdict:
 
 
 def dtypes(subject: Subject) -> Verdict:
-    """All weights of both builds have the config's type; an adapter's may be wider."""
-    both, problems = pair(subject), []
-    wanted = getattr(torch, subject.bundle.config.model.dtype)
-    for name, bundle in (("training", both.trained), ("inference", both.served)):
-        for key, parameter in bundle.detector.named_parameters():
+    """Frozen weights of both builds have ``model.dtype``, trained ones are float32 or wider."""
+    both, problems, config = pair(subject), [], subject.bundle.config
+    frozen = getattr(torch, config.model.dtype)
+    trained = frozen if config.train.weights == "bfloat16" else torch.promote_types(frozen, torch.float32)
+    rates, has_lora = config.train.group_learning_rates(), config.model.lora is not None
+    for part, parameters in parts(both.trained.detector).items():
+        is_trained = rates[part] > 0 and not has_lora
+        wanted = trained if is_trained else frozen
+        if part == "head":
+            wanted = torch.promote_types(frozen, torch.float32)
+        served = dict(both.served.detector.named_parameters())
+        for key in parameters:
             allowed = {wanted, torch.float32} if "lora_" in key else {wanted}
-            if parameter.dtype not in allowed and parameter.is_floating_point():
-                what = f"{parameter.dtype} in the {name} build, but model.dtype is {wanted}"
-                problems.append(Problem(what, key, "load with the dtype of the config"))
-    return Verdict(f"all weights are {wanted}", tuple(problems))
+            for name, found in (("training", parameters), ("inference", served)):
+                if key in found and found[key].dtype not in allowed and found[key].is_floating_point():
+                    what = f"{found[key].dtype} in the {name} build, expected {wanted} of the {part} weights"
+                    problems.append(Problem(what, key, "load with the types of the config"))
+    return Verdict(f"trained weights are {trained}, frozen ones {frozen}", tuple(problems))
 
 
 def settings(subject: Subject) -> Verdict:

@@ -30,6 +30,7 @@ from qwendet.model.checkpoint import (
     MANIFEST,
     RESUME,
     TRAINER_STATE,
+    dtype_name,
     sha256_of_tensor,
 )
 from qwendet.model.losses import LOSS_VERSION
@@ -153,24 +154,24 @@ def _index_problems(folder: Path) -> Iterator[Problem]:
 
 
 def dtypes(subject: Subject, folder: Path) -> Verdict:
-    """The stored type is the one that config.json and the manifest name."""
+    """Each weight's stored type is the one that the manifest names, and config.json one of them."""
+    vouched = _manifest(folder)["parameters"] if (folder / MANIFEST).is_file() else {}
     found: dict[str, str] = {}
+    problems: dict[str, Problem] = {}
     for place, name, tensor in _weights(folder):
+        dtype = dtype_name(tensor.dtype)
         if not name.startswith("head.") and ".lora_" not in name:
-            found.setdefault(str(tensor.dtype).removeprefix("torch."), place)
-    named = {}
-    if (folder / "config.json").is_file():
-        record = _read(folder / "config.json")
-        named["config.json"] = record.get("dtype") or record.get("torch_dtype")
-    if (folder / MANIFEST).is_file():
-        named[MANIFEST] = _manifest(folder)["dtype"]
-    problems = [
-        Problem(f"stored as {dtype}, but {file} says {wanted}", place, COPY)
-        for file, wanted in named.items()
-        for dtype, place in found.items()
-        if wanted is not None and dtype != wanted
-    ]
-    return Verdict(f"weights are stored as {', '.join(found)}", tuple(problems))
+            found.setdefault(dtype, place)
+        if name in vouched and vouched[name]["dtype"] != dtype:
+            what = f"stored as {dtype}, but {MANIFEST} says {vouched[name]['dtype']}"
+            problems.setdefault(what, Problem(what, place, COPY))
+    record = _read(folder / "config.json") if (folder / "config.json").is_file() else {}
+    wanted = record.get("dtype") or record.get("torch_dtype")
+    for dtype, place in found.items():
+        if wanted is not None and wanted not in ([*found] if vouched else [dtype]):
+            what = f"stored as {dtype}, but config.json says {wanted}"
+            problems.setdefault(what, Problem(what, place, COPY))
+    return Verdict(f"weights are stored as {', '.join(found)}", tuple(problems.values()))
 
 
 def tied(subject: Subject, folder: Path) -> Verdict:

@@ -302,7 +302,7 @@ def _by_attention(subject: Subject, usual: str) -> dict[str, list[Tensor]]:
         (row,), (states,) = lone_rows(subject), hidden_of(forced(subject))
         return {usual: [hidden_of(training(subject))[row]], "eager": [states[: _shared_length(subject, row)]]}
     bundle = exact_pair(subject).trained
-    dtype = subject.bundle.detector.vlm.dtype if usual == "flash_attention_2" else torch.float32
+    dtype = subject.bundle.detector.dtype if usual == "flash_attention_2" else torch.float32
     detector = copy.deepcopy(bundle.detector).to(dtype)
     batch, runs = bundle.collator()(subject.encoded), {}
     for name in dict.fromkeys((usual, "sdpa", "eager")):

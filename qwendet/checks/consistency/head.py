@@ -169,11 +169,12 @@ def _order_problems(
         return
     places = torch.from_numpy(patch_places(rows, columns, visual.spatial_merge_size))
     pixels = item.pixel_values[-rows * columns :].to(detector.device, visual.dtype)
-    patches = visual.patch_embed(pixels)
-    tokens = visual.merger(patches)
-    states = detector.vlm.model.language_model.norm(tokens).repeat_interleave(
-        visual.spatial_merge_unit, dim=0
-    )
+    with detector.computing():
+        patches = visual.patch_embed(pixels)
+        tokens = visual.merger(patches)
+        states = detector.vlm.model.language_model.norm(tokens).repeat_interleave(
+            visual.spatial_merge_unit, dim=0
+        )
     for name, wanted in (("patches", patches), ("context", states)):
         found = look.inputs[name][row][places[:, 0], places[:, 1]]
         tolerance = 8 * max(rounding["hidden"], 1e-6) * max(wanted.abs().max().item(), 1e-6)

@@ -75,7 +75,7 @@ def _noise_of_large(subject: Subject) -> Noise:
     encoder = bundle.encoder()
     batch = bundle.collator()([encoder.encode(synthetic_sample(subject.folder, labels), with_answer=True)])
     exact = bundle.detector.double()
-    dtype = subject.bundle.detector.vlm.dtype
+    dtype = subject.bundle.detector.dtype
     found = _measure(exact, batch, run(exact, batch), dtype, f"the tiny model in {dtype_name(dtype)}")
     layers = subject.bundle.detector.config.text_config.num_hidden_layers
     growth = layers / bundle.detector.config.text_config.num_hidden_layers
@@ -177,4 +177,4 @@ def noise_is_small(subject: Subject) -> Verdict:
 
 def is_single(subject: Subject) -> bool:
     """Whether the noise is that of float32."""
-    return subject.is_small or subject.bundle.detector.vlm.dtype == torch.float32
+    return subject.is_small or subject.bundle.detector.dtype == torch.float32

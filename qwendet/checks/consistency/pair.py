@@ -79,6 +79,7 @@ def exact_pair(subject: Subject) -> Pair:
         for bundle in (both.trained, both.served)
     )
     for bundle in (trained, served):
+        bundle.detector.autocast = None
         exact = exact_attention(bundle.config.model.attn_implementation)
         bundle.detector.vlm.set_attn_implementation(exact)
     return Pair(trained, served, both.folder)

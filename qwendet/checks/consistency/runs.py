@@ -218,7 +218,8 @@ def with_answer(item: EncodedSample, prompt: Sequence[int], answer: Sequence[int
 
 def token_logits(bundle: Bundle, hidden: Tensor) -> Tensor:
     """What the language model's output says of the next token."""
-    logits: Tensor = bundle.detector.vlm.lm_head(hidden)
+    with bundle.detector.computing():
+        logits: Tensor = bundle.detector.vlm.lm_head(hidden)
     return logits
 
 

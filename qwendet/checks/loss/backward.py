@@ -18,7 +18,7 @@ FIX = "see _token_losses in qwendet/model/detector.py and qwendet/model/cross_en
 
 def token_gradients(watched: Watched) -> Verdict:
     """Hidden states get ``(softmax - one-hot) @ lm_head`` before each token of an answer, and 0 elsewhere."""
-    dtype = watched.detector.vlm.dtype
+    dtype = watched.detector.dtype
     tolerance = gradient_tolerance(dtype)
     gaps = gradient_gaps(watched)
     problems = [
@@ -74,7 +74,7 @@ def _expected(watched: Watched, hidden: Tensor, *, of_student: bool) -> Tensor:
 
 
 def _textbook(watched: Watched, states: Tensor, labels: Tensor) -> Tensor:
-    with torch.enable_grad():
+    with torch.enable_grad(), watched.detector.computing():
         leaf = states.detach().requires_grad_()
         logits = watched.detector.vlm.lm_head(leaf)
         error = logits.detach().double().softmax(-1)

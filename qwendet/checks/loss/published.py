@@ -24,15 +24,16 @@ def _nll_of(watched: Watched, sample: EncodedSample, ids: list[int], spans: Span
     image_token = watched.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     answers = np.concatenate([np.arange(start, end) for start, end in spans])
     input_ids = torch.tensor([ids], device=vlm.device)
-    logits = vlm(
-        input_ids=input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        mm_token_type_ids=(input_ids == image_token).long(),
-        pixel_values=sample.pixel_values.to(vlm.device, vlm.model.visual.dtype),
-        image_grid_thw=sample.image_grid_thw.to(vlm.device),
-        logits_to_keep=torch.from_numpy(answers - 1).to(vlm.device),
-        use_cache=False,
-    ).logits[0]
+    with watched.detector.computing():
+        logits = vlm(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            mm_token_type_ids=(input_ids == image_token).long(),
+            pixel_values=sample.pixel_values.to(vlm.device, vlm.model.visual.dtype),
+            image_grid_thw=sample.image_grid_thw.to(vlm.device),
+            logits_to_keep=torch.from_numpy(answers - 1).to(vlm.device),
+            use_cache=False,
+        ).logits[0]
     scores = numbers(logits)
     chosen = scores[np.arange(len(answers)), np.array(ids)[answers]]
     nll: npt.NDArray[np.float64] = np.logaddexp.reduce(scores, axis=1) - chosen

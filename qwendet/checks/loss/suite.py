@@ -8,6 +8,7 @@ from qwendet.checks.loss import (
     backward,
     gradients,
     image,
+    moves,
     nan,
     optimizer,
     overfit,
@@ -31,6 +32,7 @@ QUICK = (
     "loss.boxes",
     "loss.gradients",
     "loss.optimizer",
+    "loss.optimizer.moves",
 )
 """What ``train`` runs before its first step: a forward of four samples, one of one, seven short backwards."""
 
@@ -58,6 +60,7 @@ CHECKS: dict[str, Callable[[Watched], Verdict]] = {
     "loss.weights": terms.weights,
     "loss.gradients": gradients.gradients,
     "loss.optimizer": optimizer.optimizer,
+    "loss.optimizer.moves": moves.moves,
     "loss.accumulation": sharing.accumulation,
     "loss.empty": sharing.empty_sets,
     "loss.nan": nan.nan_stops,

@@ -151,7 +151,7 @@ def token_losses(watched: Watched) -> Verdict:
         return Verdict("", (Problem(what, "Qwen25VLWithDetection.forward", "see _token_losses"),))
     expected = published_nll(watched)  # of all samples, or of the first of them
     gaps = np.abs(numbers(output.nll)[: len(expected)] - expected)
-    dtype = watched.detector.vlm.dtype
+    dtype = watched.detector.dtype
     tolerance = token_loss_tolerance(dtype, watched.detector.config.text_config.num_hidden_layers)
     root_mean_square = math.sqrt(float((gaps**2).mean()))
     seen = (

@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import safe_globals
 from qwendet.data.shapes import DEMO
 from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
 from qwendet.loader import config_of_checkpoint
-from qwendet.parameter_groups import GROUPS
+from qwendet.model.precision import GROUPS
 from qwendet.run import RunSummary, train
 from tests.end_to_end.training.runs import (
     HEAD_OFF,

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from qwendet.build_trainer import create_trainer
 from qwendet.data.encode import EncodedSample, Encoder
 from qwendet.errors import QwendetError
-from qwendet.parameter_groups import GROUPS, group_of
+from qwendet.model.precision import GROUPS, group_of
 from qwendet.run import RunSummary
 from qwendet.training import DetectionTrainer, TrainingDivergedError
 from tests.end_to_end.training.runs import (

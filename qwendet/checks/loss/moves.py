@@ -1,0 +1,91 @@
+"""How many weights a step at their learning rate can move, in the type that they are kept in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from qwendet.checks.loss.watched import Watched
+from qwendet.checks.result import Table, Verdict
+from qwendet.errors import Problem
+from qwendet.model.checkpoint import dtype_name
+
+LEAST = 0.9
+"""Share of a part's weights that a step must be able to move."""
+LOOKED_AT = 1 << 16
+"""Weights of a parameter that are looked at, evenly spread over it."""
+
+
+def moves(watched: Watched) -> Verdict:
+    """A step at its rate moves nine of ten weights of each part: a smaller one would be rounded away."""
+    watched.trainer.optimizer = None
+    try:
+        built = watched.trainer.create_optimizer()
+    finally:
+        watched.trainer.optimizer = None
+    counts: dict[tuple[str, float, str], list[float]] = {}
+    for group in built.param_groups:
+        for parameter in group["params"]:
+            key = (group["name"], float(group["lr"]), dtype_name(parameter.dtype))
+            found = counts.setdefault(key, [0.0, 0.0])
+            weights = _some(parameter)
+            found[0] += moved_share(weights, key[1], kept=_is_compensated(group)) * parameter.numel()
+            found[1] += parameter.numel()
+    rows = [(*key, moved / total) for key, (moved, total) in counts.items()]
+    problems = [
+        Problem(
+            f"a step at {rate:g} can move {share:.1%} of the {part} weights in {dtype}: in the others it is"
+            " rounded away, and nothing adds up",
+            f"train.{part}_learning_rate",
+            "set train.weights to float32, or raise the learning rate",
+        )
+        for part, rate, dtype, share in rows
+        if not share >= LEAST
+    ]
+    table = Table("Weights that a step can move", ("part", "learning rate", "type", "share"), rows)
+    least = min((share for *_, share in rows), default=1.0)
+    return Verdict(
+        f"a step can move at least {least:.1%} of the weights of each part", tuple(problems), (table,)
+    )
+
+
+def moved_share(weights: Tensor, rate: float, *, kept: bool = False) -> float:
+    """Share of weights that an optimizer's step moves; 1 of none.
+
+    Adam's first step is the learning rate for every weight, up or down (Kingma & Ba 2015, §2.1), and later
+    ones are about as large. A weight of p binary digits moves if that is more than half of its last one.
+
+    Args:
+        weights: of any shape, in the type that they are kept in.
+        rate: the learning rate.
+        kept: what is rounded away is kept in a number of the same type (Kahan summation) and added later: the
+            step need only be more than half of the last digit of that number, half a last digit itself.
+
+    Example:
+        >>> weights = torch.tensor([0.02, 0.001, 0.0])
+        >>> moved_share(weights.bfloat16(), 1e-5), moved_share(weights, 1e-5)
+        (0.6666666865348816, 1.0)
+    """
+    if not weights.numel():
+        return 1.0
+    if kept:
+        rate /= torch.finfo(weights.dtype).eps / 4
+    exact = weights.double()
+    moved = [(exact + step).to(weights.dtype) != weights for step in (rate, -rate)]
+    return float(torch.stack(moved).float().mean())
+
+
+def _some(parameter: Tensor) -> Tensor:
+    """Weights of a parameter, or of the part of it that is on this process."""
+    local = parameter.detach()
+    flat = (local.to_local() if isinstance(local, DTensor) else local).flatten()
+    return flat[:: 1 + (len(flat) - 1) // LOOKED_AT]
+
+
+def _is_compensated(group: dict[str, Any]) -> bool:
+    """Whether the optimizer keeps what it rounds away; torch-optimi does so in half precision."""
+    is_half = any(p.dtype in (torch.bfloat16, torch.float16) for p in group["params"])
+    return is_half and group.get("kahan_sum", False) is not False

@@ -1,0 +1,75 @@
+"""In which type each weight is kept, and in which the model computes.
+
+    trained weights     float32 (``train.weights``); adapters and the head always
+    frozen weights      ``model.dtype``
+    products            ``train.autocast``: bf16 over weights of bfloat16 or float32
+
+A step moves a weight by about the learning rate. bfloat16 has 8 binary digits, so that most of such steps
+would be rounded away and nothing of them would add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from qwendet.config import Config
+
+AUTOCAST = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The type that ``train.autocast``, resolved, multiplies in."""
+GROUPS = ("vision", "merger", "language", "head")
+_WITHIN = {  # names in the published model
+    "vision": r"^model\.visual\.(?!merger\.)",
+    "merger": r"^model\.visual\.merger\.",
+    "language": r"^(?!model\.visual\.)",
+}
+
+
+def group_of(parameter_name: str) -> str:
+    """Parameter group of a detector's parameter: one of :data:`GROUPS`.
+
+    Example:
+        >>> group_of("vlm.model.visual.merger.mlp.0.weight"), group_of("vlm.lm_head.weight")
+        ('merger', 'language')
+    """
+    if parameter_name.startswith("head."):
+        return "head"
+    if parameter_name.startswith("vlm.model.visual.merger."):
+        return "merger"
+    return "vision" if parameter_name.startswith("vlm.model.visual.") else "language"
+
+
+def trained_in_float32(config: Config) -> frozenset[str]:
+    """Groups of the published model whose weights training keeps in float32, whatever ``model.dtype`` is."""
+    if config.model.lora is not None or config.train.weights != "float32":
+        return frozenset()
+    rates = config.train.group_learning_rates()
+    return frozenset(group for group in _WITHIN if rates[group] > 0)
+
+
+@contextmanager
+def loading_in_float32(groups: Collection[str]) -> Iterator[None]:
+    """Have transformers load the weights of some groups in float32 and the others as it is told.
+
+    Each weight is read in its own type: none is rounded on the way, and no second copy is made.
+    """
+    published = Qwen2_5_VLForConditionalGeneration
+    usual = published._keep_in_fp32_modules_strict
+    published._keep_in_fp32_modules_strict = [_WITHIN[group] for group in groups]
+    try:
+        yield
+    finally:
+        published._keep_in_fp32_modules_strict = usual
+
+
+def float32_or_wider(dtype: torch.dtype) -> torch.dtype:
+    """float32 in place of half precision.
+
+    Example:
+        >>> float32_or_wider(torch.bfloat16), float32_or_wider(torch.float64)
+        (torch.float32, torch.float64)
+    """
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,58 @@
+"""Every precision that the config allows trains every weight that is to be trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qwendet.build_trainer import create_trainer
+from qwendet.model.lora import is_adapter
+from qwendet.model.precision import group_of
+from tests.end_to_end.training.runs import MakeConfig, parameters_of
+
+SMALL = {"dtype": "bfloat16"}
+IN_BFLOAT16 = {"weights": "bfloat16", "optimizer": "stable_adamw"}
+FROZEN = {"vision_learning_rate": 0.0, "language_learning_rate": 0.0}
+PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "float32": {},
+    "float32 under autocast": {"train": {"autocast": "bf16"}},
+    "the recipe of a GPU": {"model": SMALL},
+    "the recipe, frozen parts": {"model": SMALL, "train": FROZEN},
+    "the recipe, head alone": {"model": SMALL, "train": {"learning_rate": 0.0}},
+    "the recipe, LoRA": {"model": SMALL | {"lora": {"rank": 4, "targets": "all"}}},
+    "the recipe, Adafactor": {"model": SMALL, "train": {"optimizer": "adafactor"}},
+    "bfloat16 weights": {"model": SMALL, "train": IN_BFLOAT16},
+    "bfloat16 weights, frozen parts": {"model": SMALL, "train": IN_BFLOAT16 | FROZEN},
+}
+STEPS = 6
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_train__every_trainable_parameter_changes_and_the_loss_falls(
+    precision: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    sections = PRECISIONS[precision]
+    if sections.get("train", {}).get("optimizer") == "stable_adamw":
+        pytest.importorskip("optimi")
+    settings = {"max_steps": STEPS, "lr_scheduler": "constant", "head_learning_rate": 1e-4, "save_steps": 100}
+    data = {"teacher_ratio": 0.0}
+    config = make_config(
+        tmp_path / "run", **sections | {"data": data, "train": sections.get("train", {}) | settings}
+    )
+    trainer = create_trainer(config)
+    detector = trainer.bundle.detector
+    trained = {name for name, parameter in detector.named_parameters() if parameter.requires_grad}
+    before = parameters_of(detector)
+    trainer.train()
+    after = parameters_of(detector)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == trained
+    keeps = "bfloat16" if config.train.weights == "bfloat16" else "float32"
+    for name in trained:
+        is_always_float32 = is_adapter(name) or group_of(name) == "head"
+        assert after[name].dtype == getattr(torch, "float32" if is_always_float32 else keeps), name
+    losses = [row["loss/total"] for row in trainer.state.log_history if "loss/total" in row]
+    assert losses[-1] < 0.9 * losses[0]
