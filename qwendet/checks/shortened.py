@@ -26,6 +26,7 @@ from qwendet.checks.subject import Subject
 from qwendet.config import Config
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle
+from qwendet.model.attention import exact_attention
 from qwendet.model.checkpoint import published_weights
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.lora import fingerprint
@@ -54,8 +55,10 @@ class Shortened(Subject):
         super().__init__(whole.config, whole.folder / "shortened")
         self.is_small = True
         self.samples, self.encoded, self.collator = whole.samples, whole.encoded, whole.collator
-        detector = shortened(whole.bundle.detector)
+        detector: Any = shortened(whole.bundle.detector)
+        detector.autocast = None  # products are of the weights' own type
         detector.to(_device(detector), torch.float32)
+        detector.vlm.set_attn_implementation(exact_attention(whole.bundle.config.model.attn_implementation))
         config = self._in_float32(whole.bundle.config, detector)
         self.bundle = Bundle(detector, whole.bundle.processor, config)
 
