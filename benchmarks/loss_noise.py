@@ -30,7 +30,9 @@ def main() -> None:
             watched = Watched(subject)
             tokens = watched.share.output.tokens
             assert tokens is not None
-            gaps = torch.from_numpy(numbers(tokens.nll) - published_nll(watched))
+            gaps = torch.from_numpy(
+                numbers(tokens.nll) - published_nll(watched, watched.detector, watched.lone_rows)
+            )
             figures |= {
                 f"token_loss_{name}": gaps.square().mean().sqrt().item(),
                 f"token_loss_{name}_in_use": TOKEN_LOSS[dtype],

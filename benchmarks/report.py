@@ -1,4 +1,4 @@
-"""What every benchmark shares: a table on stdout, ``--json FILE`` with one flat object, the machine."""
+"""What every benchmark shares: a table on stdout, ``--json FILE`` with one object, the machine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from qwendet.console import print_table
 
@@ -18,11 +19,11 @@ VERSIONED = ("torch", "transformers", "typer", "pydantic")
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with ``--json``."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures as one flat object")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures as one object")
     return made
 
 
-def report(figures: Mapping[str, float | int | str], json_file: Path | None) -> None:
+def report(figures: Mapping[str, Any], json_file: Path | None) -> None:
     """Print figures with machine and versions, and write them."""
     print_table("Figures", ["figure", "value"], [[name, shown(value)] for name, value in figures.items()])
     print(machine())
@@ -30,8 +31,8 @@ def report(figures: Mapping[str, float | int | str], json_file: Path | None) -> 
         json_file.write_text(json.dumps(dict(figures), indent=1) + "\n", encoding="utf-8")
 
 
-def shown(value: float | int | str) -> str:
-    """A number with four significant digits."""
+def shown(value: Any) -> str:
+    """A number with four significant digits; others as they are."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -25,6 +25,9 @@ GOLDEN_FOLDER = REPO_ROOT / "tests" / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden with what was found")
+    parser.addoption(
+        "--large", action="store_true", help="plant the bugs into a large bfloat16 model's project"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

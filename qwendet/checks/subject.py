@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from qwendet.build_trainer import create_trainer, trainer_of
 from qwendet.config import Config
@@ -58,10 +59,15 @@ class Subject:
             return create_trainer(self._elsewhere(self.config))
         return trainer_of(replace(self._bundle, config=self._elsewhere(self._bundle.config)))
 
-    @property
+    @cached_property
     def bundle(self) -> Bundle:
         """The training build on its device, its groups frozen."""
         return self.trainer.bundle
+
+    @cached_property
+    def collator(self) -> Any:
+        """What makes the trainer's batches."""
+        return self.trainer.data_collator
 
     @cached_property
     def is_small(self) -> bool:

@@ -87,9 +87,9 @@ def rename(tensors: dict[str, Tensor]) -> None:
     tensors["visual.blocks.0.norm_1.weight"] = tensors.pop("visual.blocks.0.norm1.weight")
 
 
-def to_bfloat16(tensors: dict[str, Tensor]) -> None:
+def to_another_type(tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        tensors[name] = tensor.to(torch.bfloat16)
+        tensors[name] = tensor.to(torch.float16 if tensor.dtype is torch.bfloat16 else torch.bfloat16)
 
 
 def another_lm_head(tensors: dict[str, Tensor]) -> None:
@@ -172,7 +172,7 @@ FILE_BUGS: list[Bug[Path]] = [
         in_weights(lambda tensors: tensors.pop("visual.blocks.0.norm2.weight")),
         is_plain=True,
     ),
-    Bug("cast on disk", "consistency.checkpoint.dtypes", ("bfloat16",), in_weights(to_bfloat16)),
+    Bug("cast on disk", "consistency.checkpoint.dtypes", ("bfloat16",), in_weights(to_another_type)),
     Bug(
         "tied lm_head with values of its own",
         "consistency.checkpoint.tied",

@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from qwendet import build_trainer, inference
+from qwendet.checks import subject
 from qwendet.data.collate import Batch, StandardDataCollator
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
@@ -31,14 +32,18 @@ def changing(owner: Any, name: str, change: Callable[[Any], Any]) -> Plant:
 
 
 def at_inference(change: Callable[[Bundle], Bundle | None]) -> Plant:
-    """Change the build that the Predictor loads, after it was verified."""
+    """Change the build that inference loads, after it was verified."""
     sound = inference.load
 
     def load(*args: Any, **kwargs: Any) -> Bundle:
         bundle = sound(*args, **kwargs)
         return change(bundle) or bundle
 
-    return lambda monkeypatch: monkeypatch.setattr(inference, "load", load)
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(inference, "load", load)
+        monkeypatch.setattr(subject, "load", load)  # of a large model, whose weights come from memory
+
+    return plant
 
 
 def in_training(change: Callable[[Bundle], Bundle | None]) -> Plant:

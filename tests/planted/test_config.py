@@ -19,10 +19,12 @@ from tests.planted.sound import SOUND
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
-def test_planted_bug__is_found(bug: Bug[Project], tmp_path: Path) -> None:
+def test_planted_bug__is_found(bug: Bug[Project], tmp_path: Path, is_large: bool) -> None:
     folder = tmp_path / "project"
     folder.mkdir()
     project = Project.sound(folder)
+    if is_large:
+        project.set("model.dtype", "bfloat16")
     bug.plant(project)
     found = project.failures(**dict(bug.how))
     said = [words for id, words in found if id == bug.check]
@@ -51,9 +53,11 @@ def _config_of(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_sound_project__passes(name: str, tmp_path: Path) -> None:
+def test_sound_project__passes(name: str, tmp_path: Path, is_large: bool) -> None:
     project = Project.sound(tmp_path)
     SOUND[name](project)
+    if is_large:
+        project.set("model.dtype", "bfloat16")
     assert project.failures(images="full", tokens=True) == []
 
 

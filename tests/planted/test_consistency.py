@@ -12,9 +12,10 @@ from qwendet.checks.consistency.suite import IDS, run_consistency_checks
 from qwendet.checks.result import Result
 from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config import Config
-from qwendet.config_file import load_config, override_config
+from qwendet.config_file import override_config
 from qwendet.errors import ConfigError
-from qwendet.model.checkpoint import HEAD_WEIGHTS
+from qwendet.files import atomic_folder
+from qwendet.model.checkpoint import HEAD_WEIGHTS, save_checkpoint
 from tests.planted.bug import Bug
 from tests.planted.bugs_checkpoint import FILE_BUGS
 from tests.planted.bugs_consistency_build import BUILD_BUGS
@@ -22,13 +23,9 @@ from tests.planted.bugs_consistency_compute import COMPUTE_BUGS
 from tests.planted.bugs_consistency_head import HEAD_BUGS
 from tests.planted.bugs_consistency_images import IMAGE_BUGS
 from tests.planted.bugs_consistency_prompt import PROMPT_BUGS
+from tests.planted.large import take_for_large
 
 BUGS = (*BUILD_BUGS, *PROMPT_BUGS, *IMAGE_BUGS, *COMPUTE_BUGS, *HEAD_BUGS)
-
-
-@pytest.fixture(scope="module")
-def project(repo_root: Path) -> Config:
-    return load_config(repo_root / "examples" / "tiny.yaml", ["model.device=cpu", "train.batch_size=4"])
 
 
 def require_found(found: list[Result], check: str, words: tuple[str, ...]) -> None:
@@ -41,29 +38,54 @@ def require_found(found: list[Result], check: str, words: tuple[str, ...]) -> No
     assert failed[0].fix
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
-def test_planted_bug__is_found(
-    bug: Bug[pytest.MonkeyPatch], project: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = override_config(project, bug.settings)
+def plant_and_find(bug: Bug[pytest.MonkeyPatch], sound: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = override_config(sound, bug.settings)
     with monkeypatch.context() as planting, temporary_subject(config) as subject:
         bug.plant(planting)
         found, _ = run_consistency_checks(subject, only=[bug.check])
     require_found(found, bug.check, bug.words)
 
 
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
+def test_planted_bug__is_found(
+    bug: Bug[pytest.MonkeyPatch], sound_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_and_find(bug, sound_config, monkeypatch)
+
+
+OF_EACH_CHECK = {bug.check: bug for bug in (*COMPUTE_BUGS, *HEAD_BUGS)}
+
+
+@pytest.mark.parametrize("check", OF_EACH_CHECK)
+def test_bug_in_a_large_model__is_found(
+    check: str, small_config: Config, large_model: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--large`` plants all others, too: ``python -m benchmarks.planted_bugs`` counts them."""
+    take_for_large(monkeypatch)
+    plant_and_find(OF_EACH_CHECK[check], override_config(small_config, large_model), monkeypatch)
+
+
 @pytest.fixture(scope="module")
-def subject(project: Config) -> Iterator[Subject]:
-    with temporary_subject(project) as built:
+def subject(sound_config: Config) -> Iterator[Subject]:
+    with temporary_subject(sound_config) as built:
         yield built
 
 
+@pytest.fixture(scope="module")
+def saved(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What training saves, whole."""
+    bundle, folder = subject.bundle, tmp_path_factory.mktemp("saved") / "final"
+    with atomic_folder(folder) as staging:
+        save_checkpoint(staging, bundle.detector, bundle.processor, bundle.config, step=0)
+    return folder
+
+
 @pytest.fixture
-def directory(subject: Subject, tmp_path: Path) -> Callable[[bool], Path]:
+def directory(saved: Path, tmp_path: Path) -> Callable[[bool], Path]:
     """A copy of what training saves, with its manifest or, plain, without manifest and head."""
 
     def copy(plain: bool) -> Path:
-        folder = Path(shutil.copytree(subject.saved, tmp_path / "final"))
+        folder = Path(shutil.copytree(saved, tmp_path / "final"))
         if plain:
             (folder / "qwendet.json").unlink()
             (folder / HEAD_WEIGHTS).unlink()
@@ -109,8 +131,8 @@ def test_every_check__has_a_bug_that_it_finds() -> None:
     assert set(IDS) - bugs == set()
 
 
-def test_packed_samples__stay_apart(project: Config) -> None:
-    with temporary_subject(override_config(project, ["train.packing=true"])) as packing:
+def test_packed_samples__stay_apart(sound_config: Config) -> None:
+    with temporary_subject(override_config(sound_config, ["train.packing=true"])) as packing:
         (found,), _ = run_consistency_checks(packing, only=["consistency.compute.packed"])
     assert (found.status, found.id) == ("pass", "consistency.compute.packed")
 

@@ -18,10 +18,12 @@ from tests.planted.sound import SOUND_RUNS, sized
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOUND_RUNS)
-def test_sound_run__passes(name: str, tmp_path: Path) -> None:
+def test_sound_run__passes(name: str, tmp_path: Path, settings_of_size: list[str]) -> None:
     project = Project.sound(tmp_path)
     SOUND_RUNS[name](project)
-    config = load_config(project.write(), ["model.device=cpu"])
+    is_own = "path" in project.values.get("model", {})  # then in the large model's type alone
+    settings = [setting for setting in settings_of_size if not (is_own and "path" in setting)]
+    config = load_config(project.write(), ["model.device=cpu", *settings])
     results, _ = run_config_checks(config, Thoroughness(tokens=True))
     with temporary_subject(config) as subject:
         results += run_loss_checks(subject, with_overfit=False)[0]
@@ -30,12 +32,12 @@ def test_sound_run__passes(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_prompts_of_one_length__pass(tmp_path: Path) -> None:
+def test_prompts_of_one_length__pass(tmp_path: Path, settings_of_size: list[str]) -> None:
     """One camera and no room for a demonstration: nothing is padded, and `generate` drops the mask."""
     project = Project.sound(tmp_path)
     sized((160, 120))(project)
     project.set("data.max_tokens", 170)
-    config = load_config(project.write(), ["model.device=cpu"])
+    config = load_config(project.write(), ["model.device=cpu", *settings_of_size])
     with temporary_subject(config) as subject:
         results, _ = run_consistency_checks(subject)
         assert all(not sample.teachers for sample in subject.samples)

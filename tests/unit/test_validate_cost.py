@@ -59,12 +59,12 @@ def count(large: Config, monkeypatch: pytest.MonkeyPatch) -> Count:
         vlm, report = sound_load(cls, source, **how)
         is_copy = how.get("state_dict") is not None
         found.loads += source == large.model.path
-        if is_copy or source == large.model.path:  # the embedded model, whose noise is measured, is another
+        if is_copy or source == large.model.path:  # that of a few layers is another
             owned.add(vlm.model.language_model)
         return vlm, report
 
     def save(self: Any, *args: Any, **how: Any) -> None:
-        found.saves += 1
+        found.saves += self.model.language_model in owned
         sound_save(self, *args, **how)
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -88,15 +88,15 @@ def count(large: Config, monkeypatch: pytest.MonkeyPatch) -> Count:
     return found
 
 
-def test_large_model__is_loaded_once_and_run_six_times(large: Config, count: Count) -> None:
+def test_large_model__is_loaded_once_and_run_five_times(large: Config, count: Count) -> None:
     how = Thoroughness(tokens=True, workers=1)
     results, _ = run_all_checks(large, how, with_overfit=False)
     assert [result for result in results if result.status == "fail"] == []
     assert (count.loads, count.saves) == (1, 0)
     whole = [rows for rows, tokens in count.forwards if tokens > 1]  # the others: a token with the cache
     # the trainer's step, a sample through the published class, one with its graph, the Predictor's head,
-    # the prompts of generation, one answer teacher-forced
-    assert whole == [SAMPLES, 1, 1, SAMPLES, SAMPLES, 1]
+    # the prompts of generation
+    assert whole == [SAMPLES, 1, 1, SAMPLES, SAMPLES]
     assert len(count.forwards) - len(whole) <= 11
     assert sum(count.backwards) <= 2 * SAMPLES
     assert torch.is_grad_enabled()

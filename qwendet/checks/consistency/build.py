@@ -10,9 +10,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from qwendet.checks.consistency.pair import pair
+from qwendet.checks.consistency.pair import Pair, pair
 from qwendet.checks.loss.parts import parts
 from qwendet.checks.result import NotApplicableError, Verdict
+from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject
 from qwendet.errors import Problem
 from qwendet.inference import Predictor
@@ -34,8 +35,12 @@ MAY_DIFFER = ("model.path", "model.revision", "model.device", "train.output_dir"
 
 
 def load_both(subject: Subject) -> Verdict:
-    """What training saves can be loaded as inference loads it, and the first samples can be read."""
+    """What training saves can be loaded as inference loads it, and the first samples can be read.
+
+    Of a large model the weights of a few layers are written and read.
+    """
     both, tokens = pair(subject), [len(item.input_ids) for item in subject.encoded]
+    pair(exact(subject))
     model = both.trained.config.model
     form = f"{model.dtype}, {model.attn_implementation} attention on {model.device}"
     return Verdict(f"{subject.config.model.path} in {form}; samples of {', '.join(map(str, tokens))} tokens")
@@ -99,21 +104,24 @@ def _plain_differences(trained: nn.Module, other: nn.Module, name: str) -> Itera
 
 
 def parameters(subject: Subject) -> Verdict:
-    """Saved and loaded, every parameter and buffer keeps its name, shape, type and bytes."""
-    both = pair(subject)
+    """Saved and loaded, every parameter and buffer keeps its name, shape, type and bytes.
+
+    Of a large model those of a few layers, too, which were moved: a head made anew would be another.
+    """
+    problems = list(_tensor_problems(pair(subject)))
+    if not problems and not subject.is_small:
+        problems += _tensor_problems(pair(exact(subject)))
+    count = len(_tensors(pair(subject).trained.detector))
+    return Verdict(f"{count} tensors are bitwise the same after saving and loading", tuple(problems))
+
+
+def _tensor_problems(both: Pair) -> Iterator[Problem]:
     ours, theirs = _tensors(both.trained.detector), _tensors(both.served.detector)
-    problems = [
-        Problem(
-            f"the tensor is only in the {'training' if name in ours else 'inference'} build",
-            name,
-            WEIGHTS_FIX,
-        )
-        for name in sorted(ours.keys() ^ theirs.keys())
-    ]
+    for name in sorted(ours.keys() ^ theirs.keys()):
+        what = f"the tensor is only in the {'training' if name in ours else 'inference'} build"
+        yield Problem(what, name, WEIGHTS_FIX)
     for name in sorted(ours.keys() & theirs.keys()):
-        problems += _tensor_difference(theirs[name], ours[name], name, "inference", "training")
-    seen = f"{len(ours)} tensors are bitwise the same after saving and loading"
-    return Verdict(seen, tuple(problems))
+        yield from _tensor_difference(theirs[name], ours[name], name, "inference", "training")
 
 
 def _tensors(detector: nn.Module) -> dict[str, Tensor]:

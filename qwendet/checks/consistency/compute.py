@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from qwendet.checks.consistency.noise import MULTIPLE, compare, difference, noise
-from qwendet.checks.consistency.pair import exact_pair
+from qwendet.checks.consistency.pair import exact_pair, pair
 from qwendet.checks.consistency.runs import (
     GENERATED,
     Serving,
     alone,
     attending,
     end_ids,
+    ended,
     forced,
     hidden_of,
-    lone_rows,
     packed_pass,
     prompts_of,
     serving,
@@ -32,6 +32,7 @@ from qwendet.checks.consistency.runs import (
 )
 from qwendet.checks.reference import rope_positions
 from qwendet.checks.result import NotApplicableError, Verdict
+from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject
 from qwendet.checks.trace import Reading, run
 from qwendet.data.encode import EncodedSample
@@ -45,20 +46,20 @@ PACKING_FIX = "set train.packing to false, or pass four rows of positions, num_t
 
 def positions(subject: Subject) -> Verdict:
     """The language model gets the positions of Qwen2.5-VL, in training and in every step of generation."""
-    pair, shown, items = exact_pair(subject), serving(subject), subject.encoded
+    both, shown, items = pair(subject), serving(subject), subject.encoded
     wheres = [sample.where for sample in subject.samples]
     trained = training(subject)
     batch, prompted = trained.batches[0], shown.trace.prompts[0]
-    problems = [*_types(batch, pair.trained), *_mask(batch, pair.trained, "the training batch")]
-    problems += _mask(prompted, pair.served, "the prompts of generation")
+    problems = [*_types(batch, both.trained), *_mask(batch, both.trained, "the training batch")]
+    problems += _mask(prompted, both.served, "the prompts of generation")
     answered = [item.input_ids.tolist() for item in items]
-    problems += _positions(trained.readings[0], batch, answered, items, pair.trained, wheres)
+    problems += _positions(trained.readings[0], batch, answered, items, both.trained, wheres)
     prompts = prompts_of(shown)
     calls = [(0, shown.trace.batches[0])] if shown.trace.batches else []
     for call, given in [*calls, (shown.prefill, prompted)]:
-        problems += _positions(shown.trace.readings[call], given, prompts, items, pair.served, wheres)
-    problems += _step_positions(shown, items, pair.served, wheres)
-    for name, bundle in (("training", pair.trained), ("inference", pair.served)):
+        problems += _positions(shown.trace.readings[call], given, prompts, items, both.served, wheres)
+    problems += _step_positions(shown, items, both.served, wheres)
+    for name, bundle in (("training", both.trained), ("inference", both.served)):
         problems += _frequencies(bundle, name)
     seen = f"{sum(map(len, answered))} tokens in training, {len(shown.trace.prompts)} steps of generation"
     return Verdict(f"positions, token types and frequencies are those of M-RoPE: {seen}", tuple(problems))
@@ -161,26 +162,20 @@ def _is_half(bundle: Bundle) -> bool:
 
 def padding(subject: Subject) -> Verdict:
     """A sample alone computes what it computes left-padded, beside others."""
-    together, problems = hidden_of(training(subject)), []
-    lone = alone(subject)
-    for row, trace in zip(lone_rows(subject), lone, strict=True):
-        own = hidden_of(trace)[0][: _shared_length(subject, row)]
-        expected = together[row][: len(own)]
+    subject = exact(subject)
+    together, lone, problems = hidden_of(training(subject)), alone(subject), []
+    for trace, expected, sample in zip(lone, together, subject.samples, strict=True):
         tolerance = noise(subject).tolerance("hidden", expected)
         what = "hidden states (token, channel) alone and left-padded beside others"
-        problems += compare(own, expected, tolerance, what, subject.samples[row].where, PADDING_FIX)
+        problems += compare(hidden_of(trace)[0], expected, tolerance, what, sample.where, PADDING_FIX)
     return Verdict(f"{len(lone)} samples alone equal themselves left-padded in a batch", tuple(problems))
-
-
-def _shared_length(subject: Subject, row: int) -> int:
-    """Tokens of a row that its lone run shares with the batch."""
-    item = subject.encoded[row]
-    return len(item.input_ids) if subject.is_small else item.student_assistant_spans[0][0]
 
 
 def served(subject: Subject) -> Verdict:
     """The prompt computes in the inference build, by head and by generation, what training computed of it."""
-    expected, shown, problems = hidden_of(training(subject)), serving(subject), []
+    problems = [] if subject.is_small else [*_not_finite(serving(subject))]
+    subject = exact(subject)
+    expected, shown = hidden_of(training(subject)), serving(subject)
     for call in [*range(len(shown.trace.batches)), shown.prefill]:
         name = "generation" if call == shown.prefill else "the Predictor's forward"
         for own, row, sample in zip(hidden_of(shown.trace, call), expected, shown.samples, strict=True):
@@ -192,36 +187,57 @@ def served(subject: Subject) -> Verdict:
     return Verdict(f"{len(expected)} prompts compute the same in training and inference", tuple(problems))
 
 
+def _not_finite(shown: Serving) -> Iterator[Problem]:
+    """The whole model, in the type that it is served in, overflows nowhere."""
+    found = {
+        "hidden states": [reading.hidden for reading in shown.trace.readings],
+        "class logits": [look.output.logits for look in shown.trace.looks],
+        "boxes": [look.output.boxes_cxcywh for look in shown.trace.looks],
+        "logits of tokens": shown.trace.logits,
+    }
+    for what, tensors in found.items():
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            fix = "model.dtype: bfloat16 or float32; float16 ends at 65,504"
+            yield Problem(f"{what} of the inference build are not finite", "Predictor", fix)
+
+
 def causal(subject: Subject) -> Verdict:
     """Another answer changes nothing of what stands before it."""
-    expected, found = hidden_of(training(subject)), hidden_of(forced(subject))
-    problems = []
-    for row, own in zip(lone_rows(subject), found, strict=True):
-        length = subject.encoded[row].student_assistant_spans[0][0]
-        tolerance = noise(subject).tolerance("hidden", expected[row][:length])
+    subject = exact(subject)
+    pairs, problems = zip(hidden_of(forced(subject)), hidden_of(training(subject)), strict=True), []
+    for (own, expected), item, sample in zip(pairs, subject.encoded, subject.samples, strict=True):
+        before = slice(item.student_assistant_spans[0][0])
+        tolerance = noise(subject).tolerance("hidden", expected[before])
         what = "the prompt's hidden states (token, channel) before two different answers"
         fix = "attention must be causal"
-        where = subject.samples[row].where
-        problems += compare(own[:length], expected[row][:length], tolerance, what, where, fix)
+        problems += compare(own[before], expected[before], tolerance, what, sample.where, fix)
     return Verdict("what stands before the answer does not depend on it", tuple(problems))
 
 
 def generation(subject: Subject) -> Verdict:
     """Greedy generation with the cache says, token for token, what training would find likeliest."""
-    shown, trace = serving(subject), forced(subject)
-    hidden, lengths = hidden_of(trace), [len(prompt) for prompt in prompts_of(shown)]
-    ends = end_ids(exact_pair(subject).served)
-    problems = [*_fed_back(shown), *_not_left(shown, ends)] or [*_cut_short(shown, ends)]
-    for row, states in zip(lone_rows(subject), hidden, strict=True):
+    ends = end_ids(pair(subject).served)
+    problems = [] if subject.is_small else _step_problems(serving(subject), ends)
+    subject = exact(subject)
+    shown, hidden = serving(subject), hidden_of(forced(subject))
+    problems += _step_problems(shown, ends)
+    if not any(answer[-1] in ends for answer in shown.generated):
+        problems += _step_problems(ended(subject), ends)
+    for row, (prompt, states) in enumerate(zip(prompts_of(shown), hidden, strict=True)):
         answer, where = shown.generated[row], shown.samples[row].where
-        logits = token_logits(exact_pair(subject).trained, states[lengths[row] - 1 : -1])
+        logits = token_logits(exact_pair(subject).trained, states[len(prompt) - 1 : -1])
         tolerance = noise(subject).tolerance("hidden", logits)
         fix = "generation must see the prompt, mask and positions of training, with its cache"
         what = "logits (step, token) of generation and of training"
         problems += compare(shown.steps[row], logits, tolerance, what, where, fix)
         problems += _likeliest(logits, answer, tolerance, where, fix)
-    steps = sum(len(shown.generated[row]) for row in lone_rows(subject))
+    steps = sum(map(len, shown.generated))
     return Verdict(f"{steps} greedy tokens with the cache are the teacher-forced likeliest", tuple(problems))
+
+
+def _step_problems(shown: Serving, ends: set[int]) -> list[Problem]:
+    """What is wrong with the tokens that generation goes on with and ends at."""
+    return [*_fed_back(shown), *_not_left(shown, ends)] or [*_cut_short(shown, ends)]
 
 
 def _not_left(shown: Serving, ends: set[int]) -> Iterator[Problem]:
@@ -275,22 +291,22 @@ def _likeliest(
 def attention(subject: Subject) -> Verdict:
     """Attention computed in the plain way gives what the configured implementation gives."""
     usual = subject.bundle.config.model.attn_implementation
+    subject = exact(subject)
     runs = _by_attention(subject, usual)
     rounding = _rounding(subject, runs)
     expected, problems = runs.pop(usual), []
     for name, rows in runs.items():
-        for found, row, number in zip(rows, expected, lone_rows(subject), strict=True):
+        for found, row, sample in zip(rows, expected, subject.samples, strict=True):
             tolerance = max(noise(subject).tolerance("hidden", row), rounding)
             what = f"hidden states (token, channel) under {name} and {usual}"
             fix = "set model.attn_implementation to sdpa, in training and inference"
-            where = subject.samples[number].where
-            problems += compare(found, row[: len(found)], tolerance, what, where, fix)
+            problems += compare(found, row, tolerance, what, sample.where, fix)
     return Verdict(f"{' and '.join([usual, *runs])} agree", tuple(problems))
 
 
 def _rounding(subject: Subject, runs: dict[str, list[Tensor]]) -> float:
     """Tolerance of a type that is narrower than float32: how far sdpa is from float64 in it."""
-    if "flash_attention_2" not in runs or not subject.is_small:
+    if "flash_attention_2" not in runs:
         return 0.0
     gaps = [difference(*rows) for rows in zip(runs["sdpa"], hidden_of(training(subject)), strict=True)]
     return MULTIPLE * max(gaps)
@@ -298,11 +314,12 @@ def _rounding(subject: Subject, runs: dict[str, list[Tensor]]) -> float:
 
 def _by_attention(subject: Subject, usual: str) -> dict[str, list[Tensor]]:
     """Hidden states of the training batch under each implementation that runs here."""
-    if not subject.is_small:
-        (row,), (states,) = lone_rows(subject), hidden_of(forced(subject))
-        return {usual: [hidden_of(training(subject))[row]], "eager": [states[: _shared_length(subject, row)]]}
-    bundle = exact_pair(subject).trained
-    dtype = subject.bundle.detector.dtype if usual == "flash_attention_2" else torch.float32
+    bundle, dtype = exact_pair(subject).trained, torch.float32
+    if usual == "flash_attention_2":
+        if bundle.detector.device.type != "cuda":
+            raise NotApplicableError(f"{usual} needs a GPU with room for a few layers in float64")
+        is_narrow = subject.config.model.dtype == "float16"
+        dtype = torch.float16 if is_narrow else torch.bfloat16
     detector = copy.deepcopy(bundle.detector).to(dtype)
     batch, runs = bundle.collator()(subject.encoded), {}
     for name in dict.fromkeys((usual, "sdpa", "eager")):
@@ -313,9 +330,9 @@ def _by_attention(subject: Subject, usual: str) -> dict[str, list[Tensor]]:
 
 def packed(subject: Subject) -> Verdict:
     """Samples packed into one row do not see each other."""
-    bundle = exact_pair(subject).trained
-    if not bundle.config.train.packing:
+    if not subject.bundle.config.train.packing:
         raise NotApplicableError("samples are not packed: train.packing is false")
+    subject = exact(subject)
     apart, problems = hidden_of(training(subject)), []
     (row,) = hidden_of(packed_pass(subject))
     for own, expected, sample in zip(row.split([*map(len, apart)]), apart, subject.samples, strict=True):

@@ -4,9 +4,9 @@
     the same batch, float32 ↔ float64   rounding
     tolerance = MULTIPLE × rounding
 
-Checks of a small model compute in float64, where equal means nearly bitwise equal; the tolerance is still
-that of float32, because transformers normalises in float32 whatever the type. A large model is not run again:
-the embedded tiny model is, in the large one's type, and its error is scaled with the number of layers.
+Checks compute in float64, a small model whole and a large one's first layers, where equal means nearly
+bitwise equal; the tolerance is still that of float32, because transformers normalises in float32 whatever the
+type. A tolerance that a wrong computation could stay within compares nothing: the check is skipped.
 """
 
 from __future__ import annotations
@@ -20,21 +20,19 @@ from torch import Tensor
 
 from qwendet.checks.consistency.pair import exact_pair
 from qwendet.checks.consistency.runs import training
-from qwendet.checks.consistency.synthetic import synthetic_sample
 from qwendet.checks.once import once
-from qwendet.checks.result import Verdict
+from qwendet.checks.result import NotApplicableError, Verdict
+from qwendet.checks.shortened import Shortened, exact
 from qwendet.checks.subject import Subject
 from qwendet.checks.trace import Trace, run
-from qwendet.config import Config, DataConfig, ModelConfig
 from qwendet.data.collate import Batch
 from qwendet.errors import Problem
-from qwendet.loader import load
-from qwendet.model.checkpoint import dtype_name
-from qwendet.model.detector import Qwen25VLWithDetection
 
 MULTIPLE = 8.0
 MOST_ROUNDING = 1e-3
 """Share of the largest value beyond which float32 itself is no longer to be trusted."""
+MOST_TOLERANCE = 0.05
+"""Share of the largest value beyond which a tolerance would let a wrong computation pass."""
 
 Figures = dict[str, float]
 
@@ -45,7 +43,7 @@ class Noise:
 
     Attributes:
         repeated: the same computation run twice, by quantity: ``hidden``, ``logits``, ``boxes``.
-        rounding: float32, or the large model's type, against float64.
+        rounding: float32 against float64.
         measured_on: what was run, for the report.
     """
 
@@ -60,36 +58,23 @@ class Noise:
 
 @once
 def noise(subject: Subject) -> Noise:
-    """Measure it on the subject's model, or on the embedded one in the type of a large model."""
-    if subject.is_small:
-        detector = exact_pair(subject).trained.detector
-        batch = exact_pair(subject).trained.collator()(subject.encoded)
-        return _measure(detector, batch, training(subject), torch.float32, "this model")
-    return _noise_of_large(subject)
+    """Measure it on the subject's model; the subject is small."""
+    detector = exact_pair(subject).trained.detector
+    once = training(subject)
+    batch = once.batches[0]
+    expected = _quantities(once, batch)
+    rounded = _quantities(run(copy.deepcopy(detector).float(), batch), batch)
+    again = _quantities(run(detector, batch), batch)
+    return Noise(_shares(again, expected), _shares(rounded, expected), _described(subject))
 
 
-def _noise_of_large(subject: Subject) -> Noise:
-    labels = ("circle", "square")
-    config = Config(model=ModelConfig(dtype="float32", device="cpu"), data=DataConfig(labels=labels))
-    bundle = load(config, for_inference=False)
-    encoder = bundle.encoder()
-    batch = bundle.collator()([encoder.encode(synthetic_sample(subject.folder, labels), with_answer=True)])
-    exact = bundle.detector.double()
-    dtype = subject.bundle.detector.dtype
-    found = _measure(exact, batch, run(exact, batch), dtype, f"the tiny model in {dtype_name(dtype)}")
-    layers = subject.bundle.detector.config.text_config.num_hidden_layers
-    growth = layers / bundle.detector.config.text_config.num_hidden_layers
-    rounding = {name: share * growth for name, share in found.rounding.items()}
-    return Noise(found.repeated, rounding, f"{found.measured_on}, times {growth:g} for {layers} layers")
-
-
-def _measure(
-    exact: Qwen25VLWithDetection, batch: Batch, once: Trace, dtype: torch.dtype, measured_on: str
-) -> Noise:
-    reference = _quantities(once, batch)
-    rounded = _quantities(run(copy.deepcopy(exact).to(dtype), batch), batch)
-    again = _quantities(run(exact, batch), batch)
-    return Noise(_shares(again, reference), _shares(rounded, reference), measured_on)
+def _described(subject: Subject) -> str:
+    """What is computed with, in words."""
+    if not isinstance(subject, Shortened):
+        return "this model"
+    config, device = subject.bundle.detector.config, subject.bundle.detector.device.type
+    vision, text = config.vision_config.depth, config.text_config.num_hidden_layers
+    return f"{vision} vision blocks and {text} decoder layers of this model, on the {device}"
 
 
 def _quantities(trace: Trace, batch: Batch) -> dict[str, Tensor]:
@@ -134,9 +119,16 @@ def compare(
         what: which two are compared, such as ``"hidden states alone and left-padded"``.
         where: sample, layer or parameter; the index of the largest difference is added.
         fix: what to look at.
+
+    Raises:
+        NotApplicableError: for a tolerance above :data:`MOST_TOLERANCE` of the largest value.
     """
     if found.shape != expected.shape:
         return [Problem(f"{what} differ in shape: {tuple(found.shape)}, {tuple(expected.shape)}", where, fix)]
+    share = tolerance / max(largest(expected), 1e-6)
+    if share > MOST_TOLERANCE:
+        reason = f"rounding alone may move them by {share:.0%} of the largest value"
+        raise NotApplicableError(f"{what} cannot be compared: {reason}")
     gap = difference(found, expected)
     if gap <= tolerance:
         return []
@@ -147,7 +139,7 @@ def compare(
 
 def noise_is_small(subject: Subject) -> Verdict:
     """The same computation twice gives the same, and float32 is near float64: else nothing compares."""
-    measured = noise(subject)
+    measured = noise(exact(subject))
     problems = [
         Problem(
             f"{name} of the same batch computed twice differ by {share:.1e} of the largest value;"
@@ -165,7 +157,7 @@ def noise_is_small(subject: Subject) -> Verdict:
             "look for values that overflow or for operations in a narrower type",
         )
         for name, share in measured.rounding.items()
-        if is_single(subject) and not share <= MOST_ROUNDING
+        if not share <= MOST_ROUNDING
     ]
     rounding, repeated = max(measured.rounding.values()), max(measured.repeated.values())
     seen = (
@@ -173,8 +165,3 @@ def noise_is_small(subject: Subject) -> Verdict:
         f" ({measured.measured_on}); differences up to {MULTIPLE:g} × rounding are taken for equal"
     )
     return Verdict(seen, tuple(problems))
-
-
-def is_single(subject: Subject) -> bool:
-    """Whether the noise is that of float32."""
-    return subject.is_small or subject.bundle.detector.dtype == torch.float32

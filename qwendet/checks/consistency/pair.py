@@ -5,7 +5,8 @@
                                                                 └► served
 
 Moved, because an untrained head is built from the seed: one that inference built anew would look the same. A
-large model is compared as it stands: its weights are handed to the loader instead of written and read.
+large model is compared as it stands, name by name and byte by byte: its weights are handed to the loader
+instead of written and read. Of its first layers, on which numbers are compared, both builds are made so.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 from qwendet.checks.once import once
+from qwendet.checks.shortened import Shortened
 from qwendet.checks.subject import Subject
 from qwendet.files import atomic_folder
 from qwendet.inference import Predictor
@@ -49,7 +51,7 @@ def pair(subject: Subject) -> Pair:
     """Both builds, in the config's own type of number."""
     if not subject.is_small:
         return Pair(subject.bundle, subject.served, subject.saved)
-    trained = replace(subject.bundle, detector=moved(subject.bundle))
+    trained = replace(subject.bundle, detector=moved(_own(subject, subject.bundle.detector)))
     folder = subject.folder / "moved"
     with atomic_folder(folder) as staging:
         save_checkpoint(
@@ -63,21 +65,32 @@ def pair(subject: Subject) -> Pair:
     return Pair(trained, Predictor.from_checkpoint(folder, overrides=[device]).bundle, folder)
 
 
+def _own(subject: Subject, detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:
+    """A detector that may be changed: a copy, but of a shortened one, which nothing else looks at."""
+    return detector if isinstance(subject, Shortened) else copy.deepcopy(detector)
+
+
 @once
 def exact_pair(subject: Subject) -> Pair:
-    """Both builds in float64 where the model is small, so that rounding hides nothing.
+    """Both builds in float64, so that rounding hides nothing; of a large model as they are, in its own types.
 
     Their attention is then sdpa: the plain one masks with numbers that float64 holds and its float32 softmax
     does not, Flash Attention has no float64 at all. In their place it goes by masks and positions as they do.
-    The check of attention compares them in narrower types.
+    The check of attention compares them in narrower types. What both hold alike is held once.
     """
     both = pair(subject)
     if not subject.is_small:
         return both
     trained, served = (
-        replace(bundle, detector=copy.deepcopy(bundle.detector).double())
-        for bundle in (both.trained, both.served)
+        replace(bundle, detector=_own(subject, bundle.detector)) for bundle in (both.trained, both.served)
     )
+    weights = dict(trained.detector.double().named_parameters())
+    for name, parameter in served.detector.named_parameters():
+        same = weights.get(name)
+        parameter.data = parameter.data.double()
+        if same is not None and torch.equal(parameter, same):
+            parameter.data = same.data
+    served.detector.double()
     for bundle in (trained, served):
         bundle.detector.autocast = None
         exact = exact_attention(bundle.config.model.attn_implementation)
@@ -85,9 +98,8 @@ def exact_pair(subject: Subject) -> Pair:
     return Pair(trained, served, both.folder)
 
 
-def moved(bundle: Bundle) -> Qwen25VLWithDetection:
-    """A copy of the detector with noise on every parameter that is saved, the same noise each time."""
-    detector = copy.deepcopy(bundle.detector)
+def moved(detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:
+    """Add noise to every parameter that is saved, the same noise each time; returns the detector."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in stored_parameters(detector).values():

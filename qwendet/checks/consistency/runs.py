@@ -5,8 +5,8 @@
     forced     the prompts with the generated tokens as answers, as training would compute those
     alone      samples of that batch each by itself: no padding, nobody beside them
 
-A large model runs once of each: training in the step that the checks of the loss watch, and one forced answer
-alone, unpadded and with the plainest attention, so that one forward proves what a small model is asked apart.
+A large model trains in the step that the checks of the loss watch, and serves once. What is compared in
+numbers runs on its first layers (:func:`qwendet.checks.shortened.exact`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from qwendet.checks.consistency.pair import exact_pair
 from qwendet.checks.loss.watched import first_step
 from qwendet.checks.once import once
+from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject
 from qwendet.checks.trace import Trace, recording, run
 from qwendet.data.encode import EncodedSample
@@ -36,6 +37,8 @@ from qwendet.model.detector import Qwen25VLWithDetection
 
 GENERATED = 12
 """Most tokens that are generated for a check."""
+END_AT = 3
+"""Token of an answer that is made its last, where no answer ends by itself."""
 
 
 @dataclass(frozen=True)
@@ -70,35 +73,21 @@ class Serving:
 @once
 def training(subject: Subject) -> Trace:
     """One batch through the training build, in the mode it trains in."""
-    bundle = exact_pair(subject).trained
-    if not subject.is_small and not bundle.config.train.packing:
+    if not subject.is_small and not subject.bundle.config.train.packing:
         return first_step(subject).trace  # which the checks of the loss look at, too
+    bundle = exact_pair(exact(subject)).trained
     return run(as_in_training(bundle.detector), bundle.collator()(subject.encoded))
 
 
 @once
 def packed_pass(subject: Subject) -> Trace:
     """The samples packed into one row by the trainer's own collator."""
-    if not subject.is_small:
-        return first_step(subject).trace
-    collator: Any = subject.trainer.data_collator
-    return run(as_in_training(exact_pair(subject).trained.detector), collator(subject.encoded))
-
-
-def lone_rows(subject: Subject) -> list[int]:
-    """Samples that are run by themselves: all; of a large model the one with most padding in the batch."""
-    lengths = [len(item.input_ids) for item in subject.encoded]
-    return list(range(len(lengths))) if subject.is_small else [lengths.index(min(lengths))]
+    return run(as_in_training(exact_pair(subject).trained.detector), subject.collator(subject.encoded))
 
 
 @once
 def alone(subject: Subject) -> list[Trace]:
-    """Of each of :func:`lone_rows` its sample by itself.
-
-    Of a large model the :func:`forced` answer serves: what stands before the answer is the same.
-    """
-    if not subject.is_small:
-        return [forced(subject)]
+    """Each sample by itself."""
     bundle = exact_pair(subject).trained
     collator = bundle.collator()
     return [run(as_in_training(bundle.detector), collator([item])) for item in subject.encoded]
@@ -107,6 +96,28 @@ def alone(subject: Subject) -> list[Trace]:
 @once
 def serving(subject: Subject) -> Serving:
     """The samples without their answers, asked through the Predictor."""
+    has_head = exact_pair(subject).served.detector.head is not None
+    return _asked(subject, "both" if has_head else "text")
+
+
+@once
+def ended(subject: Subject) -> Serving:
+    """The same asked by text, the model made to end the first answer at its third token."""
+    vlm, steps = exact_pair(subject).served.detector.vlm, itertools.count(1)
+    end = exact_pair(subject).served.processor.tokenizer.eos_token_id
+
+    def end_first(module: Any, args: Any, output: Any) -> None:
+        if next(steps) == END_AT:
+            output.logits[0, -1, end] = output.logits[0, -1].max() + 1
+
+    handle = vlm.register_forward_hook(end_first)
+    try:
+        return _asked(subject, "text")
+    finally:
+        handle.remove()
+
+
+def _asked(subject: Subject, mode: str) -> Serving:
     served = exact_pair(subject).served
     samples = subject.samples
     infer = served.config.infer.model_copy(
@@ -119,7 +130,6 @@ def serving(subject: Subject) -> Serving:
     )
     bundle = replace(served, config=served.config.model_copy(update={"infer": infer}))
     with recording(bundle.detector) as trace:
-        mode = "text" if bundle.detector.head is None else "both"
         predictions = list(Predictor(bundle).predict(samples, mode))
     _put_back_mask(trace.prompts[0], bundle.processor.tokenizer.pad_token_id)
     rows = _rows_of_steps(trace.logits, end_ids(bundle))
@@ -161,16 +171,11 @@ def _put_back_mask(given: dict[str, Any], pad: int) -> None:
 
 @once
 def forced(subject: Subject) -> Trace:
-    """The generated tokens of :func:`lone_rows` as if they were the answers to be learned, in one batch."""
+    """The generated tokens as if they were the answers to be learned, in one batch."""
     bundle, shown = exact_pair(subject).trained, serving(subject)
-    prompts = prompts_of(shown)
-    items = [
-        with_answer(subject.encoded[row], prompts[row], shown.generated[row]) for row in lone_rows(subject)
-    ]
-    if subject.is_small:
-        return run(as_in_training(bundle.detector), bundle.collator()(items))
-    with attending(bundle.detector, "eager"):
-        return run(as_in_training(bundle.detector), bundle.collator()(items))
+    triples = zip(subject.encoded, prompts_of(shown), shown.generated, strict=True)
+    items = [with_answer(*triple) for triple in triples]
+    return run(as_in_training(bundle.detector), bundle.collator()(items))
 
 
 @contextmanager

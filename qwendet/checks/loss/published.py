@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,19 +12,23 @@ import torch
 from qwendet.checks.loss.step import without_dropout
 from qwendet.checks.loss.watched import Spans, Watched, numbers
 from qwendet.data.encode import EncodedSample
+from qwendet.model.detector import Qwen25VLWithDetection
 
 
-def published_nll(watched: Watched) -> npt.NDArray[np.float64]:
-    """Float64 ``-log p`` of the answer tokens of ``watched.lone_rows``, from the published logits."""
+def published_nll(
+    watched: Watched, detector: Qwen25VLWithDetection, rows: Sequence[int]
+) -> npt.NDArray[np.float64]:
+    """Float64 ``-log p`` of the answer tokens of some samples, from the logits of a published model."""
     encoded, ids, spans = watched.subject.encoded, watched.ids, watched.spans
-    triples = [(encoded[row], ids[row], spans[row]) for row in watched.lone_rows]
-    with without_dropout(watched.detector), torch.no_grad():
-        return np.concatenate([_nll_of(watched, *triple) for triple in triples])
-
-
-def _nll_of(watched: Watched, sample: EncodedSample, ids: list[int], spans: Spans) -> npt.NDArray[np.float64]:
-    vlm = watched.detector.vlm
     image_token = watched.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    with without_dropout(detector), torch.no_grad():
+        own = [_nll_of(detector.vlm, encoded[row], ids[row], spans[row], image_token) for row in rows]
+    return np.concatenate(own)
+
+
+def _nll_of(
+    vlm: Any, sample: EncodedSample, ids: list[int], spans: Spans, image_token: int
+) -> npt.NDArray[np.float64]:
     answers = np.concatenate([np.arange(start, end) for start, end in spans])
     input_ids = torch.tensor([ids], device=vlm.device)
     with watched.detector.computing():

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from qwendet.checks.loss.answer_spans import TURN_ENDS
 from qwendet.checks.loss.noise import token_loss_tolerance
 from qwendet.checks.loss.published import published_nll
+from qwendet.checks.loss.step import without_dropout
 from qwendet.checks.loss.watched import Watched, numbers
 from qwendet.checks.reference import rope_positions
 from qwendet.checks.result import Verdict
-from qwendet.data.collate import IGNORED
+from qwendet.checks.shortened import exact
+from qwendet.data.collate import IGNORED, to_device
 from qwendet.errors import Problem
 from qwendet.model.checkpoint import dtype_name
+from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.model.losses import TokenLosses
 
 LABELS_FIX = "see the spans in encode and labels in collate"
 
@@ -149,19 +155,38 @@ def token_losses(watched: Watched) -> Verdict:
         got = None if output is None else len(output.nll)
         what = f"expected the losses of {len(watched.is_student)} answer tokens, the model returned {got}"
         return Verdict("", (Problem(what, "Qwen25VLWithDetection.forward", "see _token_losses"),))
-    expected = published_nll(watched)  # of all samples, or of the first of them
-    gaps = np.abs(numbers(output.nll)[: len(expected)] - expected)
-    dtype = watched.detector.dtype
-    tolerance = token_loss_tolerance(dtype, watched.detector.config.text_config.num_hidden_layers)
+    rows, dtype = watched.lone_rows, watched.detector.dtype  # of all samples, or of the first of them
+    seen, problems = _differences(watched, watched.detector, output, rows, dtype)
+    if watched.subject.is_small:
+        return Verdict(seen, tuple(problems))
+    detector = exact(watched.subject).bundle.detector
+    with without_dropout(detector), torch.no_grad():
+        of_few = detector(to_device(watched.batch, detector.device)).tokens
+    every_row = range(len(watched.ids))
+    exactly, more = _differences(watched, detector, of_few, every_row, torch.float32)
+    return Verdict(f"{seen}; of the first layers {exactly}", (*problems, *more))
+
+
+def _differences(
+    watched: Watched,
+    detector: Qwen25VLWithDetection,
+    found: TokenLosses,
+    rows: Sequence[int],
+    dtype: torch.dtype,
+) -> tuple[str, list[Problem]]:
+    """How far token losses of the batch are from the published model's of its first samples."""
+    expected = published_nll(watched, detector, rows)
+    gaps = np.abs(numbers(found.nll)[: len(expected)] - expected)
+    tolerance = token_loss_tolerance(dtype, detector.config.text_config.num_hidden_layers)
     root_mean_square = math.sqrt(float((gaps**2).mean()))
     seen = (
         f"token losses of {len(expected)} tokens differ from the published model's by {root_mean_square:.1e}"
         f" (root mean square; up to {tolerance:.1e} is the rounding of {dtype_name(dtype)})"
     )
     if root_mean_square <= tolerance:
-        return Verdict(seen)
+        return seen, []
     fix = "see the shift of labels, attention mask, mm_token_type_ids and positions in the detector"
-    return Verdict("", (Problem(seen, _place_of(watched, int(gaps.argmax())), fix),))
+    return seen, [Problem(seen, _place_of(watched, int(gaps.argmax())), fix)]
 
 
 def _place_of(watched: Watched, index: int) -> str:

@@ -45,10 +45,9 @@ class FirstStep:
 @once
 def first_step(subject: Subject) -> FirstStep:
     """Let the trainer take its step on the subject's samples, up to the backward pass."""
-    collator: Any = subject.trainer.data_collator
     model = Shallow(subject.bundle.detector)
     with recording(subject.bundle.detector) as trace:
-        (share,) = watch_step(subject.trainer, [collator(subject.encoded)], model)
+        (share,) = watch_step(subject.trainer, [subject.collator(subject.encoded)], model)
     assert model.hidden is not None
     return FirstStep(share, model.hidden, trace)
 
@@ -95,8 +94,7 @@ class Watched:
 
     def collate(self, encoded: Sequence[EncodedSample]) -> Batch:
         """A batch, by the trainer's own collator."""
-        collator: Any = self.trainer.data_collator
-        batch: Batch = collator(encoded)
+        batch: Batch = self.subject.collator(encoded)
         return batch
 
     @cached_property
