@@ -71,7 +71,7 @@ class Shortened(Subject):
         if model.lora is not None:
             base = self.folder / "base"
             _write_base(detector, base)
-            found = {"base": str(base), "fingerprint": fingerprint(str(base)), "load_in_4bit": False}
+            found = {"base": str(base), "fingerprint": fingerprint(base), "load_in_4bit": False}
             update["lora"] = model.lora.model_copy(update=found)
         return config.model_copy(update={"model": model.model_copy(update=update), "train": train})
 

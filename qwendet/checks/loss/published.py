@@ -21,7 +21,7 @@ def published_nll(
     """Float64 ``-log p`` of the answer tokens of some samples, from the logits of a published model."""
     encoded, ids, spans = watched.subject.encoded, watched.ids, watched.spans
     image_token = watched.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    with without_dropout(detector), torch.no_grad():
+    with without_dropout(detector), torch.no_grad(), detector.computing():
         own = [_nll_of(detector.vlm, encoded[row], ids[row], spans[row], image_token) for row in rows]
     return np.concatenate(own)
 
@@ -31,16 +31,15 @@ def _nll_of(
 ) -> npt.NDArray[np.float64]:
     answers = np.concatenate([np.arange(start, end) for start, end in spans])
     input_ids = torch.tensor([ids], device=vlm.device)
-    with watched.detector.computing():
-        logits = vlm(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            mm_token_type_ids=(input_ids == image_token).long(),
-            pixel_values=sample.pixel_values.to(vlm.device, vlm.model.visual.dtype),
-            image_grid_thw=sample.image_grid_thw.to(vlm.device),
-            logits_to_keep=torch.from_numpy(answers - 1).to(vlm.device),
-            use_cache=False,
-        ).logits[0]
+    logits = vlm(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        mm_token_type_ids=(input_ids == image_token).long(),
+        pixel_values=sample.pixel_values.to(vlm.device, vlm.model.visual.dtype),
+        image_grid_thw=sample.image_grid_thw.to(vlm.device),
+        logits_to_keep=torch.from_numpy(answers - 1).to(vlm.device),
+        use_cache=False,
+    ).logits[0]
     scores = numbers(logits)
     chosen = scores[np.arange(len(answers)), np.array(ids)[answers]]
     nll: npt.NDArray[np.float64] = np.logaddexp.reduce(scores, axis=1) - chosen
