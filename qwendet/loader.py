@@ -97,9 +97,9 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
         EnvironmentLacksError: if a named device, dtype or attention is not to be had here.
     """
     require_hub_id(config.model)
+    config = _resolve(config)  # what the machine lacks is told before anything is downloaded
     origin, manifest = _source(config.model.path, config.model.revision)
     source = str(origin.folder)
-    config = _resolve(config)
     base = _base_of_adapter(config, manifest)
     in_float32 = _in_float32(config, manifest, for_inference=for_inference)
     vlm = load_vlm(str((base or origin).folder), config.model, weights, in_float32)

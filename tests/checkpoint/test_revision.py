@@ -20,7 +20,7 @@ from qwendet.config import Config
 from qwendet.config_file import load_config
 from qwendet.data.inputs import sample_of_image
 from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.errors import CheckpointError, ConfigError
+from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
 from qwendet.inference import Predictor
 from qwendet.loader import Bundle, load, load_encoder
 from qwendet.model.checkpoint import read_manifest
@@ -193,6 +193,17 @@ def test_consistency__the_files_of_a_hub_id_are_held_against_the_model(
 
 
 # What is refused
+
+
+def test_load__what_the_machine_lacks_is_told_before_anything_is_downloaded(
+    hub: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("qwendet.model.source.snapshot_download", lambda path, **kwargs: asked.append(path))
+    config = make_config(model={"path": HUB_ID, "attn_implementation": "flash_attention_2"})
+    with pytest.raises(EnvironmentLacksError, match="flash_attention_2 needs a CUDA GPU"):
+        load(config, for_inference=False)
+    assert asked == []
 
 
 def test_find_source__an_unknown_revision_is_named(hub: Path) -> None:
