@@ -45,8 +45,8 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 def publish_folder(staging: Path, target: Path, *, replace: bool) -> None:
     """Sync a finished folder to disk and give it its final name, another folder's if ``replace``.
 
-    No system moves a folder onto another one. A process that dies between the two renames leaves the earlier
-    folder under its second name, where :func:`find_folder` finds it.
+    There is no portable way to put a folder in another's place in one step. A process that dies between the
+    two renames leaves the earlier folder under its second name, where :func:`find_folder` finds it.
     """
     for path in [*staging.rglob("*"), staging]:
         _sync(path)

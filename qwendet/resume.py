@@ -98,7 +98,9 @@ def latest_checkpoint(run: Path) -> Path:
     put_back_lost(run)
     for folder in reversed(checkpoints(run)):
         try:
-            processes = verify_training_state(folder, verify_checkpoint(folder))
+            manifest = read_manifest(folder)
+            verify_files(folder, manifest)
+            processes = verify_training_state(folder, manifest)
         except CheckpointError as error:
             problems += error.problems
             first = error.problems[0]
@@ -111,17 +113,6 @@ def latest_checkpoint(run: Path) -> Path:
     if problems:
         raise CheckpointError.of(problems)
     raise CheckpointError("there is no checkpoint to resume from", str(run), "start the run without --resume")
-
-
-def verify_checkpoint(folder: Path) -> Manifest:
-    """Compare a checkpoint's files with its manifest.
-
-    Raises:
-        CheckpointError: naming each that is missing, changed or unknown.
-    """
-    manifest = read_manifest(folder)
-    verify_files(folder, manifest)
-    return manifest
 
 
 def rotate(run: Path, newest: Path, limit: int) -> None:

@@ -193,10 +193,13 @@ def test_kill__while_a_checkpoint_is_replaced__the_run_goes_on_from_it(
 ) -> None:
     checkpoint = stopped / "checkpoint-4"
     killed_while_replacing(make_config(stopped), checkpoint.name, stopped / "checkpoint-2", repo_root)
-    with pytest.raises(ConfigError, match="already holds a run"):
-        train(make_config(stopped))
     assert latest_checkpoint(stopped) == checkpoint
     assert f"{checkpoint} is put back as it was" in caplog.text
+    shutil.rmtree(stopped / "checkpoint-2")
+    checkpoint.rename(stopped / ".checkpoint-4.replaced")  # as the kill left it
+    with pytest.raises(ConfigError) as caught:
+        train(make_config(stopped))
+    assert caught.value.problems[0].fix.startswith("continue it with --resume")
     train(make_config(stopped), resume=True)
     assert read_manifest(stopped / "final").parameters == read_manifest(finished / "final").parameters
     assert list(stopped.glob(".*.replaced")) == []
