@@ -26,7 +26,7 @@ from qwendet.loader import Bundle, load
 from qwendet.model.losses import LossManager, step_counts
 
 TOLERANCE = 1e-6
-"""transformers' norms and rotary angles are float32 in a float64 model too: their last digit, 6e-8, may differ."""
+"""transformers' norms and angles are float32 in a float64 model too, whose last digit, 6e-8, may differ."""
 
 
 def main() -> None:
