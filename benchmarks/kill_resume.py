@@ -8,6 +8,7 @@ checkpoint that had its final name when the process died, and that is not comple
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -168,6 +169,8 @@ def main() -> None:
     options = arguments.parse_args()
     torch.set_num_threads(1)
     write_untrained()  # once, for all processes
+    gc.collect()
+    gc.freeze()  # each training collects garbage: among what it made, not among what all share
     chance = random.Random(options.seed)
     survived = lost = inside_save = without_checkpoint = 0
     with tempfile.TemporaryDirectory(prefix="qwendet-kill-") as folder:

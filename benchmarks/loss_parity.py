@@ -26,7 +26,7 @@ from qwendet.loader import Bundle, load
 from qwendet.model.losses import LossManager, step_counts
 
 TOLERANCE = 1e-6
-"""Norms and rotary angles of transformers stay float32 in a float64 model: their last digit is 6e-8."""
+"""transformers' norms and angles are float32 in a float64 model too, whose last digit, 6e-8, may differ."""
 
 
 def main() -> None:
