@@ -67,7 +67,7 @@ class Qwen25VLWithDetection(nn.Module):
         """What accelerate shards one by one, where its configuration names none: layers, and the head.
 
         What is left is gathered from the forward to the backward: all that is read outside of its module's
-        forward must be there. The head's type may be another one, which a unit of FSDP cannot train beside it.
+        forward must be there. The head may be of another type, and a unit of FSDP trains one alone.
         """
         head = [] if self.head is None else [type(self.head).__name__]
         return [*self.vlm._no_split_modules, *head]
