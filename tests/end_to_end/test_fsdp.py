@@ -29,6 +29,7 @@ FSDP2 = {
 }
 SMALL_HEAD = {"hidden_size": 64, "num_layers": 1, "num_heads": 4}
 pytestmark = [
+    pytest.mark.timeout(1200),  # a minute on two cores of its own
     pytest.mark.slow,
     pytest.mark.skipif(
         torch.cuda.is_available(), reason="torch would spread over GPUs: tests/gpu/test_fsdp.py"
@@ -110,7 +111,7 @@ class Jobs:
     def do(self) -> None:
         """Do them all."""
         words = [str(word) for job in self.jobs for word in (job.kind, job.config, job.out, job.ranks)]
-        subprocess.run([sys.executable, str(RANKS), *words], timeout=1000, check=False)
+        subprocess.run([sys.executable, str(RANKS), *words], timeout=1100, check=False)
 
 
 def fsdp(*, ram_efficient: bool) -> dict[str, str]:
