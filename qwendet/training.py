@@ -116,7 +116,8 @@ class DetectionTrainer(Trainer):
         with self.step_log.waiting():
             batches = self._ahead.take(epoch_iterator, num_batches)
         if not self._first_step_seen:  # later ones need no look at the device
-            self.bundle.detector.require_ties()
+            if self.is_sharded:
+                self.bundle.detector.require_ties()
             for batch in batches:
                 require_left_padding(batch)
             self._first_step_seen = True

@@ -71,9 +71,14 @@ class Qwen25VLWithDetection(nn.Module):
         return self.vlm.config
 
     @property
-    def _no_split_modules(self) -> Any:
-        """Layers that accelerate shards one by one, where its configuration names none."""
-        return self.vlm._no_split_modules
+    def _no_split_modules(self) -> list[str]:
+        """What accelerate shards one by one, where its configuration names none: layers, and the head.
+
+        What is left is gathered from the forward to the backward: all that is read outside of its module's
+        forward must be there. The head may be of another type, and a unit of FSDP trains one alone.
+        """
+        head = [] if self.head is None else [type(self.head).__name__]
+        return [*self.vlm._no_split_modules, *head]
 
     def tie_weights(self) -> None:
         """Make the output layer and the embeddings one again: accelerate asks when it spreads the model."""

@@ -20,9 +20,6 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
@@ -32,12 +29,7 @@ from qwendet.build_trainer import create_trainer
 from qwendet.cli.main import run as run_command
 from qwendet.config import Config
 from qwendet.config_file import load_config
-from qwendet.data.dataset import TrainingSamples
-from qwendet.files import atomic_folder
-from qwendet.loader import Bundle, load
-from qwendet.model.checkpoint import save_checkpoint
-from qwendet.model.losses import LossManager, step_counts
-from qwendet.model.matching import Targets
+from qwendet.model.losses import step_counts
 from qwendet.model.tiny import write_untrained
 from qwendet.run import train
 from qwendet.training import DetectionTrainer
@@ -72,55 +64,6 @@ def ddp(config: Config, out: Path) -> None:
     trainer.train()
     rows = [row for row in trainer.state.log_history if "loss/total" in row]
     torch.save({"rows": rows, "gradients": notes.steps, "counts": counts}, out / f"{rank()}.pt")
-
-
-def shard(config: Config, out: Path) -> None:
-    """One backward pass of a `fully_shard`ed model; save whole gradients, then a checkpoint."""
-    bundle = load(config, for_inference=False)
-    samples = TrainingSamples(bundle.config, bundle.encoder())
-    own = range(len(samples))[rank() :: world()]
-    batch = bundle.collator()([samples[index] for index in own])
-    counts = step_counts([batch])
-    if world() > 1:
-        torch.distributed.init_process_group("gloo")
-        torch.distributed.all_reduce(counts)
-        _fully_shard(bundle)
-        assert all(isinstance(parameter, DTensor) for parameter in bundle.detector.parameters())
-    output = bundle.detector(batch)
-    targets = Targets(batch["target_boxes_cxcywh"], batch["target_label_ids"], batch["num_boxes"])
-    losses = LossManager(config.loss, config.detection.one_to_many)(
-        output.tokens, output.head, targets, counts
-    )
-    (losses.total * world()).backward()
-    gradients = {
-        name: p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
-        for name, p in bundle.detector.named_parameters()
-        if p.grad is not None
-    }
-    weights = None
-    if world() > 1:
-        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = get_model_state_dict(bundle.detector, options=whole)
-    if rank() == 0:
-        torch.save({"gradients": gradients}, out / "0.pt")
-        with atomic_folder(out / "checkpoint") as folder:
-            save_checkpoint(
-                folder,
-                bundle.detector,
-                bundle.processor,
-                bundle.config,
-                attn_implementation="sdpa",
-                step=1,
-                weights=weights,
-            )
-
-
-def _fully_shard(bundle: Bundle) -> None:
-    mesh = init_device_mesh("cpu", (world(),))
-    vlm = bundle.detector.vlm
-    for layer in (*vlm.model.visual.blocks, *vlm.model.language_model.layers):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(bundle.detector, mesh=mesh)
 
 
 def stop(config: Config, out: Path) -> None:
@@ -212,7 +155,7 @@ def world() -> int:
     return int(os.environ["WORLD_SIZE"])
 
 
-JOBS: dict[str, Any] = {"ddp": ddp, "shard": shard, "stop": stop, "plain": plain, "fsdp": fsdp}
+JOBS: dict[str, Any] = {"ddp": ddp, "stop": stop, "plain": plain, "fsdp": fsdp}
 
 
 def start(job: str, config: str, out: Path, number: int, of: int, port: int) -> int:

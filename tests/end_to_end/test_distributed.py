@@ -16,8 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.inference import Predictor
-from qwendet.model.checkpoint import read_manifest
 from qwendet.model.tiny import TINY_FOLDER
 
 RANKS = Path(__file__).with_name("ranks.py")
@@ -168,19 +166,6 @@ def test_distributed_evaluation__in_training_and_at_its_end_is_shared_and_the_sa
         ]
         assert pace[1] == pytest.approx(pace[0]), "tokens of a sample, over all ranks"
     assert (tmp_path / "out-2" / "1.out").read_text() == "", "only the first process prints"
-
-
-def test_distributed_fully_shard__gradients_and_the_saved_checkpoint_are_those_of_one_process(
-    write_config: Callable[..., Path], tmp_path: Path
-) -> None:
-    for ranks in (1, 2):
-        run("shard", write_config(tmp_path / "run", 4), tmp_path / str(ranks), ranks)
-    one, two = (torch.load(tmp_path / name / "0.pt", weights_only=True)["gradients"] for name in "12")
-    assert_close(two, one)
-    manifests = [read_manifest(tmp_path / name / "checkpoint") for name in "12"]
-    assert manifests[0].parameters == manifests[1].parameters
-    assert manifests[0].files == manifests[1].files
-    Predictor.from_checkpoint(tmp_path / "2" / "checkpoint")
 
 
 def test_distributed_signal__on_one_rank_ends_all_after_the_same_step_with_a_checkpoint(

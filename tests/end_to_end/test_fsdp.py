@@ -29,6 +29,7 @@ FSDP2 = {
 }
 SMALL_HEAD = {"hidden_size": 64, "num_layers": 1, "num_heads": 4}
 pytestmark = [
+    pytest.mark.timeout(1200),  # a minute on two cores of its own
     pytest.mark.slow,
     pytest.mark.skipif(
         torch.cuda.is_available(), reason="torch would spread over GPUs: tests/gpu/test_fsdp.py"
@@ -80,15 +81,15 @@ class Jobs:
         ranks: int,
         model: dict[str, Any] | None = None,
         run: str | None = None,
-        detection: dict[str, Any] | None = None,
+        data: dict[str, Any] | None = None,
         train: dict[str, Any] | None = None,
         **job: Any,
     ) -> Job:
         """Train two steps over all four samples; with `environment` under FSDP, else without."""
         settings = {
             "model": {"path": "tiny-untrained", "device": "cpu", "dtype": "float32"} | (model or {}),
-            "data": {"train": str(self.folder / "train.jsonl"), "labels": list(DEMO.labels)},
-            "detection": SMALL_HEAD | (detection or {}),
+            "data": {"train": str(self.folder / "train.jsonl"), "labels": list(DEMO.labels)} | (data or {}),
+            "detection": SMALL_HEAD,
             "train": {
                 "output_dir": str(self.folder / f"run-{run or name}"),
                 "max_steps": 2,
@@ -110,7 +111,7 @@ class Jobs:
     def do(self) -> None:
         """Do them all."""
         words = [str(word) for job in self.jobs for word in (job.kind, job.config, job.out, job.ranks)]
-        subprocess.run([sys.executable, str(RANKS), *words], timeout=1000, check=False)
+        subprocess.run([sys.executable, str(RANKS), *words], timeout=1100, check=False)
 
 
 def fsdp(*, ram_efficient: bool) -> dict[str, str]:
@@ -183,14 +184,21 @@ FROZEN = {"vision_learning_rate": 0.0, "merger_learning_rate": 0.0, "language_le
 
 
 def other_jobs(jobs: Jobs, model: dict[str, Any]) -> dict[str, Job]:
-    """A float32 head on a frozen bfloat16 model, by DDP and by FSDP; and bugs, planted."""
+    """A float32 head on a frozen bfloat16 model, by DDP and by FSDP; bugs, planted; an adapter."""
     sent, half = fsdp(ram_efficient=True), model | {"dtype": "bfloat16"}
     head_alone, off = FROZEN | {"autocast": "bf16"}, {"preflight": "off"}
+    adapter, val = model | {"lora": {"rank": 2, "targets": "all"}}, str(jobs.folder / "val.jsonl")
+    write_dataset(DEMO, jobs.folder / "val.jsonl", 2, seed=3)
     return {
-        "ddp": jobs.add("ddp", 2, half, train=head_alone | off, plant=FLOAT32_HEAD),
+        "ddp": jobs.add("ddp", 2, half, train=head_alone, plant=FLOAT32_HEAD),
         "mixed": jobs.add("mixed", 2, half, train=head_alone, environment=sent, plant=FLOAT32_HEAD),
         "untied": jobs.add("untied", 2, model, train=off, environment=sent, plant=UNTIED),
         "cut off": jobs.add("cut", 2, model, environment=sent, plant=DETECTOR + CUT_OFF),
+        "adapter, one": jobs.add("adapter-one", 1, adapter),
+        "adapter, killed": jobs.add("adapter", 2, adapter, train=off, environment=sent, kill_at=1),
+        "adapter": jobs.add(
+            "adapter-2", 2, adapter, "adapter", data={"val": val}, environment=sent, resume=True
+        ),
     }
 
 
@@ -198,7 +206,8 @@ def other_jobs(jobs: Jobs, model: dict[str, Any]) -> dict[str, Job]:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """Two and four ranks, rank 0's weights sent or each its own, tied and untied: each pair of them is here.
 
-    With the quick preflight, which the killed runs leave out: it changes nothing. Once in two micro-batches.
+    With the quick preflight, which the killed runs leave out: it changes nothing. Once in two micro-batches,
+    once with layers computed again in the backward.
     """
     folder = tmp_path_factory.mktemp("fsdp")
     jobs = Jobs(folder)
@@ -209,7 +218,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
         for number, model in enumerate(models):
             name, environment = f"{ranks}-{number}", fsdp(ram_efficient=(ranks == 2) == (number == 0))
             parts = {"batch_size": 1, "gradient_accumulation_steps": 2} if (ranks, number) == (2, 1) else {}
-            many = jobs.add(f"many-{name}", ranks, model, train=parts, environment=environment)
+            how = model | ({"gradient_checkpointing": True} if (ranks, number) == (4, 1) else {})
+            many = jobs.add(f"many-{name}", ranks, how, train=parts, environment=environment)
             resumed = None
             if number == 0 or ranks == 2:
                 killed, off = f"killed-{name}", parts | {"preflight": "off"}
@@ -270,6 +280,18 @@ def test_fsdp__a_float32_head_on_a_frozen_bfloat16_model_is_trained_as_by_ddp(do
     assert {tensor.dtype for tensor in found.values()} == {torch.float32, torch.bfloat16}
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+def test_fsdp__an_adapter_killed_and_resumed_is_that_of_one_process_and_is_evaluated(done: Done) -> None:
+    one, dead, job = (done.others[name] for name in ("adapter, one", "adapter, killed", "adapter"))
+    assert (one.codes, job.codes) == ([0], [0, 0]), (one.errors, dead.errors, job.errors)
+    assert -9 in dead.codes
+    wanted, found = weights(one.run / "final"), weights(job.run / "final")
+    assert found.keys() == wanted.keys()
+    assert any("lora_B" in name for name in found)
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=name)
+    assert len((job.run / "eval" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 2
 
 
 def test_fsdp__weights_that_came_apart_are_refused(done: Done) -> None:
