@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from qwendet.build_trainer import create_trainer
 from qwendet.model.lora import is_adapter
 from qwendet.model.precision import group_of
-from tests.end_to_end.training.runs import MakeConfig, parameters_of
+from qwendet.run import train
+from tests.end_to_end.training.runs import MakeConfig, assert_same, parameters_of, weights_of
 
 SMALL = {"dtype": "bfloat16"}
 IN_BFLOAT16 = {"weights": "bfloat16", "optimizer": "stable_adamw"}
@@ -56,3 +58,20 @@ def test_train__every_trainable_parameter_changes_and_the_loss_falls(
         assert after[name].dtype == getattr(torch, "float32" if is_always_float32 else keeps), name
     losses = [row["loss/total"] for row in trainer.state.log_history if "loss/total" in row]
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("precision", ["the recipe, frozen parts", "bfloat16 weights, frozen parts"])
+def test_resume__gives_bitwise_the_uninterrupted_run(
+    precision: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    sections = PRECISIONS[precision]
+    if sections["train"].get("optimizer") == "stable_adamw":
+        pytest.importorskip("optimi")
+    settings = sections["train"] | {"max_steps": 4, "save_steps": 2, "evaluate": False}
+    config = make_config(tmp_path / "run", **sections | {"train": settings})
+    train(config)
+    whole = weights_of(tmp_path / "run" / "final")
+    for folder in ("checkpoint-4", "final"):
+        shutil.rmtree(tmp_path / "run" / folder)
+    train(config, resume=True)
+    assert_same(weights_of(tmp_path / "run" / "final"), whole)
