@@ -3,7 +3,8 @@
     python -m benchmarks.gpu_step                  about 10 minutes on a card of 80 GB or more
     python -m benchmarks.gpu_step --small          the small model on any device, to try the script
 
-bfloat16 weights, gradient checkpointing, loss term lm, 48 BCCD photographs from $QWENDET_SHARED (../shared):
+float32 weights under bf16 autocast, gradient checkpointing, loss term lm, 48 BCCD photographs from
+$QWENDET_SHARED (../shared):
 
     plain     the Trainer with the model's own loss, SDPA
     sdpa      qwendet, the same batches
@@ -74,11 +75,12 @@ def trainer_of(way: str, folder: Path, options: Any, clock: Any) -> Any:
         import torch
 
         training = {
+            "bf16": True,
             "gradient_checkpointing": True,
             "use_cpu": device == "cpu",
             "dataloader_num_workers": WORKERS if device == "cuda" else 0,
         }
-        loading = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
+        loading = {"dtype": torch.float32, "attn_implementation": "sdpa"}
         return train_step.plain_way(folder, options.steps, clock, training, loading, options.batch_size)
     from qwendet.build_trainer import create_trainer
     from qwendet.config_file import build_config

@@ -187,6 +187,19 @@ def test_not_utf8(tmp_path: Path) -> None:
         ("loss: {detection_loss_weight: 0.0}", "it would stay random"),
         ("loss: {student_loss_weight: .nan}", "finite number"),
         ("train: {learning_rate: 0.0, head_learning_rate: 0.0}", "every learning rate is 0"),
+        (
+            "model: {dtype: bfloat16}\ntrain: {autocast: none}",
+            "train.autocast is none but model.dtype is bfloat16",
+        ),
+        ("train: {weights: bfloat16}", "train.optimizer is adamw_torch, which rounds most steps away in it"),
+        (
+            "train: {weights: bfloat16, optimizer: stable_adamw, weight_decay: 0.1}",
+            "decay by train.weight_decay (0.1) times a learning rate is rounded away",
+        ),
+        (
+            "model: {dtype: float32}\ntrain: {weights: bfloat16, optimizer: stable_adamw}",
+            "train.weights is bfloat16 but model.dtype is float32",
+        ),
     ],
 )
 def test_contradiction__is_refused(write: Write, text: str, message: str) -> None:

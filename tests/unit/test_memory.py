@@ -41,6 +41,7 @@ def make_config(**sections: dict[str, Any]) -> Config:
         {"model": {"lora": {"rank": 8}, "gradient_checkpointing": True}, "detection": {"enabled": False}},
         {"train": {"gradient_accumulation_steps": 2}, "data": {"teacher_ratio": 1.0}},
         {"train": {"autocast": "bf16"}},
+        {"model": {"dtype": "bfloat16"}, "train": {"vision_learning_rate": 0.0}},
         {"train": {"optimizer": "adafactor"}, "model": {"gradient_checkpointing": True}},
     ],
     ids=str,
@@ -79,9 +80,20 @@ def test_estimate__weights_and_optimizer_of_7b_are_those_of_its_parameters(share
     settings = shared / "qwen_processor" / "Qwen2.5-VL-7B-Instruct" / "config.json"
     vlm_config = Qwen2_5_VLConfig.from_json_file(settings)
     config = make_config(detection={"enabled": False}, data={"train": None})
-    estimate = estimate_memory(config, vlm_config, torch.bfloat16, Workload(1, 64, (8, 8), 64, 8), "cuda")
-    assert estimate.weights == pytest.approx(8.29e9 * 2, rel=0.01)  # the published index: 16.58 GB
+    work = Workload(1, 64, (8, 8), 64, 8)
+    estimate = estimate_memory(config, vlm_config, torch.bfloat16, work, "cuda")
+    assert estimate.weights == pytest.approx(
+        8.29e9 * 4, rel=0.01
+    )  # the published index: 16.58 GB of bfloat16
     assert estimate.optimizer == 2 * estimate.weights
+    in_bfloat16 = {"weights": "bfloat16", "optimizer": "stable_adamw"}
+    narrow = make_config(detection={"enabled": False}, train=in_bfloat16, model={"dtype": "bfloat16"})
+    estimate = estimate_memory(narrow, vlm_config, torch.bfloat16, work, "cuda")
+    assert estimate.weights == pytest.approx(8.29e9 * 2, rel=0.01)
+    assert estimate.optimizer == 3 * estimate.weights
+    adapter = make_config(detection={"enabled": False}, model={"dtype": "bfloat16", "lora": {"rank": 16}})
+    frozen = estimate_memory(adapter, vlm_config, torch.bfloat16, work, "cuda")
+    assert frozen.weights == pytest.approx(8.29e9 * 2, rel=0.02)
 
 
 def test_estimate__fsdp_spreads_all_and_gathers_what_is_computed_with(shared: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from qwendet.build_trainer import create_trainer
 from qwendet.model.lora import is_adapter
 from qwendet.model.precision import group_of
-from tests.end_to_end.training.runs import MakeConfig, parameters_of
+from qwendet.run import train
+from tests.end_to_end.training.runs import MakeConfig, assert_same, parameters_of, weights_of
 
 SMALL = {"dtype": "bfloat16"}
 IN_BFLOAT16 = {"weights": "bfloat16", "optimizer": "stable_adamw"}
@@ -30,15 +32,24 @@ PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {
 STEPS = 6
 
 
+@pytest.fixture(scope="module")
+def one_batch(scenes: Path) -> Path:
+    """Four samples, so that every step is taken on the same."""
+    lines = (scenes / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    path = scenes / "one_batch.jsonl"
+    path.write_text("".join(lines[6:10]), encoding="utf-8")
+    return path
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_train__every_trainable_parameter_changes_and_the_loss_falls(
-    precision: str, make_config: MakeConfig, tmp_path: Path
+    precision: str, one_batch: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     sections = PRECISIONS[precision]
     if sections.get("train", {}).get("optimizer") == "stable_adamw":
         pytest.importorskip("optimi")
-    settings = {"max_steps": STEPS, "lr_scheduler": "constant", "head_learning_rate": 1e-4, "save_steps": 100}
-    data = {"teacher_ratio": 0.0}
+    settings = {"max_steps": STEPS, "lr_scheduler": "constant", "head_learning_rate": 2e-4, "save_steps": 100}
+    data = {"train": str(one_batch), "teacher_ratio": 0.0}
     config = make_config(
         tmp_path / "run", **sections | {"data": data, "train": sections.get("train", {}) | settings}
     )
@@ -55,4 +66,21 @@ def test_train__every_trainable_parameter_changes_and_the_loss_falls(
         is_always_float32 = is_adapter(name) or group_of(name) == "head"
         assert after[name].dtype == getattr(torch, "float32" if is_always_float32 else keeps), name
     losses = [row["loss/total"] for row in trainer.state.log_history if "loss/total" in row]
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.87 * losses[0]
+
+
+@pytest.mark.parametrize("precision", ["the recipe, frozen parts", "bfloat16 weights, frozen parts"])
+def test_resume__gives_bitwise_the_uninterrupted_run(
+    precision: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    sections = PRECISIONS[precision]
+    if sections["train"].get("optimizer") == "stable_adamw":
+        pytest.importorskip("optimi")
+    settings = sections["train"] | {"max_steps": 4, "save_steps": 2, "evaluate": False}
+    config = make_config(tmp_path / "run", **sections | {"train": settings})
+    train(config)
+    whole = weights_of(tmp_path / "run" / "final")
+    for folder in ("checkpoint-4", "final"):
+        shutil.rmtree(tmp_path / "run" / folder)
+    train(config, resume=True)
+    assert_same(weights_of(tmp_path / "run" / "final"), whole)

@@ -48,6 +48,14 @@ def test_promise__evaluation_in_training_is_what_infer_gives(
         pytest.param({"infer": {"mode": "both"}}, id="both"),
         pytest.param({"train": {"autocast": "bf16"}}, id="autocast"),
         pytest.param({"model": {"dtype": "bfloat16"}}, id="bfloat16"),
+        pytest.param(
+            {
+                "model": {"dtype": "bfloat16"},
+                "train": {"vision_learning_rate": 0.0, "merger_learning_rate": 0.0},
+                "infer": {"mode": "both"},
+            },
+            id="bfloat16 and frozen parts",
+        ),
         pytest.param({"model": {"attn_implementation": "eager"}}, id="eager"),
         pytest.param({"model": {"gradient_checkpointing": True}}, id="gradient checkpointing"),
         pytest.param({"data": {"max_pixels": 8000}}, id="pixel limit"),
