@@ -38,10 +38,14 @@ BYTES_A_PARAMETER = 20
 BYTES_FOR_STATES = 4 * 2**30
 
 
-@once
 def exact(subject: Subject) -> Subject:
-    """The subject itself where it is small; else one of the first layers of its model."""
-    return subject if subject.is_small else Shortened(subject)
+    """The subject itself where it is small; else one of the first layers of its model, made once."""
+    return subject if subject.is_small else _few_layers(subject)
+
+
+@once
+def _few_layers(subject: Subject) -> Subject:
+    return Shortened(subject)
 
 
 class Shortened(Subject):
@@ -120,8 +124,9 @@ def _only(holder: nn.Module, name: str, kept: Sequence[int]) -> Iterator[None]:
         setattr(holder, name, layers)
 
 
-def _dequantise(vlm: nn.Module) -> None:
+def _dequantise(vlm: Any) -> None:
     """Make plain layers of those in 4 bits."""
+    vars(vlm.config).pop("quantization_config", None)
     for name, module in list(vlm.named_modules()):
         weight = module._parameters.get("weight")
         if getattr(weight, "quant_state", None) is None:

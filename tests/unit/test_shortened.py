@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,11 +84,25 @@ def test_exact__takes_a_model_of_two_types(large: Subject) -> None:
     assert {parameter.dtype for parameter in few.bundle.detector.parameters()} == {torch.float32}
 
 
-def test_exact__is_the_subject_itself_where_it_is_small(repo_root: Path) -> None:
-    with temporary_subject(
-        load_config(repo_root / "examples" / "tiny.yaml", ["model.device=cpu"])
-    ) as subject:
+def test_exact__is_the_subject_itself_where_it_is_small_and_keeps_none(repo_root: Path) -> None:
+    config = load_config(repo_root / "examples" / "tiny.yaml", ["model.device=cpu"])
+    with temporary_subject(config) as subject:
         assert exact(subject) is subject
+    gone = weakref.ref(subject)
+    del subject
+    gc.collect()
+    assert gone() is None
+
+
+def test_exact__goes_with_its_subject(repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject_module, "SMALL", 0)
+    config = load_config(repo_root / "examples" / "tiny.yaml", ["model.device=cpu"])
+    with temporary_subject(config) as subject:
+        run_consistency_checks(subject, only=["consistency.compute.padding"])
+        gone = [weakref.ref(subject), weakref.ref(exact(subject))]
+    del subject
+    gc.collect()
+    assert [found() for found in gone] == [None, None]
 
 
 @pytest.mark.parametrize(("free", "expected"), [(80, "cuda"), (5, "cpu")])
@@ -104,13 +120,14 @@ def test_dequantise__makes_plain_layers(monkeypatch: pytest.MonkeyPatch) -> None
     """A layer in 4 bits stood in for: bitsandbytes has none without a GPU."""
     from peft.utils import integrations
 
-    model = nn.Sequential(nn.Linear(3, 2))
-    weight: Any = model[0].weight
-    weight.quant_state = object()
+    model: Any = nn.Sequential(nn.Linear(3, 2))
+    model.config = SimpleNamespace(quantization_config={})
+    model[0].weight.quant_state = object()
     monkeypatch.setattr(integrations, "dequantize_module_weight", lambda module: torch.ones(2, 3))
     shortened_module._dequantise(model)
     assert torch.equal(model[0].weight, torch.ones(2, 3))
     assert model(torch.ones(1, 3)).shape == (1, 2)
+    assert not vars(model.config)
 
 
 @pytest.mark.parametrize(("tolerance", "is_skipped"), [(0.049, False), (0.051, True)])

@@ -60,9 +60,9 @@ class Noise:
 def noise(subject: Subject) -> Noise:
     """Measure it on the subject's model; the subject is small."""
     detector = exact_pair(subject).trained.detector
-    once = training(subject)
-    batch = once.batches[0]
-    expected = _quantities(once, batch)
+    first = training(subject)
+    batch = first.batches[0]
+    expected = _quantities(first, batch)
     rounded = _quantities(run(copy.deepcopy(detector).float(), batch), batch)
     again = _quantities(run(detector, batch), batch)
     return Noise(_shares(again, expected), _shares(rounded, expected), _described(subject))
