@@ -78,7 +78,7 @@ portable: $(INSTALLED)
 	@failed= plugin= ; \
 	as() { \
 		echo "== $$*" ; \
-		env HF_HUB_OFFLINE=1 $$* $(BIN)/python -m pytest $$plugin -q -n auto --maxprocesses 4 --dist loadscope $(NUMERIC) \
+		env HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $$* $(BIN)/python -m pytest $$plugin -q -n auto --maxprocesses 4 --dist loadscope $(NUMERIC) \
 			|| failed="$$failed [$$*]" ; \
 	} ; \
 	as ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 ; \
