@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 
 import torch
 from transformers import TrainingArguments
@@ -19,7 +20,7 @@ PACKAGES = {"adamw_bnb_8bit": ("bitsandbytes", "bitsandbytes"), "stable_adamw": 
 
 
 def require_launcher(config: Config) -> None:
-    """Refuse, before a model is loaded, what the launcher asks for and would not get.
+    """Refuse, before a model is loaded, what the launcher asks for and would not get; tell of unused GPUs.
 
     Raises:
         EnvironmentLacksError: for FSDP without a GPU, DeepSpeed, or a precision of the launcher's own.
@@ -29,6 +30,10 @@ def require_launcher(config: Config) -> None:
     problems = list(launcher_problems(has_gpu=has_gpu, in_4bit=in_4bit))
     if problems:
         raise EnvironmentLacksError.of(problems)
+    gpus = torch.cuda.device_count() if has_gpu and "LOCAL_RANK" not in os.environ else 1
+    if gpus > 1:
+        command = f"torchrun --nproc-per-node {gpus} -m qwendet train CONFIG"
+        logger.warning("one of %d GPUs is used; to train on all of them: %s", gpus, command)
 
 
 def _require_available(config: Config) -> None:
@@ -81,8 +86,6 @@ def training_arguments(config: Config) -> TrainingArguments:
         accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": num_shards() > 1}},
         disable_tqdm=True,
     )
-    if arguments.n_gpu > 1:
-        command = f"torchrun --nproc-per-node {arguments.n_gpu} -m qwendet train CONFIG"
-        logger.warning("one of %d GPUs is used; to train on all of them: %s", arguments.n_gpu, command)
-        arguments._n_gpu = 1  # with more the Trainer makes nn.DataParallel, which splits patches and labels
+    if arguments.n_gpu > 1:  # the Trainer would make nn.DataParallel, which splits patches and labels
+        arguments._n_gpu = 1
     return arguments

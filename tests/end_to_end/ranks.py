@@ -26,9 +26,11 @@ from transformers import TrainerCallback
 import qwendet.launcher
 import qwendet.run
 from qwendet.build_trainer import create_trainer
+from qwendet.checks.preflight import require_preflight
 from qwendet.cli.main import run as run_command
 from qwendet.config import Config
 from qwendet.config_file import load_config
+from qwendet.loader import Bundle
 from qwendet.model.losses import step_counts
 from qwendet.model.tiny import write_untrained
 from qwendet.run import train
@@ -104,6 +106,15 @@ def fsdp(config: Config, out: Path) -> None:
     os.environ |= job["environment"]
     _fsdp_without_a_gpu()
 
+    def spread(detector: Any) -> list[DTensor]:
+        parameters = list(detector.parameters())
+        assert all(isinstance(parameter, DTensor) for parameter in parameters)
+        return parameters
+
+    def preflight(bundle: Bundle) -> None:
+        spread(bundle.detector)  # on a GPU it is there then, with the inputs, and not before
+        require_preflight(bundle)
+
     class Look(TrainerCallback):
         """Sees that everything is spread, and kills the process where it was asked for."""
 
@@ -111,8 +122,7 @@ def fsdp(config: Config, out: Path) -> None:
             self.detector = detector
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            parameters = list(self.detector.parameters())
-            assert all(isinstance(parameter, DTensor) for parameter in parameters)
+            parameters = spread(self.detector)
             held = sum(parameter.to_local().numel() for parameter in parameters)
             (out / f"held-{rank()}.txt").write_text(str(held), encoding="utf-8")
             if state.global_step == job.get("kill_at"):
@@ -123,7 +133,7 @@ def fsdp(config: Config, out: Path) -> None:
         trainer.add_callback(Look(trainer.bundle.detector))
         return trainer
 
-    qwendet.run.create_trainer = create
+    qwendet.run.create_trainer, qwendet.run.require_preflight = create, preflight
     train(config, resume=job.get("resume", False))
 
 
@@ -149,10 +159,6 @@ def command(config: Path, out: Path) -> None:
 
 def rank() -> int:
     return int(os.environ["RANK"])
-
-
-def world() -> int:
-    return int(os.environ["WORLD_SIZE"])
 
 
 JOBS: dict[str, Any] = {"ddp": ddp, "stop": stop, "plain": plain, "fsdp": fsdp}

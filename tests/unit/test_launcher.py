@@ -15,7 +15,7 @@ from qwendet.config import Config, ModelConfig
 from qwendet.config_file import build_config
 from qwendet.launcher import launcher_problems, num_shards
 from qwendet.model.lora import in_4bit
-from qwendet.training_arguments import training_arguments
+from qwendet.training_arguments import require_launcher, training_arguments
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 SetEnvironment = Callable[..., None]
@@ -85,11 +85,16 @@ def test_training_arguments__one_process_uses_one_of_several_gpus_and_prints_how
 ) -> None:
     monkeypatch.setattr("accelerate.state.check_cuda_p2p_ib_support", lambda: True)
     with caplog.at_level(logging.WARNING, logger="qwendet"):
-        arguments = training_arguments(config_in(tmp_path))
+        require_launcher(config_in(tmp_path))
+    arguments = training_arguments(config_in(tmp_path))
     assert arguments.n_gpu == 1
     assert arguments.train_batch_size == 2
     assert arguments.parallel_mode.value == "not_parallel"
     assert "one of 4 GPUs is used; to train on all of them: torchrun --nproc-per-node 4" in caplog.text
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    caplog.clear()
+    require_launcher(config_in(tmp_path))
+    assert not caplog.records
 
 
 @pytest.mark.usefixtures("four_fake_gpus")
