@@ -17,15 +17,19 @@ PRECISION, COMPILER = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"
 YES = ("1", "true", "yes", "y", "on", "t")  # accelerate's own words
 
 
+def asked_engines() -> list[str]:
+    """Which of :data:`ENGINES` the launcher asks for."""
+    return [name for name, variable in ENGINES.items() if os.environ.get(variable, "").lower() in YES]
+
+
 def launcher_problems(*, has_gpu: bool) -> Iterator[Problem]:
     """Find what the launcher asks for and does not get.
 
     Args:
         has_gpu: whether the model will be trained on a CUDA GPU.
     """
-    for engine, variable in ENGINES.items():
-        if os.environ.get(variable, "").lower() in YES:
-            yield from _engine_problems(engine, variable, has_gpu)
+    for engine in asked_engines():
+        yield from _engine_problems(engine, ENGINES[engine], has_gpu)
     precision = os.environ.get(PRECISION, "no").lower()
     if precision != "no":
         yield Problem(

@@ -8,8 +8,8 @@ import torch
 from transformers import TrainingArguments
 
 from qwendet.config import Config
-from qwendet.errors import EnvironmentLacksError
-from qwendet.launcher import launcher_problems
+from qwendet.errors import EnvironmentLacksError, Problem
+from qwendet.launcher import asked_engines, launcher_problems
 
 PACKAGES = {"adamw_bnb_8bit": ("bitsandbytes", "bitsandbytes"), "stable_adamw": ("optimi", "torch-optimi")}
 """Of optimizers: the module that they need, and the package that has it."""
@@ -23,6 +23,15 @@ def require_launcher(config: Config) -> None:
     """
     has_gpu = config.model.device != "cpu" and torch.cuda.is_available()
     problems = list(launcher_problems(has_gpu=has_gpu))
+    if config.train.weights == "bfloat16":
+        problems += [
+            Problem(
+                f"{engine} spreads trained weights of one type, and the head's are float32",
+                "train.weights",
+                "set it to float32: each process keeps its share alone",
+            )
+            for engine in asked_engines()
+        ]
     if problems:
         raise EnvironmentLacksError.of(problems)
 
