@@ -23,6 +23,11 @@ YES = ("1", "true", "yes", "y", "on", "t")  # accelerate's own words
 WHOLE = "FULL_STATE_DICT"
 
 
+def asks_for_fsdp() -> bool:
+    """Whether the launcher asks for FSDP."""
+    return _is_on(FSDP)
+
+
 def num_shards() -> int:
     """Processes that the weights are spread over: under FSDP all of the launcher's, else 1."""
     return int(os.environ.get("WORLD_SIZE", "1")) if _is_on(FSDP) else 1

@@ -10,8 +10,8 @@ import torch
 from transformers import TrainingArguments
 
 from qwendet.config import Config
-from qwendet.errors import EnvironmentLacksError
-from qwendet.launcher import launcher_problems, num_shards, save_whole_states
+from qwendet.errors import EnvironmentLacksError, Problem
+from qwendet.launcher import asks_for_fsdp, launcher_problems, num_shards, save_whole_states
 
 logger = logging.getLogger("qwendet")
 
@@ -28,6 +28,14 @@ def require_launcher(config: Config) -> None:
     has_gpu, lora = config.model.device != "cpu" and torch.cuda.is_available(), config.model.lora
     in_4bit = lora is not None and lora.load_in_4bit
     problems = list(launcher_problems(has_gpu=has_gpu, in_4bit=in_4bit))
+    if config.train.weights == "bfloat16" and asks_for_fsdp():
+        problems.append(
+            Problem(
+                "FSDP spreads trained weights of one type, and the head's are float32",
+                "train.weights",
+                "set it to float32: each process keeps its share alone",
+            )
+        )
     if problems:
         raise EnvironmentLacksError.of(problems)
     gpus = torch.cuda.device_count() if has_gpu and "LOCAL_RANK" not in os.environ else 1

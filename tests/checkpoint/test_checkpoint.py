@@ -120,6 +120,24 @@ def test_load__a_type_that_is_asked_for_is_that_of_all_weights_and_products(
     assert found.config.train.autocast == autocast
 
 
+def test_load__an_older_checkpoint_in_bfloat16_whose_autocast_was_that_of_training_alone(
+    make_config: MakeConfig, save_bundle: SaveBundle, edit_manifest: EditManifest, tmp_path: Path
+) -> None:
+    train = {"weights": "bfloat16", "optimizer": "stable_adamw"}
+    built = load(make_config(model={"dtype": "bfloat16"}, train=train), for_inference=False)
+    folder = save_bundle(built, tmp_path / "final")
+
+    def as_before(manifest: dict[str, Any]) -> None:
+        del manifest["config"]["train"]["weights"]
+        manifest["config"]["train"] |= {"autocast": "none", "optimizer": "adamw_torch"}
+
+    edit_manifest(folder, as_before)
+    found = load_for_inference(folder)
+    assert found.config.train.autocast == "bf16"
+    assert {parameter.dtype for parameter in found.detector.vlm.parameters()} == {torch.bfloat16}
+    assert_same_weights(found.detector, built.detector)
+
+
 def test_save_and_load__labels_limits_and_prompts_come_back(saved: Path, bundle: Bundle) -> None:
     found = load_for_inference(saved)
     assert found.labels == ("orange star", "blue square")

@@ -9,6 +9,7 @@ from qwendet.config import Config
 from qwendet.errors import EnvironmentLacksError
 from qwendet.model import environment
 from qwendet.model.environment import settle
+from qwendet.training_arguments import require_launcher
 
 
 @pytest.mark.parametrize(
@@ -59,3 +60,12 @@ def test_weights__in_bfloat16_are_refused_where_the_model_is_not() -> None:
     train = {"weights": "bfloat16", "optimizer": "stable_adamw"}
     with pytest.raises(EnvironmentLacksError, match=r"train\.weights is bfloat16, but the type chosen for"):
         settle(Config.model_validate({"model": {"device": "cpu"}, "train": train}))
+
+
+def test_weights__in_bfloat16_are_refused_where_they_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    train = {"weights": "bfloat16", "optimizer": "stable_adamw"}
+    with pytest.raises(EnvironmentLacksError, match="FSDP spreads trained weights of one type"):
+        require_launcher(Config.model_validate({"train": train}))
+    require_launcher(Config())

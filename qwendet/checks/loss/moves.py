@@ -34,19 +34,20 @@ def moves(watched: Watched) -> Verdict:
             weights = _some(parameter)
             found[0] += moved_share(weights, key[1], kept=_is_compensated(group)) * parameter.numel()
             found[1] += parameter.numel()
-    rows = [(*key, moved / total) for key, (moved, total) in counts.items()]
+    shares = {key: moved / total for key, (moved, total) in counts.items()}
     problems = [
         Problem(
             f"a step at {rate:g} can move {share:.1%} of the {part} weights in {dtype}: in the others it is"
             " rounded away, and nothing adds up",
             f"train.{part}_learning_rate",
-            "set train.weights to float32, or raise the learning rate",
+            "raise it" if dtype == "float32" else "set train.weights to float32, or raise it",
         )
-        for part, rate, dtype, share in rows
+        for (part, rate, dtype), share in shares.items()
         if not share >= LEAST
     ]
+    rows = [(part, f"{rate:g}", dtype, f"{share:.1%}") for (part, rate, dtype), share in shares.items()]
     table = Table("Weights that a step can move", ("part", "learning rate", "type", "share"), rows)
-    least = min((share for *_, share in rows), default=1.0)
+    least = min(shares.values(), default=1.0)
     return Verdict(
         f"a step can move at least {least:.1%} of the weights of each part", tuple(problems), (table,)
     )
