@@ -34,7 +34,7 @@ from qwendet.model.lora import fingerprint
 DECODER_LAYERS = 2
 """At least; one does not show what the next makes of it."""
 BYTES_A_PARAMETER = 20
-"""Two builds in float32, one made of both in float64, and a copy in float32."""
+"""One build in float64, which the other shares, a copy of it for another type, and that type."""
 BYTES_FOR_STATES = 4 * 2**30
 
 
