@@ -17,9 +17,9 @@ from pathlib import Path
 
 from benchmarks.report import parser, report
 from qwendet.data.samples import SampleFile
-from qwendet.detections import Detection, Prediction
 from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results
-from qwendet.model.checkpoint import read_manifest
+from qwendet.inference.detections import Detection, Prediction
+from qwendet.loading.checkpoint import read_manifest
 
 
 def run(*arguments: str) -> float:

@@ -13,10 +13,10 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.report import parser, report
-from qwendet.data.answer_grammar import AnswerGrammar
-from qwendet.data.answers import format_answer
+from qwendet.answers.format import format_answer
+from qwendet.answers.grammar import AnswerGrammar
 from qwendet.data.samples import DetectedObject
-from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary
+from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary
 
 BOXES = 20
 SIZE = (1288, 784)

@@ -21,13 +21,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.report import parser
-from qwendet.build_trainer import create_trainer
-from qwendet.config_file import build_config
-from qwendet.console import print_table
-from qwendet.data import encode
-from qwendet.data.shapes import PRETRAIN, write_dataset
+from qwendet.config.load import build_config
+from qwendet.console.console import print_table
+from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.encoding import encode
 from qwendet.model import detector
-from qwendet.training import DetectionTrainer
+from qwendet.training.build import create_trainer
+from qwendet.training.trainer import DetectionTrainer
 
 TABLE = Path(__file__).with_name("counts.json")
 SAMPLES, BATCH_SIZE, MOST_GROWTH = 16, 4, 0.02

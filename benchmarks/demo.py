@@ -15,17 +15,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from qwendet.config_file import load_config
-from qwendet.console import print_table, progress, setup
+from qwendet.config.load import load_config
+from qwendet.console.console import print_table, progress, setup
 from qwendet.data.samples import Sample, SampleFile
-from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.detections import Prediction
+from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results
-from qwendet.inference import Predictor
+from qwendet.inference.detections import Prediction
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import load
-from qwendet.pictures import save_pictures
 from qwendet.progress import shown_by, track
-from qwendet.run import train
+from qwendet.train import train
+from qwendet.visualization.pictures import save_pictures
 
 TRAINING_SCENES = 6400
 HELD_OUT_SCENES = 200

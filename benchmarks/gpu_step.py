@@ -82,8 +82,8 @@ def trainer_of(way: str, folder: Path, options: Any, clock: Any) -> Any:
         }
         loading = {"dtype": torch.float32, "attn_implementation": "sdpa"}
         return train_step.plain_way(folder, options.steps, clock, training, loading, options.batch_size)
-    from qwendet.build_trainer import create_trainer
-    from qwendet.config_file import build_config
+    from qwendet.config.load import build_config
+    from qwendet.training.build import create_trainer
 
     trainer = create_trainer(build_config(settings(folder, way, options), "benchmark"))
     trainer.add_callback(clock)

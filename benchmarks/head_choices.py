@@ -28,21 +28,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.report import parser
-from qwendet.config import LossConfig
-from qwendet.config_file import build_config
-from qwendet.console import print_table, setup
-from qwendet.data.encode import EncodedSample
+from qwendet.config.load import build_config
+from qwendet.config.schema import LossConfig
+from qwendet.console.console import print_table, setup
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.samples import SampleFile
-from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.encoding.encode import EncodedSample
 from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results
-from qwendet.inference import Predictor
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, load
 from qwendet.model import head as heads
 from qwendet.model.detector import DetectorOutput
 from qwendet.model.losses import LossManager, TokenLosses
 from qwendet.model.matching import Targets
-from qwendet.schedule import schedule
+from qwendet.training.lr_schedule import schedule
 
 SEEDS = (0, 1, 2)
 SETS = ("shapes", "bccd")

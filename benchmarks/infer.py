@@ -24,8 +24,8 @@ BATCH = 8
 
 def predictor_of(folder: Path, new_tokens: int) -> Any:
     """A predictor on a checkpoint with an untrained head."""
-    from qwendet.config_file import build_config
-    from qwendet.inference import Predictor
+    from qwendet.config.load import build_config
+    from qwendet.inference.predictor import Predictor
     from qwendet.loader import load
 
     settings = {
@@ -58,7 +58,7 @@ def ways_of(predictor: Any, new_tokens: int) -> dict[str, Callable[[list[Any]], 
     """What is timed: each takes samples in one batch and returns how many tokens it wrote."""
     import torch
 
-    from qwendet.model.generation import generate_answers
+    from qwendet.inference.generation import generate_answers
 
     bundle = predictor.bundle
     vlm, tokenizer = bundle.detector.vlm, bundle.processor.tokenizer

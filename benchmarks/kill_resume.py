@@ -24,15 +24,15 @@ from typing import Any
 import torch
 
 from benchmarks.report import parser, report
-from qwendet.config import Config
-from qwendet.config_file import build_config
-from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.config.load import build_config
+from qwendet.config.schema import Config
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.demo.tiny import write_untrained
 from qwendet.errors import CheckpointError
-from qwendet.model.checkpoint import read_manifest
-from qwendet.model.tiny import write_untrained
-from qwendet.resume import checkpoints, latest_checkpoint, step_of
-from qwendet.run import train
-from qwendet.training import STAGING
+from qwendet.loading.checkpoint import read_manifest
+from qwendet.train import train
+from qwendet.training.resume import checkpoints, latest_checkpoint, step_of
+from qwendet.training.trainer import STAGING
 
 STEPS, SAVE_STEPS = 6, 2
 

@@ -16,8 +16,8 @@ from qwendet.checks.loss.noise import GRADIENT, TOKEN_LOSS
 from qwendet.checks.loss.published import published_nll
 from qwendet.checks.loss.watched import Watched, numbers
 from qwendet.checks.subject import temporary_subject
-from qwendet.config_file import load_config
-from qwendet.model.checkpoint import dtype_name
+from qwendet.config.load import load_config
+from qwendet.loading.checkpoint import dtype_name
 
 
 def main() -> None:

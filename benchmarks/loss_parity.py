@@ -18,10 +18,10 @@ import torch.nn.functional as F
 
 from benchmarks.random_model import MODEL_INPUTS
 from benchmarks.report import parser, report
-from qwendet.config_file import build_config
-from qwendet.data.collate import Batch
-from qwendet.data.dataset import TrainingSamples
-from qwendet.data.shapes import PRETRAIN, write_dataset
+from qwendet.config.load import build_config
+from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.encoding.collate import Batch
+from qwendet.encoding.dataset import TrainingSamples
 from qwendet.loader import Bundle, load
 from qwendet.model.losses import LossManager, step_counts
 

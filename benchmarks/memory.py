@@ -20,13 +20,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.random_model import write_model
 from benchmarks.report import parser, report
-from qwendet.build_trainer import create_trainer
-from qwendet.config import Config
-from qwendet.config_file import build_config
-from qwendet.data.collate import Batch
-from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.memory import Workload, estimate_memory
-from qwendet.training import DetectionTrainer
+from qwendet.config.load import build_config
+from qwendet.config.schema import Config
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.encoding.collate import Batch
+from qwendet.training.build import create_trainer
+from qwendet.training.memory import Workload, estimate_memory
+from qwendet.training.trainer import DetectionTrainer
 
 WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {},

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks.report import parser, report
-from qwendet.console import print_table
+from qwendet.console.console import print_table
 
 KINDS = {"test_planted": "planted", "test_sound": "sound", "test_real": "sound"}
 SLOWEST = 8

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import parser, report
-from qwendet.config_file import build_config
+from qwendet.config.load import build_config
 from qwendet.data.samples import SampleFile
-from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.loader import Bundle, load
 from qwendet.model.build_head import build_head
 from qwendet.model.head import DetectionHead
 from qwendet.model.losses import LossManager, TokenLosses, step_counts
 from qwendet.model.matching import Targets
-from qwendet.parameter_groups import parameter_groups
+from qwendet.training.param_groups import parameter_groups
 
 STEPS, RATE = 240, 1e-4
 BATCHES, BATCH_SIZE = 4, 4

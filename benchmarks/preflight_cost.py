@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 from benchmarks.report import parser, report
-from qwendet.build_trainer import create_trainer
 from qwendet.checks.config.suite import require_config_checks
 from qwendet.checks.preflight import require_preflight
-from qwendet.config_file import load_config
+from qwendet.config.load import load_config
+from qwendet.training.build import create_trainer
 
 RUNS = 3
 RUN_SECONDS = 600.0

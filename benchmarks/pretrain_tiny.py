@@ -21,22 +21,22 @@ import torch
 from torch.utils.data import RandomSampler
 
 from benchmarks.probes import Probes
-from qwendet.callbacks import ProgressReport
-from qwendet.config import Config
-from qwendet.config_file import load_config
-from qwendet.console import progress, setup
-from qwendet.data.dataset import TrainingSamples
-from qwendet.data.shapes import PRETRAIN, PRIMER, World, write_dataset
+from qwendet.config.load import load_config
+from qwendet.config.schema import Config
+from qwendet.console.console import progress, setup
+from qwendet.demo.shapes import PRETRAIN, PRIMER, World, write_dataset
+from qwendet.demo.tiny import TINY_FOLDER, UNTRAINED
+from qwendet.encoding.dataset import TrainingSamples
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.model.checkpoint import save_checkpoint
+from qwendet.loading.checkpoint import save_checkpoint
 from qwendet.model.detector import Qwen25VLWithDetection
-from qwendet.model.tiny import TINY_FOLDER, UNTRAINED
-from qwendet.parameter_groups import freeze_groups
 from qwendet.progress import shown_by
-from qwendet.run import evaluate, train
-from qwendet.training import DetectionTrainer
-from qwendet.training_arguments import training_arguments
+from qwendet.train import evaluate, train
+from qwendet.training.arguments import training_arguments
+from qwendet.training.callbacks import ProgressReport
+from qwendet.training.param_groups import freeze_groups
+from qwendet.training.trainer import DetectionTrainer
 
 SECOND_STAGE = (
     "data.train=data/second.jsonl",

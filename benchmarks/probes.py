@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwendet.boxes import cxcywh_to_xyxy
-from qwendet.data.collate import Batch
+from qwendet.encoding.collate import Batch
 from qwendet.loader import Bundle
 
 MAX_ROWS = 8  # of image tokens; their columns likewise

@@ -51,7 +51,7 @@ def write_model(
     from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from qwendet.model.processor import ImageTextProcessor, save_processor
+    from qwendet.loading.processor import ImageTextProcessor, save_processor
 
     tokenizer = AutoTokenizer.from_pretrained(PROCESSOR, padding_side="left")
     text, vision = (FULL_SIZE_TEXT, FULL_SIZE_VISION) if full_size else (TEXT, VISION)

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qwendet.console import print_table
+from qwendet.console.console import print_table
 
 VERSIONED = ("torch", "transformers", "typer", "pydantic")
 

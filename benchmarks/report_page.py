@@ -23,10 +23,10 @@ from selenium.webdriver.chrome.service import Service
 
 from benchmarks.report import parser, report
 from qwendet.data.samples import DetectedObject, Sample, Turn
-from qwendet.detections import Detection, Prediction, Source
 from qwendet.evaluation.coco import coco_ground_truth
 from qwendet.evaluation.command import Evaluation
 from qwendet.evaluation.scores import score_run
+from qwendet.inference.detections import Detection, Prediction, Source
 from qwendet.report import write_report
 
 LABELS = ("cat", "dog", "<script>document.title = 'stolen'</script>", "圆", "traffic light")

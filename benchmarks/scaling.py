@@ -23,12 +23,12 @@ import numpy as np
 import torch
 
 from benchmarks.report import parser, report
-from qwendet.config import Config
-from qwendet.config_file import build_config
-from qwendet.data.answers import format_answer, parse_answer
-from qwendet.data.encode import Encoder
+from qwendet.answers.format import format_answer, parse_answer
+from qwendet.config.load import build_config
+from qwendet.config.schema import Config
 from qwendet.data.samples import DetectedObject, Sample, SampleFile
-from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.encoding.encode import Encoder
 from qwendet.loader import Bundle, load
 from qwendet.model.losses import LossManager, step_counts
 from qwendet.model.matching import Targets

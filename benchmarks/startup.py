@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.report import parser, report
-from qwendet.console import print_table
+from qwendet.console.console import print_table
 
 RUNS = 5
 SAMPLES = 100
@@ -29,7 +29,7 @@ QWENDET = [sys.executable, "-m", "qwendet"]
 
 def prepare(folder: Path) -> dict[str, list[str]]:
     """Write data and a checkpoint; the commands to time, by name."""
-    from qwendet.data.shapes import DEMO, write_dataset
+    from qwendet.demo.shapes import DEMO, write_dataset
 
     train = write_dataset(DEMO, folder / "train.jsonl", SAMPLES, seed=0)
     config = folder / "config.yaml"
@@ -95,7 +95,9 @@ def main() -> None:
             )
     counted = rounds[1:]  # the first fills the caches
     figures = {f"{name}_seconds": statistics.median(row[name] for row in counted) for name in counted[0]}
-    print_table("Slowest imports of train", ("module", "ms by itself"), slowest_imports("import qwendet.run"))
+    print_table(
+        "Slowest imports of train", ("module", "ms by itself"), slowest_imports("import qwendet.train")
+    )
     report(figures, options.json)
 
 

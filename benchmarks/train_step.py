@@ -109,8 +109,8 @@ def _counting(collator: Any, shapes: list[tuple[int, int]]) -> Any:
 
 
 def _ours(way: str, folder: Path, steps: int, clock: Any) -> Any:
-    from qwendet.build_trainer import create_trainer
-    from qwendet.config_file import build_config
+    from qwendet.config.load import build_config
+    from qwendet.training.build import create_trainer
 
     trainer = create_trainer(build_config(settings(folder, way, steps), "benchmark"))
     trainer.add_callback(clock)
@@ -138,10 +138,10 @@ def plain_way(
     from transformers import TrainingArguments
 
     from benchmarks.plain_training import Collator, plain_trainer
-    from qwendet.config import DEFAULT_REQUEST, DEFAULT_SYSTEM_PROMPT
-    from qwendet.config_file import build_config
-    from qwendet.data.dataset import TrainingSamples
-    from qwendet.data.order import EpochOrder
+    from qwendet.config.load import build_config
+    from qwendet.config.schema import DEFAULT_REQUEST, DEFAULT_SYSTEM_PROMPT
+    from qwendet.encoding.dataset import TrainingSamples
+    from qwendet.training.sampler import EpochOrder
 
     lines = (folder / "data" / "photographs.jsonl").read_bytes().splitlines(keepends=True)
     unread: Any = None

@@ -11,20 +11,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwendet.build_trainer import create_trainer
-    from qwendet.config_file import load_config
-    from qwendet.inference import Predictor
+    from qwendet.config.load import load_config
+    from qwendet.inference.predictor import Predictor
     from qwendet.loader import load
+    from qwendet.training.build import create_trainer
 
     __version__: str
 
 __all__ = ["Predictor", "__version__", "create_trainer", "load", "load_config"]
 
 _HOMES = {
-    "Predictor": "qwendet.inference",
-    "create_trainer": "qwendet.build_trainer",
+    "Predictor": "qwendet.inference.predictor",
+    "create_trainer": "qwendet.training.build",
     "load": "qwendet.loader",
-    "load_config": "qwendet.config_file",
+    "load_config": "qwendet.config.load",
 }
 
 

@@ -16,13 +16,12 @@ from typing import Any
 
 from torch import Tensor
 
-from qwendet.config import Config, LoraConfig, require_hub_id
-from qwendet.data.collate import StandardDataCollator
-from qwendet.data.encode import Encoder
+from qwendet.config.schema import Config, LoraConfig, require_hub_id
 from qwendet.data.labels import resolve_labels
+from qwendet.encoding.collate import StandardDataCollator
+from qwendet.encoding.encode import Encoder
 from qwendet.errors import CheckpointError
-from qwendet.model.build_head import NEW_HEAD, build_head
-from qwendet.model.checkpoint import (
+from qwendet.loading.checkpoint import (
     Manifest,
     is_qwendet_checkpoint,
     load_head_weights,
@@ -31,13 +30,14 @@ from qwendet.model.checkpoint import (
     verify_files,
     verify_parameters,
 )
+from qwendet.loading.environment import settle
+from qwendet.loading.lora import add_adapter, fingerprint, load_adapter
+from qwendet.loading.processor import ImageTextProcessor, load_processor, require_fitting
+from qwendet.loading.weights import load_vlm, reading
+from qwendet.model.build_head import NEW_HEAD, build_head
 from qwendet.model.detector import Qwen25VLWithDetection
-from qwendet.model.environment import settle
-from qwendet.model.lora import add_adapter, fingerprint, load_adapter
 from qwendet.model.precision import AUTOCAST, float32_or_wider, group_of, trained_in_float32
-from qwendet.model.processor import ImageTextProcessor, load_processor, require_fitting
-from qwendet.model.published import load_vlm, reading
-from qwendet.model.source import Source, find_source
+from qwendet.source import Source, find_source
 
 logger = logging.getLogger("qwendet")
 

@@ -11,7 +11,7 @@ Advance = Callable[[int, str], None]
 """Called with the number of finished items and a short text to show, such as ``loss 1.23``."""
 
 Tracker = Callable[[str, int], AbstractContextManager[Advance]]
-"""Shows work: called with what is being done and the number of items, as ``qwendet.console.progress`` is."""
+"""Shows work: called with what is being done and the number of items, as ``console.progress`` is."""
 
 PLAIN_STEP = 0.1  # share of the work between two lines of progress without a terminal
 PLAIN_SECONDS = 30.0  # … or seconds

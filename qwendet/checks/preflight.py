@@ -21,10 +21,10 @@ from qwendet.checks.loss import suite as loss
 from qwendet.checks.result import Result, Table
 from qwendet.checks.runner import require_known
 from qwendet.checks.subject import temporary_subject
-from qwendet.config import Config
+from qwendet.config.schema import Config
 from qwendet.errors import Problem, QwendetError
-from qwendet.interlude import own_precision
 from qwendet.loader import Bundle
+from qwendet.training.interlude import own_precision
 
 logger = logging.getLogger("qwendet")
 

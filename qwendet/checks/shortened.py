@@ -23,13 +23,13 @@ from torch import nn
 
 from qwendet.checks.once import once
 from qwendet.checks.subject import Subject
-from qwendet.config import Config
+from qwendet.config.schema import Config
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle
+from qwendet.loading.checkpoint import published_weights
+from qwendet.loading.lora import fingerprint
 from qwendet.model.attention import exact_attention
-from qwendet.model.checkpoint import published_weights
 from qwendet.model.detector import Qwen25VLWithDetection
-from qwendet.model.lora import fingerprint
 
 DECODER_LAYERS = 2
 """At least; one does not show what the next makes of it."""

@@ -18,17 +18,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from qwendet.build_trainer import create_trainer, trainer_of
-from qwendet.config import Config
-from qwendet.data.collate import Batch
-from qwendet.data.dataset import TrainingSamples
-from qwendet.data.encode import EncodedSample
+from qwendet.config.schema import Config
 from qwendet.data.samples import Sample, Turn
+from qwendet.encoding.collate import Batch
+from qwendet.encoding.dataset import TrainingSamples
+from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import ConfigError, DataError
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.model.checkpoint import published_weights, save_checkpoint
-from qwendet.training import DetectionTrainer
+from qwendet.loading.checkpoint import published_weights, save_checkpoint
+from qwendet.training.build import create_trainer, trainer_of
+from qwendet.training.trainer import DetectionTrainer
 
 SMALL = 50_000_000
 """Parameters up to which a model is copied, moved and computed in float64."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qwendet.data.collate import Batch, to_device
+from qwendet.encoding.collate import Batch, to_device
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
 from qwendet.model.head import HeadOutput
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def complete_config(incomplete: str) -> list[str]:
     """YAML files and folders that begin so, and the names of the examples."""
-    from qwendet.config_file import example_names
+    from qwendet.config.load import example_names
 
     folder, _, start = incomplete.rpartition("/")
     base = Path(folder or ("/" if incomplete.startswith("/") else "."))
@@ -24,7 +24,7 @@ def complete_config(incomplete: str) -> list[str]:
 
 def complete_setting(incomplete: str) -> list[str]:
     """Dotted keys of the config that begin so, up to the equals sign."""
-    from qwendet.config_problems import known_keys
+    from qwendet.config.problems import known_keys
 
     keys = known_keys()
     leaves = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]

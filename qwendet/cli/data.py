@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from qwendet import console
 from qwendet.cli.group import StagedGroup
 from qwendet.cli.options import FromOption, RecordFormatOption, command_line
+from qwendet.console import console
 
 if TYPE_CHECKING:
     from qwendet.data.choose_pool import PoolReport

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from qwendet import console
 from qwendet.cli.options import (
     DecodeOption,
     FormatOption,
@@ -19,6 +18,7 @@ from qwendet.cli.options import (
     image_depth,
 )
 from qwendet.cli.validate import report_and_exit
+from qwendet.console import console
 from qwendet.files import require_place
 
 RootOption = Annotated[

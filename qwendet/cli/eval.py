@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwendet import console
 from qwendet.cli.options import CheckpointArgument, ModeOption, RecordFormatOption, SetOption, command_line
+from qwendet.console import console
 from qwendet.files import require_place
-from qwendet.sharding import is_first_process, joined_processes
+from qwendet.inference.sharding import is_first_process, joined_processes
 
 if TYPE_CHECKING:
     from qwendet.evaluation.command import Evaluation

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from qwendet import console
 from qwendet.cli.options import CheckpointArgument, RecordFormatOption
+from qwendet.console import console
 from qwendet.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qwendet.export import ExportSummary
+    from qwendet.export.directory import ExportSummary
 
 
 def export(
@@ -39,7 +39,7 @@ def export(
     """Write a merged, plain Hugging Face directory, for transformers and vLLM."""
     console.set_format(output_format)
     size, shard_size = _size(image_size), _shard_size(max_shard_size)
-    from qwendet.export import export as run_export
+    from qwendet.export.directory import export as run_export
 
     summary = run_export(
         checkpoint,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwendet import console
 from qwendet.cli.options import (
     CheckpointArgument,
     ModeOption,
@@ -17,11 +16,12 @@ from qwendet.cli.options import (
     command_line,
     split_labels,
 )
+from qwendet.console import console
 from qwendet.files import require_place
-from qwendet.sharding import is_first_process
+from qwendet.inference.sharding import is_first_process
 
 if TYPE_CHECKING:
-    from qwendet.infer_command import InferSummary
+    from qwendet.infer import InferSummary
 
 
 InputsArgument = Annotated[
@@ -67,7 +67,7 @@ def infer(
         require_place(output, "--output")
     if visualize is not None:
         require_place(visualize, "--visualize", is_folder=True)
-    from qwendet.infer_command import infer as run_inference
+    from qwendet.infer import infer as run_inference
 
     summary = run_inference(
         checkpoint,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from qwendet import console
 from qwendet.cli.options import RecordFormatOption
+from qwendet.console import console
 
 
 def init(
@@ -28,7 +28,7 @@ def init(
 ) -> None:
     """Write a config whose values are computed from the data, and say on each line from what."""
     console.set_format(output_format)
-    from qwendet.starter.project import init_project
+    from qwendet.init.project import init_project
 
     summary = init_project(directory, tiny=tiny, model=model, data=data)
     if console.is_for_machine():

@@ -11,9 +11,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from qwendet import console
 from qwendet.cli import data, data_check, eval, export, infer, init, train, validate
 from qwendet.cli.group import StagedGroup
+from qwendet.console import console
 from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
 from qwendet.progress import shown_by
 

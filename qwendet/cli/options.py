@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from qwendet.cli.completion import complete_check, complete_config, complete_setting
-from qwendet.console import Format
+from qwendet.console.console import Format
 from qwendet.errors import ConfigError
 
 CONFIG_FIX = "give it once: qwendet COMMAND CONFIG, or qwendet COMMAND --config NAME"

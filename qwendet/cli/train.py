@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwendet import console
 from qwendet.cli.options import (
     ConfigArgument,
     ConfigOption,
@@ -16,11 +15,12 @@ from qwendet.cli.options import (
     command_line,
     config_name,
 )
-from qwendet.sharding import is_first_process
+from qwendet.console import console
+from qwendet.inference.sharding import is_first_process
 
 if TYPE_CHECKING:
-    from qwendet.config import Config
-    from qwendet.run import RunSummary
+    from qwendet.config.schema import Config
+    from qwendet.train import RunSummary
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
@@ -36,11 +36,13 @@ def train(
 ) -> None:
     """Train a detector; config and data are checked before it starts."""
     console.set_format(output_format)
-    from qwendet.config_file import load_config
+    from qwendet.config.load import load_config
 
     name = config_name(config, named)
     loaded = load_config(name, settings or ())
-    from qwendet.run import train as run_training  # imports torch: seconds that a broken config need not wait
+    from qwendet.train import (
+        train as run_training,  # imports torch: seconds that a broken config need not wait
+    )
 
     with console.nothing_but_results():
         summary = run_training(loaded, resume=resume)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from qwendet import console
 from qwendet.cli.options import (
     CheckpointOption,
     ConfigArgument,
@@ -24,6 +23,7 @@ from qwendet.cli.options import (
     config_name,
     image_depth,
 )
+from qwendet.console import console
 
 if TYPE_CHECKING:
     from qwendet.checks.result import Result, Table
@@ -45,7 +45,7 @@ def validate_config(
     console.set_format(output_format)
     from qwendet.checks.config.scan import available_cores
     from qwendet.checks.config.suite import Thoroughness, run_config_checks
-    from qwendet.config_file import load_config
+    from qwendet.config.load import load_config
 
     how = Thoroughness(image_depth(decode, no_images), tokens, workers or available_cores())
     name = config_name(config, named)
@@ -66,7 +66,7 @@ def validate_loss(
     """Prove that what is back-propagated is what is meant, on the config's own model and data."""
     console.set_format(output_format)
     from qwendet.checks.ids import LOSS_IDS
-    from qwendet.config_file import load_config
+    from qwendet.config.load import load_config
 
     _require_known_or_list(only or (), LOSS_IDS, list_ids=list_ids)
     name = config_name(config, named)
@@ -93,7 +93,7 @@ def check_consistency(
     """Prove that the model which is trained is the model which is served."""
     console.set_format(output_format)
     from qwendet.checks.ids import CONSISTENCY_IDS
-    from qwendet.config_file import load_config
+    from qwendet.config.load import load_config
 
     _require_known_or_list(only or (), CONSISTENCY_IDS, list_ids=list_ids)
     name = config_name(config, named)
@@ -128,7 +128,7 @@ def validate(
     from qwendet.checks.config.scan import available_cores
     from qwendet.checks.config.suite import Thoroughness
     from qwendet.checks.ids import all_ids
-    from qwendet.config_file import load_config
+    from qwendet.config.load import load_config
 
     _require_known_or_list(only or (), all_ids(), list_ids=list_ids)
     name = config_name(config, named)

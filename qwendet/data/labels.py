@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qwendet.config import Config
+from qwendet.config.schema import Config
 from qwendet.data.samples import SampleFile, check_label
 from qwendet.errors import DataError
 

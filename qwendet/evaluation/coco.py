@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from qwendet.data.samples import Sample
-from qwendet.detections import Prediction, Source
+from qwendet.inference.detections import Prediction, Source
 
 METRICS = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",

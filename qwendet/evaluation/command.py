@@ -12,9 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qwendet.data.inputs import with_teachers
 from qwendet.data.samples import Sample
-from qwendet.detections import Prediction, Source
 from qwendet.errors import ConfigError, DataError
 from qwendet.evaluation.coco import coco_ground_truth
 from qwendet.evaluation.compare import Comparison, compare_runs
@@ -23,7 +21,9 @@ from qwendet.evaluation.matches import IOU_THRESHOLD
 from qwendet.evaluation.saved import align, read_runs
 from qwendet.evaluation.scores import SCORE_MEANINGS, Run, run_name, score_run
 from qwendet.files import atomic_file, find_folder
-from qwendet.inference import Predictor
+from qwendet.inference.detections import Prediction, Source
+from qwendet.inference.inputs import with_teachers
+from qwendet.inference.predictor import Predictor
 from qwendet.progress import track
 
 

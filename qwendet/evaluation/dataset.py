@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 
 from qwendet.data.formats.convert import Conversion, conversion_notes, convert_dataset
 from qwendet.data.formats.detect import detect_format
-from qwendet.data.inputs import collect_samples, require_images
 from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.errors import DataError
+from qwendet.inference.inputs import collect_samples, require_images
 
 MEASURED_SPLITS = ("test", "val", "all", "train")
 """Splits in the order in which a folder's is chosen: best are images that training never saw."""

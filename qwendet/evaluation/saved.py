@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwendet.data.answer_facts import AnswerFacts
-from qwendet.detections import Detection, Prediction, Source
+from qwendet.answers.diagnostics import AnswerFacts
 from qwendet.errors import DataError
+from qwendet.inference.detections import Detection, Prediction, Source
 
 SOURCES: tuple[Source, ...] = ("head", "text")
 _FIX = "give a JSON file of `qwendet eval --json`, a JSONL file of `infer` or `train`, or a checkpoint"

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qwendet.detections import Prediction, Source
 from qwendet.evaluation.coco import coco_results, match, summarise
 from qwendet.evaluation.matches import FloatArray, Matches, matches_of
+from qwendet.inference.detections import Prediction, Source
 
 SCORE_MEANINGS: dict[Source, str] = {
     "head": "probability by the detection head",

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from qwendet.config import Config
-from qwendet.data.dataset import open_samples, usable_samples
+from qwendet.config.schema import Config
 from qwendet.data.images import open_image
 from qwendet.data.samples import Sample
-from qwendet.detections import Prediction, Source
+from qwendet.encoding.dataset import open_samples, usable_samples
 from qwendet.evaluation.coco import coco_ground_truth, coco_metrics, coco_results
-from qwendet.inference import Predictor
+from qwendet.inference.detections import Prediction, Source
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle
-from qwendet.pictures import draw_boxes, draw_detections, shrunk, side_by_side
 from qwendet.progress import Advance, no_advance
+from qwendet.visualization.pictures import draw_boxes, draw_detections, shrunk, side_by_side
 
 PICTURES = 4
 MOST_SIDE = 640  # pixels of a picture's image: it is kept for every evaluation

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from qwendet.config import Config, DetectionConfig
+from qwendet.config.schema import Config, DetectionConfig
 from qwendet.errors import CheckpointError, ConfigError
 from qwendet.model.head import DetectionHead, HeadShape
 

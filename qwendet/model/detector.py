@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from qwendet.data.collate import Batch
+from qwendet.encoding.collate import Batch
 from qwendet.errors import EnvironmentLacksError
 from qwendet.model.by_sample import apart
 from qwendet.model.cross_entropy import linear_cross_entropy
@@ -51,7 +51,7 @@ class Qwen25VLWithDetection(nn.Module):
         autocast: type that the published model multiplies in; ``None`` is that of its weights.
     """
 
-    accepts_loss_kwargs = False  # the Trainer's own scaling is not used: see qwendet.training
+    accepts_loss_kwargs = False  # the Trainer's own scaling is not used: see qwendet.training.trainer
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Qwen25VLWithDetection(nn.Module):
         )
 
     def forward(self, batch: Batch, *, with_tokens: bool = True) -> DetectorOutput:
-        """Run the model on a batch of :class:`~qwendet.data.collate.StandardDataCollator`.
+        """Run the model on a batch of :class:`~qwendet.encoding.collate.StandardDataCollator`.
 
         Args:
             batch: the batch; targets in it are not looked at.

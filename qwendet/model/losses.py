@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwendet.boxes import cxcywh_to_xyxy, paired_iou_and_giou
-from qwendet.config import LossConfig
-from qwendet.data.collate import Batch
+from qwendet.config.schema import LossConfig
+from qwendet.encoding.collate import Batch
 from qwendet.model.head import HeadOutput
 from qwendet.model.matching import CostWeights, Matches, Targets, match
 from qwendet.model.precision import float32_or_wider

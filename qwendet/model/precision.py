@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from qwendet.config import Config
+from qwendet.config.schema import Config
 
 AUTOCAST = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The type that ``train.autocast``, resolved, multiplies in."""

@@ -13,12 +13,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from qwendet.config import Config
-from qwendet.config_file import build_config
+from qwendet.config.load import build_config
+from qwendet.config.schema import Config
+from qwendet.demo.tiny import write_untrained
 from qwendet.files import atomic_folder, sha256_of_file
 from qwendet.loader import Bundle, load
-from qwendet.model.checkpoint import save_checkpoint
-from qwendet.model.tiny import write_untrained
+from qwendet.loading.checkpoint import save_checkpoint
 
 MakeConfig = Callable[..., Config]
 

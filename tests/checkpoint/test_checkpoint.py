@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 import qwendet.loader
-from qwendet.config import Config
+from qwendet.config.schema import Config
 from qwendet.errors import CheckpointError, DataError
 from qwendet.files import atomic_file, atomic_folder, find_folder, sha256_of_file
-from qwendet.inference import Predictor
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, config_of_checkpoint, load, restore
-from qwendet.model.checkpoint import (
+from qwendet.loading.checkpoint import (
     describe_parameters,
     files_of,
     read_manifest,

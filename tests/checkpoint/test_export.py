@@ -19,19 +19,19 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import qwendet.export
+import qwendet.export.directory
 from qwendet.cli.main import app
-from qwendet.config import Config
-from qwendet.data.inputs import sample_of_image
-from qwendet.data.prompts import request_text
-from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.config.schema import Config
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.encoding.prompts import request_text
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
-from qwendet.export import export
-from qwendet.inference import Predictor
+from qwendet.export.directory import export
+from qwendet.export.onnx import Head
+from qwendet.inference.inputs import sample_of_image
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, load
-from qwendet.model.checkpoint import files_of
-from qwendet.model.lora import is_adapter
-from qwendet.model.onnx import Head
+from qwendet.loading.checkpoint import files_of
+from qwendet.loading.lora import is_adapter
 
 HEAD = "head/detection_head.safetensors"
 MakeConfig = Callable[..., Config]
@@ -227,7 +227,7 @@ def test_export__what_differs_after_reloading_leaves_nothing(
         return bundle
 
     calls: list[Bundle] = []
-    monkeypatch.setattr(qwendet.export, "load", load_changed)
+    monkeypatch.setattr(qwendet.export.directory, "load", load_changed)
     with pytest.raises(CheckpointError, match=r"patch_embed.proj.weight is not what was written"):
         export(saved, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -241,8 +241,8 @@ def test_export__a_merge_that_is_more_than_rounding_is_refused(
         with torch.no_grad():
             vlm.get_parameter("model.language_model.norm.weight").mul_(1.01)
 
-    merge = qwendet.export.merge_adapter
-    monkeypatch.setattr(qwendet.export, "merge_adapter", merge_wrongly)
+    merge = qwendet.export.directory.merge_adapter
+    monkeypatch.setattr(qwendet.export.directory, "merge_adapter", merge_wrongly)
     with pytest.raises(CheckpointError, match=r"the merged model's logits differ by 1\.0e-02 of their size"):
         export(adapter, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -288,7 +288,7 @@ def test_onnx__a_size_that_no_image_has_is_refused(saved: Path, tmp_path: Path) 
 def test_onnx__without_its_packages_ends_with_code_3(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwendet.model.onnx.PACKAGES", ("no_such_package",))
+    monkeypatch.setattr("qwendet.export.onnx.PACKAGES", ("no_such_package",))
     with pytest.raises(EnvironmentLacksError, match="ONNX needs the package no_such_package") as caught:
         export(saved, tmp_path / "out", onnx_size=(112, 112))
     assert caught.value.exit_code == 3

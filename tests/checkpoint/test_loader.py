@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from qwendet.config import Config
+from qwendet.config.schema import Config
+from qwendet.demo import tiny
 from qwendet.errors import CheckpointError, DataError, EnvironmentLacksError
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.model import tiny
 from qwendet.model.head import DetectionHead, HeadShape
 
 MakeConfig = Callable[..., Config]

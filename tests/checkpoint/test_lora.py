@@ -15,19 +15,19 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from qwendet.build_trainer import create_trainer
-from qwendet.config import Config
+from qwendet.config.schema import Config
 from qwendet.data.samples import SampleFile
-from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.demo.tiny import TINY_FOLDER, write_untrained
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
-from qwendet.inference import Predictor
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.model.checkpoint import files_of
-from qwendet.model.lora import fingerprint, is_adapter, merge_adapter
+from qwendet.loading.checkpoint import files_of
+from qwendet.loading.lora import fingerprint, is_adapter, merge_adapter
 from qwendet.model.precision import group_of
-from qwendet.model.tiny import TINY_FOLDER, write_untrained
-from qwendet.parameter_groups import freeze_groups, parameter_groups
-from qwendet.run import train
+from qwendet.train import train
+from qwendet.training.build import create_trainer
+from qwendet.training.param_groups import freeze_groups, parameter_groups
 
 MakeConfig = Callable[..., Config]
 SaveBundle = Callable[[Bundle, Path], Path]

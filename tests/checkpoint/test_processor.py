@@ -15,9 +15,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from qwendet.config import Config
+from qwendet.config.schema import Config
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.model.processor import ImageTextProcessor, load_processor, save_processor
+from qwendet.loading.processor import ImageTextProcessor, load_processor, save_processor
 
 MakeConfig = Callable[..., Config]
 SaveBundle = Callable[[Bundle, Path], Path]

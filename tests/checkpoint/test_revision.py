@@ -16,16 +16,16 @@ from torch import Tensor
 from qwendet.checks.config.memory import run_memory_check
 from qwendet.checks.consistency.suite import run_consistency_checks
 from qwendet.checks.subject import temporary_subject
-from qwendet.config import Config
-from qwendet.config_file import load_config
-from qwendet.data.inputs import sample_of_image
-from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.config.load import load_config
+from qwendet.config.schema import Config
+from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
-from qwendet.inference import Predictor
+from qwendet.export.model_card import render_card
+from qwendet.inference.inputs import sample_of_image
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, load, load_encoder
-from qwendet.model.checkpoint import read_manifest
-from qwendet.model.source import find_source
-from qwendet.model_card import render_card
+from qwendet.loading.checkpoint import read_manifest
+from qwendet.source import find_source
 
 MakeConfig = Callable[..., Config]
 SaveBundle = Callable[[Bundle, Path], Path]
@@ -199,7 +199,7 @@ def test_load__what_the_machine_lacks_is_told_before_anything_is_downloaded(
     hub: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("qwendet.model.source.snapshot_download", lambda path, **kwargs: asked.append(path))
+    monkeypatch.setattr("qwendet.source.snapshot_download", lambda path, **kwargs: asked.append(path))
     config = make_config(model={"path": HUB_ID, "attn_implementation": "flash_attention_2"})
     with pytest.raises(EnvironmentLacksError, match="flash_attention_2 needs a CUDA GPU"):
         load(config, for_inference=False)

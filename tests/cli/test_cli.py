@@ -75,7 +75,7 @@ def test_package__has_its_api_in_dir_and_refuses_other_names() -> None:
 
 def test_package__gives_load_config_and_version() -> None:
     import qwendet as package
-    from qwendet.config_file import load_config
+    from qwendet.config.load import load_config
 
     assert package.load_config is load_config
     assert package.__version__[0].isdigit()
@@ -227,7 +227,7 @@ def raise_from_load_config(monkeypatch: pytest.MonkeyPatch, error: BaseException
     def fail(*arguments: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr("qwendet.config_file.load_config", fail)
+    monkeypatch.setattr("qwendet.config.load.load_config", fail)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_interrupt__is_130(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_terminate__is_143(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwendet.config_file.load_config", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("qwendet.config.load.load_config", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert qwendet("train", "x").code == 143
 
 
@@ -294,7 +294,7 @@ def test_train__stopped_names_the_resume_command(
     qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, project: Path, stopped_by: str, code: int
 ) -> None:
     summary = SimpleNamespace(output_dir=Path("run"), final=None, metrics=None, stopped_by=stopped_by)
-    fake_module(monkeypatch, "qwendet.run", train=lambda *_, **__: summary)
+    fake_module(monkeypatch, "qwendet.train", train=lambda *_, **__: summary)
     ending = qwendet("train", project, "--set", "train.seed=1")
     assert ending.code == code
     assert f"Stopped by {stopped_by}; a checkpoint was saved in run." in ending.err
@@ -312,7 +312,7 @@ def test_train__prints_metrics_and_the_next_step(
             output_dir=Path("run"), final=Path("run/final"), metrics={"head/AP50": 0.5}, stopped_by=""
         )
 
-    fake_module(monkeypatch, "qwendet.run", train=train)
+    fake_module(monkeypatch, "qwendet.train", train=train)
     ending = qwendet("train", project, "--resume", "--set", "train.max_steps=7")
     assert ending.code == 0
     assert calls == [{"steps": 7, "resume": True}]
@@ -331,7 +331,7 @@ def test_infer__prints_lines_on_stdout_only(qwendet: Qwendet, monkeypatch: pytes
             images=2, detections=1, rejected=0, output=None, lines=['{"a": 1}', '{"b": 2}']
         )
 
-    fake_module(monkeypatch, "qwendet.infer_command", infer=infer)
+    fake_module(monkeypatch, "qwendet.infer", infer=infer)
     ending = qwendet("infer", "run/final", "a.png", "b", "--labels", "cat, red dot", "--mode", "both")
     assert ending.code == 0
     assert ending.out == '{"a": 1}\n{"b": 2}\n'
@@ -346,7 +346,7 @@ def test_infer__prints_lines_on_stdout_only(qwendet: Qwendet, monkeypatch: pytes
 
 
 def test_infer__refuses_an_empty_label(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_module(monkeypatch, "qwendet.infer_command", infer=None)
+    fake_module(monkeypatch, "qwendet.infer", infer=None)
     ending = qwendet("infer", "run/final", "a.png", "--labels", "cat,,dog")
     assert ending.code == 2
     assert "expected different labels" in ending.err

@@ -213,12 +213,12 @@ def test_train__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folde
     done = SimpleNamespace(
         output_dir=Path("run"), final=Path("run/final"), metrics={"head/AP": 0.5}, stopped_by=""
     )
-    fake(monkeypatch, "qwendet.run", train=lambda *_, **__: print("a library speaks") or done)
+    fake(monkeypatch, "qwendet.train", train=lambda *_, **__: print("a library speaks") or done)
     ending, record = run_json(qwendet, "train", "tiny.yaml")
     assert (ending.code, record["ok"], record["metrics"]) == (0, True, {"head/AP": 0.5})
     assert record["next"] == "qwendet eval run/final tiny/val.jsonl --report run/report"
     stopped = SimpleNamespace(output_dir=Path("run"), final=None, metrics=None, stopped_by="SIGINT")
-    fake(monkeypatch, "qwendet.run", train=lambda *_, **__: stopped)
+    fake(monkeypatch, "qwendet.train", train=lambda *_, **__: stopped)
     ending, record = run_json(qwendet, "train", "tiny.yaml")
     assert (ending.code, record["ok"], record["stopped_by"]) == (130, False, "SIGINT")
     assert record["next"] == "qwendet train tiny.yaml --resume"
@@ -226,7 +226,7 @@ def test_train__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folde
 
 def test_infer__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     done = SimpleNamespace(images=1, detections=2, rejected=0, output=None, lines=['{"image": "a"}'])
-    fake(monkeypatch, "qwendet.infer_command", infer=lambda *_, **__: done)
+    fake(monkeypatch, "qwendet.infer", infer=lambda *_, **__: done)
     _, record = run_json(qwendet, "infer", "run", "tiny", "--visualize", "pictures")
     assert record == {
         "ok": True, "checks": [], "images": 1, "detections": 2, "rejected": 0, "output": None,
@@ -239,7 +239,7 @@ def test_export__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, fold
     done = SimpleNamespace(
         output=Path("out"), num_parameters=7, dtype="float32", files=("a",), merge_error=None, graphs=()
     )
-    fake(monkeypatch, "qwendet.export", export=lambda *_, **options: calls.append(options) or done)
+    fake(monkeypatch, "qwendet.export.directory", export=lambda *_, **options: calls.append(options) or done)
     _, record = run_json(qwendet, "export", "run", "out", "--max-shard-size", "5gb")
     assert (record["parameters"], record["graphs"], record["next"]) == (7, {}, "vllm serve out")
     assert (calls[0]["max_shard_size"], calls[0]["onnx_size"]) == ("5GB", None)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.demo.shapes import DEMO, write_dataset
 
 STARTED = "training: "
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from qwendet.data import encode
+from qwendet.encoding import encode
 from qwendet.errors import DataError
 from tests.cli.conftest import Qwendet
 

@@ -23,18 +23,18 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-import qwendet.launcher
-import qwendet.run
-from qwendet.build_trainer import create_trainer
+import qwendet.train
+import qwendet.training.launcher
 from qwendet.checks.preflight import require_preflight
 from qwendet.cli.main import run as run_command
-from qwendet.config import Config
-from qwendet.config_file import load_config
+from qwendet.config.load import load_config
+from qwendet.config.schema import Config
+from qwendet.demo.tiny import write_untrained
 from qwendet.loader import Bundle
 from qwendet.model.losses import step_counts
-from qwendet.model.tiny import write_untrained
-from qwendet.run import train
-from qwendet.training import DetectionTrainer
+from qwendet.train import train
+from qwendet.training.build import create_trainer
+from qwendet.training.trainer import DetectionTrainer
 
 
 class NoteGradients(TrainerCallback):
@@ -81,7 +81,7 @@ def stop(config: Config, out: Path) -> None:
         trainer.add_callback(Kill())
         return trainer
 
-    qwendet.run.create_trainer = create
+    qwendet.train.create_trainer = create
     (out / f"{rank()}.txt").write_text(train(config).stopped_by, encoding="utf-8")
 
 
@@ -133,7 +133,7 @@ def fsdp(config: Config, out: Path) -> None:
         trainer.add_callback(Look(trainer.bundle.detector))
         return trainer
 
-    qwendet.run.create_trainer, qwendet.run.require_preflight = create, preflight
+    qwendet.train.create_trainer, qwendet.train.require_preflight = create, preflight
     train(config, resume=job.get("resume", False))
 
 
@@ -146,8 +146,8 @@ def _fsdp_without_a_gpu() -> None:
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     torch.distributed.init_process_group("gloo")
-    problems = qwendet.launcher._fsdp_problems
-    qwendet.launcher._fsdp_problems = lambda has_gpu, in_4bit: problems(True, in_4bit)
+    problems = qwendet.training.launcher._fsdp_problems
+    qwendet.training.launcher._fsdp_problems = lambda has_gpu, in_4bit: problems(True, in_4bit)
 
 
 def command(config: Path, out: Path) -> None:

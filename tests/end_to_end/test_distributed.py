@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.model.tiny import TINY_FOLDER
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.demo.tiny import TINY_FOLDER
 
 RANKS = Path(__file__).with_name("ranks.py")
 pytestmark = pytest.mark.slow

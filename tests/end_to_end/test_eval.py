@@ -15,10 +15,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from qwendet.cli.main import run
-from qwendet.config import Config, DataConfig, ModelConfig
-from qwendet.config_file import override_config
-from qwendet.data.shapes import PRETRAIN, write_dataset
-from qwendet.inference import Predictor
+from qwendet.config.load import override_config
+from qwendet.config.schema import Config, DataConfig, ModelConfig
+from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import load
 
 Command = Callable[..., tuple[int, str, str]]

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.model.checkpoint import read_manifest
-from qwendet.model.tiny import write_untrained
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.demo.tiny import write_untrained
+from qwendet.loading.checkpoint import read_manifest
 
 RANKS = Path(__file__).with_name("ranks.py")
 FSDP2 = {
@@ -167,12 +167,12 @@ class Done:
 
 
 FLOAT32_HEAD = """
-import qwendet.build_trainer, qwendet.loader
+import qwendet.training.build, qwendet.loader
 def load(config, **settings):
     bundle = qwendet.loader.load(config, **settings)
     bundle.detector.head.float()
     return bundle
-qwendet.build_trainer.load = load
+qwendet.training.build.load = load
 """
 DETECTOR = "from qwendet.model.detector import Qwen25VLWithDetection\n"
 UNTIED = DETECTOR + "del Qwen25VLWithDetection.tie_weights"

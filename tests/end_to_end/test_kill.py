@@ -18,19 +18,19 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-import qwendet.run
-from qwendet.build_trainer import create_trainer
-from qwendet.config import Config
-from qwendet.config_file import build_config
-from qwendet.data.dataset import TrainingSamples
-from qwendet.data.shapes import DEMO, write_dataset
+import qwendet.train
+from qwendet.config.load import build_config
+from qwendet.config.schema import Config
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.encoding.dataset import TrainingSamples
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
 from qwendet.evaluation.command import evaluate_checkpoint
 from qwendet.files import sha256_of_file
-from qwendet.infer_command import infer
-from qwendet.model.checkpoint import HEAD_WEIGHTS, read_manifest
-from qwendet.resume import checkpoints, latest_checkpoint, rotate
-from qwendet.run import train
+from qwendet.infer import infer
+from qwendet.loading.checkpoint import HEAD_WEIGHTS, read_manifest
+from qwendet.train import train
+from qwendet.training.build import create_trainer
+from qwendet.training.resume import checkpoints, latest_checkpoint, rotate
 
 MakeConfig = Callable[..., Config]
 STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
@@ -103,7 +103,7 @@ def with_callback(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], objec
         trainer.add_callback(BeforeStep())
         return trainer
 
-    monkeypatch.setattr(qwendet.run, "create_trainer", create)
+    monkeypatch.setattr(qwendet.train, "create_trainer", create)
 
 
 @pytest.mark.slow
@@ -131,9 +131,9 @@ def test_kill__five_times_anywhere_nothing_is_lost_and_all_runs_end_the_same(
 
 KILLED = """
 import os, pathlib, signal, sys
-import qwendet.run
-from qwendet.config import Config
-from qwendet.run import train
+import qwendet.train
+from qwendet.config.schema import Config
+from qwendet.train import train
 
 config, older, name = sys.argv[1:]
 sound = pathlib.Path.rename
@@ -145,7 +145,7 @@ def rename(self, target):
 
 pathlib.Path.rename = rename
 if older:
-    qwendet.run.latest_checkpoint = lambda run: pathlib.Path(older)
+    qwendet.train.latest_checkpoint = lambda run: pathlib.Path(older)
 train(Config.model_validate_json(config), resume=True)
 """
 

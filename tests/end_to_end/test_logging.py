@@ -20,20 +20,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from transformers import TrainerCallback
 
-from qwendet.boards import BoardReport
-from qwendet.build_trainer import create_trainer
-from qwendet.config import Config
-from qwendet.config_file import build_config
-from qwendet.data.ahead import StepsAhead
-from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.config.load import build_config
+from qwendet.config.schema import Config
+from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
 from qwendet.evaluation.validation import validate, validation_samples
-from qwendet.inference import Predictor
-from qwendet.interlude import interlude
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import load
-from qwendet.run import train
-from qwendet.training import DetectionTrainer
-from qwendet.training_log import TrainingLog, group_norms, step_volume
+from qwendet.train import train
+from qwendet.training.build import create_trainer
+from qwendet.training.interlude import interlude
+from qwendet.training.loggers import BoardReport
+from qwendet.training.metrics import TrainingLog, group_norms, step_volume
+from qwendet.training.prefetch import StepsAhead
+from qwendet.training.trainer import DetectionTrainer
 
 GROUPS = ("vision", "merger", "language", "head")
 SLOW = pytest.mark.slow
@@ -137,7 +137,8 @@ def test_row__norms_are_computed_only_where_a_row_is_logged(
 ) -> None:
     calls: list[int] = []
     monkeypatch.setattr(
-        "qwendet.training.group_norms", lambda groups, scale: calls.append(1) or group_norms(groups, scale)
+        "qwendet.training.trainer.group_norms",
+        lambda groups, scale: calls.append(1) or group_norms(groups, scale),
     )
     trainer, _ = trained(make_config(tmp_path / "run", train={"logging_steps": 3}))
     assert [row["step"] for row in rows_of(trainer)] == [3, 4]
@@ -177,7 +178,7 @@ def test_row__throughput_counts_samples_and_tokens_of_the_time_that_was_trained(
 ) -> None:
     """A clock of whole seconds, one a look: every figure can be told by hand."""
     log, clock = TrainingLog(), iter(range(0, 1000, 10))
-    monkeypatch.setattr("qwendet.training_log.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("qwendet.training.metrics.time.perf_counter", lambda: next(clock))
     log._clear()  # 0 s
     with log.waiting():  # 10 to 20 s
         pass
@@ -474,7 +475,7 @@ def test_wandb__that_is_not_installed_is_told_before_anything_is_loaded(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, find=None: None)
-    monkeypatch.setattr("qwendet.build_trainer.load", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("qwendet.training.build.load", lambda *args, **kwargs: pytest.fail("loaded"))
     config = make_config(tmp_path / "run", train={"report_to": "wandb"})
     for begin in (train, create_trainer):
         with pytest.raises(EnvironmentLacksError) as caught:

@@ -13,14 +13,14 @@ import safetensors.torch
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from qwendet.build_trainer import create_trainer
-from qwendet.config import Config
-from qwendet.config_file import build_config
-from qwendet.data.inputs import sample_of_image
-from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.inference import Predictor
-from qwendet.model.checkpoint import read_manifest
-from qwendet.training import DetectionTrainer
+from qwendet.config.load import build_config
+from qwendet.config.schema import Config
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.inference.inputs import sample_of_image
+from qwendet.inference.predictor import Predictor
+from qwendet.loading.checkpoint import read_manifest
+from qwendet.training.build import create_trainer
+from qwendet.training.trainer import DetectionTrainer
 
 VOCABULARY = 152_064
 STEPS = 5

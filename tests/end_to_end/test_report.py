@@ -19,10 +19,10 @@ from selenium.webdriver.support.ui import Select
 
 from benchmarks.report_page import FIRST_PICTURES_DECODED, LABELS, browser, invented_evaluation
 from qwendet.data.samples import DetectedObject, Sample, Turn
-from qwendet.detections import Detection, Prediction
 from qwendet.evaluation.coco import coco_ground_truth
 from qwendet.evaluation.command import Evaluation
 from qwendet.evaluation.scores import score_run
+from qwendet.inference.detections import Detection, Prediction
 from qwendet.report import write_report
 from qwendet.report.charts import calibration_of, confusion_of, curves_of
 from qwendet.report.errors import errors_of

@@ -14,9 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.inference import Predictor
-from qwendet.model.checkpoint import read_manifest
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.inference.predictor import Predictor
+from qwendet.loading.checkpoint import read_manifest
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from qwendet.config_file import build_config
-from qwendet.data.collate import to_device
+from qwendet.config.load import build_config
 from qwendet.data.samples import SampleFile
-from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.inference import Predictor
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.encoding.collate import to_device
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import load
-from qwendet.run import train
+from qwendet.train import train
 
 pytestmark = pytest.mark.gpu
 

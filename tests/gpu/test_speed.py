@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from qwendet.config_file import build_config
-from qwendet.data.collate import to_device
+from qwendet.config.load import build_config
 from qwendet.data.samples import SampleFile
-from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.encoding.collate import to_device
 from qwendet.loader import Bundle, load
 from qwendet.model.cross_entropy import linear_cross_entropy
 from qwendet.model.packing import require_isolation

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from mutmut.state import state
 
-from qwendet.config import Config, DataConfig, ModelConfig
+from qwendet.config.schema import Config, DataConfig, ModelConfig
 from qwendet.loader import load
 
 CALLED_BY_FIXTURE: dict[pytest.FixtureDef[Any], set[str]] = {}

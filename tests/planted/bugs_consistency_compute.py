@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
-from qwendet import inference
-from qwendet.data import collate, positions
-from qwendet.data.collate import Batch
+from qwendet.encoding import collate, positions
+from qwendet.encoding.collate import Batch
+from qwendet.inference import predictor as inference
+from qwendet.inference.generation import AnswersInProgress
 from qwendet.model import by_sample
 from qwendet.model.detector import Qwen25VLWithDetection
-from qwendet.model.generation import AnswersInProgress
 from tests.planted.bug import Bug
 from tests.planted.in_code import in_batch, in_reading, replacing
 

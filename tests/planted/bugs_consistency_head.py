@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from qwendet.data.collate import Batch
-from qwendet.data.encode import Encoder
+from qwendet.encoding.collate import Batch
+from qwendet.encoding.encode import Encoder
 from qwendet.model import head as head_module
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import HeadOutput, LabelEncoder

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qwendet import inference, loader
-from qwendet.data import encode, images
-from qwendet.data.encode import EncodedSample, Encoder
-from qwendet.inference import Predictor
+from qwendet import loader
+from qwendet.data import images
+from qwendet.encoding import encode
+from qwendet.encoding.encode import EncodedSample, Encoder
+from qwendet.inference import predictor as inference
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle
 from tests.planted.bug import Bug
 from tests.planted.in_code import Plant, at_inference, changing, replacing

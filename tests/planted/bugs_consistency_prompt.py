@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from qwendet import training
-from qwendet.data import encode
-from qwendet.data.encode import EncodedSample, Encoder
-from qwendet.inference import Predictor
+from qwendet.encoding import encode
+from qwendet.encoding.encode import EncodedSample, Encoder
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle
+from qwendet.training import trainer as training
 from tests.planted.bug import Bug
 from tests.planted.in_code import at_inference, changing, in_training, replacing
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from qwendet.data import collate, encode
-from qwendet.data.collate import IGNORED, Batch
-from qwendet.data.resize import rescale_xyxy
+from qwendet.encoding import collate, encode
+from qwendet.encoding.collate import IGNORED, Batch
+from qwendet.encoding.resize import rescale_xyxy
 from qwendet.errors import DataError
 from tests.planted.bug import Bug
 from tests.planted.in_code import Plant, in_batch, replacing

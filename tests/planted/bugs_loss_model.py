@@ -10,7 +10,7 @@ import pytest
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwendet.data.collate import Batch
+from qwendet.encoding.collate import Batch
 from qwendet.model import detector as detector_module
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
 from qwendet.model.head import DetectionHead

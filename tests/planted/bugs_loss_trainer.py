@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwendet import build_trainer, training
-from qwendet.data.collate import Batch
+from qwendet.encoding.collate import Batch
 from qwendet.model.losses import step_counts
-from qwendet.training import DetectionTrainer
+from qwendet.training import build as build_trainer
+from qwendet.training import trainer as training
+from qwendet.training.trainer import DetectionTrainer
 from tests.planted.bug import Bug
 from tests.planted.in_code import Plant, replacing
 

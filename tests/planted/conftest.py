@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qwendet.checks.result import Result
-from qwendet.config import Config
-from qwendet.config_file import load_config, override_config
+from qwendet.config.load import load_config, override_config
+from qwendet.config.schema import Config
 from qwendet.loader import Bundle, load
 from tests.planted.large import take_for_large, write_deep_model
 

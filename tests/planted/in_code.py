@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from qwendet import build_trainer, inference
 from qwendet.checks import subject
-from qwendet.data.collate import Batch, StandardDataCollator
+from qwendet.encoding.collate import Batch, StandardDataCollator
+from qwendet.inference import predictor as inference
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.training import build as build_trainer
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from qwendet.checks import subject as subject_module
-from qwendet.config import Config
-from qwendet.config_file import override_config
+from qwendet.config.load import override_config
+from qwendet.config.schema import Config
 from qwendet.files import atomic_folder
 from qwendet.loader import load
-from qwendet.model.checkpoint import save_checkpoint
+from qwendet.loading.checkpoint import save_checkpoint
 
 REPEATED = 9
 """Times that each of the embedded model's four decoder layers stands in the deep one."""

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from qwendet.checks.config.suite import Thoroughness, run_config_checks
-from qwendet.config_file import load_config
+from qwendet.config.load import load_config
 from qwendet.errors import QwendetError
 
 Record = dict[str, Any]

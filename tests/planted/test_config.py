@@ -9,9 +9,9 @@ import yaml
 
 from qwendet.checks.config import scan
 from qwendet.checks.config.suite import Thoroughness, known_ids, run_config_checks
-from qwendet.config_file import load_config
+from qwendet.config.load import load_config
 from qwendet.data.formats.convert import Conversion, convert_dataset
-from qwendet.data.shapes import DEMO, write_dataset
+from qwendet.demo.shapes import DEMO, write_dataset
 from tests.planted.bug import Bug
 from tests.planted.bugs_config import BUGS
 from tests.planted.planting import Project

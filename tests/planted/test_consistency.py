@@ -11,11 +11,11 @@ import pytest
 from qwendet.checks.consistency.suite import IDS, run_consistency_checks
 from qwendet.checks.result import Result
 from qwendet.checks.subject import Subject, temporary_subject
-from qwendet.config import Config
-from qwendet.config_file import override_config
+from qwendet.config.load import override_config
+from qwendet.config.schema import Config
 from qwendet.errors import ConfigError
 from qwendet.files import atomic_folder
-from qwendet.model.checkpoint import HEAD_WEIGHTS, save_checkpoint
+from qwendet.loading.checkpoint import HEAD_WEIGHTS, save_checkpoint
 from tests.planted.bug import Bug
 from tests.planted.bugs_checkpoint import FILE_BUGS
 from tests.planted.bugs_consistency_build import BUILD_BUGS

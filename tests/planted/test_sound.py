@@ -11,7 +11,7 @@ from qwendet.checks.consistency.runs import serving
 from qwendet.checks.consistency.suite import run_consistency_checks
 from qwendet.checks.loss.suite import run_loss_checks
 from qwendet.checks.subject import temporary_subject
-from qwendet.config_file import load_config
+from qwendet.config.load import load_config
 from tests.planted.planting import Project
 from tests.planted.sound import SOUND_RUNS, sized
 

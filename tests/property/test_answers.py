@@ -8,7 +8,7 @@ from collections.abc import Callable
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qwendet.data.answers import format_answer, parse_answer
+from qwendet.answers.format import format_answer, parse_answer
 from qwendet.data.samples import DetectedObject
 
 NUMBERS = st.floats(-50, 5000)

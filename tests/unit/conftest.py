@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from qwendet.config import Config, DataConfig, DetectionConfig, ModelConfig
-from qwendet.data.collate import Batch
-from qwendet.data.encode import EncodedSample
+from qwendet.config.schema import Config, DataConfig, DetectionConfig, ModelConfig
 from qwendet.data.samples import Sample, SampleFile, Turn
-from qwendet.data.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.encoding.collate import Batch
+from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import DataError
 from qwendet.loader import Bundle, load
 from qwendet.model.detector import Qwen25VLWithDetection

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from qwendet.callbacks import EndOfEpoch
-from qwendet.data.ahead import StepsAhead
+from qwendet.training.callbacks import EndOfEpoch
+from qwendet.training.prefetch import StepsAhead
 
 CPU = torch.device("cpu")
 

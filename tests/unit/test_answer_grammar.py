@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwendet.data.answer_grammar import AnswerGrammar, AnswerState
-from qwendet.data.answers import format_answer, parse_answer
+from qwendet.answers.format import format_answer, parse_answer
+from qwendet.answers.grammar import AnswerGrammar, AnswerState
 from qwendet.data.samples import DetectedObject
 
 LABELS = ["cat", "cat tree", 'le"ft \\ 圆', "a]}"]

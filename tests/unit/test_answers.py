@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwendet.data.answers import ParsedObject, format_answer, parse_answer
+from qwendet.answers.format import ParsedObject, format_answer, parse_answer
 from qwendet.data.samples import DetectedObject
 
 Boxes = list[tuple[float, float, float, float]]

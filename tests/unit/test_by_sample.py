@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from qwendet.data.collate import Batch
+from qwendet.encoding.collate import Batch
 from qwendet.model.by_sample import BY_SAMPLE, apart, attention_by_sample, lengths_in_order
 from qwendet.model.detector import Qwen25VLWithDetection
 

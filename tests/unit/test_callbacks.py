@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from qwendet.callbacks import EvaluateEvery, ProgressReport
 from qwendet.progress import Advance, shown_by
+from qwendet.training.callbacks import EvaluateEvery, ProgressReport
 
 
 def test_progress__tells_the_loss_and_the_share_of_time_spent_waiting_for_data() -> None:

@@ -17,8 +17,8 @@ from qwendet.checks.config import scan, settings
 from qwendet.checks.config import suite as config_checks
 from qwendet.checks.result import Result
 from qwendet.checks.runner import MAX_SHOWN
-from qwendet.config import Config
-from qwendet.config_file import build_config
+from qwendet.config.load import build_config
+from qwendet.config.schema import Config
 from qwendet.errors import DataError, EnvironmentLacksError, QwendetError
 from qwendet.progress import Advance, shown_by
 

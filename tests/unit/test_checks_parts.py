@@ -12,9 +12,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from qwendet.checks.config.lookalikes import lookalikes, nearest_lookalike
 from qwendet.checks.config.suite import Thoroughness, exit_code, require_files, run_config_checks
 from qwendet.checks.result import Result
-from qwendet.config import Config, ModelConfig
-from qwendet.config_file import load_config
-from qwendet.data.image_tokens import ImageLimits, image_limits, model_size
+from qwendet.config.load import load_config
+from qwendet.config.schema import Config, ModelConfig
+from qwendet.encoding.image_tokens import ImageLimits, image_limits, model_size
 from qwendet.errors import DataError
 from qwendet.loader import Bundle, load_encoder
 from tests.planted.planting import Project

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from qwendet.data.collate import IGNORED, Batch, StandardDataCollator, require_left_padding
-from qwendet.data.encode import EncodedSample, Span
-from qwendet.data.patch_order import raster_to_flat, raster_to_token
 from qwendet.data.samples import Sample
+from qwendet.encoding.collate import IGNORED, Batch, StandardDataCollator, require_left_padding
+from qwendet.encoding.encode import EncodedSample, Span
+from qwendet.encoding.patch_order import raster_to_flat, raster_to_token
 from qwendet.errors import DataError
 from qwendet.loader import Bundle
 
@@ -300,5 +300,5 @@ def test_padding_anywhere_else__is_refused(second: list[int], is_left_padded: bo
         require_left_padding(batch)
     assert str(caught.value) == (
         "a:2: the batch is not padded on the left, which Flash Attention and generation need "
-        "(use qwendet.data.collate.StandardDataCollator as it is)"
+        "(use qwendet.encoding.collate.StandardDataCollator as it is)"
     )

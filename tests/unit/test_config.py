@@ -10,11 +10,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwendet.config import Config
-from qwendet.config_file import build_config, find_config, load_config
-from qwendet.config_problems import known_keys
+from qwendet.config.load import build_config, find_config, load_config
+from qwendet.config.old_keys import GONE, RENAMED
+from qwendet.config.problems import known_keys
+from qwendet.config.schema import Config
 from qwendet.errors import ConfigError, Problem
-from qwendet.old_keys import GONE, RENAMED
 
 Write = Callable[[str], Path]
 

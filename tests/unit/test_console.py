@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from qwendet import console
 from qwendet.checks.result import Result
+from qwendet.console import console
 from qwendet.errors import ConfigError, Problem
 
 

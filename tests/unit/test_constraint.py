@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from qwendet.data.answer_grammar import AnswerGrammar, AnswerState
+from qwendet.answers.grammar import AnswerGrammar, AnswerState
 from qwendet.data.samples import Sample
 from qwendet.errors import ConfigError
-from qwendet.infer_command import infer
-from qwendet.inference import Predictor
+from qwendet.infer import infer
+from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary, token_bytes
+from qwendet.inference.generation import GeneratedAnswer, decode_with_ends
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle
-from qwendet.model.constraint import AnswerConstraint, AnswerVocabulary, token_bytes
-from qwendet.model.generation import GeneratedAnswer, decode_with_ends
 from tests.unit.test_answer_grammar import assert_valid
 
 LABELS = ["red circle", "橙色星星", "a"]

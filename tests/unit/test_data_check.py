@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwendet import charts
 from qwendet.checks.config import scan
 from qwendet.checks.config.plots import save_plots
 from qwendet.checks.config.sample_files import find_data
 from qwendet.checks.config.suite import Thoroughness, run_data_checks, survey_data
 from qwendet.checks.config.summary import summary_tables
 from qwendet.errors import DataError
+from qwendet.visualization import charts
 from tests.planted.planting import Project
 
 

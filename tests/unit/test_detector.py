@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qwendet.config import LossConfig
-from qwendet.data.collate import IGNORED, Batch
-from qwendet.data.encode import EncodedSample
+from qwendet.config.schema import LossConfig
 from qwendet.data.samples import Sample, Turn
+from qwendet.encoding.collate import IGNORED, Batch
+from qwendet.encoding.encode import EncodedSample
 from qwendet.loader import Bundle
 from qwendet.model import detector as detector_module
 from qwendet.model.cross_entropy import linear_cross_entropy

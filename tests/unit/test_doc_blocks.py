@@ -14,8 +14,8 @@ import yaml
 from typer.exceptions import TyperException
 
 from qwendet.cli.main import GLOBAL_FLAGS, app
-from qwendet.config import Config
-from qwendet.config_file import build_config
+from qwendet.config.load import build_config
+from qwendet.config.schema import Config
 from qwendet.data.samples import parse_sample
 from qwendet.errors import ConfigError
 from tests.unit.test_docs import DOCUMENTS, by_name

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from qwendet.checks.ids import all_ids
-from qwendet.config import Config
-from qwendet.config_problems import known_keys
-from qwendet.config_reference import render_reference
-from qwendet.old_keys import GONE, RENAMED
+from qwendet.config.old_keys import GONE, RENAMED
+from qwendet.config.problems import known_keys
+from qwendet.config.reference import render_reference
+from qwendet.config.schema import Config
 from tests.conftest import REPO_ROOT
 
 PAGES = sorted((REPO_ROOT / "docs").glob("*.md"))
@@ -37,7 +37,7 @@ def named(text: str) -> list[str]:
 
 def test_configuration_reference__is_fresh(repo_root: Path) -> None:
     written = read(repo_root, "configuration.md")
-    assert written == render_reference(), "run: python -m qwendet.config_reference > docs/configuration.md"
+    assert written == render_reference(), "run: python -m qwendet.config.reference > docs/configuration.md"
 
 
 @by_name

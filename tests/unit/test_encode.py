@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from qwendet.config import DataConfig
-from qwendet.data.collate import IGNORED
-from qwendet.data.encode import EncodedSample, Encoder
+from qwendet.config.schema import DataConfig
 from qwendet.data.images import open_image
-from qwendet.data.prompts import conversation, request_text
 from qwendet.data.samples import DetectedObject, Sample, Turn
+from qwendet.encoding.collate import IGNORED
+from qwendet.encoding.encode import EncodedSample, Encoder
+from qwendet.encoding.prompts import conversation, request_text
 from qwendet.errors import DataError
 from qwendet.loader import Bundle
-from qwendet.model.processor import ImageTextProcessor, load_processor
+from qwendet.loading.processor import ImageTextProcessor, load_processor
 
 Golden = Callable[[str, str], None]
 Refusal = Callable[..., DataError]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwendet.config import Config
+from qwendet.config.schema import Config
 from qwendet.errors import EnvironmentLacksError
-from qwendet.model import environment
-from qwendet.model.environment import settle
-from qwendet.training_arguments import require_launcher
+from qwendet.loading import environment
+from qwendet.loading.environment import settle
+from qwendet.training.arguments import require_launcher
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from qwendet.data.answer_facts import AnswerFacts
+from qwendet.answers.diagnostics import AnswerFacts
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.samples import DetectedObject, Sample, Turn
-from qwendet.detections import Detection, Prediction, write_predictions
 from qwendet.errors import DataError
 from qwendet.evaluation import METRICS, coco_ground_truth, coco_metrics, coco_results
 from qwendet.evaluation.compare import COMPARED, Resampler, compare_runs
 from qwendet.evaluation.dataset import foreign_labels, open_dataset
 from qwendet.evaluation.saved import align, read_runs
 from qwendet.evaluation.scores import Run, operating_point, run_name, score_run
+from qwendet.inference.detections import Detection, Prediction, write_predictions
 
 LABELS = ("cat", "dog", "圆 <b>")
 SIDE = 600

@@ -12,12 +12,12 @@ import torch
 from transformers import Qwen2_5_VLConfig
 
 from benchmarks.random_model import FULL_SIZE_TEXT, FULL_SIZE_VISION
-from qwendet.build_trainer import create_trainer
 from qwendet.checks.config.suite import require_config_checks
 from qwendet.checks.preflight import require_preflight
-from qwendet.config_file import load_config
-from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.memory import GIB, estimate_memory, largest_workload
+from qwendet.config.load import load_config
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.training.build import create_trainer
+from qwendet.training.memory import GIB, estimate_memory, largest_workload
 from tests.conftest import REPO_ROOT
 
 EXAMPLES = sorted((REPO_ROOT / "examples").glob("*.yaml"))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qwendet.freed_memory import KEEP, USUAL, freed_memory_kept
+from qwendet.training.freed_memory import KEEP, USUAL, freed_memory_kept
 
 GIVE_BACK = ("malloc_trim", 0)
 

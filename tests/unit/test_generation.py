@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from qwendet.data.collate import Batch
 from qwendet.data.samples import Sample
+from qwendet.encoding.collate import Batch
+from qwendet.inference.generation import GeneratedAnswer, decode_with_ends, generate_answers, likeliest
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
-from qwendet.model.generation import GeneratedAnswer, decode_with_ends, generate_answers, likeliest
 
 NEW_TOKENS = 20
 NEVER = 10**9

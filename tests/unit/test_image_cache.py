@@ -16,10 +16,10 @@ import safetensors.numpy
 import torch
 from PIL import Image
 
-from qwendet.data import encode
-from qwendet.data.encode import Encoder
-from qwendet.data.image_cache import LEDGER, CachedImage, ImageCache
 from qwendet.data.samples import Sample, Turn
+from qwendet.encoding import encode
+from qwendet.encoding.encode import Encoder
+from qwendet.encoding.image_cache import LEDGER, CachedImage, ImageCache
 from qwendet.errors import DataError
 from qwendet.loader import Bundle
 

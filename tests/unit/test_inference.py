@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from qwendet.data.answers import format_answer
+from qwendet.answers.format import format_answer
 from qwendet.data.samples import DetectedObject, Sample, SampleFile
-from qwendet.data.shapes import PRETRAIN
+from qwendet.demo.shapes import PRETRAIN
 from qwendet.evaluation.validation import Validation, validate
-from qwendet.inference import Predictor, tell_near_misses
+from qwendet.inference.generation import GeneratedAnswer
+from qwendet.inference.predictor import Predictor, tell_near_misses
 from qwendet.loader import Bundle
-from qwendet.model.generation import GeneratedAnswer
 
 TRAINED = ("cyan cross", "orange star", "缺陷 螺丝")
 

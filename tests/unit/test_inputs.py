@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from qwendet.config import Config, DataConfig
-from qwendet.data import inputs, teachers
-from qwendet.data.inputs import collect_samples, with_teachers
+from qwendet.config.schema import Config, DataConfig
+from qwendet.data import teachers
 from qwendet.data.samples import Sample, SampleFile
 from qwendet.errors import DataError
+from qwendet.inference import inputs
+from qwendet.inference.inputs import collect_samples, with_teachers
 
 
 @pytest.fixture

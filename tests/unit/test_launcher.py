@@ -11,11 +11,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from qwendet.config import Config, ModelConfig
-from qwendet.config_file import build_config
-from qwendet.launcher import launcher_problems, num_shards
-from qwendet.model.lora import in_4bit
-from qwendet.training_arguments import require_launcher, training_arguments
+from qwendet.config.load import build_config
+from qwendet.config.schema import Config, ModelConfig
+from qwendet.loading.lora import in_4bit
+from qwendet.training.arguments import require_launcher, training_arguments
+from qwendet.training.launcher import launcher_problems, num_shards
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 SetEnvironment = Callable[..., None]

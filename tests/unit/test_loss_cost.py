@@ -9,7 +9,7 @@ import torch
 
 from qwendet.checks.loss.suite import QUICK, run_loss_checks
 from qwendet.checks.subject import temporary_subject
-from qwendet.config import Config
+from qwendet.config.schema import Config
 from qwendet.loader import Bundle
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from qwendet.build_trainer import create_trainer
-from qwendet.config_file import build_config
-from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.training import DetectionTrainer, TrainingDivergedError
+from qwendet.config.load import build_config
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.training.build import create_trainer
+from qwendet.training.trainer import DetectionTrainer, TrainingDivergedError
 
 
 class NoteWeights(TrainerCallback):

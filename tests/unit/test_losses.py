@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwendet.config import LossConfig
-from qwendet.data.collate import Batch
-from qwendet.data.encode import EncodedSample
+from qwendet.config.schema import LossConfig
 from qwendet.data.samples import Sample
+from qwendet.encoding.collate import Batch
+from qwendet.encoding.encode import EncodedSample
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import HeadOutput

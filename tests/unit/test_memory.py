@@ -13,11 +13,11 @@ from benchmarks.memory import make_config as benchmark_config
 from benchmarks.memory import measure
 from benchmarks.random_model import write_model
 from qwendet.checks.config.memory import run_memory_check
-from qwendet.config import Config
-from qwendet.config_file import build_config
-from qwendet.data.shapes import DEMO
+from qwendet.config.load import build_config
+from qwendet.config.schema import Config
+from qwendet.demo.shapes import DEMO
 from qwendet.loader import load
-from qwendet.memory import GIB, Workload, estimate_memory
+from qwendet.training.memory import GIB, Workload, estimate_memory
 
 
 def make_config(**sections: dict[str, Any]) -> Config:

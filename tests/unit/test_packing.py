@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from qwendet.checks.consistency.runs import attending
-from qwendet.config import LossConfig
-from qwendet.data.collate import Batch
-from qwendet.data.encode import EncodedSample
-from qwendet.data.positions import rope_positions
+from qwendet.config.schema import LossConfig
+from qwendet.encoding.collate import Batch
+from qwendet.encoding.encode import EncodedSample
+from qwendet.encoding.positions import rope_positions
 from qwendet.errors import EnvironmentLacksError
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection

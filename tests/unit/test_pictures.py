@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from qwendet import fonts
-from qwendet.fonts import font_for, installed_fonts, lacking
-from qwendet.pictures import colour_of, draw_boxes
+from qwendet.visualization import fonts
+from qwendet.visualization.fonts import font_for, installed_fonts, lacking
+from qwendet.visualization.pictures import colour_of, draw_boxes
 
 
 def test_font_for__pillows_own_font_draws_latin() -> None:

@@ -6,16 +6,16 @@ import logging
 
 import pytest
 
-from qwendet import build_trainer
 from qwendet.checks.consistency import suite as consistency
 from qwendet.checks.ids import CONSISTENCY_IDS, LOSS_IDS, all_ids
 from qwendet.checks.loss import suite as loss
 from qwendet.checks.preflight import PreflightError, require_preflight
 from qwendet.checks.result import Result
 from qwendet.checks.runner import require_known
-from qwendet.config import Config
+from qwendet.config.schema import Config
 from qwendet.errors import ConfigError
 from qwendet.loader import Bundle
+from qwendet.training import build as build_trainer
 
 
 def with_preflight(bundle: Bundle, preflight: str) -> Bundle:

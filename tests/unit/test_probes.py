@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from benchmarks.probes import NOTHING, Probes, image_targets
-from qwendet.config import Config, DataConfig
+from qwendet.config.schema import Config, DataConfig
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.loader import load
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
+from qwendet.answers.format import format_answer, parse_answer
 from qwendet.boxes import paired_iou_and_giou
-from qwendet.data.answers import format_answer, parse_answer
-from qwendet.data.resize import model_image_size, require_inside, rescale_xyxy
 from qwendet.data.samples import DetectedObject, Turn
+from qwendet.encoding.resize import model_image_size, require_inside, rescale_xyxy
 from qwendet.errors import DataError
 
 Box = tuple[float, float, float, float]

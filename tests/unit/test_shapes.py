@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from qwendet.data import scenery, shapes
 from qwendet.data.samples import SampleFile
-from qwendet.data.shapes import DEMO, PRETRAIN, Scene, World, draw_scene, write_dataset
+from qwendet.demo import scenery, shapes
+from qwendet.demo.shapes import DEMO, PRETRAIN, Scene, World, draw_scene, write_dataset
 from qwendet.errors import DataError
 
 WORLDS = [pytest.param(PRETRAIN, id="pretrain"), pytest.param(DEMO, id="demo")]

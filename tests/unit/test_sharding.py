@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qwendet.errors import EnvironmentLacksError
-from qwendet.sharding import peers_needed
+from qwendet.inference.sharding import peers_needed
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/"
 

@@ -21,7 +21,7 @@ from qwendet.checks.consistency.suite import run_consistency_checks
 from qwendet.checks.result import NotApplicableError
 from qwendet.checks.shortened import exact, first_of_each, shortened
 from qwendet.checks.subject import Subject, temporary_subject
-from qwendet.config_file import load_config
+from qwendet.config.load import load_config
 
 OF_NUMBERS = [
     "consistency.compute.padding",

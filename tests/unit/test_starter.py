@@ -14,15 +14,15 @@ import yaml
 from PIL import Image
 
 from qwendet.checks.config.suite import require_config_checks
-from qwendet.config import Config
-from qwendet.config_file import load_config
+from qwendet.config.load import load_config
+from qwendet.config.schema import Config
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.errors import ConfigError, DataError
+from qwendet.init import project
+from qwendet.init.project import DEFAULT_MODEL, InitSummary, init_project
+from qwendet.init.render import render
+from qwendet.init.values import Setting
 from qwendet.progress import Advance, shown_by
-from qwendet.starter import project
-from qwendet.starter.project import DEFAULT_MODEL, InitSummary, init_project
-from qwendet.starter.render import render
-from qwendet.starter.values import Setting
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from qwendet.config import Config
-from qwendet.starter.values import (
+from qwendet.config.schema import Config
+from qwendet.init.values import (
     FULL_RECIPE,
     PUBLISHED_LIMITS,
     TINY_RECIPE,

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from qwendet.checks.subject import Subject, temporary_subject
-from qwendet.config import Config
-from qwendet.data.encode import EncodedSample
+from qwendet.config.schema import Config
 from qwendet.data.samples import Sample
+from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import DataError
 from qwendet.loader import Bundle
 

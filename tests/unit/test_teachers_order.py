@@ -15,12 +15,12 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
-from qwendet.config import Config, DataConfig, TrainConfig
-from qwendet.data.dataset import TrainingSamples, usable_samples
-from qwendet.data.order import BATCHES_PER_GROUP, EpochOrder
+from qwendet.config.schema import Config, DataConfig, TrainConfig
 from qwendet.data.samples import SampleFile
 from qwendet.data.teachers import choose_teachers
+from qwendet.encoding.dataset import TrainingSamples, usable_samples
 from qwendet.loader import Bundle
+from qwendet.training.sampler import BATCHES_PER_GROUP, EpochOrder
 
 
 def draws(epoch: int = 0, seed: int = 0, ratio: float = 1.0) -> list[list[int]]:

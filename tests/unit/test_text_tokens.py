@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwendet.config_file import build_config
-from qwendet.data.image_tokens import image_limits
+from qwendet.config.load import build_config
 from qwendet.data.samples import SampleFile
-from qwendet.data.text_tokens import estimate_tokens, token_counter
+from qwendet.encoding.image_tokens import image_limits
+from qwendet.encoding.text_tokens import estimate_tokens, token_counter
+from qwendet.init.facts import count_sample_tokens, look_at
 from qwendet.loader import load_encoder
-from qwendet.starter.facts import count_sample_tokens, look_at
 
 LABELS = ["red circle", "Platelets", "RBC", "黄色的螺丝", "螺丝/松动", "M6-bolt (rusty)", "vélo", "a"]
 

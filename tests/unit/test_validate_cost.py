@@ -16,9 +16,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 from qwendet.checks import subject as subject_module
 from qwendet.checks.config.suite import Thoroughness
 from qwendet.checks.preflight import run_all_checks
-from qwendet.config import Config
-from qwendet.config_file import load_config
-from qwendet.model.tiny import TINY_FOLDER
+from qwendet.config.load import load_config
+from qwendet.config.schema import Config
+from qwendet.demo.tiny import TINY_FOLDER
 
 SAMPLES = 4
 

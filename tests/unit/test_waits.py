@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qwendet.data.collate import Batch, to_device
-from qwendet.data.encode import EncodedSample
+from qwendet.encoding.collate import Batch, to_device
+from qwendet.encoding.encode import EncodedSample
 from qwendet.loader import Bundle
 from qwendet.model import cross_entropy, windows
 from qwendet.model.detector import Qwen25VLWithDetection

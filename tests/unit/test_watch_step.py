@@ -12,8 +12,8 @@ from torch import Tensor
 
 from qwendet.checks.loss.step import Shallow, Share, UnseenStepError, watch_step
 from qwendet.checks.subject import Subject, temporary_subject
-from qwendet.config import Config
-from qwendet.config_file import override_config
+from qwendet.config.load import override_config
+from qwendet.config.schema import Config
 
 Watch = Callable[[Subject], Share]
 

@@ -33,7 +33,7 @@ from qwendet.checks.config.scan import (
     take_in,
 )
 from qwendet.checks.runner import Findings
-from qwendet.config import Config
+from qwendet.config.schema import Config
 from qwendet.data.formats.detect import open_written
 from qwendet.data.formats.fitting import show
 from qwendet.data.formats.records import (
@@ -47,8 +47,8 @@ from qwendet.data.formats.records import (
     Labels,
     Record,
 )
-from qwendet.data.image_tokens import ImageLimits
 from qwendet.data.samples import Sample
+from qwendet.encoding.image_tokens import ImageLimits
 from qwendet.errors import DataError, Problem
 from qwendet.progress import track
 

@@ -11,12 +11,12 @@ from transformers import Qwen2_5_VLConfig, Qwen2VLImageProcessorPil
 from qwendet.checks.config.suite import MEMORY
 from qwendet.checks.result import Result
 from qwendet.checks.runner import Findings
-from qwendet.config import Config
+from qwendet.config.schema import Config
 from qwendet.errors import Problem
-from qwendet.launcher import num_shards
-from qwendet.memory import GIB, MemoryEstimate, estimate_memory, largest_workload
-from qwendet.model.published import reading
-from qwendet.model.source import find_source
+from qwendet.loading.weights import reading
+from qwendet.source import find_source
+from qwendet.training.launcher import num_shards
+from qwendet.training.memory import GIB, MemoryEstimate, estimate_memory, largest_workload
 
 SMALLER_IMAGES = 1280 * 28 * 28
 # What makes a training smaller, the cheapest first; each is added to those before it.

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qwendet.charts import save_bars, save_heat_map, save_histogram
 from qwendet.checks.config.census import Scan
 from qwendet.checks.config.frames import Floats, box_table
 from qwendet.checks.config.samples import Split
+from qwendet.visualization.charts import save_bars, save_heat_map, save_histogram
 
 MOST_BOXES = 30
 SIZE_EDGES_PX = (0, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 1024)

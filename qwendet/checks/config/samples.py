@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from qwendet.checks.config.lookalikes import nearest_lookalike
-from qwendet.config import Config
+from qwendet.config.schema import Config
 from qwendet.data.formats.fitting import ROUNDING, show
-from qwendet.data.image_tokens import ImageLimits, num_image_tokens
 from qwendet.data.images import ImageFacts
 from qwendet.data.samples import DetectedObject, Sample, Turn
+from qwendet.encoding.image_tokens import ImageLimits, num_image_tokens
 from qwendet.errors import Problem
 
 Split = Literal["val", "test", "train", "teachers"]

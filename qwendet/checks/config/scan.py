@@ -25,8 +25,7 @@ from qwendet.checks.config.census import LabelUse, Scan, SeenImage
 from qwendet.checks.config.crew import FEW_SAMPLES, Crew
 from qwendet.checks.config.samples import RULES, Split, Visit, is_counted
 from qwendet.checks.runner import Findings
-from qwendet.config import Config
-from qwendet.data.image_tokens import ImageLimits
+from qwendet.config.schema import Config
 from qwendet.data.images import (
     AbsentImageError,
     ForbiddenImageError,
@@ -34,6 +33,7 @@ from qwendet.data.images import (
     inspect_image,
 )
 from qwendet.data.samples import Sample, Turn, parse_sample
+from qwendet.encoding.image_tokens import ImageLimits
 from qwendet.errors import DataError, Problem
 from qwendet.progress import Advance, track
 

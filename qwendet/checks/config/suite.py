@@ -19,8 +19,8 @@ from qwendet.checks.config.summary import summary_tables
 from qwendet.checks.config.survey import Check, Survey
 from qwendet.checks.result import Result, Table
 from qwendet.checks.runner import Findings
-from qwendet.config import Config
-from qwendet.data.image_tokens import image_limits
+from qwendet.config.schema import Config
+from qwendet.encoding.image_tokens import image_limits
 from qwendet.errors import DataError, EnvironmentLacksError, Problem, QwendetError
 
 ENVIRONMENT = "config.environment."

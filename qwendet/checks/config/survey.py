@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from qwendet.checks.config.census import Scan
 from qwendet.checks.config.lookalikes import lookalikes, nearest_lookalike
 from qwendet.checks.config.samples import Split
-from qwendet.config import Config
+from qwendet.config.schema import Config
 from qwendet.errors import Problem
 
 

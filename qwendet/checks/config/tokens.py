@@ -17,10 +17,10 @@ from qwendet.checks.config.samples import Split
 from qwendet.checks.config.survey import Survey
 from qwendet.checks.result import Result, Table
 from qwendet.checks.runner import Findings
-from qwendet.config import Config
-from qwendet.data.dataset import TrainingSamples
-from qwendet.data.encode import Encoder
+from qwendet.config.schema import Config
 from qwendet.data.samples import Sample, SampleFile, Turn
+from qwendet.encoding.dataset import TrainingSamples
+from qwendet.encoding.encode import Encoder
 from qwendet.errors import DataError, Problem
 from qwendet.loader import load_encoder
 from qwendet.progress import track

@@ -16,12 +16,12 @@ from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject
 from qwendet.errors import Problem
-from qwendet.inference import Predictor
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle
+from qwendet.loading.lora import has_adapter
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import DetectionHead
-from qwendet.model.lora import has_adapter
-from qwendet.model.source import find_source
+from qwendet.source import find_source
 
 BUILD_FIX = "build every model with qwendet.loader.load"
 WEIGHTS_FIX = "save with save_checkpoint and load with qwendet.loader.load, which refuses missing keys"

@@ -24,7 +24,7 @@ from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.errors import CheckpointError, Problem
 from qwendet.files import sha256_of_file
-from qwendet.model.checkpoint import (
+from qwendet.loading.checkpoint import (
     FORMAT_VERSION,
     HEAD_WEIGHTS,
     MANIFEST,

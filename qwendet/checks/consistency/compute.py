@@ -35,7 +35,7 @@ from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject
 from qwendet.checks.trace import Reading, run
-from qwendet.data.encode import EncodedSample
+from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
 from qwendet.loader import Bundle
 

@@ -22,9 +22,9 @@ from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject
 from qwendet.checks.trace import Look, run, without
-from qwendet.data.encode import EncodedSample
-from qwendet.detections import Detection
+from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
+from qwendet.inference.detections import Detection
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
 

@@ -24,14 +24,14 @@ from qwendet.checks.reference import ImageFacts, answer_text, displayed_pixels, 
 from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.checks.trace import without
-from qwendet.data.encode import EncodedSample
 from qwendet.data.samples import DetectedObject, Sample, Turn
-from qwendet.detections import Detection
+from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
-from qwendet.inference import Predictor
+from qwendet.inference.detections import Detection
+from qwendet.inference.generation import GeneratedAnswer
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle
 from qwendet.model.detector import DetectorOutput
-from qwendet.model.generation import GeneratedAnswer
 from qwendet.model.head import HeadOutput
 
 PIXEL_TOLERANCE = 1e-5

@@ -25,7 +25,7 @@ from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.shortened import Shortened, exact
 from qwendet.checks.subject import Subject
 from qwendet.checks.trace import Trace, run
-from qwendet.data.collate import Batch
+from qwendet.encoding.collate import Batch
 from qwendet.errors import Problem
 
 MULTIPLE = 8.0

@@ -21,10 +21,10 @@ from qwendet.checks.once import once
 from qwendet.checks.shortened import Shortened
 from qwendet.checks.subject import Subject
 from qwendet.files import atomic_folder
-from qwendet.inference import Predictor
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle
+from qwendet.loading.checkpoint import save_checkpoint, stored_parameters
 from qwendet.model.attention import exact_attention
-from qwendet.model.checkpoint import save_checkpoint, stored_parameters
 from qwendet.model.detector import Qwen25VLWithDetection
 
 MOVE = 0.02

@@ -18,8 +18,8 @@ from qwendet.checks.consistency.runs import prompts_of, serving, training
 from qwendet.checks.reference import prompt_text
 from qwendet.checks.result import Verdict
 from qwendet.checks.subject import Subject
-from qwendet.data.collate import IGNORED
-from qwendet.data.encode import EncodedSample
+from qwendet.encoding.collate import IGNORED
+from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
 from qwendet.loader import Bundle
 

@@ -27,10 +27,10 @@ from qwendet.checks.once import once
 from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject
 from qwendet.checks.trace import Trace, recording, run
-from qwendet.data.encode import EncodedSample
 from qwendet.data.samples import Sample
-from qwendet.detections import Prediction
-from qwendet.inference import Predictor
+from qwendet.encoding.encode import EncodedSample
+from qwendet.inference.detections import Prediction
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle
 from qwendet.model.attention import attention_by_part
 from qwendet.model.detector import Qwen25VLWithDetection

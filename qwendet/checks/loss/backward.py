@@ -11,7 +11,7 @@ from qwendet.checks.loss.noise import gradient_tolerance
 from qwendet.checks.loss.watched import Spans, Watched
 from qwendet.checks.result import Verdict
 from qwendet.errors import Problem
-from qwendet.model.checkpoint import dtype_name
+from qwendet.loading.checkpoint import dtype_name
 
 FIX = "see _token_losses in qwendet/model/detector.py and qwendet/model/cross_entropy.py"
 

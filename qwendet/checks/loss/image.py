@@ -10,7 +10,7 @@ from qwendet.checks.result import Verdict
 from qwendet.errors import Problem
 
 IntArray = npt.NDArray[np.int64]
-FIX = "see _student_patches in qwendet/data/collate.py and student_image_start in encode.py"
+FIX = "see _student_patches in qwendet/encoding/collate.py and student_image_start in encode.py"
 
 
 def student_image(watched: Watched) -> Verdict:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from qwendet.checks.loss.watched import Watched
 from qwendet.checks.result import Table, Verdict
 from qwendet.errors import Problem
-from qwendet.model.checkpoint import dtype_name
+from qwendet.loading.checkpoint import dtype_name
 
 LEAST = 0.9
 """Share of a part's weights that a step must be able to move."""

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from qwendet.checks.loss.short_training import short_trainer
 from qwendet.checks.loss.watched import Watched
 from qwendet.checks.result import Verdict
-from qwendet.config import Config
-from qwendet.data.collate import IGNORED, Batch, to_device
+from qwendet.config.schema import Config
+from qwendet.encoding.collate import IGNORED, Batch, to_device
 from qwendet.errors import Problem
 from qwendet.loader import Bundle
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
 from qwendet.model.losses import TokenLosses
-from qwendet.training import TrainingDivergedError
+from qwendet.training.trainer import TrainingDivergedError
 
-FIX = "see _require_finite in qwendet/training.py; look for nan_to_num, isfinite and nanmean on the way to it"
+FIX = "see _require_finite in trainer.py; look for nan_to_num, isfinite and nanmean on the way to it"
 
 Poison = Callable[[Tensor], Tensor]
 

@@ -11,9 +11,9 @@ from qwendet.checks.loss.parts import parts
 from qwendet.checks.loss.watched import Watched
 from qwendet.checks.result import Table, Verdict
 from qwendet.errors import Problem
-from qwendet.model.lora import is_adapter
+from qwendet.loading.lora import is_adapter
 
-GROUPS_FIX = "see qwendet/parameter_groups.py and DetectionTrainer.create_optimizer"
+GROUPS_FIX = "see qwendet/training/param_groups.py and DetectionTrainer.create_optimizer"
 
 
 def optimizer(watched: Watched) -> Verdict:

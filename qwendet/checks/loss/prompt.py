@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from qwendet.answers.format import parse_answer
 from qwendet.checks.loss.answer_spans import TURN_ENDS
 from qwendet.checks.loss.watched import Watched
 from qwendet.checks.result import Verdict
-from qwendet.data.answers import parse_answer
-from qwendet.data.encode import trainable_objects
+from qwendet.encoding.encode import trainable_objects
 from qwendet.errors import Problem
 
 HALF_PIXEL = 0.5

@@ -11,7 +11,7 @@ import torch
 
 from qwendet.checks.loss.step import without_dropout
 from qwendet.checks.loss.watched import Spans, Watched, numbers
-from qwendet.data.encode import EncodedSample
+from qwendet.encoding.encode import EncodedSample
 from qwendet.model.detector import Qwen25VLWithDetection
 
 

@@ -21,7 +21,7 @@ from qwendet.model.losses import TokenLosses
 
 TOLERANCE = 1e-6
 """Relative; the head's cost matrix and box targets are float32, all else float64."""
-COUNTS_FIX = "see get_batch_samples, step_counts and loss_is_scaled_for_ga in qwendet/training.py"
+COUNTS_FIX = "see get_batch_samples, step_counts and loss_is_scaled_for_ga in qwendet/training/trainer.py"
 
 
 def accumulation(watched: Watched) -> Verdict:

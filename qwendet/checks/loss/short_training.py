@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwendet.data.encode import EncodedSample
+from qwendet.encoding.encode import EncodedSample
 from qwendet.loader import Bundle
-from qwendet.training import DetectionTrainer
-from qwendet.training_arguments import training_arguments
+from qwendet.training.arguments import training_arguments
+from qwendet.training.trainer import DetectionTrainer
 
 
 class FewSamples:

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from qwendet.data.collate import Batch
+from qwendet.encoding.collate import Batch
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
 from qwendet.model.head import HeadOutput
 from qwendet.model.losses import Losses, TokenLosses
-from qwendet.training import DetectionTrainer
+from qwendet.training.trainer import DetectionTrainer
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from qwendet.checks.loss.formula import (
 )
 from qwendet.checks.loss.watched import Watched, numbers
 from qwendet.checks.result import NotApplicableError, Table, Verdict
-from qwendet.config import LossConfig
+from qwendet.config.schema import LossConfig
 from qwendet.data.samples import Sample
 from qwendet.errors import Problem
 

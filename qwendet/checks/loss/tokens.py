@@ -16,9 +16,9 @@ from qwendet.checks.loss.watched import Watched, numbers
 from qwendet.checks.reference import rope_positions
 from qwendet.checks.result import Verdict
 from qwendet.checks.shortened import exact
-from qwendet.data.collate import IGNORED, to_device
+from qwendet.encoding.collate import IGNORED, to_device
 from qwendet.errors import Problem
-from qwendet.model.checkpoint import dtype_name
+from qwendet.loading.checkpoint import dtype_name
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.losses import TokenLosses
 
@@ -46,7 +46,7 @@ def padding(watched: Watched) -> Verdict:
             side = "the sample is padded on the right; " if is_on_right else ""
             place = f"behind {watched.places[row][1]} tokens" if watched.is_packed else "at the right end"
             what = f"expected the sample {place} of its row: {side}wrong: {', '.join(wrong)}"
-            problems.append(Problem(what, batch["where"][row], "see qwendet/data/collate.py"))
+            problems.append(Problem(what, batch["where"][row], "see qwendet/encoding/collate.py"))
     most = max(watched.padding_of(row) for row in range(len(watched.ids)))
     seen = (
         "are packed into one row" if watched.is_packed else f"stand at the right end, up to {most} pads left"
@@ -76,7 +76,9 @@ def labels(watched: Watched) -> Verdict:
         sample = watched.subject.samples[row]
         if len(spans) != len(sample.teachers) + 1:
             what = f"expected {len(sample.teachers) + 1} answers in the tokens, found {len(spans)}"
-            problems.append(Problem(what, sample.where, "see the chat template and qwendet/data/encode.py"))
+            problems.append(
+                Problem(what, sample.where, "see the chat template and qwendet/encoding/encode.py")
+            )
             continue
         expected = [IGNORED] * (pad + len(ids))
         for start, end in spans:

@@ -19,10 +19,10 @@ from qwendet.checks.once import once
 from qwendet.checks.result import NotApplicableError
 from qwendet.checks.subject import Subject
 from qwendet.checks.trace import Trace, recording
-from qwendet.data.collate import Batch
-from qwendet.data.encode import EncodedSample
+from qwendet.encoding.collate import Batch
+from qwendet.encoding.encode import EncodedSample
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
-from qwendet.training import DetectionTrainer
+from qwendet.training.trainer import DetectionTrainer
 
 Spans = list[tuple[int, int]]
 

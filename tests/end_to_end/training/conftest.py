@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from qwendet.config import Config
-from qwendet.config_file import build_config
-from qwendet.data.shapes import DEMO, write_dataset
-from qwendet.run import RunSummary, train
+from qwendet.config.load import build_config
+from qwendet.config.schema import Config
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.train import RunSummary, train
 from tests.end_to_end.training.runs import STEPS, MakeConfig
 
 

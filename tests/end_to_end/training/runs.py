@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from qwendet.config import Config
-from qwendet.inference import Predictor
+from qwendet.config.schema import Config
+from qwendet.inference.predictor import Predictor
 
 STEPS = 6
 TERMS = ("lm", "teacher", "student", "detection", "class", "l1", "giou", "total")

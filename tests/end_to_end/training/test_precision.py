@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from qwendet.build_trainer import create_trainer
-from qwendet.model.lora import is_adapter
+from qwendet.loading.lora import is_adapter
 from qwendet.model.precision import group_of
-from qwendet.run import train
+from qwendet.train import train
+from qwendet.training.build import create_trainer
 from tests.end_to_end.training.runs import MakeConfig, assert_same, parameters_of, weights_of
 
 SMALL = {"dtype": "bfloat16"}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from qwendet.errors import ConfigError
-from qwendet.infer_command import infer
-from qwendet.run import RunSummary, train
+from qwendet.infer import infer
+from qwendet.train import RunSummary, train
 from tests.end_to_end.training.runs import HEAD_OFF, MakeConfig, rows_of
 
 

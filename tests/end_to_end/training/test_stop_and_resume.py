@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-import qwendet.run
-from qwendet.build_trainer import create_trainer
-from qwendet.data.shapes import DEMO
+import qwendet.train
+from qwendet.demo.shapes import DEMO
 from qwendet.errors import CheckpointError, ConfigError
-from qwendet.run import RunSummary, train
-from qwendet.training import DetectionTrainer
+from qwendet.train import RunSummary, train
+from qwendet.training.build import create_trainer
+from qwendet.training.trainer import DetectionTrainer
 from tests.end_to_end.training.runs import (
     STEPS,
     BeforeStep,
@@ -52,7 +52,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, done: int, signal_number: int, time
         trainer.add_callback(BeforeStep(kill))
         return trainer
 
-    monkeypatch.setattr(qwendet.run, "create_trainer", create)
+    monkeypatch.setattr(qwendet.train, "create_trainer", create)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.trainer_pt_utils import safe_globals
 
-from qwendet.data.shapes import DEMO
+from qwendet.demo.shapes import DEMO
 from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
 from qwendet.loader import config_of_checkpoint
 from qwendet.model.precision import GROUPS
-from qwendet.run import RunSummary, train
+from qwendet.train import RunSummary, train
 from tests.end_to_end.training.runs import (
     HEAD_OFF,
     TERMS,

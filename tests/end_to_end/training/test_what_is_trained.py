@@ -16,12 +16,12 @@ import yaml
 from torch import Tensor
 from transformers import TrainerCallback
 
-from qwendet.build_trainer import create_trainer
-from qwendet.data.encode import EncodedSample, Encoder
+from qwendet.encoding.encode import EncodedSample, Encoder
 from qwendet.errors import QwendetError
 from qwendet.model.precision import GROUPS, group_of
-from qwendet.run import RunSummary
-from qwendet.training import DetectionTrainer, TrainingDivergedError
+from qwendet.train import RunSummary
+from qwendet.training.build import create_trainer
+from qwendet.training.trainer import DetectionTrainer, TrainingDivergedError
 from tests.end_to_end.training.runs import (
     TERMS,
     BeforeStep,

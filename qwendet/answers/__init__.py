@@ -1,0 +1,1 @@
+"""Boxes as answer text, and answer text as boxes."""

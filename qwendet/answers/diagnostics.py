@@ -1,0 +1,68 @@
+"""What is wrong with a text answer, beside the boxes that can be read in it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from qwendet.answers.format import ParsedAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFacts:
+    """One answer, counted.
+
+    Attributes:
+        text: what the model wrote.
+        truncated: it was cut at the most tokens.
+        unreadable: neither a box nor an empty list can be read in it.
+        boxes: boxes read.
+        rejected: incomplete or impossible ones, which were not.
+        repeated: of the boxes read, those that an earlier one equals, with its label.
+        outside: of the boxes read, those that reach over the edge of the image.
+        unknown_labels: of the boxes read, those whose label is not in the set.
+    """
+
+    text: str
+    truncated: bool
+    unreadable: bool
+    boxes: int
+    rejected: int
+    repeated: int
+    outside: int
+    unknown_labels: int
+
+
+def answer_facts(
+    text: str, parsed: ParsedAnswer, *, truncated: bool, size: tuple[int, int], labels: Collection[str]
+) -> AnswerFacts:
+    """Count what an answer holds.
+
+    Args:
+        text: the answer.
+        parsed: what was read in it.
+        truncated: whether it was cut at the most tokens.
+        size: width and height of the image as the model sees it.
+        labels: the label set.
+
+    Example:
+        >>> from qwendet.answers.format import parse_answer
+        >>> text = '[{"bbox_2d": [1, 2, 30, 4], "label": "dog"}, {"bbox_2d": [1, 2'
+        >>> answer_facts(text, parse_answer(text), truncated=True, size=(20, 20), labels=["cat"])
+        AnswerFacts(text=..., truncated=True, unreadable=False, boxes=1, rejected=1, repeated=0, outside=1,
+                    unknown_labels=1)
+    """
+    objects = parsed.objects
+    width, height = size
+    return AnswerFacts(
+        text=text,
+        truncated=truncated,
+        unreadable=not objects and (parsed.rejected > 0 or "[]" not in "".join(text.split())),
+        boxes=len(objects),
+        rejected=parsed.rejected,
+        repeated=len(objects) - len({(item.bbox_2d, item.desc) for item in objects}),
+        outside=sum(
+            min(item.bbox_2d) < 0 or item.bbox_2d[2] > width or item.bbox_2d[3] > height for item in objects
+        ),
+        unknown_labels=sum(item.desc not in labels for item in objects),
+    )

@@ -1,0 +1,101 @@
+"""Boxes to answer text and back.
+
+Answers are written in Qwen2.5-VL's own grounding format and read as models really write them:
+
+    [{"bbox_2d": [12, 34, 56, 78], "label": "red circle"}]
+
+Coordinates are xyxy in pixels of the image as the model sees it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qwendet.answers.reader import AnswerReader
+from qwendet.data.samples import DetectedObject
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedObject:
+    """One box of an answer.
+
+    Attributes:
+        bbox_2d: x1, y1, x2, y2 as written, finite, with x1 < x2 and y1 < y2; in pixels of the image as
+            the model sees it.
+        desc: the label; empty where the answer has none.
+        start: index in the text of the object's first character (of the box's alone, where an object
+            holds several boxes).
+        end: index after its last character.
+    """
+
+    bbox_2d: tuple[float, float, float, float]
+    desc: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedAnswer:
+    """All that could be read of an answer.
+
+    Attributes:
+        objects: the boxes, in the answer's order.
+        rejected: number of boxes that were left out because they are incomplete or impossible.
+    """
+
+    objects: tuple[ParsedObject, ...]
+    rejected: int
+
+
+def format_answer(objects: Sequence[DetectedObject]) -> str:
+    """Write the answer that the model is to learn: integers, sorted by top, then left.
+
+    Args:
+        objects: boxes in pixels of the model's image, finite.
+
+    Returns:
+        JSON. A box that rounding would leave without width or height becomes one pixel wide or high.
+
+    Example:
+        >>> objects = [DetectedObject((5, 9.6, 8, 12), "cat"), DetectedObject((1, 2, 1.2, 8), "dog")]
+        >>> format_answer(objects)
+        '[{"bbox_2d": [1, 2, 2, 8], "label": "dog"}, {"bbox_2d": [5, 10, 8, 12], "label": "cat"}]'
+    """
+    rows = [(_round_box(item.bbox_2d), item.desc) for item in objects]
+    rows.sort(key=lambda row: (row[0][1], row[0][0]))
+    return json.dumps([{"bbox_2d": box, "label": label} for box, label in rows], ensure_ascii=False)
+
+
+def _round_box(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = (round(number) for number in box)
+    return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
+
+
+def parse_answer(text: str) -> ParsedAnswer:
+    """Read the boxes of an answer. Never raises, never evaluates, takes time linear in the text.
+
+    A box is four numbers under any key but points and 3-D boxes, a list of such boxes beside a name,
+    two corners (``(x1,y1),(x2,y2)`` with or without box tokens, ``"top_left": [x1, y1]``), coordinates
+    under their names, a line of plain text (``x1,y1,x2,y2 cat``) or a row of a table. Words in place of
+    numbers, as in ``[x1, y1, x2, y2]``, are a template from the prompt and count for nothing. Boxes named
+    while thinking give way to what is said after ``</think>``. Nothing is computed: x, y, width and
+    height under a box's key are a box that cannot be read.
+
+    Args:
+        text: what the model wrote, whole or cut short, with prose, fences and special tokens.
+
+    Returns:
+        Every complete box in order, and how many incomplete or impossible ones were left out.
+
+    Example:
+        >>> answer = parse_answer('[{"bbox_2d": [1, 2, 3, 4], "label": "cat"}, {"bbox_2d": [5, 6')
+        >>> answer.objects[0]
+        ParsedObject(bbox_2d=(1.0, 2.0, 3.0, 4.0), desc='cat', start=1, end=42)
+        >>> answer.rejected
+        1
+    """
+    tally = AnswerReader(text).read()
+    objects = tuple(ParsedObject(box.bbox_2d, box.desc, box.start, box.end) for box in tally.found)
+    return ParsedAnswer(objects, tally.rejected)

@@ -1,0 +1,182 @@
+"""What is wrong with a config, in words: where it stands, what was expected and got, and what to write."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from qwendet.config.old_keys import GONE, RENAMED
+from qwendet.config.schema import Config, Section, inner_section
+from qwendet.errors import Problem
+
+KeyPath = tuple[str, ...]
+
+EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "model_type": "a section with keys of its own",
+    "finite_number": "a finite number",
+}
+"""What pydantic's types of errors ask for; the others say it well enough themselves."""
+LIMITS = {
+    "greater_than_equal": ("ge", "{} or more"),
+    "less_than_equal": ("le", "{} or less"),
+    "greater_than": ("gt", "more than {}"),
+    "less_than": ("lt", "less than {}"),
+    "multiple_of": ("multiple_of", "a multiple of {}"),
+}
+"""For errors with a limit, its name in pydantic's context and the words around it."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the values of a config came from.
+
+    Attributes:
+        source: the file; empty without one.
+        lines: line of each key path in it.
+        overridden: key paths that ``--set`` gave.
+    """
+
+    source: str
+    lines: Mapping[KeyPath, int]
+    overridden: Collection[KeyPath] = frozenset()
+
+    def of(self, path: KeyPath) -> str:
+        """File, line and key; or the ``--set`` that gave the value."""
+        key = ".".join(path)
+        if any(path[: len(given)] == given for given in self.overridden):
+            return f"--set {key}"
+        line = next(
+            (self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines), None
+        )
+        return ": ".join(part for part in (f"{self.source}:{line}" if line else self.source, key) if part)
+
+
+def explain(detail: Any, places: Places) -> Problem:
+    """One of pydantic's errors as a problem that a user can mend."""
+    path = tuple(str(part) for part in detail["loc"])
+    where, value, kind = places.of(path), detail["input"], detail["type"]
+    if kind == "extra_forbidden":
+        return Problem("unknown key", where, _fix_for_unknown(path))
+    if kind == "value_error":
+        what, _, fix = str(detail["ctx"]["error"]).partition("; ")
+        return Problem(what, where, fix)
+    if looks_like_number(value) and kind in ("float_type", "int_type"):
+        return Problem(
+            f"expected a number, got the text {value!r}", where, f"write {_as_yaml_number(value, kind)}"
+        )
+    return Problem(
+        f"expected {_expected(detail)}, got {_as_written(value)}", where, _fix_for_value(path, kind, value)
+    )
+
+
+def _expected(detail: Any) -> str:
+    if detail["type"] in LIMITS:
+        name, words = LIMITS[detail["type"]]
+        return words.format(f"{detail['ctx'][name]:g}")
+    said: str = detail["msg"]
+    return EXPECTED.get(detail["type"]) or (said[:1].lower() + said[1:]).removeprefix("input should be ")
+
+
+def _as_written(value: Any) -> str:
+    """A value as YAML has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(list(value)) if isinstance(value, tuple) else repr(value)
+
+
+def _fix_for_value(path: KeyPath, kind: str, value: Any) -> str:
+    field = _field(path)
+    if field is None:
+        return ""
+    if kind == "model_type":
+        section = inner_section(field)
+        return f"known here: {', '.join(sorted(section.model_fields))}" if section else ""
+    if kind == "tuple_type" and isinstance(value, str):
+        return f"write [{value}]"
+    if kind == "literal_error" and isinstance(value, str):
+        choices = [str(choice) for choice in getattr(field.annotation, "__args__", ())]
+        close = difflib.get_close_matches(value, choices, n=1, cutoff=0.7)
+        if close:
+            return f"did you mean {close[0]}?"
+    default = field.default
+    shown = f"{default:.1e}" if isinstance(default, float) and 0 < default < 1e-2 else _as_written(default)
+    return f"the default is {shown}" if default is None or isinstance(default, str | int | float) else ""
+
+
+def _field(path: KeyPath) -> FieldInfo | None:
+    """The field of a key path; None if there is none."""
+    section: type[Section] | None = Config
+    field = None
+    for part in path:
+        field = None if section is None else section.model_fields.get(part)
+        if field is None:
+            return None
+        section = inner_section(field)
+    return field
+
+
+def looks_like_number(value: Any) -> bool:
+    """Whether a text is a number, such as ``1e-4``, which YAML 1.1 takes for a text."""
+    if not isinstance(value, str):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return any(character.isdigit() for character in value)
+
+
+def _as_yaml_number(value: str, kind: str) -> str:
+    number = float(value)
+    if kind == "int_type":
+        return str(int(number)) if number.is_integer() else "a whole number"
+    mantissa, e, exponent = value.partition("e")
+    if e:
+        return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent}"
+    return repr(number)
+
+
+def _fix_for_unknown(path: KeyPath) -> str:
+    key = path[-1]
+    if key == "padding_side":
+        return "remove it: padding is always left, because Flash Attention and generation need it so"
+    known = known_keys()
+    if len(path) == 1:
+        new_name = RENAMED.get(key) or next((name for name in known if name.split(".")[-1] == key), None)
+        if new_name:
+            return f"this is a key of the old flat file; it is now {new_name}"
+        if key in GONE:
+            return f"this is a key of the old flat file; {GONE[key]}"
+    elif key in RENAMED:
+        return f"it is now {RENAMED[key]}"
+    siblings = [name for name in known if name.split(".")[:-1] == list(path[:-1])]
+    names = [name.split(".")[-1] for name in siblings]
+    close = [".".join([*path[:-1], name]) for name in difflib.get_close_matches(key, names, n=1, cutoff=0.5)]
+    if not close:
+        close = [name for name in known if name.split(".")[-1] == key]
+    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(siblings))}"
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the config, sections included."""
+    return _keys_of(Config)
+
+
+def _keys_of(section: type[Section], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        inner = inner_section(field)
+        if inner is not None:
+            keys += _keys_of(inner, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,1 @@
+"""The embedded model, and the generated shapes that it learns."""

@@ -1,0 +1,1 @@
+"""Samples as tensors: prompts, tokens, pixels, boxes, batches."""

@@ -1,0 +1,168 @@
+"""The training samples as a map-style dataset: read, given demonstrations, encoded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qwendet.config.schema import Config
+from qwendet.data.images import image_size
+from qwendet.data.samples import Sample, SampleFile
+from qwendet.data.teachers import choose_teachers, without_own_image
+from qwendet.encoding.encode import EncodedSample, Encoder
+from qwendet.encoding.resize import require_inside
+from qwendet.errors import ConfigError, DataError, Problem
+
+logger = logging.getLogger("qwendet")
+
+
+@dataclass(frozen=True)
+class TeacherPool:
+    """Where demonstrations are drawn from.
+
+    Attributes:
+        samples: the pool; the student turn of each is a demonstration.
+        is_training_set: the pool is the training file itself, so a sample must not draw itself.
+    """
+
+    samples: SampleFile
+    is_training_set: bool
+
+
+class TrainingSamples:
+    """Encoded training samples by index; which demonstrations one gets changes with the epoch.
+
+    Args:
+        config: the resolved config.
+        encoder: encodes a sample.
+        indices: samples to use; ``None`` is all.
+    """
+
+    def __init__(self, config: Config, encoder: Encoder, indices: Sequence[int] | None = None) -> None:
+        self.config = config
+        self.encoder = encoder
+        self.samples = open_samples(config, "train")
+        self.pool = teacher_pool(config, self.samples)
+        self.indices = range(len(self.samples)) if indices is None else indices
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw demonstrations anew; called by the Trainer at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> EncodedSample:
+        """Read and encode one sample.
+
+        Raises:
+            DataError: if the sample, its image or a demonstration is broken.
+        """
+        return self.encoder.encode(self.sample(position), with_answer=True)
+
+    def sample(self, position: int) -> Sample:
+        """The sample with its demonstrations of this epoch."""
+        sample = self.samples[self.indices[position]]
+        if sample.teachers or self.config.data.teacher_ratio == 0:
+            return sample
+        drawn = (self.pool.samples[at].student for at in self._drawn(position))
+        shown = without_own_image(drawn, sample.student, self.config.data.num_teachers)
+        return replace(sample, teachers=shown)
+
+    def lengths(self) -> list[tuple[int, int]]:
+        """Images that are drawn for each sample in this epoch, and bytes of all its annotations."""
+        own, pool = self.samples.line_bytes(), self.pool.samples.line_bytes()
+        lengths = []
+        for position, index in enumerate(self.indices):
+            drawn = self._drawn(position)[: self.config.data.num_teachers]
+            lengths.append((len(drawn), own[index] + sum(pool[at] for at in drawn)))
+        return lengths
+
+    def _drawn(self, position: int) -> list[int]:
+        """Samples of the pool that are drawn for a sample in this epoch, whether or not it has its own."""
+        own = self.pool.is_training_set
+        pool = self.indices if own else range(len(self.pool.samples))  # no sample that was left out
+        chosen = choose_teachers(
+            seed=self.config.train.seed,
+            epoch=self.epoch,
+            index=self.indices[position],
+            pool_size=len(pool),
+            count=self.config.data.num_teachers + 1,  # one to spare: the pool may hold the sample's own image
+            ratio=self.config.data.teacher_ratio,
+            exclude=position if own else None,
+        )
+        return [pool[at] for at in chosen]
+
+
+def training_samples(config: Config, encoder: Encoder) -> TrainingSamples:
+    """The samples to train on; ``data.on_bad_sample: skip`` leaves out broken ones, and lists them.
+
+    Raises:
+        DataError: for a file that cannot be read.
+        ConfigError: if no sample is left.
+    """
+    samples = TrainingSamples(config, encoder)
+    if config.data.on_bad_sample == "skip":
+        samples.indices, problems = usable_samples(samples.samples, config.data.labels or ())
+        logger.warning("data.on_bad_sample is skip: %d samples left out", len(problems))
+        for problem in problems:
+            logger.warning("left out: %s: %s", problem.where, problem.what)
+    if len(samples) == 0:
+        raise ConfigError("no usable training sample is left", "data.train", "mend the samples listed above")
+    return samples
+
+
+def open_samples(config: Config, split: str) -> SampleFile:
+    """Open ``data.train``, ``data.val`` or ``data.teachers``.
+
+    Raises:
+        ConfigError: if the config names no such file.
+    """
+    path = getattr(config.data, split)
+    if path is None:
+        raise ConfigError(f"data.{split} is not set", f"data.{split}", "give the path of a JSONL file")
+    return SampleFile(Path(path), None if config.data.root is None else Path(config.data.root))
+
+
+def teacher_pool(config: Config, training_samples: SampleFile) -> TeacherPool:
+    """The pool that the config names, else the training samples themselves."""
+    if config.data.teachers is None:
+        return TeacherPool(training_samples, is_training_set=True)
+    return TeacherPool(open_samples(config, "teachers"), is_training_set=False)
+
+
+def usable_samples(samples: SampleFile, labels: Sequence[str]) -> tuple[list[int], list[Problem]]:
+    """Tell usable samples from broken ones, for ``data.on_bad_sample: skip``.
+
+    Images are read as far as their header and end marker.
+
+    Returns:
+        Indices of the usable samples, and what is wrong with each of the others.
+    """
+    usable: list[int] = []
+    problems: list[Problem] = []
+    for index in range(len(samples)):
+        try:
+            _require_usable(samples[index], frozenset(labels))
+        except DataError as error:
+            problems += error.problems
+        else:
+            usable.append(index)
+    return usable, problems
+
+
+def _require_usable(sample: Sample, labels: frozenset[str]) -> None:
+    for turn in (*sample.teachers, sample.student):
+        size = image_size(turn.image, turn.root, sample.where)
+        if turn.declared_size not in (None, size):
+            declared = "×".join(map(str, turn.declared_size or ()))
+            what = f"{turn.image!r} is {size[0]}×{size[1]}, declared as {declared}"
+            raise DataError(what, sample.where, "correct width and height, and see that the boxes fit")
+        require_inside(turn, size, sample.where)
+        strange = sorted({item.desc for item in turn.objects} - labels)
+        if strange:
+            what = f"the label {strange[0]!r} is not in the label set"
+            raise DataError(what, sample.where, "add it to data.labels or correct it")

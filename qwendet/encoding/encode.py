@@ -1,0 +1,277 @@
+"""A sample as the model's inputs: tokens, spans, pixels and boxes.
+
+    system | user: image + request | assistant: answer<|im_end|> | … | user: … | assistant: answer<|im_end|>
+                                                └ teacher span ┘                            └ student span ┘
+
+Prompt and answer are tokenised apart and joined, so the prompt that inference sends is, token for
+token, what training saw before the answer. Spans are half-open token ranges, known where the
+tokens are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from qwendet.answers.format import format_answer
+from qwendet.boxes import xyxy_to_cxcywh
+from qwendet.config.schema import DataConfig
+from qwendet.data.images import open_image, resolve_image
+from qwendet.data.samples import DetectedObject, Sample, Turn
+from qwendet.encoding.image_cache import CachedImage, ImageCache
+from qwendet.encoding.prompts import conversation, request_text
+from qwendet.encoding.resize import model_image_size, require_inside, rescale_xyxy
+from qwendet.errors import DataError
+
+END_OF_TURN = "<|im_end|>"
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """What the collator gets.
+
+    Attributes:
+        input_ids: ``(tokens,)`` int64.
+        mm_token_type_ids: ``(tokens,)`` int64, 1 at image tokens; the positions depend on it.
+        pixel_values: ``(patches, channels * frames * patch * patch)`` float32, images in order.
+        image_grid_thw: ``(images, 3)`` int64; the student's image is the last.
+        student_image_start: index of the student image's first token.
+        image_size: width and height of the student's displayed image, pixels.
+        teacher_assistant_spans: token ranges of the demonstrations' answers.
+        student_assistant_spans: token range of the student's answer; none at inference.
+        boxes_cxcywh: ``(N, 4)`` float32, the student's boxes in the unit square.
+        label_ids: ``(N,)`` int64, index into the label set.
+        where: file and line, for error messages.
+    """
+
+    input_ids: Tensor
+    mm_token_type_ids: Tensor
+    pixel_values: Tensor
+    image_grid_thw: Tensor
+    student_image_start: int
+    image_size: tuple[int, int]
+    teacher_assistant_spans: tuple[Span, ...] = ()
+    student_assistant_spans: tuple[Span, ...] = ()
+    boxes_cxcywh: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
+    label_ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One image as the processor made it."""
+
+    pixel_values: Tensor
+    grid_thw: tuple[int, int, int]
+    displayed_size: tuple[int, int]
+    model_size: tuple[int, int]
+
+
+class Encoder:
+    """Turns samples into :class:`EncodedSample`, for training and inference alike.
+
+    Args:
+        processor: a ``Qwen2_5_VLProcessor`` with its tokenizer and image processor.
+        labels: the label set in manifest order.
+        settings: prompts and limits.
+    """
+
+    def __init__(self, processor: Any, labels: Sequence[str], settings: DataConfig) -> None:
+        self.tokenizer = processor.tokenizer
+        self.image_processor = processor.image_processor
+        self.labels = tuple(labels)
+        self.settings = settings
+        self._label_ids = {label: index for index, label in enumerate(self.labels)}
+        self._image_token_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        self._request = request_text(settings.request, self.labels)
+        self._cache: ImageCache | None = None
+        if settings.image_cache is not None:
+            folder, most = Path(settings.image_cache), settings.image_cache_gigabytes
+            self._cache = ImageCache(folder, most, self._made_by())
+
+    def encode(self, sample: Sample, *, with_answer: bool) -> EncodedSample:
+        """Encode one sample.
+
+        Args:
+            sample: demonstrations and student turn.
+            with_answer: append the student's answer (training); without it the sequence ends where
+                the answer begins (inference).
+
+        Raises:
+            DataError: for images, boxes or labels that cannot be used, or too many tokens.
+        """
+        turns = (*sample.teachers, sample.student)
+        for turn in turns if with_answer else sample.teachers:
+            self._require_known_labels(turn, sample.where)
+        pictures = [self._picture(turn, sample.where) for turn in turns]
+        answers = [self._answer(turn, picture) for turn, picture in zip(turns, pictures, strict=True)]
+        ids, spans = self._tokens(pictures, answers if with_answer else answers[:-1])
+        if len(ids) > self.settings.max_tokens:
+            raise DataError(
+                f"{len(ids)} tokens, but data.max_tokens is {self.settings.max_tokens}",
+                sample.where,
+                "raise data.max_tokens, or lower data.max_pixels or the number of teachers; nothing is cut",
+            )
+        input_ids = torch.tensor(ids, dtype=torch.int64)
+        is_image = input_ids == self._image_token_id
+        encoded = EncodedSample(
+            input_ids=input_ids,
+            mm_token_type_ids=is_image.long(),
+            pixel_values=torch.cat([picture.pixel_values for picture in pictures]),
+            image_grid_thw=torch.tensor([picture.grid_thw for picture in pictures]),
+            student_image_start=int(is_image.nonzero()[-self._num_tokens(pictures[-1])]),
+            image_size=pictures[-1].displayed_size,
+            teacher_assistant_spans=tuple(spans[: len(sample.teachers)]),
+            student_assistant_spans=tuple(spans[len(sample.teachers) :]),
+            where=sample.where,
+        )
+        return self._with_targets(encoded, sample) if with_answer else encoded
+
+    def token_counts(self, sample: Sample, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Count a sample's tokens without opening its images.
+
+        Args:
+            sample: demonstrations and student turn.
+            sizes: displayed width and height of each image in pixels, the student's last.
+
+        Returns:
+            Tokens of the whole sample with its answer, and of the student's answer alone.
+        """
+        turns = (*sample.teachers, sample.student)
+        pictures = [self._unopened(size) for size in sizes]
+        answers = [self._answer(turn, picture) for turn, picture in zip(turns, pictures, strict=True)]
+        ids, spans = self._tokens(pictures, answers)
+        start, end = spans[-1]
+        return len(ids), end - start
+
+    def label_tokens(self) -> list[list[int]]:
+        """Token ids of each label text, in label order."""
+        return [self._tokenize(label) for label in self.labels]
+
+    def _picture(self, turn: Turn, where: str) -> _Picture:
+        image, displayed_size = self._opened(turn, where)
+        require_inside(turn, displayed_size, where)
+        features = self.image_processor(images=[image], return_tensors="pt")
+        frames, rows, columns = features["image_grid_thw"][0].tolist()
+        return _Picture(
+            pixel_values=features["pixel_values"],
+            grid_thw=(frames, rows, columns),
+            displayed_size=displayed_size,
+            model_size=model_image_size((frames, rows, columns), self.image_processor.patch_size),
+        )
+
+    def _opened(self, turn: Turn, where: str) -> tuple[Image.Image, tuple[int, int]]:
+        """The image, in the model's size already where there is a cache, and its displayed size."""
+        if self._cache is None:
+            image = open_image(turn.image, turn.root, where, turn.declared_size)
+            return image, image.size
+        name = self._cache.name_of(resolve_image(turn.image, turn.root, where))
+        kept = self._cache.find(name)
+        if kept is None or turn.declared_size not in (None, kept.displayed_size):
+            image = open_image(turn.image, turn.root, where, turn.declared_size)
+            size = self._unopened(image.size).model_size
+            resized = image.resize(size, resample=self.image_processor.resample)
+            kept = CachedImage(np.asarray(resized), image.size)
+            self._cache.keep(name, kept)
+        return Image.fromarray(kept.pixels), kept.displayed_size
+
+    def _made_by(self) -> dict[str, object]:
+        """What the size and the pixels of a resized image depend on."""
+        processor = self.image_processor
+        return {
+            "patch_size": processor.patch_size,
+            "merge_size": processor.merge_size,
+            "shortest_edge": processor.size["shortest_edge"],
+            "longest_edge": processor.size["longest_edge"],
+            "resample": int(processor.resample),
+        }
+
+    def _unopened(self, size: tuple[int, int]) -> _Picture:
+        """An image as the processor would make it, without pixels."""
+        processor = self.image_processor
+        patch: int = processor.patch_size
+        limits = processor.size
+        height, width = smart_resize(
+            size[1], size[0], patch * processor.merge_size, limits["shortest_edge"], limits["longest_edge"]
+        )
+        return _Picture(torch.empty(0), (1, height // patch, width // patch), size, (width, height))
+
+    def _answer(self, turn: Turn, picture: _Picture) -> str:
+        objects = trainable_objects(turn)
+        boxes = rescale_xyxy([item.bbox_2d for item in objects], picture.displayed_size, picture.model_size)
+        width, height = picture.model_size
+        boxes[:, :2] = np.minimum(boxes[:, :2], (width - 1, height - 1))  # a sliver at the edge stays inside
+        return format_answer(
+            [replace(item, bbox_2d=tuple(box)) for item, box in zip(objects, boxes.tolist(), strict=True)]
+        )
+
+    def _tokens(self, pictures: Sequence[_Picture], answers: Sequence[str]) -> tuple[list[int], list[Span]]:
+        """Join prompt pieces and answers; returns the ids and the span of each answer."""
+        ids: list[int] = []
+        spans: list[Span] = []
+        done = ""
+        for index, picture in enumerate(pictures):
+            prompt = self._render(answers[:index])
+            if not prompt.startswith(done):
+                raise DataError(
+                    "the chat template rewrites earlier turns, so no prompt would be a prefix of its answer",
+                    "chat template",
+                    "use the published Qwen2.5-VL template",
+                )
+            ids += self._expand_image(self._tokenize(prompt[len(done) :]), self._num_tokens(picture))
+            if index < len(answers):
+                answer = answers[index] + END_OF_TURN
+                answer_ids = self._tokenize(answer)
+                spans.append((len(ids), len(ids) + len(answer_ids)))
+                ids += answer_ids
+                done = prompt + answer
+        return ids, spans
+
+    def _render(self, answers: Sequence[str]) -> str:
+        messages = conversation(self.settings.system_prompt, self._request, answers)
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return str(text)
+
+    def _tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _expand_image(self, ids: list[int], num_tokens: int) -> list[int]:
+        at = ids.index(self._image_token_id)
+        return ids[:at] + [self._image_token_id] * num_tokens + ids[at + 1 :]
+
+    def _num_tokens(self, picture: _Picture) -> int:
+        frames, rows, columns = picture.grid_thw
+        return frames * rows * columns // int(self.image_processor.merge_size) ** 2
+
+    def _with_targets(self, encoded: EncodedSample, sample: Sample) -> EncodedSample:
+        objects = trainable_objects(sample.student)
+        boxes = rescale_xyxy([item.bbox_2d for item in objects], encoded.image_size, (1, 1))
+        return replace(
+            encoded,
+            boxes_cxcywh=xyxy_to_cxcywh(torch.from_numpy(boxes).float()),
+            label_ids=torch.tensor([self._label_ids[item.desc] for item in objects], dtype=torch.int64),
+        )
+
+    def _require_known_labels(self, turn: Turn, where: str) -> None:
+        for item in turn.objects:
+            if item.desc not in self._label_ids:
+                raise DataError(
+                    f"the label {item.desc!r} is not in the label set ({', '.join(self.labels[:10])})",
+                    where,
+                    "add it to data.labels or correct it",
+                )
+
+
+def trainable_objects(turn: Turn) -> list[DetectedObject]:
+    """The objects a turn is trained on: all but crowds, whose box is no single object's."""
+    return [item for item in turn.objects if not item.crowd]

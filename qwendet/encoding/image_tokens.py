@@ -1,0 +1,76 @@
+"""How many tokens an image becomes, from its size alone: without its pixels, without transformers.
+
+Only what is asked before anything is opened uses this: what a sample really has is always read off
+``image_grid_thw``. A test holds it against the published resizer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwendet.config.schema import EMBEDDED_MODELS, Config
+
+TINY_ASSETS = Path(__file__).parent.parent / "assets" / "tiny"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """How a processor resizes.
+
+    Attributes:
+        min_pixels: smaller images are enlarged.
+        max_pixels: larger images are shrunk.
+        side: pixels of the square that becomes one token: patch size times merge size.
+    """
+
+    min_pixels: int
+    max_pixels: int
+    side: int
+
+
+def image_limits(config: Config) -> ImageLimits | None:
+    """Limits of the config's model; None where only a download would tell."""
+    is_embedded = config.model.path in EMBEDDED_MODELS
+    path = (TINY_ASSETS if is_embedded else Path(config.model.path)) / "preprocessor_config.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        size = facts.get("size") or {}
+        low = facts.get("min_pixels") or size["shortest_edge"]
+        high = facts.get("max_pixels") or size["longest_edge"]
+        side = facts["patch_size"] * facts["merge_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return ImageLimits(config.data.min_pixels or low, config.data.max_pixels or high, side)
+
+
+def model_size(size: tuple[int, int], limits: ImageLimits) -> tuple[int, int]:
+    """Width and height of the model's image: multiples of ``side``, the area between the limits.
+
+    Example:
+        >>> model_size((640, 480), ImageLimits(3136, 12845056, 28))
+        (644, 476)
+    """
+    width, height = size
+    columns, rows = round(width / limits.side), round(height / limits.side)
+    if columns * rows * limits.side**2 > limits.max_pixels:
+        shrink = math.sqrt(width * height / limits.max_pixels)
+        columns = max(1, math.floor(width / shrink / limits.side))
+        rows = max(1, math.floor(height / shrink / limits.side))
+    elif columns * rows * limits.side**2 < limits.min_pixels:
+        grow = math.sqrt(limits.min_pixels / (width * height))
+        columns, rows = (math.ceil(length * grow / limits.side) for length in (width, height))
+    return columns * limits.side, rows * limits.side
+
+
+def num_image_tokens(size: tuple[int, int], limits: ImageLimits) -> int:
+    """Tokens of an image.
+
+    Example:
+        >>> num_image_tokens((640, 480), ImageLimits(3136, 12845056, 28))
+        391
+    """
+    width, height = model_size(size, limits)
+    return width * height // limits.side**2

@@ -1,0 +1,102 @@
+"""The model card of an exported model: what it is, what it scored, and how to ask it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from qwendet.config.schema import Config
+from qwendet.encoding.prompts import request_text
+from qwendet.loading.checkpoint import HEAD_WEIGHTS, Manifest
+
+FRONT_MATTER = """\
+---
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [object-detection, qwen2.5-vl, qwendet]
+---
+"""
+
+HOW = """\
+## How to ask it
+
+One system turn and one user turn, the image before the text, with the model's own chat template:
+
+{messages}
+
+Images are resized to between {min_pixels} and {max_pixels} pixels, sides to multiples of {factor}, by PIL.
+The answer is JSON, `[{{"bbox_2d": [x1, y1, x2, y2], "label": "…"}}]`, in pixels of the image **as resized**:
+multiply x by the displayed width over the resized width, and y likewise. Decode greedily, as
+`generation_config.json` says.
+"""
+
+
+def render_card(trained: Manifest, config: Config, metrics: Mapping[str, float], factor: int) -> str:
+    """Write the card.
+
+    Args:
+        trained: manifest of the checkpoint that was exported.
+        config: config of the exported model.
+        metrics: what the run measured on its validation samples; may be empty.
+        factor: side of an image token in pixels.
+    """
+    parts = [FRONT_MATTER + "# A Qwen2.5-VL object detector", _facts(trained, config), _measured(metrics)]
+    messages = [
+        {"role": "system", "content": config.data.system_prompt},
+        {"role": "user", "content": ["<image>", request_text(config.data.request, trained.labels)]},
+    ]
+    how = HOW.format(
+        messages=_fenced(messages),
+        min_pixels=config.data.min_pixels,
+        max_pixels=config.data.max_pixels,
+        factor=factor,
+    )
+    return "\n\n".join([*parts, how.rstrip(), "## Labels\n\n" + _fenced(trained.labels)]) + "\n"
+
+
+def _facts(trained: Manifest, config: Config) -> str:
+    model = trained.config.model
+    facts = {
+        "trained for": f"{trained.step} steps",
+        "weights": f"{config.model.dtype}; in training {trained.dtype}",
+        "attention in training": trained.attn_implementation,
+        "detection head": f"{HEAD_WEIGHTS}, used by qwendet" if trained.head else "none",
+        "coordinates of answers": trained.coordinates,
+        "loss version": trained.loss_version,
+        "made with": ", ".join(f"{name} {version}" for name, version in trained.versions.items()),
+    }
+    if model.revision is not None:
+        facts["base model"] = f"{model.path} at {model.revision}"
+    if model.lora is not None:
+        facts["merged"] = (
+            f"a LoRA adapter of rank {model.lora.rank} on a base with fingerprint {model.lora.fingerprint}"
+        )
+    return _table(("what", "value"), facts)
+
+
+def _measured(metrics: Mapping[str, float]) -> str:
+    if not metrics:
+        return "## Measured\n\nNo metrics lay beside the checkpoint."
+    values = {name: f"{value:.4f}" for name, value in metrics.items()}
+    return "## Measured\n\nOn the validation samples, at the end of training.\n\n" + _table(
+        ("metric", "value"), values
+    )
+
+
+def _table(columns: tuple[str, str], rows: Mapping[str, object]) -> str:
+    lines = [f"| {columns[0]} | {columns[1]} |", "|---|---|"]
+    return "\n".join(
+        lines + [f"| {_escaped(name)} | {_escaped(str(value))} |" for name, value in rows.items()]
+    )
+
+
+def _escaped(text: str) -> str:
+    """Text that cannot leave its cell."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _fenced(value: object) -> str:
+    """A value as JSON in a fence that no backticks in it can close."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    fence = "`" * max(3, text.count("`") + 1)
+    return f"{fence}json\n{text}\n{fence}"

@@ -1,0 +1,1 @@
+"""Images to detections, by the head or in text."""

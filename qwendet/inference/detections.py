@@ -1,0 +1,64 @@
+"""What was found in an image, and the file that predictions are written to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from qwendet.answers.diagnostics import AnswerFacts
+from qwendet.files import atomic_file
+
+Source = Literal["head", "text"]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One found object.
+
+    Attributes:
+        bbox_2d: xyxy in pixels of the image as displayed, inside it.
+        desc: the label.
+        score: in ``[0, 1]``; the head's probability, or exp(mean log-probability of the box's tokens).
+        source: what found it.
+    """
+
+    bbox_2d: tuple[float, float, float, float]
+    desc: str
+    score: float
+    source: Source
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """All that was found in one image.
+
+    Attributes:
+        image: path as it was given.
+        width: of the displayed image, pixels.
+        height: of the displayed image, pixels.
+        detections: sorted by score, best first.
+        rejected: boxes of a text answer that were incomplete, impossible or outside the image.
+        answer: what can be said of the text answer; ``None`` without one. No part of the output file.
+    """
+
+    image: str
+    width: int
+    height: int
+    detections: tuple[Detection, ...]
+    rejected: int
+    answer: AnswerFacts | None = None
+
+    def to_json(self) -> str:
+        """One line of the output file."""
+        record = asdict(self)
+        del record["answer"]
+        return json.dumps(record, ensure_ascii=False)
+
+
+def write_predictions(predictions: Iterable[Prediction], output: Path) -> None:
+    """Write predictions, one JSON object a line."""
+    with atomic_file(output) as path, path.open("w", encoding="utf-8") as file:
+        file.writelines(prediction.to_json() + "\n" for prediction in predictions)

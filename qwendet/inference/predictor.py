@@ -1,0 +1,277 @@
+"""Images to detections: by the head in one forward, by generated text, or both.
+
+    sample ─► encode ─► forward ─► head ─► boxes in the unit square ──────────────┐
+                    └─► generate ─► text ─► boxes in pixels of the model's image ─┴► displayed pixels
+
+The prompt is, token for token, what training saw before the answer.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from qwendet.answers.diagnostics import AnswerFacts, answer_facts
+from qwendet.answers.format import ParsedObject, parse_answer
+from qwendet.answers.grammar import AnswerGrammar
+from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
+from qwendet.config.as_trained import require_as_trained
+from qwendet.config.load import override_config
+from qwendet.data.images import image_size
+from qwendet.data.samples import Sample
+from qwendet.encoding.collate import Batch, require_left_padding, to_device
+from qwendet.encoding.encode import EncodedSample
+from qwendet.encoding.image_tokens import ImageLimits, num_image_tokens
+from qwendet.encoding.resize import model_image_size, rescale_xyxy
+from qwendet.errors import ConfigError
+from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary
+from qwendet.inference.detections import Detection, Prediction, Source
+from qwendet.inference.generation import GeneratedAnswer, generate_answers
+from qwendet.inference.inputs import sample_of_image
+from qwendet.inference.sharding import map_batches
+from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.progress import Advance, no_advance
+
+logger = logging.getLogger("qwendet")
+
+TOKENS_OF_A_BOX = 39
+"""Of an answer, in the published tokens; only the order of samples depends on it."""
+
+_TextFound = tuple[list[Detection], int, AnswerFacts | None]
+"""Of one text answer: its usable boxes, the number of the others, and what can be said of it."""
+
+
+class Predictor:
+    """Predicts with a model.
+
+    Args:
+        bundle: the model, loaded for inference or fresh from training.
+
+    Example:
+        >>> predictor = Predictor.from_checkpoint("run/final")  # doctest: +SKIP
+        >>> predictor.predict_image("photo.jpg").detections  # doctest: +SKIP
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.encoder = bundle.encoder()
+        self.collator = bundle.collator()
+
+    @classmethod
+    def from_checkpoint(
+        cls, folder: str | Path, *, labels: Sequence[str] | None = None, overrides: Sequence[str] = ()
+    ) -> Predictor:
+        """Load a checkpoint with its own prompts, pixel limits and labels.
+
+        Args:
+            folder: a checkpoint with a manifest.
+            labels: other labels to look for; one that is nearly a trained one is told.
+            overrides: ``key=value``, such as ``infer.batch_size=16``.
+
+        Raises:
+            CheckpointError: for a checkpoint that cannot be used.
+            ConfigError: for an override that would show the model what it was not trained on.
+        """
+        trained = config_of_checkpoint(Path(folder))
+        if any(override.startswith("model.dtype=") for override in overrides):
+            overrides = ["train.autocast=auto", *overrides]  # the products are of the type that is asked for
+        config = override_config(trained, overrides)
+        require_as_trained(trained, config)
+        if labels is not None:
+            tell_near_misses(labels, trained.data.labels or ())
+            config = config.model_copy(
+                update={"data": config.data.model_copy(update={"labels": tuple(labels)})}
+            )
+        return cls(load(config, for_inference=True))
+
+    def predict_image(self, path: str | Path, mode: str | None = None) -> Prediction:
+        """Predict one image file."""
+        return next(self.predict([sample_of_image(Path(path))], mode))
+
+    def predict_all(
+        self,
+        samples: Sequence[Sample],
+        mode: str | None = None,
+        advance: Advance = no_advance,
+        *,
+        alone: bool = False,
+    ) -> list[Prediction]:
+        """Predict samples by all processes of the launcher together; each has all predictions in order.
+
+        Batches are of similar length, so that little is padded; the longest come first, so that memory
+        that is lacking shows at once.
+
+        Args:
+            samples: as for :meth:`predict`.
+            mode: as for :meth:`predict`.
+            advance: told how many are done.
+            alone: this process predicts all of them, and only it has the predictions.
+        """
+        order = sorted(range(len(samples)), key=lambda index: -self._num_tokens(samples[index]))
+        longest_first = [samples[index] for index in order]
+        batch_size = self.bundle.config.infer.batch_size
+        found = map_batches(
+            lambda own: self.predict(own, mode), longest_first, batch_size, advance, alone=alone
+        )
+        place = {index: at for at, index in enumerate(order)}
+        return [found[place[index]] for index in range(len(samples))]
+
+    def _num_tokens(self, sample: Sample) -> int:
+        """About as many as the prompt will have, beside what all prompts have: images and shown boxes."""
+        shown = sum(len(turn.objects) for turn in sample.teachers) * TOKENS_OF_A_BOX
+        sizes = (
+            turn.declared_size or image_size(turn.image, turn.root, sample.where)
+            for turn in (*sample.teachers, sample.student)
+        )
+        return shown + sum(num_image_tokens(size, self._image_limits) for size in sizes)
+
+    @cached_property
+    def _image_limits(self) -> ImageLimits:
+        processor = self.bundle.processor.image_processor
+        size = processor.size
+        side = processor.patch_size * processor.merge_size
+        return ImageLimits(size["shortest_edge"], size["longest_edge"], side)
+
+    def predict(self, samples: Iterable[Sample], mode: str | None = None) -> Iterator[Prediction]:
+        """Predict samples, in batches of ``infer.batch_size``, in order.
+
+        Args:
+            samples: the student turn is asked for, teachers are shown.
+            mode: ``head``, ``text`` or ``both``; ``None`` takes ``infer.mode``.
+
+        Raises:
+            ConfigError: if the head is asked for and there is none.
+            DataError: for an image that cannot be used.
+        """
+        sources = self.sources(mode)
+        remaining = iter(samples)
+        self.bundle.detector.eval()
+        while chunk := list(islice(remaining, self.bundle.config.infer.batch_size)):
+            yield from self._predict_batch(chunk, sources)
+
+    def sources(self, mode: str | None = None) -> tuple[Source, ...]:
+        """What answers in a mode; ``None`` takes ``infer.mode``.
+
+        Raises:
+            ConfigError: if the head is asked for and there is none.
+        """
+        mode = mode or self.bundle.config.infer.mode
+        has_head = self.bundle.detector.head is not None
+        if mode == "auto":
+            return ("head",) if has_head else ("text",)
+        if mode in ("head", "both") and not has_head:
+            raise ConfigError(f"mode is {mode}, but the model has no head", "--mode", "use --mode text")
+        return {"head": ("head",), "text": ("text",), "both": ("head", "text")}[mode]  # type: ignore[return-value]
+
+    @torch.inference_mode()
+    def _predict_batch(self, samples: Sequence[Sample], sources: Sequence[Source]) -> list[Prediction]:
+        encoded = [self.encoder.encode(sample, with_answer=False) for sample in samples]
+        collated = self.collator(encoded)
+        require_left_padding(collated)
+        batch = to_device(collated, self.bundle.detector.device)
+        by_head: list[list[Detection]] = [[] for _ in samples]
+        by_text: list[_TextFound] = [([], 0, None) for _ in samples]
+        if "head" in sources:
+            by_head = list(self._by_head(batch, encoded))
+        if "text" in sources:
+            by_text = list(map(self._by_text, self._answers(batch, encoded), encoded))
+        rows = zip(samples, encoded, by_head, by_text, strict=True)
+        return [
+            Prediction(sample.student.image, *item.image_size, self._best(boxes, texts), rejected, facts)
+            for sample, item, boxes, (texts, rejected, facts) in rows
+        ]
+
+    def _best(self, *by_source: list[Detection]) -> tuple[Detection, ...]:
+        """The best of each source, as many as if it answered alone; together sorted by score."""
+        infer = self.bundle.config.infer
+        kept: list[Detection] = []
+        for detections in by_source:
+            best = sorted(detections, key=lambda detection: -detection.score)[: infer.max_detections]
+            kept += [detection for detection in best if detection.score >= infer.score_threshold]
+        return tuple(sorted(kept, key=lambda detection: -detection.score))
+
+    def _by_head(self, batch: Batch, encoded: Sequence[EncodedSample]) -> Iterator[list[Detection]]:
+        output = self.bundle.detector(batch, with_tokens=False).head
+        logits, boxes, valid = (part.cpu() for part in output.final())
+        for row, item in enumerate(encoded):
+            scores = logits[row].float().sigmoid() * valid[row][:, None]
+            best = scores.flatten().topk(min(self.bundle.config.infer.max_detections, scores.numel()))
+            width, height = item.image_size
+            unclipped = cxcywh_to_xyxy(boxes[row].double()) * torch.tensor([width, height, width, height])
+            xyxy = clip_xyxy(unclipped, width, height).tolist()
+            yield [
+                Detection(_rounded(xyxy[query]), self.bundle.labels[label], score, "head")
+                for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+                for query, label in [divmod(index, len(self.bundle.labels))]
+                if has_area(xyxy[query])
+            ]
+
+    def _answers(self, batch: Batch, encoded: Sequence[EncodedSample]) -> list[GeneratedAnswer]:
+        return generate_answers(
+            self.bundle.detector,
+            self.bundle.processor.tokenizer,
+            batch,
+            self.bundle.config.infer.max_new_tokens,
+            self._constraint(encoded) if self.bundle.config.infer.constrained else None,
+        )
+
+    def _constraint(self, encoded: Sequence[EncodedSample]) -> AnswerConstraint:
+        infer = self.bundle.config.infer
+        grammars = [AnswerGrammar(self.bundle.labels, self._model_image_size(item)) for item in encoded]
+        return AnswerConstraint(self._vocabulary, grammars, infer.max_detections, infer.max_new_tokens)
+
+    @cached_property
+    def _vocabulary(self) -> AnswerVocabulary:
+        """The tokens of constrained answers: a second's work with the published vocabulary."""
+        alphabet = AnswerGrammar(self.bundle.labels, (1, 1)).alphabet
+        return AnswerVocabulary(self.bundle.processor.tokenizer, alphabet)
+
+    def _model_image_size(self, item: EncodedSample) -> tuple[int, int]:
+        patch_size = self.bundle.processor.image_processor.patch_size
+        return model_image_size(item.image_grid_thw[-1].tolist(), patch_size)
+
+    def _by_text(self, answer: GeneratedAnswer, item: EncodedSample) -> _TextFound:
+        parsed = parse_answer(answer.text)
+        source = self._model_image_size(item)
+        detections = [
+            Detection(box, entry.desc, answer.score(entry.start, entry.end), "text")
+            for entry in parsed.objects
+            if has_area(box := _displayed(entry, source, item.image_size))
+        ]
+        facts = answer_facts(
+            answer.text, parsed, truncated=answer.truncated, size=source, labels=self.bundle.labels
+        )
+        return detections, parsed.rejected + len(parsed.objects) - len(detections), facts
+
+
+def _displayed(
+    entry: ParsedObject, source: tuple[int, int], target: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """A parsed box in pixels of the displayed image, cut at its edges."""
+    box = torch.from_numpy(rescale_xyxy([entry.bbox_2d], source, target))
+    return _rounded(clip_xyxy(box, *target)[0].tolist())
+
+
+def _rounded(box: Sequence[float]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = (round(number, 2) for number in box)
+    return x1, y1, x2, y2
+
+
+def has_area(box: Sequence[float]) -> bool:
+    """Whether a rounded xyxy box covers anything."""
+    x1, y1, x2, y2 = _rounded(box)
+    return x2 > x1 and y2 > y1
+
+
+def tell_near_misses(labels: Sequence[str], trained: Sequence[str]) -> None:
+    """Warn of labels that are nearly trained ones: any label may be looked for, a misspelt one too."""
+    for label in labels:
+        close = difflib.get_close_matches(label, trained, n=1, cutoff=0.85)
+        if close and label not in trained:
+            logger.warning("the label %r was not trained; did you mean %r?", label, close[0])

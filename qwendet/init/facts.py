@@ -1,0 +1,146 @@
+"""What samples hold, as numbers: all that the settings of a new config are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from qwendet.answers.format import format_answer
+from qwendet.checks.config.census import Scan
+from qwendet.checks.config.frames import box_table
+from qwendet.checks.config.samples import Split, is_counted
+from qwendet.checks.config.scan import Depth, available_cores, scan_files
+from qwendet.config.schema import Config, DataConfig
+from qwendet.data.samples import DetectedObject, Sample, SampleFile, Turn
+from qwendet.encoding.image_tokens import ImageLimits, model_size, num_image_tokens
+from qwendet.encoding.prompts import request_text
+from qwendet.encoding.resize import rescale_xyxy
+from qwendet.encoding.text_tokens import CountTokens
+from qwendet.errors import DataError
+
+OPENED_AT_MOST = 20_000
+"""Samples up to which each image's header is read; above, only sizes that the samples declare count."""
+COUNTED_AT_MOST = 2_000
+"""Samples of a file, evenly spread, whose tokens are counted."""
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What training and validation samples hold.
+
+    Attributes:
+        num_samples: training samples that can be read.
+        labels: boxes of each label of the training samples, labels sorted.
+        boxes: ``(N, 4)`` float: width and height of each training box, then of its image, in pixels of the
+            image as displayed; boxes without area or in images of unknown size are left out.
+        image_sizes: width and height of each image whose size is known.
+        most_boxes: most boxes of an image, validation included.
+        files: the sample files.
+        size_of: displayed size of each image, by the file's split and the image's name.
+    """
+
+    num_samples: int
+    labels: Mapping[str, int]
+    boxes: npt.NDArray[np.float64]
+    image_sizes: frozenset[Size]
+    most_boxes: int
+    files: Mapping[Split, Path]
+    size_of: Mapping[tuple[Split, str], Size]
+
+
+def look_at(files: Mapping[Split, Path]) -> DataFacts:
+    """Read every sample once, by all cores.
+
+    Args:
+        files: ``train`` and perhaps ``val``.
+
+    Raises:
+        DataError: for a file that cannot be read or is empty. What is wrong with a sample is left to the
+            checks; it does not count here.
+    """
+    num_lines = sum(len(SampleFile(path)) for path in files.values())
+    depth: Depth = "header" if num_lines <= OPENED_AT_MOST else "none"
+    scans, _ = scan_files(Config(), files, depth=depth, workers=available_cores())
+    train = scans["train"]
+    seen = [(split, image) for split, scan in scans.items() for image in scan.images]
+    return DataFacts(
+        num_samples=train.num_parsed,
+        labels={label: train.labels[label].num_boxes for label in sorted(train.labels)},
+        boxes=_box_sides(train),
+        image_sizes=frozenset(image.size for _, image in seen if image.size is not None),
+        most_boxes=max(map(_most_boxes, scans.values())),
+        files=files,
+        size_of={(split, image.image): image.size for split, image in seen if image.size is not None},
+    )
+
+
+def _box_sides(scan: Scan) -> npt.NDArray[np.float64]:
+    x1, y1, x2, y2, width, height, _ = box_table(scan).astype(np.float64).T
+    sides = np.stack([x2 - x1, y2 - y1, width, height], axis=1)
+    known: npt.NDArray[np.float64] = sides[(sides > 0).all(axis=1)]
+    return known
+
+
+def _most_boxes(scan: Scan) -> int:
+    lines = box_table(scan)[:, 6]
+    return int(np.unique(lines, return_counts=True)[1].max()) if len(lines) else 0
+
+
+def count_sample_tokens(facts: DataFacts, limits: ImageLimits, count: CountTokens) -> list[int]:
+    """Tokens of each sample, its own demonstrations included; a file's first ones, evenly spread.
+
+    Args:
+        facts: of :func:`look_at`.
+        limits: how the model's processor resizes.
+        count: counts the tokens of a text.
+    """
+    first, further = prompt_tokens(tuple(facts.labels), count)
+    totals = []
+    for split, sample in _some_samples(facts):
+        turns = (*sample.teachers, sample.student)
+        sizes = [facts.size_of.get((split, turn.image)) for turn in turns]
+        known = [size for size in sizes if size is not None]
+        if len(known) == len(turns):
+            prompts = first + further * len(sample.teachers)
+            answers = sum(
+                num_image_tokens(size, limits) + count(_answer(turn, size, limits))
+                for turn, size in zip(turns, known, strict=True)
+            )
+            totals.append(prompts + answers)
+    return totals
+
+
+def _some_samples(facts: DataFacts) -> Iterator[tuple[Split, Sample]]:
+    for split, path in facts.files.items():
+        samples = SampleFile(path)
+        step = -(-len(samples) // COUNTED_AT_MOST)
+        for index in range(0, len(samples), step):
+            try:
+                yield split, samples[index]
+            except DataError:  # validate-config names it
+                continue
+
+
+def prompt_tokens(labels: tuple[str, ...], count: CountTokens) -> tuple[int, int]:
+    """Tokens around image and answer: of the first turn with the system prompt, and of a further one."""
+    data = DataConfig()
+    request = request_text(data.request, labels)
+    asked = f"<|im_start|>user\n<|vision_start|><|vision_end|>{request}<|im_end|>\n<|im_start|>assistant\n"
+    system = f"<|im_start|>system\n{data.system_prompt}<|im_end|>\n"
+    return count(system + asked), count("\n" + asked)
+
+
+def _answer(turn: Turn, size: Size, limits: ImageLimits) -> str:
+    """The answer as training writes it, to a pixel at the image's edge: enough to count its tokens."""
+    objects = [item for item in turn.objects if is_counted(item)]
+    boxes = rescale_xyxy([item.bbox_2d for item in objects], size, model_size(size, limits)).tolist()
+    moved = [
+        DetectedObject((x1, y1, x2, y2), item.desc)
+        for item, (x1, y1, x2, y2) in zip(objects, boxes, strict=True)
+    ]
+    return format_answer(moved) + "<|im_end|>"

@@ -1,0 +1,273 @@
+"""A new project: data where it is generated, converted or found, and a config that is computed from it.
+
+init_project ─► data: generated shapes | JSONL where it lies | COCO, VOC, YOLO converted into DIR/data
+             ─► facts ─► values ─► DIR/config.yaml, written last
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from qwendet.checks.config.samples import Split
+from qwendet.checks.config.settings import HUB_ID
+from qwendet.config.schema import EMBEDDED_MODELS, Config, ModelConfig
+from qwendet.data.formats.convert import Conversion, conversion_notes, convert_dataset
+from qwendet.data.formats.detect import detect_format
+from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.encoding.image_tokens import ImageLimits, image_limits
+from qwendet.encoding.text_tokens import token_counter
+from qwendet.errors import ConfigError, DataError
+from qwendet.files import atomic_file, atomic_folder, require_place
+from qwendet.init.facts import DataFacts, count_sample_tokens, look_at, prompt_tokens
+from qwendet.init.render import render
+from qwendet.init.values import (
+    FULL_RECIPE,
+    PUBLISHED_LIMITS,
+    TINY_RECIPE,
+    Recipe,
+    Setting,
+    Settings,
+    choose_course,
+    choose_labels,
+    choose_max_tokens,
+    choose_pixels,
+    choose_queries,
+    counted,
+)
+from qwendet.progress import Advance, track
+
+TINY = "tiny"
+DEFAULT_MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
+GENERATED = {"train": 768, "val": 64}
+"""Generated images of each split."""
+GENERATED_BATCH = 16
+"""Generated images are small, and learned in larger batches."""
+SEEDS = {"train": 1, "val": 2}
+
+
+@dataclass(frozen=True)
+class InitSummary:
+    """What was written.
+
+    Attributes:
+        config: the config.
+        next_command: what to run next.
+        notes: what else a user should know, in words.
+    """
+
+    config: Path
+    next_command: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Sample files of the new config.
+
+    Attributes:
+        train: training samples, relative to the config or absolute.
+        val: validation samples.
+        files: both as paths; empty where there are none yet.
+        notes: what a user should know, in words.
+    """
+
+    train: str
+    val: str | None
+    files: Mapping[Split, Path] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def init_project(directory: Path, *, tiny: bool, model: str | None, data: Path | None) -> InitSummary:
+    """Write ``directory/config.yaml`` and the data that it needs.
+
+    Args:
+        directory: made if it is absent.
+        tiny: the embedded model on generated shapes.
+        model: ``model.path``; ``None`` is ``tiny`` with ``tiny``, else ``Qwen/Qwen2.5-VL-3B-Instruct``.
+        data: a JSONL file, a folder that ``data convert`` wrote, or a COCO, VOC or YOLO data set, which is
+            converted into ``directory/data``; ``None`` leaves the files to the user.
+
+    Raises:
+        ConfigError: if a config is there already, or the wishes exclude each other.
+        DataError: if the data cannot be used or written.
+    """
+    config = directory / "config.yaml"
+    if config.exists():
+        raise ConfigError("there is a config already", str(config), "remove it, or give another folder")
+    require_place(config, "DIR")
+    _require_model(model)
+    if tiny and data is not None:
+        command = shlex.join(["qwendet", "init", str(directory), "--model", TINY, "--data", str(data)])
+        raise ConfigError(
+            "--tiny generates data, --data brings it",
+            "command line",
+            f"for the small model on your data: {command}",
+        )
+    path = _model_path(model, directory) if model else TINY if tiny else DEFAULT_MODEL
+    found = _generate(directory) if tiny else _find_data(directory, data)
+    recipe = TINY_RECIPE if path in EMBEDDED_MODELS else FULL_RECIPE
+    if tiny:
+        recipe = replace(recipe, batch_size=GENERATED_BATCH)
+    sections, notes = _sections(path, found, recipe, directory)
+    with atomic_file(config) as staging:
+        staging.write_text(render(sections), encoding="utf-8")
+    command = "train" if tiny else "validate-config"
+    return InitSummary(config, shlex.join(["qwendet", command, str(config)]), (*found.notes, *notes))
+
+
+# Data
+
+
+def _generate(directory: Path) -> _Data:
+    """Draw the generated data set into ``directory/data``."""
+    folder = directory / "data"
+    if folder.exists():
+        raise ConfigError("expected no folder of this name yet", str(folder), "remove it, or init elsewhere")
+    with atomic_folder(folder) as staging:
+        for split, count in GENERATED.items():
+            with track(f"drawing {split} images", count) as advance:
+                file = staging / f"{split}.jsonl"
+                write_dataset(DEMO, file, count, SEEDS[split], progress=partial(_advance, advance))
+    files: Mapping[Split, Path] = {"train": folder / "train.jsonl", "val": folder / "val.jsonl"}
+    return _Data("data/train.jsonl", "data/val.jsonl", files)
+
+
+def _advance(advance: Advance, done: int) -> None:
+    advance(done, "")
+
+
+def _find_data(directory: Path, data: Path | None) -> _Data:
+    if data is None:
+        note = (
+            "Put your samples into data/train.jsonl and data/val.jsonl, or correct the paths in the config."
+        )
+        return _Data("data/train.jsonl", "data/val.jsonl", notes=(note,))
+    if detect_format(data) != "jsonl":
+        report = convert_dataset(data, directory / "data", Conversion())
+        return _of_splits(directory / "data", directory, data, conversion_notes(report))
+    if data.is_dir():
+        return _of_splits(data, directory, data, [])
+    return _Data(_from_config(data, directory), None, {"train": data}, (_no_validation(data),))
+
+
+def _of_splits(folder: Path, directory: Path, source: Path, notes: list[str]) -> _Data:
+    """Training and validation files of a folder as ``data convert`` writes it."""
+    train, val, test, whole = (folder / f"{name}.jsonl" for name in ("train", "val", "test", "all"))
+    if not train.is_file():
+        train = whole
+    if not train.is_file():
+        raise DataError(
+            "expected train.jsonl or all.jsonl", str(folder), "rename the file that is to be trained on"
+        )
+    files: dict[Split, Path] = {"train": train}
+    if val.is_file():
+        files["val"] = val
+    else:
+        notes = [*notes, _no_validation(source)]
+    if test.is_file():
+        command = shlex.join(["qwendet", "eval", str(directory / "run" / "final"), str(test)])
+        notes = [*notes, f"The test split is not used; after training: {command}"]
+    val_name = _from_config(val, directory) if "val" in files else None
+    return _Data(_from_config(train, directory), val_name, files, tuple(notes))
+
+
+def _no_validation(source: Path) -> str:
+    command = shlex.join(["qwendet", "data", "split", str(source)])
+    return (
+        "There is no validation split, so nothing is measured after training: name a file in data.val,"
+        f" or divide the data with {command} DST and give DST to --data."
+    )
+
+
+def _require_model(model: str | None) -> None:
+    """Refuse what is neither a folder nor can be a name."""
+    if model is None or model in EMBEDDED_MODELS or Path(model).is_dir() or HUB_ID.fullmatch(model):
+        return
+    raise ConfigError(f"there is no folder {model}", "--model", "give tiny, a folder, or a hub id")
+
+
+def _model_path(model: str, directory: Path) -> str:
+    """``model.path``: a folder as the config names it, or a name."""
+    return _from_config(Path(model), directory) if model != TINY and Path(model).is_dir() else model
+
+
+def _from_config(target: Path, directory: Path) -> str:
+    """A path as the config names it: relative to it if it lies beneath, else absolute."""
+    path, home = target.resolve(), directory.resolve()
+    return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
+
+
+# Config
+
+
+def _sections(
+    path: str, data: _Data, recipe: Recipe, directory: Path
+) -> tuple[dict[str, Settings], list[str]]:
+    """What the new config says, and what a user should know of it."""
+    facts = look_at(data.files) if data.files else None
+    settings: dict[str, Setting] = {"train": Setting(data.train), "val": Setting(data.val)}
+    notes: list[str] = []
+    if facts is None:
+        settings["max_pixels"] = Setting(recipe.most_pixels)
+    else:
+        of_facts, notes = _of_facts(facts, path, recipe, directory)
+        settings |= of_facts
+    is_tiny = path in EMBEDDED_MODELS
+    settings["num_workers"] = Setting(0 if is_tiny else 2)
+    model = {"path": Setting(path)}
+    if not is_tiny:
+        model |= {
+            "dtype": Setting("auto"),
+            "attn_implementation": Setting("auto"),
+            "gradient_checkpointing": Setting(True),
+        }
+    sections: dict[str, Settings] = {"model": model, "data": settings}
+    queries = None if facts is None else choose_queries(facts.most_boxes)
+    if queries is not None:
+        sections["detection"] = {"num_queries": queries}
+    course = choose_course(0 if facts is None else facts.num_samples, recipe)
+    sections["train"] = {"output_dir": Setting("run"), **course}
+    return sections, notes
+
+
+def _of_facts(
+    facts: DataFacts, path: str, recipe: Recipe, directory: Path
+) -> tuple[dict[str, Setting], list[str]]:
+    """Labels and limits by what the samples hold."""
+    limits = _limits(path, directory)
+    settings = {"labels": choose_labels(facts.labels, facts.num_samples)}
+    settings |= choose_pixels(facts.boxes, facts.image_sizes, limits, recipe)
+    low = settings["min_pixels"].value if "min_pixels" in settings else limits.min_pixels
+    seen = ImageLimits(low, settings["max_pixels"].value, limits.side)
+    count, is_exact = token_counter(_folder_of(path, directory))
+    totals = count_sample_tokens(facts, seen, count)
+    of_largest = seen.max_pixels // seen.side**2 + prompt_tokens(tuple(facts.labels), count)[0]
+    max_tokens = choose_max_tokens(totals, of_largest, is_exact=is_exact)
+    if max_tokens is None:
+        return settings, []
+    settings["max_tokens"] = max_tokens
+    too_long = [total for total in totals if total > max_tokens.value]
+    notes = []
+    if too_long:
+        notes.append(
+            f"{counted(len(too_long), 'sample')} of {len(totals):,} would have more than data.max_tokens ="
+            f" {max_tokens.value:,} tokens (up to {max(too_long):,}), which training refuses:"
+            " qwendet validate-config --tokens names them; shorten them, or raise data.max_tokens."
+        )
+    return settings, notes
+
+
+def _limits(path: str, directory: Path) -> ImageLimits:
+    """Pixel limits of the model's own processor, without a download."""
+    model = ModelConfig(path=_folder_of(path, directory))
+    return image_limits(Config(model=model)) or PUBLISHED_LIMITS
+
+
+def _folder_of(path: str, directory: Path) -> str:
+    """The model's folder as seen from here; an embedded model or a hub id as it is."""
+    is_folder = path not in EMBEDDED_MODELS and (directory / path).is_dir()
+    return str(directory / path) if is_folder else path

@@ -1,0 +1,1 @@
+"""What the loader puts together: weights, processor, adapter, manifest, machine."""

@@ -1,0 +1,58 @@
+"""Where a model's files are: with the package, in a folder, or a snapshot of the hub in its cache.
+
+    model.path, model.revision ─► find_source ─► Source(folder, commit) ─► every reader of files
+
+Nobody else asks the hub, so that all files of a model are of one commit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from qwendet.demo.tiny import TINY_FOLDER, UNTRAINED, write_untrained
+from qwendet.errors import CheckpointError
+from qwendet.files import find_folder
+from qwendet.loading.weights import reading
+
+SETTINGS = ("*.json", "*.jinja", "*.txt", "*.md")
+"""Files of a repository that are wanted, but for the weights; never pickles or code."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's files on this disk.
+
+    Attributes:
+        folder: that they lie in.
+        commit: of the hub, 40 hexadecimal digits; ``None`` for what is not from there.
+    """
+
+    folder: Path
+    commit: str | None = None
+
+
+def find_source(path: str, revision: str | None, *, weights: bool = True) -> Source:
+    """Find a model's files; those of a hub id are downloaded, unless they are in the cache.
+
+    Args:
+        path: as in ``model.path``.
+        revision: branch, tag or commit of a hub id; ``None`` is its default branch.
+        weights: ``False`` leaves the weights of a hub id on the hub.
+
+    Raises:
+        CheckpointError: if there is no such folder, or the hub id or its revision cannot be reached.
+    """
+    if path == UNTRAINED:
+        return Source(write_untrained())
+    folder = TINY_FOLDER if path == "tiny" else Path(path)
+    if find_folder(folder):
+        return Source(folder)
+    if folder.is_absolute():
+        raise CheckpointError("there is no such model directory", path, "correct model.path")
+    patterns = [*SETTINGS, *["*.safetensors"] * weights]
+    with reading("model", path if revision is None else f"{path} at {revision}"):
+        snapshot = Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
+    return Source(snapshot, snapshot.name)  # the cache names a snapshot's folder after its commit

@@ -1,0 +1,223 @@
+"""One training run from the first check to the last metric.
+
+DIR/checkpoint-N/   DIR/final/   DIR/tensorboard/   DIR/metrics.json   DIR/eval/predictions.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from qwendet.checks.config.suite import require_config_checks
+from qwendet.checks.preflight import require_preflight
+from qwendet.config.schema import Config
+from qwendet.errors import ConfigError, EnvironmentLacksError
+from qwendet.evaluation.validation import Validation, validate, validation_samples
+from qwendet.files import atomic_file, atomic_folder, put_back_lost
+from qwendet.inference.detections import write_predictions
+from qwendet.inference.sharding import is_first_process, peers_needed
+from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.progress import track
+from qwendet.training.build import create_trainer
+from qwendet.training.callbacks import ProgressReport, StopOnSignal
+from qwendet.training.resume import latest_checkpoint, saving
+from qwendet.training.trainer import DetectionTrainer
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended.
+
+    Attributes:
+        output_dir: folder of the run.
+        final: the last checkpoint; ``None`` if the run was stopped before its end.
+        metrics: of the validation samples; ``None`` if there are none, and on all ranks but the first.
+        stopped_by: signal that stopped it; empty if it came to its end.
+    """
+
+    output_dir: Path
+    final: Path | None
+    metrics: dict[str, float] | None
+    stopped_by: str = ""
+
+
+def train(config: Config, *, resume: bool = False) -> RunSummary:
+    """Train, save and evaluate.
+
+    Args:
+        config: the config.
+        resume: continue from the newest complete checkpoint of ``train.output_dir``.
+
+    Raises:
+        QwendetError: before anything is written, for a config, data or model that cannot be used;
+            later, for a loss that is not finite.
+    """
+    output_dir = Path(config.train.output_dir)
+    checkpoint = latest_checkpoint(output_dir) if resume else None
+    if not resume:
+        _require_unused(output_dir)
+    require_config_checks(config)
+    _require_writable(output_dir)
+    with peers_needed():
+        return _train_and_save(config, checkpoint)
+
+
+def _train_and_save(config: Config, checkpoint: Path | None) -> RunSummary:
+    output_dir = Path(config.train.output_dir)
+    trainer = create_trainer(config)
+    trainer.callback_handler.callbacks.insert(0, Preflight(trainer))
+    with trainer.boards.closing():
+        stopped_by = _train(trainer, checkpoint)
+        if stopped_by:
+            return RunSummary(output_dir, final=None, metrics=None, stopped_by=stopped_by)
+        final = output_dir / "final"
+        weights = trainer.gathered_weights()
+        if trainer.is_world_process_zero():  # one of the processes that torchrun starts
+            with saving(final), atomic_folder(final, replace=True) as folder:
+                trainer.save_bundle(folder, weights)
+        return RunSummary(output_dir, final, _evaluate(trainer, final))
+
+
+class Preflight(TrainerCallback):
+    """Checks the model as it will be trained: on its device, spread over processes, resumed.
+
+    All processes look at the same samples, and so take part in the same collective operations.
+
+    Args:
+        trainer: the trainer that calls it, before its first step.
+    """
+
+    def __init__(self, trainer: DetectionTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Run the checks of ``train.preflight``."""
+        require_preflight(self.trainer.bundle)
+
+
+def _evaluate(trainer: DetectionTrainer, final: Path) -> dict[str, float] | None:
+    """Evaluate the model in memory, all processes together.
+
+    Where it is spread over them, the first process loads what they have just saved, and the others are done.
+    """
+    config = trainer.bundle.config
+    is_first = trainer.is_world_process_zero()
+    if not config.train.evaluate or config.data.val is None or (trainer.is_sharded and not is_first):
+        return None
+    if trainer.is_sharded:
+        whole = load(config_of_checkpoint(final), for_inference=True)
+        validation = evaluate(whole, final.parent, alone=True)
+    else:
+        validation = evaluate(trainer.bundle, final.parent)
+    trainer.show(validation)
+    return validation.metrics if is_first else None
+
+
+def _require_writable(output_dir: Path) -> None:
+    """Find out before the first checkpoint that nothing can be saved, or that anybody could change it.
+
+    Raises:
+        EnvironmentLacksError: if a file cannot be written there.
+        ConfigError: if every user of the machine may write there.
+    """
+    existing = next(folder for folder in (output_dir, *output_dir.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            mode = existing.stat().st_mode if existing == output_dir else 0
+    except OSError as error:
+        raise EnvironmentLacksError(
+            f"the output directory cannot be written to: {error.strerror}",
+            str(output_dir),
+            "mend its permissions, or choose another with --set train.output_dir=DIR",
+        ) from error
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise ConfigError(
+            "every user of this machine may write to the output directory, and so change the checkpoints",
+            str(output_dir),
+            f"chmod o-w {shlex.quote(str(output_dir))}",
+        )
+
+
+def _require_unused(output_dir: Path) -> None:
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ConfigError(
+            "the output directory is a file",
+            str(output_dir),
+            "choose another with --set train.output_dir=DIR",
+        )
+    put_back_lost(output_dir)
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        other = "choose another with --set train.output_dir=DIR"
+        can_go_on = any(output_dir.glob("checkpoint-*"))
+        raise ConfigError(
+            "the output directory already holds a run",
+            str(output_dir),
+            f"continue it with --resume, or {other}" if can_go_on else f"remove it, or {other}",
+        )
+
+
+def _train(trainer: DetectionTrainer, checkpoint: Path | None) -> str:
+    callbacks = trainer.callback_handler.callbacks
+    (signals,) = (callback for callback in callbacks if isinstance(callback, StopOnSignal))
+    (report,) = (callback for callback in callbacks if isinstance(callback, ProgressReport))
+    try:
+        with signals.listening():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except RuntimeError as error:
+        known = _of_the_machine(error)
+        if known is None:
+            raise
+        raise known from error
+    finally:
+        report.close()
+    return signals.stopped_by
+
+
+def _of_the_machine(error: RuntimeError) -> EnvironmentLacksError | None:
+    """What a torch error that is not ours means; ``None`` if it tells nothing about the machine.
+
+    But for the GPU's memory torch has no classes for them, only words.
+    """
+    words = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return EnvironmentLacksError(
+            f"the GPU's memory does not suffice ({words})",
+            "training",
+            "lower train.batch_size (and raise train.gradient_accumulation_steps) or data.max_pixels,"
+            " or set model.gradient_checkpointing to true",
+        )
+    if "DataLoader worker" in words:
+        return EnvironmentLacksError(
+            f"a process that reads samples is gone ({words})",
+            "data.num_workers",
+            "most often the machine ran out of memory: lower data.num_workers, then go on with --resume",
+        )
+    return None
+
+
+def evaluate(bundle: Bundle, output_dir: Path, *, alone: bool = False) -> Validation:
+    """Predict the validation samples with the model in memory; write predictions and metrics.
+
+    Args:
+        bundle: the model.
+        output_dir: folder of the run.
+        alone: this process predicts all of them, else all processes of the launcher share them.
+    """
+    samples = validation_samples(bundle.config)
+    with track("evaluating", len(samples)) as advance:
+        validation = validate(bundle, samples, advance, alone=alone)
+    if is_first_process():
+        write_predictions(validation.predictions, output_dir / "eval" / "predictions.jsonl")
+        with atomic_file(output_dir / "metrics.json") as path:
+            path.write_text(json.dumps(validation.metrics, indent=1) + "\n", encoding="utf-8")
+    return validation

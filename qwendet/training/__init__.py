@@ -1,0 +1,1 @@
+"""Training: Hugging Face's Trainer with our loss, parameter groups and checkpoints."""

@@ -1,0 +1,50 @@
+"""From a config to a trainer: model loaded, groups frozen, samples opened, callbacks in their order."""
+
+from __future__ import annotations
+
+from transformers import TrainerCallback
+
+from qwendet.config.schema import Config
+from qwendet.encoding.dataset import training_samples
+from qwendet.loader import Bundle, load
+from qwendet.model.packing import require_isolation
+from qwendet.training.arguments import require_launcher, training_arguments
+from qwendet.training.callbacks import EvaluateEvery, ProgressReport, StopOnSignal
+from qwendet.training.loggers import require_boards
+from qwendet.training.param_groups import freeze_groups
+from qwendet.training.trainer import DetectionTrainer
+
+
+def create_trainer(config: Config) -> DetectionTrainer:
+    """Build the trainer that ``qwendet train`` uses.
+
+    Args:
+        config: the config.
+
+    Returns:
+        A trainer; its ``bundle`` is the model, its ``train()`` trains.
+
+    Raises:
+        QwendetError: for data, weights or settings that cannot be used.
+    """
+    require_boards(config)
+    require_launcher(config)
+    return trainer_of(load(config, for_inference=False))
+
+
+def trainer_of(bundle: Bundle) -> DetectionTrainer:
+    """Build the trainer of a training build: groups frozen, samples opened.
+
+    Raises:
+        QwendetError: for data or settings that cannot be used.
+    """
+    config = bundle.config
+    if config.train.packing:
+        require_isolation(bundle.detector)
+    freeze_groups(bundle.detector, config.train.group_learning_rates())
+    samples = training_samples(config, bundle.encoder())
+    callbacks: list[TrainerCallback] = [ProgressReport(), StopOnSignal()]
+    if config.train.eval_steps is not None:
+        # First, so that a signal in the same step has the last word.
+        callbacks.insert(0, EvaluateEvery(config.train.eval_steps, spare_last=config.train.evaluate))
+    return DetectionTrainer(bundle, samples, training_arguments(config), callbacks)

@@ -1,0 +1,45 @@
+"""The parameter groups, each with a learning rate of its own; a rate of 0 freezes.
+
+An adapter belongs to the group of the part that it is in; with one, only adapters and the head train.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from qwendet.loading.lora import has_adapter, is_adapter
+from qwendet.model.precision import group_of
+
+
+def freeze_groups(detector: nn.Module, learning_rates: dict[str, float]) -> None:
+    """Turn off the gradients of groups whose learning rate is 0, and of the base beneath an adapter."""
+    with_adapter = has_adapter(detector)
+    for name, parameter in detector.named_parameters():
+        is_frozen_base = with_adapter and not is_adapter(name) and group_of(name) != "head"
+        if parameter.is_floating_point():  # what is kept in 4 bits has no gradient to turn off
+            parameter.requires_grad_(learning_rates[group_of(name)] > 0 and not is_frozen_base)
+
+
+def parameter_groups(
+    detector: nn.Module, learning_rates: dict[str, float], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Optimizer groups: a learning rate a group, weight decay on matrices only.
+
+    Returns:
+        Groups with ``params``, ``lr``, ``weight_decay`` and ``name``; empty ones are left out.
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in detector.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((group_of(name), parameter.ndim >= 2), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rates[group],
+            "weight_decay": weight_decay if is_matrix else 0.0,
+            "name": group,
+        }
+        for (group, is_matrix), parameters in groups.items()
+    ]

@@ -1,0 +1,1 @@
+"""Pictures: boxes on images, bars, heat maps."""
