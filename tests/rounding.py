@@ -1,6 +1,6 @@
 """A pytest plugin: sums are rounded as on a processor that adds in another order, one for each shape.
 
-    python -m pytest -p tests.rounding tests/unit/test_losses.py
+    python -m pytest -p tests.rounding tests/unit/model/test_losses.py
 
 Two processors differ by the order in which they add, which goes by the operation and its shapes. Here
 the result of each sum or product moves by less than an epsilon of its summands' magnitudes, always by

@@ -21,7 +21,7 @@ from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import DataError
 from qwendet.loader import Bundle, load
 from qwendet.model.detector import Qwen25VLWithDetection
-from tests.unit.voc_files import Voc
+from tests.unit.data.voc_files import Voc
 
 Mosaic = tuple[Sample, np.ndarray]
 

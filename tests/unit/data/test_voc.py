@@ -14,7 +14,7 @@ from qwendet.data.formats.detect import detect_format, open_source
 from qwendet.data.formats.records import Finding, Record
 from qwendet.data.formats.voc_layout import find_voc
 from qwendet.errors import DataError
-from tests.unit.voc_files import (
+from tests.unit.data.voc_files import (
     BILLION_LAUGHS,
     EXTERNAL_ENTITY,
     HEIGHT,

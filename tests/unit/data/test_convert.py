@@ -22,7 +22,7 @@ from qwendet.data.formats.records import Format, Record
 from qwendet.data.images import open_image
 from qwendet.data.samples import SampleFile
 from qwendet.errors import DataError
-from tests.unit.voc_files import HEIGHT, WIDTH, Voc, convert_voc, lines_of, voc_object
+from tests.unit.data.voc_files import HEIGHT, WIDTH, Voc, convert_voc, lines_of, voc_object
 
 
 def test_convert_voc__copy(voc: Voc, tmp_path: Path) -> None:

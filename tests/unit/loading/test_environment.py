@@ -1,4 +1,4 @@
-"""What ``auto`` comes to with a GPU; tests/checkpoint/test_loader.py has the machine without one."""
+"""What ``auto`` comes to with a GPU; tests/unit/loading/test_loader.py has the machine without one."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 
 from qwendet.data.formats.detect import detect_format
 from qwendet.errors import DataError
-from tests.unit.voc_files import Voc
+from tests.unit.data.voc_files import Voc
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "all.jsonl"])

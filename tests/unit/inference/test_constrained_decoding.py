@@ -21,7 +21,7 @@ from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocab
 from qwendet.inference.generation import GeneratedAnswer, decode_with_ends
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle
-from tests.unit.test_answer_grammar import assert_valid
+from tests.unit.answers.test_grammar import assert_valid
 
 LABELS = ["red circle", "橙色星星", "a"]
 SIZE = (84, 140)

@@ -17,7 +17,7 @@ from qwendet.checks.config.sample_files import find_data
 from qwendet.data.formats.convert import Conversion, ConversionReport, convert_dataset
 from qwendet.data.formats.detect import detect_format
 from qwendet.errors import DataError
-from tests.unit.voc_files import voc_object, voc_xml
+from tests.unit.data.voc_files import voc_object, voc_xml
 
 BOX = [1, 2, 30, 40]
 LINE = "0 0.5 0.5 0.2 0.2\n"
