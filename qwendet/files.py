@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -169,14 +169,48 @@ def require_place(target: Path, where: str, *, is_folder: bool = False) -> None:
 def list_folder(folder: Path) -> list[Path]:
     """What a folder holds, sorted by name; nothing if it is absent.
 
+    What is hidden is no part of it: ``._a.jpg`` of a Mac, ``.ipynb_checkpoints`` of Jupyter.
+
     Raises:
         DataError: if it may not be looked into.
     """
     try:
-        return sorted(folder.iterdir()) if folder.is_dir() else []
+        children = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [child for child in children if not child.name.startswith(".")]
     except OSError as error:
         what = f"cannot look into the folder ({error.strerror})"
         raise DataError(what, str(folder), _fix_of(error, folder)) from error
+
+
+def files_below(folder: Path, suffixes: Set[str]) -> Iterator[Path]:
+    """Files of these endings in a folder and below it, its own first.
+
+    Links to folders elsewhere are followed; those that lead to what is passed anyway, or back, are not.
+
+    Args:
+        folder: may be absent.
+        suffixes: with their dot, in lower case.
+
+    Raises:
+        DataError: if a folder may not be looked into.
+    """
+    yield from _files_below(folder, suffixes, [folder.resolve()])
+
+
+def _files_below(folder: Path, suffixes: Set[str], homes: list[Path]) -> Iterator[Path]:
+    inner = []
+    for child in list_folder(folder):
+        if child.is_dir():
+            inner.append(child)
+        elif child.suffix.lower() in suffixes:
+            yield child
+    for child in inner:
+        real = child.resolve() if child.is_symlink() else None
+        if real is None:
+            yield from _files_below(child, suffixes, homes)
+        elif not any(real.is_relative_to(home) or home.is_relative_to(real) for home in homes):
+            homes.append(real)
+            yield from _files_below(child, suffixes, homes)
 
 
 def read_text(file: Path) -> str:

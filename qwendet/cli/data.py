@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qwendet.cli.group import StagedGroup
-from qwendet.cli.options import FromOption, RecordFormatOption, command_line
+from qwendet.cli.options import (
+    LEFT_SOMETHING_OUT,
+    FromOption,
+    ImageDirOption,
+    RecordFormatOption,
+    SkipBadOption,
+    command_line,
+)
 from qwendet.console import console
 
 if TYPE_CHECKING:
     from qwendet.data.choose_pool import PoolReport
     from qwendet.data.formats.convert import ConversionReport
-
-LEFT_SOMETHING_OUT = 1
-"""Exit code of a conversion that was told to skip broken annotations, and did."""
 
 app = typer.Typer(
     cls=StagedGroup,
@@ -35,13 +39,6 @@ ToOption = Annotated[Literal["jsonl", "coco", "voc", "yolo"], typer.Option("--to
 ImagesOption = Annotated[
     Literal["copy", "link", "reference"],
     typer.Option("--images", help="Copy or hard-link beside what is written, or leave where they are."),
-]
-ImageDirOption = Annotated[
-    Path | None,
-    typer.Option("--image-dir", metavar="DIR", help="Where the images of SRC are, if not in SRC."),
-]
-SkipBadOption = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out images with broken annotations, list them, end with 1.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="The same seed gives the same result.")]
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwendet.cli.options import CheckpointArgument, ModeOption, RecordFormatOption, SetOption, command_line
+from qwendet.cli.options import (
+    CheckpointArgument,
+    FromOption,
+    ImageDirOption,
+    ModeOption,
+    RecordFormatOption,
+    SetOption,
+    command_line,
+)
 from qwendet.console import console
 from qwendet.files import require_place
 from qwendet.inference.sharding import is_first_process, joined_processes
@@ -61,6 +69,11 @@ def evaluate(
     json_file: JsonOption = None,
     coco: CocoOption = None,
     compare: CompareOption = None,
+    source: FromOption = "auto",
+    image_dir: ImageDirOption = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images of DATA with broken annotations, and say so.")
+    ] = False,
     output_format: RecordFormatOption = "human",
     settings: SetOption = None,
 ) -> None:
@@ -68,6 +81,7 @@ def evaluate(
     console.set_format(output_format)
     places = _Places(report, json_file, coco)
     places.require()
+    from qwendet.data.formats.convert import Conversion
     from qwendet.evaluation.command import evaluate_checkpoint
 
     with joined_processes():
@@ -78,6 +92,7 @@ def evaluate(
             teachers=teachers,
             compare=compare,
             overrides=settings or (),
+            how=Conversion(source, image_dir=image_dir, skip_bad=skip_bad),
         )
     if not is_first_process():
         return
@@ -85,6 +100,9 @@ def evaluate(
     if report is None:
         chosen = [] if mode is None else ["--mode", mode]
         chosen += ["--teachers", str(teachers)] if teachers else []
+        chosen += [] if source == "auto" else ["--from", source]
+        chosen += [] if image_dir is None else ["--image-dir", str(image_dir)]
+        chosen += ["--skip-bad"] if skip_bad else []
         words = ("eval", str(checkpoint), str(data), *chosen, "--report", "report")
         further = command_line(*words, settings=settings or ())
     else:

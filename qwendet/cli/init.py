@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from qwendet.cli.options import RecordFormatOption
+from qwendet.cli.options import (
+    LEFT_SOMETHING_OUT,
+    FromOption,
+    ImageDirOption,
+    RecordFormatOption,
+    SkipBadOption,
+)
 from qwendet.console import console
 
 
@@ -24,18 +30,31 @@ def init(
         Path | None,
         typer.Option("--data", help="COCO, VOC, YOLO or JSONL: a file, or the folder that holds it."),
     ] = None,
+    source: FromOption = "auto",
+    image_dir: ImageDirOption = None,
+    skip_bad: SkipBadOption = False,
+    val: Annotated[
+        float | None,
+        typer.Option("--val", help="Share of the training images for validation, if there are none for it."),
+    ] = None,
     output_format: RecordFormatOption = "human",
 ) -> None:
     """Write a config whose values are computed from the data, and say on each line from what."""
     console.set_format(output_format)
+    from qwendet.data.formats.convert import Conversion
     from qwendet.init.project import init_project
 
-    summary = init_project(directory, tiny=tiny, model=model, data=data)
+    how = Conversion(source, image_dir=image_dir, skip_bad=skip_bad)
+    summary = init_project(
+        directory, tiny=tiny, model=model, data=data, how=None if how == Conversion() else how, val=val
+    )
     if console.is_for_machine():
         record = {"config": str(summary.config), "notes": summary.notes, "next": summary.next_command}
-        console.print_record(record)
-        return
-    for note in summary.notes:
-        console.say(note)
-    console.say(f"Wrote {summary.config}.")
-    console.next_step(summary.next_command)
+        console.print_record(record, ok=not summary.left_out)
+    else:
+        for note in summary.notes:
+            console.say(note)
+        console.say(f"Wrote {summary.config}.")
+        console.next_step(summary.next_command)
+    if summary.left_out:
+        raise typer.Exit(LEFT_SOMETHING_OUT)

@@ -13,6 +13,8 @@ from qwendet.cli.completion import complete_check, complete_config, complete_set
 from qwendet.console.console import Format
 from qwendet.errors import ConfigError
 
+LEFT_SOMETHING_OUT = 1
+"""Exit code of a command that was told to skip broken annotations, and did."""
 CONFIG_FIX = "give it once: qwendet COMMAND CONFIG, or qwendet COMMAND --config NAME"
 
 ConfigArgument = Annotated[
@@ -72,6 +74,13 @@ CheckpointOption = Annotated[
 FromOption = Annotated[
     Literal["coco", "voc", "yolo", "jsonl", "auto"],
     typer.Option("--from", help="Format of what is read; auto looks into it."),
+]
+ImageDirOption = Annotated[
+    Path | None,
+    typer.Option("--image-dir", metavar="DIR", help="Where the images are, if not in the data set."),
+]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out images with broken annotations, list them, end with 1.")
 ]
 RecordFormatOption = Annotated[
     Literal["human", "json"], typer.Option("--format", help="How results and errors are printed.")

@@ -82,7 +82,9 @@ def choose_pool(
     with atomic_file(out) as staging:
         turns = (samples[candidate.index].student for candidate in chosen)
         staging.write_text(
-            "".join(sample_line(turn, prefix + turn.image) for turn in turns), encoding="utf-8"
+            "".join(sample_line(turn, prefix + turn.image) for turn in turns),
+            encoding="utf-8",
+            errors="backslashreplace",
         )
     available, shown = _images_by_label(survey.candidates), _images_by_label(chosen)
     densities = Counter(candidate.density for candidate in chosen)

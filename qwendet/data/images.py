@@ -9,6 +9,7 @@ program), and a header that promises too many pixels is refused before any is de
 
 from __future__ import annotations
 
+import os
 import struct
 import unicodedata
 import zlib
@@ -19,13 +20,16 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from qwendet.data.image_ends import must_be_decoded
+from qwendet.data.image_ends import decoded_without_end, must_be_decoded
+from qwendet.data.image_kinds import unreadable_kind
 from qwendet.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
+)
 """Lower-case endings by which a folder's images are known; what a file is, its bytes say."""
 MAX_IMAGE_PIXELS = 89_478_485
 """256 MiB of RGB: where Pillow warns of a decompression bomb. Here more is refused, whatever its setting."""
@@ -36,10 +40,16 @@ MAX_ASPECT_RATIO = 200
 
 ABSENT_FIX = (
     "correct the path, or name the folder that it starts from: data.root in a config, --root for data check, "
-    "--image-dir for data convert"
+    "--image-dir for data convert, init and eval"
 )
+SENSOR_BITS = (8, 10, 12, 14, 16)
+"""Of cameras, microscopes, X-ray and thermal images; 16-bit files hold any of them."""
+MOST_ALPHA_OF_NOTHING = 1
+"""Of 255, where no pixel has more: a channel that was never filled, or holds 0 and 1 instead of 0 and 255."""
 TURNED_ORIENTATIONS = frozenset({5, 6, 7, 8})
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+"""Texts in a PNG, which nobody reads here: Photoshop and ComfyUI write megabytes, and Pillow allows one."""
 # What Pillow's readers raise on broken files.
 BROKEN_FILE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
@@ -72,7 +82,10 @@ class ImageFacts:
 
 
 def resolve_image(image: str, root: Path, where: str) -> Path:
-    """Find an image's file, which must lie inside the data root.
+    """Find an image's file, whose path must stay inside the data root.
+
+    Links on the way are followed wherever they lead: who can make one in the data set's folder has put it
+    there, as the Hugging Face cache does. A path that is written in a file cannot lead out.
 
     Args:
         image: path as written in the data, relative to ``root``.
@@ -80,10 +93,10 @@ def resolve_image(image: str, root: Path, where: str) -> Path:
         where: ``file:line``, put into errors.
 
     Returns:
-        The real path of an existing regular file inside ``root``.
+        The real path of an existing regular file.
 
     Raises:
-        DataError: for an absolute path, one that leaves ``root`` (by ``..`` or a symbolic link), or no file.
+        DataError: for an absolute path, one that leaves ``root`` by ``..``, or no file.
     """
     if PurePath(image).is_absolute():
         raise DataError(
@@ -93,9 +106,10 @@ def resolve_image(image: str, root: Path, where: str) -> Path:
         )
     try:
         home = root.resolve()
-        path = (home / image).resolve()
+        path = Path(os.path.normpath(home / image))
         leaves_root = not path.is_relative_to(home)
-        is_file = not leaves_root and path.is_file()
+        real = path if leaves_root else path.resolve()
+        is_file = not leaves_root and real.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL, a name too long
         raise DataError(
             f"the image path {image!r} cannot be followed ({error})", where, "correct the path"
@@ -104,15 +118,14 @@ def resolve_image(image: str, root: Path, where: str) -> Path:
         raise DataError(
             f"the image path {image!r} leaves the data root {home}",
             where,
-            "copy the image into the root, or set data.root to a folder that holds every image "
-            "(a symbolic link that leads out does not count as inside)",
+            "copy or link the image into the root, or set data.root to a folder that holds every image",
         )
     if not is_file:
         found = "not a regular file" if path.exists() else "no such file"
         raise AbsentImageError(
             f"the image {image!r} is absent ({found}: {path})", where, _fix_of_absent(image, path)
         )
-    return path
+    return real
 
 
 def _fix_of_absent(image: str, path: Path) -> str:
@@ -145,9 +158,9 @@ def open_image(
 ) -> Image.Image:
     """Decode an image into RGB as displayed.
 
-    EXIF (or XMP) orientation is applied. Transparent pixels are composited on white. Palette, greyscale,
-    CMYK and 16-bit images are converted; of 16 bits the upper 8 are kept, as Pillow does for colour.
-    Of an animation the first frame counts.
+    EXIF (or XMP) orientation is applied. Transparent pixels are composited on white, unless all are
+    transparent. Palette, greyscale, CMYK and 16-bit images are converted; of 16 bits the upper 8 of those
+    that are used count (a sensor's 12, say), of colour the upper 8. Of an animation the first frame counts.
 
     Args:
         image: path relative to ``root``.
@@ -166,9 +179,9 @@ def open_image(
     path = resolve_image(image, root, where)
     with _opened(path, image, where) as stored:
         stored_size = stored.size
-        stored.load()
-        ImageOps.exif_transpose(stored, in_place=True)
-        rgb = _to_rgb(stored)
+        upright = _loaded(stored, path, image, where)
+        ImageOps.exif_transpose(upright, in_place=True)
+        rgb = _to_rgb(upright)
     if declared_size is not None and declared_size != rgb.size:
         raise _size_error(declared_size, rgb.size, stored_size, image, where)
     return rgb
@@ -202,9 +215,13 @@ def inspect_image(image: str, root: Path, where: str, *, decode: bool = False) -
     path = resolve_image(image, root, where)
     with _opened(path, image, where) as stored:
         width, height = stored.size
-        if decode:
-            stored.load()
-        turned = _is_turned(stored, path)
+        # Decoding also settles whether the file is whole, and turns a TIFF by itself.
+        if decode or must_be_decoded(path, stored.format) or _is_deep_colour(stored):
+            exif = _loaded(stored, path, image, where).getexif()
+        else:
+            # Of the base class: the PNG reader's own decodes the whole file where it finds no EXIF.
+            exif = Image.Image.getexif(stored)
+        turned = exif.get(ExifTags.Base.Orientation) in TURNED_ORIENTATIONS
         status = path.stat()
     size = (height, width) if turned else (width, height)
     return ImageFacts(size, turned, str(path), status.st_size, (status.st_dev, status.st_ino))
@@ -216,15 +233,12 @@ def _opened(path: Path, image: str, where: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path, formats=FORMATS) as stored:
             _check_size(stored.size, image, where)
-            _check_mode(stored.mode, image, where)
+            _check_mode(stored, image, where)
             yield stored
     except UnidentifiedImageError as error:
-        found = "an empty file" if path.stat().st_size == 0 else "something else, or a file cut in its header"
-        raise DataError(
-            f"{image!r} is not an image: expected one of {', '.join(FORMATS)}, got {found}",
-            where,
-            "replace the file or remove the sample",
-        ) from error
+        found, fix = unreadable_kind(path)
+        what = f"{image!r} is not an image: expected one of {', '.join(FORMATS)}, got {found}"
+        raise DataError(what, where, fix) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(image, where) from error
     except PermissionError as error:
@@ -258,11 +272,12 @@ def _check_size(size: tuple[int, int], image: str, where: str) -> None:
         )
 
 
-def _check_mode(mode: str, image: str, where: str) -> None:
+def _check_mode(stored: Image.Image, image: str, where: str) -> None:
     """Refuse pixel types whose black and white no standard defines, such as 32-bit integers and floats."""
-    if mode not in EIGHT_BIT_MODES and not mode.startswith("I;16"):
+    is_16_bit = stored.mode.startswith("I;16") or (stored.format, stored.mode) == ("PPM", "I")
+    if stored.mode not in EIGHT_BIT_MODES and not is_16_bit:
         raise DataError(
-            f"the image {image!r} has pixels of Pillow mode {mode}, expected 8 or 16 bits a channel",
+            f"the image {image!r} has pixels of Pillow mode {stored.mode}, expected 8 or 16 bits a channel",
             where,
             "export it as an 8-bit PNG or JPEG",
         )
@@ -292,26 +307,50 @@ def _size_error(
     return DataError(what, where, "correct width and height, and see that the boxes fit the image")
 
 
-def _is_turned(stored: Image.Image, path: Path) -> bool:
-    """Whether orientation swaps the sides of an image just opened; decodes it where only that can tell.
-
-    Decoding also settles whether the file is whole, and turns a TIFF by itself.
-    """
-    if must_be_decoded(path, stored.format):
+def _loaded(stored: Image.Image, path: Path, image: str, where: str) -> Image.Image:
+    """Decode an image just opened; a JPEG that lacks nothing but its end mark is whole."""
+    is_deep = _is_deep_colour(stored)
+    try:
         stored.load()
-        exif = stored.getexif()
-    else:
-        # Of the base class: the PNG reader's own decodes the whole file where it finds no EXIF.
-        exif = Image.Image.getexif(stored)
-    return exif.get(ExifTags.Base.Orientation) in TURNED_ORIENTATIONS
+    except OSError:
+        whole = decoded_without_end(path) if stored.format in ("JPEG", "MPO") else None
+        if whole is None:
+            raise
+        return whole
+    if is_deep and np.asarray(stored.convert("RGB")).max() < 16:
+        raise DataError(
+            f"the image {image!r} is nearly black: of the 16 bits of its colours at most 12 are used",
+            where,
+            "scale its values to 16 bits, or export it with 8",
+        )
+    return stored
+
+
+def _is_deep_colour(stored: Image.Image) -> bool:
+    """Whether an image just opened has colours of 16 bits, of which Pillow keeps the upper 8 alone."""
+    tiles = stored.tile if isinstance(stored, ImageFile.ImageFile) else []
+    return stored.mode in ("LA", "RGB", "RGBA") and any(";16" in str(tile.args) for tile in tiles)
 
 
 def _to_rgb(upright: Image.Image) -> Image.Image:
     """Convert any accepted mode to RGB, transparent pixels on white."""
-    if upright.mode.startswith("I;16"):
+    if upright.mode.startswith("I"):
         # Pillow's own conversion clips at 255 instead of scaling: nearly everything would be white.
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        pixels = np.asarray(upright)
+        upright = Image.fromarray((pixels >> _shift(int(pixels.max()))).astype(np.uint8))
     if upright.has_transparency_data:
-        white = Image.new("RGBA", upright.size, "white")
-        return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
+        layers = upright.convert("RGBA")
+        if np.asarray(layers.getchannel("A")).max() > MOST_ALPHA_OF_NOTHING:
+            return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), layers).convert("RGB")
+        return layers.convert("RGB")  # tools that leave alpha empty mean no transparency
     return upright.convert("RGB")
+
+
+def _shift(most: int) -> int:
+    """Bits to drop of the values of an image: its sensor's beyond 8, by the largest value that it has.
+
+    Example:
+        >>> _shift(65_535), _shift(4_095), _shift(900)
+        (8, 4, 2)
+    """
+    return next((bits for bits in SENSOR_BITS if most < 1 << bits), SENSOR_BITS[-1]) - 8

@@ -17,13 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qwendet.data.characters import SPACES, unseen_character
 from qwendet.errors import DataError
 
 SPECIAL_TOKEN_MARKS = ("<|", "|>")
-JOINERS = (
-    "\u200c\u200d"  # between letters of Persian and Indic scripts; unprintable by itself, yet part of words
-)
-WITHOUT_JOINERS = str.maketrans("", "", JOINERS)
 MAX_SIDE = 2**31 - 1  # pixels; formats of images cannot say more
 TURN_KEYS = frozenset({"images", "objects", "width", "height"})
 SAMPLE_KEYS = frozenset({"teachers", "student"})
@@ -226,7 +223,9 @@ def _parse_box(value: Any, where: str, path: str) -> tuple[float, float, float, 
     )
     if not is_box:
         raise DataError(
-            f"{path}: expected [x1, y1, x2, y2], got {value!r}", where, "give four numbers, in pixels"
+            f"{path}: expected [x1, y1, x2, y2], got {value!r}",
+            where,
+            "give four numbers, in pixels and not in quotes",
         )
     if not all(abs(number) <= sys.float_info.max for number in value):  # NaN, infinity, integers beyond float
         raise DataError(f"{path}: expected finite numbers, got {value!r}", where, "remove this box")
@@ -241,7 +240,7 @@ def _parse_box(value: Any, where: str, path: str) -> tuple[float, float, float, 
 
 
 def check_label(value: Any, where: str, path: str) -> str:
-    """Return a label text, or refuse one that is empty or could be read as a special token.
+    """Return a label text, blanks of every kind as one kind; or refuse one that is empty or no plain text.
 
     Raises:
         DataError: for anything but a non-empty string without ``<|``, ``|>`` or control characters.
@@ -254,11 +253,12 @@ def check_label(value: Any, where: str, path: str) -> str:
             where,
             "remove <| and |>: the tokenizer would read them as control tokens",
         )
-    if not value.translate(WITHOUT_JOINERS).isprintable():
-        raise DataError(
-            f"{path}: the label {value!r} holds control characters", where, "remove line breaks and escapes"
-        )
-    return unicodedata.normalize("NFC", value)  # as Qwen's tokenizer does: answers are compared with labels
+    unseen = unseen_character(value)
+    if unseen is not None:
+        what = f"{path}: the label {value!r} holds control characters ({unseen})"
+        raise DataError(what, where, "remove them: line breaks, escapes, and what nobody sees")
+    # NFC as Qwen's tokenizer does: answers are compared with labels.
+    return unicodedata.normalize("NFC", value.translate(SPACES))
 
 
 class SampleFile:

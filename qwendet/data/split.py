@@ -7,7 +7,7 @@ stay together: one in training and its copy in validation would be an answer giv
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from qwendet.data.formats.convert import (
@@ -29,7 +29,13 @@ NEGATIVE = ""
 
 
 def split_dataset(
-    src: Path, dst: Path, fractions: Mapping[str, float], seed: int, how: Conversion
+    src: Path,
+    dst: Path,
+    fractions: Mapping[str, float],
+    seed: int,
+    how: Conversion,
+    *,
+    keep_held_out: bool = False,
 ) -> ConversionReport:
     """Divide a data set anew, whatever splits it has; complete or not at all.
 
@@ -40,9 +46,11 @@ def split_dataset(
             ``train``.
         seed: another seed is another division.
         how: as for :func:`~qwendet.data.formats.convert.convert_dataset`.
+        keep_held_out: divide the training images alone; a test split stays what it is.
 
     Raises:
-        ConfigError: if a fraction is not between 0 and 1, or nothing is left for training.
+        ConfigError: if a fraction is not between 0 and 1, or nothing is left for training; with
+            ``keep_held_out``, if there is a validation split already.
         DataError: if the data set is broken, or too small for a part to get an image.
     """
     shares = _shares(fractions)
@@ -53,7 +61,8 @@ def split_dataset(
         return open_source(src, how.source, how.image_dir, may_be_absent=may_be_absent)
 
     source = opened()
-    labels = _labels_by_image(source, src.name, skip_bad=how.skip_bad)
+    held_out = frozenset({"val", "test"}) if keep_held_out else frozenset[str]()
+    labels = _labels_by_image(source, src.name, held_out, skip_bad=how.skip_bad)
     groups = _identical(list(labels), source.root)
     parts = stratify(
         [frozenset[str]().union(*(labels[image] for image in group)) for group in groups],
@@ -63,7 +72,11 @@ def split_dataset(
     )
     _require_all(parts, shares, src, len(labels))
     part_of = {image: part for group, part in zip(groups, parts, strict=True) for image in group}
-    return write_source(opened(), src.name, dst, how, lambda record: part_of[record.sample.student.image])
+
+    def part(record: Record) -> str:
+        return record.split if record.split in held_out else part_of[record.sample.student.image]
+
+    return write_source(opened(), src.name, dst, how, part)
 
 
 def _shares(fractions: Mapping[str, float]) -> dict[str, float]:
@@ -83,10 +96,13 @@ def _shares(fractions: Mapping[str, float]) -> dict[str, float]:
     return {"train": rest} | {split: fraction for split, fraction in fractions.items() if fraction}
 
 
-def _labels_by_image(source: Source, name: str, *, skip_bad: bool) -> dict[str, set[str]]:
-    """Labels of each image, by path relative to the root.
+def _labels_by_image(
+    source: Source, name: str, held_out: Collection[str], *, skip_bad: bool
+) -> dict[str, set[str]]:
+    """Labels of each image that is in none of the splits ``held_out``, by path relative to the root.
 
     Raises:
+        ConfigError: if there is a split ``val`` among ``held_out``.
         DataError: for broken images: without them a part may be too small, and that would be told instead.
             With ``skip_bad`` only if all are; the others are listed when the parts are written.
     """
@@ -94,7 +110,11 @@ def _labels_by_image(source: Source, name: str, *, skip_bad: bool) -> dict[str, 
     problems: list[Problem] = []
     with track(f"looking at {name}", source.total) as advance:
         for item in source.items:
-            if isinstance(item, Record):
+            if isinstance(item, Record) and item.split in held_out:
+                if item.split == "val":
+                    what = "there is a validation split already"
+                    raise ConfigError(what, "--val", "leave --val out, or use qwendet data split")
+            elif isinstance(item, Record):
                 turn = item.sample.student
                 labels[turn.image].update(found.desc for found in turn.objects)
                 advance(len(labels), "")

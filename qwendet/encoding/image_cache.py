@@ -34,7 +34,7 @@ from qwendet.files import atomic_file
 
 logger = logging.getLogger("qwendet")
 
-FORMAT = 1
+FORMAT = 2
 LEDGER = "ledger"
 """Name of the file of changes to the folder's size: int64 numbers of bytes, as many as there were changes."""
 

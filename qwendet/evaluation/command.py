@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qwendet.data.formats.convert import Conversion
 from qwendet.data.samples import Sample
 from qwendet.errors import ConfigError, DataError
 from qwendet.evaluation.coco import coco_ground_truth
@@ -83,6 +84,7 @@ def evaluate_checkpoint(
     teachers: int = 0,
     compare: Path | None = None,
     overrides: Sequence[str] = (),
+    how: Conversion | None = None,
 ) -> Evaluation:
     """Measure a checkpoint.
 
@@ -95,11 +97,12 @@ def evaluate_checkpoint(
         compare: another run over the same data: a file that ``eval --json``, ``infer`` or ``train`` wrote, or
             a checkpoint, which is then measured as well.
         overrides: ``key=value`` for the checkpoint's config.
+        how: how ``data`` is read: its format, the folder of its images, what to do about mistakes.
 
     Raises:
         QwendetError: for a checkpoint, data or option that cannot be used.
     """
-    samples, notes = open_dataset(data)
+    samples, notes = open_dataset(data, how)
     is_checkpoint = compare is not None and find_folder(compare)
     # Read before hours are spent on predicting.
     others = read_runs(compare) if compare is not None and not is_checkpoint else {}
@@ -205,7 +208,11 @@ def write_json(evaluation: Evaluation, file: Path) -> None:
     """Write all numbers and predictions, for programs and for ``--compare``."""
     record = evaluation.to_record(with_predictions=True)
     with atomic_file(file) as path:
-        path.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(record, ensure_ascii=False, indent=1) + "\n",
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
 
 
 def write_coco(evaluation: Evaluation, file: Path) -> list[Path]:
@@ -231,5 +238,7 @@ def write_coco(evaluation: Evaluation, file: Path) -> list[Path]:
     contents[truth] = evaluation.ground_truth
     for place, content in contents.items():
         with atomic_file(place) as path:
-            path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+            path.write_text(
+                json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
+            )
     return list(contents)

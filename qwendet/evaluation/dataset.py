@@ -11,17 +11,18 @@ from qwendet.data.formats.convert import Conversion, conversion_notes, convert_d
 from qwendet.data.formats.detect import detect_format
 from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.errors import DataError
-from qwendet.inference.inputs import collect_samples, require_images
+from qwendet.inference.inputs import require_images
 
 MEASURED_SPLITS = ("test", "val", "all", "train")
 """Splits in the order in which a folder's is chosen: best are images that training never saw."""
 
 
-def open_dataset(data: Path) -> tuple[list[Sample], list[str]]:
+def open_dataset(data: Path, how: Conversion | None = None) -> tuple[list[Sample], list[str]]:
     """The samples to measure on, their images looked at as far as their header.
 
     Args:
         data: a JSONL file; a folder that ``data convert`` wrote; a data set that it can convert.
+        how: its format, the folder of its images, and what to do about mistakes in another format than JSONL.
 
     Returns:
         The samples, and what a user should know about them.
@@ -29,14 +30,16 @@ def open_dataset(data: Path) -> tuple[list[Sample], list[str]]:
     Raises:
         DataError: naming everything that cannot be used.
     """
-    if data.suffix == ".jsonl":
-        return collect_samples([data]), []
-    if detect_format(data) == "jsonl":
-        file = _measured_split(data)
-        return collect_samples([file]), [f"{data} is a folder: {file.name} is measured."]
+    how = replace(how or Conversion(), images="reference")
+    source = detect_format(data) if how.source == "auto" else how.source
+    if source == "jsonl":
+        file = _measured_split(data) if data.is_dir() else data
+        samples = list(SampleFile(file, how.image_dir))
+        require_images(samples)
+        return samples, [f"{data} is a folder: {file.name} is measured."] if data.is_dir() else []
     with TemporaryDirectory() as temporary:
         converted = Path(temporary) / "data"
-        report = convert_dataset(data, converted, Conversion(images="reference"))
+        report = convert_dataset(data, converted, how)
         file = _measured_split(converted)
         samples = [
             replace(sample, where=f"{data}: {sample.student.image}")

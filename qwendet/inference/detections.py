@@ -60,5 +60,5 @@ class Prediction:
 
 def write_predictions(predictions: Iterable[Prediction], output: Path) -> None:
     """Write predictions, one JSON object a line."""
-    with atomic_file(output) as path, path.open("w", encoding="utf-8") as file:
+    with atomic_file(output) as path, path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(prediction.to_json() + "\n" for prediction in predictions)

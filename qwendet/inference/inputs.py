@@ -13,6 +13,7 @@ from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.data.teachers import choose_teachers, is_same_image, without_own_image
 from qwendet.encoding.dataset import open_samples, teacher_pool
 from qwendet.errors import DataError, Problem
+from qwendet.files import files_below
 
 
 def sample_of_image(path: Path) -> Sample:
@@ -64,7 +65,7 @@ def _own_answers(sample: Sample) -> list[Problem]:
 
 def _samples_of(path: Path) -> Iterable[Sample]:
     if path.is_dir():
-        images = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        images = sorted(files_below(path, IMAGE_SUFFIXES))
         if not images:
             raise DataError(
                 "the folder holds no images", str(path), "give a folder of images or a JSONL file"

@@ -136,5 +136,5 @@ def test_configs__are_yaml_files_folders_and_examples(
 
 
 def test_settings__are_leaves() -> None:
-    assert completion.complete_setting("model.lora.r") == ["model.lora.rank="]
+    assert completion.complete_setting("model.lora.r") == ["model.lora.rank=", "model.lora.revision="]
     assert "train=" not in completion.complete_setting("")

@@ -149,7 +149,7 @@ LABEL_BUGS: list[Bug[Project]] = [
     Bug("trailing dot", "config.labels.lookalike", ("'red cell.'",), relabel("red cell.")),
     Bug("full-width letters", "config.labels.lookalike", ("\\uff52ed cell",), relabel("ｒed cell")),
     Bug("Cyrillic letter", "config.labels.lookalike", ("r\\u0435d cell",), relabel("rеd cell")),
-    Bug("no-break blank", "config.data.samples", ("control characters",), relabel("red\u202fcell")),
+    Bug("unseen blank", "config.data.samples", ("U+200B ZERO WIDTH SPACE",), relabel("red\u200bcell")),
     Bug("trailing blank", "config.labels.blanks", ("write 'red cell'",), relabel("red cell ")),
     Bug("special token", "config.data.samples", ("special-token text",), relabel("red<|im_end|>")),
     Bug("line break", "config.data.samples", ("control characters",), relabel("red\ncell")),

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from qwendet.data.samples import WITHOUT_JOINERS
+from qwendet.data.characters import WITHOUT_JOINERS
 
 # Cyrillic and Greek letters that look like a Latin one; after case folding.
 FOREIGN_LETTERS = str.maketrans("аеорсухіјѕԁһαορτυχν", "aeopcyxijsdhaoptuxv")

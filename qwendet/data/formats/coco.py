@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from qwendet.data.formats.coco_layout import CocoFile, find_coco, image_folder
+from qwendet.data.formats.coco_layout import CocoFile, find_coco, image_folder, on_disk
 from qwendet.data.formats.coco_table import (
     CROWD,
     DERIVED,
@@ -76,12 +76,14 @@ def _read_file(
     """
     table = read_table(file.path)
     if seek:
-        _seek(table, root)
+        _rename(table, lambda name: _end_in(root, name))
     if not table.images and not table.broken:
         yield Finding("no_split", str(file.path), 'the list "images" is empty')
         return
     names = [image.name for image in table.images.values()]
     folder = image_folder(root, file, names, may_be_absent=may_be_absent)
+    _rename(table, lambda name: on_disk(root / folder, name))
+    names = [image.name for image in table.images.values()]
     named.update(posixpath.normpath(posixpath.join(folder, name.replace("\\", "/"))) for name in names)
     yield Labels(tuple(dict.fromkeys(table.labels.values())))
     yield from table.findings
@@ -95,22 +97,21 @@ def _read_file(
             yield from error.problems
 
 
-def _seek(table: CocoTable, root: Path) -> None:
-    """Name each image by the longest end of its path that is there, unless that is another one's."""
+def _rename(table: CocoTable, find: Callable[[str], str | None]) -> None:
+    """Name each image as its file is named, unless that is another one's."""
     owners = {image.name: image.name for image in table.images.values()}
     for slot, image in table.images.items():
-        parts = image.name.replace("\\", "/").split("/")
-        ends = ("/".join(parts[start:]) for start in range(len(parts)))
-        end = next((end for end in ends if end and not is_absolute(end) and _is_there(root, end)), image.name)
-        if owners.setdefault(end, image.name) == image.name:
-            table.images[slot] = replace(image, name=end)
+        name = find(image.name.replace("\\", "/"))
+        if name is not None and owners.setdefault(name, image.name) == image.name:
+            table.images[slot] = replace(image, name=name)
 
 
-def _is_there(root: Path, name: str) -> bool:
-    try:
-        return ".." not in name.split("/") and (root / name).is_file()
-    except (OSError, ValueError):  # too long, say: told when the image is read
-        return False
+def _end_in(root: Path, name: str) -> str | None:
+    """The longest end of a path that is there."""
+    parts = name.split("/")
+    ends = ("/".join(parts[start:]) for start in range(len(parts)) if ".." not in parts[start:])
+    found = (on_disk(root, end) for end in ends if end and not is_absolute(end))
+    return next((name for name in found if name), None)
 
 
 def _record(file: CocoFile, folder: str, table: CocoTable, entry: CocoImage, boxes: list[CocoBox]) -> Record:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from qwendet.data.formats.fitting import is_absolute
 from qwendet.data.formats.records import WHOLE, split_of
+from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.errors import DataError
 from qwendet.files import list_folder
 
@@ -88,11 +90,7 @@ def coco_files(folder: Path) -> list[Path]:
 
 
 def _json_files(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in list_folder(folder)
-        if path.suffix.lower() == ".json" and not path.name.startswith(".")
-    ]
+    return [path for path in list_folder(folder) if path.suffix.lower() == ".json"]
 
 
 def find_coco(path: Path) -> CocoLayout:
@@ -160,7 +158,9 @@ def image_folder(root: Path, coco: CocoFile, names: Sequence[str], *, may_be_abs
         return ""
     usual = _usual_folders(root, coco)
     for folders in (usual, _other_folders(root, usual)):
-        hits = {folder: sum(_is_there(root / folder / name) for name in probed) for folder in folders}
+        hits = {
+            folder: sum(on_disk(root / folder, name) is not None for name in probed) for folder in folders
+        }
         if any(hits.values()):
             return max(folders, key=lambda folder: hits[folder])
     if not may_be_absent:
@@ -175,14 +175,31 @@ def image_folder(root: Path, coco: CocoFile, names: Sequence[str], *, may_be_abs
 
 def _other_folders(root: Path, usual: Sequence[str]) -> list[str]:
     """Folders of any name, but for hidden ones: what is being written may be among those."""
-    names = [child.name for child in list_folder(root) if child.is_dir() and not child.name.startswith(".")]
+    names = [child.name for child in list_folder(root) if child.is_dir()]
     return [name for name in names if name not in usual][:MAX_GUESSES]
 
 
-def _is_there(path: Path) -> bool:
+def on_disk(folder: Path, name: str) -> str | None:
+    """An image's name as its file has it: decoded if it is that of a URL, its ending added if it has none.
+
+    Args:
+        folder: the folder of the images.
+        name: as a COCO file has it, ``/`` between folders.
+
+    Returns:
+        None if there is no such file below the folder.
+    """
+    plain = unquote(name)
+    readings = [name] if plain == name else [name, plain]
+    if PurePosixPath(plain).suffix.lower() not in IMAGE_SUFFIXES:
+        readings += [plain + ending for suffix in IMAGE_SUFFIXES for ending in (suffix, suffix.upper())]
+    return next((reading for reading in readings if _is_there(folder, reading)), None)
+
+
+def _is_there(folder: Path, name: str) -> bool:
     try:
-        return path.is_file()
-    except OSError:  # a name too long, say: told when the image is read
+        return (folder / name).is_file()
+    except (OSError, ValueError):  # too long, say: told when the image is read
         return False
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.json_stream import stream_lists
 from qwendet.data.formats.records import Box, Finding
 from qwendet.data.samples import check_label
 from qwendet.errors import DataError, Problem
 
 Key = int | str
-"""COCO's ids are numbers; some tools write texts."""
+"""COCO's ids are numbers; some tools write them as texts, perhaps in one list and not in the other."""
 
 CROWD, DIFFICULT, DERIVED = 1, 2, 4
 DECIMALS = 4
@@ -25,6 +28,8 @@ DECIMALS = 4
 OTHER_TASKS = {"caption": "captions", "segments_info": "panoptic segmentation"}
 """Keys of annotations that COCO's files of other tasks have."""
 CATEGORY_FIX = "correct category_id, or add the category"
+CANONICAL = re.compile("0|-?[1-9][0-9]{0,17}")
+"""A whole number as it is written: 1 and not 01."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,7 @@ class CocoTable:
         where = f"{self.path}: categories[{index}]"
         key = _key(entry, "id", where)
         name = entry.get("name")
+        name = str(name) if type(name) is int else name  # digits are told apart in some data sets
         label = check_label(name.strip() if isinstance(name, str) else name, where, "name")
         if key in self.labels and self.labels[key] != label:
             raise DataError(
@@ -139,7 +145,9 @@ class CocoTable:
         """Judge what only the whole file can tell: ids that nothing has, ids that several have."""
         unknown = set(self._category_slots) - set(self.labels)
         if unknown:
-            slots = {self._category_slots[key]: _unknown("category", key, self.labels) for key in unknown}
+            slots = {
+                self._category_slots[key]: f"there is no category with the id {key!r}" for key in unknown
+            }
             for of_image, category, index in zip(self._of_image, self._of_category, self._index, strict=True):
                 if category in slots:
                     problem = Problem(slots[category], self._where(index), CATEGORY_FIX)
@@ -147,10 +155,9 @@ class CocoTable:
         strays = set(self._of_image) - self.images.keys() - self.broken.keys()
         if strays:
             names = {slot: key for key, slot in self._slots.items()}
-            known = {names[slot]: None for slot in self.images}
-            whats = {slot: _unknown("image", names[slot], known) for slot in strays}
+            fix = "add the image or remove the annotation"
             self.problems += [
-                Problem(whats[slot], self._where(index), "add the image or remove the annotation")
+                Problem(f"there is no image with the id {names[slot]!r}", self._where(index), fix)
                 for slot, index in zip(self._of_image, self._index, strict=True)
                 if slot in strays
             ]
@@ -207,32 +214,42 @@ def read_table(path: Path) -> CocoTable:
         "categories": table.add_category,
         "annotations": table.add_annotation,
     }
+    begins: dict[str, str] = {}
     for key, index, element in stream_lists(path):
-        if key in takers:
+        if index < 0:
+            begins[key] = element
+        elif key in takers:
             takers[key](index, element)
+    if "annotations" not in begins:
+        other, fix = foreign(path) or ("", "give a COCO file")
+        but = f", but there is {other}: not read" if other else ""
+        raise DataError(f'expected a list "annotations" at the top of the file{but}', str(path), fix)
+    for key in takers:
+        if (begin := begins.get(key, "[")) != "[":
+            found = {"{": "an object", "n": "null"}.get(begin, "something else")
+            fix = f'write "{key}": [{{"id": …}}, …]: the keys of an object are the ids'
+            raise DataError(f'expected a list "{key}", got {found}', f"{path}: {key}", fix)
     if table.num_annotations and not table.images and not table.broken:
         raise DataError('expected a list "images" with at least one image', str(path), "give a COCO file")
     table.finish()
     return table
 
 
-def _unknown(kind: str, key: Key, known: Mapping[Key, object]) -> str:
-    """What to say of an id that nothing has; perhaps only its type keeps it from being known."""
-    what = f"there is no {kind} with the id {key!r}"
-    twin = str(key) if isinstance(key, int) else int(key) if key.isdecimal() else None
-    if twin not in known:
-        return what
-    own, other = ("a text", "a number") if isinstance(key, str) else ("a number", "a text")
-    return f"{what}, {own}, but there is one with {twin!r}, {other}"
-
-
 def _key(entry: Any, name: str, where: str) -> Key:
     value = entry.get(name) if isinstance(entry, dict) else None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
         found = repr(value) if isinstance(entry, dict) else f"the element {entry!r:.60}"
         raise DataError(f"{name}: expected a number or a text, got {found}", where, "correct it")
+    return int(value) if isinstance(value, str) and CANONICAL.fullmatch(value) else value
+
+
+def _as_number(value: Any) -> Any:
+    """The number that a text stands for; anything else as it is."""
+    with suppress(ValueError):
+        if isinstance(value, str):
+            return int(value) if CANONICAL.fullmatch(value) else float(value)
     return value
 
 
@@ -253,7 +270,7 @@ def _image(entry: Mapping[str, Any], where: str) -> CocoImage:
 
 
 def _size(entry: Mapping[str, Any], side: str, where: str) -> int | None:
-    value = entry.get(side)
+    value = _as_number(entry.get(side))
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is None or (type(value) is int and value == 0):
@@ -268,6 +285,7 @@ def _box(entry: Mapping[str, Any], where: str) -> tuple[Box, int]:
     bbox = entry.get("bbox")
     if bbox is None or bbox == []:
         return _from_segmentation(entry.get("segmentation"), where), DERIVED
+    bbox = [_as_number(value) for value in bbox] if isinstance(bbox, list) else bbox
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         raise DataError(
             f"bbox: expected [x, y, width, height], got {bbox!r:.80}", where, "write four finite numbers"
@@ -302,7 +320,12 @@ def _from_segmentation(segmentation: Any, where: str) -> Box:
     if isinstance(segmentation, dict):
         return _from_mask(segmentation, where)
     polygons = segmentation if isinstance(segmentation, list) else []
-    if not polygons or not all(_is_polygon(polygon) for polygon in polygons):
+    if not any(isinstance(polygon, list) for polygon in polygons):
+        polygons = [polygons]  # one alone, without a list around it
+    polygons = [
+        [_as_number(value) for value in found] if isinstance(found, list) else found for found in polygons
+    ]
+    if not all(_is_polygon(polygon) for polygon in polygons):
         raise DataError(
             f"expected a bbox or a segmentation, got {segmentation!r:.80}", where, "draw the box or remove it"
         )
@@ -346,7 +369,7 @@ def _from_mask(mask: Mapping[str, Any], where: str) -> Box:
 
 
 def _flag(entry: Mapping[str, Any], name: str, where: str) -> int:
-    value = entry.get(name)
+    value = _as_number(entry.get(name))
     if value is None:
         return 0
     if value not in (0, 1):

@@ -220,7 +220,7 @@ class _Job:
             raise DataError.of(refused[:MAX_PROBLEMS])
         if self.problems:
             lines = "".join(f"{problem.where}: {problem.what}\n" for problem in self.problems)
-            (self.folder / LEFT_OUT_FILE).write_text(lines, encoding="utf-8")
+            (self.folder / LEFT_OUT_FILE).write_text(lines, encoding="utf-8", errors="backslashreplace")
 
     def report(self) -> ConversionReport:
         return ConversionReport(

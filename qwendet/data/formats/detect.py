@@ -15,9 +15,12 @@ from qwendet.data.formats.records import Format, Item, Source
 from qwendet.data.formats.voc import open_voc
 from qwendet.data.formats.voc_layout import is_voc
 from qwendet.data.formats.yolo import open_yolo
-from qwendet.data.formats.yolo_layout import is_yolo
+from qwendet.data.formats.yolo_layout import is_yolo, settings_files
 from qwendet.errors import DataError
 from qwendet.files import list_folder, tell_unreadable
+
+MAX_NAMED, MAX_DEPTH, MAX_FOLDERS = 5, 3, 200
+"""How far data sets are looked for below a folder that is none."""
 
 
 @tell_unreadable()
@@ -40,9 +43,15 @@ def detect_format(path: Path) -> Format:
         raise DataError("expected a data set, got no such file or folder", str(path), "correct the path")
     if found is None and path.is_file() and path.stat().st_size == 0:
         raise DataError("expected a data set, got an empty file", str(path), "export or copy it again")
-    other = foreign(path) if found is None else None
-    if other is not None:
-        raise DataError(f"no data set found, but {other[0]}: not read", str(path), other[1])
+    below = _below(path) if found is None else []
+    if below:
+        names = ", ".join(inner.relative_to(path).as_posix() for inner in below)
+        raise DataError(
+            f"there is no data set in this folder, but below it: {names}", str(path), "give one of them"
+        )
+    written_by = [path] if found is None else list(jsonl_files(path).values())[:1] if found == "jsonl" else []
+    for other, fix in filter(None, map(foreign, written_by)):
+        raise DataError(f"no data set found, but {other}: not read", str(path), fix)
     if found is None:
         raise DataError(
             "no data set found: expected a .jsonl file, a folder with train.jsonl or all.jsonl, "
@@ -61,6 +70,23 @@ def dataset_in(path: Path) -> Path:
     children = (child for child in list_folder(path) if child.is_dir())
     found = [child for child in children if _detect_folder(child) in ("coco", "yolo")]
     return found[0] if len(found) == 1 else path
+
+
+def _below(path: Path) -> list[Path]:
+    """Data sets further down, and YOLO's settings: the first ``MAX_NAMED`` of them."""
+    found: list[Path] = []
+    waiting = [(path, 0)]
+    for _ in range(MAX_FOLDERS):
+        folder, depth = waiting.pop(0) if waiting else (None, 0)
+        if folder is None or len(found) >= MAX_NAMED:
+            break
+        if depth and _detect_folder(folder) is not None:
+            found.append(folder)
+            continue
+        found += settings_files(folder)
+        if depth < MAX_DEPTH:
+            waiting += [(child, depth + 1) for child in list_folder(folder) if child.is_dir()]
+    return found[:MAX_NAMED]
 
 
 def _detect_file(path: Path) -> Format | None:

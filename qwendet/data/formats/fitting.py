@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qwendet.data.characters import ESCAPED_BYTES, unseen_character
 from qwendet.data.formats.records import MEASURED, Box, Finding, FindingKind, Item, Record, Source
 from qwendet.data.images import image_size, is_turned
 from qwendet.data.samples import DetectedObject
@@ -16,6 +17,8 @@ ROUNDING = 0.01
 """Pixels by which rounding in an annotation file may move an edge; not worth telling."""
 MAX_OVERHANG = 1.0
 """Pixels by which tools that count from one let a box leave its image."""
+SLIGHT = 0.02
+"""Share of the shorter side by which a box may leave an image whose size nobody claims, and be cut there."""
 MIN_SHARE_INSIDE = 0.5
 """Share of a box's area that must lie in the image; with less, the box belongs to another image or frame."""
 
@@ -28,13 +31,13 @@ class Frame:
         width: in pixels of the image as displayed.
         height: the same.
         is_sure: the boxes are known to be given for this size: the annotation claims it, or they are
-            fractions.
+            fractions; None if nothing speaks for it or against it.
         findings: where the annotation is at odds with the image.
     """
 
     width: int
     height: int
-    is_sure: bool
+    is_sure: bool | None
     findings: tuple[Finding, ...] = ()
 
 
@@ -93,8 +96,10 @@ def join_image(folder: str, name: str, where: str) -> str:
         >>> join_image("annotations", "../images/a.jpg", "x")
         'images/a.jpg'
     """
-    if not name.isprintable():
-        raise DataError(f"the image name {name!r} holds control characters", where, "rename the image")
+    unseen = unseen_character(ESCAPED_BYTES.sub("", name))
+    if unseen is not None:
+        what = f"the image name {name!r} holds control characters ({unseen})"
+        raise DataError(what, where, "rename the image")
     if "://" in name:
         raise DataError(
             f"the image is a URL ({name!r}), and nothing is downloaded",
@@ -156,7 +161,7 @@ def image_frame(
         return _absent_frame(image, where, claimed)
     size = image_size(image, root, where)
     if claimed is None:
-        return Frame(*size, is_sure=False)
+        return Frame(*size, is_sure=None)
     if claimed == size:
         return Frame(*size, is_sure=True)
     shown = f"{tag} is {claimed[0]}×{claimed[1]}"
@@ -218,7 +223,7 @@ def fit_box(written: Box, frame: Frame, where: str) -> tuple[Box | None, Finding
 
     Raises:
         DataError: if it leaves the image by more than a pixel and either mostly lies outside or may have
-            been given for another size.
+            been given for another size; where no size is claimed, by more than 2 % of the image.
     """
     box, overhang = _clip(written, frame)
     if _is_empty(written) or (_is_empty(box) and overhang <= MAX_OVERHANG):
@@ -226,7 +231,8 @@ def fit_box(written: Box, frame: Frame, where: str) -> tuple[Box | None, Finding
     if overhang <= ROUNDING:
         return box, None
     is_mostly_inside = _area(box) >= MIN_SHARE_INSIDE * _area(written)
-    if overhang > MAX_OVERHANG and not (frame.is_sure and is_mostly_inside):
+    is_slight = frame.is_sure is None and overhang <= SLIGHT * min(frame.width, frame.height)
+    if overhang > MAX_OVERHANG and not ((frame.is_sure or is_slight) and is_mostly_inside):
         raise DataError(
             f"the box {show(written)} leaves the image of {frame.width}×{frame.height} "
             f"by {overhang:.10g} pixels",

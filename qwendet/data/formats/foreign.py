@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from qwendet.data.samples import EXAMPLE_LINE
 from qwendet.files import list_folder
 
 HEAD_BYTES = 1 << 18
@@ -15,6 +16,11 @@ _EXPORT = "export it as COCO, Pascal VOC or YOLO there"
 _WRITE = "write it as COCO, VOC, YOLO or JSONL"
 _VIA = "annotations of VIA (VGG Image Annotator)"
 _LABELME = "labelme2voc.py and labelme2coco.py, which come with it, write VOC and COCO"
+_TURNS = f"write the boxes of each answer into a sample of their image: {EXAMPLE_LINE}"
+_COCO_BOXES = (
+    "write it as COCO, whose bbox is [x, y, width, height] as well, and not the corners of our JSONL"
+)
+_LISTS = 'give one that begins like {"images": […], "annotations": […], "categories": […]}'
 _RESULTS = "give the file with the annotations: predictions are no ground truth"
 SIGNS: tuple[tuple[str, tuple[bytes, ...], str, str], ...] = (
     (".json", (b'"regions"', b'"shape_attributes"'), _VIA, "open it in VIA and export it as COCO"),
@@ -23,8 +29,21 @@ SIGNS: tuple[tuple[str, tuple[bytes, ...], str, str], ...] = (
     (".json", (b'"from_name"', b'"to_name"'), "Label Studio's own JSON", _EXPORT),
     (".json", (b'"asset"', b'"regions"'), "a project of VoTT", "export it as Pascal VOC there"),
     (".json", (b'"image_id"', b'"score"'), "a list of detections (COCO results)", _RESULTS),
-    (".json", (b'"images"', b'"file_name"'), "a COCO file without annotations", "give one that has some"),
-    (".csv", (b"xmin",), "a table of boxes", _WRITE),
+    (".json", (b'"images"', b'"file_name"'), "a COCO file without annotations at its top", _LISTS),
+    (".json", (b'"items"', b'"categories"', b'"label"'), "Datumaro's own JSON", _EXPORT),
+    *[
+        (suffix, marks, what, _TURNS)
+        for suffix in (".json", ".jsonl")
+        for marks, what in (
+            ((b'"messages":', b'"role":'), "conversations (ms-swift, OpenAI)"),
+            ((b'"conversations":', b'"value":'), "conversations (LLaMA-Factory, LLaVA, ShareGPT)"),
+            ((b'"instruction":', b'"output":'), "instructions and answers (Alpaca)"),
+        )
+    ],
+    (".jsonl", (b'"file_name":', b'"objects":'), "metadata of a Hugging Face image folder", _COCO_BOXES),
+    (".csv", (b"",), "a table of boxes", _WRITE),
+    (".tsv", (b"",), "a table of boxes", _WRITE),
+    (".parquet", (b"",), "a Parquet file", _WRITE),
     (".tfrecord", (b"",), "TFRecords", _WRITE),
     (".record", (b"",), "TFRecords", _WRITE),
 )  # fmt: skip
@@ -58,7 +77,7 @@ def _candidates(path: Path) -> Iterator[Path]:
         yield path
         return
     children = list_folder(path)
-    for folder in (path, *(child for child in children if child.is_dir() and not child.name.startswith("."))):
+    for folder in (path, *(child for child in children if child.is_dir())):
         files = children if folder == path else list_folder(folder)
         yield from (file for file in files if file.name.lower() in FOLDERS and file.is_dir())
         yield from [file for file in files if file.suffix.lower() in {sign[0] for sign in SIGNS}][:MAX_FILES]

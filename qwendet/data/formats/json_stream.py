@@ -28,7 +28,8 @@ def stream_lists(path: Path) -> Iterator[tuple[str, int, Any]]:
         path: a UTF-8 file.
 
     Yields:
-        The list's key, the element's index and the element. Values other than lists are left out.
+        The list's key, the element's index and the element; before these, and for every other value alone,
+        the key, -1 and the value's first character.
 
     Raises:
         DataError: naming the place, if the file is unreadable, broken or no object.
@@ -52,6 +53,7 @@ def _members(window: _Window) -> Iterator[tuple[str, int, Any]]:
         if not isinstance(key, str):
             raise window.error(f"expected a key, got {key!r}")
         window.expect(":", f"a colon after {key!r}")
+        yield key, -1, window.peek()
         if window.peek() == "[":
             yield from _elements(window, key)
         else:

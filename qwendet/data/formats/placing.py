@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from qwendet.data.characters import as_unicode
 from qwendet.data.images import resolve_image
 from qwendet.errors import DataError
 
@@ -14,7 +15,7 @@ Placement = Literal["copy", "link", "reference"]
 
 
 class Names:
-    """A name for each image, so that no two overwrite each other, nor their annotations.
+    """A name in UTF-8 for each image, so that no two overwrite each other, nor their annotations.
 
     Two images clash where their paths differ only in case or ending.
 
@@ -44,6 +45,7 @@ class Names:
         """
         scope = split if self._by_split else ""
         if (scope, image) not in self._given:
+            wanted = as_unicode(wanted)
             path = PurePosixPath(PurePosixPath(wanted).name if self._flat else wanted)
             name, number = path, 1
             while (scope, _key(name)) in self._taken:

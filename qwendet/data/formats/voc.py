@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FLAGS = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
 """What tools write for a flag."""
+BOX_NAMES = frozenset({"bndbox", "robndbox", "bbox", "box", "polygon", "points", "xmin", "ymin"})
+"""Tags and attributes that hold the place of an object."""
 
 
 def open_voc(path: Path, image_dir: Path | None = None, *, may_be_absent: bool = False) -> Source:
@@ -96,7 +98,7 @@ class _Reader:
         base = PurePosixPath(claimed_name.replace("\\", "/")).name
         ending = PurePosixPath(base).suffix
         if not candidates and ending and self.may_be_absent:
-            candidates = [stem + ending]
+            candidates = [stem.removesuffix(ending) + ending]
         name = _choose_image(candidates, base, f"{place}/{stem}" if place else stem, where)
         image = join_image(place, name, where)
         findings: tuple[Finding, ...] = ()
@@ -104,9 +106,10 @@ class _Reader:
         # Label Studio leaves the ending out.
         if base and base not in (image_file.name.strip(), image_file.stem.strip()):
             findings = (Finding("renamed", where, f"<filename> is {claimed_name!r}, used {name!r}"),)
+        _require_objects(annotation, where)
         written = [
             _read_object(element, f"{where}: object {index}")
-            for index, element in enumerate(annotation.findall("object"), start=1)
+            for index, element in enumerate(annotation.iter("object"), start=1)
         ]
         places, objects = tuple(place for place, _ in written), tuple(found for _, found in written)
         sample = Sample(Turn(image, objects, *_size(annotation, where)), where=where)
@@ -114,7 +117,7 @@ class _Reader:
 
 
 def _parse_xml(file: Path) -> Element:
-    """Parse an annotation; entities are never expanded, nothing outside the file is read."""
+    """Parse an annotation, its tags in lower case; entities are never expanded, nothing else is read."""
     try:
         root: Element = ElementTree.parse(file).getroot()
     except DefusedXmlException as error:
@@ -132,6 +135,8 @@ def _parse_xml(file: Path) -> Element:
         )
         what = "the file is empty" if not file.stat().st_size else f"got a broken file ({error})"
         raise DataError(f"expected an XML annotation, {what}", str(file), fix) from error
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2].lower()
     if root.tag != "annotation":
         what = f"expected the XML element <annotation>, got <{root.tag}>"
         raise DataError(what, str(file), "export as Pascal VOC, or as COCO")
@@ -156,8 +161,22 @@ def _size(annotation: Element, where: str) -> tuple[int | None, int | None]:
     return round(_number(element, "width", where)), round(_number(element, "height", where))
 
 
+def _require_objects(annotation: Element, where: str) -> None:
+    """Refuse boxes outside of any ``<object>``: as if there were none, their image would be a negative."""
+    inside = {id(inner) for element in annotation.iter("object") for inner in element.iter()}
+    for element in annotation.iter():
+        names = {element.tag, *(name.lower() for name in element.attrib)}
+        if id(element) not in inside and names & BOX_NAMES:
+            what = f"expected <object> with <name> and <bndbox>, got <{element.tag}> outside of any <object>"
+            raise DataError(what, where, "export it as Pascal VOC, or as COCO")
+
+
 def _read_object(element: Element, where: str) -> tuple[str, DetectedObject]:
     """Read one ``<object>``; its ``<part>`` elements (heads, hands) have boxes of their own and are left."""
+    if element.find("name") is None:
+        tags = ", ".join(f"<{child.tag}>" for child in element) or "nothing"
+        what = f"expected <name> and <bndbox> in <object>, got {tags}"
+        raise DataError(what, where, "export it as Pascal VOC, or as COCO")
     desc = check_label((element.findtext("name") or "").strip(), where, "<name>")
     where = f"{where} ({desc})"
     corners = element.find("bndbox")

@@ -13,15 +13,16 @@ name.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from qwendet.data.formats.records import SPLITS, WHOLE, Finding, split_of
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.errors import DataError, Problem
-from qwendet.files import list_folder, read_text
+from qwendet.files import files_below, list_folder, read_text
 
 FLAG_COLUMN = frozenset({"-1", "0", "1"})
 ANNOTATION_FOLDERS = ("annotations", "annotation", "annots", "xmls", "xml", "labels")
@@ -31,7 +32,7 @@ PROBED = 20
 """Annotations whose image is looked for when the folder of images is."""
 XML_SUFFIXES = frozenset({".xml"})
 ENDINGS = IMAGE_SUFFIXES | XML_SUFFIXES
-ANNOTATION_TAG = b"<annotation"
+ANNOTATION_TAG = re.compile(rb"<(?:\w+:)?annotation\b", re.IGNORECASE)
 HEAD_BYTES = 1 << 12
 """Bytes that a comment or a declaration may take before an XML's first element."""
 
@@ -98,7 +99,7 @@ def find_voc(path: Path) -> tuple[Path, tuple[VocFolder, ...]]:
 def images_by_stem(folder: Path, *, is_deep: bool) -> Mapping[str, list[str]]:
     """Paths of a folder's image files by path without ending; and below it if ``is_deep`` or it has none."""
     paths: dict[str, list[str]] = defaultdict(list)
-    for file in _files_below(folder, IMAGE_SUFFIXES) if is_deep else list_folder(folder):
+    for file in files_below(folder, IMAGE_SUFFIXES) if is_deep else list_folder(folder):
         if file.suffix.lower() in IMAGE_SUFFIXES:
             path = file.relative_to(folder)
             paths[path.with_suffix("").as_posix()].append(path.as_posix())
@@ -106,7 +107,12 @@ def images_by_stem(folder: Path, *, is_deep: bool) -> Mapping[str, list[str]]:
 
 
 def paired(images: Mapping[str, list[str]], stems: Set[str]) -> Mapping[str, list[str]]:
-    """Images by the stem of their annotation: that of its path, or of its name if only one of each has it."""
+    """Images by the stem of their annotation: their path, with or without ending, or a name that one has."""
+    whole = {path: [path] for paths in images.values() for path in paths if path in stems}
+    free_of = {
+        stem: paths for stem, paths in images.items() if stem in stems or whole.keys().isdisjoint(paths)
+    }
+    images = {**free_of, **whole}
     left, lone = (
         {name: stem for name, (stem, *more) in _by_name(free).items() if not more}
         for free in (stems - images.keys(), images.keys() - stems)
@@ -141,7 +147,7 @@ def _annotation_folder(root: Path) -> Path | None:
         if folder is None or not folder.is_dir():
             continue
         if name == ANNOTATION_FOLDERS[0]:
-            is_one = next(_files_below(folder, XML_SUFFIXES), None) is not None
+            is_one = next(files_below(folder, XML_SUFFIXES), None) is not None
         else:
             is_one = _holds_annotations(folder)
         if is_one:
@@ -151,7 +157,7 @@ def _annotation_folder(root: Path) -> Path | None:
 
 def _holds_annotations(folder: Path) -> bool:
     """Whether XML files of a folder, which may hold others, are annotations: one says so."""
-    return any(ANNOTATION_TAG in _head(file) for file in _xml_files(folder))
+    return any(ANNOTATION_TAG.search(_head(file)) for file in _xml_files(folder))
 
 
 def _head(file: Path) -> bytes:
@@ -174,23 +180,7 @@ def _child(folder: Path, name: str) -> Path:
 
 
 def _xml_files(folder: Path) -> list[Path]:
-    return [file for file in list_folder(folder) if _is_of(file, XML_SUFFIXES)]
-
-
-def _files_below(folder: Path, suffixes: Set[str]) -> Iterator[Path]:
-    """Files of these endings in a folder and below it, sorted by name, its own first."""
-    inner = []
-    for child in list_folder(folder):
-        if child.is_dir():
-            inner += [] if child.is_symlink() else [child]  # one may lead back
-        elif _is_of(child, suffixes):
-            yield child
-    for child in inner:
-        yield from _files_below(child, suffixes)
-
-
-def _is_of(file: Path, suffixes: Set[str]) -> bool:
-    return file.suffix.lower() in suffixes and not file.name.startswith(".")
+    return [file for file in list_folder(folder) if file.suffix.lower() in XML_SUFFIXES]
 
 
 def _beside(root: Path, folder: Path, split: str) -> VocFolder:
@@ -208,7 +198,7 @@ def _of_split(root: Path) -> VocFolder:
 
 def _published(root: Path) -> VocFolder:
     home = _annotation_folder(root) or root
-    files = _files_below(home, XML_SUFFIXES)
+    files = files_below(home, XML_SUFFIXES)
     annotations = {file.relative_to(home).with_suffix("").as_posix(): file for file in files}
     lists = _SplitLists(annotations)
     listed = lists.read(_child(root, "imagesets"))
@@ -222,7 +212,7 @@ def _image_folder(root: Path, home: Path, stems: Sequence[str]) -> str:
     if usual:
         return usual[0]
     probed = {PurePosixPath(stem).name for stem in stems[:PROBED]}
-    others = [child for child in list_folder(root) if child.is_dir() and not child.name.startswith(".")]
+    others = [child for child in list_folder(root) if child.is_dir()]
     hits = {
         folder.relative_to(root).as_posix(): len(
             probed & {file.stem for file in list_folder(folder) if file.suffix.lower() in IMAGE_SUFFIXES}

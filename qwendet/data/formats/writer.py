@@ -78,7 +78,9 @@ class SplitFiles:
         if split not in self._files:
             path = self.path(split)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._files[split] = self._stack.enter_context(path.open("w", encoding="utf-8", newline="\n"))
+            # A file name that is not UTF-8 becomes JSON's own escapes.
+            opened = path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+            self._files[split] = self._stack.enter_context(opened)
         self._files[split].write(text)
 
     def close(self) -> list[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -14,10 +14,17 @@ from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.records import MEASURED, Box, Finding, Item, Labels, Record, Source
 from qwendet.data.formats.yolo_files import images_of, label_file, label_places, labels_without_image, tails
 from qwendet.data.formats.yolo_layout import YoloLayout, find_yolo
+from qwendet.data.formats.yolo_rows import (
+    FRACTION_LIMIT,
+    are_polygons,
+    corners_of,
+    is_long,
+    numbered_lines,
+    numbers_of,
+)
 from qwendet.data.images import image_size
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.errors import DataError, Problem
-from qwendet.files import read_text
 
 FLAGS_FILE = "flags.jsonl"
 """Beside the settings: ``crowd`` and ``difficult``, which YOLO's lines cannot hold, by ``data convert``."""
@@ -25,8 +32,6 @@ DECIMALS = 4
 """Places that pixels are rounded to: fractions are not exact."""
 MAX_LINES = 20
 """Lines of lists that are named where none leads to an image."""
-FRACTION_LIMIT = 2.0
-"""Above it a number is no fraction with a slip, but a pixel."""
 
 Flags = Mapping[str, Mapping[str, list[int]]]
 
@@ -52,7 +57,7 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
         lines = [problem for found in entries.values() for problem in found.problems]
         none = Problem("there is no image", str(root), "give the folder of the images with --image-dir")
         raise DataError.of([none, *lines[: MAX_LINES - 1]])
-    reader = _Reader(layout, root)
+    reader = _Reader(layout, root, [pair for found in entries.values() for pair in found.names.items()])
 
     def items() -> Iterator[Item]:
         names = [layout.names[index] for index in sorted(layout.names)]
@@ -82,28 +87,45 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
 
 
 class _Reader:
-    """Reads images with their labels, and remembers which label files they had."""
+    """Reads images with their labels, and remembers which label files they had.
 
-    def __init__(self, layout: YoloLayout, root: Path) -> None:
+    Args:
+        layout: names and splits.
+        root: folder that image paths start from.
+        images: each image, and what its list calls it.
+    """
+
+    def __init__(self, layout: YoloLayout, root: Path, images: Sequence[tuple[str, str]]) -> None:
         self.layout = layout
         self.root = root
+        self.images = images
         self.owners: dict[Path, str] = {}
         self.flags = _read_flags(layout.root / FLAGS_FILE)
 
+    def _due(self, image: str) -> Iterator[Path]:
+        """Where the labels of an image ought to be: in ``a.txt``, else in ``a.jpg.txt``."""
+        for name in (image, f"{image}.txt"):
+            yield from label_file(self.layout.root, name)
+            yield label_file(self.root, name)[1]
+
+    def _find(self, image: str, listed: str) -> Path | None:
+        """The label file of an image, by its own path or by what a list calls it."""
+        names = (image, f"{image}.txt", *(tails(listed) if listed != image else ()))
+        others = (place for name in names for place in label_places(self.layout.root, name))
+        places = chain(self._due(image), others)
+        candidates = (path.with_suffix(suffix) for path in places for suffix in (".txt", ".TXT"))
+        return next((path for path in candidates if path.is_file()), None)
+
     def _label_file(self, image: str, listed: str) -> Path | None:
-        """The label file of an image, by its own path or by what a list calls it.
+        """The label file of an image.
 
         Raises:
             DataError: if it is in a common folder of labels, and another image's, too.
         """
-        due = [*label_file(self.layout.root, image), label_file(self.root, image)[1]]
-        names = (image, *(tails(listed) if listed != image else ()))
-        places = chain(due, (place for name in names for place in label_places(self.layout.root, name)))
-        candidates = (path.with_suffix(suffix) for path in places for suffix in (".txt", ".TXT"))
-        file = next((path for path in candidates if path.is_file()), None)
+        file = self._find(image, listed)
         if file is not None:
             owner = self.owners.setdefault(file, image)
-            if owner != image and file.with_suffix(".txt") not in due:
+            if owner != image and file.with_suffix(".txt") not in self._due(image):
                 what = f"{owner!r} and {image!r} both would have these labels"
                 raise DataError(what, str(file), "give the labels of each split a folder of their own")
         return file
@@ -117,12 +139,12 @@ class _Reader:
         if file is None:
             findings.append(Finding("unlabelled", str(self.root / image)))
         else:
-            lines = _lines(file)
+            lines = numbered_lines(file)
         written: list[str] = []
         objects: list[DetectedObject] = []
         for number, line in lines:
             place = f"{where}:{number}"
-            box, desc, is_derived = _parse_line(line, place, self.layout, size)
+            box, desc, is_derived = self._parse_line(line, place, size)
             if is_derived:
                 findings.append(Finding("derived", f"{place} ({desc})", show(box)))
             written.append(f"{place} ({desc})")
@@ -130,6 +152,40 @@ class _Reader:
         name = image.removeprefix(f"{entry}/").removeprefix("images/")
         sample = Sample(Turn(image, tuple(objects), *size), where=where)
         return Record(split, sample, name, tuple(written), tuple(findings), size=MEASURED)
+
+    def _parse_line(self, line: str, where: str, size: tuple[int, int]) -> tuple[Box, str, bool]:
+        """Box in pixels, label, and whether the box was derived from a polygon."""
+        layout = self.layout
+        index, *values = numbers_of(line, where)
+        if not index.is_integer() or int(index) not in layout.names:
+            raise DataError(
+                f"the class index {index:g} is not among the {len(layout.names)} names",
+                where,
+                f"correct it, or add the name to {layout.settings.name}",
+            )
+        if layout.columns and len(values) == 4 + layout.columns:
+            values = values[:4]
+        if any(abs(value) > FRACTION_LIMIT for value in values[:4]):
+            raise DataError(
+                f"expected fractions of the image from 0 to 1, got {line.strip()[:60]!r}",
+                where,
+                "divide pixels by its size",
+            )
+        x1, y1, x2, y2 = corners_of(values, where, polygons=is_long(values) and self.polygons)
+        width, height = size
+        box = (
+            round(x1 * width, DECIMALS),
+            round(y1 * height, DECIMALS),
+            round(x2 * width, DECIMALS),
+            round(y2 * height, DECIMALS),
+        )
+        return box, layout.names[int(index)], len(values) > 4
+
+    @cached_property
+    def polygons(self) -> bool:
+        """Whether long lines are polygons, by those of all label files."""
+        files = (self._find(image, listed) for image, listed in self.images)
+        return are_polygons(file for file in files if file is not None)
 
     def _flagged(self, found: DetectedObject, file: Path | None, number: int) -> DetectedObject:
         if not self.flags or file is None:
@@ -161,67 +217,3 @@ def _read_flags(file: Path) -> Flags:
         raise DataError(
             f"expected flags as data convert writes them, got a broken file ({error})", str(file), "remove it"
         ) from error
-
-
-def _lines(file: Path) -> list[tuple[int, str]]:
-    """The lines that are not blank, with their numbers."""
-    lines = enumerate(read_text(file).splitlines(), start=1)
-    return [(number, line) for number, line in lines if line.strip()]
-
-
-def _parse_line(line: str, where: str, layout: YoloLayout, size: tuple[int, int]) -> tuple[Box, str, bool]:
-    """Box in pixels, label, and whether the box was derived from a polygon."""
-    index, *values = _numbers(line, where)
-    if not index.is_integer() or int(index) not in layout.names:
-        raise DataError(
-            f"the class index {index:g} is not among the {len(layout.names)} names",
-            where,
-            f"correct it, or add the name to {layout.settings.name}",
-        )
-    if layout.columns and len(values) == 4 + layout.columns:
-        values = values[:4]
-    if any(abs(value) > FRACTION_LIMIT for value in values):
-        raise DataError(
-            f"expected fractions of the image from 0 to 1, got {line.strip()[:60]!r}",
-            where,
-            "divide pixels by its size",
-        )
-    x1, y1, x2, y2 = _corners(values, where)
-    width, height = size
-    box = (
-        round(x1 * width, DECIMALS),
-        round(y1 * height, DECIMALS),
-        round(x2 * width, DECIMALS),
-        round(y2 * height, DECIMALS),
-    )
-    return box, layout.names[int(index)], len(values) > 4
-
-
-def _numbers(line: str, where: str) -> list[float]:
-    try:
-        numbers = [float(word) for word in line.split()]
-    except ValueError:
-        numbers = [math.nan]
-    if not all(map(math.isfinite, numbers)):
-        raise DataError(f"expected numbers, got {line.strip()[:60]!r}", where, "correct the line")
-    return numbers
-
-
-def _corners(values: list[float], where: str) -> Box:
-    """Corners, as fractions, of a centre with sizes or of a polygon."""
-    if len(values) == 4:
-        x, y, width, height = values
-        if width < 0 or height < 0:
-            raise DataError(
-                f"expected sizes of at least 0, got {width:g} and {height:g}", where, "correct the line"
-            )
-        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
-    if len(values) >= 6 and len(values) % 2 == 0:
-        return min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2])
-    fixes = {5: "a sixth number is a detector's confidence: predictions are no ground truth"}
-    many = "for key points, write kpt_shape into the settings" if len(values) > 5 else "correct the line"
-    raise DataError(
-        f"expected a class index and four numbers, or a polygon, got {len(values) + 1} numbers",
-        where,
-        fixes.get(len(values), many),
-    )

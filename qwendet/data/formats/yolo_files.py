@@ -6,9 +6,8 @@ beside the image.
 
 from __future__ import annotations
 
-import os
 import posixpath
-import shlex
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -17,13 +16,16 @@ from qwendet.data.formats.fitting import join_image
 from qwendet.data.formats.records import Finding, split_of
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.errors import DataError, Problem
-from qwendet.files import read_text
+from qwendet.files import files_below, read_text
 
 LABEL_FOLDERS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS", "JPEGImages": "labels"}
 """By the folder of images; that of labels is named as it is. Darknet knows ``JPEGImages``, too."""
 SIBLINGS = ("labels", "Labels", "LABELS")
-NO_LABELS = frozenset({"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt"})
-"""Texts that lie among labels and are none."""
+TEXT_SUFFIXES = frozenset({".txt"})
+HEAD_BYTES = 1 << 12
+NUMBERS = re.compile(rb"(?<!\S)[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?(?!\S)")
+FEWEST_NUMBERS = 4
+"""Of a line of labels, one of them missing; ``classes.txt`` may name digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +85,8 @@ def images_of(home: Path, root: Path, entry: str) -> EntryImages:
         raise DataError(
             "expected a folder of images, got none", str(folder), "correct the path in the settings"
         )
-    found = sorted(
-        Path(place, name).relative_to(root).as_posix()
-        for place, _, names in os.walk(folder, onerror=_refuse)
-        for name in names
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-    )
+    found = sorted(file.relative_to(root).as_posix() for file in files_below(folder, IMAGE_SUFFIXES))
     return EntryImages(dict(zip(found, found, strict=True)))
-
-
-def _refuse(error: OSError) -> None:
-    folder = str(error.filename)
-    what = f"cannot look into the folder ({error.strerror})"
-    raise DataError(what, folder, f"chmod +rx {shlex.quote(folder)}") from error
 
 
 def _listed(listing: Path, home: Path, root: Path) -> EntryImages:
@@ -163,15 +154,18 @@ def _image_folder(parts: tuple[str, ...]) -> int | None:
 
 
 def labels_without_image(home: Path, entry: str, seen: set[Path]) -> list[Path]:
-    """Label files of an entry's folder that no image asked for."""
+    """Label files of an entry's folder that no image asked for; texts of another kind are passed over."""
     own = label_file(home, f"{entry}/x.jpg")[1].parent
     places = (place.parent for place in label_places(home, f"{entry}/x.jpg"))
     folders = [folder for folder in places if folder != own and folder.is_dir()]
     if (home / entry).suffix == ".txt" or not folders:
         return []
-    files = (Path(place, name) for place, _, names in os.walk(folders[0], onerror=_refuse) for name in names)
-    return sorted(
-        file
-        for file in files
-        if file.suffix.lower() == ".txt" and file.name.lower() not in NO_LABELS and file not in seen
-    )
+    files = files_below(folders[0], TEXT_SUFFIXES)
+    return sorted(file for file in files if file not in seen and _holds_labels(file))
+
+
+def _holds_labels(file: Path) -> bool:
+    """Whether a text may be a label file: it is empty, or begins with numbers; names and lists do not."""
+    with file.open("rb") as opened:
+        line = opened.read(HEAD_BYTES).strip().partition(b"\n")[0]
+    return not line or len(NUMBERS.findall(line)) >= FEWEST_NUMBERS

@@ -19,10 +19,10 @@ from typing import Any
 import yaml
 
 from qwendet.data.formats.records import WHOLE, split_of
-from qwendet.data.formats.yolo_files import tails
+from qwendet.data.formats.yolo_files import TEXT_SUFFIXES, tails
 from qwendet.data.samples import check_label
 from qwendet.errors import DataError, Problem
-from qwendet.files import list_folder, read_text
+from qwendet.files import files_below, list_folder, read_text
 
 SETTINGS_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 NAME_FILES = (
@@ -57,7 +57,7 @@ def is_yolo(path: Path) -> bool:
     if path.is_file():
         return _is_settings(path)
     has_names = any((path / name).is_file() for name in NAME_FILES)
-    has_labels = any((path / "labels").rglob("*.txt"))
+    has_labels = any(files_below(path / "labels", TEXT_SUFFIXES))
     return _settings_file(path) is not None or has_names or has_labels
 
 
@@ -82,8 +82,13 @@ def _settings_file(folder: Path) -> Path | None:
     for name in ("data.yaml", "data.yml", "dataset.yaml", "obj.data"):
         if (folder / name).is_file():
             return folder / name
-    others = [file for file in list_folder(folder) if file.suffix in (".yaml", ".yml") and _is_settings(file)]
+    others = settings_files(folder)
     return others[0] if len(others) == 1 else None
+
+
+def settings_files(folder: Path) -> list[Path]:
+    """YAML files of a folder that name labels."""
+    return [file for file in list_folder(folder) if file.suffix in (".yaml", ".yml") and _is_settings(file)]
 
 
 def _is_settings(file: Path) -> bool:
@@ -150,13 +155,16 @@ def _of_yaml(settings: _Settings) -> YoloLayout:
         raise DataError(f"expected YAML, got a broken file ({error})", str(file), "correct it") from error
     if not isinstance(values, dict):
         raise DataError(f"expected keys such as names and train, got {values!r:.60}", str(file), "correct it")
-    names = _names_of(values.get("names"), f"{file}: names")
+    base, names = _base(values.get("path"), file), values.get("names")
+    if isinstance(names, str) and "." in names:  # as YOLOv3 and v7 have it
+        names = _names_in(file.parent / settings.existing(names, base, "names"))
+    names = _names_of(names, f"{file}: names")
     count = values.get("nc")
-    if count is not None and count != len(names):
+    if count is not None and str(count) != str(len(names)):
         raise DataError(
             f"nc is {count!r}, but there are {len(names)} names", str(file), "correct one of them"
         )
-    entries, absent = settings.splits(values, _base(values.get("path"), file))
+    entries, absent = settings.splits(values, base)
     if not entries:
         raise DataError("expected train, val or test, got none", str(file), "name the folders of the images")
     if "train" in entries and entries["train"] == entries.get("val"):
@@ -191,9 +199,8 @@ def _base(value: Any, file: Path) -> str:
     if not folder.is_dir():
         return ""
     if not folder.is_relative_to(home):
-        raise DataError(
-            f"path leads out of the data set: {value!r}", f"{file}: path", "put the file into that folder"
-        )
+        fix = f"copy the file into {folder}, without its line path, and give that one"
+        raise DataError(f"path leads out of the data set: {value!r}", f"{file}: path", fix)
     return folder.relative_to(home).as_posix().removeprefix(".")
 
 

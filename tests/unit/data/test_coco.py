@@ -300,7 +300,7 @@ def test_quirks__told_apart(tmp_path: Path) -> None:
     ("entry", "message"),
     [
         (box(image_id=99), "there is no image with the id 99"),
-        (box(image_id="10"), "there is no image with the id '10'"),
+        (box(image_id="010"), "there is no image with the id '010'"),
         (box(image_id=None), "image_id: expected a number or a text, got None"),
         (box(category_id=0), "there is no category with the id 0"),
         (box(category_id=True), "category_id: expected a number or a text, got True"),
@@ -308,7 +308,7 @@ def test_quirks__told_apart(tmp_path: Path) -> None:
         (box((1, 2, 3)), "bbox: expected [x, y, width, height], got [1, 2, 3]"),
         (box((1, 2, math.nan, 4)), "bbox: expected [x, y, width, height], got [1, 2, nan, 4]"),
         (box((1, 2, math.inf, 4)), "bbox: expected [x, y, width, height], got [1, 2, inf, 4]"),
-        (box((1, 2, "3", 4)), "bbox: expected [x, y, width, height], got [1, 2, '3', 4]"),
+        (box((1, 2, "3px", 4)), "bbox: expected [x, y, width, height], got [1, 2, '3px', 4]"),
         (box((0, 0, 1e9, 1e9)), "(cell): the box [0, 0, 1000000000, 1000000000] leaves the image of 64×48"),
         (box((1e9, 0, 10, 10)), "(cell): the box [1000000000, 0, 1000000010, 10] leaves the image of 64×48"),
         (box((10**400, 0, 10, 10)), "bbox: expected [x, y, width, height], got [1000000"),
@@ -370,11 +370,13 @@ def test_broken_categories__refuse_the_file(tmp_path: Path, categories: list[Any
     assert str(error.value).startswith(f"{path}: {message}")
 
 
-def test_image_link_that_leaves(tmp_path: Path) -> None:
-    write(tmp_path / "data", files={})
+def test_image_path_that_leaves_by_a_link(tmp_path: Path) -> None:
+    """A link in the folder is followed; a path cannot use it to climb."""
+    write(tmp_path / "data", images=[IMAGE, IMAGE | {"id": 11, "file_name": "link/../secret.jpg"}])
+    (tmp_path / "other").mkdir()
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "secret.jpg")
-    (tmp_path / "data" / "a.jpg").symlink_to(tmp_path / "secret.jpg")
-    assert "leaves the data root" in problems(tmp_path / "data")[0]
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "other")
+    assert "the image 'secret.jpg' is absent" in problems(tmp_path / "data")[0]
 
 
 def test_size__real_one_counts_and_edges_are_then_in_doubt(tmp_path: Path) -> None:

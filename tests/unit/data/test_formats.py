@@ -74,7 +74,7 @@ def test_detect_format__the_only_data_set_of_a_folder(shared: Path, tmp_path: Pa
         (tmp_path / name / "data.yaml").touch()
         if name == "a":
             assert detect_format(tmp_path) == "yolo"
-    with pytest.raises(DataError, match="no data set found"):
+    with pytest.raises(DataError, match="there is no data set in this folder, but below it: a, b"):
         detect_format(tmp_path)
 
 
@@ -92,6 +92,18 @@ def test_detect_format__the_only_data_set_of_a_folder(shared: Path, tmp_path: Pa
         ("x.json", '[{"image_id": 1, "bbox": [], "score": 0.5}]', "a list of detections (COCO results)"),
         ("image_info_test.json", '{"images": [{"file_name": "a"}]}', "a COCO file without annotations"),
         ("data/boxes.csv", "filename,class,xmin,ymin", "a table of boxes"),
+        ("boxes.csv", "ImageID,XMin,XMax,YMin,YMax", "a table of boxes"),
+        ("labels.csv", "images/a.jpg,1,2,3,4,bolt", "a table of boxes"),
+        ("a.json", '{"categories": {"label": {}}, "items": []}', "Datumaro's own JSON"),
+        (
+            "a.json",
+            '[{"conversations": [{"from": "human", "value": ""}]}]',
+            "conversations (LLaMA-Factory, LL",
+        ),
+        ("a.json", '[{"messages": [{"role": "user"}], "images": []}]', "conversations (ms-swift, OpenAI)"),
+        ("train.jsonl", '{"messages":[{"role":"user"}],"objects":{}}', "conversations (ms-swift, OpenAI)"),
+        ("a.json", '[{"instruction": "", "input": "", "output": ""}]', "instructions and answers (Alpaca)"),
+        ("train/metadata.jsonl", '{"file_name": "a.jpg", "objects": {}}', "metadata of a Hugging Face image"),
         ("labelTxt/a.txt", "", "DOTA's label files"),
         ("training/label_2/a.txt", "", "KITTI's label files"),
     ],

@@ -79,18 +79,32 @@ def test_resolve_image__root_behind_link(tmp_path: Path) -> None:
     assert resolve_image("a.jpg", tmp_path / "root", WHERE) == tmp_path.resolve() / "real" / "a.jpg"
 
 
-@pytest.mark.parametrize(
-    "image", ["../secret.jpg", "inside/../../secret.jpg", "link.jpg", "folder/secret.jpg"]
-)
+@pytest.mark.parametrize("image", ["../secret.jpg", "inside/../../secret.jpg", "folder/../../secret.jpg"])
 def test_resolve_image__leaving_root(tmp_path: Path, image: str) -> None:
     root = tmp_path / "root"
     (root / "inside").mkdir(parents=True)
     (tmp_path / "secret.jpg").write_bytes(noise("JPEG"))
-    (root / "link.jpg").symlink_to(tmp_path / "secret.jpg")
-    (root / "folder").symlink_to(tmp_path)
+    (tmp_path / "other").mkdir()
+    (root / "folder").symlink_to(tmp_path / "other")
     for message in both_errors(root, image):
         assert "leaves the data root" in message
         assert "set data.root" in message
+
+
+def test_resolve_image__links_that_lead_out(tmp_path: Path) -> None:
+    """As in the Hugging Face cache, and for a folder on another disk; a path cannot climb by them."""
+    root, blobs = tmp_path / "root", tmp_path / "blobs"
+    (blobs / "inner").mkdir(parents=True)
+    root.mkdir()
+    (blobs / "0a1b").write_bytes(noise("JPEG"))
+    (root / "a.jpg").symlink_to("../blobs/0a1b")
+    (root / "folder").symlink_to(blobs / "inner")
+    (root / "gone.jpg").symlink_to(blobs / "gone")
+    (root / "device").symlink_to("/dev/null")
+    assert resolve_image("folder/../a.jpg", root, WHERE) == (blobs / "0a1b").resolve()
+    assert image_size("a.jpg", root, WHERE) == (50, 30)
+    for image in ("folder/../0a1b", "gone.jpg", "device"):
+        assert "is absent" in both_errors(root, image)[0]
 
 
 def test_resolve_image__neighbour_with_same_prefix(tmp_path: Path) -> None:
@@ -199,7 +213,10 @@ def test_truncated__anywhere_both_agree(
 def test_not_an_image__text(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("<html>404 Not Found</html>", encoding="utf-8")
     for message in both_errors(tmp_path, "a.jpg"):
-        assert "'a.jpg' is not an image: expected one of JPEG, PNG, WEBP, BMP, GIF, TIFF, got" in message
+        assert (
+            "'a.jpg' is not an image: expected one of JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, got a web page"
+            in message
+        )
 
 
 def test_not_an_image__empty(tmp_path: Path) -> None:
@@ -302,3 +319,146 @@ def test_open_image__real_photographs(shared: Path) -> None:
     assert len(names) == 364
     assert {image_size(f"JPEGImages/{name}", root, WHERE) for name in names} == {(640, 480)}
     assert np.asarray(open_image(f"JPEGImages/{names[0]}", root, WHERE, (640, 480))).max() > 100
+
+
+# What sensors and tools write
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+@pytest.mark.parametrize(
+    ("bits", "expected"), [(8, 255), (10, 255), (12, 255), (14, 255), (16, 255), (11, 127)]
+)
+def test_open_image__values_of_a_sensor_in_sixteen_bits(
+    tmp_path: Path, name: str, bits: int, expected: int
+) -> None:
+    """A 12-bit image in a 16-bit file was nearly black: 4,095 became 15."""
+    pixels = np.zeros((8, 8), np.uint16)
+    pixels[:4] = 2**bits - 1
+    Image.fromarray(pixels).save(tmp_path / name)
+    found = np.asarray(open_image(name, tmp_path, WHERE))
+    assert (found.min(), found.max()) == (0, expected)
+    assert image_size(name, tmp_path, WHERE) == (8, 8)
+
+
+@pytest.mark.parametrize("kind", [2, 6])
+@pytest.mark.parametrize(("bits", "is_told"), [(12, True), (8, True), (16, False), (14, False)])
+def test_colours_of_sixteen_bits__nearly_black_is_told(
+    tmp_path: Path, kind: int, bits: int, is_told: bool
+) -> None:
+    """Pillow keeps the upper 8 bits of colours: of 12-bit values nothing that can be seen."""
+    channels = {2: 3, 6: 4}[kind]
+    pixels = np.full((4, 4, channels), 2**bits - 1, ">u2")
+    pixels[..., 3:] = 65_535
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", 4, 4, 16, kind, 0, 0, 0)
+    chunks = (png_chunk(b"IHDR", header), png_chunk(b"IDAT", zlib.compress(rows)), png_chunk(b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    if is_told:
+        for message in both_errors(tmp_path, "a.png"):
+            assert "is nearly black: of the 16 bits of its colours at most 12 are used" in message
+    else:
+        assert image_size("a.png", tmp_path, WHERE) == (4, 4)
+        assert np.asarray(open_image("a.png", tmp_path, WHERE)).max() == 2 ** (bits - 8) - 1
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp"])
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_open_image__alpha_that_was_never_filled(tmp_path: Path, name: str, alpha: int) -> None:
+    """All of it was a white page."""
+    image = two_halves()
+    image.putalpha(alpha)
+    image.save(tmp_path / name, **({"lossless": True, "exact": True} if name == "a.webp" else {}))
+    pixels = open_image(name, tmp_path, WHERE)
+    assert (pixels.getpixel((0, 0)), pixels.getpixel((39, 0))) == (RED, BLUE)
+
+
+@pytest.mark.parametrize("mode", ["LA", "P"])
+def test_open_image__alpha_that_was_never_filled__other_modes(tmp_path: Path, mode: str) -> None:
+    image = two_halves()
+    if mode == "LA":
+        image.putalpha(0)
+        image.convert("LA").save(tmp_path / "a.png")
+    else:
+        image.quantize(2).save(tmp_path / "a.png", transparency=b"\0\0")
+    pixels = open_image("a.png", tmp_path, WHERE)
+    assert pixels.getpixel((0, 0)) != pixels.getpixel((39, 0)) != WHITE
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30}, {"subsampling": 0}])
+@pytest.mark.parametrize("bytes_missing", [1, 2])
+def test_jpeg__without_its_end_mark(tmp_path: Path, options: dict[str, object], bytes_missing: int) -> None:
+    whole = noise("JPEG", **options)
+    (tmp_path / "whole.jpg").write_bytes(whole)
+    (tmp_path / "a.jpg").write_bytes(whole[:-bytes_missing])
+    (tmp_path / "padded.jpg").write_bytes(whole[:-2] + bytes(100))
+    expected = np.asarray(open_image("whole.jpg", tmp_path, WHERE))
+    for name in ("a.jpg", "padded.jpg"):
+        assert image_size(name, tmp_path, WHERE) == (50, 30)
+        assert np.array_equal(np.asarray(open_image(name, tmp_path, WHERE)), expected)
+
+
+def test_jpeg__without_its_end_mark__is_turned(tmp_path: Path) -> None:
+    two_halves().save(tmp_path / "a.jpg", exif=orientation(6))
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-2])
+    assert is_turned("a.jpg", tmp_path, WHERE)
+    assert open_image("a.jpg", tmp_path, WHERE).size == image_size("a.jpg", tmp_path, WHERE) == (20, 40)
+
+
+@given(missing=st.integers(6, 1200), progressive=st.booleans())
+def test_jpeg__pixels_missing_is_broken(
+    tmp_path_factory: pytest.TempPathFactory, missing: int, progressive: bool
+) -> None:
+    whole = noise("JPEG", progressive=progressive)
+    root = tmp_path_factory.getbasetemp()
+    (root / "cut.jpg").write_bytes(whole[:-missing])
+    with pytest.raises(DataError, match=r"is truncated or broken|is not an image"):
+        open_image("cut.jpg", root, WHERE)
+
+
+@pytest.mark.parametrize("name", ["a.ppm", "a.pgm", "a.pnm", "a.pbm"])
+def test_open_image__portable_pixmaps(tmp_path: Path, name: str) -> None:
+    modes = {".pgm": "L", ".pbm": "1"}
+    two_halves().convert(modes.get(name[1:], "RGB")).save(tmp_path / name, "PPM")
+    assert open_image(name, tmp_path, WHERE).size == image_size(name, tmp_path, WHERE) == (40, 20)
+
+
+def test_open_image__png_with_long_texts(tmp_path: Path) -> None:
+    """Of Photoshop and ComfyUI; Pillow's own limit is a megabyte."""
+    png = noise("PNG")
+    text = png_chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(3_000_000)))
+    (tmp_path / "a.png").write_bytes(png[:33] + text + png[33:])
+    assert open_image("a.png", tmp_path, WHERE).size == image_size("a.png", tmp_path, WHERE) == (50, 30)
+    bomb = png_chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(70_000_000)))
+    (tmp_path / "a.png").write_bytes(png[:33] + bomb + png[33:])
+    assert "too large" in both_errors(tmp_path, "a.png")[0]
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        (b"\0\0\0\x1cftypavif\0\0\0\0", "got an AVIF image"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "got an HEIC image"),
+        (b"\xff\x0a\0\0", "got a JPEG XL image"),
+        (b"\0\0\0\x0cjP  \r\n", "got a JPEG 2000 image"),
+        (b"8BPS\0\1", "got a Photoshop file"),
+        (b"%PDF-1.7", "got a PDF"),
+        (b"<?xml version='1.0'?><svg/>", "got an SVG drawing"),
+        (bytes(128) + b"DICM", "got a DICOM image"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "got a pointer of Git LFS (git lfs pull fetches"),
+        (b"\xff\xd8\xff", "got something else, or a file cut in its header"),
+    ],
+)
+def test_not_an_image__is_named(tmp_path: Path, head: bytes, what: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(head)
+    assert what in both_errors(tmp_path, "a.jpg")[0]
+
+
+@pytest.mark.parametrize(("channels", "bits"), [(3, 16), (5, 8), (4, 16), (12, 8)])
+def test_not_an_image__tiff_of_many_channels(tmp_path: Path, channels: int, bits: int) -> None:
+    tags = [(256, 4, 1, 8), (257, 4, 1, 6), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 1)]
+    tags += [(273, 4, 1, 200), (277, 3, 1, channels), (278, 4, 1, 6), (279, 4, 1, 48 * channels * bits // 8)]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(content.ljust(200, b"\0") + bytes(48 * channels * bits // 8))
+    message = both_errors(tmp_path, "a.tif")[0]
+    assert f"got a TIFF of {channels} channels of {bits} bits" in message

@@ -25,8 +25,9 @@ values = st.recursive(
 def lists_of(path: Path) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for key, index, element in stream_lists(path):
-        assert index == len(found.setdefault(key, []))
-        found[key].append(element)
+        if index >= 0:
+            assert index == len(found.setdefault(key, []))
+            found[key].append(element)
     return found
 
 

@@ -1,0 +1,188 @@
+"""A line of a YOLO label file: box or polygon, and never a polygon made of other columns.
+
+    class x y width height                            a box
+    class x1 y1 x2 y2 x3 y3 …                         a polygon, or an oriented box
+    class x y width height [confidence [id]] [px py [visible]] …    a tracker's columns, key points
+
+Nothing in a line says which of the last two it is. So the lines of the whole set are looked at. Columns begin
+with a box that lies in the image, and their points lie in that box, in nearly every line; so does a quarter
+of polygons, by chance. Of few lines also the shape tells: no corner of a polygon is amid the others.
+"""
+
+from __future__ import annotations
+
+import cmath
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from qwendet.data.formats.records import Box
+from qwendet.errors import DataError
+from qwendet.files import read_text
+
+FRACTION_LIMIT = 2.0
+"""Above it a number is no fraction with a slip, but a pixel."""
+EDGE = 0.01
+"""Share of the image by which a box drawn by hand may leave it."""
+SLACK = 0.05
+"""Share of a box by which its points may lie outside, and of a quadrangle by which it is no oriented box."""
+MOSTLY = 0.9
+"""Share of the long lines that must look like columns."""
+MANY_LINES = 8
+"""Long lines that do not all look like columns by chance."""
+MAX_LINES = 2_000
+"""Long lines that are looked at."""
+COLUMNS_FIX = (
+    "for key points, write kpt_shape into the settings ([points, numbers of each]); else cut the line off "
+    "behind its fifth number; of a polygon, write the first corner again at its end"
+)
+
+
+def numbered_lines(file: Path) -> list[tuple[int, str]]:
+    """The lines that are not blank, with their numbers."""
+    lines = enumerate(read_text(file).splitlines(), start=1)
+    return [(number, line) for number, line in lines if line.strip()]
+
+
+def numbers_of(line: str, where: str) -> list[float]:
+    """The numbers of a line.
+
+    Raises:
+        DataError: for anything else.
+    """
+    try:
+        numbers = [float(word) for word in line.split()]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise DataError(f"expected numbers, got {line.strip()[:60]!r}", where, "correct the line")
+    return numbers
+
+
+def corners_of(values: Sequence[float], where: str, *, polygons: bool) -> Box:
+    """Corners, as fractions, of a centre with sizes or of a polygon.
+
+    Args:
+        values: the numbers after the class.
+        where: put into errors.
+        polygons: long lines of this set are polygons; see :func:`are_polygons`.
+
+    Raises:
+        DataError: for numbers that are neither.
+    """
+    if len(values) == 4:
+        x, y, width, height = values
+        if width < 0 or height < 0:
+            what = f"expected sizes of at least 0, got {width:g} and {height:g}"
+            raise DataError(what, where, "correct the line")
+        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+    could_be = is_long(values)
+    if could_be and polygons and max(map(abs, values)) <= FRACTION_LIMIT:
+        return min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2])
+    what = f"expected a class index and four numbers, or a polygon, got {len(values) + 1} numbers"
+    if could_be:
+        what = f"expected four numbers or a polygon, got a box and {len(values) - 4} numbers more"
+    fix = COLUMNS_FIX if len(values) > 5 else "correct the line"
+    if len(values) == 5:
+        fix = "a sixth number is a detector's confidence: predictions are no ground truth"
+    raise DataError(what, where, fix)
+
+
+def is_long(values: Sequence[float]) -> bool:
+    """Whether the numbers after the class could be a polygon's."""
+    return len(values) >= 6 and len(values) % 2 == 0
+
+
+def are_polygons(files: Iterable[Path]) -> bool:
+    """Whether the long lines of label files are polygons, judged by the first ``MAX_LINES`` of them."""
+    found = list(islice(_long_rows(files), MAX_LINES))
+    lengths = {len(row) for row in found}
+    is_few = len(found) < MANY_LINES
+    if (is_few and len(lengths) != 1) or all(map(_is_oriented_box, found)):
+        return True
+    if (
+        not is_few
+        and len(lengths) == 1
+        and any(map(_is_whole, zip(*(row[4:] for row in found), strict=True)))
+    ):
+        return False
+    alike = [(row, points) for row in found if (points := _points_in_box(row)) is not None]
+    if len(alike) < MOSTLY * len(found):
+        return True
+    if not is_few or lengths == {6}:
+        return False
+    if lengths == {8}:
+        return all(_is_convex(row) for row, _ in alike)
+    return any(_is_convex(row) or not _is_around_centre(points) for row, points in alike)
+
+
+def _long_rows(files: Iterable[Path]) -> Iterator[list[float]]:
+    """Numbers after the class of lines that could be polygons; what cannot be read is told elsewhere."""
+    for file in files:
+        with suppress(DataError):
+            for _, line in numbered_lines(file):
+                with suppress(DataError):
+                    values = numbers_of(line, "")[1:]
+                    if is_long(values):
+                        yield values
+
+
+def _is_whole(column: Sequence[float]) -> bool:
+    """Whether a column holds whole numbers in every line, as flags and ids do and no coordinate."""
+    return all(value.is_integer() for value in column)
+
+
+Points = list[tuple[float, float]]
+"""Relative to the centre of their box, in shares of its sizes."""
+
+
+def _points_in_box(row: Sequence[float]) -> Points | None:
+    """Points behind a box, those that are not marked (0, 0) left out; None if it is none, or they leave it.
+
+    Two numbers alone may be a tracker's as well, and need not be a point.
+    """
+    x, y, width, height = row[:4]
+    for centre, side in ((x, width), (y, height)):
+        if side <= 0 or centre - side / 2 < -EDGE or centre + side / 2 > 1 + EDGE:
+            return None
+    if len(row) == 6 or max(row[4:]) > 1 + EDGE:
+        return []
+    for step in (2, 3):  # without or with visibility; a confidence may come last
+        pairs = zip(row[4::step], row[5::step], row[3 + step :: step], strict=False)
+        points = [((px - x) / width, (py - y) / height) for px, py, _ in pairs if (px, py) != (0, 0)]
+        if all(max(abs(across), abs(down)) <= 0.5 + SLACK for across, down in points):
+            return points
+    return None
+
+
+def _is_around_centre(points: Points) -> bool:
+    """Whether points lie on all sides of their box's centre and fill the box: those of a polygon do not.
+
+    There the centre would be a corner, and the box twice as far across as the polygon's first two corners
+    are from the image's edge.
+    """
+    spans = [(min(values), max(values)) for values in zip(*points, strict=True)]
+    is_around = all(low + (high - low) / 10 <= 0 <= high - (high - low) / 10 for low, high in spans)
+    return is_around and max((high - low for low, high in spans), default=1) >= 0.3
+
+
+def _is_oriented_box(row: Sequence[float]) -> bool:
+    """Whether four corners are a parallelogram, as a turned rectangle is in fractions of the image."""
+    return len(row) == 8 and all(
+        abs(row[at] - row[at + 2] + row[at + 4] - row[at + 6]) <= SLACK * (max(row[at::2]) - min(row[at::2]))
+        for at in (0, 1)
+    )
+
+
+def _is_convex(row: Sequence[float]) -> bool:
+    """Whether all corners turn to the same side, once round."""
+    corners = [complex(x, y) for x, y in zip(row[0::2], row[1::2], strict=True)]
+    edges = [end - start for start, end in zip(corners, [*corners[1:], corners[0]], strict=True)]
+    turns = [
+        cmath.phase(after / before)
+        for before, after in zip(edges, [*edges[1:], edges[0]], strict=True)
+        if before and after
+    ]
+    return all(turn * turns[0] >= 0 for turn in turns) and abs(sum(turns)) < 2.5 * math.pi
