@@ -1,204 +1,167 @@
 """Tokens of text that is almost JSON, each with its place in the text.
 
-Models use either quote, forget one, escape twice, put box tokens between brackets and stop in
-mid-word, so a JSON reader would refuse most of what they write. Here nothing is refused: what is no
-token is skipped. Repair libraries (json_repair and its like) lose duplicate keys and positions.
+Models use either quote, forget one, escape twice, put box tokens between brackets and stop in mid-word, so
+a JSON reader would refuse most of what they write. Here nothing is refused: what is no token is skipped,
+among it every bracket that no number follows. (json_repair loses repeated keys and all positions, takes a
+number that was cut for a whole one, and needs quadratic time for ``["["["…`` and a deep stack for ``[[[…``.)
 
 Repeats in the patterns are possessive or bounded, so that a text costs time linear in its length.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from typing import Literal, NamedTuple, cast
+import string
+from typing import Literal, NamedTuple
 
-from qwendet.answers.plain import (
-    AFTER_NUMERAL,
-    FOUR_TOKENS,
-    HTML_ATTRIBUTE,
-    LINE,
-    NAMED_CORNERS,
-    NUMBER_TOKEN,
-    NUMERAL,
-    SET_OF_FOUR,
-    YAML_LIST,
-)
-from qwendet.answers.table import HEADER, ROW
+from qwendet.answers.keys import BOX_NAME
+from qwendet.answers.records import Box
 
-Kind = Literal[
-    "open_object",
-    "close_object",
-    "open_list",
-    "close_list",
-    "comma",
-    "key",
-    "string",
-    "number",
-    "word",
-    "cut",
-    "written",
-    "line",
-    "header",
-    "row",
-    "semicolon",
-    "ratio",
-    "points",
-    "blank",
-    "ref",
-    "box_start",
-    "box_end",
-    "thought",
-    "thought_end",
-    "answer",
-    "end",
-]
+Place = Literal["prose", "object", "value"]  # outside objects, in one, after a key of one
 
 
 class Token(NamedTuple):
     """One token.
 
-    Attributes:
-        kind: what it is; ``written`` are numbers that are a box or part of one though no bracket holds them,
-            ``line`` a line that begins with them, ``header`` and ``row`` lines of a table, ``ratio`` two
-            numbers with a colon between them, ``cut`` a string that the end of the text interrupted,
-            ``end`` a mark that no bracket reaches over (a code fence, ``<|im_end|>``, an answer tag);
-            ``points`` and ``blank`` mean nothing and are told only to be passed over.
-        start: index of its first character.
-        end: index after its last character.
-        value: the text meant: a string without its quotes and escapes, a label, a numeral.
+    Of its kinds, ``open`` and ``close`` are braces, ``numbers`` is ``[1, 2, 3, 4]`` or several such lists,
+    ``line`` plain text ``1,2,3,4 cat``, ``ref`` a label's token with the label, ``box`` a box token with its
+    numbers, ``answer`` is ``<answer>``, ``end`` another mark that no object reaches over (a code fence,
+    ``<|im_end|>``); ``skip`` says nothing. The others are key, string, word and thought_end.
     """
 
-    kind: Kind
+    kind: str
     start: int
     end: int
-    value: str = ""
+    value: str = ""  # a string without its quotes and escapes, a word, a key, a label
+    is_open: bool = False  # no bracket closes its numbers
 
 
-# A parenthesis counts as a bracket only before a number, a bracket or a quote: prose is full of the others.
-_MARKS = r"""
-    (?P<thought>[<◁\[]think(?:ing)?[>▷\]])
-  | (?P<thought_end>[<◁\[]/think(?:ing)?\b\]?)
-  | (?P<open_object>[{｛](?!\s*+[-+.\d]++,))
-  | (?P<open_list>[\[［【] | [(（](?=\s*+[-+.\d(（\["']))
-  | (?P<points><points?\b[^<>]*+>)
-  | (?P<ref><\|?\ ?(?:object_)?ref(?:_start)?\ ?\|?>(?P<name>[^<]*+))
-  | (?P<box_start><\|?\ ?b?box(?:_start)?\ ?\|?>)
-  | (?P<box_end><\|\ ?box_end\ ?\|>|</b?box>)
+_OPEN, _CLOSE = r"[\[(（［【]", r"[\])）］】]"
+_BETWEEN = rf"(?:[\s,，;；]|{_OPEN}|{_CLOSE}|\\[nrt])"  # line breaks may be escaped twice
+_PLAIN = r"(?:[-+]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++))"
+_DIGITS = rf"(?:{_PLAIN}(?:e[-+]?+[0-9]++)?+(?!\w|\.[0-9]))"
+_NUMERAL = rf"(?:{_DIGITS}|[-+]?+(?:nan|inf(?:inity)?|null|none)(?!\w))"
+_REST = rf"(?:{_BETWEEN}++{_NUMERAL})*+(?:[\s,，]*+{_CLOSE})?+"
+_NUMBERS = rf"{_OPEN}(?:\s|\\[nrt])*+{_NUMERAL}{_REST}"
+# Plain text of Qwen2.5-VL, "1,2,3,4 cat", and a line of it that the end of the text cut.
+_FOUR, _FEWER = (rf"{_PLAIN}(?:[,，][\ \t]*+{_PLAIN}){count}" for count in ("{3}", "{1,2}"))
+_LINE = rf"""
+    (?:^[\ \t]*+(?:[-*•]\ |[0-9]{{1,3}}[.)]\ )?|(?<=[:：>])[\ \t]*+)
+    (?P<numerals>{_FOUR})(?:(?=[\ \t.]*+(?:[\r\n<]|\Z))
+        |(?:[:：]?[\ \t]++(?!{_PLAIN}[\ \t]*+(?:[,，\r\n]|\Z))|[,，:：][\ \t]*+(?![-+.0-9]))
+        (?P<label>[^\s<][^\r\n<]*+))
+  | ^[\ \t]*+{_FEWER}[,，]?\s*+\Z
+"""
+# Box tokens of Qwen-VL and Qwen2-VL, Rex-Omni's numbers <1><2><3><4> in them, and HTML of Qwen2.5-VL.
+_BOX = rf"""
+    (?:(?:<\|?\ ?b?box(?:_start)?\ ?\|?>\s*+)++|\bdata-bbox\s*+=\s*+["'])
+    (?:[^\w<{{"'`]|<?{_NUMERAL}>?)*+(?:<\|\ ?box_end\ ?\|>|</b?box>)?+
+"""
+_MARKS = rf"""
+    (?P<thought_end>[<◁\[]/(?:\w{{1,9}}:)?think(?:ing)?\b[>▷\]]?|<channel\|>)
   | (?P<answer><answer>)
   | (?P<end>```|</answer>|<\|(?:im_start|im_end|endoftext)\|>)
+  | (?P<ref><\|?\ ?(?:object_)?ref(?:_start)?\ ?\|?>(?P<name>[^<]*+))
+  | (?P<box>{_BOX})
+  | (?P<skip></ref>|<\|\ ?object_ref_end\ ?\|>|(?<![^\s,\[{{])//[^\r\n]*+|\b(?:null|none)\b)
+  | (?P<open>[{{｛](?!\s*+[0-9]))
 """
 # A quote closes a string only before what may follow one, so that `24" monitor` and 'man's hat' stay
 # whole. A string whose quote is missing ends with its line, or where the next key stands.
 _CLOSING = r"""(?P=quote)(?=\s*+(?:[,:：=;}\])｝］】）]|\\[nrt]|\Z)|[ \t]*+[\r\n]|\s++\\?["'])"""
 _NEXT_KEY = r"""(?:[,{\[]\s*+)?(?:"|(?P=quote))[\w\ ]{1,40}+\\?["']\s*+[:：]"""
-# A key that lost a quote or its colon, or has a stray mark. It is told from a text that holds a box by what
-# is before it, and by a name that promises a box, or by the quote of its own value.
-_BOX_NAME = r"(?:bounding[\ _-]?)?b?box(?:es)?(?:[\ _-]?(?:2d|xyxy))?(?!\w)"
-_DAMAGED_KEY = rf"""
-    (?<![:：=])(?<![:：=]\s)(?!(?:\\?"{_BOX_NAME}\\?"|\\?'{_BOX_NAME}\\?'|{_BOX_NAME})\s*+[:：])
-    \\?["']?(?P<box_name>{_BOX_NAME})
-    (?:[\\"'{{}}\]),:：=\s]|[\[(](?=\s*[:：=]|\s+[\[(])){{0,6}}?(?=[\[(]\s*+[-+.\d])
-"""
-_CUT_KEY = r"""(?<![:：=])(?<![:：=]\s)\\?["'](?P<cut_name>[a-z]\w{0,30}+)\s*+[:：]\s*+(?=\\?["']\w)"""
-# Line breaks escaped twice, comments, and the quote after JSON that is a string in other JSON.
-_BLANK = r"""\\[nrt] | (?<![^\s,\[\](){}])(?://|\#\ )[^\r\n]*+
-  | (?<=[\]}])["'](?=\s*+(?:[,\]}]|\Z))"""
-_INSIDE = re.compile(
-    rf"""{_MARKS}
-  | (?P<damaged_key>{_DAMAGED_KEY})
-  | (?P<cut_key>{_CUT_KEY})
-  | (?P<written>{NAMED_CORNERS}|{SET_OF_FOUR}|(?:{NUMBER_TOKEN}){{2,}}+)
-  | (?P<blank>{_BLANK})
-  | (?P<close_object>[}}｝])
-  | (?P<close_list>[\])］】）])
-  | (?P<comma>[,，])
-  | (?P<semicolon>[;；])
-  | (?P<ratio>[0-9]++:[0-9]++)
-  | (?P<number>(?P<numeral>{NUMERAL}){AFTER_NUMERAL})
+_OBJECT = rf"""{_MARKS}
+  | (?P<numbers>{_NUMBERS}|(?<![\w.]){_DIGITS}(?!\s*+[:：]){_REST})
+  | (?P<close>[}}｝])
   | (?P<string>(?P<quote>\\?["'])
         (?P<body>(?:[^\\\r\n"',{{\[]++|(?!{_CLOSING}|{_NEXT_KEY})(?:["',{{\[]|\\[^\r\n]))*+)
-        (?P<closed>(?P=quote)(?P<colon>\s*+[:：=])?)?)
-  | (?P<word>\w[^\r\n,，:：{{}}\[\]()｛｝［］【】（）<`]*+(?P<word_colon>[:：])?)
-    """,
-    re.VERBOSE | re.IGNORECASE,
-)
-# Outside brackets quotes are apostrophes and digits are prose.
-_OUTSIDE = re.compile(
-    rf"""{_MARKS}
-  | (?P<written>{HTML_ATTRIBUTE}|{NAMED_CORNERS}|{SET_OF_FOUR}|{YAML_LIST}|{FOUR_TOKENS})
-  | (?P<line>{LINE})
-  | (?P<header>{HEADER})
-  | (?P<row>{ROW})
-    """,
-    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
-)
-_JSON_START = re.compile(r"(?:```\w*+)?+\s*+(?:\[\s*+)?+\{\s*+[\"']\w")
-_VALUE_GROUPS = {"number": "numeral", "written": "written", "ref": "name", "header": "header", "row": "row"}
-_ESCAPE = re.compile(r"(?:\\u[0-9a-fA-F]{4})++|\\(.)")
-_ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", '"': '"', "'": "'", "\\": "\\", "/": "/"}
+        (?P<closed>(?P=quote)(?P<colon>\s*+[:：=])?+)?+)
+  | (?P<word>\w[^\r\n,，:：{{}}\[\]()｛｝［］【】（）<`]*+(?P<word_colon>[:：])?+)
+"""
+# A key that lost a quote or its colon, or has a stray mark.
+_DAMAGED_KEY = rf"""\\?["']?(?:
+    {BOX_NAME}\W{{0,6}}?(?={_OPEN}\s*+[-+.0-9]|(?<=\}})[-+.0-9])
+  | (?:label|name)["']{{0,2}}+[^\w{{,"']{{0,6}}+(?=\\?["'][^\s,:=)}}\]])
+)"""
+_PATTERNS = {
+    "prose": rf"""{_MARKS} | (?P<numbers>{_NUMBERS}) | (?P<line>{_LINE})
+        | (?P<key>["'](?:{BOX_NAME}|label)["']\s*+[:：])""",
+    "object": rf"(?P<key>{_DAMAGED_KEY}) | {_OBJECT}",
+    "value": _OBJECT,
+}
+_NO_KEY = string.punctuation + string.whitespace + "：＝"
+_FLAGS = re.VERBOSE | re.IGNORECASE | re.MULTILINE
+_SCANNERS = {place: re.compile(pattern, _FLAGS) for place, pattern in _PATTERNS.items()}
+NOTHING_MORE = re.compile(rf"{_BETWEEN}*+\Z")
+_RUN = re.compile(rf"{_OPEN}?(?:(?!{_OPEN}|{_CLOSE}|[;；]|>[ ]?,[ ]?<).)++{_CLOSE}?", re.DOTALL)
+_NUMBER = re.compile(rf"(?:(?<![\w.])|(?<=\\[nrt])){_NUMERAL}", re.IGNORECASE)
+_ESCAPE = re.compile(r"""(?:\\u[0-9a-fA-F]{4})++|\\["'\\/bfnrt]""")
 
 
-def next_token(text: str, position: int, inside: bool) -> Token | None:
+def next_token(text: str, position: int, place: Place) -> Token | None:
     """Find the first token at or after a position.
 
     Args:
         text: any text.
         position: where to look from.
-        inside: whether a bracket is open; quotes, numerals and words count only then.
+        place: where that is; in prose quotes, bare numerals and words do not count.
 
     Returns:
         The token, or None if there is none before the end.
 
     Example:
-        >>> next_token('so: {"label": "cat"}', 5, inside=True)
-        Token(kind='key', start=5, end=13, value='label')
+        >>> next_token('so: {"dog": "cat"}', 5, "object")
+        Token(kind='key', start=5, end=11, value='dog', is_open=False)
     """
-    match = (_INSIDE if inside else _OUTSIDE).search(text, position)
+    match = _SCANNERS[place].search(text, position)
     if match is None:
         return None
-    kind = cast(str, match.lastgroup)
-    start, end = match.span()
-    if kind == "string":
-        return _string_token(match, start, end)
-    if kind == "word":
-        return _word_token(match, start, end)
-    if kind in ("damaged_key", "cut_key"):
-        return Token("key", start, end, match["box_name"] or match["cut_name"])
-    if kind == "line":
-        return Token("line", start, end, match["four"] or match["fewer"])
-    value_group = _VALUE_GROUPS.get(kind)
-    return Token(cast(Kind, kind), start, end, match[value_group] if value_group else "")
-
-
-def _word_token(match: re.Match[str], start: int, end: int) -> Token:
-    value = match[0].rstrip(":： ").strip("\"'“”‘’")
-    return Token("key" if match["word_colon"] else "word", start, end, value)
+    kind, (start, end) = match.lastgroup or "", match.span()
+    match kind:
+        case "string":
+            return _string_token(match, start, end)
+        case "word":
+            value = match[0].rstrip(":： ").strip("\"'“”‘’")
+            return Token("key" if match["word_colon"] else "word", start, end, value)
+        case "key":
+            return Token("key", start, end, match[0].strip(_NO_KEY))
+        case "ref":
+            return Token("ref", start, end, match["name"].strip())
+        case "line":
+            begin = match.start("numerals") if match["numerals"] else start
+            return Token("line", begin, end, (match["label"] or "").strip(" \t.,\"'`*"))
+        case "numbers" | "box":
+            return Token(kind, start, end, is_open=match[0][-1] not in ">])）］】")
+    return Token(kind, start, end)
 
 
 def _string_token(match: re.Match[str], start: int, end: int) -> Token:
     value = match["body"]
     for _ in match["quote"]:  # an escaped quote holds a text that is escaped twice
-        value = _ESCAPE.sub(_unescape, value)
+        value = _ESCAPE.sub(lambda escape: "'" if escape[0] == r"\'" else json.loads(f'"{escape[0]}"'), value)
     if match["colon"]:
         return Token("key", start, end, value)
     if match["closed"]:
         return Token("string", start, end, value)
-    if end == len(match.string):
-        return Token("cut", start, end)
-    return Token("string", start, end, value.rstrip(" \t,}]"))
+    return Token("skip" if end == len(match.string) else "string", start, end, value.rstrip(" \t,}]"))
 
 
-def _unescape(match: re.Match[str]) -> str:
-    if match[1] is None:  # a run at once, because two \u escapes may make one character
-        return bytes.fromhex(match[0].replace("\\u", "")).decode("utf-16-be", "surrogatepass")
-    return _ESCAPED.get(match[1], match[0])
-
-
-def is_json(text: str) -> bool:
-    r"""Whether a text begins like JSON objects, in a code fence or not.
+def runs_in(text: str, start: int, end: int) -> list[Box]:
+    """The numbers of ``text[start:end]``, parted where brackets open and close; NaN for a missing number.
 
     Example:
-        >>> [is_json(text) for text in ('{"bbox_2d": [1', '```json\n[{"label"', "[a cat]")]
-        [True, True, False]
+        >>> runs_in("[[1, 2], [3, null]]", 0, 19)[1]
+        Box(numbers=[3.0, nan], start=9, end=18, key='', desc='')
     """
-    return _JSON_START.match(text) is not None
+    runs: list[Box] = []
+    for piece in _RUN.finditer(text, start, end):
+        if numerals := _NUMBER.findall(piece[0]):
+            numbers = [math.nan if numeral[-1] in "lLeE" else float(numeral) for numeral in numerals]
+            if (
+                runs and runs[-1].end == piece.start() and piece[0][0].isdigit()
+            ):  # a stray bracket in the middle of a number
+                numbers = runs.pop().numbers + numbers
+            runs.append(Box(numbers, *piece.span()))
+    return runs

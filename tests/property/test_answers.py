@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -116,13 +117,8 @@ WRITERS: dict[str, Callable[[str, list[int]], str]] = {
     "named corners": lambda label, box: json.dumps(
         {"label": label, **dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))}
     ),
-    "corners": lambda label, box: json.dumps(
-        {"name": label, "top_left": box[:2], "bottom_right": {"x": box[2], "y": box[3]}}
-    ),
     "list": lambda label, box: json.dumps({"object": label, "bboxes": [box]}),
-    "JSON in JSON": lambda label, box: json.dumps(
-        {"name": "zoom", "arguments": json.dumps({"bbox_2d": box, "label": label})}
-    ),
+    "Python": lambda label, box: repr([{"label": label, "bbox_2d": tuple(box)}]),
     "words": lambda label, box: f"- **{label}**: {box}\n",
 }
 
@@ -136,6 +132,34 @@ def test_parse_answer__inverts_every_way_of_writing(objects: list[DetectedObject
         (item.bbox_2d, item.desc) for item in simple
     ]
     assert answer.rejected == 0
+
+
+PLAIN_AROUND = [
+    ("", " "),
+    ("Here are the boxes:\n", "\nThe cups are at 3 of 5 places; it's so."),
+    ("```json\n", "\n```"),
+    ("json\n", "\n"),
+    ("**Answer** (in pixels, 640 x 480): ", " // done\n"),
+    ('"', '"'),
+]
+DRAFTS_AROUND = [
+    ('<think>It\'s at [9, 9, 10, 10], no, {"a": [1, 2</think>\n\n', "<|im_end|>"),
+    ("I see [9, 9, 10, 10] <answer>", "</answer>"),
+]
+
+
+@given(OBJECTS.filter(bool), st.sampled_from(DRAFTS_AROUND + PLAIN_AROUND), st.sampled_from(PLAIN_AROUND))
+def test_parse_answer__text_around_an_answer_changes_nothing(
+    objects: list[DetectedObject], outer: tuple[str, str], inner: tuple[str, str]
+) -> None:
+    text = format_answer(objects)
+    before = outer[0] + inner[0]
+    alone, surrounded = parse_answer(text), parse_answer(before + text + inner[1] + outer[1])
+    shift = len(before)
+    assert surrounded.rejected == 0
+    assert list(surrounded.objects) == [
+        dataclasses.replace(item, start=item.start + shift, end=item.end + shift) for item in alone.objects
+    ]
 
 
 @given(TEXTS)
