@@ -79,10 +79,10 @@ def see(bundle: Bundle, sample: EncodedSample) -> Seen:
     """Run everything below the head on one sample."""
     batch = bundle.collator()([sample])
     detector, (patch_index, context_index) = bundle.detector, (batch["patch_index"], batch["context_index"])
-    patches, embeds = detector.see(batch["pixel_values"], torch.tensor(batch["grids"]))
-    hidden = detector._read(batch, detector._embed(batch)[0], embeds)
+    patches, images = detector.see(batch["pixel_values"], torch.tensor(batch["grids"]))
+    hidden = detector._read(batch, detector._embed(batch)[0], images)
     is_image = (batch["input_ids"] == detector.config.image_token_id)[..., None]
-    merged = torch.zeros_like(hidden).masked_scatter(is_image, embeds)
+    merged = torch.zeros_like(hidden).masked_scatter(is_image, torch.cat(images.pooler_output))
     context, image_tokens = (states.flatten(0, 1)[context_index][0] for states in (hidden, merged))
     own = patches[patch_index][0]
     return Seen(own, context, image_tokens, sample.boxes_cxcywh, sample.label_ids)

@@ -84,7 +84,9 @@ def train(bundle: Bundle, way: str) -> tuple[float, float, float]:
     bundle.detector.head = head
     before = [parameter.detach().clone() for parameter in head.parameters()]
     rates = config.train.group_learning_rates()
-    optimizer = torch.optim.AdamW(parameter_groups(head_alone(bundle), rates, config.train.weight_decay))
+    family = bundle.processor.family
+    groups = parameter_groups(head_alone(bundle), family, rates, config.train.weight_decay)
+    optimizer = torch.optim.AdamW(groups)
     manager = LossManager(config.loss, config.detection.one_to_many)
     first = mean_loss(head, manager, seen)
     for step in range(STEPS):

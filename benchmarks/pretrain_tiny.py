@@ -63,7 +63,7 @@ class ProbedTrainer(DetectionTrainer):
         bundle = load(config, for_inference=False)
         self.first = load(config_of_checkpoint(start), for_inference=True)
         bundle.detector.vlm.load_state_dict(self.first.detector.vlm.state_dict())
-        freeze_groups(bundle.detector, config.train.group_learning_rates())
+        freeze_groups(bundle.detector, bundle.processor.family, config.train.group_learning_rates())
         self.probes = Probes(bundle)
         dataset = TrainingSamples(bundle.config, bundle.encoder())
         arguments = training_arguments(bundle.config)

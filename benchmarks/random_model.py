@@ -51,7 +51,8 @@ def write_model(
     from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from qwendet.loading.processor import ImageTextProcessor, save_processor
+    from qwendet.families.qwen2_5_vl import QWEN2_5_VL
+    from qwendet.loading.processor import make_processor, save_processor
 
     tokenizer = AutoTokenizer.from_pretrained(PROCESSOR, padding_side="left")
     text, vision = (FULL_SIZE_TEXT, FULL_SIZE_VISION) if full_size else (TEXT, VISION)
@@ -71,7 +72,7 @@ def write_model(
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     images = Qwen2VLImageProcessorPil.from_pretrained(PROCESSOR)
-    save_processor(ImageTextProcessor(images, tokenizer, tokenizer.chat_template), folder)
+    save_processor(make_processor(QWEN2_5_VL, images, tokenizer), folder)
     return folder
 
 

@@ -139,8 +139,9 @@ def plain_way(
 
     from benchmarks.plain_training import Collator, plain_trainer
     from qwendet.config.load import build_config
-    from qwendet.config.schema import DEFAULT_REQUEST, DEFAULT_SYSTEM_PROMPT
+    from qwendet.config.schema import DEFAULT_REQUEST
     from qwendet.encoding.dataset import TrainingSamples
+    from qwendet.families.qwen2_5_vl import QWEN2_5_VL
     from qwendet.training.sampler import EpochOrder
 
     lines = (folder / "data" / "photographs.jsonl").read_bytes().splitlines(keepends=True)
@@ -149,7 +150,7 @@ def plain_way(
     samples = [json.loads(lines[index]) for index in EpochOrder(ordered, batch_size, seed=0)]
     names = ", ".join(sorted({item["desc"] for sample in samples for item in sample["objects"]}))
     request = DEFAULT_REQUEST.replace("{labels}", names)
-    collator = Collator(folder / "model", PHOTOGRAPHS, request, DEFAULT_SYSTEM_PROMPT, MAX_PIXELS)
+    collator = Collator(folder / "model", PHOTOGRAPHS, request, QWEN2_5_VL.system_prompt, MAX_PIXELS)
     arguments: dict[str, Any] = {
         "output_dir": str(folder / "run-plain"),
         "max_steps": steps,

@@ -21,6 +21,7 @@ from qwendet.data.labels import resolve_labels
 from qwendet.encoding.collate import StandardDataCollator
 from qwendet.encoding.encode import Encoder
 from qwendet.errors import CheckpointError
+from qwendet.families.choose import family_of
 from qwendet.loading.checkpoint import (
     Manifest,
     is_qwendet_checkpoint,
@@ -33,7 +34,7 @@ from qwendet.loading.checkpoint import (
 from qwendet.loading.environment import settle
 from qwendet.loading.lora import add_adapter, fingerprint, load_adapter
 from qwendet.loading.processor import ImageTextProcessor, load_processor, require_fitting
-from qwendet.loading.weights import load_vlm, reading
+from qwendet.loading.weights import family_of_model, load_vlm, reading
 from qwendet.model.build_head import NEW_HEAD, build_head
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.precision import AUTOCAST, float32_or_wider, group_of, trained_in_float32
@@ -103,8 +104,9 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
     base = _base_of_adapter(config, manifest)
     in_float32 = _in_float32(config, manifest, for_inference=for_inference)
     vlm = load_vlm(str((base or origin).folder), config.model, weights, in_float32)
+    family = family_of(vlm.config.model_type, source)
     with reading("tokenizer and image processor", source):
-        processor = load_processor(source, config.data.min_pixels, config.data.max_pixels)
+        processor = load_processor(source, family, config.data.min_pixels, config.data.max_pixels)
     require_fitting(processor, vlm.config, source)
     head = build_head(
         config, vlm.config, None if manifest is None else manifest.head, for_inference=for_inference
@@ -142,9 +144,16 @@ def load_encoder(config: Config) -> Encoder:
         CheckpointError: for tokenizer or image processor files that cannot be read.
         DataError: if there is no label set.
     """
-    source = str(find_source(config.model.path, config.model.revision, weights=False).folder)
+    origin = base = find_source(config.model.path, config.model.revision, weights=False)
+    if is_qwendet_checkpoint(origin.folder):
+        trained = read_manifest(origin.folder).config.model.lora
+        if trained is not None:
+            lora = config.model.lora or trained
+            base = find_source(lora.base or trained.base or "", lora.revision, weights=False)
+    source = str(origin.folder)
     with reading("tokenizer and image processor", source):
-        processor = load_processor(source, config.data.min_pixels, config.data.max_pixels)
+        family = family_of_model(str(base.folder))
+        processor = load_processor(source, family, config.data.min_pixels, config.data.max_pixels)
     return Encoder(processor, resolve_labels(config), config.data)
 
 
@@ -260,8 +269,9 @@ def _in_float32(config: Config, manifest: Manifest | None, *, for_inference: boo
         return trained_in_float32(config)
     if manifest is None or manifest.dtype != config.model.dtype or config.model.lora is not None:
         return ()
-    stored = {group_of(name) for name, record in manifest.parameters.items() if record.dtype == "float32"}
-    return stored - {"head"}
+    family = family_of_model(config.model.path)
+    in_float32 = (name for name, record in manifest.parameters.items() if record.dtype == "float32")
+    return {group_of(name, family) for name in in_float32} - {"head"}
 
 
 def _resolve(config: Config) -> Config:
@@ -280,8 +290,10 @@ def _record(
 ) -> Config:
     """Write into the config what the loaded parts have settled."""
     size = processor.image_processor.size
-    limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
-    update: dict[str, Any] = {"data": config.data.model_copy(update=limits)}
+    settled: dict[str, Any] = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    if config.data.system_prompt is None:
+        settled["system_prompt"] = processor.family.system_prompt
+    update: dict[str, Any] = {"data": config.data.model_copy(update=settled)}
     update["model"] = config.model.model_copy(update={"revision": commit})
     if detector.head is not None:
         shape = detector.head.shape

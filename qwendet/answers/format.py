@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from qwendet.answers.reader import AnswerReader
 from qwendet.data.samples import DetectedObject
+from qwendet.families.family import AnswerForm
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +50,15 @@ class ParsedAnswer:
     rejected: int
 
 
-def format_answer(objects: Sequence[DetectedObject]) -> str:
+def format_answer(objects: Sequence[DetectedObject], form: AnswerForm = "json") -> str:
     """Write the answer that the model is to learn: integers, sorted by top, then left.
 
     Args:
-        objects: boxes in pixels of the model's image, finite.
+        objects: boxes in the frame of answers, finite.
+        form: how they are written.
 
     Returns:
-        JSON. A box that rounding would leave without width or height becomes one pixel wide or high.
+        The answer. A box that rounding would leave without width or height becomes one pixel wide or high.
 
     Example:
         >>> objects = [DetectedObject((5, 9.6, 8, 12), "cat"), DetectedObject((1, 2, 1.2, 8), "dog")]
@@ -65,6 +67,11 @@ def format_answer(objects: Sequence[DetectedObject]) -> str:
     """
     rows = [(_round_box(item.bbox_2d), item.desc) for item in objects]
     rows.sort(key=lambda row: (row[0][1], row[0][0]))
+    if form == "box_tokens" and rows:
+        return "".join(
+            f"<|object_ref_start|>{label}<|object_ref_end|><|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
+            for (x1, y1, x2, y2), label in rows
+        )
     return json.dumps([{"bbox_2d": box, "label": label} for box, label in rows], ensure_ascii=False)
 
 
@@ -76,12 +83,8 @@ def _round_box(box: tuple[float, float, float, float]) -> tuple[int, int, int, i
 def parse_answer(text: str) -> ParsedAnswer:
     """Read the boxes of an answer. Never raises, never evaluates, takes time linear in the text.
 
-    A box is four numbers under any key but points and 3-D boxes, a list of such boxes beside a name,
-    two corners (``(x1,y1),(x2,y2)`` with or without box tokens, ``"top_left": [x1, y1]``), coordinates
-    under their names, a line of plain text (``x1,y1,x2,y2 cat``) or a row of a table. Words in place of
-    numbers, as in ``[x1, y1, x2, y2]``, are a template from the prompt and count for nothing. Boxes named
-    while thinking give way to what is said after ``</think>``. Nothing is computed: x, y, width and
-    height under a box's key are a box that cannot be read.
+    docs/evaluation.md has the forms that are read. Words in place of numbers, as in ``[x1, y1, x2, y2]``, are
+    a template from the prompt and count for nothing; nothing is computed from x, y, width and height.
 
     Args:
         text: what the model wrote, whole or cut short, with prose, fences and special tokens.
@@ -96,6 +99,6 @@ def parse_answer(text: str) -> ParsedAnswer:
         >>> answer.rejected
         1
     """
-    tally = AnswerReader(text).read()
-    objects = tuple(ParsedObject(box.bbox_2d, box.desc, box.start, box.end) for box in tally.found)
-    return ParsedAnswer(objects, tally.rejected)
+    found = AnswerReader(text).read()
+    objects = [ParsedObject(box.bbox_2d, box.desc, box.start, box.end) for box in found if box.is_possible]
+    return ParsedAnswer(tuple(objects), len(found) - len(objects))

@@ -1,8 +1,10 @@
 """The grammar of a valid answer, byte by byte: what training writes, and nothing else.
 
-    [{"bbox_2d": [x1, y1, x2, y2], "label": "one of the set"}, …]   or   []
+    [{"bbox_2d": [x1, y1, x2, y2], "label": "one of the set"}, …]
+    <|object_ref_start|>one of the set<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>…
+    []   without objects, in JSON and in box tokens
 
-Coordinates are integers with ``0 <= x1 < x2 <= width`` and ``0 <= y1 < y2 <= height``.
+Coordinates are integers with ``0 <= x1 < x2 <= width`` and ``0 <= y1 < y2 <= height`` of the answers' frame.
 """
 
 from __future__ import annotations
@@ -11,14 +13,31 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from qwendet.families.family import AnswerForm
+
+MARKS = {
+    "<|object_ref_start|>": b"\x01",
+    "<|object_ref_end|>": b"\x02",
+    "<|box_start|>": b"\x03",
+    "<|box_end|>": b"\x04",
+}
+"""Bytes that stand for the tokens of boxes; no label holds them."""
+
 _DIGITS = frozenset(b"0123456789")
-_NUMBERS = (1, 3, 5, 7)
-_LABEL = 9
-# An object's parts; None is a number, or the label with its closing quote.
-_PARTS: tuple[bytes | None, ...] = (
-    b'{"bbox_2d": [', None, b", ", None, b", ", None, b", ", None, b'], "label": "', None, b"}",
-)  # fmt: skip
-_BEFORE, _BETWEEN, _CLOSED = -3, -2, -1  # places outside objects
+_NUMBER, _LABEL = b"number", b"label"  # in place of a fixed part; a label's closing mark belongs to it
+
+
+def _four(*between: bytes) -> tuple[bytes, ...]:
+    """Four numbers and what stands between them."""
+    return (_NUMBER, between[0], _NUMBER, between[1], _NUMBER, between[2], _NUMBER)
+
+
+_PARTS: dict[AnswerForm, tuple[bytes, ...]] = {
+    "json": (b'{"bbox_2d": [', *_four(b", ", b", ", b", "), b'], "label": "', _LABEL, b"}"),
+    "box_tokens": (b"\x01", _LABEL, b"\x03(", *_four(b",", b"),(", b","), b")\x04"),
+}
+_SEPARATOR: dict[AnswerForm, bytes] = {"json": b", ", "box_tokens": b""}
+_BEFORE, _OPENED, _AFTER, _CLOSED = -4, -3, -2, -1  # places outside objects
 
 
 class AnswerState(NamedTuple):
@@ -36,18 +55,14 @@ class AnswerState(NamedTuple):
     corners: tuple[int, ...] = ()
     boxes: int = 0
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether the answer's last bracket is closed."""
-        return self.part == _CLOSED
-
 
 class AnswerGrammar:
     """What may follow in an answer about one image.
 
     Args:
         labels: the label set, at least one.
-        size: width and height of the image as the model sees it, in pixels.
+        size: width and height of the frame of answers.
+        form: how answers are written.
 
     Attributes:
         longest_object: bytes of the longest object with the comma before it.
@@ -59,19 +74,31 @@ class AnswerGrammar:
         [True, True, False, False, False, True]
     """
 
-    def __init__(self, labels: Sequence[str], size: tuple[int, int]) -> None:
+    def __init__(self, labels: Sequence[str], size: tuple[int, int], form: AnswerForm = "json") -> None:
         self.size = size
-        # The closing quote belongs to the label, so that none is the beginning of another.
-        self._labels = frozenset(json.dumps(label, ensure_ascii=False)[1:].encode() for label in labels)
+        self.form = form
+        self._parts, self._between = _PARTS[form], _SEPARATOR[form]
+        # The closing mark belongs to the label, so that none is the beginning of another.
+        if form == "json":
+            self._labels = frozenset(json.dumps(label, ensure_ascii=False)[1:].encode() for label in labels)
+        else:
+            self._labels = frozenset(label.encode() + MARKS["<|object_ref_end|>"] for label in labels)
         self._prefixes = frozenset(label[:end] for label in self._labels for end in range(len(label) + 1))
-        fixed = sum(len(part) for part in _PARTS if part) + len(b", ")
+        fixed = sum(map(len, self._fixed())) + len(self._between)
         digits = 2 * sum(len(str(side)) for side in size)
         self.longest_object = fixed + digits + max(map(len, self._labels))
 
     @property
     def alphabet(self) -> frozenset[int]:
         """Every byte that an answer can hold."""
-        return frozenset(b"[]").union(_DIGITS, *(part for part in _PARTS if part), *self._labels)
+        return frozenset(b"[]").union(_DIGITS, self._between, *self._fixed(), *self._labels)
+
+    def may_end(self, state: AnswerState) -> bool:
+        """Whether an answer can end there."""
+        return state.part == _CLOSED or (state.part == _AFTER and self.form == "box_tokens")
+
+    def _fixed(self) -> list[bytes]:
+        return [part for part in self._parts if part not in (_NUMBER, _LABEL)]
 
     def read(self, text: bytes, most_boxes: int) -> AnswerState | None:
         """The place after ``text``; ``None`` if no answer begins like this."""
@@ -90,48 +117,57 @@ class AnswerGrammar:
         """
         if state.part < 0:
             return self._step_outside(state, byte, most_boxes)
-        if state.part in _NUMBERS:
+        part, written = self._parts[state.part], state.written + bytes((byte,))
+        if part == _NUMBER:
             return self._step_number(state, byte)
-        written = state.written + bytes((byte,))
-        if state.part == _LABEL:
+        if part == _LABEL:
             if written not in self._prefixes:
                 return None
             is_whole = written in self._labels
         else:
-            part = _PARTS[state.part] or b""
             if not part.startswith(written):
                 return None
             is_whole = written == part
         if not is_whole:
             return state._replace(written=written)
-        if state.part == len(_PARTS) - 1:
-            return AnswerState(_BETWEEN, boxes=state.boxes)
-        corners = () if state.part == _LABEL else state.corners  # they are not needed any more
-        return AnswerState(state.part + 1, b"", corners, state.boxes)
+        if state.part == len(self._parts) - 1:
+            return AnswerState(_AFTER, boxes=state.boxes)
+        return state._replace(part=state.part + 1, written=b"")
 
     def _step_outside(self, state: AnswerState, byte: int, most_boxes: int) -> AnswerState | None:
-        if state.part == _BEFORE:
-            return AnswerState(_BETWEEN) if byte == ord("[") else None
-        if state.part == _CLOSED:
-            return None
-        if byte == ord("]") and not state.written:
+        if state.part == _BEFORE and byte == ord("["):
+            return AnswerState(_OPENED)
+        if byte == ord("]") and not state.written and state.part in self._closable():
             return AnswerState(_CLOSED, boxes=state.boxes)
-        if not state.written and state.boxes >= most_boxes:
+        if state.part not in self._continuable() or (not state.written and state.boxes >= most_boxes):
             return None
-        opening, written = b", {" if state.boxes else b"{", state.written + bytes((byte,))
-        if written == opening:
-            return AnswerState(0, b"{", boxes=state.boxes + 1)
-        return state._replace(written=written) if opening.startswith(written) else None
+        first, written = self._parts[0][:1], state.written + bytes((byte,))
+        opening = (self._between if state.boxes else b"") + first
+        if written != opening:
+            return state._replace(written=written) if opening.startswith(written) else None
+        begun = AnswerState(0, first, boxes=state.boxes + 1)
+        return begun if len(self._parts[0]) > 1 else begun._replace(part=1, written=b"")
+
+    def _closable(self) -> tuple[int, ...]:
+        """Where a bracket may close the answer."""
+        return (_OPENED, _AFTER) if self.form == "json" else (_OPENED,)
+
+    def _continuable(self) -> tuple[int, ...]:
+        """Where an object may begin."""
+        return (_OPENED, _AFTER) if self.form == "json" else (_BEFORE, _AFTER)
 
     def _step_number(self, state: AnswerState, byte: int) -> AnswerState | None:
         low, high = self._range(state.corners)
         if byte in _DIGITS:
             written = state.written + bytes((byte,))
             return state._replace(written=written) if _can_become(written, low, high) else None
-        following = _PARTS[state.part + 1] or b""
+        following = self._parts[state.part + 1]
         if byte != following[0] or not state.written or not low <= int(state.written) <= high:
             return None
-        return AnswerState(state.part + 1, following[:1], (*state.corners, int(state.written)), state.boxes)
+        corners = (*state.corners, int(state.written))
+        if len(following) == 1:
+            return AnswerState(state.part + 2, b"", corners, state.boxes)
+        return AnswerState(state.part + 1, following[:1], corners, state.boxes)
 
     def _range(self, corners: tuple[int, ...]) -> tuple[int, int]:
         """The smallest and the greatest value of the next coordinate."""

@@ -24,7 +24,6 @@ from qwendet.checks.subject import temporary_subject
 from qwendet.config.schema import Config
 from qwendet.errors import Problem, QwendetError
 from qwendet.loader import Bundle
-from qwendet.training.interlude import own_precision
 
 logger = logging.getLogger("qwendet")
 
@@ -87,9 +86,8 @@ def require_preflight(bundle: Bundle) -> None:
         if config.train.preflight == "quick":
             results, _ = loss.run_loss_checks(subject, only=loss.QUICK)
         else:
-            with own_precision(bundle.detector):  # what is served has no mixed precision
-                results, _ = loss.run_loss_checks(subject, with_overfit=False)
-                results += consistency.run_consistency_checks(subject)[0]
+            results, _ = loss.run_loss_checks(subject, with_overfit=False)
+            results += consistency.run_consistency_checks(subject)[0]
     failed = [result for result in results if result.status == "fail"]
     if failed:
         problems = [Problem(result.what, result.where, result.fix, result.id) for result in failed]

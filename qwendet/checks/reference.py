@@ -1,7 +1,7 @@
 """What the model must be shown, computed a second time with numpy and Pillow alone.
 
 Nothing here calls the encoder, the collator, the image processor or the model: a mistake in one of them
-cannot be in here as well. Formulas are those that Qwen2.5-VL's processor publishes.
+cannot be in here as well. Formulas are those that the families' processors publish.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from qwendet.families.family import AnswerForm
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
@@ -23,8 +25,6 @@ ByteArray = npt.NDArray[np.uint8]
 EXIF_ORIENTATION = 274
 PLAIN_MODES = ("RGB", "L")
 """Pillow modes whose conversion to RGB leaves no choice."""
-PUBLISHED_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PUBLISHED_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class ImageFacts:
     patch_size: int = 14
     temporal_patch_size: int = 2
     merge_size: int = 2
-    mean: tuple[float, ...] = PUBLISHED_MEAN
-    std: tuple[float, ...] = PUBLISHED_STD
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
 
 def displayed_pixels(path: Path) -> ByteArray | None:
@@ -137,14 +137,16 @@ def answer_text(
     labels: Sequence[str],
     displayed: tuple[int, int],
     shown: tuple[int, int],
+    form: AnswerForm = "json",
 ) -> str:
-    """The answer that the model must learn, by the letter of Qwen2.5-VL's grounding format.
+    """The answer that the model must learn, by the letter of the published grounding format.
 
     Args:
         boxes_xyxy: ``(N, 4)`` in pixels of the displayed image.
         labels: N label texts.
         displayed: width and height of the displayed image.
-        shown: width and height of the model's image.
+        shown: width and height of the frame of answers.
+        form: how answers are written.
     """
     (scale_x, scale_y), (wide, high) = (shown[0] / displayed[0], shown[1] / displayed[1]), shown
     rows = []
@@ -153,26 +155,34 @@ def answer_text(
         right, bottom = max(round(x2 * scale_x), left + 1), max(round(y2 * scale_y), top + 1)
         rows.append((top, left, right, bottom, label))
     rows.sort(key=lambda row: row[:2])
+    if form == "box_tokens" and rows:
+        return "".join(
+            f"<|object_ref_start|>{label}<|object_ref_end|><|box_start|>({left},{top}),({right},{bottom})<|box_end|>"
+            for top, left, right, bottom, label in rows
+        )
     return json.dumps(
         [{"bbox_2d": [left, top, right, bottom], "label": label} for top, left, right, bottom, label in rows],
         ensure_ascii=False,
     )
 
 
-def prompt_text(system_prompt: str, request: str, answers: Sequence[str], image_tokens: Sequence[int]) -> str:
-    """The prompt in Qwen2.5-VL's chat format, image tokens written out, up to where the answer begins.
+def prompt_text(
+    system_prompt: str, request: str, answers: Sequence[str], image_tokens: Sequence[int], answer_prefix: str
+) -> str:
+    """The prompt in the families' chat format, image tokens written out, up to where the answer begins.
 
     Args:
         system_prompt: text of the system turn.
         request: text after each image.
         answers: answers of the demonstrations.
         image_tokens: tokens of each image, the student's last; one more than there are answers.
+        answer_prefix: what stands before the student's answer in its turn.
     """
-    text = f"<|im_start|>system\n{system_prompt}<|im_end|>\n"
+    text = f"<|im_start|>system\n{system_prompt}<|im_end|>\n" if system_prompt else ""
     for index, count in enumerate(image_tokens):
         image = "<|vision_start|>" + "<|image_pad|>" * count + "<|vision_end|>"
         text += f"<|im_start|>user\n{image}{request}<|im_end|>\n<|im_start|>assistant\n"
-        text += f"{answers[index]}<|im_end|>\n" if index < len(answers) else ""
+        text += f"{answers[index]}<|im_end|>\n" if index < len(answers) else answer_prefix
     return text
 
 

@@ -83,20 +83,31 @@ class Shortened(Subject):
 def shortened(detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:
     """A copy with a few layers of each tower, its config the one that such a model has."""
     visual, text = detector.vlm.model.visual, detector.vlm.model.language_model
-    kinds = [index in visual.fullatt_block_indexes for index in range(len(visual.blocks))]
-    blocks = first_of_each(kinds)
-    layers = first_of_each(text.config.layer_types, DECODER_LAYERS)
+    deepstack = list(getattr(visual, "deepstack_visual_indexes", ()))  # each feeds a decoder layer of its own
+    windowed = getattr(visual, "fullatt_block_indexes", None)
+    kinds = [windowed is None or index in windowed for index in range(len(visual.blocks))]
+    blocks = sorted({*first_of_each(kinds), *deepstack[:1]})
+    types = getattr(text.config, "layer_types", None) or ["full_attention"] * len(text.layers)
+    layers = first_of_each(types, DECODER_LAYERS)
     with _only(visual, "blocks", blocks), _only(text, "layers", layers):
         copied = copy.deepcopy(detector)
     vars(copied).pop("forward", None)  # accelerate's, under autocast
     visual, text = copied.vlm.model.visual, copied.vlm.model.language_model
-    visual.fullatt_block_indexes = [at for at, index in enumerate(blocks) if kinds[index]]
     vision_config, text_config = copied.config.vision_config, copied.config.text_config
-    vision_config.depth, vision_config.fullatt_block_indexes = len(blocks), visual.fullatt_block_indexes
-    text_config.num_hidden_layers = len(layers)
-    text_config.layer_types = [text_config.layer_types[index] for index in layers]
+    vision_config.depth, text_config.num_hidden_layers = len(blocks), len(layers)
+    if windowed is not None:
+        visual.fullatt_block_indexes = [at for at, index in enumerate(blocks) if kinds[index]]
+        vision_config.fullatt_block_indexes = visual.fullatt_block_indexes
+    if deepstack:
+        visual.deepstack_visual_indexes = [blocks.index(deepstack[0])]
+        vision_config.deepstack_visual_indexes = visual.deepstack_visual_indexes
+        visual.deepstack_merger_list = visual.deepstack_merger_list[:1]
+    if getattr(text_config, "layer_types", None):
+        text_config.layer_types = [types[index] for index in layers]
     for at, layer in enumerate(text.layers):
-        layer.self_attn.layer_idx = at  # its place in the cache
+        for attention in ("self_attn", "linear_attn"):
+            if hasattr(layer, attention):
+                getattr(layer, attention).layer_idx = at  # its place in the cache
     _dequantise(copied.vlm)
     return copied
 
@@ -128,7 +139,7 @@ def _dequantise(vlm: Any) -> None:
     """Make plain layers of those in 4 bits."""
     vars(vlm.config).pop("quantization_config", None)
     for name, module in list(vlm.named_modules()):
-        weight = module._parameters.get("weight")
+        weight = getattr(module, "weight", None)
         if getattr(weight, "quant_state", None) is None:
             continue
         from peft.utils.integrations import dequantize_module_weight

@@ -128,3 +128,14 @@ def without(holder: nn.Module, name: str) -> Iterator[None]:
         yield
     finally:
         setattr(holder, name, layers)
+
+
+@contextmanager
+def zeroed(parameter: nn.Parameter) -> Iterator[None]:
+    """Set a parameter to 0 until the block ends."""
+    kept = parameter.data
+    parameter.data = torch.zeros_like(kept)
+    try:
+        yield
+    finally:
+        parameter.data = kept

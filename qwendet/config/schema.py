@@ -22,7 +22,6 @@ Count = Annotated[int, Field(ge=1)]
 LrScheduler = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 
 EMBEDDED_MODELS = ("tiny", "tiny-untrained")  # never folders, even where there are some of these names
-DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
 DEFAULT_REQUEST = "Locate every {labels}. Output bbox_2d and label of each in JSON."
 
 
@@ -104,8 +103,8 @@ class DataConfig(Section):
     """Share of training samples without teachers of their own that are given demonstrations."""
     num_teachers: Annotated[int, Field(ge=0, le=16)] = 1
     """Demonstrations before the student turn, where ``teacher_ratio`` gives any."""
-    system_prompt: str = DEFAULT_SYSTEM_PROMPT
-    """Text of the system turn."""
+    system_prompt: str | None = None
+    """Text of the system turn; ``null`` is what the family's published template writes, if it writes one."""
     request: str = DEFAULT_REQUEST
     """Text after each image; ``{labels}`` becomes the label set."""
     min_pixels: Count | None = None
@@ -130,7 +129,7 @@ class DataConfig(Section):
         if "{labels}" not in self.request:
             raise ValueError("data.request must contain {labels}: the model is told what to look for; add it")
         for key, text in (("request", self.request), ("system_prompt", self.system_prompt)):
-            if "<|" in text or "|>" in text:
+            if text is not None and ("<|" in text or "|>" in text):
                 raise ValueError(f"data.{key} holds special-token text: remove <| and |>")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(

@@ -26,9 +26,10 @@ from transformers import (
 )
 
 from qwendet.answers.format import format_answer
-from qwendet.config.schema import DEFAULT_REQUEST, DEFAULT_SYSTEM_PROMPT
+from qwendet.config.schema import DEFAULT_REQUEST
 from qwendet.data.samples import DetectedObject
-from qwendet.loading.processor import ImageTextProcessor, save_processor
+from qwendet.families.qwen2_5_vl import QWEN2_5_VL
+from qwendet.loading.processor import make_processor, save_processor
 from qwendet.model.head import HeadShape
 
 TINY_FOLDER = Path(__file__).parent.parent / "assets" / "tiny"
@@ -131,7 +132,7 @@ def tokenizer_texts() -> list[str]:
     generator = np.random.default_rng(0)
     names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
     texts = [DEFAULT_REQUEST.replace("{labels}", f"{name}, {name}") for name in names]
-    texts += [f"{DEFAULT_SYSTEM_PROMPT}\nsystem\nuser\nassistant\n"] * 50
+    texts += [f"{QWEN2_5_VL.system_prompt}\nsystem\nuser\nassistant\n"] * 50
     for _ in range(3000):
         boxes = np.sort(generator.integers(0, 168, (generator.integers(0, 6), 2, 2)), axis=1).reshape(-1, 4)
         objects = [
@@ -159,5 +160,5 @@ def write_untrained() -> Path:
     image_processor = Qwen2VLImageProcessorPil(
         min_pixels=56 * 56, max_pixels=112 * 112 * 4
     )  # suits small images
-    save_processor(ImageTextProcessor(image_processor, tokenizer, tokenizer.chat_template), folder)
+    save_processor(make_processor(QWEN2_5_VL, image_processor, tokenizer), folder)
     return folder

@@ -30,8 +30,9 @@ from qwendet.encoding.image_cache import CachedImage, ImageCache
 from qwendet.encoding.prompts import conversation, request_text
 from qwendet.encoding.resize import model_image_size, require_inside, rescale_xyxy
 from qwendet.errors import DataError
+from qwendet.families.family import END_OF_TURN, IMAGE_TOKEN, Family
 
-END_OF_TURN = "<|im_end|>"
+ASSISTANT = "<|im_start|>assistant\n"
 Span = tuple[int, int]
 
 
@@ -80,18 +81,21 @@ class Encoder:
     """Turns samples into :class:`EncodedSample`, for training and inference alike.
 
     Args:
-        processor: a ``Qwen2_5_VLProcessor`` with its tokenizer and image processor.
+        processor: an ``ImageTextProcessor``, with its family, tokenizer and image processor.
         labels: the label set in manifest order.
         settings: prompts and limits.
     """
 
     def __init__(self, processor: Any, labels: Sequence[str], settings: DataConfig) -> None:
+        self.family: Family = processor.family
         self.tokenizer = processor.tokenizer
         self.image_processor = processor.image_processor
         self.labels = tuple(labels)
         self.settings = settings
+        own = settings.system_prompt
+        self.system_prompt = self.family.system_prompt if own is None else own
         self._label_ids = {label: index for index, label in enumerate(self.labels)}
-        self._image_token_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        self._image_token_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self._request = request_text(settings.request, self.labels)
         self._cache: ImageCache | None = None
         if settings.image_cache is not None:
@@ -207,38 +211,50 @@ class Encoder:
 
     def _answer(self, turn: Turn, picture: _Picture) -> str:
         objects = trainable_objects(turn)
-        boxes = rescale_xyxy([item.bbox_2d for item in objects], picture.displayed_size, picture.model_size)
-        width, height = picture.model_size
+        width, height = self.family.answer_size(picture.model_size)
+        boxes = rescale_xyxy([item.bbox_2d for item in objects], picture.displayed_size, (width, height))
         boxes[:, :2] = np.minimum(boxes[:, :2], (width - 1, height - 1))  # a sliver at the edge stays inside
         return format_answer(
-            [replace(item, bbox_2d=tuple(box)) for item, box in zip(objects, boxes.tolist(), strict=True)]
+            [replace(item, bbox_2d=tuple(box)) for item, box in zip(objects, boxes.tolist(), strict=True)],
+            self.family.answer_form,
         )
 
     def _tokens(self, pictures: Sequence[_Picture], answers: Sequence[str]) -> tuple[list[int], list[Span]]:
         """Join prompt pieces and answers; returns the ids and the span of each answer."""
+        prompt = self._render(answers[: len(pictures) - 1])
         ids: list[int] = []
         spans: list[Span] = []
-        done = ""
+        done = 0
         for index, picture in enumerate(pictures):
-            prompt = self._render(answers[:index])
-            if not prompt.startswith(done):
-                raise DataError(
-                    "the chat template rewrites earlier turns, so no prompt would be a prefix of its answer",
-                    "chat template",
-                    "use the published Qwen2.5-VL template",
-                )
-            ids += self._expand_image(self._tokenize(prompt[len(done) :]), self._num_tokens(picture))
-            if index < len(answers):
-                answer = answers[index] + END_OF_TURN
+            last = index == len(pictures) - 1
+            answer = answers[index] + END_OF_TURN if index < len(answers) else ""
+            end = len(prompt) if last else self._find_answer(prompt, answer, done)
+            ids += self._expand_image(self._tokenize(prompt[done:end]), self._num_tokens(picture))
+            if answer:
                 answer_ids = self._tokenize(answer)
                 spans.append((len(ids), len(ids) + len(answer_ids)))
                 ids += answer_ids
-                done = prompt + answer
+            done = end + len(answer)
         return ids, spans
 
+    def _find_answer(self, prompt: str, answer: str, after: int) -> int:
+        """Where a demonstration's answer begins in the prompt."""
+        turn = prompt.find(ASSISTANT, after)
+        found = prompt.find(answer, turn) if turn >= 0 else -1
+        if found < 0:
+            raise DataError(
+                "the chat template rewrites the answers of earlier turns",
+                "chat template",
+                f"use the published {self.family.name} template",
+            )
+        return found
+
     def _render(self, answers: Sequence[str]) -> str:
-        messages = conversation(self.settings.system_prompt, self._request, answers)
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        """The prompt, up to where the student's answer begins."""
+        messages = conversation(self.system_prompt, self._request, answers)
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self.family.template_settings
+        )
         return str(text)
 
     def _tokenize(self, text: str) -> list[int]:

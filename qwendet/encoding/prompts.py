@@ -28,15 +28,17 @@ def conversation(system_prompt: str, request: str, answers: Sequence[str]) -> li
         system | user: image + request | assistant: answer | ... | user: image + request
 
     Args:
-        system_prompt: text of the system turn.
+        system_prompt: text of the system turn; empty for none.
         request: text after each image.
         answers: answer texts of the demonstrations, one a demonstration.
 
     Returns:
-        ``2 * len(answers) + 2`` messages for ``apply_chat_template``.
+        Messages for ``apply_chat_template``.
     """
     question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": request}]}
-    messages: list[Message] = [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}]
+    messages: list[Message] = []
+    if system_prompt:
+        messages.append({"role": "system", "content": [{"type": "text", "text": system_prompt}]})
     for answer in answers:
         messages += [question, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
     return [*messages, question]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from qwendet.config.schema import Config
 from qwendet.encoding.prompts import request_text
@@ -41,10 +42,10 @@ def render_card(trained: Manifest, config: Config, metrics: Mapping[str, float],
         factor: side of an image token in pixels.
     """
     parts = [FRONT_MATTER + "# A Qwen2.5-VL object detector", _facts(trained, config), _measured(metrics)]
-    messages = [
-        {"role": "system", "content": config.data.system_prompt},
-        {"role": "user", "content": ["<image>", request_text(config.data.request, trained.labels)]},
-    ]
+    request = request_text(config.data.request, trained.labels)
+    messages: list[dict[str, Any]] = [{"role": "user", "content": ["<image>", request]}]
+    if config.data.system_prompt:
+        messages.insert(0, {"role": "system", "content": config.data.system_prompt})
     how = HOW.format(
         messages=_fenced(messages),
         min_pixels=config.data.min_pixels,

@@ -61,8 +61,8 @@ class VisionTower(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """``(P, dim)`` to ``(1, rows, columns, vision)`` and ``(P / merge², text)``."""
-        patches, embeds = self.detector.see(pixel_values, torch.tensor([self.grid]))
-        return patches[self.raster][None], embeds
+        patches, images = self.detector.see(pixel_values, torch.tensor([self.grid]))
+        return patches[self.raster][None], torch.cat(images.pooler_output)
 
 
 class Head(nn.Module):

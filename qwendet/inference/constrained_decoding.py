@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from qwendet.answers.grammar import AnswerGrammar, AnswerState
+from qwendet.answers.grammar import MARKS, AnswerGrammar, AnswerState
 
 BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
 _CLOSING_TOKENS = 2  # the last bracket and the end of turn
@@ -40,7 +40,7 @@ class AnswerVocabulary:
 
     Args:
         tokenizer: a byte-level tokenizer.
-        alphabet: the bytes that answers can hold; tokens with any other are left out, special ones too.
+        alphabet: the bytes that answers can hold; tokens with any other are left out.
     """
 
     def __init__(self, tokenizer: Any, alphabet: Collection[int]) -> None:
@@ -49,16 +49,14 @@ class AnswerVocabulary:
         self.bytes_of: dict[int, bytes] = {}
         self.trie = TokenTrie()
         for word, token in tokenizer.get_vocab().items():
-            text = token_bytes(word)
-            if text and token not in special and all(byte in alphabet for byte in text):
+            text = MARKS.get(word, b"") if token in special else token_bytes(word)
+            if text and all(byte in alphabet for byte in text):
                 self.bytes_of[token] = text
                 self.trie.add(text, token)
 
     def following(self, grammar: AnswerGrammar, state: AnswerState, most_boxes: int) -> list[int]:
-        """Ids of the tokens that may follow; the end of turn where the answer is complete."""
-        if state.is_complete:
-            return [self.end_id]
-        allowed: list[int] = []
+        """Ids of the tokens that may follow, the end of turn among them where the answer can end."""
+        allowed = [self.end_id] if grammar.may_end(state) else []
         open_nodes = [(self.trie, state)]
         while open_nodes:
             node, reached = open_nodes.pop()

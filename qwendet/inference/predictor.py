@@ -223,22 +223,27 @@ class Predictor:
 
     def _constraint(self, encoded: Sequence[EncodedSample]) -> AnswerConstraint:
         infer = self.bundle.config.infer
-        grammars = [AnswerGrammar(self.bundle.labels, self._model_image_size(item)) for item in encoded]
+        form = self.bundle.processor.family.answer_form
+        grammars = [AnswerGrammar(self.bundle.labels, self._answer_size(item), form) for item in encoded]
         return AnswerConstraint(self._vocabulary, grammars, infer.max_detections, infer.max_new_tokens)
 
     @cached_property
     def _vocabulary(self) -> AnswerVocabulary:
         """The tokens of constrained answers: a second's work with the published vocabulary."""
-        alphabet = AnswerGrammar(self.bundle.labels, (1, 1)).alphabet
+        alphabet = AnswerGrammar(
+            self.bundle.labels, (1, 1), self.bundle.processor.family.answer_form
+        ).alphabet
         return AnswerVocabulary(self.bundle.processor.tokenizer, alphabet)
 
-    def _model_image_size(self, item: EncodedSample) -> tuple[int, int]:
-        patch_size = self.bundle.processor.image_processor.patch_size
-        return model_image_size(item.image_grid_thw[-1].tolist(), patch_size)
+    def _answer_size(self, item: EncodedSample) -> tuple[int, int]:
+        """Width and height of the frame of the answer's coordinates."""
+        processor = self.bundle.processor
+        size = model_image_size(item.image_grid_thw[-1].tolist(), processor.image_processor.patch_size)
+        return processor.family.answer_size(size)
 
     def _by_text(self, answer: GeneratedAnswer, item: EncodedSample) -> _TextFound:
         parsed = parse_answer(answer.text)
-        source = self._model_image_size(item)
+        source = self._answer_size(item)
         detections = [
             Detection(box, entry.desc, answer.score(entry.start, entry.end), "text")
             for entry in parsed.objects

@@ -21,6 +21,7 @@ from qwendet.encoding.prompts import request_text
 from qwendet.encoding.resize import rescale_xyxy
 from qwendet.encoding.text_tokens import CountTokens
 from qwendet.errors import DataError
+from qwendet.families.qwen2_5_vl import QWEN2_5_VL
 
 OPENED_AT_MOST = 20_000
 """Samples up to which each image's header is read; above, only sizes that the samples declare count."""
@@ -53,11 +54,12 @@ class DataFacts:
     size_of: Mapping[tuple[Split, str], Size]
 
 
-def look_at(files: Mapping[Split, Path]) -> DataFacts:
+def look_at(files: Mapping[Split, Path], root: Path | None = None) -> DataFacts:
     """Read every sample once, by all cores.
 
     Args:
         files: ``train`` and perhaps ``val``.
+        root: folder that image paths start from; without it that of each file.
 
     Raises:
         DataError: for a file that cannot be read or is empty. What is wrong with a sample is left to the
@@ -65,7 +67,8 @@ def look_at(files: Mapping[Split, Path]) -> DataFacts:
     """
     num_lines = sum(len(SampleFile(path)) for path in files.values())
     depth: Depth = "header" if num_lines <= OPENED_AT_MOST else "none"
-    scans, _ = scan_files(Config(), files, depth=depth, workers=available_cores())
+    config = Config(data=DataConfig(root=None if root is None else str(root)))
+    scans, _ = scan_files(config, files, depth=depth, workers=available_cores())
     train = scans["train"]
     seen = [(split, image) for split, scan in scans.items() for image in scan.images]
     return DataFacts(
@@ -131,7 +134,7 @@ def prompt_tokens(labels: tuple[str, ...], count: CountTokens) -> tuple[int, int
     data = DataConfig()
     request = request_text(data.request, labels)
     asked = f"<|im_start|>user\n<|vision_start|><|vision_end|>{request}<|im_end|>\n<|im_start|>assistant\n"
-    system = f"<|im_start|>system\n{data.system_prompt}<|im_end|>\n"
+    system = f"<|im_start|>system\n{QWEN2_5_VL.system_prompt}<|im_end|>\n"
     return count(system + asked), count("\n" + asked)
 
 

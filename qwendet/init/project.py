@@ -6,6 +6,7 @@ init_project ─► data: generated shapes | JSONL where it lies | COCO, VOC, YO
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,16 +18,17 @@ from qwendet.checks.config.settings import HUB_ID
 from qwendet.config.schema import EMBEDDED_MODELS, Config, ModelConfig
 from qwendet.data.formats.convert import Conversion, conversion_notes, convert_dataset
 from qwendet.data.formats.detect import detect_format
+from qwendet.data.split import split_dataset
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.encoding.image_tokens import ImageLimits, image_limits
 from qwendet.encoding.text_tokens import token_counter
 from qwendet.errors import ConfigError, DataError
+from qwendet.families.choose import family_by_name
 from qwendet.files import atomic_file, atomic_folder, require_place
 from qwendet.init.facts import DataFacts, count_sample_tokens, look_at, prompt_tokens
 from qwendet.init.render import render
 from qwendet.init.values import (
     FULL_RECIPE,
-    PUBLISHED_LIMITS,
     TINY_RECIPE,
     Recipe,
     Setting,
@@ -57,11 +59,13 @@ class InitSummary:
         config: the config.
         next_command: what to run next.
         notes: what else a user should know, in words.
+        left_out: broken images and annotations that were skipped, as the user wished.
     """
 
     config: Path
     next_command: str
     notes: tuple[str, ...] = ()
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,15 +77,27 @@ class _Data:
         val: validation samples.
         files: both as paths; empty where there are none yet.
         notes: what a user should know, in words.
+        root: folder that image paths start from, if not the files' own.
+        left_out: broken images and annotations that were skipped.
     """
 
     train: str
     val: str | None
     files: Mapping[Split, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    root: Path | None = None
+    left_out: int = 0
 
 
-def init_project(directory: Path, *, tiny: bool, model: str | None, data: Path | None) -> InitSummary:
+def init_project(
+    directory: Path,
+    *,
+    tiny: bool,
+    model: str | None,
+    data: Path | None,
+    how: Conversion | None = None,
+    val: float | None = None,
+) -> InitSummary:
     """Write ``directory/config.yaml`` and the data that it needs.
 
     Args:
@@ -90,6 +106,9 @@ def init_project(directory: Path, *, tiny: bool, model: str | None, data: Path |
         model: ``model.path``; ``None`` is ``tiny`` with ``tiny``, else ``Qwen/Qwen2.5-VL-3B-Instruct``.
         data: a JSONL file, a folder that ``data convert`` wrote, or a COCO, VOC or YOLO data set, which is
             converted into ``directory/data``; ``None`` leaves the files to the user.
+        how: how ``data`` is read: its format, the folder of its images, what to do about mistakes.
+        val: share of the training images for validation, where ``data`` has none; also JSONL is then copied
+            into ``directory/data``.
 
     Raises:
         ConfigError: if a config is there already, or the wishes exclude each other.
@@ -107,8 +126,11 @@ def init_project(directory: Path, *, tiny: bool, model: str | None, data: Path |
             "command line",
             f"for the small model on your data: {command}",
         )
+    if data is None and (how is not None or val is not None):
+        what = "--from, --image-dir, --skip-bad and --val are about --data, which is not given"
+        raise ConfigError(what, "command line", "add --data DATA")
     path = _model_path(model, directory) if model else TINY if tiny else DEFAULT_MODEL
-    found = _generate(directory) if tiny else _find_data(directory, data)
+    found = _generate(directory) if tiny else _find_data(directory, data, how or Conversion(), val)
     recipe = TINY_RECIPE if path in EMBEDDED_MODELS else FULL_RECIPE
     if tiny:
         recipe = replace(recipe, batch_size=GENERATED_BATCH)
@@ -116,7 +138,8 @@ def init_project(directory: Path, *, tiny: bool, model: str | None, data: Path |
     with atomic_file(config) as staging:
         staging.write_text(render(sections), encoding="utf-8")
     command = "train" if tiny else "validate-config"
-    return InitSummary(config, shlex.join(["qwendet", command, str(config)]), (*found.notes, *notes))
+    further = shlex.join(["qwendet", command, str(config)])
+    return InitSummary(config, further, (*found.notes, *notes), found.left_out)
 
 
 # Data
@@ -140,21 +163,29 @@ def _advance(advance: Advance, done: int) -> None:
     advance(done, "")
 
 
-def _find_data(directory: Path, data: Path | None) -> _Data:
+def _find_data(directory: Path, data: Path | None, how: Conversion, val: float | None) -> _Data:
     if data is None:
         note = (
             "Put your samples into data/train.jsonl and data/val.jsonl, or correct the paths in the config."
         )
         return _Data("data/train.jsonl", "data/val.jsonl", notes=(note,))
-    if detect_format(data) != "jsonl":
-        report = convert_dataset(data, directory / "data", Conversion())
-        return _of_splits(directory / "data", directory, data, conversion_notes(report))
-    if data.is_dir():
-        return _of_splits(data, directory, data, [])
-    return _Data(_from_config(data, directory), None, {"train": data}, (_no_validation(data),))
+    is_jsonl = how.source == "jsonl" or (how.source == "auto" and detect_format(data) == "jsonl")
+    if val is not None:
+        report = split_dataset(data, directory / "data", {"val": val}, 0, how, keep_held_out=True)
+    elif not is_jsonl:
+        report = convert_dataset(data, directory / "data", how)
+    elif data.is_dir():
+        return _of_splits(data, directory, data, [], how.image_dir)
+    else:
+        notes = (_no_validation(data, directory),)
+        return _Data(_from_config(data, directory), None, {"train": data}, notes, how.image_dir)
+    found = _of_splits(directory / "data", directory, data, conversion_notes(report))
+    return replace(found, left_out=len(report.left_out))
 
 
-def _of_splits(folder: Path, directory: Path, source: Path, notes: list[str]) -> _Data:
+def _of_splits(
+    folder: Path, directory: Path, source: Path, notes: list[str], root: Path | None = None
+) -> _Data:
     """Training and validation files of a folder as ``data convert`` writes it."""
     train, val, test, whole = (folder / f"{name}.jsonl" for name in ("train", "val", "test", "all"))
     if not train.is_file():
@@ -167,19 +198,19 @@ def _of_splits(folder: Path, directory: Path, source: Path, notes: list[str]) ->
     if val.is_file():
         files["val"] = val
     else:
-        notes = [*notes, _no_validation(source)]
+        notes = [*notes, _no_validation(source, directory)]
     if test.is_file():
         command = shlex.join(["qwendet", "eval", str(directory / "run" / "final"), str(test)])
         notes = [*notes, f"The test split is not used; after training: {command}"]
     val_name = _from_config(val, directory) if "val" in files else None
-    return _Data(_from_config(train, directory), val_name, files, tuple(notes))
+    return _Data(_from_config(train, directory), val_name, files, tuple(notes), root)
 
 
-def _no_validation(source: Path) -> str:
-    command = shlex.join(["qwendet", "data", "split", str(source)])
+def _no_validation(source: Path, directory: Path) -> str:
+    command = shlex.join(["qwendet", "init", str(directory), "--data", str(source), "--val", "0.1"])
     return (
         "There is no validation split, so nothing is measured after training: name a file in data.val,"
-        f" or divide the data with {command} DST and give DST to --data."
+        f" or have some images set aside, in another folder: {command}"
     )
 
 
@@ -197,7 +228,8 @@ def _model_path(model: str, directory: Path) -> str:
 
 def _from_config(target: Path, directory: Path) -> str:
     """A path as the config names it: relative to it if it lies beneath, else absolute."""
-    path, home = target.resolve(), directory.resolve()
+    # No link is followed: in the Hugging Face cache it leads to a file of no name, away from the images.
+    path, home = (Path(os.path.normpath(place.absolute())) for place in (target, directory))
     return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
 
 
@@ -208,8 +240,10 @@ def _sections(
     path: str, data: _Data, recipe: Recipe, directory: Path
 ) -> tuple[dict[str, Settings], list[str]]:
     """What the new config says, and what a user should know of it."""
-    facts = look_at(data.files) if data.files else None
+    facts = look_at(data.files, data.root) if data.files else None
     settings: dict[str, Setting] = {"train": Setting(data.train), "val": Setting(data.val)}
+    if data.root is not None:
+        settings["root"] = Setting(_from_config(data.root, directory))
     notes: list[str] = []
     if facts is None:
         settings["max_pixels"] = Setting(recipe.most_pixels)
@@ -229,6 +263,7 @@ def _sections(
     queries = None if facts is None else choose_queries(facts.most_boxes)
     if queries is not None:
         sections["detection"] = {"num_queries": queries}
+        sections["infer"] = {"max_detections": queries}
     course = choose_course(0 if facts is None else facts.num_samples, recipe)
     sections["train"] = {"output_dir": Setting("run"), **course}
     return sections, notes
@@ -264,7 +299,10 @@ def _of_facts(
 def _limits(path: str, directory: Path) -> ImageLimits:
     """Pixel limits of the model's own processor, without a download."""
     model = ModelConfig(path=_folder_of(path, directory))
-    return image_limits(Config(model=model)) or PUBLISHED_LIMITS
+    published = family_by_name(path).limits
+    return image_limits(Config(model=model)) or ImageLimits(
+        published.min_pixels, published.max_pixels, published.unit
+    )
 
 
 def _folder_of(path: str, directory: Path) -> str:

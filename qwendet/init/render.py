@@ -25,7 +25,8 @@ def render(sections: Mapping[str, Settings]) -> str:
         fields = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
         pairs: list[tuple[str, str]] = []
         for key, setting in settings.items():
-            comment = setting.comment or (fields[key].description or "").replace("`", "")
+            described = " ".join((fields[key].description or "").replace("`", "").split())
+            comment = setting.comment or described
             pairs += _lines(key, setting, comment)
         width = max(len(text) for text, _ in pairs)
         lines += [f"{section}:", *(f"{text:<{width}}  # {comment}" for text, comment in pairs)]

@@ -34,8 +34,6 @@ TOKENS_STEP = 128
 """``data.max_tokens`` is a multiple of it."""
 SPARE_QUERIES = 1.5
 MOST_LABELS_LISTED = 20
-PUBLISHED_LIMITS = ImageLimits(3136, 12_845_056, 28)
-"""Of every published Qwen2.5-VL."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +219,7 @@ def choose_max_tokens(totals: Sequence[int], of_largest: int, *, is_exact: bool)
 
 
 def choose_queries(most_boxes: int) -> Setting | None:
-    """The number of queries, where the default is too low for the fullest image.
+    """Room for the boxes of the fullest image, in queries and in detections, where the default is too low.
 
     Example:
         >>> choose_queries(60) is None, choose_queries(213).value

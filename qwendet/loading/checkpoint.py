@@ -123,7 +123,7 @@ def save_checkpoint(
     lora = config.model.lora
     state = detector.state_dict() if weights is None else weights
     if lora is not None:
-        save_adapter(part_of(state, "vlm."), lora, folder)
+        save_adapter(part_of(state, "vlm."), lora, processor.family, folder)
     elif with_vlm:
         vlm = None if weights is None else part_of(_without_ties(weights, detector), "vlm.")
         detector.vlm.save_pretrained(folder, state_dict=vlm, max_shard_size=max_shard_size)

@@ -25,6 +25,8 @@ from transformers import BitsAndBytesConfig
 
 from qwendet.config.schema import LoraConfig, ModelConfig
 from qwendet.errors import CheckpointError, ConfigError
+from qwendet.families.choose import family_of
+from qwendet.families.family import Family
 from qwendet.model.spread import fill
 
 if TYPE_CHECKING:
@@ -33,12 +35,6 @@ if TYPE_CHECKING:
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."  # of the names in peft's files
 ADAPTER = "default"
-
-PARTS = {
-    "language": r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj",
-    "vision": r"model\.visual\.blocks\.\d+\.(attn|mlp)\.(qkv|proj|gate_proj|up_proj|down_proj)",
-}
-PARTS["all"] = rf"({PARTS['language']}|{PARTS['vision']}|model\.visual\.merger\.mlp\.[02])"
 
 
 def is_adapter(parameter_name: str) -> bool:
@@ -71,10 +67,11 @@ def add_adapter(vlm: Any, lora: LoraConfig, seed: int) -> None:
     """
     from peft import inject_adapter_in_model
 
+    settings = _peft_config(lora, family_of(vlm.config.model_type, "the model in memory"))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            inject_adapter_in_model(_peft_config(lora), vlm, ADAPTER)
+            inject_adapter_in_model(settings, vlm, ADAPTER)
         except ValueError as error:
             raise ConfigError(
                 f"no adapter can be put there: {str(error).splitlines()[0]}",
@@ -86,28 +83,35 @@ def add_adapter(vlm: Any, lora: LoraConfig, seed: int) -> None:
             parameter.data = parameter.data.float()
 
 
-def _peft_config(lora: LoraConfig) -> peft.LoraConfig:
+def _peft_config(lora: LoraConfig, family: Family) -> peft.LoraConfig:
     import peft
 
     return peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated as int; it is only divided
         lora_dropout=lora.dropout,
-        target_modules=_pattern(lora.targets),
+        target_modules=_pattern(lora.targets, family),
         base_model_name_or_path=lora.base,
         revision=lora.revision,
         bias="none",
     )
 
 
-def _pattern(targets: tuple[str, ...]) -> str:
+def _pattern(targets: tuple[str, ...], family: Family) -> str:
     """A pattern of whole module names.
 
     Example:
-        >>> bool(re.fullmatch(_pattern(("q_proj",)), "model.language_model.layers.0.self_attn.q_proj"))
+        >>> from qwendet.families.qwen3_vl import QWEN3_VL
+        >>> bool(
+        ...     re.fullmatch(
+        ...         _pattern(("q_proj",), QWEN3_VL), "model.language_model.layers.0.self_attn.q_proj"
+        ...     )
+        ... )
         True
     """
-    return "|".join(f"({PARTS[name]})" if name in PARTS else rf"(.*\.)?{re.escape(name)}" for name in targets)
+    parts = {name: f"({pattern})" for name, pattern in family.lora.items()}
+    parts["all"] = f"({'|'.join(parts.values())})"
+    return "|".join(parts.get(name, rf"(.*\.)?{re.escape(name)}") for name in targets)
 
 
 def in_4bit(model: ModelConfig) -> dict[str, Any]:
@@ -154,12 +158,13 @@ def merge_adapter(vlm: nn.Module) -> None:
 # Files
 
 
-def save_adapter(weights: Mapping[str, Tensor], lora: LoraConfig, folder: Path) -> None:
+def save_adapter(weights: Mapping[str, Tensor], lora: LoraConfig, family: Family, folder: Path) -> None:
     """Write the adapter as peft does, so that ``peft`` loads it without qwendet.
 
     Args:
         weights: tensors of the published model, the adapter's among them, by name.
         lora: the settings.
+        family: of the base.
         folder: where to write.
     """
     adapter = {
@@ -168,7 +173,7 @@ def save_adapter(weights: Mapping[str, Tensor], lora: LoraConfig, folder: Path) 
         if is_adapter(name)
     }
     safetensors.torch.save_file(adapter, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    _peft_config(lora).save_pretrained(str(folder))
+    _peft_config(lora, family).save_pretrained(str(folder))
 
 
 def load_adapter(vlm: nn.Module, folder: Path) -> None:

@@ -1,42 +1,37 @@
-"""The processor: the published class without its video part, images always resized by PIL.
+"""The processor: the published class of the family without its video part, images always resized by PIL.
 
-The published ``Qwen2_5_VLProcessor`` asks for torchvision only for videos. PIL and torchvision
-resize to different pixels, so PIL is used for training and inference, and the manifest says so.
+Published processors ask for torchvision, but only for videos. PIL and torchvision resize to different pixels,
+so PIL is used for training and inference, and the manifest says so.
 """
 
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessorPil,
-)
+import transformers
+from transformers import AutoTokenizer, ProcessorMixin, Qwen2VLImageProcessorPil
 
-from qwendet.encoding.encode import END_OF_TURN
 from qwendet.errors import CheckpointError
+from qwendet.families.family import END_OF_TURN, IMAGE_TOKEN, Family
 
-PUBLISHED_CLASS = "Qwen2_5_VLProcessor"
 RESIZER = "pil"
 
 
-class ImageTextProcessor(Qwen2_5_VLProcessor):
-    """``Qwen2_5_VLProcessor`` for images and text: the same ids, pixels and grids, no torchvision."""
+class ImageTextProcessor(ProcessorMixin):
+    """A published processor for images and text: the same ids, pixels and grids, no torchvision.
 
-    def __init__(
-        self,
-        image_processor: Qwen2VLImageProcessorPil | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        chat_template: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(  # type: ignore[no-untyped-call]
-            image_processor, tokenizer, None, chat_template=chat_template, **kwargs
-        )
+    Attributes:
+        family: of the model that it belongs to.
+        tokenizer: pads on the left.
+        image_processor: PIL's.
+    """
+
+    family: Family
+    tokenizer: Any
+    image_processor: Qwen2VLImageProcessorPil
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -44,11 +39,30 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):
         return ["image_processor", "tokenizer"]
 
 
-def load_processor(path: str, min_pixels: int | None, max_pixels: int | None) -> ImageTextProcessor:
+def make_processor(
+    family: Family, image_processor: Qwen2VLImageProcessorPil, tokenizer: Any
+) -> ImageTextProcessor:
+    """Put a processor together; the chat template is the tokenizer's."""
+    made: ImageTextProcessor = _class_of(family)(
+        image_processor, tokenizer, None, chat_template=tokenizer.chat_template
+    )
+    return made
+
+
+@cache
+def _class_of(family: Family) -> Any:
+    published = getattr(transformers, family.processor_class)
+    return type(ImageTextProcessor.__name__, (ImageTextProcessor, published), {"family": family})
+
+
+def load_processor(
+    path: str, family: Family, min_pixels: int | None, max_pixels: int | None
+) -> ImageTextProcessor:
     """Load tokenizer, chat template and image processor.
 
     Args:
         path: directory.
+        family: of the model that they belong to.
         min_pixels: images are enlarged to at least this many pixels; ``None`` keeps the stored limit.
         max_pixels: images are shrunk to at most this many pixels; ``None`` keeps the stored limit.
 
@@ -62,7 +76,7 @@ def load_processor(path: str, min_pixels: int | None, max_pixels: int | None) ->
         shortest_edge=limits["shortest_edge"] if min_pixels is None else min_pixels,
         longest_edge=limits["longest_edge"] if max_pixels is None else max_pixels,
     )
-    return ImageTextProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
+    return make_processor(family, image_processor, tokenizer)
 
 
 def require_fitting(processor: ImageTextProcessor, vlm_config: Any, source: str) -> None:
@@ -77,10 +91,10 @@ def require_fitting(processor: ImageTextProcessor, vlm_config: Any, source: str)
         CheckpointError: if tokens, vocabulary, end of turn or chat template are not the model's.
     """
     tokenizer = processor.tokenizer
-    image_token_id = tokenizer.get_vocab().get("<|image_pad|>")
+    image_token_id = tokenizer.get_vocab().get(IMAGE_TOKEN)
     if image_token_id != vlm_config.image_token_id or len(tokenizer) > vlm_config.text_config.vocab_size:
         raise CheckpointError(
-            f"the tokenizer is not the model's: its <|image_pad|> is {image_token_id},"
+            f"the tokenizer is not the model's: its {IMAGE_TOKEN} is {image_token_id},"
             f" the model's {vlm_config.image_token_id}",
             source,
             "copy the tokenizer's files from the model's origin",
@@ -101,18 +115,21 @@ def save_processor(processor: ImageTextProcessor, folder: Path) -> None:
     """
     processor.tokenizer.save_pretrained(folder)
     _forget_origin(folder / "tokenizer_config.json")
-    image_processor = processor.image_processor
-    facts = {
-        "min_pixels": image_processor.size["shortest_edge"],
-        "max_pixels": image_processor.size["longest_edge"],
+    image_processor, family = processor.image_processor, processor.family
+    least, most = (image_processor.size[edge] for edge in ("shortest_edge", "longest_edge"))
+    facts: dict[str, Any] = {
         "patch_size": image_processor.patch_size,
         "temporal_patch_size": image_processor.temporal_patch_size,
         "merge_size": image_processor.merge_size,
         "image_mean": list(image_processor.image_mean),
         "image_std": list(image_processor.image_std),
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": PUBLISHED_CLASS,
+        "image_processor_type": family.image_processor_class,
+        "processor_class": family.processor_class,
     }
+    if family.limits_as_size:
+        facts["size"] = {"shortest_edge": least, "longest_edge": most}
+    else:
+        facts |= {"min_pixels": least, "max_pixels": most}
     (folder / "preprocessor_config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

@@ -7,24 +7,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     GenerationConfig,
     PreTrainedConfig,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
 )
 
 from qwendet.config.schema import ModelConfig
 from qwendet.errors import CheckpointError, Problem
+from qwendet.families.choose import family_of
+from qwendet.families.family import Family
 from qwendet.loading.lora import in_4bit
 from qwendet.model.attention import attention_by_part
 from qwendet.model.patch_embedding import embed_by_product
 from qwendet.model.precision import loading_in_float32
 
-MODEL_TYPE = "qwen2_5_vl"
 # What transformers raises for absent, cut or malformed files.
 UNREADABLE = (
     OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError,
@@ -38,8 +38,8 @@ def load_vlm(
     model: ModelConfig,
     weights: Mapping[str, Tensor] | None = None,
     in_float32: Collection[str] = (),
-) -> Qwen2_5_VLForConditionalGeneration:
-    """Load the published class, every weight by name.
+) -> Any:
+    """Load the published class of the family, every weight by name.
 
     Args:
         source: directory.
@@ -50,12 +50,12 @@ def load_vlm(
     Raises:
         CheckpointError: for files that cannot be read; for a weight missing, left over or of another shape.
     """
-    with reading("model", source), loading_in_float32(in_float32):
-        model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-        if model_type != MODEL_TYPE:  # transformers would build a model of default size, tens of gigabytes
-            raise ValueError(f"expected a config.json with model_type {MODEL_TYPE}, got {model_type}")
-        from_memory = None if weights is None else Qwen2_5_VLConfig.from_pretrained(source)
-        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    with reading("model", source):
+        family = family_of_model(source)
+    model_class = getattr(transformers, family.model_class)
+    with reading("model", source), loading_in_float32(model_class, family, in_float32):
+        from_memory = None if weights is None else model_class.config_class.from_pretrained(source)
+        loaded: Any = model_class.from_pretrained(
             source if weights is None else None,
             config=from_memory,
             state_dict=weights,
@@ -67,7 +67,6 @@ def load_vlm(
             trust_remote_code=False,
             **in_4bit(model),
         )
-    vlm: Qwen2_5_VLForConditionalGeneration
     vlm, report = loaded
     embed_by_product(vlm.model.visual.patch_embed.proj)
     if weights is not None:
@@ -80,6 +79,15 @@ def load_vlm(
     if problems:
         raise CheckpointError.of(problems)
     return vlm
+
+
+def family_of_model(source: str) -> Family:
+    """The family that a model's ``config.json`` names.
+
+    Raises:
+        CheckpointError: if it is none; transformers would build a model of default size, tens of gigabytes.
+    """
+    return family_of(PreTrainedConfig.get_config_dict(source)[0].get("model_type"), source)
 
 
 @contextmanager

@@ -24,7 +24,12 @@ def head_shape(detection: DetectionConfig, vlm_config: Any, stored: HeadShape | 
     """
     defaults = NEW_HEAD if stored is None else {name: getattr(stored, name) for name in NEW_HEAD}
     sizes = {name: getattr(detection, name) or default for name, default in defaults.items()}
-    return HeadShape(vlm_config.vision_config.hidden_size, vlm_config.text_config.hidden_size, **sizes)
+    return HeadShape(_patch_width(vlm_config.vision_config), vlm_config.text_config.hidden_size, **sizes)
+
+
+def _patch_width(vision_config: Any) -> int:
+    """Width of the vision tower; its configs call it ``embed_dim`` where ``hidden_size`` is the merger's."""
+    return int(getattr(vision_config, "embed_dim", vision_config.hidden_size))
 
 
 def build_head(

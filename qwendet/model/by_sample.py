@@ -26,12 +26,17 @@ sdpa_attention_forward = AttentionInterface()["sdpa"]
 
 
 def apart(
-    language_model: Any, attention_mask: Tensor | None, num_tokens: Sequence[int], shape: Sequence[int]
+    language_model: Any,
+    position_ids: Tensor,
+    attention_mask: Tensor | None,
+    num_tokens: Sequence[int],
+    shape: Sequence[int],
 ) -> dict[str, Any]:
     """What keeps the samples of a batch apart in the published language model.
 
     Args:
         language_model: whose attention it is.
+        position_ids: ``(3, B, L)``; ``(4, B, L)`` of packed samples.
         attention_mask: ``(B, L)``; ``None`` for packed samples.
         num_tokens: of each sample.
         shape: rows and tokens of a row.
@@ -40,10 +45,12 @@ def apart(
         Keyword arguments of its forward.
     """
     config = language_model.config
-    if config._attn_implementation != BY_SAMPLE or language_model.has_sliding_layers:
-        return {"attention_mask": attention_mask}
-    no_masks = dict.fromkeys(config.layer_types)
-    return {"attention_mask": no_masks, "lengths": lengths_in_order(num_tokens, shape)}
+    other_layers = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
+    if config._attn_implementation != BY_SAMPLE or other_layers:
+        return {"attention_mask": attention_mask, "position_ids": position_ids}
+    # Without mask and indices of tokens transformers makes no mask.
+    lengths = lengths_in_order(num_tokens, shape)
+    return {"attention_mask": None, "position_ids": position_ids[-3:], "lengths": lengths}
 
 
 def lengths_in_order(num_tokens: Sequence[int], shape: Sequence[int]) -> list[int]:

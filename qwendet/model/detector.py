@@ -5,7 +5,7 @@
     token ids ────┼────────────────────────────────────┘                          │
                   └► patches of the student image ─► head ◄─ states at its tokens ┘
 
-It holds ``Qwen2_5_VLForConditionalGeneration`` and never subclasses it: transformers maps the key
+It holds the published class of its family and never subclasses it: transformers maps the key
 names of published weights by class name, and a subclass would load a random model.
 """
 
@@ -18,10 +18,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
 from qwendet.encoding.collate import Batch
 from qwendet.errors import EnvironmentLacksError
+from qwendet.families.choose import family_of
+from qwendet.families.family import Family
 from qwendet.model.by_sample import apart
 from qwendet.model.cross_entropy import linear_cross_entropy
 from qwendet.model.head import DetectionHead, HeadOutput
@@ -43,7 +46,7 @@ class DetectorOutput:
 
 
 class Qwen25VLWithDetection(nn.Module):
-    """A Qwen2.5-VL model and, if given, a detection head.
+    """A published vision-language model and, if given, a detection head.
 
     Args:
         vlm: the published model, unchanged.
@@ -55,20 +58,24 @@ class Qwen25VLWithDetection(nn.Module):
 
     def __init__(
         self,
-        vlm: Qwen2_5_VLForConditionalGeneration,
+        vlm: PreTrainedModel,
         head: DetectionHead | None,
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.vlm = vlm
+        self.vlm: Any = vlm
         self.head = head
         self.autocast = autocast
-        self.is_spread = False  # over processes: casts of a layer's gathered weights would outlive them
 
     @property
     def config(self) -> Any:
         """The published model's config."""
         return self.vlm.config
+
+    @property
+    def family(self) -> Family:
+        """The family of the published model."""
+        return family_of(self.config.model_type, "the model in memory")
 
     @property
     def _no_split_modules(self) -> list[str]:
@@ -101,7 +108,8 @@ class Qwen25VLWithDetection(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.vlm.device
+        device: torch.device = self.vlm.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,7 +122,7 @@ class Qwen25VLWithDetection(nn.Module):
             self.device.type,
             self.autocast,
             enabled=self.autocast is not None,
-            cache_enabled=not self.is_spread,
+            cache_enabled=not isinstance(self, FSDPModule),  # casts of gathered weights would outlive them
         )
 
     def forward(self, batch: Batch, *, with_tokens: bool = True) -> DetectorOutput:
@@ -125,28 +133,32 @@ class Qwen25VLWithDetection(nn.Module):
             with_tokens: compute the losses of the answers' tokens.
         """
         with self.computing():
-            patches, image_embeds = self.see(batch["pixel_values"], torch.tensor(batch["grids"]))
+            patches, images = self.see(batch["pixel_values"], torch.tensor(batch["grids"]))
             embeds, label_embeds = self._embed(batch)
-            hidden = self._read(batch, embeds, image_embeds)
+            hidden = self._read(batch, embeds, images)
             tokens = self._token_losses(hidden, batch) if with_tokens else None
         head = None if self.head is None else self._detect(patches, hidden, label_embeds, batch)
         return DetectorOutput(tokens, head)
 
-    def see(self, pixel_values: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches ``(P, vision)`` in the processor's order, image tokens ``(P / merge², text)``.
-
-        Called, as the other parts are, in :meth:`computing`.
+    def see(self, pixel_values: Tensor, grids: Tensor) -> tuple[Tensor, Any]:
+        """Run vision tower and merger; called, as the other parts are, in :meth:`computing`.
 
         Args:
             pixel_values: ``(P, dim)``.
             grids: ``(images, 3)`` int64 on the host, so that nobody waits for the device.
+
+        Returns:
+            Patches ``(P, vision)`` in the processor's order, and the published output that
+            :meth:`hidden_states` takes.
         """
         visual = self.vlm.model.visual
         indices = plan(visual, grids, pixel_values.device)
-        order = indices["window_index"].argsort()
-        seen = visual(pixel_values.to(visual.dtype), grid_thw=grids, **indices)
-        blocks = seen.last_hidden_state.unflatten(0, (-1, visual.spatial_merge_unit))
-        return blocks.index_select(0, order).flatten(0, 1), seen.pooler_output
+        images = self.vlm.model.get_image_features(pixel_values, grids, **indices)
+        patches: Tensor = images.last_hidden_state
+        if (order := indices.get("window_index")) is not None:
+            blocks = patches.unflatten(0, (-1, visual.spatial_merge_size**2))
+            patches = blocks.index_select(0, order.argsort()).flatten(0, 1)
+        return patches, images
 
     def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embeddings ``(B, L, text)`` of tokens and ``(C, T, text)`` of the label texts.
@@ -158,32 +170,36 @@ class Qwen25VLWithDetection(nn.Module):
         embeds, label_embeds = found.split([ids.numel(), label_ids.numel()])
         return embeds.view(*ids.shape, -1), label_embeds.view(*label_ids.shape, -1)
 
-    def _read(self, batch: Batch, embeds: Tensor, image_embeds: Tensor) -> Tensor:
+    def _read(self, batch: Batch, embeds: Tensor, images: Any) -> Tensor:
         """Hidden states ``(B, L, text)`` of the language model."""
-        input_ids, position_ids = batch["input_ids"], batch["position_ids"]
-        is_image = (input_ids == self.config.image_token_id)[..., None]
-        embeds = embeds.masked_scatter(is_image, image_embeds.to(embeds.dtype))
+        position_ids = batch["position_ids"]
         # Packed samples are told apart by positions, and only where there is no mask and no cache.
         mask = None if len(position_ids) == 4 else batch["attention_mask"]
-        return self.hidden_states(embeds, position_ids, mask, batch["num_tokens"])
+        return self.hidden_states(embeds, position_ids, mask, batch["num_tokens"], images)
 
     def hidden_states(
-        self, embeds: Tensor, position_ids: Tensor, attention_mask: Tensor | None, num_tokens: Sequence[int]
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None,
+        num_tokens: Sequence[int],
+        images: Any = None,
     ) -> Tensor:
         """States ``(B, L, text)`` of the language model.
 
         Args:
-            embeds: ``(B, L, text)``.
+            embeds: ``(B, L, text)`` of the tokens.
             position_ids: ``(3, B, L)`` time, row and column; ``(4, B, L)`` of packed samples.
             attention_mask: ``(B, L)``; ``None`` for packed samples.
             num_tokens: of each sample.
+            images: from :meth:`see`; they take the place of the image tokens.
         """
-        language_model = self.vlm.model.language_model
-        outputs = language_model(
+        model = self.vlm.model
+        outputs = model(
             inputs_embeds=embeds,
-            position_ids=position_ids,
+            mm_encoder_outputs=None if images is None else {"image": images},
             use_cache=False,
-            **apart(language_model, attention_mask, num_tokens, embeds.shape[:2]),
+            **apart(model.language_model, position_ids, attention_mask, num_tokens, embeds.shape[:2]),
         )
         hidden: Tensor = outputs.last_hidden_state
         return hidden

@@ -10,36 +10,32 @@ would be rounded away and nothing of them would add up.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwendet.config.schema import Config
+from qwendet.families.family import Family
 
 AUTOCAST = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The type that ``train.autocast``, resolved, multiplies in."""
 GROUPS = ("vision", "merger", "language", "head")
-_WITHIN = {  # names in the published model
-    "vision": r"^model\.visual\.(?!merger\.)",
-    "merger": r"^model\.visual\.merger\.",
-    "language": r"^(?!model\.visual\.)",
-}
 
 
-def group_of(parameter_name: str) -> str:
+def group_of(parameter_name: str, family: Family) -> str:
     """Parameter group of a detector's parameter: one of :data:`GROUPS`.
 
     Example:
-        >>> group_of("vlm.model.visual.merger.mlp.0.weight"), group_of("vlm.lm_head.weight")
-        ('merger', 'language')
+        >>> from qwendet.families.qwen3_vl import QWEN3_VL
+        >>> group_of("vlm.model.visual.deepstack_merger_list.0.norm.weight", QWEN3_VL)
+        'merger'
     """
     if parameter_name.startswith("head."):
         return "head"
-    if parameter_name.startswith("vlm.model.visual.merger."):
-        return "merger"
-    return "vision" if parameter_name.startswith("vlm.model.visual.") else "language"
+    return family.part_of(parameter_name.removeprefix("vlm."))
 
 
 def trained_in_float32(config: Config) -> frozenset[str]:
@@ -47,22 +43,27 @@ def trained_in_float32(config: Config) -> frozenset[str]:
     if config.model.lora is not None or config.train.weights != "float32":
         return frozenset()
     rates = config.train.group_learning_rates()
-    return frozenset(group for group in _WITHIN if rates[group] > 0)
+    return frozenset(group for group in GROUPS[:-1] if rates[group] > 0)
 
 
 @contextmanager
-def loading_in_float32(groups: Collection[str]) -> Iterator[None]:
-    """Have transformers load the weights of some groups in float32 and the others as it is told.
+def loading_in_float32(model_class: Any, family: Family, groups: Collection[str]) -> Iterator[None]:
+    """Have transformers load a class's weights of some groups in float32 and the others as it is told.
 
     Each weight is read in its own type: none is rounded on the way, and no second copy is made.
     """
-    published = Qwen2_5_VLForConditionalGeneration
-    usual = published._keep_in_fp32_modules_strict
-    published._keep_in_fp32_modules_strict = [_WITHIN[group] for group in groups]
+    merger = "|".join(map(re.escape, family.merger))
+    within = {
+        "vision": rf"^(?!{merger})model\.visual\.",
+        "merger": f"^({merger})",
+        "language": r"^(?!model\.visual\.)",
+    }
+    usual = model_class._keep_in_fp32_modules_strict
+    model_class._keep_in_fp32_modules_strict = [within[group] for group in groups]
     try:
         yield
     finally:
-        published._keep_in_fp32_modules_strict = usual
+        model_class._keep_in_fp32_modules_strict = usual
 
 
 def float32_or_wider(dtype: torch.dtype) -> torch.dtype:

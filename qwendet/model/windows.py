@@ -18,7 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+from transformers.vision_utils import (
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
 BY_LENGTH = "qwendet_by_length"
 """Name of this attention among those of transformers."""
@@ -49,31 +53,46 @@ def plan(visual: Any, grids: Tensor, device: torch.device) -> dict[str, Any]:
         device: where the tower computes; nothing is asked of it, and no copy to it is waited for.
 
     Returns:
-        Keyword arguments of the tower; ``window_index`` ``(tokens,)`` int64 is the order that it computes in.
+        Keyword arguments of the tower; ``window_index`` ``(tokens,)`` int64 is its order, if it has windows.
     """
     merge = visual.spatial_merge_size
-    window_index, window_bounds = get_vision_window_index(
-        grids, spatial_merge_size=merge, window_size=visual.window_size, patch_size=visual.patch_size
-    )
-    windows = window_bounds.diff()
-    frames = (grids[:, 1] * grids[:, 2]).repeat_interleave(grids[:, 0])
     found: dict[str, Any] = {"position_ids": _sent(get_vision_position_ids(grids, merge), device)}
-    if visual.config._attn_implementation != BY_LENGTH:
-        frame_bounds = F.pad(frames.cumsum(0, dtype=torch.int32), (1, 0))
-        found |= {"cu_seqlens": _sent(frame_bounds, device), "max_seqlen": int(frames.max())}
+    if hasattr(visual, "num_grid_per_side"):  # learned positions, resampled to each grid
+        indices, weights = get_vision_interpolation_indices_and_weights(
+            grids,
+            num_grid_per_side=visual.num_grid_per_side,
+            mode=visual.interpolation_mode,
+            align_corners=visual.interpolation_align_corners,
+            spatial_merge_size=merge,
+        )
+        found |= {"interp_indices": _sent(indices, device), "interp_weights": _sent(weights, device)}
+    frames = (grids[:, 1] * grids[:, 2]).repeat_interleave(grids[:, 0])
+    if visual.config._attn_implementation == BY_LENGTH:
+        return found | _by_length(visual, grids, frames, device)
+    found |= {"cu_seqlens": _sent(_bounds(frames), device), "max_seqlen": int(frames.max())}
+    if hasattr(visual, "window_size"):
+        window_index, windows = _windows(visual, grids)
         found |= {
-            "cu_window_seqlens": _sent(window_bounds, device),
+            "cu_window_seqlens": _sent(_bounds(windows), device),
             "max_window_seqlen": int(windows.max()),
         }
-        return found | {"window_index": _sent(window_index, device)}
+        found["window_index"] = _sent(window_index, device)
+    return found
 
-    patches_a_token = visual.spatial_merge_unit
+
+def _by_length(visual: Any, grids: Tensor, frames: Tensor, device: torch.device) -> dict[str, Any]:
+    """Segments of each layer, and one whole sequence in place of the published bounds."""
+    patches_a_token = visual.spatial_merge_size**2
+    whole = torch.tensor([0, int(frames.sum())])  # stays on the host, which reads it
+    tokens = torch.arange(len(frames)).repeat_interleave(frames // patches_a_token)
+    if not hasattr(visual, "window_size"):
+        of_frames = _gathered(frames, tokens, patches_a_token, device)
+        return {"cu_seqlens": whole, "segments": {block.attn: of_frames for block in visual.blocks}}
+    window_index, windows = _windows(visual, grids)
     window_index = window_index[windows.repeat_interleave(windows // patches_a_token).argsort(stable=True)]
-    frame_of_token = torch.arange(len(frames)).repeat_interleave(frames // patches_a_token)[window_index]
-    of_frames = _gathered(frames, frame_of_token, patches_a_token, device)
+    of_frames = _gathered(frames, tokens[window_index], patches_a_token, device)
     of_windows = Segments(_runs(windows))
-    whole = torch.tensor([0, int(windows.sum())])  # stays on the host, which reads it
-    return found | {
+    return {
         "window_index": _sent(window_index, device),
         "cu_seqlens": whole,
         "cu_window_seqlens": whole,
@@ -82,6 +101,21 @@ def plan(visual: Any, grids: Tensor, device: torch.device) -> dict[str, Any]:
             for layer, block in enumerate(visual.blocks)
         },
     }
+
+
+def _bounds(lengths: Tensor) -> Tensor:
+    return F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+
+
+def _windows(visual: Any, grids: Tensor) -> tuple[Tensor, Tensor]:
+    """Order of the tokens by windows, and the number of patches of each window."""
+    index, bounds = get_vision_window_index(
+        grids,
+        spatial_merge_size=visual.spatial_merge_size,
+        window_size=visual.window_size,
+        patch_size=visual.patch_size,
+    )
+    return index, bounds.diff()
 
 
 def _gathered(

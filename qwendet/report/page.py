@@ -43,7 +43,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     page = folder / "index.html"
     html = render(evaluation)
     with atomic_file(page) as path:
-        path.write_text(html, encoding="utf-8")
+        path.write_text(html, encoding="utf-8", errors="backslashreplace")
     return page
 
 

@@ -41,7 +41,7 @@ def trainer_of(bundle: Bundle) -> DetectionTrainer:
     config = bundle.config
     if config.train.packing:
         require_isolation(bundle.detector)
-    freeze_groups(bundle.detector, config.train.group_learning_rates())
+    freeze_groups(bundle.detector, bundle.processor.family, config.train.group_learning_rates())
     samples = training_samples(config, bundle.encoder())
     callbacks: list[TrainerCallback] = [ProgressReport(), StopOnSignal()]
     if config.train.eval_steps is not None:

@@ -23,7 +23,7 @@ def interlude(detector: Qwen25VLWithDetection) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # libraries draw from it
     devices = [detector.device] if detector.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), own_precision(detector):
+        with torch.random.fork_rng(devices):
             detector.eval()
             yield
     finally:
@@ -31,14 +31,3 @@ def interlude(detector: Qwen25VLWithDetection) -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
         for module, mode in modes:
             module.training = mode
-
-
-@contextmanager
-def own_precision(detector: Qwen25VLWithDetection) -> Iterator[None]:
-    """Take off mixed precision, which accelerate puts around ``forward`` of this very object."""
-    mixed_precision = detector.__dict__.pop("forward", None)
-    try:
-        yield
-    finally:
-        if mixed_precision is not None:
-            detector.forward = mixed_precision  # type: ignore[method-assign]

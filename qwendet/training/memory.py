@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
 from qwendet.config.schema import AUTOCAST_OF, Config, TrainConfig
+from qwendet.families.family import Family
 from qwendet.loading.lora import add_adapter
 from qwendet.model.build_head import head_shape
 from qwendet.model.cross_entropy import CHUNK_ROWS
@@ -113,7 +114,7 @@ def largest_workload(config: Config, vlm_config: Any, max_pixels: int) -> Worklo
 
 def estimate_memory(
     config: Config,
-    vlm_config: Qwen2_5_VLConfig,
+    vlm_config: PreTrainedConfig,
     dtype: torch.dtype,
     work: Workload,
     device: str,
@@ -132,7 +133,7 @@ def estimate_memory(
     detector = _build(config, vlm_config, dtype)
     weights = sum(_bytes_of_weight(name, p, config) for name, p in detector.named_parameters())
     trained = {name: p for name, p in detector.named_parameters() if p.requires_grad}
-    gradients = {part: size // shards for part, size in _gradients(trained).items()}
+    gradients = {part: size // shards for part, size in _gradients(trained, detector.family).items()}
     gathered = _gathered(detector) if shards > 1 else 0
     optimizer = _optimizer_state(config.train, list(trained.values()))
     temporaries = _step_temporaries(config, detector, device)
@@ -151,11 +152,11 @@ def estimate_memory(
     )
 
 
-def _gradients(trained: Mapping[str, nn.Parameter]) -> dict[str, int]:
+def _gradients(trained: Mapping[str, nn.Parameter], family: Family) -> dict[str, int]:
     """Bytes of the gradients of each part."""
     sizes = dict.fromkeys(GROUPS, 0)
     for name, parameter in trained.items():
-        sizes[group_of(name)] += _bytes(parameter)
+        sizes[group_of(name, family)] += _bytes(parameter)
     return sizes
 
 
@@ -214,7 +215,7 @@ def _autocast_copies(vlm: nn.Module, computed: torch.dtype) -> int:
     )
 
 
-def _build(config: Config, vlm_config: Qwen2_5_VLConfig, dtype: torch.dtype) -> Qwen25VLWithDetection:
+def _build(config: Config, vlm_config: PreTrainedConfig, dtype: torch.dtype) -> Qwen25VLWithDetection:
     """The model without weights, its parts frozen as training would."""
     with meta_attention(), torch.device("meta"):
         vlm = AutoModelForImageTextToText.from_config(
@@ -227,10 +228,11 @@ def _build(config: Config, vlm_config: Qwen2_5_VLConfig, dtype: torch.dtype) -> 
         if config.model.lora is not None:
             add_adapter(vlm, config.model.lora, seed=0)
     detector = Qwen25VLWithDetection(vlm, head)
-    freeze_groups(detector, config.train.group_learning_rates())
+    family = detector.family
+    freeze_groups(detector, family, config.train.group_learning_rates())
     in_float32 = trained_in_float32(config)
     for name, parameter in vlm.named_parameters():
-        if group_of(f"vlm.{name}") in in_float32:
+        if family.part_of(name) in in_float32:
             parameter.data = parameter.data.to(float32_or_wider(dtype))
     return detector
 
@@ -261,14 +263,16 @@ def _optimizer_state(train: TrainConfig, trained: list[nn.Parameter]) -> int:
     return sum(2 * p.numel() * p.element_size() for p in trained)
 
 
-def _step_temporaries(config: Config, detector: nn.Module, device: str) -> int:
+def _step_temporaries(config: Config, detector: Qwen25VLWithDetection, device: str) -> int:
     """What the optimizer makes while it steps: for a whole group at once, or for one parameter."""
     train = config.train
     if train.optimizer == "adamw_torch_fused":
         return 0
     groups = [
         [_bytes(parameter) for parameter in group["params"]]
-        for group in parameter_groups(detector, train.group_learning_rates(), train.weight_decay)
+        for group in parameter_groups(
+            detector, detector.family, train.group_learning_rates(), train.weight_decay
+        )
     ]
     if train.optimizer == "adamw_torch" and device == "cuda":  # torch takes a group's parameters together
         return max(map(sum, groups), default=0)
@@ -311,8 +315,9 @@ def _vision(
     trains = any(
         p.requires_grad for module in (visual.patch_embed, visual.blocks) for p in module.parameters()
     )
-    seen = _input(patches, settings.hidden_size, dtype=dtype, trains=trains)
-    turns = torch.empty(patches, settings.hidden_size // settings.num_heads, device="meta")
+    width = visual.blocks[0].attn.qkv.in_features  # configs name it differently
+    seen = _input(patches, width, dtype=dtype, trains=trains)
+    turns = torch.empty(patches, width // settings.num_heads, device="meta")
     lengths = torch.tensor([0, patches], dtype=torch.int32)
     merger = footprint(lambda: visual.merger(seen))
     block = footprint(lambda: visual.blocks[0](seen, cu_seqlens=lengths, position_embeddings=(turns, turns)))

@@ -9,21 +9,22 @@ from typing import Any
 
 from torch import nn
 
+from qwendet.families.family import Family
 from qwendet.loading.lora import has_adapter, is_adapter
 from qwendet.model.precision import group_of
 
 
-def freeze_groups(detector: nn.Module, learning_rates: dict[str, float]) -> None:
+def freeze_groups(detector: nn.Module, family: Family, learning_rates: dict[str, float]) -> None:
     """Turn off the gradients of groups whose learning rate is 0, and of the base beneath an adapter."""
     with_adapter = has_adapter(detector)
     for name, parameter in detector.named_parameters():
-        is_frozen_base = with_adapter and not is_adapter(name) and group_of(name) != "head"
+        is_frozen_base = with_adapter and not is_adapter(name) and group_of(name, family) != "head"
         if parameter.is_floating_point():  # what is kept in 4 bits has no gradient to turn off
-            parameter.requires_grad_(learning_rates[group_of(name)] > 0 and not is_frozen_base)
+            parameter.requires_grad_(learning_rates[group_of(name, family)] > 0 and not is_frozen_base)
 
 
 def parameter_groups(
-    detector: nn.Module, learning_rates: dict[str, float], weight_decay: float
+    detector: nn.Module, family: Family, learning_rates: dict[str, float], weight_decay: float
 ) -> list[dict[str, Any]]:
     """Optimizer groups: a learning rate a group, weight decay on matrices only.
 
@@ -33,7 +34,7 @@ def parameter_groups(
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((group_of(name), parameter.ndim >= 2), []).append(parameter)
+            groups.setdefault((group_of(name, family), parameter.ndim >= 2), []).append(parameter)
     return [
         {
             "params": parameters,

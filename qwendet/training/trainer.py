@@ -153,7 +153,6 @@ class DetectionTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         if self.is_sharded:
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
-            self.bundle.detector.is_spread = True
 
     # What is logged is what was back-propagated
 
@@ -281,7 +280,10 @@ class DetectionTrainer(Trainer):
         if self.optimizer is None:
             train = self.bundle.config.train
             groups = parameter_groups(
-                model or self.bundle.detector, train.group_learning_rates(), train.weight_decay
+                model or self.bundle.detector,
+                self.bundle.processor.family,
+                train.group_learning_rates(),
+                train.weight_decay,
             )
             optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = optimizer_class(groups, **settings)

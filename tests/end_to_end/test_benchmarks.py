@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks import infer, loss_parity, train_step
+from benchmarks import family_parity, infer, train_step
 
-Run = Callable[[Any, list[str]], dict[str, float]]
+Run = Callable[[Any, list[str]], dict[str, Any]]
 
 
 @pytest.fixture
 def figures_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a benchmark as ``python -m`` does; what it wrote as JSON."""
 
-    def run(benchmark: Any, options: list[str]) -> dict[str, float]:
+    def run(benchmark: Any, options: list[str]) -> dict[str, Any]:
         monkeypatch.setattr("sys.argv", ["benchmark", *options, "--json", str(tmp_path / "figures.json")])
         benchmark.main()
-        figures: dict[str, float] = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+        figures: dict[str, Any] = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
         return figures
 
     return run
@@ -29,10 +29,17 @@ def figures_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64_is_kept")
-def test_loss_parity__holds(figures_of: Run) -> None:
-    figures = figures_of(loss_parity, [])
-    assert figures["loss_difference"] < 1e-12
-    assert figures["largest_gradient_difference"] < 1e-12
+@pytest.mark.parametrize(
+    "name", ["Qwen2-VL-2B-Instruct", "Qwen2.5-VL-7B-Instruct", "Qwen3-VL-4B-Instruct", "Qwen3.5-0.8B"]
+)
+def test_family_parity__holds(figures_of: Run, shared: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / name).symlink_to(shared / "qwen_processor" / name)
+    ((_, figures),) = figures_of(family_parity, [str(tmp_path / "published")]).items()
+    assert figures.pop("text_equal") is True
+    assert figures.pop("inputs_equal") is True
+    assert figures.keys() == {"loss", "gradient", "logits", "positions"}
+    assert max(figures.values()) < 1e-11
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def test_eval__compared_with_its_own_file_differs_in_nothing(
 @pytest.mark.parametrize(
     ("words", "code", "what"),
     [
-        (["nowhere.jsonl"], 2, "cannot read the sample file"),
+        (["nowhere.jsonl"], 2, "expected a data set, got no such file or folder"),
         (["SCENES", "--compare", "nowhere.json"], 2, "cannot read the other run"),
         (["SCENES", "--set", "data.labels=['zebra']"], 2, "no label in common"),
         (["SCENES", "--mode", "neither"], 2, "neither"),

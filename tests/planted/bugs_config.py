@@ -11,6 +11,7 @@ from tests.planted.planting import Project
 from tests.planted.spoiling import (
     also_in_train,
     blocked_output,
+    copied_image,
     cut_file,
     in_object,
     line,
@@ -201,6 +202,12 @@ LINE_BUGS: list[Bug[Project]] = [
         "config.data.contradiction",
         ("with other objects than in line 12",),
         one_box_a_sample,
+    ),
+    Bug(
+        "one picture under two names",
+        "config.data.contradiction",
+        ("'train_1.png', the same as 'train_0.png', is asked about with other objects",),
+        copied_image,
     ),
     Bug("validation is training", "config.data.same_file", ("train.jsonl",), same_files),
     Bug(

@@ -150,7 +150,7 @@ IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "resize recomputed at inference",
         "consistency.images.text_boxes",
         ("comes back as", "IoU"),
-        replacing(Predictor, "_model_image_size", lambda self, item: item.image_size),
+        replacing(Predictor, "_answer_size", lambda self, item: item.image_size),
     ),
     Bug(
         "x and y swapped at inference",

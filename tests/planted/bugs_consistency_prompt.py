@@ -40,7 +40,7 @@ def own_system_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def init(self: Predictor, bundle: Bundle) -> None:
         sound(self, bundle)
-        self.encoder.settings = self.encoder.settings.model_copy(update={"system_prompt": "You are Qwen."})
+        self.encoder.system_prompt = "You are Qwen."
 
     monkeypatch.setattr(Predictor, "__init__", init)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -60,14 +61,14 @@ def read(*, with_mask: bool, one_dimensional: bool) -> Callable[..., Tensor]:
         self: Qwen25VLWithDetection,
         batch: Batch,
         embeds: Tensor,
-        image_embeds: Tensor,
+        images: Any,
     ) -> Tensor:
-        is_image = (batch["input_ids"] == self.config.image_token_id)[..., None]
         position_ids = batch["position_ids"]
         if one_dimensional:
             position_ids = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0).expand(3, -1, -1)
-        outputs = self.vlm.model.language_model(
-            inputs_embeds=embeds.masked_scatter(is_image, image_embeds),
+        outputs = self.vlm.model(
+            inputs_embeds=embeds,
+            mm_encoder_outputs={"image": images},
             position_ids=position_ids,
             attention_mask=batch["attention_mask"] if with_mask else None,
             use_cache=False,
@@ -83,7 +84,10 @@ def seeing(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Plant:
     sound = Qwen25VLWithDetection.see
 
     def see(self: Qwen25VLWithDetection, pixel_values: Tensor, grids: Tensor) -> Any:
-        return change(*sound(self, pixel_values, grids))
+        patches, images = sound(self, pixel_values, grids)
+        patches, tokens = change(patches, torch.cat(images.pooler_output))
+        images.pooler_output = (tokens,)
+        return patches, images
 
     return replacing(Qwen25VLWithDetection, "see", see)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qwendet.encoding.collate import Batch
+from qwendet.families.family import Family
 from qwendet.model.losses import step_counts
 from qwendet.training import build as build_trainer
 from qwendet.training import trainer as training
@@ -22,15 +23,16 @@ from tests.planted.in_code import Plant, replacing
 def swapped_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = training.parameter_groups
 
-    def groups(detector: Any, rates: dict[str, float], decay: float) -> Any:
-        return sound(detector, rates | {"head": rates["language"], "language": rates["head"]}, decay)
+    def groups(detector: Any, family: Family, rates: dict[str, float], decay: float) -> Any:
+        swapped = {"head": rates["language"], "language": rates["head"]}
+        return sound(detector, family, rates | swapped, decay)
 
     monkeypatch.setattr(training, "parameter_groups", groups)
 
 
 def without_decay(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = training.parameter_groups
-    monkeypatch.setattr(training, "parameter_groups", lambda detector, rates, _: sound(detector, rates, 0.0))
+    monkeypatch.setattr(training, "parameter_groups", lambda *given: sound(*given[:-1], 0.0))
 
 
 def count_of_the_last(
@@ -49,8 +51,8 @@ def counts_of_all_tokens(batches: Any) -> Tensor:
 def groups(change: Callable[[list[dict[str, Any]], Any], list[dict[str, Any]]]) -> Plant:
     sound = training.parameter_groups
 
-    def spoilt(detector: Any, rates: dict[str, float], decay: float) -> list[dict[str, Any]]:
-        return change(sound(detector, rates, decay), detector)
+    def spoilt(detector: Any, *given: Any) -> list[dict[str, Any]]:
+        return change(sound(detector, *given), detector)
 
     return replacing(training, "parameter_groups", spoilt)
 
@@ -153,14 +155,14 @@ TRAINER_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "a frozen part is trained",
         "loss.optimizer",
         ("train.vision_learning_rate is 0", "it was to be frozen"),
-        replacing(build_trainer, "freeze_groups", lambda detector, rates: None),
+        replacing(build_trainer, "freeze_groups", lambda *given: None),
         NO_VISION,
     ),
     Bug(
         "everything is frozen",
         "loss.optimizer",
         ("language", "frozen, but train.language_learning_rate is 0.001"),
-        replacing(build_trainer, "freeze_groups", lambda detector, rates: detector.requires_grad_(False)),
+        replacing(build_trainer, "freeze_groups", lambda detector, *given: detector.requires_grad_(False)),
     ),
     Bug(
         "a parameter in two groups",

@@ -42,7 +42,7 @@ def write_deep_model(config: Config, folder: Path) -> None:
     text.num_hidden_layers = len(model.layers)
     text.layer_types = text.layer_types * REPEATED
     bundle.detector.vlm.bfloat16()
-    settled = override_config(bundle.config, ["model.dtype=bfloat16"])
+    settled = override_config(bundle.config, ["model.dtype=bfloat16", "train.autocast=bf16"])
     with atomic_folder(folder) as staging:
         save_checkpoint(staging, bundle.detector, bundle.processor, settled, step=0)
 

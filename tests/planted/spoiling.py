@@ -157,6 +157,12 @@ def one_box_a_sample(project: Project) -> None:
     project.files["train"] += [{**record, "objects": [item]} for item in record["objects"]]
 
 
+def copied_image(project: Project) -> None:
+    """The second sample's image becomes a copy of the first one's; each keeps its boxes."""
+    first, second = (project.folder / project.at(index)["images"][0] for index in (0, 1))
+    second.write_bytes(first.read_bytes())
+
+
 def same_files(project: Project) -> None:
     project.files["val"] = list(project.files["train"])
 

@@ -31,8 +31,8 @@ LIBRARIES = ("torch", "transformers", "accelerate", "peft", "pycocotools")
 BOUNDED = ("accelerate", "peft", "torch", "transformers")
 PUBLIC_MODULES = {
     "torch", "torch.nn", "torch.nn.functional", "torch.optim", "torch.optim.lr_scheduler",
-    "torch.distributed", "torch.distributed.tensor", "torch.overrides", "torch.utils.data",
-    "torch.utils.tensorboard", "transformers", "accelerate", "peft",
+    "torch.distributed", "torch.distributed.fsdp", "torch.distributed.tensor", "torch.overrides",
+    "torch.utils.data", "torch.utils.tensorboard", "transformers", "accelerate", "peft",
     "pycocotools", "pycocotools.coco", "pycocotools.cocoeval", "pycocotools.mask",
 }  # fmt: skip
 OF_LIBRARIES = (Tensor, nn.Module, PreTrainedConfig, PreTrainedModel, Trainer)
@@ -51,22 +51,32 @@ PRIVATE: dict[str, tuple[str, ...] | None] = {
     "transformers.vision_utils.get_vision_window_index": (
         "grid_thw", "spatial_merge_size", "window_size", "patch_size",
     ),
+    "transformers.vision_utils.get_vision_interpolation_indices_and_weights": (
+        "grid_thw", "num_grid_per_side", "mode", "align_corners", "spatial_merge_size",
+    ),
+    # in which type each weight is loaded
+    "transformers.PreTrainedModel._keep_in_fp32_modules_strict": None,
     # which attention a part computes with, and what accelerate shards one by one
     "transformers.PreTrainedConfig._attn_implementation": None,
     "transformers.PreTrainedModel._no_split_modules": None,
     "transformers.utils.import_utils.is_flash_attn_2_available": (),
-    "transformers.integrations.deepspeed.is_deepspeed_zero3_enabled": (),
     # the Trainer: order of samples, gradients before the update, whole checkpoints, words for broken ones
     "transformers.Trainer._get_train_sampler": ("self", "train_dataset"),
     "transformers.Trainer._clip_grad_norm": ("self", "model"),
     "transformers.Trainer._created_lr_scheduler": None,
     "transformers.Trainer._get_output_dir": ("self", "trial"),
-    "transformers.Trainer._save": ("self", "output_dir", "state_dict"),
+    "transformers.Trainer._save_optimizer_and_scheduler": ("self", "output_dir"),
+    "transformers.trainer.SCHEDULER_NAME": None,
+    "accelerate.utils.save_fsdp_optimizer": (
+        "fsdp_plugin", "accelerator", "optimizer", "model", "output_dir",
+    ),
     "transformers.Trainer._save_checkpoint": ("self", "model", "trial"),
     "transformers.Trainer._load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
     "transformers.Trainer._load_optimizer_and_scheduler": ("self", "checkpoint"),
     "transformers.Trainer._load_rng_state": ("self", "checkpoint"),
     "transformers.Trainer._load_scaler": ("self", "checkpoint"),
+    # layers in 4 bits as plain ones
+    "peft.utils.integrations.dequantize_module_weight": ("module",),
     # adapters are merged layer by layer
     "peft.tuners.lora.LoraLayer": None,
     # what a step needs, counted on tensors without numbers

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwendet.checks.consistency.pair import Pair, pair
 from qwendet.checks.loss.parts import parts
@@ -57,7 +57,7 @@ def classes(subject: Subject) -> Verdict:
     ]
     for name, bundle in built:
         expected: list[tuple[object, type]] = [(bundle.detector, Qwen25VLWithDetection)]
-        expected.append((bundle.detector.vlm, Qwen2_5_VLForConditionalGeneration))
+        expected.append((bundle.detector.vlm, getattr(transformers, bundle.processor.family.model_class)))
         if wants_head and bundle.detector.head is None:
             what = "detection.enabled is true, but there is no head"
             problems.append(Problem(what, f"{name} build", BUILD_FIX))

@@ -232,7 +232,7 @@ def tokenizer(subject: Subject, folder: Path) -> Verdict:
     texts = [
         *subject.bundle.labels,
         subject.bundle.config.data.request,
-        subject.bundle.config.data.system_prompt,
+        subject.bundle.config.data.system_prompt or "",
     ]
     texts.append(ours.decode(subject.encoded[0].input_ids.tolist()))
     for text in texts:
@@ -262,18 +262,19 @@ def special_tokens(subject: Subject, folder: Path) -> Verdict:
 
 
 def template(subject: Subject, folder: Path) -> Verdict:
-    """The chat template writes Qwen2.5-VL's published format."""
+    """The chat template writes the family's published format."""
     theirs = _tokenizer(folder)
     if not theirs.chat_template:
         raise CheckpointError("there is no chat template", str(folder), FROM_ORIGIN)
-    return Verdict("the chat template is the published format", tuple(template_problems(theirs, str(folder))))
+    problems = template_problems(theirs, subject.bundle.processor.family, str(folder))
+    return Verdict("the chat template is the published format", tuple(problems))
 
 
 def processor(subject: Subject, folder: Path) -> Verdict:
     """Pixel limits, patch sizes and colour statistics are those of the config's model."""
     own, record = subject.bundle.processor.image_processor, _read(folder / PREPROCESSOR)
     size = record.get("size") or {}
-    wanted = {
+    wanted: dict[str, Any] = {
         "min_pixels": own.size["shortest_edge"],
         "max_pixels": own.size["longest_edge"],
         "patch_size": own.patch_size,
@@ -298,7 +299,7 @@ def processor(subject: Subject, folder: Path) -> Verdict:
     ]
     resample = record.get("resample", BICUBIC)
     if resample != BICUBIC:
-        what = f"resample is {resample}, Qwen2.5-VL's is {BICUBIC} (bicubic): pixels differ"
+        what = f"resample is {resample}, expected {BICUBIC} (bicubic): pixels differ"
         problems.append(Problem(what, path, FROM_ORIGIN))
     problems += [
         Problem(f"{step} is off", path, FROM_ORIGIN)

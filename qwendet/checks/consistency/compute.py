@@ -141,10 +141,11 @@ def _frequencies(bundle: Bundle, name: str) -> Iterator[Problem]:
     """The rotary frequencies are those that the config names."""
     text = bundle.detector.config.text_config
     rope = text.rope_parameters
-    size = text.hidden_size // text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = int(size * rope.get("partial_rotary_factor", 1.0))
     where = f"{name}: language_model.rotary_emb"
     if sum(rope.get("mrope_section") or ()) * 2 != size:
-        what = f"mrope_section {rope.get('mrope_section')} does not fill half of a head's {size} dimensions"
+        what = f"mrope_section {rope.get('mrope_section')} does not fill half of the {size} rotary dimensions"
         yield Problem(what, where, "restore rope_parameters in config.json")
     if rope.get("rope_type") != "default":
         return  # scaled frequencies: transformers' own, nothing independent to hold them against

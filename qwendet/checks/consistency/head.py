@@ -21,7 +21,7 @@ from qwendet.checks.reference import FloatArray, patch_places
 from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject
-from qwendet.checks.trace import Look, run, without
+from qwendet.checks.trace import Look, run, without, zeroed
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
 from qwendet.inference.detections import Detection
@@ -129,7 +129,12 @@ def order(subject: Subject) -> Verdict:
     bundle = exact_pair(subject).trained
     samples, items, _ = zip(*looked_at(subject), strict=True)  # the drawn one is wider than a window
     with ExitStack() as stack:
-        stack.enter_context(without(bundle.detector.vlm.model.visual, "blocks"))
+        visual = bundle.detector.vlm.model.visual
+        stack.enter_context(without(visual, "blocks"))
+        if hasattr(
+            visual, "pos_embed"
+        ):  # a second computation of what is resampled to the grid would prove less
+            stack.enter_context(zeroed(visual.pos_embed.weight))
         stack.enter_context(without(bundle.detector.vlm.model.language_model, "layers"))
         look = run(bundle.detector, bundle.collator()(items)).looks[0]
         problems = [
@@ -166,7 +171,7 @@ def _order_problems(
         patches = visual.patch_embed(pixels)
         tokens = visual.merger(patches)
         states = detector.vlm.model.language_model.norm(tokens).repeat_interleave(
-            visual.spatial_merge_unit, dim=0
+            visual.spatial_merge_size**2, dim=0
         )
     for name, wanted in (("patches", patches), ("context", states)):
         found = look.inputs[name][row][places[:, 0], places[:, 1]]

@@ -27,6 +27,7 @@ from qwendet.checks.trace import without
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
+from qwendet.families.family import Family
 from qwendet.inference.detections import Detection
 from qwendet.inference.generation import GeneratedAnswer
 from qwendet.inference.predictor import Predictor
@@ -49,7 +50,8 @@ def facts_of(bundle: Bundle) -> ImageFacts:
     assert data.min_pixels is not None  # the loader records both
     assert data.max_pixels is not None
     sizes = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
-    return ImageFacts(data.min_pixels, data.max_pixels, *sizes)
+    family = bundle.processor.family
+    return ImageFacts(data.min_pixels, data.max_pixels, *sizes, family.image_mean, family.image_std)
 
 
 @once
@@ -167,21 +169,22 @@ def answers(subject: Subject) -> Verdict:
             continue
         for (start, end), turn in zip(spans, turns, strict=True):
             found = tokenizer.decode(item.input_ids[start : end - 1].tolist())
-            expected = _expected_answer(turn, facts)
+            expected = _expected_answer(turn, facts, bundle.processor.family)
             if expected is not None and found != expected:
                 what = f"the answer is {found[:200]!r}, expected {expected[:200]!r}"
                 problems.append(Problem(what, f"{sample.where}, {turn.image}", BOX_FIX))
     return Verdict(f"the answers of {len(looked)} samples equal a second computation", tuple(problems))
 
 
-def _expected_answer(turn: Turn, facts: ImageFacts) -> str | None:
+def _expected_answer(turn: Turn, facts: ImageFacts, family: Family) -> str | None:
     picture = displayed_pixels(turn.root / turn.image)
     if picture is None:
         return None
     size = (picture.shape[1], picture.shape[0])
     objects = [item for item in turn.objects if not item.crowd]
     boxes, names = [item.bbox_2d for item in objects], [item.desc for item in objects]
-    return answer_text(boxes, names, size, model_size(*size, facts))
+    shown = family.answer_size(model_size(*size, facts))
+    return answer_text(boxes, names, size, shown, family.answer_form)
 
 
 def targets(subject: Subject) -> Verdict:

@@ -1,6 +1,6 @@
 """``consistency.prompt.*``: inference sends, token for token, what training saw before the answer.
 
-And both are Qwen2.5-VL's own chat format, so that any other server of the model sends it too.
+And both are the family's published chat format, so that any other server of the model sends it too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from qwendet.checks.subject import Subject
 from qwendet.encoding.collate import IGNORED
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
+from qwendet.families.family import Family
 from qwendet.loader import Bundle
 
 HEADER = "<|im_start|>assistant\n"
@@ -33,7 +34,7 @@ CONFIG_TOKENS = {
 }
 ONE_TOKEN = ("<|endoftext|>", "<|im_start|>", END, *CONFIG_TOKENS)
 TOKENIZER_FIX = "copy the tokenizer's files from the model's origin"
-TEMPLATE_FIX = "use the published Qwen2.5-VL chat template, in training and at inference"
+TEMPLATE_FIX = "use the chat template that the model was published with, in training and at inference"
 CONTEXT = 4
 """Tokens shown on either side of a difference."""
 
@@ -81,7 +82,8 @@ def _conversation(item: EncodedSample, bundle: Bundle) -> str:
     merge = bundle.detector.config.vision_config.spatial_merge_size
     image_tokens = [int(grid.prod()) // merge**2 for grid in item.image_grid_thw]
     request = data.request.replace("{labels}", ", ".join(bundle.labels))
-    prompt = prompt_text(data.system_prompt, request, answers[:-1], image_tokens)
+    prefix = bundle.processor.family.answer_prefix
+    prompt = prompt_text(data.system_prompt or "", request, answers[:-1], image_tokens, prefix)
     return prompt + answers[-1] + END
 
 
@@ -121,24 +123,27 @@ def template(subject: Subject) -> Verdict:
         ("the training processor", both.trained.processor),
         ("the inference processor", both.served.processor),
     ):
-        problems += template_problems(tokenizer, name)
-    return Verdict("templates write Qwen2.5-VL's published chat format", tuple(problems))
+        problems += template_problems(tokenizer, both.trained.processor.family, name)
+    return Verdict("templates write the published chat format", tuple(problems))
 
 
-def template_problems(tokenizer: Any, name: str) -> Iterator[Problem]:
+def template_problems(tokenizer: Any, family: Family, name: str) -> Iterator[Problem]:
     """Where a tokenizer's or processor's chat template departs from the published format."""
     question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]}
     answer = {"role": "assistant", "content": [{"type": "text", "text": "[]"}]}
     system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
     messages = [system, question, answer, question]
-    expected = prompt_text("Be brief.", "Where?", ["[]"], [1, 1])
-    for wanted, with_prompt in ((expected, True), (expected.removesuffix(HEADER), False)):
-        found = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=with_prompt)
+    expected = prompt_text("Be brief.", "Where?", ["[]"], [1, 1], family.answer_prefix)
+    ending = HEADER + family.answer_prefix
+    for wanted, with_prompt in ((expected, True), (expected.removesuffix(ending), False)):
+        found = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=with_prompt, **family.template_settings
+        )
         if found != wanted:
             at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), len(found))
             got, due = found[max(0, at - 12) : at + 12], wanted[max(0, at - 12) : at + 12]
-            ending = "with" if with_prompt else "without"
-            what = f"the chat template {ending} a generation prompt writes {got!r} for {due!r}"
+            which = "with" if with_prompt else "without"
+            what = f"the chat template {which} a generation prompt writes {got!r} for {due!r}"
             yield Problem(what, f"{name}, character {at}", TEMPLATE_FIX)
 
 
@@ -206,12 +211,15 @@ def tokenizer(subject: Subject) -> Verdict:
 def labels(subject: Subject) -> Verdict:
     """Exactly the assistants' answers are learned, each with its end of turn; the last is the student's."""
     own = pair(subject).trained.processor.tokenizer
-    header, end = own(HEADER, add_special_tokens=False)["input_ids"], own.convert_tokens_to_ids(END)
+    family, end = pair(subject).trained.processor.family, own.convert_tokens_to_ids(END)
+    header, before = (
+        own(text, add_special_tokens=False)["input_ids"] for text in (HEADER, family.answer_prefix)
+    )
     batch, problems = training(subject).batches[0], []
     fix = "labels are the answers' tokens, student_mask those of the last answer"
     for row, sample in enumerate(subject.samples):
         ids = batch["input_ids"][row].tolist()
-        answers = _answers(ids, header, end)
+        answers = _answers(ids, header, before, end)
         learned = {index for start, stop in answers for index in range(start, stop)}
         marked = (batch["labels"][row] != IGNORED).nonzero().flatten().tolist()
         student = batch["student_mask"][row].nonzero().flatten().tolist()
@@ -228,12 +236,15 @@ def labels(subject: Subject) -> Verdict:
     return Verdict(f"{count} tokens are learned: the answers and nothing else", tuple(problems))
 
 
-def _answers(ids: Sequence[int], header: Sequence[int], end: int) -> list[tuple[int, int]]:
-    """Ranges between an assistant's header and the end of its turn, that end included."""
+def _answers(
+    ids: Sequence[int], header: Sequence[int], prefix: Sequence[int], end: int
+) -> list[tuple[int, int]]:
+    """Ranges of the answers, each with the end of its turn; ``prefix`` may stand before one."""
     found = []
     for start in range(len(header), len(ids)):
         if list(ids[start - len(header) : start]) == list(header):
-            found.append((start, ids.index(end, start) + 1))
+            begin = start + len(prefix) * (list(ids[start : start + len(prefix)]) == list(prefix))
+            found.append((begin, ids.index(end, begin) + 1))
     return found
 
 

@@ -12,18 +12,22 @@ TURN_BEGINS, TURN_ENDS = "<|im_start|>", "<|im_end|>"
 HEADER = "assistant\n"
 
 
-def answer_spans(input_ids: Sequence[int], tokenizer: Any) -> list[tuple[int, int]]:
+def answer_spans(input_ids: Sequence[int], tokenizer: Any, answer_prefix: str) -> list[tuple[int, int]]:
     """Half-open ranges of the assistant's answers, each with its closing ``<|im_end|>``.
 
     Args:
         input_ids: one sequence without padding.
         tokenizer: the model's.
+        answer_prefix: what stands before the last answer in its turn, such as an empty thought.
     """
+    prefix = tokenizer(answer_prefix, add_special_tokens=False)["input_ids"]
     begins, ends = tokenizer.convert_tokens_to_ids([TURN_BEGINS, TURN_ENDS])
     spans = []
     for at, token in enumerate(input_ids):
         if token != begins or (start := _behind_header(input_ids, at + 1, tokenizer)) is None:
             continue
+        if input_ids[start : start + len(prefix)] == prefix:
+            start += len(prefix)
         if ends in input_ids[start:]:
             spans.append((start, input_ids.index(ends, start) + 1))
     return spans

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from qwendet.checks.loss.watched import Watched
 from qwendet.checks.result import Table, Verdict
 from qwendet.errors import Problem
 from qwendet.loading.checkpoint import dtype_name
+from qwendet.model.spread import of_this_process
 
 LEAST = 0.9
 """Share of a part's weights that a step must be able to move."""
@@ -81,9 +81,8 @@ def moved_share(weights: Tensor, rate: float, *, kept: bool = False) -> float:
 
 def _some(parameter: Tensor) -> Tensor:
     """Weights of a parameter, or of the part of it that is on this process."""
-    local = parameter.detach()
-    flat = (local.to_local() if isinstance(local, DTensor) else local).flatten()
-    return flat[:: 1 + (len(flat) - 1) // LOOKED_AT]
+    flat = of_this_process(parameter.detach()).flatten()
+    return flat[:: len(flat) // LOOKED_AT + 1]
 
 
 def _is_compensated(group: dict[str, Any]) -> bool:

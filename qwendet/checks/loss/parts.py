@@ -12,7 +12,8 @@ PARTS = ("vision", "merger", "language", "head")
 def parts(detector: Qwen25VLWithDetection) -> dict[str, dict[str, nn.Parameter]]:
     """The parameters of each part by name, told apart by the module that holds them."""
     visual = detector.vlm.model.visual
-    merger = {id(parameter) for parameter in visual.merger.parameters()}
+    mergers = [visual.merger, getattr(visual, "deepstack_merger_list", None)]
+    merger = {id(parameter) for module in mergers if module is not None for parameter in module.parameters()}
     vision = {id(parameter) for parameter in visual.parameters()} - merger
     head = set() if detector.head is None else {id(parameter) for parameter in detector.head.parameters()}
     found: dict[str, dict[str, nn.Parameter]] = {name: {} for name in PARTS}

@@ -37,8 +37,9 @@ def prompt(watched: Watched) -> Verdict:
 
 
 def boxes(watched: Watched) -> Verdict:
-    """Each answer's text, read back, is the sample's boxes to half a pixel of the model's image."""
-    patch, problems, worst = watched.subject.bundle.processor.image_processor.patch_size, [], 0.0
+    """Each answer's text, read back, is the sample's boxes to half a unit of the answers' frame."""
+    processor, problems, worst = watched.subject.bundle.processor, [], 0.0
+    patch = processor.image_processor.patch_size
     for row, (sample, ids, spans) in enumerate(
         zip(watched.subject.samples, watched.ids, watched.spans, strict=True)
     ):
@@ -47,14 +48,15 @@ def boxes(watched: Watched) -> Verdict:
         found = [item.bbox_2d for item in parse_answer(text).objects]
         encoded = watched.subject.encoded[row]
         _, rows, columns = encoded.image_grid_thw[-1].tolist()
-        scale = np.array([columns * patch, rows * patch] * 2) / np.array([*encoded.image_size] * 2)
+        frame = processor.family.answer_size((columns * patch, rows * patch))
+        scale = np.array([*frame] * 2) / np.array([*encoded.image_size] * 2)
         wanted = [np.array(item.bbox_2d) * scale for item in trainable_objects(sample.student)]
         gap = _largest_gap(wanted, found)
         worst = max(worst, gap)
         if gap > HALF_PIXEL + SLIVER / 2 + 1e-6:
-            what = f"the boxes of the answer are up to {gap:.1f} pixels of the model's image off"
+            what = f"the boxes of the answer are up to {gap:.1f} units of {frame[0]} by {frame[1]} off"
             problems.append(Problem(what, sample.where, "see rescale_xyxy and answers.py"))
-    return Verdict(f"boxes read back from answers are within {worst:.2f} pixels", tuple(problems))
+    return Verdict(f"boxes read back from answers are within {worst:.2f} of a unit", tuple(problems))
 
 
 def _largest_gap(wanted: list[np.ndarray], found: list[tuple[float, float, float, float]]) -> float:

@@ -12,6 +12,7 @@ import torch
 from qwendet.checks.loss.step import without_dropout
 from qwendet.checks.loss.watched import Spans, Watched, numbers
 from qwendet.encoding.encode import EncodedSample
+from qwendet.families.family import IMAGE_TOKEN
 from qwendet.model.detector import Qwen25VLWithDetection
 
 
@@ -20,7 +21,7 @@ def published_nll(
 ) -> npt.NDArray[np.float64]:
     """Float64 ``-log p`` of the answer tokens of some samples, from the logits of a published model."""
     encoded, ids, spans = watched.subject.encoded, watched.ids, watched.spans
-    image_token = watched.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    image_token = watched.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     with without_dropout(detector), torch.no_grad(), detector.computing():
         own = [_nll_of(detector.vlm, encoded[row], ids[row], spans[row], image_token) for row in rows]
     return np.concatenate(own)

@@ -85,7 +85,8 @@ class Watched:
     @cached_property
     def spans(self) -> list[Spans]:
         """The answers of each sample, found in its tokens; the last is the student's."""
-        return [answer_spans(ids, self.tokenizer) for ids in self.ids]
+        prefix = self.subject.bundle.processor.family.answer_prefix
+        return [answer_spans(ids, self.tokenizer, prefix) for ids in self.ids]
 
     @cached_property
     def is_student(self) -> npt.NDArray[np.bool_]:

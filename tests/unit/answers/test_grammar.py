@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwendet.answers.format import format_answer, parse_answer
-from qwendet.answers.grammar import AnswerGrammar, AnswerState
+from qwendet.answers.grammar import MARKS, AnswerGrammar, AnswerState
 from qwendet.data.samples import DetectedObject
 
 LABELS = ["cat", "cat tree", 'le"ft \\ 圆', "a]}"]
@@ -46,14 +46,14 @@ def detected_objects(draw: st.DrawFn) -> DetectedObject:
 def test_grammar__holds_every_answer_that_training_writes(objects: list[DetectedObject]) -> None:
     state = GRAMMAR.read(format_answer(objects).encode(), most_boxes=4)
     assert state == AnswerState(-1, boxes=len(objects))
-    assert state.is_complete
+    assert GRAMMAR.may_end(state)
 
 
 @given(st.data())
 def test_grammar__every_way_through_it_is_a_valid_answer(data: st.DataObject) -> None:
     state, text = AnswerState(), bytearray()
     bytes_drawn = st.sampled_from(sorted(GRAMMAR.alphabet))
-    while not state.is_complete:
+    while not GRAMMAR.may_end(state):
         choices = {
             byte: after
             for byte in GRAMMAR.alphabet
@@ -98,3 +98,32 @@ def test_grammar__an_image_of_one_pixel_has_one_box() -> None:
         -1, boxes=1
     )
     assert grammar.read(b'[{"bbox_2d": [1', most_boxes=1) is None
+
+
+def marked(text: str) -> bytes:
+    """An answer in box tokens, each token as its byte."""
+    written = text.encode()
+    for token, byte in MARKS.items():
+        written = written.replace(token.encode(), byte)
+    return written
+
+
+@given(st.lists(detected_objects(), max_size=4))
+def test_grammar__holds_every_answer_in_box_tokens(objects: list[DetectedObject]) -> None:
+    grammar = AnswerGrammar(LABELS, SIZE, "box_tokens")
+    text = format_answer(objects, "box_tokens")
+    state = grammar.read(marked(text), most_boxes=4)
+    assert state is not None
+    assert grammar.may_end(state)
+    assert state.boxes == len(objects)
+    found = [(item.bbox_2d, item.desc) for item in parse_answer(text).objects]
+    assert sorted(found) == sorted((item.bbox_2d, item.desc) for item in objects)
+
+
+@pytest.mark.parametrize(
+    "text", ["[[", "[]]", "[<|object_ref_start|>", "<|box_start|>", "<|object_ref_start|>d"]
+)
+def test_grammar__refuses_in_box_tokens(text: str) -> None:
+    grammar, written = AnswerGrammar(LABELS, SIZE, "box_tokens"), marked(text)
+    assert grammar.read(written[:-1], most_boxes=2) is not None
+    assert grammar.read(written, most_boxes=2) is None

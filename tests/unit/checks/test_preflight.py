@@ -29,7 +29,7 @@ def test_quick__passes_a_sound_model_and_refuses_a_frozen_one(
 ) -> None:
     require_preflight(with_preflight(bundle, "quick"))
     monkeypatch.setattr(
-        build_trainer, "freeze_groups", lambda detector, rates: detector.requires_grad_(False)
+        build_trainer, "freeze_groups", lambda detector, *given: detector.requires_grad_(False)
     )
     try:
         with pytest.raises(PreflightError) as caught:

@@ -22,6 +22,7 @@ from qwendet.encoding.collate import IGNORED
 from qwendet.encoding.encode import EncodedSample, Encoder
 from qwendet.encoding.prompts import conversation, request_text
 from qwendet.errors import DataError
+from qwendet.families.qwen2_5_vl import QWEN2_5_VL
 from qwendet.loader import Bundle
 from qwendet.loading.processor import ImageTextProcessor, load_processor
 
@@ -66,7 +67,7 @@ def trained(encoder: Encoder, sample: Sample) -> EncodedSample:
 @pytest.fixture(scope="session")
 def published(shared: Path) -> ImageTextProcessor:
     """Tokenizer, template and image processor of the published 7B model."""
-    return load_processor(str(shared / "qwen_processor" / "Qwen2.5-VL-7B-Instruct"), None, None)
+    return load_processor(str(shared / "qwen_processor" / "Qwen2.5-VL-7B-Instruct"), QWEN2_5_VL, None, None)
 
 
 def readable(encoder: Encoder, ids: torch.Tensor) -> str:
@@ -216,7 +217,7 @@ def own_inputs(
     processor: ImageTextProcessor, sample: Sample, request: str, answers: Sequence[str], tail: str
 ) -> Any:
     """What ``apply_chat_template`` and the processor's own call make of the same turns."""
-    messages = conversation(DataConfig().system_prompt, request, answers)
+    messages = conversation(QWEN2_5_VL.system_prompt, request, answers)
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     images = [open_image(turn.image, turn.root, "") for turn in (*sample.teachers, sample.student)]
     return processor(text=[text + tail], images=images, return_tensors="pt")
@@ -381,12 +382,12 @@ def test_encode__a_template_that_rewrites_earlier_turns(
     bundle: Bundle, sample: Sample, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = bundle.processor.tokenizer.chat_template
-    numbered = "{{ messages | length }}" + template
-    monkeypatch.setattr(bundle.processor.tokenizer, "chat_template", numbered)
+    shouting = template.replace("{{ part['text'] }}", "{{ part['text'] | upper }}")
+    monkeypatch.setattr(bundle.processor.tokenizer, "chat_template", shouting)
     error = refusal(make_encoder(bundle.processor).encode, sample, with_answer=True)
     assert str(error) == (
-        "chat template: the chat template rewrites earlier turns, so no prompt would be a prefix of its "
-        "answer (use the published Qwen2.5-VL template)"
+        "chat template: the chat template rewrites the answers of earlier turns"
+        " (use the published Qwen2.5-VL template)"
     )
 
 

@@ -146,7 +146,7 @@ def test_predict__the_untrained_model_writes_boxes_of_the_label_set_inside_the_i
     labels = list(constrained.bundle.labels)
     for sample, prediction, answer in zip(lessons, predictions, answers, strict=True):
         item = constrained.encoder.encode(sample, with_answer=False)
-        records = assert_valid(answer.text, labels, constrained._model_image_size(item), most_boxes=2)
+        records = assert_valid(answer.text, labels, constrained._answer_size(item), most_boxes=2)
         assert len(records) == len(prediction.detections)
         assert not answer.truncated
     assert any(prediction.detections for prediction in predictions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,9 +52,15 @@ def write_voc(folder: Path, *stems: str) -> Path:
 
 
 def start(
-    directory: Path, *, tiny: bool = False, model: str | None = None, data: Path | None = None
+    directory: Path,
+    *,
+    tiny: bool = False,
+    model: str | None = None,
+    data: Path | None = None,
+    how: Conversion | None = None,
+    val: float | None = None,
 ) -> tuple[InitSummary, Config]:
-    summary = init_project(directory, tiny=tiny, model=model, data=data)
+    summary = init_project(directory, tiny=tiny, model=model, data=data, how=how, val=val)
     return summary, load_config(summary.config)
 
 
@@ -103,8 +110,100 @@ def test_jsonl_file__is_named_where_it_lies(tmp_path: Path) -> None:
     summary, config = start(tmp_path / "p", model="tiny", data=data / "mine.jsonl")
     assert config.data.train == str(data / "mine.jsonl")
     assert config.data.val is None
-    assert f"qwendet data split {data / 'mine.jsonl'} DST" in summary.notes[0]
+    assert f"--data {data / 'mine.jsonl'} --val 0.1" in summary.notes[0]
     require_config_checks(config)
+
+
+def samples_in(path: str | None) -> int:
+    assert path is not None
+    return len(Path(path).read_text("utf-8").splitlines())
+
+
+def test_val__sets_images_aside(tmp_path: Path) -> None:
+    data = write_voc(tmp_path / "voc", *"abcdefghij")
+    for number, photo in enumerate((data / "JPEGImages").iterdir()):
+        Image.new("RGB", (40, 30), (20 * number, 0, 0)).save(photo)
+    summary, config = start(tmp_path / "p", model="tiny", data=data, val=0.2)
+    assert (samples_in(config.data.train), samples_in(config.data.val)) == (8, 2)
+    assert not any("no validation split" in note for note in summary.notes)
+    require_config_checks(config)
+
+
+def test_val__of_samples(tmp_path: Path) -> None:
+    """A test split stays what it is; a validation split is not mixed with training."""
+    data = write_samples(tmp_path / "d", "train", "test")
+    lines = []
+    for number in range(10):
+        Image.new("RGB", (40, 30), (20 * number, 0, 0)).save(data / f"{number}.png")
+        lines.append(json.dumps({"images": [f"{number}.png"], "objects": []}))
+    (data / "train.jsonl").write_text("\n".join(lines))
+    _, config = start(tmp_path / "p", model="tiny", data=data, val=0.1)
+    assert (samples_in(config.data.train), samples_in(config.data.val)) == (9, 1)
+    assert samples_in(str(tmp_path / "p" / "data" / "test.jsonl")) == 1
+    shutil.copy(data / "test.jsonl", data / "val.jsonl")
+    with pytest.raises(ConfigError, match="there is a validation split already"):
+        start(tmp_path / "q", model="tiny", data=data, val=0.1)
+    assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize("source", ["auto", "jsonl"])
+def test_image_dir__of_samples_becomes_the_root(tmp_path: Path, source: str) -> None:
+    data = write_samples(tmp_path / "d", "train")
+    (tmp_path / "pictures").mkdir()
+    (data / "train.png").rename(tmp_path / "pictures" / "train.png")
+    how = Conversion(source, image_dir=tmp_path / "pictures")
+    for path in (data, data / "train.jsonl"):
+        _, config = start(tmp_path / path.name, model="tiny", data=path, how=how)
+        assert config.data.root == str(tmp_path / "pictures")
+        require_config_checks(config)
+
+
+def test_image_dir__of_another_format(tmp_path: Path) -> None:
+    data = write_voc(tmp_path / "voc", "a")
+    (data / "JPEGImages").rename(tmp_path / "pictures")
+    _, config = start(
+        tmp_path / "p", model="tiny", data=data, how=Conversion("voc", image_dir=tmp_path / "pictures")
+    )
+    assert samples_in(config.data.train) == 1
+    require_config_checks(config)
+
+
+def test_skip_bad__is_counted(tmp_path: Path) -> None:
+    data = write_voc(tmp_path / "voc", "a", "b")
+    (data / "Annotations" / "b.xml").write_text("<annotation>")
+    with pytest.raises(DataError, match="expected an XML annotation"):
+        start(tmp_path / "p", model="tiny", data=data)
+    summary, config = start(tmp_path / "p", model="tiny", data=data, how=Conversion(skip_bad=True))
+    assert (samples_in(config.data.train), summary.left_out) == (1, 1)
+    assert "b.xml" in (tmp_path / "p" / "data" / "left-out.txt").read_text()
+
+
+@pytest.mark.parametrize(("how", "val"), [(Conversion("voc"), None), (None, 0.1)])
+def test_options_about_data__need_data(tmp_path: Path, how: Conversion | None, val: float | None) -> None:
+    with pytest.raises(ConfigError, match="are about --data, which is not given"):
+        start(tmp_path / "p", model="tiny", how=how, val=val)
+
+
+def test_links_of_a_cache__are_named_where_they_lie(tmp_path: Path) -> None:
+    """Their files are links to names without meaning, in another folder than the images."""
+    data = write_samples(tmp_path / "snapshots", "train")
+    (tmp_path / "blobs").mkdir()
+    for name in ("train.jsonl", "train.png"):
+        (data / name).rename(tmp_path / "blobs" / name.replace(".", ""))
+        (data / name).symlink_to(tmp_path / "blobs" / name.replace(".", ""))
+    _, config = start(tmp_path / "p", model="tiny", data=data)
+    assert config.data.train == str(data / "train.jsonl")
+    require_config_checks(config)
+
+
+def test_dense__room_for_every_box(tmp_path: Path) -> None:
+    data = write_samples(tmp_path / "d", "train", size=(400, 400))
+    boxes = [
+        {"bbox_2d": [x, y, x + 9, y + 9], "desc": "dot"} for x in range(0, 400, 20) for y in range(0, 400, 20)
+    ]
+    (data / "train.jsonl").write_text(json.dumps({"images": ["train.png"], "objects": boxes}))
+    _, config = start(tmp_path / "p", model="tiny", data=data)
+    assert (config.detection.num_queries, config.infer.max_detections) == (600, 600)
 
 
 def test_folder__splits_become_training_and_validation(tmp_path: Path) -> None:

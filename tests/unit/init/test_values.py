@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pytest
 
 from qwendet.config.schema import Config
+from qwendet.encoding.image_tokens import ImageLimits
 from qwendet.init.values import (
     FULL_RECIPE,
-    PUBLISHED_LIMITS,
     TINY_RECIPE,
     Setting,
     choose_course,
@@ -22,6 +22,7 @@ from qwendet.init.values import (
 )
 
 PHOTO = (640, 480)
+LIMITS = ImageLimits(3136, 12_845_056, 28)  # Qwen2.5-VL's
 """307,200 pixels; 23 × 18 squares of 28 pixels hold it, which is 324,576."""
 
 
@@ -32,7 +33,7 @@ def boxes_of(side: float, image: tuple[int, int] = PHOTO, count: int = 100) -> n
 def pixels(
     boxes: npt.NDArray[np.float64], *sizes: tuple[int, int], recipe: object = FULL_RECIPE
 ) -> tuple[int | None, int, str]:
-    chosen = choose_pixels(boxes, sizes or {PHOTO}, PUBLISHED_LIMITS, recipe)  # type: ignore[arg-type]
+    chosen = choose_pixels(boxes, sizes or {PHOTO}, LIMITS, recipe)  # type: ignore[arg-type]
     low = chosen.get("min_pixels")
     return None if low is None else low.value, chosen["max_pixels"].value, chosen["max_pixels"].comment
 
@@ -83,10 +84,8 @@ def test_pixels__the_most_that_a_model_is_given() -> None:
 
 
 def test_pixels__without_boxes_or_sizes() -> None:
-    assert choose_pixels(np.zeros((0, 4)), {PHOTO}, PUBLISHED_LIMITS, FULL_RECIPE) == {
-        "max_pixels": Setting(1_003_520)
-    }
-    assert choose_pixels(boxes_of(9), (), PUBLISHED_LIMITS, TINY_RECIPE) == {"max_pixels": Setting(50_176)}
+    assert choose_pixels(np.zeros((0, 4)), {PHOTO}, LIMITS, FULL_RECIPE) == {"max_pixels": Setting(1_003_520)}
+    assert choose_pixels(boxes_of(9), (), LIMITS, TINY_RECIPE) == {"max_pixels": Setting(50_176)}
 
 
 @pytest.mark.parametrize(

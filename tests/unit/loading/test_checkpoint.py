@@ -20,6 +20,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 import qwendet.loader
 from qwendet.config.schema import Config
 from qwendet.errors import CheckpointError, DataError
+from qwendet.families.qwen2_5_vl import QWEN2_5_VL
 from qwendet.files import atomic_file, atomic_folder, find_folder, sha256_of_file
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, config_of_checkpoint, load, restore
@@ -100,7 +101,7 @@ def test_save_and_load__trained_weights_are_float32_and_frozen_ones_as_the_confi
     found = load_for_inference(save_bundle(built, tmp_path / "final"))
     for bundle in (built, found):
         for name, parameter in bundle.detector.named_parameters():
-            is_trained = group_of(name) in ("merger", "head")
+            is_trained = group_of(name, QWEN2_5_VL) in ("merger", "head")
             assert parameter.dtype == (torch.float32 if is_trained else getattr(torch, dtype)), name
     assert_same_weights(found.detector, built.detector)
 

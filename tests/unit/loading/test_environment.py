@@ -65,6 +65,7 @@ def test_weights__in_bfloat16_are_refused_where_the_model_is_not() -> None:
 def test_weights__in_bfloat16_are_refused_where_they_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     train = {"weights": "bfloat16", "optimizer": "stable_adamw"}
     with pytest.raises(EnvironmentLacksError, match="FSDP spreads trained weights of one type"):
         require_launcher(Config.model_validate({"train": train}))

@@ -239,8 +239,15 @@ def test_load__without_labels(make_config: MakeConfig) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        pytest.param("config.json", None, "expected a config.json with model_type qwen2_5_vl", id="config"),
-        pytest.param("config.json", '{"model_type": "llama"}', "qwen2_5_vl, got llama", id="another model"),
+        pytest.param(
+            "config.json", None, "config.json names no model_type, which is not supported", id="config"
+        ),
+        pytest.param(
+            "config.json",
+            '{"model_type": "llama"}',
+            "model_type llama is no family that is supported",
+            id="another model",
+        ),
         pytest.param("config.json", "{", "the model cannot be loaded", id="cut config"),
         pytest.param(MODEL, None, f"no file named {MODEL}", id="weights"),
         pytest.param(MODEL, "cut", "the model cannot be loaded: Error while deserializing", id="cut weights"),

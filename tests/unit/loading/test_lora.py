@@ -20,6 +20,7 @@ from qwendet.data.samples import SampleFile
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.demo.tiny import TINY_FOLDER, write_untrained
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
+from qwendet.families.qwen2_5_vl import QWEN2_5_VL
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.loading.checkpoint import files_of
@@ -136,12 +137,12 @@ def test_groups__the_adapter_is_in_the_group_of_its_part_and_the_base_is_frozen(
 ) -> None:
     config = make_lora(targets=targets)
     detector = load(config, for_inference=False).detector
-    freeze_groups(detector, config.train.group_learning_rates())
+    freeze_groups(detector, QWEN2_5_VL, config.train.group_learning_rates())
     trained = {name for name, parameter in detector.named_parameters() if parameter.requires_grad}
-    assert {group_of(name) for name in trained} == groups
+    assert {group_of(name, QWEN2_5_VL) for name in trained} == groups
     assert all(is_adapter(name) or name.startswith("head.") for name in trained)
     assert all(parameter.requires_grad for parameter in detector.head.parameters()), "the head trains in full"
-    made = parameter_groups(detector, config.train.group_learning_rates(), 0.1)
+    made = parameter_groups(detector, QWEN2_5_VL, config.train.group_learning_rates(), 0.1)
     assert sum(len(group["params"]) for group in made) == len(trained)
     assert type(detector.vlm) is Qwen2_5_VLForConditionalGeneration
 
@@ -154,7 +155,7 @@ def test_train__the_base_stays_bitwise_and_adapter_and_head_change(
     trainer.train()
     after = state_of(trainer.bundle.detector)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {group_of(name) for name in changed} == {"vision", "merger", "language", "head"}
+    assert {group_of(name, QWEN2_5_VL) for name in changed} == {"vision", "merger", "language", "head"}
     assert changed == {name for name in before if is_adapter(name) or name.startswith("head.")}
 
 
@@ -189,7 +190,7 @@ def test_dropout__0_is_0_and_another_is_not(make_lora: MakeConfig, scenes: Path)
 def test_half_precision__the_adapter_is_float32(make_config: MakeConfig) -> None:
     config = make_config(model={"dtype": "bfloat16", "lora": {"rank": 2}})
     for name, parameter in load(config, for_inference=False).detector.named_parameters():
-        is_trained = is_adapter(name) or group_of(name) == "head"
+        is_trained = is_adapter(name) or group_of(name, QWEN2_5_VL) == "head"
         assert parameter.dtype == (torch.float32 if is_trained else torch.bfloat16), name
 
 

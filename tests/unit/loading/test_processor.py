@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, Qwen2
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from qwendet.config.schema import Config
+from qwendet.families.qwen2_5_vl import QWEN2_5_VL
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.loading.processor import ImageTextProcessor, load_processor, save_processor
 
@@ -41,7 +42,7 @@ def published_folder(shared: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def published(published_folder: Path) -> ImageTextProcessor:
-    return load_processor(str(published_folder), None, None)
+    return load_processor(str(published_folder), QWEN2_5_VL, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,7 @@ def test_save_processor__the_tokenizer_comes_back_left_padded_with_the_same_ids_
 
 
 def test_save_processor__loads_again_the_same(saved_folder: Path, published: ImageTextProcessor) -> None:
-    found = load_processor(str(saved_folder), None, None)
+    found = load_processor(str(saved_folder), QWEN2_5_VL, None, None)
     image = noise(200, 120)
     assert found.chat_template == published.chat_template
     for name in ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "size"):
@@ -231,21 +232,21 @@ def test_auto_image_processor__is_the_published_one(saved_folder: Path, publishe
 def test_load_processor__limits_replace_the_stored_ones_one_by_one(
     limits: tuple[int | None, int | None], expected: tuple[int, int], published_folder: Path, tmp_path: Path
 ) -> None:
-    processor = load_processor(str(published_folder), *limits)
+    processor = load_processor(str(published_folder), QWEN2_5_VL, *limits)
     size = processor.image_processor.size
     assert (size["shortest_edge"], size["longest_edge"]) == expected
     save_processor(processor, tmp_path)
     stored = json.loads((tmp_path / "preprocessor_config.json").read_text(encoding="utf-8"))
     assert (stored["min_pixels"], stored["max_pixels"]) == expected
     for reloaded in (
-        load_processor(str(tmp_path), None, None).image_processor,
+        load_processor(str(tmp_path), QWEN2_5_VL, None, None).image_processor,
         AutoImageProcessor.from_pretrained(tmp_path),
     ):
         assert (reloaded.size["shortest_edge"], reloaded.size["longest_edge"]) == expected
 
 
 def test_load_processor__limits_decide_the_grid(published_folder: Path) -> None:
-    processor = load_processor(str(published_folder), 112 * 112, 224 * 224)
+    processor = load_processor(str(published_folder), QWEN2_5_VL, 112 * 112, 224 * 224)
     grids = [
         processor.image_processor(images=[noise(*size)], return_tensors="pt")["image_grid_thw"][0].tolist()
         for size in ((28, 28), (640, 480))

@@ -151,6 +151,8 @@ def test_apart__a_sliding_window_goes_by_the_mask(
 ) -> None:
     """Each sample by itself, a token would see all before it."""
     language_model = detector64.vlm.model.language_model
-    monkeypatch.setattr(language_model, "has_sliding_layers", True)
-    mask = batch["attention_mask"]
-    assert apart(language_model, mask, batch["num_tokens"], mask.shape) == {"attention_mask": mask}
+    layers = ["sliding_attention"] * language_model.config.num_hidden_layers
+    monkeypatch.setattr(language_model.config, "layer_types", layers)
+    mask, positions = batch["attention_mask"], batch["position_ids"]
+    found = apart(language_model, positions, mask, batch["num_tokens"], mask.shape)
+    assert found == {"attention_mask": mask, "position_ids": positions}

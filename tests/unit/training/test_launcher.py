@@ -54,14 +54,14 @@ def test_launcher_problems__names_what_fsdp_cannot_do(
     environment: SetEnvironment, variables: dict[str, str], in_4bit: bool, what: str | None
 ) -> None:
     environment(**FSDP2 | variables)
-    found = [p.what for p in launcher_problems(has_gpu=True, autocast="none", in_4bit=in_4bit)]
+    found = [p.what for p in launcher_problems(has_gpu=True, in_4bit=in_4bit)]
     assert len(found) == (what is not None)
     assert what is None or found[0].startswith(what)
 
 
 def test_launcher_problems__refuses_deepspeed_and_names_fsdp2(environment: SetEnvironment) -> None:
     environment(ACCELERATE_USE_DEEPSPEED="true")
-    (problem,) = launcher_problems(has_gpu=True, autocast="none", in_4bit=False)
+    (problem,) = launcher_problems(has_gpu=True, in_4bit=False)
     assert "pickles, which are never loaded here" in problem.what
     assert "FSDP2" in problem.fix
 

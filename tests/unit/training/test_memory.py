@@ -115,7 +115,7 @@ def test_estimate__fsdp_spreads_all_and_gathers_what_is_computed_with(shared: Pa
     merger = merged * (merged + 1) + (merged + 1) * size + vision.hidden_size
     outside = 2 * text.vocab_size * size + merger + 3 * 2 * 14 * 14 * vision.hidden_size + size
     gathered = eight.moments["logits"] - one.moments["logits"]
-    assert gathered == (outside + 2 * layer) * 2 * 2
+    assert gathered == (outside + 2 * layer) * 4 * 2
 
 
 def test_check__7b_fits_where_fsdp_spreads_it(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,129 @@
+"""``Family``: every question that Qwen's vision families answer differently.
+
+Sizes (patch, merge, layers, token ids) are not here: they are read from the model's config and its processor.
+Nothing here imports torch or transformers, so ``init`` and ``validate-config`` may ask, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from qwendet.errors import CheckpointError
+
+Frame = Literal["pixels", "thousandths"]
+"""Of coordinates in answers: pixels of the resized image, or thousandths of the image's width and height."""
+
+AnswerForm = Literal["json", "box_tokens"]
+"""JSON objects with ``bbox_2d`` and ``label``, or Qwen2-VL's box tokens."""
+
+THOUSANDTHS = 1000
+END_OF_TURN = "<|im_end|>"
+IMAGE_TOKEN = "<|image_pad|>"
+
+
+@dataclass(frozen=True)
+class PixelLimits:
+    """Published limits of the resized image.
+
+    Attributes:
+        min_pixels: smaller images are enlarged to at least this many pixels.
+        max_pixels: larger images are shrunk to at most this many pixels.
+        unit: both sides are multiples of it: patch size times merge size.
+    """
+
+    min_pixels: int
+    max_pixels: int
+    unit: int
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    r"""One family.
+
+    Attributes:
+        model_type: of ``config.json``.
+        name: as people write it, in hub ids too.
+        other_names: of later releases of the same kind.
+        model_class: of transformers.
+        processor_class: of transformers, as ``preprocessor_config.json`` names it.
+        image_processor_class: of transformers, likewise.
+        frame: of the coordinates in answers.
+        answer_form: how answers are written.
+        limits: published ones; what a model's own processor says goes first.
+        limits_as_size: the processor's file names the limits ``size.shortest_edge`` and ``size.longest_edge``
+            (counts of pixels all the same), else ``min_pixels`` and ``max_pixels``.
+        image_mean: of red, green and blue, in the unit interval; pixels are normalised by it.
+        image_std: likewise.
+        system_prompt: text of the system turn that the published template writes; empty for no such turn.
+        template_settings: given to the chat template, in training and at inference.
+        answer_prefix: what the template then puts between ``assistant\\n`` and the answer.
+        merger: beginnings of the names of the modules between vision tower and language model; the rest of
+            ``model.visual`` is the tower.
+        lora: pattern of the modules that an adapter trains, by part: ``language``, ``vision``, ``merger``.
+        packing_refusal: why samples cannot share a row; empty if they can.
+        ignored_weights: published weights that transformers leaves out, so that an export lacks them.
+        licences: of published models, by hub id; those that are not named have the licence of ``*``.
+    """
+
+    model_type: str
+    name: str
+    model_class: str
+    processor_class: str
+    image_processor_class: str
+    frame: Frame
+    answer_form: AnswerForm
+    limits: PixelLimits
+    limits_as_size: bool
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    system_prompt: str
+    answer_prefix: str
+    merger: tuple[str, ...]
+    lora: Mapping[str, str]
+    other_names: tuple[str, ...] = ()
+    template_settings: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
+    packing_refusal: str = ""
+    ignored_weights: tuple[str, ...] = ()
+    licences: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({"*": "Apache-2.0"}))
+
+    def answer_size(self, model_size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of the frame of an answer's coordinates.
+
+        A box in pixels of the displayed image is written times this over the displayed size; each coordinate
+        lies between 0 and this, both included.
+
+        Args:
+            model_size: width and height of the resized image, pixels.
+        """
+        return model_size if self.frame == "pixels" else (THOUSANDTHS, THOUSANDTHS)
+
+    def part_of(self, name: str) -> str:
+        """``vision``, ``merger`` or ``language``: the part of the model that a parameter belongs to.
+
+        Args:
+            name: of the published class, such as ``model.visual.merger.norm.weight``.
+        """
+        if name.startswith(self.merger):
+            return "merger"
+        return "vision" if name.startswith("model.visual.") else "language"
+
+    def licence(self, hub_id: str) -> str:
+        """Licence of a published model."""
+        return self.licences.get(hub_id, self.licences["*"])
+
+
+def unknown_family(model_type: str | None, where: str, known: Mapping[str, Family]) -> CheckpointError:
+    """What is said of a model of none of the families."""
+    names = ", ".join(f"{family.name} ({family.model_type})" for family in known.values())
+    kind = "is a mixture of experts, which" if (model_type or "").endswith("_moe") else ""
+    what = (
+        f"model_type {model_type} {kind}".strip() if model_type else "config.json names no model_type, which"
+    )
+    return CheckpointError(
+        f"{what} is not supported" if kind or not model_type else f"{what} is no family that is supported",
+        where,
+        f"take a model of {names}",
+    )

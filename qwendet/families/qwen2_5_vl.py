@@ -1,0 +1,31 @@
+"""Qwen2.5-VL: JSON, pixels of the resized image, a vision tower that attends within windows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+
+from qwendet.families.qwen2_vl import QWEN2_VL
+
+QWEN2_5_VL = replace(
+    QWEN2_VL,
+    model_type="qwen2_5_vl",
+    name="Qwen2.5-VL",
+    model_class="Qwen2_5_VLForConditionalGeneration",
+    processor_class="Qwen2_5_VLProcessor",
+    frame="pixels",
+    answer_form="json",
+    lora=MappingProxyType(
+        {
+            **QWEN2_VL.lora,
+            "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)",
+        }
+    ),
+    licences=MappingProxyType(
+        {
+            "*": "Apache-2.0",
+            "Qwen/Qwen2.5-VL-3B-Instruct": "Qwen Research License (no commercial use)",
+            "Qwen/Qwen2.5-VL-72B-Instruct": "Qwen License",
+        }
+    ),
+)

@@ -1,0 +1,68 @@
+"""Published configurations with few, narrow layers: trained, evaluated, exported, loaded by transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from benchmarks.narrow_model import write_narrow_model
+from qwendet import Predictor
+from qwendet.checks.consistency.suite import run_consistency_checks
+from qwendet.checks.subject import temporary_subject
+from qwendet.config.load import build_config
+from qwendet.data.samples import SampleFile
+from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.export.directory import export
+from qwendet.loading.checkpoint import read_manifest
+from qwendet.train import train
+from tests.unit.families.test_families import PUBLISHED
+
+QUICK = (
+    "consistency.prompt.prefix", "consistency.prompt.text", "consistency.prompt.labels",
+    "consistency.prompt.template", "consistency.images.pixels", "consistency.images.answers",
+    "consistency.compute.positions", "consistency.compute.padding", "consistency.head.order",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_config__is_trained_evaluated_exported_and_loaded(
+    name: str, shared: Path, tmp_path: Path
+) -> None:
+    model = write_narrow_model(shared / "qwen_processor" / name, tmp_path / "model")
+    files = {
+        split: str(write_dataset(PRETRAIN, tmp_path / f"{split}.jsonl", 4, 1)) for split in ("train", "val")
+    }
+    config = build_config(
+        {
+            "model": {"path": str(model), "device": "cpu"},
+            "data": files | {"max_pixels": 65536, "allow": ["config.data.train_val_overlap"]},
+            "detection": {"hidden_size": 32, "num_layers": 1, "num_queries": 10},
+            "train": {"output_dir": str(tmp_path / "run"), "max_steps": 3, "preflight": "off"},
+            "infer": {"max_new_tokens": 4},
+        },
+        "test",
+    )
+    with temporary_subject(config) as subject:
+        results, _ = run_consistency_checks(subject, only=QUICK)
+    assert [result for result in results if result.status != "pass"] == []
+    summary = train(config)
+    assert summary.final is not None
+    assert summary.metrics is not None
+    assert "head/AP" in summary.metrics
+    assert read_manifest(summary.final).config.data.system_prompt is not None
+    sample = SampleFile(Path(files["val"]))[0]
+    predictor = Predictor.from_checkpoint(summary.final)
+    (found,) = predictor.predict([sample], "both")
+    assert found.answer is not None
+    export(summary.final, tmp_path / "out")
+    family = predictor.bundle.processor.family
+    loaded, report = getattr(transformers, family.model_class).from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    own = dict(predictor.bundle.detector.vlm.named_parameters())
+    assert all(torch.equal(parameter, own[key]) for key, parameter in loaded.named_parameters())
