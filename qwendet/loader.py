@@ -105,6 +105,12 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
     in_float32 = _in_float32(config, manifest, for_inference=for_inference)
     vlm = load_vlm(str((base or origin).folder), config.model, weights, in_float32)
     family = family_of(vlm.config.model_type, source)
+    if manifest is not None and manifest.family != family.model_type:
+        raise CheckpointError(
+            f"the manifest is of {manifest.family}, config.json of {family.model_type}",
+            source,
+            "take a checkpoint as it was written: boxes of one family mean something else to another",
+        )
     with reading("tokenizer and image processor", source):
         processor = load_processor(source, family, config.data.min_pixels, config.data.max_pixels)
     require_fitting(processor, vlm.config, source)

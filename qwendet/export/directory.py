@@ -90,7 +90,7 @@ def export(
     bundle = _as_exported(bundle, wanted)
     with atomic_folder(output) as folder:
         factor = bundle.processor.image_processor.patch_size * bundle.processor.image_processor.merge_size
-        card = render_card(manifest, bundle.config, _metrics_of(checkpoint), factor)
+        card = render_card(manifest, bundle.config, bundle.processor.family, _metrics_of(checkpoint), factor)
         (folder / CARD).write_text(card, encoding="utf-8")
         save_checkpoint(
             folder,

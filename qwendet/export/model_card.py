@@ -8,15 +8,16 @@ from typing import Any
 
 from qwendet.config.schema import Config
 from qwendet.encoding.prompts import request_text
+from qwendet.families.family import AnswerForm, Family, Frame
 from qwendet.loading.checkpoint import HEAD_WEIGHTS, Manifest
 
 FRONT_MATTER = """\
 ---
 library_name: transformers
 pipeline_tag: image-text-to-text
-tags: [object-detection, qwen2.5-vl, qwendet]
+tags: [object-detection, {family}, qwendet]
 ---
-"""
+# A {family} object detector"""
 
 HOW = """\
 ## How to ask it
@@ -25,29 +26,44 @@ One system turn and one user turn, the image before the text, with the model's o
 
 {messages}
 
-Images are resized to between {min_pixels} and {max_pixels} pixels, sides to multiples of {factor}, by PIL.
-The answer is JSON, `[{{"bbox_2d": [x1, y1, x2, y2], "label": "…"}}]`, in pixels of the image **as resized**:
-multiply x by the displayed width over the resized width, and y likewise. Decode greedily, as
-`generation_config.json` says.
+{settings}PIL resizes images to between {min_pixels} and {max_pixels} pixels, sides to multiples of {factor}.
+The answer is {form},
+{frame}, and y likewise.
+Decode greedily, as `generation_config.json` says.
 """
+FORMS: dict[AnswerForm, str] = {
+    "json": 'JSON, `[{"bbox_2d": [x1, y1, x2, y2], "label": "…"}]`',
+    "box_tokens": "for each box"
+    " `<|object_ref_start|>label<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>`",
+}
+FRAMES: dict[Frame, str] = {
+    "pixels": "in pixels of the image **as resized**: multiply x by displayed width over resized width",
+    "thousandths": "in thousandths of the image: multiply x by displayed width over 1000",
+}
 
 
-def render_card(trained: Manifest, config: Config, metrics: Mapping[str, float], factor: int) -> str:
+def render_card(
+    trained: Manifest, config: Config, family: Family, metrics: Mapping[str, float], factor: int
+) -> str:
     """Write the card.
 
     Args:
         trained: manifest of the checkpoint that was exported.
         config: config of the exported model.
+        family: of the model.
         metrics: what the run measured on its validation samples; may be empty.
         factor: side of an image token in pixels.
     """
-    parts = [FRONT_MATTER + "# A Qwen2.5-VL object detector", _facts(trained, config), _measured(metrics)]
+    parts = [FRONT_MATTER.format(family=family.name), _facts(trained, config, family), _measured(metrics)]
     request = request_text(config.data.request, trained.labels)
     messages: list[dict[str, Any]] = [{"role": "user", "content": ["<image>", request]}]
     if config.data.system_prompt:
         messages.insert(0, {"role": "system", "content": config.data.system_prompt})
     how = HOW.format(
         messages=_fenced(messages),
+        settings=_settings(family),
+        form=FORMS[family.answer_form],
+        frame=FRAMES[family.frame],
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,
         factor=factor,
@@ -55,7 +71,13 @@ def render_card(trained: Manifest, config: Config, metrics: Mapping[str, float],
     return "\n\n".join([*parts, how.rstrip(), "## Labels\n\n" + _fenced(trained.labels)]) + "\n"
 
 
-def _facts(trained: Manifest, config: Config) -> str:
+def _settings(family: Family) -> str:
+    """What the chat template is given besides."""
+    given = json.dumps(dict(family.template_settings))
+    return f"The template is given `{given}`.\n\n" if family.template_settings else ""
+
+
+def _facts(trained: Manifest, config: Config, family: Family) -> str:
     model = trained.config.model
     facts = {
         "trained for": f"{trained.step} steps",
@@ -68,6 +90,8 @@ def _facts(trained: Manifest, config: Config) -> str:
     }
     if model.revision is not None:
         facts["base model"] = f"{model.path} at {model.revision}"
+    if family.ignored_weights:
+        facts["left out"] = f"{', '.join(family.ignored_weights)}, which transformers does not load"
     if model.lora is not None:
         facts["merged"] = (
             f"a LoRA adapter of rank {model.lora.rank} on a base with fingerprint {model.lora.fingerprint}"

@@ -65,7 +65,6 @@ class Family:
         lora: pattern of the modules that an adapter trains, by part: ``language``, ``vision``, ``merger``.
         packing_refusal: why samples cannot share a row; empty if they can.
         ignored_weights: published weights that transformers leaves out, so that an export lacks them.
-        licences: of published models, by hub id; those that are not named have the licence of ``*``.
     """
 
     model_type: str
@@ -87,7 +86,6 @@ class Family:
     template_settings: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
     packing_refusal: str = ""
     ignored_weights: tuple[str, ...] = ()
-    licences: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({"*": "Apache-2.0"}))
 
     def answer_size(self, model_size: tuple[int, int]) -> tuple[int, int]:
         """Width and height of the frame of an answer's coordinates.
@@ -109,10 +107,6 @@ class Family:
         if name.startswith(self.merger):
             return "merger"
         return "vision" if name.startswith("model.visual.") else "language"
-
-    def licence(self, hub_id: str) -> str:
-        """Licence of a published model."""
-        return self.licences.get(hub_id, self.licences["*"])
 
 
 def unknown_family(model_type: str | None, where: str, known: Mapping[str, Family]) -> CheckpointError:

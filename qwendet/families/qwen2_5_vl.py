@@ -21,11 +21,4 @@ QWEN2_5_VL = replace(
             "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)",
         }
     ),
-    licences=MappingProxyType(
-        {
-            "*": "Apache-2.0",
-            "Qwen/Qwen2.5-VL-3B-Instruct": "Qwen Research License (no commercial use)",
-            "Qwen/Qwen2.5-VL-72B-Instruct": "Qwen License",
-        }
-    ),
 )

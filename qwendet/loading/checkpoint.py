@@ -26,6 +26,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from qwendet.config.schema import Config
 from qwendet.errors import CheckpointError, Problem
+from qwendet.families.choose import family_of
+from qwendet.families.family import Frame
 from qwendet.files import find_folder, sha256_of_file
 from qwendet.loading.lora import has_adapter, is_adapter, save_adapter
 from qwendet.loading.processor import RESIZER, ImageTextProcessor, save_processor
@@ -37,7 +39,12 @@ from qwendet.model.spread import fill, whole
 FORMAT_VERSION = 1
 MANIFEST = "qwendet.json"
 HEAD_WEIGHTS = "head/detection_head.safetensors"
-COORDINATES = "xyxy integers, pixels of the model's image"
+COORDINATES: dict[Frame, str] = {
+    "pixels": "xyxy integers, pixels of the model's image",
+    "thousandths": "xyxy integers, thousandths of the image's width and height",
+}
+FIRST_FAMILY = "qwen2_5_vl"
+"""Of manifests from before there were others, which do not name theirs."""
 VERSIONED = ("torch", "transformers", "safetensors", "pillow", "numpy")
 # What transformers would read of its own accord, so that nobody can slip it in beside hashed files.
 READ_SUFFIXES = (".safetensors", ".json", ".jinja")
@@ -70,6 +77,12 @@ class Manifest:
         files: hash of each file but the manifest.
         versions: of Python and the libraries that made it.
         step: optimizer steps done.
+        padding_side: always left.
+        resizer: of images.
+        family: ``model_type`` of the model.
+        coordinates: frame of the numbers in answers, in words.
+        format_version: of the manifest.
+        loss_version: of what the weights were trained for.
     """
 
     config: Config
@@ -84,7 +97,8 @@ class Manifest:
     step: int = 0
     padding_side: str = "left"
     resizer: str = RESIZER
-    coordinates: str = COORDINATES
+    family: str = FIRST_FAMILY
+    coordinates: str = COORDINATES["pixels"]
     format_version: int = FORMAT_VERSION
     loss_version: int = LOSS_VERSION
 
@@ -147,6 +161,8 @@ def save_checkpoint(
         files={name: sha256_of_file(folder / name) for name in files_of(folder)},
         versions={"python": platform.python_version()} | {name: version(name) for name in VERSIONED},
         step=step,
+        family=processor.family.model_type,
+        coordinates=COORDINATES[processor.family.frame],
     )
     _write_manifest(manifest, folder / MANIFEST)
 
@@ -262,12 +278,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_versions(record: dict[str, Any], path: Path) -> None:
+    family = family_of(record.get("family", FIRST_FAMILY), str(path))
     expected = {
         "format_version": FORMAT_VERSION,
         "loss_version": LOSS_VERSION,
         "padding_side": "left",
         "resizer": RESIZER,
-        "coordinates": COORDINATES,
+        "coordinates": COORDINATES[family.frame],
     }
     for name, wanted in expected.items():
         if record[name] != wanted:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from qwendet.errors import EnvironmentLacksError
+from qwendet.errors import ConfigError, EnvironmentLacksError
 from qwendet.model.detector import Qwen25VLWithDetection
 
 PROBE_TOKENS = 8
@@ -23,8 +23,13 @@ def require_isolation(detector: Qwen25VLWithDetection) -> None:
     """Run two short packed texts, then change the first: the second must not notice.
 
     Raises:
+        ConfigError: for a family whose layers cannot keep them apart.
         EnvironmentLacksError: if it does.
     """
+    if reason := detector.family.packing_refusal:
+        raise ConfigError(
+            f"{detector.family.name} cannot be packed: {reason}", "train.packing", "set it to false"
+        )
     first, second, other = torch.arange(3 * PROBE_TOKENS, device=detector.device).view(3, PROBE_TOKENS)
     change = (_second(detector, first, second) - _second(detector, other, second)).abs().max().item()
     if not change < LARGEST_CHANGE:

@@ -15,9 +15,14 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from qwendet.encoding.prompts import conversation
-from qwendet.errors import CheckpointError
+from qwendet.errors import CheckpointError, ConfigError
+from qwendet.export.model_card import render_card
 from qwendet.families.choose import FAMILIES, family_of
 from qwendet.families.family import IMAGE_TOKEN, Family
+from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.loading.checkpoint import COORDINATES, MANIFEST, read_manifest, save_checkpoint
+from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.model.packing import require_isolation
 
 PUBLISHED = {
     "Qwen2-VL-2B-Instruct": "qwen2_vl",
@@ -132,3 +137,39 @@ def test_answer_size__is_the_models_image_or_a_thousand() -> None:
     assert {FAMILIES[name].answer_size((640, 480)) for name in ("qwen2_vl", "qwen3_vl", "qwen3_5")} == {
         (1000, 1000)
     }
+
+
+def test_packing__is_refused_where_layers_are_recurrent(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "qwen_processor" / "Qwen3.5-0.8B"
+    vlm = on_meta(folder)
+    with pytest.raises(ConfigError, match=r"train\.packing: Qwen3\.5 cannot be packed: its recurrent layers"):
+        require_isolation(Qwen25VLWithDetection(vlm, None))  # type: ignore[arg-type]
+
+
+def test_card__tells_the_frame_the_form_and_what_an_export_lacks(bundle: Bundle, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, bundle.detector, bundle.processor, bundle.config, step=0)
+    manifest = read_manifest(tmp_path)
+    assert (manifest.family, manifest.coordinates) == ("qwen2_5_vl", COORDINATES["pixels"])
+    own = render_card(manifest, bundle.config, FAMILIES["qwen2_5_vl"], {}, 28)
+    assert "# A Qwen2.5-VL object detector" in own
+    assert "multiply x by displayed width over resized width, and y likewise" in own
+    other = render_card(manifest, bundle.config, FAMILIES["qwen3_5"], {}, 32)
+    assert "multiply x by displayed width over 1000, and y likewise" in other
+    assert 'The template is given `{"enable_thinking": false, "preserve_thinking": false}`.' in other
+    assert "| left out | mtp.*, which transformers does not load |" in other
+    assert "<|box_start|>(x1,y1),(x2,y2)<|box_end|>" in render_card(
+        manifest, bundle.config, FAMILIES["qwen2_vl"], {}, 28
+    )
+
+
+def test_manifest__of_another_family_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    """Boxes of one family mean something else to another."""
+    save_checkpoint(tmp_path, bundle.detector, bundle.processor, bundle.config, step=0)
+    path = tmp_path / MANIFEST
+    record = read(path) | {"family": "qwen3_vl"}
+    path.write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="coordinates is xyxy integers, pixels of the model's image"):
+        read_manifest(tmp_path)
+    path.write_text(json.dumps(record | {"coordinates": COORDINATES["thousandths"]}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="the manifest is of qwen3_vl"):
+        load(config_of_checkpoint(tmp_path), for_inference=True)

@@ -104,7 +104,9 @@ def test_revision__all_files_are_of_its_commit_and_the_manifest_names_it(
     assert int(seen.image_grid_thw[0].prod()) * 14 * 14 == max_pixels
     trained = read_manifest(save_bundle(bundle, tmp_path / "final"))
     assert (trained.config.model.path, trained.config.model.revision) == (HUB_ID, commit)
-    assert f"| base model | {HUB_ID} at {commit} |" in render_card(trained, bundle.config, {}, 28)
+    assert f"| base model | {HUB_ID} at {commit} |" in render_card(
+        trained, bundle.config, bundle.processor.family, {}, 28
+    )
 
 
 def test_revision__a_checkpoint_needs_the_hub_no_more(
