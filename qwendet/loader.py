@@ -22,6 +22,7 @@ from qwendet.encoding.collate import StandardDataCollator
 from qwendet.encoding.encode import Encoder
 from qwendet.errors import CheckpointError
 from qwendet.families.choose import family_of
+from qwendet.families.family import Family
 from qwendet.loading.checkpoint import (
     Manifest,
     is_qwendet_checkpoint,
@@ -104,13 +105,7 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
     base = _base_of_adapter(config, manifest)
     in_float32 = _in_float32(config, manifest, for_inference=for_inference)
     vlm = load_vlm(str((base or origin).folder), config.model, weights, in_float32)
-    family = family_of(vlm.config.model_type, source)
-    if manifest is not None and manifest.family != family.model_type:
-        raise CheckpointError(
-            f"the manifest is of {manifest.family}, config.json of {family.model_type}",
-            source,
-            "take a checkpoint as it was written: boxes of one family mean something else to another",
-        )
+    family = _family(vlm, manifest, source)
     with reading("tokenizer and image processor", source):
         processor = load_processor(source, family, config.data.min_pixels, config.data.max_pixels)
     require_fitting(processor, vlm.config, source)
@@ -255,6 +250,18 @@ def _require_fingerprint(wanted: LoraConfig, found: LoraConfig | None) -> None:
             f"give the folder or hub id of the right one (in training it was {wanted.base}"
             f"{f' at {wanted.revision}' if wanted.revision else ''}) with --set model.lora.base=…",
         )
+
+
+def _family(vlm: Any, manifest: Manifest | None, source: str) -> Family:
+    """The model's family, which is the manifest's, too."""
+    family = family_of(vlm.config.model_type, source)
+    if manifest is not None and manifest.family != family.model_type:
+        raise CheckpointError(
+            f"the manifest is of {manifest.family}, config.json of {family.model_type}",
+            source,
+            "take a checkpoint as it was written: boxes of one family mean something else to another",
+        )
+    return family
 
 
 def _verify(detector: Qwen25VLWithDetection, manifest: Manifest, folder: Path) -> None:

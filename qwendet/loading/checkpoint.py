@@ -43,8 +43,7 @@ COORDINATES: dict[Frame, str] = {
     "pixels": "xyxy integers, pixels of the model's image",
     "thousandths": "xyxy integers, thousandths of the image's width and height",
 }
-FIRST_FAMILY = "qwen2_5_vl"
-"""Of manifests from before there were others, which do not name theirs."""
+FIRST_FAMILY = "qwen2_5_vl"  # of manifests from before there were others
 VERSIONED = ("torch", "transformers", "safetensors", "pillow", "numpy")
 # What transformers would read of its own accord, so that nobody can slip it in beside hashed files.
 READ_SUFFIXES = (".safetensors", ".json", ".jinja")
