@@ -1,7 +1,7 @@
 """Images to detections: by the head in one forward, by generated text, or both.
 
     sample ─► encode ─► forward ─► head ─► boxes in the unit square ──────────────┐
-                    └─► generate ─► text ─► boxes in pixels of the model's image ─┴► displayed pixels
+                    └─► generate ─► text ─► boxes in the frame of the answer ─────┴► displayed pixels
 
 The prompt is, token for token, what training saw before the answer.
 """

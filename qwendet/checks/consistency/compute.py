@@ -1,7 +1,7 @@
 """``consistency.compute.*``: a token depends on what stands before it in its own sample, and on nothing else.
 
 Not on padding, on who else is in the batch, on the answer behind it, on the mode, on the cache, or on how
-attention is computed; and its positions are those of Qwen2.5-VL.
+attention is computed; and its positions are the published ones.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PACKING_FIX = "set train.packing to false, or pass four rows of positions, num_t
 
 
 def positions(subject: Subject) -> Verdict:
-    """The language model gets the positions of Qwen2.5-VL, in training and in every step of generation."""
+    """The language model gets the published positions, in training and in every step of generation."""
     both, shown, items = pair(subject), serving(subject), subject.encoded
     wheres = [sample.where for sample in subject.samples]
     trained = training(subject)

@@ -157,7 +157,7 @@ def same(subject: Subject) -> Verdict:
 
 
 def answers(subject: Subject) -> Verdict:
-    """The answer that is learned names each box in whole pixels of the model's image."""
+    """The answer that is learned names each box in whole units of the family's frame."""
     bundle, problems = pair(subject).trained, []
     tokenizer, facts = bundle.processor.tokenizer, facts_of(bundle)
     looked = looked_at(subject)

@@ -12,7 +12,7 @@ from qwendet.encoding.encode import trainable_objects
 from qwendet.errors import Problem
 
 HALF_PIXEL = 0.5
-"""Answers are whole pixels of the model's image."""
+"""Answers are whole units of the family's frame."""
 SLIVER = 1.0
 """Boxes thinner than a pixel are widened to one."""
 
