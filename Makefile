@@ -35,7 +35,7 @@ TESTS := -n auto --maxprocesses 4 --dist loadscope --doctest-modules qwendet tes
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
 # Every test file that holds one tensor or array against another, and what is planted into the model.
 NUMERIC = $(shell grep -rlE --include='test_*.py' 'assert_close|assert_allclose|torch\.equal' \
-	tests/unit tests/property tests/checkpoint tests/end_to_end) \
+	tests/unit tests/property tests/end_to_end) \
 	tests/planted/test_consistency.py tests/planted/test_loss.py tests/planted/test_sound.py
 
 .PHONY: help demo test check static docs coverage portable mutants bench-check fix clean

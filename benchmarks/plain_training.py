@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import (
+    AutoModelForImageTextToText,
     AutoTokenizer,
-    Qwen2_5_VLForConditionalGeneration,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -27,12 +27,25 @@ IGNORED = -100
 
 
 class Collator:
-    """Samples of the JSONL format to the model's inputs and labels."""
+    """Samples of the JSONL format to the model's inputs and labels.
 
-    def __init__(self, model: Path, root: Path, request: str, system: str, max_pixels: int) -> None:
+    Args:
+        model: a Hugging Face directory.
+        root: folder that image paths start from.
+        request: what the user's turn says after the image.
+        system: text of the system turn; empty for no such turn.
+        max_pixels: of the resized image.
+        thousandths: boxes in thousandths of the image, not in pixels of the resized one.
+    """
+
+    def __init__(
+        self, model: Path, root: Path, request: str, system: str, max_pixels: int, *, thousandths: bool
+    ) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
-        self.images = Qwen2VLImageProcessorPil.from_pretrained(model, max_pixels=max_pixels)
+        self.images = Qwen2VLImageProcessorPil.from_pretrained(model)
+        self.images.size["longest_edge"] = max_pixels
         self.root, self.request, self.system = root, request, system
+        self.thousandths = thousandths
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate."""
@@ -54,14 +67,17 @@ class Collator:
     def prompt(self, image_tokens: int) -> str:
         """System turn, image and request."""
         content = [{"type": "image"}, {"type": "text", "text": self.request}]
-        messages = [{"role": "system", "content": self.system}, {"role": "user", "content": content}]
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        messages = [*system, {"role": "user", "content": content}]
         text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text.replace("<|image_pad|>", "<|image_pad|>" * image_tokens)
 
     def answer(self, objects: Sequence[dict[str, Any]], size: tuple[int, int], grid: torch.Tensor) -> str:
-        """Boxes in pixels of the resized image, by top, then left."""
+        """Boxes by top, then left."""
         patch = self.images.patch_size
         width, height = int(grid[2]) * patch, int(grid[1]) * patch
+        if self.thousandths:
+            width = height = 1000
         scale = (width / size[0], height / size[1]) * 2
         rows = []
         for item in objects:
@@ -91,7 +107,7 @@ def plain_trainer(
         callback: is told of each step.
         loading: more arguments of ``from_pretrained``.
     """
-    vlm = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, **loading)
+    vlm = AutoModelForImageTextToText.from_pretrained(model, **loading)
     vlm.config.use_cache = False
     return Trainer(
         model=vlm,

@@ -1,7 +1,7 @@
-"""A random Qwen2.5-VL of the true vocabulary, and photographs: what the speed benchmarks share.
+"""A random model of the true vocabulary, and photographs: what the speed benchmarks share.
 
-It has the published tokenizer, chat template and special tokens, and the published proportions: an MLP 5.4
-(text) and 2.7 (vision) times as wide as the model, and one vision layer in four that sees the whole image.
+It has the published tokenizer, chat template and special tokens, and MLPs as much wider than the model as
+the published ones; one layer in four of Qwen2.5-VL's vision tower sees the whole image.
 """
 
 from __future__ import annotations
@@ -9,21 +9,40 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 SHARED = Path(os.environ.get("QWENDET_SHARED", "../shared"))
-PROCESSOR = SHARED / "qwen_processor" / "Qwen2.5-VL-7B-Instruct"
+PUBLISHED = SHARED / "qwen_processor"
 PHOTOGRAPHS = SHARED / "data" / "bccd" / "BCCD"
 MAX_PIXELS = 200_704
 MODEL_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 """What the published model takes of a batch."""
-VOCABULARY = 152_064
-TEXT = {
-    "hidden_size": 256, "intermediate_size": 1376, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCABULARY,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+FOLDERS = {"qwen2_5_vl": "Qwen2.5-VL-7B-Instruct", "qwen3_vl": "Qwen3-VL-4B-Instruct"}
+"""Of the published files, by family."""
+TEXT: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {
+        "hidden_size": 256, "intermediate_size": 1376, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+    },
+    "qwen3_vl": {
+        "hidden_size": 256, "intermediate_size": 976, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 5e6,
+            "mrope_section": [12, 10, 10], "mrope_interleaved": True,
+        },
+    },
 }  # fmt: skip
-VISION = {
-    "hidden_size": 160, "intermediate_size": 428, "depth": 4, "num_heads": 2, "fullatt_block_indexes": [3],
+VISION: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {
+        "hidden_size": 160, "intermediate_size": 428, "depth": 4, "num_heads": 2,
+        "fullatt_block_indexes": [3],
+    },
+    "qwen3_vl": {
+        "hidden_size": 160, "intermediate_size": 640, "depth": 4, "num_heads": 2,
+        "deepstack_visual_indexes": [0, 1, 2],
+    },
 }  # fmt: skip
 FULL_SIZE_TEXT = {
     "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
@@ -37,43 +56,54 @@ FULL_SIZE_VISION = {
 
 
 def write_model(
-    folder: Path, *, full_size: bool = False, dtype: str = "float32", device: str = "cpu"
+    folder: Path,
+    family: str = "qwen2_5_vl",
+    *,
+    full_size: bool = False,
+    dtype: str = "float32",
+    device: str = "cpu",
 ) -> Path:
     """Write a random model as a plain Hugging Face directory.
 
     Args:
         folder: gets the files.
-        full_size: the size of Qwen2.5-VL-3B instead of a small one.
+        family: its ``model_type``.
+        full_size: the size of Qwen2.5-VL-3B or Qwen3-VL-4B instead of a small one.
         dtype: type of the weights.
         device: where they are drawn.
     """
     import torch
-    from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from qwendet.families.qwen2_5_vl import QWEN2_5_VL
-    from qwendet.loading.processor import make_processor, save_processor
+    from qwendet.families.choose import family_by_name
+    from qwendet.loading.processor import load_processor, save_processor
 
-    tokenizer = AutoTokenizer.from_pretrained(PROCESSOR, padding_side="left")
-    text, vision = (FULL_SIZE_TEXT, FULL_SIZE_VISION) if full_size else (TEXT, VISION)
-    end = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = Qwen2_5_VLConfig(
-        text_config={"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, **end, **text},
-        vision_config={"out_hidden_size": text["hidden_size"], **vision},
-        tie_word_embeddings=True,
-    )
+    published = PUBLISHED / FOLDERS[family]
+    processor = load_processor(str(published), family_by_name(family), None, None)
+    config = AutoConfig.from_pretrained(published)
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
+    if not (full_size and family == "qwen3_vl"):
+        text, vision = (FULL_SIZE_TEXT, FULL_SIZE_VISION) if full_size else (TEXT[family], VISION[family])
+        _resize(config.text_config, text)
+        _resize(config.vision_config, {"out_hidden_size": text["hidden_size"], **vision})
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     with torch.device(device):
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))
     torch.set_default_dtype(default)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.save_pretrained(folder)
-    images = Qwen2VLImageProcessorPil.from_pretrained(PROCESSOR)
-    save_processor(make_processor(QWEN2_5_VL, images, tokenizer), folder)
+    save_processor(processor, folder)
     return folder
+
+
+def _resize(config: Any, sizes: dict[str, Any]) -> None:
+    for name, size in sizes.items():
+        setattr(config, name, size)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1] * sizes["num_hidden_layers"]
 
 
 def write_photographs(folder: Path, count: int) -> Path:

@@ -1,10 +1,11 @@
 """Seconds and memory of a training step beside the plain Hugging Face Trainer's, in one run.
 
     python -m benchmarks.train_step              about 18 minutes on two cores, 15 GB
+    python -m benchmarks.train_step --family qwen3_vl
     python -m benchmarks.train_step --rounds 1 --steps 4
 
-On a random Qwen2.5-VL of the true vocabulary and 48 BCCD photographs from $QWENDET_SHARED (../shared), in
-float32, batch 4, AdamW, full fine-tuning on the JSON answers:
+On a random model of the family (Qwen2.5-VL) with the true vocabulary and 48 BCCD photographs from
+$QWENDET_SHARED (../shared), in float32, batch 4, AdamW, full fine-tuning on the JSON answers:
 
     plain      the Trainer with the model's own loss (benchmarks/plain_training.py)
     lm         qwendet with the loss term lm alone: the same batches, the same loss
@@ -30,7 +31,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.random_model import MAX_PIXELS, PHOTOGRAPHS, write_model, write_photographs
+from benchmarks.random_model import FOLDERS, MAX_PIXELS, PHOTOGRAPHS, write_model, write_photographs
 from benchmarks.report import parser, report
 
 WAYS = ("plain", "lm", "teachers", "head", "packed")
@@ -141,7 +142,7 @@ def plain_way(
     from qwendet.config.load import build_config
     from qwendet.config.schema import DEFAULT_REQUEST
     from qwendet.encoding.dataset import TrainingSamples
-    from qwendet.families.qwen2_5_vl import QWEN2_5_VL
+    from qwendet.families.choose import family_of
     from qwendet.training.sampler import EpochOrder
 
     lines = (folder / "data" / "photographs.jsonl").read_bytes().splitlines(keepends=True)
@@ -150,7 +151,16 @@ def plain_way(
     samples = [json.loads(lines[index]) for index in EpochOrder(ordered, batch_size, seed=0)]
     names = ", ".join(sorted({item["desc"] for sample in samples for item in sample["objects"]}))
     request = DEFAULT_REQUEST.replace("{labels}", names)
-    collator = Collator(folder / "model", PHOTOGRAPHS, request, QWEN2_5_VL.system_prompt, MAX_PIXELS)
+    kind = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))["model_type"]
+    family = family_of(kind, str(folder))
+    collator = Collator(
+        folder / "model",
+        PHOTOGRAPHS,
+        request,
+        family.system_prompt,
+        MAX_PIXELS,
+        thousandths=family.frame == "thousandths",
+    )
     arguments: dict[str, Any] = {
         "output_dir": str(folder / "run-plain"),
         "max_steps": steps,
@@ -216,9 +226,9 @@ def _per_token(run: Run) -> list[float]:
     return [seconds / tokens for seconds, tokens in zip(run["seconds"], run["tokens"], strict=True)]
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, family: str) -> None:
     """Write model and data."""
-    write_model(folder / "model")
+    write_model(folder / "model", family)
     write_photographs(folder / "data", SAMPLES)
 
 
@@ -269,6 +279,9 @@ def take_turns(ways: Sequence[str], folder: Path, steps: int) -> dict[str, Run]:
 def main() -> None:
     """Build model and data once, run the ways in turn, report."""
     arguments = parser(__doc__)
+    arguments.add_argument(
+        "--family", choices=list(FOLDERS), default="qwen2_5_vl", help="of the model (qwen2_5_vl)"
+    )
     arguments.add_argument("--rounds", type=int, default=2, help="times each way runs (2)")
     arguments.add_argument(
         "--steps", type=int, default=6, help="steps of a run; the first does not count (6)"
@@ -288,7 +301,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with get_context("spawn").Pool(1) as pool:  # torch stays out of this process's memory
-            pool.apply(prepare, (folder,))
+            pool.apply(prepare, (folder, options.family))
         for number in range(1, options.rounds + 1):
             for group in groups:
                 rounds.append(take_turns(group, folder, options.steps))
