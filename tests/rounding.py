@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Generator
-from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -99,6 +98,6 @@ class Rounding(TorchDispatchMode):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
-    """Round so from a test's first fixture to its last; but torch.onnx traces, and takes no such mode."""
-    with nullcontext() if "onnx" in item.name else Rounding():
+    """Round so from a test's first fixture to its last."""
+    with Rounding():
         return (yield)

@@ -27,27 +27,14 @@ def export(
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", metavar="SIZE", help="Most bytes of a weight file.")
     ] = "5GB",
-    head: Annotated[
-        Literal["onnx"] | None,
-        typer.Option("--head", help="Write vision tower and head as ONNX graphs too."),
-    ] = None,
-    image_size: Annotated[
-        str, typer.Option("--image-size", metavar="WxH", help="Size of the images that the graphs are for.")
-    ] = "644x476",
     output_format: RecordFormatOption = "human",
 ) -> None:
     """Write a merged, plain Hugging Face directory, for transformers and vLLM."""
     console.set_format(output_format)
-    size, shard_size = _size(image_size), _shard_size(max_shard_size)
+    shard_size = _shard_size(max_shard_size)
     from qwendet.export.directory import export as run_export
 
-    summary = run_export(
-        checkpoint,
-        output,
-        dtype=dtype,
-        max_shard_size=shard_size,
-        onnx_size=size if head == "onnx" else None,
-    )
+    summary = run_export(checkpoint, output, dtype=dtype, max_shard_size=shard_size)
     _report(summary, shlex.join(["vllm", "serve", str(summary.output)]))
 
 
@@ -59,28 +46,18 @@ def _report(summary: ExportSummary, further: str) -> None:
             "dtype": summary.dtype,
             "files": list(summary.files),
             "merge_error": summary.merge_error,
-            "graphs": {graph.file: graph.error for graph in summary.graphs},
             "next": further,
         }
         console.print_record(record)
         return
     if summary.merge_error is not None:
         console.say(f"The adapter is merged; the logits differ by {summary.merge_error:.1e} of their size.")
-    for graph in summary.graphs:
-        console.say(f"{graph.file}: onnxruntime is within {graph.error:.1e} of torch, relative.")
     files = f"{len(summary.files)} weight file{'s' if len(summary.files) > 1 else ''}"
     console.say(
         f"{summary.num_parameters:,} parameters in {summary.dtype}, {files}, reloaded and compared"
         f" → {summary.output}"
     )
     console.next_step(further)
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise ConfigError(f"expected width x height, got {text!r}", "--image-size", "for example: 644x476")
-    return int(width), int(height)
 
 
 def _shard_size(text: str) -> str:

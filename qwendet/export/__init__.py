@@ -1,1 +1,1 @@
-"""A checkpoint as a plain Hugging Face directory, with its model card, or as ONNX."""
+"""A checkpoint as a plain Hugging Face directory with its model card."""

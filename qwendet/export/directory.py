@@ -20,7 +20,6 @@ from qwendet.config.schema import AUTOCAST_OF, Config
 from qwendet.encoding.prompts import conversation, request_text
 from qwendet.errors import CheckpointError, ConfigError
 from qwendet.export.model_card import render_card
-from qwendet.export.onnx import GraphCheck, export_graphs
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.loading.checkpoint import dtype_name, files_of, read_manifest, save_checkpoint
@@ -29,7 +28,6 @@ from qwendet.model.precision import float32_or_wider
 
 FINAL = "final"
 CARD = "README.md"
-ONNX_FOLDER = "onnx"
 # Merging adds what was multiplied apart: relative error of the logits that rounding explains.
 MERGE_NOISE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
@@ -44,7 +42,6 @@ class ExportSummary:
         dtype: type of the weights.
         files: the weight files, by their paths in it.
         merge_error: relative difference of the logits before and after merging; ``None`` without an adapter.
-        graphs: ONNX graphs, and how far onnxruntime is from torch on each.
     """
 
     output: Path
@@ -52,7 +49,6 @@ class ExportSummary:
     dtype: str
     files: tuple[str, ...]
     merge_error: float | None
-    graphs: tuple[GraphCheck, ...]
 
 
 def export(
@@ -61,7 +57,6 @@ def export(
     *,
     dtype: str | None = None,
     max_shard_size: str = "5GB",
-    onnx_size: tuple[int, int] | None = None,
 ) -> ExportSummary:
     """Write a checkpoint as a directory that transformers and vLLM load without qwendet.
 
@@ -71,21 +66,16 @@ def export(
         dtype: type of all weights but the head's, which are float32; ``None`` takes ``model.dtype``, which
             servers compute in, for trained and frozen ones alike.
         max_shard_size: most bytes of a weight file, as in ``5GB``.
-        onnx_size: width and height of the images that ONNX graphs of vision tower and head are for;
-            ``None`` writes none.
 
     Raises:
-        ConfigError: if the directory is there already, or ONNX is asked for without a head.
+        ConfigError: if the directory is there already.
         CheckpointError: if the checkpoint cannot be used, or what was written is not what was loaded.
-        EnvironmentLacksError: if ONNX is asked for and its packages are not there.
     """
     if output.exists():
         raise ConfigError("there is something already", str(output), "remove it, or give another directory")
     manifest = read_manifest(checkpoint)
     wanted = dtype or manifest.dtype
     bundle = load(_loadable(config_of_checkpoint(checkpoint), manifest.dtype, wanted), for_inference=True)
-    if onnx_size is not None and bundle.detector.head is None:
-        raise ConfigError("the checkpoint has no head to export", "--head", "leave --head out")
     merge_error = None if bundle.config.model.lora is None else _merge(bundle)
     bundle = _as_exported(bundle, wanted)
     with atomic_folder(output) as folder:
@@ -102,14 +92,12 @@ def export(
             max_shard_size=max_shard_size,
         )
         _require_same(folder, bundle)
-        graphs = () if onnx_size is None else export_graphs(bundle.detector, folder / ONNX_FOLDER, onnx_size)
     return ExportSummary(
         output=output,
         num_parameters=sum(parameter.numel() for parameter in bundle.detector.parameters()),
         dtype=wanted,
         files=tuple(name for name in files_of(output) if name.endswith(".safetensors")),
         merge_error=merge_error,
-        graphs=graphs,
     )
 
 

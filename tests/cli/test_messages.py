@@ -64,7 +64,6 @@ eval run tiny --report tiny.yaml
 eval run tiny/absent.jsonl
 eval run tiny --compare text.yaml
 export run tiny
-export run out --image-size 3
 export run out --max-shard-size big
 export run out
 init tiny.yaml
@@ -237,9 +236,9 @@ def test_infer__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folde
 def test_export__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     calls: list[dict[str, object]] = []
     done = SimpleNamespace(
-        output=Path("out"), num_parameters=7, dtype="float32", files=("a",), merge_error=None, graphs=()
+        output=Path("out"), num_parameters=7, dtype="float32", files=("a",), merge_error=None
     )
     fake(monkeypatch, "qwendet.export.directory", export=lambda *_, **options: calls.append(options) or done)
     _, record = run_json(qwendet, "export", "run", "out", "--max-shard-size", "5gb")
-    assert (record["parameters"], record["graphs"], record["next"]) == (7, {}, "vllm serve out")
-    assert (calls[0]["max_shard_size"], calls[0]["onnx_size"]) == ("5GB", None)
+    assert (record["parameters"], record["next"]) == (7, "vllm serve out")
+    assert calls[0]["max_shard_size"] == "5GB"

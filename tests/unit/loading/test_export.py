@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -24,9 +23,8 @@ from qwendet.cli.main import app
 from qwendet.config.schema import Config
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.encoding.prompts import request_text
-from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
+from qwendet.errors import CheckpointError, ConfigError
 from qwendet.export.directory import export
-from qwendet.export.onnx import Head
 from qwendet.inference.inputs import sample_of_image
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, load
@@ -251,47 +249,6 @@ def test_export__a_merge_that_is_more_than_rounding_is_refused(
 def test_export__an_existing_directory_is_refused(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is something already"):
         export(saved, tmp_path)
-
-
-# ONNX
-
-
-@pytest.mark.slow
-def test_onnx__graphs_agree_with_torch_also_for_other_labels(adapter: Path, tmp_path: Path) -> None:
-    summary = export(adapter, tmp_path / "out", onnx_size=(168, 112))
-    assert [graph.file for graph in summary.graphs] == ["vision_tower.onnx", "detection_head.onnx"]
-    assert all(graph.error < 1e-3 for graph in summary.graphs)
-    detector = Predictor.from_checkpoint(tmp_path / "out").bundle.detector
-    assert detector.head is not None
-    inputs = (
-        torch.randn(1, 8, 12, 128),
-        torch.randn(1, 8, 12, 160),
-        torch.randn(5, 7, 160),
-        torch.arange(7)[None] < torch.tensor([[7], [1], [3], [2], [5]]),
-    )
-    with torch.no_grad():
-        wanted = Head(detector.head)(*inputs)
-    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "onnx" / "detection_head.onnx"))
-    found = session.run(
-        None, {entry.name: value.numpy() for entry, value in zip(session.get_inputs(), inputs, strict=True)}
-    )
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(torch.from_numpy(one), other, rtol=1e-3, atol=1e-3)
-
-
-def test_onnx__a_size_that_no_image_has_is_refused(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"100x112 is no size .*the nearest is 112x112"):
-        export(saved, tmp_path / "out", onnx_size=(100, 112))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_onnx__without_its_packages_ends_with_code_3(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("qwendet.export.onnx.PACKAGES", ("no_such_package",))
-    with pytest.raises(EnvironmentLacksError, match="ONNX needs the package no_such_package") as caught:
-        export(saved, tmp_path / "out", onnx_size=(112, 112))
-    assert caught.value.exit_code == 3
 
 
 def test_cli__says_what_was_written(saved: Path, tmp_path: Path) -> None:
