@@ -1,81 +1,71 @@
-"""A font that has the characters of a text, wherever one is installed."""
+"""Fonts that have the characters of a text, among matplotlib's own and those of the system."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import ImageFont
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+if TYPE_CHECKING:
+    from matplotlib.font_manager import FontEntry
 
-# Where there is no fontconfig to be asked: macOS and Windows, Chinese, Japanese, Korean.
-KNOWN_FONTS = (
-    "/System/Library/Fonts/PingFang.ttc",
-    "/System/Library/Fonts/Hiragino Sans GB.ttc",
-    "/System/Library/Fonts/AppleSDGothicNeo.ttc",
-    "C:/Windows/Fonts/msyh.ttc",
-    "C:/Windows/Fonts/YuGothM.ttc",
-    "C:/Windows/Fonts/malgun.ttf",
-)
-_NO_CHARACTER = "\uffff"  # what every font lacks
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def font_for(text: str, size: int) -> tuple[Font, str]:
     """A font for a text, and the text as it can be drawn with it.
 
-    Pillow's own font comes first, then an installed one that has every character. Where there is none, the
-    characters that cannot be drawn are written as escapes instead of empty boxes.
+    Pillow's own font comes first, then one that has every character. Where there is none, the characters that
+    cannot be drawn are written as escapes instead of empty boxes.
 
     Args:
         text: any text.
         size: in pixels.
-
-    Returns:
-        The font and what to draw.
 
     Example:
         >>> font_for("red circle 0.87", 12)[1]
         'red circle 0.87'
     """
     own = ImageFont.load_default(size=size)
-    missing = lacking(own, text)
-    if not missing:
+    if text.isascii():
         return own, text
-    for path in installed_fonts(missing):
-        found = ImageFont.truetype(path, size)
-        if not lacking(found, text):
-            return found, text
-    return own, "".join(_escape(character) if character in missing else character for character in text)
+    for entry in fonts_with(frozenset(text)):
+        return ImageFont.truetype(entry.fname, size, index=entry.index), text
+    return own, "".join(c if c.isascii() else _escaped(c) for c in text)
 
 
-def lacking(font: Font, text: str) -> frozenset[str]:
-    """The characters of a text that a font draws as it draws one that does not exist."""
-    nothing = _drawn(font, _NO_CHARACTER)
-    written = {character for character in text if not character.isspace()}
-    return frozenset(character for character in written if _drawn(font, character) == nothing)
+def families_for(texts: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Names of the fonts that have the characters of texts, and the texts as these can draw them.
+
+    Characters that no font has are escaped. matplotlib takes each character from the first that has it.
+    """
+    texts = list(texts)
+    found = {c: fonts_with(frozenset(c))[:1] for c in sorted({*"".join(texts)}) if not c.isspace()}
+    families = [entry.name for entries in found.values() for entry in entries]
+    drawn = ["".join(c if found.get(c, True) else _escaped(c) for c in text) for text in texts]
+    return list(dict.fromkeys(["DejaVu Sans", *families])), drawn
 
 
-def _drawn(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
-    mask = font.getmask(character)
-    return mask.size, bytes(mask)
+@lru_cache(maxsize=4096)
+def fonts_with(characters: frozenset[str]) -> tuple[FontEntry, ...]:
+    """Upright fonts of regular weight that have all of some characters, matplotlib's default first."""
+    from matplotlib.font_manager import fontManager  # lists the system's fonts when it is first imported
+
+    wanted = {ord(character) for character in characters if not character.isspace()}
+    regular = (entry for entry in fontManager.ttflist if (entry.style, entry.weight) == ("normal", 400))
+    real = (entry for entry in regular if not entry.name.startswith("Last Resort"))  # draws signs for scripts
+    ordered = sorted(real, key=lambda entry: (entry.name != "DejaVu Sans", entry.name))
+    return tuple(entry for entry in ordered if wanted <= _characters(entry.fname, entry.index))
 
 
-@lru_cache(maxsize=256)
-def installed_fonts(characters: frozenset[str]) -> tuple[str, ...]:
-    """Files of fonts that have all of some characters, as far as the system can tell."""
-    asked = shutil.which("fc-list")
-    if asked is None:
-        return tuple(path for path in KNOWN_FONTS if Path(path).is_file())
-    pattern = ":charset=" + " ".join(f"{ord(character):x}" for character in sorted(characters))
-    answer = subprocess.run(
-        [asked, "--format=%{file}\n", pattern], capture_output=True, text=True, check=False
-    )
-    files = {line for line in answer.stdout.splitlines() if Path(line).suffix in (".ttf", ".ttc", ".otf")}
-    return tuple(sorted(files, key=lambda file: (len(file), file)))  # Regular before Bold Oblique
+@lru_cache(maxsize=4096)
+def _characters(file: str, index: int) -> frozenset[int]:
+    from matplotlib.font_manager import FontPath, get_font
+
+    return frozenset(get_font(FontPath(file, index)).get_charmap())
 
 
-def _escape(character: str) -> str:
+def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")

@@ -17,7 +17,6 @@ from qwendet.checks.config.sample_files import find_data
 from qwendet.checks.config.suite import Thoroughness, run_data_checks, survey_data
 from qwendet.checks.config.summary import summary_tables
 from qwendet.errors import DataError
-from qwendet.visualization import charts
 from tests.planted.planting import Project
 
 
@@ -138,16 +137,6 @@ def test_plots__are_pictures_with_something_in_them(project: Project, tmp_path: 
     for file in files:
         with Image.open(file) as picture:
             assert (np.asarray(picture) != 255).mean() > 0.01
-
-
-def test_characters__that_no_font_has_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(charts, "FONT_NAMES", ())
-    charts.fonts.cache_clear()
-    try:
-        assert charts.legible("cell 红")[0] == "cell \\u7ea2"
-        assert charts.legible("cell")[0] == "cell"
-    finally:
-        charts.fonts.cache_clear()
 
 
 def test_pieces__hold_every_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

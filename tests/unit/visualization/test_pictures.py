@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
-import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
 from qwendet.visualization import fonts
-from qwendet.visualization.fonts import font_for, installed_fonts, lacking
+from qwendet.visualization.charts import save_bars, save_histogram
+from qwendet.visualization.fonts import families_for, font_for, fonts_with
 from qwendet.visualization.pictures import colour_of, draw_boxes
 
 
 def test_font_for__pillows_own_font_draws_latin() -> None:
-    own = ImageFont.load_default(size=20)
-    assert lacking(own, "red circle 0.87 (a-z)") == frozenset()
-    assert font_for("red circle 0.87", 20)[1] == "red circle 0.87"
-    assert lacking(own, "圆 a") == {"圆"}
+    font, drawn = font_for("red circle 0.87", 20)
+    assert drawn == "red circle 0.87"
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    assert font.getname() != ("DejaVu Sans", "Book")
+
+
+@pytest.mark.parametrize("text", ["Круг 0.50", "κύκλος", "é"])
+def test_font_for__a_font_that_has_every_character_is_taken(text: str) -> None:
+    font, drawn = font_for(text, 20)
+    assert drawn == text
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    assert font.getname()[0] == "DejaVu Sans"  # matplotlib brings it
 
 
 def test_font_for__without_any_font_characters_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fonts, "installed_fonts", lambda characters: ())
+    monkeypatch.setattr(fonts, "fonts_with", lambda characters: ())
     assert font_for("圆 cat 0.50", 20)[1] == "\\u5706 cat 0.50"
     assert font_for("😀", 20)[1] == "\\U0001f600"
 
 
-@pytest.mark.skipif(shutil.which("fc-list") is None, reason="fontconfig is not installed")
-@pytest.mark.parametrize("text", ["圆 0.50", "Круг 0.50", "κύκλος"])
-def test_font_for__an_installed_font_that_has_every_character_is_taken(text: str) -> None:
-    own = lacking(ImageFont.load_default(size=20), text)
-    if not installed_fonts(own):
-        pytest.skip(f"no installed font has {''.join(sorted(own))}")
-    font, drawn = font_for(text, 20)
-    assert drawn == text
-    assert lacking(font, text) == frozenset()
+def test_fonts_with__what_nobody_draws() -> None:
+    assert fonts_with(frozenset("\U0010fffd")) == ()
+
+
+def test_families_for__name_a_font_for_each_character_or_escape_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cjk = SimpleNamespace(name="Some CJK")
+    have = {frozenset("圆"): (cjk,), frozenset("😀"): ()}
+    monkeypatch.setattr(
+        fonts, "fonts_with", lambda wanted: have.get(wanted, (SimpleNamespace(name="DejaVu Sans"),))
+    )
+    assert families_for(["圆 a", "a😀"]) == (["DejaVu Sans", "Some CJK"], ["圆 a", "a\\U0001f600"])
+
+
+def test_save_bars__of_dollar_signs_and_no_bars(tmp_path: Path) -> None:
+    save_bars(tmp_path / "bars.png", "Prices", ["$5 and $", "\\frac"], [3, 0])
+    save_histogram(tmp_path / "none.png", "Nothing", [], [])
+    for name in ("bars", "none"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width == 720
 
 
 def test_draw_boxes__in_the_labels_colour_with_a_caption_of_any_script() -> None:
