@@ -19,7 +19,6 @@ from qwendet.inference.constrained_decoding import AnswerConstraint, token_bytes
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.product import product
 
-BLOCK = 128  # divides the published vocabularies
 _OF_A_PROMPT = ("input_ids", "pixel_values", "image_grid_thw")
 
 
@@ -134,7 +133,7 @@ def generate_answers(
     with detector.computing(), _quick_logits(detector.vlm.lm_head):
         for _ in range(max_new_tokens):
             logits = answers.read()
-            tokens = likeliest(logits if constraint is None else constraint(answers.rows, logits))
+            tokens = (logits if constraint is None else constraint(answers.rows, logits)).argmax(-1)
             log_probs = _log_probs(logits, tokens)
             steps = zip(answers.rows, tokens.tolist(), log_probs.tolist(), strict=True)
             for row, token, log_prob in steps:
@@ -145,25 +144,6 @@ def generate_answers(
             if not answers.rows:
                 break
     return [_answer(tokenizer, row, end_ids) for row in written]
-
-
-def likeliest(scores: Tensor) -> Tensor:
-    """Index of the largest score, the first of equals: ``(B, V)`` to ``(B,)``.
-
-    The block is found first: on a CPU torch compares values many at a time, but values with their index one
-    by one.
-
-    Example:
-        >>> likeliest(torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 3.0]]))
-        tensor([1, 0])
-    """
-    if lacking := -scores.shape[-1] % BLOCK:
-        scores = F.pad(scores, (0, lacking), value=-math.inf)
-    blocks = scores.unflatten(-1, (-1, BLOCK))
-    block = blocks.amax(-1).argmax(-1)
-    rows = torch.arange(len(scores), device=scores.device)
-    found: Tensor = block * BLOCK + blocks[rows, block].argmax(-1)
-    return found
 
 
 def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:

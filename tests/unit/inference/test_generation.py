@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from qwendet.data.samples import Sample
 from qwendet.encoding.collate import Batch
-from qwendet.inference.generation import GeneratedAnswer, decode_with_ends, generate_answers, likeliest
+from qwendet.inference.generation import GeneratedAnswer, decode_with_ends, generate_answers
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
 
@@ -297,17 +297,3 @@ def test_generate_answers__that_end_at_once_are_empty(
     )
     answers = generate_answers(lively, listener, questions, NEW_TOKENS)
     assert answers == [GeneratedAnswer("", (), (), truncated=False)] * 2
-
-
-@pytest.mark.parametrize("words", [1, 127, 128, 129, 445, 1024])
-def test_likeliest__is_argmax_s_first(words: int) -> None:
-    generator = torch.Generator().manual_seed(words)
-    scores = torch.randint(-5, 5, (64, words), generator=generator).float()  # most rows have equals
-    scores[::7] = -torch.inf
-    assert torch.equal(likeliest(scores), scores.argmax(-1))
-
-
-def test_likeliest__no_number_is_found_as_argmax_finds_it() -> None:
-    scores = torch.zeros(1, 300)
-    scores[0, 200] = torch.nan
-    assert likeliest(scores).item() == scores.argmax(-1).item() == 200
