@@ -82,7 +82,7 @@ def invented_evaluation(
     predictions = {source: [scene.found[source] for scene in scenes] for source in sources}
     truth = coco_ground_truth(samples, predictions[sources[0]], LABELS)
     runs = tuple(score_run(truth, predictions[source], LABELS, source) for source in sources)
-    return Evaluation("run/final", "invented", LABELS, samples, truth, runs, (), ())
+    return Evaluation("run/final", {}, "invented", LABELS, samples, truth, runs, (), ())
 
 
 def browser() -> webdriver.Chrome:

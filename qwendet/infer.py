@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from qwendet.config.schema import Config
 from qwendet.errors import ConfigError
 from qwendet.inference.detections import Source, write_predictions
 from qwendet.inference.inputs import collect_samples, with_teachers
@@ -28,6 +30,7 @@ class InferSummary:
         rejected: boxes of text answers that could not be used.
         output: file that was written, if one was asked for.
         lines: the output's lines, if none was.
+        model: who trained it, and how it was asked.
     """
 
     images: int
@@ -35,10 +38,11 @@ class InferSummary:
     rejected: int
     output: Path | None
     lines: list[str]
+    model: dict[str, Any]
 
 
 def infer(
-    checkpoint: Path,
+    model: Path,
     inputs: Sequence[Path],
     *,
     output: Path | None = None,
@@ -48,11 +52,12 @@ def infer(
     constrained: bool = False,
     visualize: Path | None = None,
     overrides: Sequence[str] = (),
+    given: Config | None = None,
 ) -> InferSummary:
-    """Predict images, folders and JSONL files with a checkpoint.
+    """Predict images, folders and JSONL files.
 
     Args:
-        checkpoint: a checkpoint with a manifest.
+        model: a checkpoint, or any model of a family, in a folder or on the hub.
         inputs: image files, folders of images, JSONL files.
         output: JSONL file to write; it appears when all is done.
         mode: ``head``, ``text`` or ``both``; ``None`` takes the config's.
@@ -61,6 +66,7 @@ def infer(
         constrained: keep text answers inside the grammar of a valid one.
         visualize: folder for pictures with boxes.
         overrides: ``key=value`` for the checkpoint's config.
+        given: how a model without a manifest was trained.
 
     Raises:
         QwendetError: for a checkpoint, image or option that cannot be used; then nothing is written.
@@ -68,7 +74,9 @@ def infer(
     forced = ["infer.constrained=true"] if constrained else []
     with joined_processes():
         samples = collect_samples(inputs)
-        predictor = Predictor.from_checkpoint(checkpoint, labels=labels, overrides=[*overrides, *forced])
+        predictor = Predictor.from_checkpoint(
+            model, labels=labels, overrides=[*overrides, *forced], given=given, mode=mode
+        )
         if constrained:
             _require_text(predictor.sources(mode))
         samples = with_teachers(samples, predictor.bundle.config, teachers)
@@ -77,14 +85,17 @@ def infer(
     if visualize is not None and is_first_process():
         threshold = predictor.bundle.config.infer.picture_threshold
         save_pictures(samples, predictions, visualize, threshold)
+    origin = predictor.bundle.origin()
+    told = origin if predictor.bundle.manifest is None else None
     if output is not None and is_first_process():
-        write_predictions(predictions, output)
+        write_predictions(predictions, output, told)
     return InferSummary(
         images=len(predictions),
         detections=sum(len(prediction.detections) for prediction in predictions),
         rejected=sum(prediction.rejected for prediction in predictions),
         output=output,
-        lines=[] if output is not None else [prediction.to_json() for prediction in predictions],
+        lines=[] if output is not None else [prediction.to_json(told) for prediction in predictions],
+        model=origin,
     )
 
 

@@ -20,12 +20,12 @@ from qwendet.config.schema import Config, LoraConfig, require_hub_id
 from qwendet.data.labels import resolve_labels
 from qwendet.encoding.collate import StandardDataCollator
 from qwendet.encoding.encode import Encoder
-from qwendet.errors import CheckpointError
+from qwendet.errors import CheckpointError, ConfigError
 from qwendet.families.choose import family_of
 from qwendet.families.family import Family
 from qwendet.loading.checkpoint import (
     Manifest,
-    is_qwendet_checkpoint,
+    find_manifest,
     load_head_weights,
     load_published_weights,
     read_manifest,
@@ -35,7 +35,7 @@ from qwendet.loading.checkpoint import (
 from qwendet.loading.environment import settle
 from qwendet.loading.lora import add_adapter, fingerprint, load_adapter
 from qwendet.loading.processor import ImageTextProcessor, load_processor, require_fitting
-from qwendet.loading.weights import family_of_model, load_vlm, reading
+from qwendet.loading.weights import load_vlm, published_config, reading
 from qwendet.model.build_head import NEW_HEAD, build_head
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.precision import AUTOCAST, float32_or_wider, group_of, trained_in_float32
@@ -45,6 +45,8 @@ logger = logging.getLogger("qwendet")
 
 # What an adapter's parameters depend on.
 ADAPTER_SHAPE = ("rank", "alpha", "targets", "load_in_4bit")
+MOST_TOKENS = 32_768
+"""Of a sample to a model that was trained elsewhere: the shortest published context of the families."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,35 @@ class Bundle:
         detector: the model.
         processor: tokenizer, chat template and image processor.
         config: the config with label set, pixel limits, head sizes, types and attention resolved.
+        manifest: of ``model.path``; ``None`` if this project did not train it.
     """
 
     detector: Qwen25VLWithDetection
     processor: ImageTextProcessor
     config: Config
+    manifest: Manifest | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The label set, in the order of request and class logits."""
         return self.config.data.labels or ()
+
+    def origin(self) -> dict[str, Any]:
+        """Who trained the model, and how it is asked: what results are recorded with."""
+        data = self.config.data
+        return {
+            "trained_by": "unknown" if self.manifest is None else "qwendet",
+            "prompt": data.request,
+            "system_prompt": data.system_prompt,
+            "frame": self.processor.family.frame,
+            "min_pixels": data.min_pixels,
+            "max_pixels": data.max_pixels,
+        }
+
+    @property
+    def has_new_head(self) -> bool:
+        """Whether the head's weights are not ``model.path``'s, but drawn."""
+        return self.detector.head is not None and (self.manifest is None or self.manifest.head is None)
 
     def encoder(self) -> Encoder:
         """What turns this model's samples into tokens and pixels."""
@@ -101,14 +122,10 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
     require_hub_id(config.model)
     config = _resolve(config)  # what the machine lacks is told before anything is downloaded
     origin, manifest = _source(config.model.path, config.model.revision)
-    source = str(origin.folder)
     base = _base_of_adapter(config, manifest)
-    in_float32 = _in_float32(config, manifest, for_inference=for_inference)
+    processor = _processor(config, origin, base or origin, manifest)
+    in_float32 = _in_float32(config, manifest, processor.family, for_inference=for_inference)
     vlm = load_vlm(str((base or origin).folder), config.model, weights, in_float32)
-    family = _family(vlm, manifest, source)
-    with reading("tokenizer and image processor", source):
-        processor = load_processor(source, family, config.data.min_pixels, config.data.max_pixels)
-    require_fitting(processor, vlm.config, source)
     head = build_head(
         config, vlm.config, None if manifest is None else manifest.head, for_inference=for_inference
     )
@@ -129,7 +146,7 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
                 "set model.lora to null, or train an adapter first",
             )
         config = _with_adapter(detector, config, origin, config.model.lora)
-    bundle = Bundle(detector, processor, _record(config, detector, processor, origin.commit))
+    bundle = Bundle(detector, processor, _record(config, detector, processor, origin.commit), manifest)
     if config.model.gradient_checkpointing and not for_inference:
         vlm.activation_checkpointing_enable({"use_reentrant": False})
     if for_inference:
@@ -146,16 +163,12 @@ def load_encoder(config: Config) -> Encoder:
         DataError: if there is no label set.
     """
     origin = base = find_source(config.model.path, config.model.revision, weights=False)
-    if is_qwendet_checkpoint(origin.folder):
-        trained = read_manifest(origin.folder).config.model.lora
-        if trained is not None:
-            lora = config.model.lora or trained
-            base = find_source(lora.base or trained.base or "", lora.revision, weights=False)
-    source = str(origin.folder)
-    with reading("tokenizer and image processor", source):
-        family = family_of_model(str(base.folder))
-        processor = load_processor(source, family, config.data.min_pixels, config.data.max_pixels)
-    return Encoder(processor, resolve_labels(config), config.data)
+    manifest = find_manifest(origin.folder)
+    trained = None if manifest is None else manifest.config.model.lora
+    if trained is not None:
+        lora = config.model.lora or trained
+        base = find_source(lora.base or trained.base or "", lora.revision, weights=False)
+    return Encoder(_processor(config, origin, base, manifest), resolve_labels(config), config.data)
 
 
 def config_of_checkpoint(folder: Path) -> Config:
@@ -167,6 +180,44 @@ def config_of_checkpoint(folder: Path) -> Config:
     own = {"path": str(folder), "revision": None, "device": "auto"}
     model = config.model.model_copy(update=own)
     return config.model_copy(update={"model": model})
+
+
+def config_of_model(
+    path: str, *, revision: str | None = None, given: Config | None = None
+) -> tuple[Config, bool]:
+    """The config that a model is asked with, and whether this project did not train it.
+
+    Of such a model it is what its family's publication says: prompt, pixel limits, frame; it has no head.
+
+    Args:
+        path: as in ``model.path``, of a checkpoint or of any model of a family.
+        revision: of a hub id.
+        given: how a model without a manifest was trained; what it leaves open is the publication's.
+
+    Raises:
+        CheckpointError: for a model that cannot be used.
+        ConfigError: if ``given`` would say again what a manifest says.
+    """
+    source = find_source(path, revision, weights=False)
+    if (manifest := find_manifest(source.folder)) is not None:
+        if given is not None:
+            raise ConfigError(
+                f"--config is given, but the manifest of {path} says how it was trained",
+                "--config",
+                "leave it out; single settings are changed with --set",
+            )
+        config = config_of_checkpoint(source.folder)
+    else:
+        config = given or Config()
+        family = family_of(published_config(str(source.folder)).model_type, path)
+        published = {"request": family.request, "max_tokens": MOST_TOKENS}
+        own = {name: value for name, value in published.items() if name not in config.data.model_fields_set}
+        data = config.data.model_copy(update=own)
+        text_only = config.detection.model_copy(update={"enabled": False})
+        config = config.model_copy(update={"data": data, "detection": text_only})
+    lora = None if manifest is None else config.model.lora
+    model = config.model.model_copy(update={"path": path, "revision": source.commit, "lora": lora})
+    return config.model_copy(update={"model": model}), manifest is None
 
 
 def restore(bundle: Bundle, folder: Path) -> None:
@@ -196,10 +247,9 @@ def restore(bundle: Bundle, folder: Path) -> None:
 def _source(path: str, revision: str | None) -> tuple[Source, Manifest | None]:
     """Where weights come from, and its verified manifest if it has one."""
     source = find_source(path, revision)
-    if not is_qwendet_checkpoint(source.folder):
-        return source, None
-    manifest = read_manifest(source.folder)
-    verify_files(source.folder, manifest)
+    manifest = find_manifest(source.folder)
+    if manifest is not None:
+        verify_files(source.folder, manifest)
     return source, manifest
 
 
@@ -252,16 +302,21 @@ def _require_fingerprint(wanted: LoraConfig, found: LoraConfig | None) -> None:
         )
 
 
-def _family(vlm: Any, manifest: Manifest | None, source: str) -> Family:
-    """The model's family, which is the manifest's, too."""
-    family = family_of(vlm.config.model_type, source)
+def _processor(config: Config, origin: Source, base: Source, manifest: Manifest | None) -> ImageTextProcessor:
+    """The processor, which fits the model, whose family is the manifest's, too; no weights are read."""
+    source, vlm_config = str(origin.folder), published_config(str(base.folder))
+    family = family_of(vlm_config.model_type, source)
     if manifest is not None and manifest.family != family.model_type:
         raise CheckpointError(
             f"the manifest is of {manifest.family}, config.json of {family.model_type}",
             source,
             "take a checkpoint as it was written: boxes of one family mean something else to another",
         )
-    return family
+    family, data = family.in_frame(config.data.frame), config.data
+    with reading("tokenizer and image processor", source):
+        processor = load_processor(source, family, data.min_pixels, data.max_pixels)
+    require_fitting(processor, vlm_config, source)
+    return processor
 
 
 def _verify(detector: Qwen25VLWithDetection, manifest: Manifest, folder: Path) -> None:
@@ -273,7 +328,9 @@ def _verify(detector: Qwen25VLWithDetection, manifest: Manifest, folder: Path) -
     verify_parameters(_known(detector, manifest), manifest, folder)
 
 
-def _in_float32(config: Config, manifest: Manifest | None, *, for_inference: bool) -> Collection[str]:
+def _in_float32(
+    config: Config, manifest: Manifest | None, family: Family, *, for_inference: bool
+) -> Collection[str]:
     """Groups whose weights are float32 beside others in half precision: as trained, or as they were stored.
 
     A type that is asked for in place of the checkpoint's own is that of all weights.
@@ -282,7 +339,6 @@ def _in_float32(config: Config, manifest: Manifest | None, *, for_inference: boo
         return trained_in_float32(config)
     if manifest is None or manifest.dtype != config.model.dtype or config.model.lora is not None:
         return ()
-    family = family_of_model(config.model.path)
     in_float32 = (name for name, record in manifest.parameters.items() if record.dtype == "float32")
     return {group_of(name, family) for name in in_float32} - {"head"}
 

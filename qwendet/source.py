@@ -12,6 +12,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from qwendet.config.schema import HUB_ID
 from qwendet.demo.tiny import TINY_FOLDER, UNTRAINED, write_untrained
 from qwendet.errors import CheckpointError
 from qwendet.files import find_folder
@@ -50,9 +51,14 @@ def find_source(path: str, revision: str | None, *, weights: bool = True) -> Sou
     folder = TINY_FOLDER if path == "tiny" else Path(path)
     if find_folder(folder):
         return Source(folder)
-    if folder.is_absolute():
-        raise CheckpointError("there is no such model directory", path, "correct model.path")
+    if not HUB_ID.fullmatch(path):
+        what = "expected a folder, got a file" if folder.exists() else "there is no such model directory"
+        fix = "give the folder of a model or a checkpoint, such as run/final, tiny, or a hub id (owner/name)"
+        raise CheckpointError(what, path, fix)
     patterns = [*SETTINGS, *["*.safetensors"] * weights]
-    with reading("model", path if revision is None else f"{path} at {revision}"):
+    with reading(
+        "model (no folder of this name is here, so it is taken for a hub id)",
+        path if revision is None else f"{path} at {revision}",
+    ):
         snapshot = Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     return Source(snapshot, snapshot.name)  # the cache names a snapshot's folder after its commit

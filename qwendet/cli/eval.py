@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwendet.cli.options import (
-    CheckpointArgument,
+    ForeignOption,
     FromOption,
     ImageDirOption,
+    ModelArgument,
     ModeOption,
     RecordFormatOption,
     SetOption,
     command_line,
+    next_of,
 )
 from qwendet.console import console
 from qwendet.files import require_place
@@ -54,14 +56,14 @@ CompareOption = Annotated[
     Path | None,
     typer.Option(
         "--compare",
-        metavar="OTHER_RUN",
-        help="Differences to a file of eval --json, infer or train, or to a checkpoint.",
+        metavar="BASE",
+        help="Before and after: another MODEL, such as the base, or a file of eval --json, infer or train.",
     ),
 ]
 
 
 def evaluate(
-    checkpoint: CheckpointArgument,
+    model: ModelArgument,
     data: DataArgument,
     mode: ModeOption = None,
     teachers: TeachersOption = 0,
@@ -69,6 +71,7 @@ def evaluate(
     json_file: JsonOption = None,
     coco: CocoOption = None,
     compare: CompareOption = None,
+    config: ForeignOption = None,
     source: FromOption = "auto",
     image_dir: ImageDirOption = None,
     skip_bad: Annotated[
@@ -77,21 +80,25 @@ def evaluate(
     output_format: RecordFormatOption = "human",
     settings: SetOption = None,
 ) -> None:
-    """Measure a checkpoint on annotated images: COCO metrics, the best score threshold, label by label."""
+    """Measure a model on annotated images: COCO metrics, the best score threshold, label by label."""
     console.set_format(output_format)
     places = _Places(report, json_file, coco)
     places.require()
+    from qwendet.config.load import load_config
+
+    given = None if config is None else load_config(config)
     from qwendet.data.formats.convert import Conversion
-    from qwendet.evaluation.command import evaluate_checkpoint
+    from qwendet.evaluation.command import evaluate_model
 
     with joined_processes():
-        found = evaluate_checkpoint(
-            checkpoint,
+        found = evaluate_model(
+            model,
             data,
             mode=mode,
             teachers=teachers,
             compare=compare,
             overrides=settings or (),
+            given=given,
             how=Conversion(source, image_dir=image_dir, skip_bad=skip_bad),
         )
     if not is_first_process():
@@ -103,10 +110,11 @@ def evaluate(
         chosen += [] if source == "auto" else ["--from", source]
         chosen += [] if image_dir is None else ["--image-dir", str(image_dir)]
         chosen += ["--skip-bad"] if skip_bad else []
-        words = ("eval", str(checkpoint), str(data), *chosen, "--report", "report")
+        chosen += [] if config is None else ["--config", config]
+        words = ("eval", str(model), str(data), *chosen, "--report", "report")
         further = command_line(*words, settings=settings or ())
     else:
-        further = command_line("export", str(checkpoint), "OUT")
+        further = next_of(model, found.models[str(model)])
     if console.is_for_machine():
         record = found.to_record(with_predictions=False)
         console.print_record({**record, "files": list(map(str, written)), "next": further})
@@ -201,14 +209,14 @@ def _print_comparison(comparison: Comparison) -> None:
     interval = f"{comparison.confidence:.0%} interval"
     rows = [
         [
-            item.metric, item.ours, item.other, item.difference,
+            item.metric, item.other, item.ours, item.difference,
             None if item.low is None else f"{item.low:+.4f} … {item.high:+.4f}",
         ]
         for item in comparison.differences
     ]  # fmt: skip
     console.print_table(
-        f"{comparison.ours} against {comparison.other}; {interval} by {comparison.resamples} paired"
+        f"Before: {comparison.other}, after: {comparison.ours}; {interval} by {comparison.resamples} paired"
         f" bootstrap resamples of the images, seed {comparison.seed}",
-        ("metric", "this run", "other", "difference", interval),
+        ("metric", "before", "after", "difference", interval),
         _shown(rows),
     )

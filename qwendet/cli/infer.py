@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwendet.cli.options import (
-    CheckpointArgument,
+    ForeignOption,
+    ModelArgument,
     ModeOption,
     RecordFormatOption,
     SetOption,
     command_line,
+    next_of,
     split_labels,
 )
 from qwendet.console import console
@@ -37,7 +39,11 @@ TeachersOption = Annotated[
 ]
 LabelsOption = Annotated[
     str | None,
-    typer.Option("--labels", metavar="A,B", help="Look for these instead of the trained labels."),
+    typer.Option(
+        "--labels",
+        metavar="A,B",
+        help="Look for these instead of the trained labels; needed where nobody knows them.",
+    ),
 ]
 ConstrainedOption = Annotated[
     bool, typer.Option("--constrained", help="Text answers cannot leave the grammar of a valid one.")
@@ -49,7 +55,7 @@ VisualizeOption = Annotated[
 
 
 def infer(
-    checkpoint: CheckpointArgument,
+    model: ModelArgument,
     inputs: InputsArgument,
     output: OutputOption = None,
     mode: ModeOption = None,
@@ -57,6 +63,7 @@ def infer(
     labels: LabelsOption = None,
     constrained: ConstrainedOption = False,
     visualize: VisualizeOption = None,
+    config: ForeignOption = None,
     output_format: RecordFormatOption = "human",
     settings: SetOption = None,
 ) -> None:
@@ -67,10 +74,13 @@ def infer(
         require_place(output, "--output")
     if visualize is not None:
         require_place(visualize, "--visualize", is_folder=True)
+    from qwendet.config.load import load_config
+
+    given = None if config is None else load_config(config)
     from qwendet.infer import infer as run_inference
 
     summary = run_inference(
-        checkpoint,
+        model,
         inputs,
         output=output,
         mode=mode,
@@ -79,6 +89,7 @@ def infer(
         constrained=constrained,
         visualize=visualize,
         overrides=settings or (),
+        given=given,
     )
     if not is_first_process():  # of those that a launcher started
         return
@@ -87,10 +98,11 @@ def infer(
         chosen += ["--teachers", str(teachers)] if teachers else []
         chosen += [] if labels is None else ["--labels", labels]
         chosen += ["--constrained"] if constrained else []
-        words = ("infer", str(checkpoint), *map(str, inputs), *chosen, "--visualize", "pictures")
+        chosen += [] if config is None else ["--config", config]
+        words = ("infer", str(model), *map(str, inputs), *chosen, "--visualize", "pictures")
         further = command_line(*words, settings=settings or ())
     else:
-        further = command_line("export", str(checkpoint), "OUT")
+        further = next_of(model, summary.model)
     _report(summary, visualize, further)
 
 
@@ -103,7 +115,7 @@ def _report(summary: InferSummary, visualize: Path | None, further: str) -> None
             "pictures": None if visualize is None else str(visualize),
         }
         found = {} if summary.output else {"predictions": [json.loads(line) for line in summary.lines]}
-        console.print_record({**counts, **places, **found, "next": further})
+        console.print_record({**counts, "model": summary.model, **places, **found, "next": further})
         return
     if summary.output is None:
         console.print_lines(summary.lines)

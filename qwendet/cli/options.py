@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +31,21 @@ ConfigOption = Annotated[
         "--config",
         metavar="NAME",
         help="The same as CONFIG; give one of them.",
+        autocompletion=complete_config,
+    ),
+]
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="Folder that train wrote, such as run/final; any model's, or its hub id."
+    ),
+]
+ForeignOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="How a model was trained that train did not write: prompt, limits, frame.",
         autocompletion=complete_config,
     ),
 ]
@@ -100,6 +115,13 @@ def config_name(argument: str | None, option: str | None) -> str:
     if not name:
         raise ConfigError("no config was given", "command line", CONFIG_FIX)
     return name
+
+
+def next_of(model: Path, origin: Mapping[str, object]) -> str:
+    """What comes after a model was looked at: a checkpoint is exported, another model is trained."""
+    if origin["trained_by"] == "unknown":
+        return command_line("init", "DIR", "--data", "DATA", "--model", str(model))
+    return command_line("export", str(model), "OUT")
 
 
 def image_depth(decode: bool, no_images: bool) -> Literal["none", "header", "full"]:

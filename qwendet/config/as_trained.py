@@ -9,22 +9,24 @@ AS_TRAINED = (
     ("model", "path"),
     ("data", "system_prompt"),
     ("data", "request"),
+    ("data", "frame"),
     ("data", "min_pixels"),
     ("data", "max_pixels"),
 )
 
 
-def require_as_trained(trained: Config, config: Config) -> None:
+def require_as_trained(trained: Config, config: Config, *, is_foreign: bool = False) -> None:
     """Refuse settings that would show a checkpoint's model what it was not trained on.
 
     Args:
         trained: the checkpoint's config.
         config: the same with overrides.
+        is_foreign: nothing tells what the model was trained with; only that it is this model.
 
     Raises:
         ConfigError: naming the first such setting.
     """
-    for section, name in AS_TRAINED:
+    for section, name in AS_TRAINED[:1] if is_foreign else AS_TRAINED:
         wanted, found = (getattr(getattr(source, section), name) for source in (trained, config))
         if found != wanted:
             raise ConfigError(

@@ -19,9 +19,12 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LearningRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Frame = Literal["pixels", "thousandths"]
+"""Of coordinates in answers: pixels of the resized image, or thousandths of the image's width and height."""
 LrScheduler = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 
 EMBEDDED_MODELS = ("tiny", "tiny-untrained")  # never folders, even where there are some of these names
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 DEFAULT_REQUEST = "Locate every {labels}. Output bbox_2d and label of each in JSON."
 
 
@@ -107,6 +110,9 @@ class DataConfig(Section):
     """Text of the system turn; ``null`` is what the family's published template writes, if it writes one."""
     request: str = DEFAULT_REQUEST
     """Text after each image; ``{labels}`` becomes the label set."""
+    frame: Frame | None = None
+    """Coordinates of answers, learnt and read: ``pixels`` of the resized image, or ``thousandths`` of its
+    width and height; ``null`` is the family's own."""
     min_pixels: Count | None = None
     """Images are enlarged to at least this many pixels; ``null`` keeps the processor's limit."""
     max_pixels: Count | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from qwendet.config.schema import Config
-from qwendet.data.samples import SampleFile, check_label
+from qwendet.data.samples import Sample, SampleFile, check_label
 from qwendet.errors import DataError
 
 
@@ -30,8 +31,8 @@ def resolve_labels(config: Config) -> tuple[str, ...]:
     return labels
 
 
-def labels_of(samples: SampleFile, *, skip_bad: bool) -> tuple[str, ...]:
-    """All labels of a sample file, sorted."""
+def labels_of(samples: SampleFile | Sequence[Sample], *, skip_bad: bool) -> tuple[str, ...]:
+    """All labels of samples, sorted."""
     found: set[str] = set()
     for index in range(len(samples)):
         try:

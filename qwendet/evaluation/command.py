@@ -1,7 +1,7 @@
 """``qwendet eval``: predict a data set, measure the predictions, compare them with another run.
 
-checkpoint, DATA ─► predict by head and text, with and without teachers ─► Run, Run … ─► tables, JSON, COCO
-                                                        other run ─► Comparison ┘
+model, DATA ─► predict by head and text, with and without teachers ─► Run, Run … ─► tables, JSON, COCO
+                                             base model, other run ─► Comparison ┘
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qwendet.config.schema import Config
 from qwendet.data.formats.convert import Conversion
+from qwendet.data.labels import labels_of
 from qwendet.data.samples import Sample
 from qwendet.errors import ConfigError, DataError
 from qwendet.evaluation.coco import coco_ground_truth
@@ -21,10 +23,11 @@ from qwendet.evaluation.dataset import foreign_labels, open_dataset, without_tea
 from qwendet.evaluation.matches import IOU_THRESHOLD
 from qwendet.evaluation.saved import align, read_runs
 from qwendet.evaluation.scores import SCORE_MEANINGS, Run, run_name, score_run
-from qwendet.files import atomic_file, find_folder
+from qwendet.files import atomic_file
 from qwendet.inference.detections import Prediction, Source
 from qwendet.inference.inputs import with_teachers
 from qwendet.inference.predictor import Predictor
+from qwendet.loader import config_of_model
 from qwendet.progress import track
 
 
@@ -34,6 +37,7 @@ class Evaluation:
 
     Attributes:
         checkpoint: what was measured.
+        models: its name and the base's: who trained it, and how it was asked.
         data: what on.
         labels: the model's label set.
         samples: the images and their objects.
@@ -44,6 +48,7 @@ class Evaluation:
     """
 
     checkpoint: str
+    models: dict[str, dict[str, Any]]
     data: str
     labels: tuple[str, ...]
     samples: tuple[Sample, ...]
@@ -61,6 +66,7 @@ class Evaluation:
         annotations = self.ground_truth["annotations"]
         return {
             "checkpoint": self.checkpoint,
+            "models": self.models,
             "data": self.data,
             "labels": list(self.labels),
             "images": len(self.samples),
@@ -76,46 +82,71 @@ class Evaluation:
         }
 
 
-def evaluate_checkpoint(
-    checkpoint: Path,
+def evaluate_model(
+    model: Path,
     data: Path,
     *,
     mode: str | None = None,
     teachers: int = 0,
     compare: Path | None = None,
     overrides: Sequence[str] = (),
+    given: Config | None = None,
     how: Conversion | None = None,
 ) -> Evaluation:
-    """Measure a checkpoint.
+    """Measure a model.
 
     Args:
-        checkpoint: a checkpoint with a manifest.
+        model: a checkpoint, or any model of a family, in a folder or on the hub.
         data: a JSONL file or a data set folder.
-        mode: ``head``, ``text`` or ``both``; ``None`` takes the config's.
+        mode: ``head``, ``text`` or ``both``; ``None`` takes the config's, and text where a base has no head.
         teachers: if not 0, everything is measured twice: without demonstrations, and with this many from
             the pool (a sample's own come first).
         compare: another run over the same data: a file that ``eval --json``, ``infer`` or ``train`` wrote, or
-            a checkpoint, which is then measured as well.
-        overrides: ``key=value`` for the checkpoint's config.
+            another model (the base), which is then measured as well.
+        overrides: ``key=value`` for the config.
+        given: how those models were trained that have no manifest.
         how: how ``data`` is read: its format, the folder of its images, what to do about mistakes.
 
     Raises:
-        QwendetError: for a checkpoint, data or option that cannot be used.
+        QwendetError: for a model, data or option that cannot be used.
     """
     samples, notes = open_dataset(data, how)
-    is_checkpoint = compare is not None and find_folder(compare)
     # Read before hours are spent on predicting.
-    others = read_runs(compare) if compare is not None and not is_checkpoint else {}
-    predictor = Predictor.from_checkpoint(checkpoint, overrides=overrides)
-    labels = predictor.bundle.labels
+    is_file = compare is not None and (compare.is_file() or compare.suffix in (".json", ".jsonl"))
+    others = read_runs(compare) if compare is not None and is_file else {}
+    base = None if is_file else compare
+    asked = {path: config_of_model(str(path)) for path in (model, base) if path is not None}
+    anywhere = any(is_foreign for _, is_foreign in asked.values())
+
+    def predictor_of(path: Path, labels: Sequence[str], mode: str | None = None) -> Predictor:
+        own = given if asked[path][1] or not anywhere else None
+        return Predictor.from_checkpoint(
+            path, overrides=overrides, given=own, mode=mode, labels_of_data=labels
+        )
+
+    predictor = predictor_of(model, labels_of(samples, skip_bad=False), mode)
+    sources = predictor.sources(mode)
+    if base is not None and not asked[base][0].detection.enabled and "text" not in sources:
+        if mode is not None:
+            raise ConfigError(f"mode is {mode}, but {base} has no head to compare with", "--mode", "use both")
+        sources += ("text",)
+        notes.append(f"{base} answers in text alone: text is measured as well.")
+    labels, models = predictor.bundle.labels, {str(model): predictor.bundle.origin()}
     notes += foreign_labels(samples, labels, str(data))
-    found = _predict_all(predictor, samples, mode, teachers)
+    settings = _settings(samples, predictor.bundle.config, teachers)
+    found = _predict_all(predictor, sources, settings)
     truth = coco_ground_truth(samples, found[0][2], labels)
     runs = tuple(score_run(truth, predictions, labels, source, count) for source, count, predictions in found)
-    if compare is not None and is_checkpoint:
-        others = _runs_of_checkpoint(compare, samples, mode, teachers, overrides)
+    if base is not None:
+        del predictor  # two models need not fit side by side
+        predictor = predictor_of(base, labels)
+        models[str(base)] = predictor.bundle.origin()
+        own = [source for source in sources if source == "text" or predictor.bundle.detector.head is not None]
+        found = _predict_all(predictor, own, settings)
+        others = {run_name(source, count): (source, predictions) for source, count, predictions in found}
     return Evaluation(
-        checkpoint=str(checkpoint),
+        checkpoint=str(model),
+        models=models,
         data=str(data),
         labels=labels,
         samples=tuple(samples),
@@ -127,35 +158,24 @@ def evaluate_checkpoint(
 
 
 Found = tuple[Source, int | None, list[Prediction]]
+Setting = tuple[int | None, Sequence[Sample]]
 
 
-def _predict_all(
-    predictor: Predictor, samples: Sequence[Sample], mode: str | None, teachers: int
-) -> list[Found]:
-    """Predict by each source, without and with teachers where these are asked for."""
-    settings: list[tuple[int | None, Sequence[Sample]]] = [(None, samples)]
-    if teachers:
-        shown = with_teachers(samples, predictor.bundle.config, teachers)
-        settings = [(0, without_teachers(samples)), (teachers, shown)]
+def _settings(samples: Sequence[Sample], config: Config, teachers: int) -> list[Setting]:
+    """What is asked about: the samples, or those without and with demonstrations."""
+    if not teachers:
+        return [(None, samples)]
+    return [(0, without_teachers(samples)), (teachers, with_teachers(samples, config, teachers))]
+
+
+def _predict_all(predictor: Predictor, sources: Sequence[Source], settings: Sequence[Setting]) -> list[Found]:
     found: list[Found] = []
-    for source in predictor.sources(mode):
+    for source in sources:
         for count, asked in settings:
             with track(f"predicting by {source}", len(asked)) as advance:
                 predictions = predictor.predict_all(asked, source, advance)
             found.append((source, count, predictions))
     return found
-
-
-def _runs_of_checkpoint(
-    other: Path,
-    samples: Sequence[Sample],
-    mode: str | None,
-    teachers: int,
-    overrides: Sequence[str],
-) -> dict[str, tuple[Source, list[Prediction]]]:
-    predictor = Predictor.from_checkpoint(other, overrides=overrides)
-    found = _predict_all(predictor, samples, mode, teachers)
-    return {run_name(source, count): (source, predictions) for source, count, predictions in found}
 
 
 def _compare(

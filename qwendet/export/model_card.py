@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from qwendet.config.schema import Config
+from qwendet.config.schema import Config, Frame
 from qwendet.encoding.prompts import request_text
-from qwendet.families.family import AnswerForm, Family, Frame
+from qwendet.families.family import AnswerForm, Family
 from qwendet.loading.checkpoint import HEAD_WEIGHTS, Manifest
 
 FRONT_MATTER = """\

@@ -7,14 +7,12 @@ Nothing here imports torch or transformers, so ``init`` and ``validate-config`` 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
+from qwendet.config.schema import Frame
 from qwendet.errors import CheckpointError
-
-Frame = Literal["pixels", "thousandths"]
-"""Of coordinates in answers: pixels of the resized image, or thousandths of the image's width and height."""
 
 AnswerForm = Literal["json", "box_tokens"]
 """JSON objects with ``bbox_2d`` and ``label``, or Qwen2-VL's box tokens."""
@@ -57,6 +55,7 @@ class Family:
             (counts of pixels all the same), else ``min_pixels`` and ``max_pixels``.
         image_mean: of red, green and blue, in the unit interval; pixels are normalised by it.
         image_std: likewise.
+        request: the question that its publication asks for boxes; ``{labels}`` becomes the label set.
         system_prompt: text of the system turn that the published template writes; empty for no such turn.
         template_settings: given to the chat template, in training and at inference.
         answer_prefix: what the template then puts between ``assistant\\n`` and the answer.
@@ -78,6 +77,7 @@ class Family:
     limits_as_size: bool
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
+    request: str
     system_prompt: str
     answer_prefix: str
     merger: tuple[str, ...]
@@ -86,6 +86,10 @@ class Family:
     template_settings: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
     packing_refusal: str = ""
     ignored_weights: tuple[str, ...] = ()
+
+    def in_frame(self, frame: Frame | None) -> Family:
+        """The family with answers in another frame than its own; ``None`` is its own."""
+        return self if frame in (None, self.frame) else replace(self, frame=frame)
 
     def answer_size(self, model_size: tuple[int, int]) -> tuple[int, int]:
         """Width and height of the frame of an answer's coordinates.

@@ -15,6 +15,8 @@ QWEN2_5_VL = replace(
     processor_class="Qwen2_5_VLProcessor",
     frame="pixels",
     answer_form="json",
+    request="Locate every item from the category list in the image and output the coordinates in JSON format."
+    " The category set includes {labels}.",
     lora=MappingProxyType(
         {
             **QWEN2_VL.lora,

@@ -18,6 +18,7 @@ QWEN2_VL = Family(
     limits_as_size=False,
     image_mean=(0.48145466, 0.4578275, 0.40821073),  # CLIP's
     image_std=(0.26862954, 0.26130258, 0.27577711),
+    request="Output the bounding box of every {labels}.",
     system_prompt="You are a helpful assistant.",
     answer_prefix="",
     merger=("model.visual.merger.",),

@@ -23,6 +23,8 @@ QWEN3_VL = replace(
     limits_as_size=True,
     image_mean=(0.5, 0.5, 0.5),
     image_std=(0.5, 0.5, 0.5),
+    request='Locate every instance that belongs to the following categories: "{labels}".'
+    " Report bbox coordinates in JSON format.",
     system_prompt="",
     merger=("model.visual.merger.", "model.visual.deepstack_merger_list."),
     lora=MappingProxyType(

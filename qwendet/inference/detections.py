@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,14 +51,20 @@ class Prediction:
     rejected: int
     answer: AnswerFacts | None = None
 
-    def to_json(self) -> str:
-        """One line of the output file."""
+    def to_json(self, model: Mapping[str, object] | None = None) -> str:
+        """One line of the output file.
+
+        Args:
+            model: who trained what predicted, and how it was asked, where no manifest tells it.
+        """
         record = asdict(self)
         del record["answer"]
-        return json.dumps(record, ensure_ascii=False)
+        return json.dumps(record if model is None else record | {"model": model}, ensure_ascii=False)
 
 
-def write_predictions(predictions: Iterable[Prediction], output: Path) -> None:
-    """Write predictions, one JSON object a line."""
+def write_predictions(
+    predictions: Iterable[Prediction], output: Path, model: Mapping[str, object] | None = None
+) -> None:
+    """Write predictions, one JSON object a line; ``model`` as in :meth:`Prediction.to_json`."""
     with atomic_file(output) as path, path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(prediction.to_json() + "\n" for prediction in predictions)
+        file.writelines(prediction.to_json(model) + "\n" for prediction in predictions)

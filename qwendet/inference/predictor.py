@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from qwendet.answers.grammar import AnswerGrammar
 from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
 from qwendet.config.as_trained import require_as_trained
 from qwendet.config.load import override_config
+from qwendet.config.schema import Config
 from qwendet.data.images import image_size
 from qwendet.data.samples import Sample
 from qwendet.encoding.collate import Batch, require_left_padding, to_device
@@ -35,7 +36,7 @@ from qwendet.inference.detections import Detection, Prediction, Source
 from qwendet.inference.generation import GeneratedAnswer, generate_answers
 from qwendet.inference.inputs import sample_of_image
 from qwendet.inference.sharding import map_batches
-from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.loader import Bundle, config_of_model, load
 from qwendet.progress import Advance, no_advance
 
 logger = logging.getLogger("qwendet")
@@ -65,30 +66,55 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(
-        cls, folder: str | Path, *, labels: Sequence[str] | None = None, overrides: Sequence[str] = ()
+        cls,
+        folder: str | Path,
+        *,
+        labels: Sequence[str] | None = None,
+        overrides: Sequence[str] = (),
+        given: Config | None = None,
+        mode: str | None = None,
+        labels_of_data: Sequence[str] = (),
     ) -> Predictor:
-        """Load a checkpoint with its own prompts, pixel limits and labels.
+        """Load a checkpoint with its own prompts, pixel limits and labels, or any model of a family.
 
         Args:
-            folder: a checkpoint with a manifest.
+            folder: a checkpoint; a model that this project did not train, in a folder or on the hub, which is
+                asked in text as its family's publication does.
             labels: other labels to look for; one that is nearly a trained one is told.
             overrides: ``key=value``, such as ``infer.batch_size=16``.
+            given: how a model without a manifest was trained.
+            mode: that will be asked for, so that a head that is lacking is told before weights are read.
+            labels_of_data: to look for where nothing else names any.
 
         Raises:
-            CheckpointError: for a checkpoint that cannot be used.
-            ConfigError: for an override that would show the model what it was not trained on.
+            CheckpointError: for a model that cannot be used.
+            ConfigError: for an override that would show the model what it was not trained on; without labels.
         """
-        trained = config_of_checkpoint(Path(folder))
+        revision = next((item[15:] for item in overrides if item.startswith("model.revision=")), None)
+        trained, is_foreign = config_of_model(str(folder), revision=revision, given=given)
         if any(override.startswith("model.dtype=") for override in overrides):
             overrides = ["train.autocast=auto", *overrides]  # the products are of the type that is asked for
         config = override_config(trained, overrides)
-        require_as_trained(trained, config)
+        require_as_trained(trained, config, is_foreign=is_foreign)
+        sources_of(mode or config.infer.mode, has_head=config.detection.enabled)
+        if labels is None and config.data.labels is None and config.data.train is None:
+            labels = labels_of_data
+            if not labels:
+                what = (
+                    "nothing tells what to look for: the model was trained elsewhere, and no label is named"
+                )
+                raise ConfigError(
+                    what, "--labels", "infer: --labels cat,dog; eval: --set data.labels=[cat,dog]"
+                )
         if labels is not None:
             tell_near_misses(labels, trained.data.labels or ())
             config = config.model_copy(
                 update={"data": config.data.model_copy(update={"labels": tuple(labels)})}
             )
-        return cls(load(config, for_inference=True))
+        bundle = load(config, for_inference=True)
+        if is_foreign:
+            logger.info("%s: %s", folder, in_words(bundle.origin()))
+        return cls(bundle)
 
     def predict_image(self, path: str | Path, mode: str | None = None) -> Prediction:
         """Predict one image file."""
@@ -161,13 +187,8 @@ class Predictor:
         Raises:
             ConfigError: if the head is asked for and there is none.
         """
-        mode = mode or self.bundle.config.infer.mode
         has_head = self.bundle.detector.head is not None
-        if mode == "auto":
-            return ("head",) if has_head else ("text",)
-        if mode in ("head", "both") and not has_head:
-            raise ConfigError(f"mode is {mode}, but the model has no head", "--mode", "use --mode text")
-        return {"head": ("head",), "text": ("text",), "both": ("head", "text")}[mode]  # type: ignore[return-value]
+        return sources_of(mode or self.bundle.config.infer.mode, has_head=has_head)
 
     @torch.inference_mode()
     def _predict_batch(self, samples: Sequence[Sample], sources: Sequence[Source]) -> list[Prediction]:
@@ -253,6 +274,29 @@ class Predictor:
             answer.text, parsed, truncated=answer.truncated, size=source, labels=self.bundle.labels
         )
         return detections, parsed.rejected + len(parsed.objects) - len(detections), facts
+
+
+def sources_of(mode: str, *, has_head: bool) -> tuple[Source, ...]:
+    """What answers in a mode.
+
+    Raises:
+        ConfigError: if the head is asked for and there is none.
+    """
+    if mode == "auto":
+        return ("head",) if has_head else ("text",)
+    if mode in ("head", "both") and not has_head:
+        raise ConfigError(f"mode is {mode}, but the model has no head", "--mode", "use --mode text")
+    return {"head": ("head",), "text": ("text",), "both": ("head", "text")}[mode]  # type: ignore[return-value]
+
+
+def in_words(origin: Mapping[str, object]) -> str:
+    """Who trained a model and how it is asked, as it is printed.
+
+    Example:
+        >>> in_words({"trained_by": "unknown", "prompt": "Locate every {labels}."})
+        'trained by: unknown; prompt: Locate every {labels}.'
+    """
+    return "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in origin.items())
 
 
 def _displayed(

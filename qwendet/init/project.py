@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from qwendet.checks.config.samples import Split
-from qwendet.checks.config.settings import HUB_ID
-from qwendet.config.schema import EMBEDDED_MODELS, Config, ModelConfig
+from qwendet.config.schema import EMBEDDED_MODELS, HUB_ID, Config, ModelConfig
 from qwendet.data.formats.convert import Conversion, conversion_notes, convert_dataset
 from qwendet.data.formats.detect import detect_format
 from qwendet.data.split import split_dataset

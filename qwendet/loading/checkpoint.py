@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from qwendet.config.schema import Config
+from qwendet.config.schema import Config, Frame
 from qwendet.errors import CheckpointError, Problem
 from qwendet.families.choose import family_of
-from qwendet.families.family import Frame
 from qwendet.files import find_folder, sha256_of_file
 from qwendet.loading.lora import has_adapter, is_adapter, save_adapter
 from qwendet.loading.processor import RESIZER, ImageTextProcessor, save_processor
@@ -50,6 +49,8 @@ READ_SUFFIXES = (".safetensors", ".json", ".jinja")
 READ_FOLDER = "additional_chat_templates"
 TRAINER_STATE = "trainer_state.json"
 RESUME = "resume.json"  # hashes of the training state, see qwendet.training.resume
+OWN = (MANIFEST, HEAD_WEIGHTS, Path(HEAD_WEIGHTS).name, RESUME)  # files that only this project writes
+PEFT_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -237,9 +238,21 @@ def files_of(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def is_qwendet_checkpoint(path: Path) -> bool:
-    """Whether a directory has a manifest."""
-    return (path / MANIFEST).is_file()
+def find_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a checkpoint; ``None`` for a model that this project did not train.
+
+    Raises:
+        CheckpointError: for a checkpoint without one, an adapter, and what is no model.
+    """
+    if (folder / PEFT_CONFIG).is_file() and not (folder / MANIFEST).is_file():
+        raise CheckpointError(
+            f"this is an adapter ({PEFT_CONFIG}) without a manifest ({MANIFEST})",
+            str(folder),
+            "copy it again if train wrote it; else merge it into its base with peft's merge_and_unload, save"
+            " that model with its tokenizer and processor files, and give its folder",
+        )
+    is_foreign = (folder / "config.json").is_file() and not any((folder / name).is_file() for name in OWN)
+    return None if is_foreign else read_manifest(folder)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -256,13 +269,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(what, str(folder), "give a folder that train wrote, such as run/final")
     if not path.is_file():
         inner = next((run for run in (folder / "final", folder / "run" / "final") if find_folder(run)), None)
+        is_empty = not (folder / "config.json").is_file()
         raise CheckpointError(
-            f"the checkpoint has no manifest ({MANIFEST})",
+            f"the checkpoint has no manifest ({MANIFEST})" + ", nor is there a config.json" * is_empty,
             str(folder),
             f"give {inner}"
             if inner is not None
-            else "give a folder that train wrote, such as run/final; if this is one, retrain, because nothing"
-            " tells prompts, pixel limits and labels it was trained with",
+            else "give a folder that train wrote, such as run/final, or one of a model, with config.json; if"
+            " it lost its manifest, copy it again, or retrain, because nothing tells its prompts and limits",
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -278,6 +292,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _check_versions(record: dict[str, Any], path: Path) -> None:
     family = family_of(record.get("family", FIRST_FAMILY), str(path))
+    family = family.in_frame(record["config"]["data"].get("frame"))
     expected = {
         "format_version": FORMAT_VERSION,
         "loss_version": LOSS_VERSION,

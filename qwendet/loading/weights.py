@@ -19,7 +19,6 @@ from transformers import (
 from qwendet.config.schema import ModelConfig
 from qwendet.errors import CheckpointError, Problem
 from qwendet.families.choose import family_of
-from qwendet.families.family import Family
 from qwendet.loading.lora import in_4bit
 from qwendet.model.attention import attention_by_part
 from qwendet.model.patch_embedding import embed_by_product
@@ -50,14 +49,13 @@ def load_vlm(
     Raises:
         CheckpointError: for files that cannot be read; for a weight missing, left over or of another shape.
     """
-    with reading("model", source):
-        family = family_of_model(source)
+    vlm_config = published_config(source)
+    family = family_of(vlm_config.model_type, source)
     model_class = getattr(transformers, family.model_class)
     with reading("model", source), loading_in_float32(model_class, family, in_float32):
-        from_memory = None if weights is None else model_class.config_class.from_pretrained(source)
         loaded: Any = model_class.from_pretrained(
             source if weights is None else None,
-            config=from_memory,
+            config=None if weights is None else vlm_config,
             state_dict=weights,
             dtype=getattr(torch, model.dtype),
             attn_implementation=attention_by_part(model.attn_implementation),
@@ -81,13 +79,16 @@ def load_vlm(
     return vlm
 
 
-def family_of_model(source: str) -> Family:
-    """The family that a model's ``config.json`` names.
+def published_config(source: str) -> Any:
+    """A model's ``config.json``, in its family's class.
 
     Raises:
-        CheckpointError: if it is none; transformers would build a model of default size, tens of gigabytes.
+        CheckpointError: if it cannot be read, or the model is of no family; transformers would build a model
+            of default size, tens of gigabytes.
     """
-    return family_of(PreTrainedConfig.get_config_dict(source)[0].get("model_type"), source)
+    with reading("model", source):
+        family = family_of(PreTrainedConfig.get_config_dict(source)[0].get("model_type"), source)
+        return getattr(transformers, family.model_class).config_class.from_pretrained(source)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from qwendet.evaluation.coco import METRICS
 from qwendet.evaluation.command import Evaluation
 from qwendet.evaluation.scores import SCORE_MEANINGS, OperatingPoint
 from qwendet.files import atomic_file
+from qwendet.inference.predictor import in_words
 from qwendet.report.charts import SIDE, calibration_of, confusion_of, curves_of
 from qwendet.report.errors import KINDS, Drawn, ImageErrors, errors_of
 
@@ -53,7 +54,7 @@ def render(evaluation: Evaluation) -> str:
         loader=PackageLoader("qwendet.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["number"] = _number
+    environment.filters |= {"number": _number, "in_words": in_words}
     errors = [errors_of(run, evaluation.ground_truth) for run in evaluation.runs]
     worst = _worst(errors)
     shown = worst[:MOST_PICTURES]

@@ -54,15 +54,32 @@ infer run tiny --labels a,,b
 infer run tiny.yaml
 infer run empty.jsonl
 infer run tiny/images
-infer tiny tiny/images
 infer tiny.yaml tiny/images
 infer project tiny/images
+infer tiny/images tiny/images
+infer damaged tiny/images --labels dot
+infer adapter tiny/images --labels dot
+infer moe tiny/images --labels dot
+infer llama tiny/images --labels dot
+infer no/such-model tiny/images --labels dot
+infer tiny-untrained tiny/images
+infer tiny-untrained tiny/images --labels ''
+infer tiny-untrained tiny/images --labels dot --mode head
+infer tiny-untrained tiny/images --labels dot --config nowhere
+infer tiny-untrained tiny/images --labels dot --config tiny.yaml --set data.frame=percent
+infer tiny-untrained tiny/images --labels dot --set model.path=tiny
+infer tiny tiny/images --config tiny.yaml
 infer run coco.json
 eval run tiny --json tiny
 eval run tiny --coco tiny.yaml/x.json
 eval run tiny --report tiny.yaml
 eval run tiny/absent.jsonl
 eval run tiny --compare text.yaml
+eval tiny tiny --compare no/such-model
+eval tiny tiny --compare moe
+eval tiny tiny --config tiny.yaml
+eval tiny tiny --set data.frame=thousandths
+eval tiny-untrained tiny --mode both
 export run tiny
 export run out --max-shard-size big
 export run out
@@ -98,6 +115,11 @@ FILES = {
     "empty.jsonl": "",
     "coco.json": '{"images": [], "annotations": []}',
     "project/config.yaml": "",
+    "damaged/config.json": '{"model_type": "qwen2_5_vl"}',
+    "damaged/resume.json": "{}",
+    "adapter/adapter_config.json": "{}",
+    "moe/config.json": '{"model_type": "qwen3_5_moe"}',
+    "llama/config.json": '{"model_type": "llama"}',
 }
 
 
@@ -210,13 +232,15 @@ def run_json(qwendet: Qwendet, *words: str) -> tuple[Ending, dict[str, object]]:
 
 def test_train__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     done = SimpleNamespace(
-        output_dir=Path("run"), final=Path("run/final"), metrics={"head/AP": 0.5}, stopped_by=""
-    )
+        output_dir=Path("run"), final=Path("run/final"), metrics={"head/AP": 0.5}, stopped_by="",
+        before={"text/AP": 0.1},
+    )  # fmt: skip
     fake(monkeypatch, "qwendet.train", train=lambda *_, **__: print("a library speaks") or done)
     ending, record = run_json(qwendet, "train", "tiny.yaml")
     assert (ending.code, record["ok"], record["metrics"]) == (0, True, {"head/AP": 0.5})
     assert record["next"] == "qwendet eval run/final tiny/val.jsonl --report run/report"
     stopped = SimpleNamespace(output_dir=Path("run"), final=None, metrics=None, stopped_by="SIGINT")
+    stopped.before = None
     fake(monkeypatch, "qwendet.train", train=lambda *_, **__: stopped)
     ending, record = run_json(qwendet, "train", "tiny.yaml")
     assert (ending.code, record["ok"], record["stopped_by"]) == (130, False, "SIGINT")
@@ -225,11 +249,13 @@ def test_train__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folde
 
 def test_infer__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     done = SimpleNamespace(images=1, detections=2, rejected=0, output=None, lines=['{"image": "a"}'])
+    done.model = {"trained_by": "qwendet"}
     fake(monkeypatch, "qwendet.infer", infer=lambda *_, **__: done)
     _, record = run_json(qwendet, "infer", "run", "tiny", "--visualize", "pictures")
     assert record == {
         "ok": True, "checks": [], "images": 1, "detections": 2, "rejected": 0, "output": None,
-        "pictures": "pictures", "predictions": [{"image": "a"}], "next": "qwendet export run OUT",
+        "model": {"trained_by": "qwendet"}, "pictures": "pictures", "predictions": [{"image": "a"}],
+        "next": "qwendet export run OUT",
     }  # fmt: skip
 
 

@@ -8,18 +8,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from qwendet.cli.main import run
-from qwendet.config.load import override_config
-from qwendet.config.schema import Config, DataConfig, ModelConfig
+from qwendet.config.schema import Config, DataConfig, InferConfig, ModelConfig
 from qwendet.demo.shapes import PRETRAIN, write_dataset
-from qwendet.inference.predictor import Predictor
-from qwendet.loader import load
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -35,17 +31,13 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process; any checkpoint is the tiny model, with the settings given."""
+    """Run a command in this process; the tiny model is used with the settings given."""
     config = Config(
         model=ModelConfig(path="tiny", dtype="float32", device="cpu", attn_implementation="sdpa"),
         data=DataConfig(train=str(scenes / "train.jsonl"), labels=PRETRAIN.labels),
+        infer=InferConfig(max_new_tokens=60),
     )
-
-    def from_checkpoint(folder: Path, *, overrides: tuple[str, ...] = (), labels: Any = None) -> Predictor:
-        settings = ["infer.max_new_tokens=60", *overrides]
-        return Predictor(load(override_config(config, settings), for_inference=True))
-
-    monkeypatch.setattr(Predictor, "from_checkpoint", from_checkpoint)
+    monkeypatch.setattr("qwendet.loader.config_of_checkpoint", lambda folder: config)
 
     def call(*words: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
@@ -58,7 +50,7 @@ def command(scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 def test_eval__files_and_tables_say_the_same(command: Command, scenes: Path, tmp_path: Path) -> None:
     files = ["--json", tmp_path / "a.json", "--coco", tmp_path / "coco.json", "--report", tmp_path / "report"]
-    code, out, err = command("eval", "checkpoint", scenes, "--mode", "both", "--teachers", 1, *files)
+    code, out, err = command("eval", "tiny", scenes, "--mode", "both", "--teachers", 1, *files)
     assert code == 0, err
     record = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     names = ["head, no teachers", "head, 1 teacher", "text, no teachers", "text, 1 teacher"]
@@ -89,12 +81,10 @@ def test_eval__compared_with_its_own_file_differs_in_nothing(
 ) -> None:
     saved = tmp_path / "a.json"
     settings = ("--set", "infer.batch_size=3")
-    code, _, err = command("eval", "checkpoint", scenes / "test.jsonl", "--json", saved, *settings)
+    code, _, err = command("eval", "tiny", scenes / "test.jsonl", "--json", saved, *settings)
     assert code == 0, err
     assert err.endswith(f"{scenes / 'test.jsonl'} --report report --set infer.batch_size=3\n"), "as measured"
-    code, out, err = command(
-        "eval", "checkpoint", scenes / "test.jsonl", "--compare", saved, "--format", "json"
-    )
+    code, out, err = command("eval", "tiny", scenes / "test.jsonl", "--compare", saved, "--format", "json")
     assert code == 0, err
     printed = json.loads(out)
     assert (printed["ok"], printed["checks"]) == (True, [])
@@ -117,7 +107,7 @@ def test_eval__what_cannot_be_used_is_named(
     words: list[str], code: int, what: str, command: Command, scenes: Path, tmp_path: Path
 ) -> None:
     words = [str(scenes) if word == "SCENES" else word for word in words]
-    found, _, err = command("eval", "checkpoint", *words, "--json", tmp_path / "x.json")
+    found, _, err = command("eval", "tiny", *words, "--json", tmp_path / "x.json")
     assert (found, what in err) == (code, True), err
     assert not (tmp_path / "x.json").exists()
 
@@ -127,7 +117,7 @@ def test_eval__of_images_without_objects(command: Command, scenes: Path, tmp_pat
     negatives = scenes / "negatives.jsonl"
     records = [json.loads(line) | {"objects": []} for line in lines]
     negatives.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    code, out, err = command("eval", "checkpoint", negatives, "--report", tmp_path / "report")
+    code, out, err = command("eval", "tiny", negatives, "--report", tmp_path / "report")
     assert code == 0, err
     assert "2 images, 0 boxes" in out
     assert "There are no objects to be found." in (tmp_path / "report" / "index.html").read_text("utf-8")
@@ -143,7 +133,7 @@ def test_eval__of_another_format_measures_the_same(
     assert command("data", "convert", source, tmp_path / target, "--to", target)[0] == 0
     records = []
     for data in (scenes / "test.jsonl", tmp_path / target):
-        code, out, err = command("eval", "checkpoint", data, "--format", "json")
+        code, out, err = command("eval", "tiny", data, "--format", "json")
         assert code == 0, err
         records.append(json.loads(out))
     assert (

@@ -24,7 +24,7 @@ from qwendet.config.schema import Config
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.encoding.dataset import TrainingSamples
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
-from qwendet.evaluation.command import evaluate_checkpoint
+from qwendet.evaluation.command import evaluate_model
 from qwendet.files import sha256_of_file
 from qwendet.infer import infer
 from qwendet.loading.checkpoint import HEAD_WEIGHTS, read_manifest
@@ -173,8 +173,8 @@ def test_kill__while_final_is_replaced__final_is_found_again(
     killed_while_replacing(make_config(stopped), "final", None, repo_root)
     for use in (
         lambda: infer(final, [scenes]),
-        lambda: evaluate_checkpoint(final, scenes),
-        lambda: evaluate_checkpoint(finished / "final", scenes, compare=final),
+        lambda: evaluate_model(final, scenes),
+        lambda: evaluate_model(finished / "final", scenes, compare=final),
     ):
         if final.exists():  # as the kill left it
             final.rename(stopped / ".final.replaced")

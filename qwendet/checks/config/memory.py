@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import AutoConfig, Qwen2VLImageProcessorPil
+from transformers import Qwen2VLImageProcessorPil
 
 from qwendet.checks.config.suite import MEMORY
 from qwendet.checks.result import Result
 from qwendet.checks.runner import Findings
 from qwendet.config.schema import Config
 from qwendet.errors import Problem
-from qwendet.loading.weights import family_of_model, reading
+from qwendet.loading.weights import published_config, reading
 from qwendet.source import find_source
 from qwendet.training.launcher import num_shards
 from qwendet.training.memory import GIB, MemoryEstimate, estimate_memory, largest_workload
@@ -78,8 +78,7 @@ def describe(estimate: MemoryEstimate) -> str:
 def _estimate(config: Config) -> MemoryEstimate:
     folder = find_source(config.model.path, config.model.revision, weights=False).folder
     with reading("model", str(folder)):
-        family_of_model(str(folder))
-        vlm_config = AutoConfig.from_pretrained(folder)
+        vlm_config = published_config(str(folder))
         stored = Qwen2VLImageProcessorPil.from_pretrained(folder).size["longest_edge"]
     pixels = config.data.max_pixels or stored
     work = largest_workload(config, vlm_config, pixels)

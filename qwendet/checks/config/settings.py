@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from qwendet.checks.config.survey import Check, Survey
-from qwendet.config.schema import EMBEDDED_MODELS
+from qwendet.config.schema import EMBEDDED_MODELS, HUB_ID
 from qwendet.data.samples import check_label
 from qwendet.errors import DataError, Problem
 from qwendet.training.launcher import launcher_problems
 
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/gpus")
 
 

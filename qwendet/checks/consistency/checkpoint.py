@@ -56,9 +56,9 @@ FROM_ORIGIN = "copy the file from the model's origin, or train from this one: se
 LM_HEAD = "vlm.lm_head.weight"
 EMBEDDING = "vlm.model.language_model.embed_tokens.weight"
 READ = (".safetensors", ".json", ".jinja")
-MUST_MATCH = ("data.system_prompt", "data.request", "data.labels", "data.min_pixels", "data.max_pixels",
-              "detection.enabled", "detection.hidden_size", "detection.num_layers", "detection.num_heads",
-              "model.lora.rank", "model.lora.alpha", "model.lora.targets")  # fmt: skip
+MUST_MATCH = ("data.system_prompt", "data.request", "data.frame", "data.labels", "data.min_pixels",
+              "data.max_pixels", "detection.enabled", "detection.hidden_size", "detection.num_layers",
+              "detection.num_heads", "model.lora.rank", "model.lora.alpha", "model.lora.targets")  # fmt: skip
 NOT_ARCHITECTURE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache",
                     "architectures", "_attn_implementation", "_attn_implementation_internal",
                     "attn_implementation", "output_attentions", "output_hidden_states")  # fmt: skip

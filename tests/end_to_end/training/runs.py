@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+import qwendet.train
 from qwendet.config.schema import Config
 from qwendet.inference.predictor import Predictor
+from qwendet.training.build import create_trainer
+from qwendet.training.trainer import DetectionTrainer
 
 STEPS = 6
 TERMS = ("lm", "teacher", "student", "detection", "class", "l1", "giou", "total")
@@ -58,3 +63,18 @@ def rows_of(checkpoint: Path) -> list[dict[str, float]]:
 
 def shape_of(run: Path) -> list[str]:
     return sorted(path.name for path in run.iterdir())
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, done: int, signal_number: int, times: int = 1) -> None:
+    """Have the next run receive a signal in the step after `done` finished ones."""
+
+    def kill(finished_steps: int) -> None:
+        for _ in range(times if finished_steps == done else 0):
+            os.kill(os.getpid(), signal_number)
+
+    def create(*args: Any, **kwargs: Any) -> DetectionTrainer:
+        trainer = create_trainer(*args, **kwargs)
+        trainer.add_callback(BeforeStep(kill))
+        return trainer
+
+    monkeypatch.setattr(qwendet.train, "create_trainer", create)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -10,20 +9,18 @@ from typing import Any
 
 import pytest
 
-import qwendet.train
 from qwendet.demo.shapes import DEMO
 from qwendet.errors import CheckpointError, ConfigError
 from qwendet.train import RunSummary, train
 from qwendet.training.build import create_trainer
-from qwendet.training.trainer import DetectionTrainer
 from tests.end_to_end.training.runs import (
     STEPS,
-    BeforeStep,
     MakeConfig,
     assert_same,
     parameters_of,
     rows_of,
     shape_of,
+    stop_at,
     weights_of,
 )
 
@@ -38,21 +35,6 @@ def test_resume__gives_bitwise_what_the_uninterrupted_run_gave(
     assert_same(parameters_of(trainer.bundle.detector), weights_of(finished.output_dir / "final"))
     found, wanted = (rows_of(run / "checkpoint-6") for run in (tmp_path / "run", finished.output_dir))
     assert found == wanted
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, done: int, signal_number: int, times: int = 1) -> None:
-    """Have the next run receive a signal in the step after `done` finished ones."""
-
-    def kill(finished_steps: int) -> None:
-        for _ in range(times if finished_steps == done else 0):
-            os.kill(os.getpid(), signal_number)
-
-    def create(*args: Any, **kwargs: Any) -> DetectionTrainer:
-        trainer = create_trainer(*args, **kwargs)
-        trainer.add_callback(BeforeStep(kill))
-        return trainer
-
-    monkeypatch.setattr(qwendet.train, "create_trainer", create)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +137,7 @@ def test_resume__a_flipped_byte_is_found(
         pytest.param({"data": {"max_pixels": 8000}}, "data.max_pixels is 8000", id="pixels"),
         pytest.param({"model": {"dtype": "bfloat16"}}, "model.dtype is 'bfloat16'", id="dtype"),
         pytest.param({"train": {"optimizer": "adafactor"}}, "train.optimizer is 'adafactor'", id="optimizer"),
+        pytest.param({"data": {"frame": "thousandths"}}, "data.frame is 'thousandths'", id="frame"),
         pytest.param(
             {"train": {"vision_learning_rate": 0.0}}, "train.vision_learning_rate is 0.0", id="frozen"
         ),

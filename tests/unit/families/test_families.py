@@ -8,17 +8,27 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
+from qwendet.answers.format import parse_answer
+from qwendet.checks.consistency.suite import run_consistency_checks
+from qwendet.checks.loss.suite import run_loss_checks
+from qwendet.checks.subject import temporary_subject
+from qwendet.config.load import build_config
+from qwendet.config.schema import DataConfig
+from qwendet.data.samples import SampleFile
+from qwendet.encoding.encode import trainable_objects
 from qwendet.encoding.prompts import conversation
 from qwendet.errors import CheckpointError, ConfigError
 from qwendet.export.model_card import render_card
 from qwendet.families.choose import FAMILIES, family_of
 from qwendet.families.family import IMAGE_TOKEN, Family
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.loading.checkpoint import COORDINATES, MANIFEST, read_manifest, save_checkpoint
 from qwendet.model.detector import Qwen25VLWithDetection
@@ -173,3 +183,70 @@ def test_manifest__of_another_family_is_refused(bundle: Bundle, tmp_path: Path) 
     path.write_text(json.dumps(record | {"coordinates": COORDINATES["thousandths"]}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="the manifest is of qwen3_vl"):
         load(config_of_checkpoint(tmp_path), for_inference=True)
+
+
+# Another frame than the family's own
+
+
+@pytest.fixture(scope="module")
+def in_thousandths(scenes_file: Path) -> Bundle:
+    """A Qwen2.5-VL that is trained to answer in thousandths."""
+    values = {
+        "model": {"path": "tiny-untrained", "device": "cpu", "dtype": "float32"},
+        "data": {"train": str(scenes_file), "frame": "thousandths"},
+        "detection": {"enabled": False},
+    }
+    return load(build_config(values, "test"), for_inference=False)
+
+
+def test_frame__is_what_training_learns_and_inference_reads(
+    in_thousandths: Bundle, scenes_file: Path, tmp_path: Path
+) -> None:
+    sample = next(sample for sample in SampleFile(scenes_file) if sample.student.objects)
+    encoded = in_thousandths.encoder().encode(sample, with_answer=True)
+    ((start, end),) = encoded.student_assistant_spans
+    text = in_thousandths.processor.tokenizer.decode(encoded.input_ids[start:end])
+    answer = sorted(item.bbox_2d for item in parse_answer(text).objects)
+    width, height = encoded.image_size
+    wanted = [
+        [x1 * 1000 / width, y1 * 1000 / height, x2 * 1000 / width, y2 * 1000 / height]
+        for x1, y1, x2, y2 in sorted(item.bbox_2d for item in trainable_objects(sample.student))
+    ]
+    assert np.abs(np.array(answer) - np.array(wanted)).max() <= 0.5 + 1e-9, "whole thousandths"
+    bundle = in_thousandths
+    save_checkpoint(tmp_path, bundle.detector, bundle.processor, bundle.config, step=0)
+    manifest = read_manifest(tmp_path)
+    assert (manifest.family, manifest.coordinates) == ("qwen2_5_vl", COORDINATES["thousandths"])
+    predictor = Predictor.from_checkpoint(tmp_path)
+    assert predictor._answer_size(encoded) == (1000, 1000)
+    assert predictor.bundle.origin()["frame"] == "thousandths"
+    with pytest.raises(ConfigError, match=r"data\.frame is 'pixels', but the checkpoint was"):
+        Predictor.from_checkpoint(tmp_path, overrides=["data.frame=pixels"])
+    card = render_card(manifest, predictor.bundle.config, predictor.bundle.processor.family, {}, 28)
+    assert "multiply x by displayed width over 1000, and y likewise" in card
+    record = read(tmp_path / MANIFEST)
+    record["config"]["data"]["frame"] = None
+    (tmp_path / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="coordinates is xyxy integers, thousandths"):
+        read_manifest(tmp_path)
+
+
+def test_frame__is_what_the_checks_expect(in_thousandths: Bundle) -> None:
+    only = ["consistency.images.answers", "consistency.images.text_boxes"]
+    with temporary_subject(in_thousandths.config) as subject:
+        results, _ = run_consistency_checks(subject, only=only)
+        results += run_loss_checks(subject, only=["loss.boxes"])[0]
+    assert [(result.id, result.status) for result in results] == [
+        (name, "pass") for name in [*only, "loss.boxes"]
+    ]
+
+
+def test_frame__null_is_the_familys_own() -> None:
+    family = FAMILIES["qwen3_vl"]
+    assert family.in_frame(None) is family.in_frame("thousandths") is family
+    assert family.in_frame("pixels").answer_size((64, 48)) == (64, 48)
+
+
+def test_request__of_each_publication_names_the_labels() -> None:
+    assert all(family.request.count("{labels}") == 1 for family in FAMILIES.values())
+    assert all(DataConfig(request=family.request) for family in FAMILIES.values())

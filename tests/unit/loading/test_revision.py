@@ -209,7 +209,7 @@ def test_load__what_the_machine_lacks_is_told_before_anything_is_downloaded(
 
 
 def test_find_source__an_unknown_revision_is_named(hub: Path) -> None:
-    with pytest.raises(CheckpointError, match="the model cannot be loaded") as caught:
+    with pytest.raises(CheckpointError, match=r"is taken for a hub id\) cannot be loaded") as caught:
         find_source(HUB_ID, "v3")
     assert caught.value.problems[0].where == f"{HUB_ID} at v3"
 
