@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig
+from tokenizers import Tokenizer
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from qwendet.families.choose import family_of
 from qwendet.loading.processor import load_processor, save_processor
 
 LAYERS = 4
+BYTES = 256
 TEXT = {
     "num_hidden_layers": LAYERS, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
@@ -25,23 +28,28 @@ VISION = {
 }  # fmt: skip
 
 
-def write_narrow_model(source: Path, folder: Path, seed: int = 0) -> Path:
+def write_narrow_model(source: Path, folder: Path, seed: int = 0, merges: int | None = None) -> Path:
     """Write a model that loads as the published one does.
 
     Args:
         source: published config, tokenizer and processor files.
         folder: gets the files; weights are float32.
         seed: of the weights.
+        merges: of the published vocabulary the bytes and the first so many merges are kept, and every special
+            token behind them; ``None`` keeps all.
     """
     config = AutoConfig.from_pretrained(source)
     family = family_of(config.model_type, str(source))
+    processor = load_processor(str(source), family, None, None)
     _narrow(config)
+    if merges is not None:
+        _shorten(processor, config, merges)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = getattr(transformers, family.model_class)(config)
     model.save_pretrained(folder)
-    save_processor(load_processor(str(source), family, None, None), folder)
-    if (generation := source / "generation_config.json").is_file():
+    save_processor(processor, folder)
+    if merges is None and (generation := source / "generation_config.json").is_file():
         shutil.copy(generation, folder)
     return folder
 
@@ -66,3 +74,27 @@ def _narrow(config: Any) -> None:
         vision.fullatt_block_indexes = [1, LAYERS - 1]
     if getattr(vision, "deepstack_visual_indexes", None):
         vision.deepstack_visual_indexes = [0, 1, 2]
+
+
+def _shorten(processor: Any, config: Any, merges: int) -> None:
+    """Cut the vocabulary; every special token gets another id, in the config too."""
+    published = processor.tokenizer
+    state = json.loads(published.backend_tokenizer.to_str())
+    words = BYTES + merges
+    state["model"]["vocab"] = {word: id for word, id in state["model"]["vocab"].items() if id < words}
+    state["model"]["merges"] = state["model"]["merges"][:merges]
+    moved = {token["id"]: words + index for index, token in enumerate(state["added_tokens"])}
+    for token in state["added_tokens"]:
+        token["id"] = moved[token["id"]]
+    processor.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        eos_token=published.eos_token,
+        pad_token=published.pad_token,
+        padding_side="left",
+        chat_template=published.chat_template,
+    )
+    for part in (config, config.text_config):
+        for name, id in part.to_dict().items():
+            if name.endswith("_token_id") and id in moved:
+                setattr(part, name, moved[id])
+    config.text_config.vocab_size = words + len(moved)

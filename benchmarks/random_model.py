@@ -75,11 +75,11 @@ def write_model(
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from qwendet.families.choose import family_by_name
+    from qwendet.families.choose import family_of
     from qwendet.loading.processor import load_processor, save_processor
 
     published = PUBLISHED / FOLDERS[family]
-    processor = load_processor(str(published), family_by_name(family), None, None)
+    processor = load_processor(str(published), family_of(family, str(published)), None, None)
     config = AutoConfig.from_pretrained(published)
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
     if not (full_size and family == "qwen3_vl"):

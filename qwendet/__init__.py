@@ -1,4 +1,4 @@
-"""Fine-tune Qwen2.5-VL into an object detector, and prove that the model trained is the model served.
+"""Fine-tune Qwen's vision-language models into object detectors that are served as they were trained.
 
     from qwendet import load_config, load, create_trainer, Predictor
 

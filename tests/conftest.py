@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,19 @@ def shared(repo_root: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set QWENDET_SHARED to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_model(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Write a narrow random model of a published folder, with a vocabulary of 1,300; once each."""
+    from benchmarks.narrow_model import write_narrow_model
+
+    @cache
+    def write(name: str) -> Path:
+        source = shared / "qwen_processor" / name
+        return write_narrow_model(source, tmp_path_factory.mktemp("small") / name, merges=1000)
+
+    return write
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
 """Boxes to answer text and back.
 
-Answers are written in Qwen2.5-VL's own grounding format and read as models really write them:
+Answers are written in the family's own grounding format, JSON or box tokens, and read as models really write
+them, whatever the family:
 
     [{"bbox_2d": [12, 34, 56, 78], "label": "red circle"}]
 
-Coordinates are xyxy in pixels of the image as the model sees it.
+Coordinates are xyxy in the family's frame of answers.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class ParsedObject:
     """One box of an answer.
 
     Attributes:
-        bbox_2d: x1, y1, x2, y2 as written, finite, with x1 < x2 and y1 < y2; in pixels of the image as
-            the model sees it.
+        bbox_2d: x1, y1, x2, y2 as written, finite, with x1 < x2 and y1 < y2; in the frame of
+            answers.
         desc: the label; empty where the answer has none.
         start: index in the text of the object's first character (of the box's alone, where an object
             holds several boxes).

@@ -28,7 +28,7 @@ class Token(NamedTuple):
     Of its kinds, ``open`` and ``close`` are braces, ``numbers`` is ``[1, 2, 3, 4]`` or several such lists,
     ``line`` plain text ``1,2,3,4 cat``, ``ref`` a label's token with the label, ``box`` a box token with its
     numbers, ``answer`` is ``<answer>``, ``end`` another mark that no object reaches over (a code fence,
-    ``<|im_end|>``); ``skip`` says nothing. The others are key, string, word and thought_end.
+    the end of turn); ``skip`` says nothing. The others are key, string, word and thought_end.
     """
 
     kind: str
@@ -45,7 +45,7 @@ _DIGITS = rf"(?:{_PLAIN}(?:e[-+]?+[0-9]++)?+(?!\w|\.[0-9]))"
 _NUMERAL = rf"(?:{_DIGITS}|[-+]?+(?:nan|inf(?:inity)?|null|none)(?!\w))"
 _REST = rf"(?:{_BETWEEN}++{_NUMERAL})*+(?:[\s,，]*+{_CLOSE})?+"
 _NUMBERS = rf"{_OPEN}(?:\s|\\[nrt])*+{_NUMERAL}{_REST}"
-# Plain text of Qwen2.5-VL, "1,2,3,4 cat", and a line of it that the end of the text cut.
+# Plain text, "1,2,3,4 cat", and a line of it that the end of the text cut.
 _FOUR, _FEWER = (rf"{_PLAIN}(?:[,，][\ \t]*+{_PLAIN}){count}" for count in ("{3}", "{1,2}"))
 _LINE = rf"""
     (?:^[\ \t]*+(?:[-*•]\ |[0-9]{{1,3}}[.)]\ )?|(?<=[:：>])[\ \t]*+)
@@ -54,7 +54,7 @@ _LINE = rf"""
         (?P<label>[^\s<][^\r\n<]*+))
   | ^[\ \t]*+{_FEWER}[,，]?\s*+\Z
 """
-# Box tokens of Qwen-VL and Qwen2-VL, Rex-Omni's numbers <1><2><3><4> in them, and HTML of Qwen2.5-VL.
+# Box tokens of any release, Rex-Omni's numbers <1><2><3><4> in them, and HTML.
 _BOX = rf"""
     (?:(?:<\|?\ ?b?box(?:_start)?\ ?\|?>\s*+)++|\bdata-bbox\s*+=\s*+["'])
     (?:[^\w<{{"'`]|<?{_NUMERAL}>?)*+(?:<\|\ ?box_end\ ?\|>|</b?box>)?+

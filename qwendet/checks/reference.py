@@ -166,26 +166,6 @@ def answer_text(
     )
 
 
-def prompt_text(
-    system_prompt: str, request: str, answers: Sequence[str], image_tokens: Sequence[int], answer_prefix: str
-) -> str:
-    """The prompt in the families' chat format, image tokens written out, up to where the answer begins.
-
-    Args:
-        system_prompt: text of the system turn.
-        request: text after each image.
-        answers: answers of the demonstrations.
-        image_tokens: tokens of each image, the student's last; one more than there are answers.
-        answer_prefix: what stands before the student's answer in its turn.
-    """
-    text = f"<|im_start|>system\n{system_prompt}<|im_end|>\n" if system_prompt else ""
-    for index, count in enumerate(image_tokens):
-        image = "<|vision_start|>" + "<|image_pad|>" * count + "<|vision_end|>"
-        text += f"<|im_start|>user\n{image}{request}<|im_end|>\n<|im_start|>assistant\n"
-        text += f"{answers[index]}<|im_end|>\n" if index < len(answers) else answer_prefix
-    return text
-
-
 def rope_positions(
     input_ids: Sequence[int], image_token_id: int, grids: Sequence[Sequence[int]], merge_size: int
 ) -> IntArray:

@@ -24,7 +24,7 @@ def init(
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="tiny, a folder, or a hub id; without it Qwen2.5-VL-3B-Instruct."),
+        typer.Option("--model", help="tiny, a folder, or a hub id; without it Qwen3-VL-4B-Instruct."),
     ] = None,
     data: Annotated[
         Path | None,

@@ -77,7 +77,7 @@ def _main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Fine-tune Qwen2.5-VL into an object detector, and prove that the model trained is the model served.
+    """Fine-tune Qwen's vision-language models into object detectors that are served as they were trained.
 
     Exit codes: 0 all good, 1 a check failed, 2 unusable config, data or command,
     3 the environment lacks something, 130 interrupted, 143 terminated.

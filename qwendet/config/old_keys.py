@@ -40,9 +40,7 @@ _PRECISION = (
 _CAPTIONS = "remove it: the head scores the texts of data.labels and writes no captions"
 _NO_SUCH_PART = "remove it: the head has no such part, see docs/head.md"
 _FOCAL = "remove it: a score is trained to be the IoU of its box, by quality focal loss without settings"
-_COORDINATES = (
-    "remove it: boxes are written as the model's family does, Qwen2.5-VL's in pixels of the resized image"
-)
+_COORDINATES = "remove it: boxes are written as the model's family does: docs/serving.md"
 _OF_THE_MODEL = "remove it: it is read from the model's own config.json"
 _SHORTER = "remove it: train.max_steps ends a run early, a shorter sample file makes a smaller set"
 _PRINTED = "remove it: --debug and --quiet say how much is printed"

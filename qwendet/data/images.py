@@ -36,7 +36,7 @@ MAX_IMAGE_PIXELS = 89_478_485
 MIN_IMAGE_SIDE = 2
 """Pixels; a 1×1 image is a placeholder of a failed download, not a photograph."""
 MAX_ASPECT_RATIO = 200
-"""Long side over short side; Qwen2-VL's ``smart_resize`` refuses more."""
+"""Long side over short side; the published resizers refuse more."""
 
 ABSENT_FIX = (
     "correct the path, or name the folder that it starts from: data.root in a config, --root for data check, "
@@ -266,7 +266,7 @@ def _check_size(size: tuple[int, int], image: str, where: str) -> None:
     if max(size) > MAX_ASPECT_RATIO * min(size):
         raise DataError(
             f"the image {image!r} is too narrow: {width}×{height}, the long side is more than "
-            f"{MAX_ASPECT_RATIO} times the short one, which Qwen2.5-VL's resizer refuses",
+            f"{MAX_ASPECT_RATIO} times the short one, which the model's resizer refuses",
             where,
             "crop or pad the image",
         )

@@ -1,7 +1,7 @@
 """A sample as the model's inputs: tokens, spans, pixels and boxes.
 
-    system | user: image + request | assistant: answer<|im_end|> | … | user: … | assistant: answer<|im_end|>
-                                                └ teacher span ┘                            └ student span ┘
+    system | user: image + request | assistant: answer, end | … | user: … | assistant: answer, end
+                                                └ teacher ──┘                          └ student ──┘
 
 Prompt and answer are tokenised apart and joined, so the prompt that inference sends is, token for
 token, what training saw before the answer. Spans are half-open token ranges, known where the
@@ -19,20 +19,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from qwendet.answers.format import format_answer
 from qwendet.boxes import xyxy_to_cxcywh
 from qwendet.config.schema import DataConfig
 from qwendet.data.images import open_image, resolve_image
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.encoding.image_cache import CachedImage, ImageCache
-from qwendet.encoding.prompts import conversation, request_text
+from qwendet.encoding.image_tokens import ImageLimits, model_size
+from qwendet.encoding.prompts import answer_text, conversation, request_text
 from qwendet.encoding.resize import model_image_size, require_inside, rescale_xyxy
 from qwendet.errors import DataError
-from qwendet.families.family import END_OF_TURN, IMAGE_TOKEN, Family
+from qwendet.families.chat import ASSISTANT, END_OF_TURN, IMAGE_TOKEN
+from qwendet.families.family import Family
 
-ASSISTANT = "<|im_start|>assistant\n"
 Span = tuple[int, int]
 
 
@@ -202,22 +201,13 @@ class Encoder:
     def _unopened(self, size: tuple[int, int]) -> _Picture:
         """An image as the processor would make it, without pixels."""
         processor = self.image_processor
-        patch: int = processor.patch_size
-        limits = processor.size
-        height, width = smart_resize(
-            size[1], size[0], patch * processor.merge_size, limits["shortest_edge"], limits["longest_edge"]
-        )
+        limits, patch = processor.size, processor.patch_size
+        unit = patch * processor.merge_size
+        width, height = model_size(size, ImageLimits(limits["shortest_edge"], limits["longest_edge"], unit))
         return _Picture(torch.empty(0), (1, height // patch, width // patch), size, (width, height))
 
     def _answer(self, turn: Turn, picture: _Picture) -> str:
-        objects = trainable_objects(turn)
-        width, height = self.family.answer_size(picture.model_size)
-        boxes = rescale_xyxy([item.bbox_2d for item in objects], picture.displayed_size, (width, height))
-        boxes[:, :2] = np.minimum(boxes[:, :2], (width - 1, height - 1))  # a sliver at the edge stays inside
-        return format_answer(
-            [replace(item, bbox_2d=tuple(box)) for item, box in zip(objects, boxes.tolist(), strict=True)],
-            self.family.answer_form,
-        )
+        return answer_text(trainable_objects(turn), picture.displayed_size, picture.model_size, self.family)
 
     def _tokens(self, pictures: Sequence[_Picture], answers: Sequence[str]) -> tuple[list[int], list[Span]]:
         """Join prompt pieces and answers; returns the ids and the span of each answer."""

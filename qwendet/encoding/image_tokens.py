@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwendet.config.schema import EMBEDDED_MODELS, Config
+from qwendet.config.schema import EMBEDDED_MODELS, Config, ModelConfig
 
 TINY_ASSETS = Path(__file__).parent.parent / "assets" / "tiny"
 
@@ -31,12 +31,28 @@ class ImageLimits:
     side: int
 
 
+def settings_folder(model: ModelConfig) -> Path | None:
+    """Where the settings of a model lie on this disk; None where only a download would tell."""
+    if model.path in EMBEDDED_MODELS:
+        return TINY_ASSETS
+    if Path(model.path).is_dir():
+        return Path(model.path)
+    from huggingface_hub import try_to_load_from_cache  # a hub id alone needs it
+
+    try:
+        found = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+    except ValueError:  # no hub id
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def image_limits(config: Config) -> ImageLimits | None:
     """Limits of the config's model; None where only a download would tell."""
-    is_embedded = config.model.path in EMBEDDED_MODELS
-    path = (TINY_ASSETS if is_embedded else Path(config.model.path)) / "preprocessor_config.json"
+    folder = settings_folder(config.model)
+    if folder is None:
+        return None
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         size = facts.get("size") or {}
         low = facts.get("min_pixels") or size["shortest_edge"]
         high = facts.get("max_pixels") or size["longest_edge"]

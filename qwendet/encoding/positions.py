@@ -1,11 +1,11 @@
-"""The rotary positions of a sequence: time, row and column of each token (Qwen2-VL, Wang et al. 2024, §2.1).
+"""The rotary positions of a sequence: time, row and column of each token (arXiv 2409.12191, §2.1).
 
     text text | image of 2 × 2 tokens | text
       0    1  |  2  2  2  2           |  4        time
       0    1  |  2  2  3  3           |  4        row
       0    1  |  2  3  2  3           |  4        column
 
-The same as ``Qwen2_5_VLModel.get_rope_index``, which only tells samples apart that have a row each, and asks
+The same as the published ``get_rope_index``, which only tells samples apart that have a row each, and asks
 for numbers of each tensor many times: here they are counted while the batch is still on the host.
 """
 

@@ -1,9 +1,17 @@
-"""A sample's turns as chat messages: the one place where the request is worded."""
+"""A sample's turns as chat messages: the one place where request and answer are worded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
+
+from qwendet.answers.format import format_answer
+from qwendet.data.samples import DetectedObject
+from qwendet.encoding.resize import rescale_xyxy
+from qwendet.families.family import Family
 
 Message = dict[str, Any]
 
@@ -20,6 +28,29 @@ def request_text(template: str, labels: Sequence[str]) -> str:
         'Locate every cat, dog.'
     """
     return template.replace("{labels}", ", ".join(labels))
+
+
+def answer_text(
+    objects: Sequence[DetectedObject],
+    displayed_size: tuple[int, int],
+    model_size: tuple[int, int],
+    family: Family,
+) -> str:
+    """Write the answer to a request, without its end of turn.
+
+    Args:
+        objects: boxes in pixels of the image as displayed.
+        displayed_size: its width and height.
+        model_size: width and height of the resized image.
+        family: of the model, whose frame and form it is.
+    """
+    width, height = family.answer_size(model_size)
+    boxes = rescale_xyxy([item.bbox_2d for item in objects], displayed_size, (width, height))
+    boxes[:, :2] = np.minimum(boxes[:, :2], (width - 1, height - 1))  # a sliver at the edge stays inside
+    return format_answer(
+        [replace(item, bbox_2d=tuple(box)) for item, box in zip(objects, boxes.tolist(), strict=True)],
+        family.answer_form,
+    )
 
 
 def conversation(system_prompt: str, request: str, answers: Sequence[str]) -> list[Message]:

@@ -1,7 +1,7 @@
 """How many tokens a text becomes, without transformers and without a download.
 
-Where the model's ``tokenizer.json`` lies at hand, it counts. Else the text is cut as the published Qwen2.5
-tokenizers cut it, and each piece is estimated; a test holds the estimate against the published tokenizer.
+Where the model's ``tokenizer.json`` lies at hand, it counts. Else the text is cut as the published tokenizers
+cut it, and each piece is estimated; a test holds the estimate against the published tokenizer of each family.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from qwendet.config.schema import EMBEDDED_MODELS
-from qwendet.encoding.image_tokens import TINY_ASSETS
-
 CountTokens = Callable[[str], int]
 
-_PIECE = re.compile(r"<\|\w+\|>|(?P<letters>[^\W\d_]+)|\d|\n|(?P<blank>[ \t]+)|(?P<signs>(?:[^\w\s]|_)+)")
+_PIECE = re.compile(
+    r"<\|\w+\|>|(?P<letters>[^\W\d_]+)|\d|\n|(?P<blank>[ \t]+)|(?P<signs>(?:(?!<\|\w+\|>)(?:[^\w\s]|_))+)"
+)
 _LETTERS_PER_TOKEN = 3
 _SIGNS_PER_TOKEN = 2
 
 
-def token_counter(model_path: str) -> tuple[CountTokens, bool]:
-    """What counts the tokens of a text for ``model.path``.
+def token_counter(folder: Path | None) -> tuple[CountTokens, bool]:
+    """What counts the tokens of a text.
+
+    Args:
+        folder: of the model's settings, if it is on this disk.
 
     Returns:
         The counter, and whether it is the model's own tokenizer and not an estimate.
     """
-    folder = TINY_ASSETS if model_path in EMBEDDED_MODELS else Path(model_path)
-    file = folder / "tokenizer.json"
-    if not file.is_file():
+    if folder is None or not (folder / "tokenizer.json").is_file():
         return estimate_tokens, False
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), True
 
 

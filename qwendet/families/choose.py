@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
+from qwendet.errors import CheckpointError
 from qwendet.families.family import Family, unknown_family
 from qwendet.families.qwen2_5_vl import QWEN2_5_VL
 from qwendet.families.qwen2_vl import QWEN2_VL
@@ -9,19 +14,43 @@ from qwendet.families.qwen3_5 import QWEN3_5
 from qwendet.families.qwen3_vl import QWEN3_VL
 
 FAMILIES = {family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_5)}
+FIRST_FAMILY = QWEN2_5_VL.model_type
+"""That of manifests from before there were others."""
 
 
-def family_by_name(hub_id: str) -> Family:
-    """The family whose name stands in a hub id, before anything is downloaded; Qwen2.5-VL if there is none.
+def family_by_name(hub_id: str) -> Family | None:
+    """The family whose name stands in a hub id, before anything is downloaded.
+
+    Returns:
+        None if there is none, or if the name is that of a mixture of experts.
 
     Example:
         >>> family_by_name("Qwen/Qwen3-VL-4B-Instruct").limits.unit
         32
+        >>> family_by_name("Qwen/Qwen3-VL-30B-A3B-Instruct") is family_by_name("me/cells") is None
+        True
     """
+    if re.search(r"-A\d+B\b", hub_id):
+        return None
     for family in FAMILIES.values():
         if any(name.lower() in hub_id.lower() for name in (family.name, *family.other_names)):
             return family
-    return QWEN2_5_VL
+    return None
+
+
+def family_in(folder: Path) -> Family:
+    """The family that the ``config.json`` of a folder names.
+
+    Raises:
+        CheckpointError: if it is none, for which transformers would build a model of default size, tens of
+            gigabytes; if there is no such file.
+    """
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        what = f"the model cannot be loaded: its config.json cannot be read ({error})"
+        raise CheckpointError(what, str(folder), "take a directory that holds the whole model") from error
+    return family_of(settings.get("model_type") if isinstance(settings, dict) else None, str(folder))
 
 
 def family_of(model_type: str | None, where: str) -> Family:

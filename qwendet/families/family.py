@@ -18,8 +18,6 @@ AnswerForm = Literal["json", "box_tokens"]
 """JSON objects with ``bbox_2d`` and ``label``, or Qwen2-VL's box tokens."""
 
 THOUSANDTHS = 1000
-END_OF_TURN = "<|im_end|>"
-IMAGE_TOKEN = "<|image_pad|>"
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,7 @@ class Family:
         model_class: of transformers.
         processor_class: of transformers, as ``preprocessor_config.json`` names it.
         image_processor_class: of transformers, likewise.
+        resizer_class: of transformers: the same image processor, resizing by PIL.
         frame: of the coordinates in answers.
         answer_form: how answers are written.
         limits: published ones; what a model's own processor says goes first.
@@ -64,6 +63,7 @@ class Family:
         lora: pattern of the modules that an adapter trains, by part: ``language``, ``vision``, ``merger``.
         packing_refusal: why samples cannot share a row; empty if they can.
         ignored_weights: published weights that transformers leaves out, so that an export lacks them.
+        licences: of published sizes, by their model cards, where it is not Apache-2.0.
     """
 
     model_type: str
@@ -71,6 +71,7 @@ class Family:
     model_class: str
     processor_class: str
     image_processor_class: str
+    resizer_class: str
     frame: Frame
     answer_form: AnswerForm
     limits: PixelLimits
@@ -86,6 +87,16 @@ class Family:
     template_settings: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
     packing_refusal: str = ""
     ignored_weights: tuple[str, ...] = ()
+    licences: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def licence_of(self, hub_id: str) -> str:
+        """The licence of a published model, known before it is downloaded.
+
+        Args:
+            hub_id: such as ``Qwen/Qwen3-VL-4B-Instruct``.
+        """
+        special = (licence for size, licence in self.licences.items() if f"-{size}" in hub_id)
+        return next(special, "Apache-2.0")
 
     def in_frame(self, frame: Frame | None) -> Family:
         """The family with answers in another frame than its own; ``None`` is its own."""

@@ -23,4 +23,7 @@ QWEN2_5_VL = replace(
             "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)",
         }
     ),
+    licences=MappingProxyType(
+        {"3B": "Qwen Research, non-commercial", "72B": "Qwen, conditions for commercial use"}
+    ),
 )

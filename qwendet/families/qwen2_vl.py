@@ -12,6 +12,7 @@ QWEN2_VL = Family(
     model_class="Qwen2VLForConditionalGeneration",
     processor_class="Qwen2VLProcessor",
     image_processor_class="Qwen2VLImageProcessor",
+    resizer_class="Qwen2VLImageProcessorPil",
     frame="thousandths",
     answer_form="box_tokens",
     limits=PixelLimits(3_136, 12_845_056, unit=28),
@@ -29,4 +30,5 @@ QWEN2_VL = Family(
             "merger": r"model\.visual\.merger\.mlp\.[02]",
         }
     ),
+    licences=MappingProxyType({"72B": "Tongyi Qianwen, conditions for commercial use"}),
 )

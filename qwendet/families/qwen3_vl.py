@@ -34,4 +34,5 @@ QWEN3_VL = replace(
             "merger": r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]",
         }
     ),
+    licences=MappingProxyType({}),
 )

@@ -96,10 +96,10 @@ class AnswersInProgress:
 
     def _keep(self, stay: list[int], tokens: Tensor) -> Tensor:
         """Let the other answers leave; the tokens of those that stay."""
-        indices = torch.tensor(stay, dtype=torch.int64, device=tokens.device)
+        indices: Any = torch.tensor(stay, dtype=torch.int64, device=tokens.device)
         self.rows = [self.rows[index] for index in stay]
         self._position_ids = self._position_ids[:, indices]
-        self._cache.batch_select_indices(indices)
+        self._cache.reorder_cache(indices)  # recurrent states too
         if self._attention_mask is not None:
             self._attention_mask = self._attention_mask[indices]
         return tokens[indices]

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from qwendet.answers.format import format_answer
 from qwendet.checks.config.census import Scan
 from qwendet.checks.config.frames import box_table
 from qwendet.checks.config.samples import Split, is_counted
@@ -17,11 +16,11 @@ from qwendet.checks.config.scan import Depth, available_cores, scan_files
 from qwendet.config.schema import Config, DataConfig
 from qwendet.data.samples import DetectedObject, Sample, SampleFile, Turn
 from qwendet.encoding.image_tokens import ImageLimits, model_size, num_image_tokens
-from qwendet.encoding.prompts import request_text
-from qwendet.encoding.resize import rescale_xyxy
+from qwendet.encoding.prompts import answer_text, request_text
 from qwendet.encoding.text_tokens import CountTokens
 from qwendet.errors import DataError
-from qwendet.families.qwen2_5_vl import QWEN2_5_VL
+from qwendet.families.chat import END_OF_TURN, prompt_text
+from qwendet.families.family import Family
 
 OPENED_AT_MOST = 20_000
 """Samples up to which each image's header is read; above, only sizes that the samples declare count."""
@@ -94,15 +93,18 @@ def _most_boxes(scan: Scan) -> int:
     return int(np.unique(lines, return_counts=True)[1].max()) if len(lines) else 0
 
 
-def count_sample_tokens(facts: DataFacts, limits: ImageLimits, count: CountTokens) -> list[int]:
+def count_sample_tokens(
+    facts: DataFacts, limits: ImageLimits, family: Family, count: CountTokens
+) -> list[int]:
     """Tokens of each sample, its own demonstrations included; a file's first ones, evenly spread.
 
     Args:
         facts: of :func:`look_at`.
         limits: how the model's processor resizes.
+        family: of the model.
         count: counts the tokens of a text.
     """
-    first, further = prompt_tokens(tuple(facts.labels), count)
+    first, further = prompt_tokens(tuple(facts.labels), family, count)
     totals = []
     for split, sample in _some_samples(facts):
         turns = (*sample.teachers, sample.student)
@@ -111,8 +113,9 @@ def count_sample_tokens(facts: DataFacts, limits: ImageLimits, count: CountToken
         if len(known) == len(turns):
             prompts = first + further * len(sample.teachers)
             answers = sum(
-                num_image_tokens(size, limits) + count(_answer(turn, size, limits))
-                for turn, size in zip(turns, known, strict=True)
+                num_image_tokens(size, limits)
+                + count(answer_text(objects, size, model_size(size, limits), family) + END_OF_TURN)
+                for objects, size in zip(map(_trained, turns), known, strict=True)
             )
             totals.append(prompts + answers)
     return totals
@@ -129,21 +132,13 @@ def _some_samples(facts: DataFacts) -> Iterator[tuple[Split, Sample]]:
                 continue
 
 
-def prompt_tokens(labels: tuple[str, ...], count: CountTokens) -> tuple[int, int]:
-    """Tokens around image and answer: of the first turn with the system prompt, and of a further one."""
-    data = DataConfig()
-    request = request_text(data.request, labels)
-    asked = f"<|im_start|>user\n<|vision_start|><|vision_end|>{request}<|im_end|>\n<|im_start|>assistant\n"
-    system = f"<|im_start|>system\n{QWEN2_5_VL.system_prompt}<|im_end|>\n"
-    return count(system + asked), count("\n" + asked)
+def _trained(turn: Turn) -> list[DetectedObject]:
+    return [item for item in turn.objects if is_counted(item)]
 
 
-def _answer(turn: Turn, size: Size, limits: ImageLimits) -> str:
-    """The answer as training writes it, to a pixel at the image's edge: enough to count its tokens."""
-    objects = [item for item in turn.objects if is_counted(item)]
-    boxes = rescale_xyxy([item.bbox_2d for item in objects], size, model_size(size, limits)).tolist()
-    moved = [
-        DetectedObject((x1, y1, x2, y2), item.desc)
-        for item, (x1, y1, x2, y2) in zip(objects, boxes, strict=True)
-    ]
-    return format_answer(moved) + "<|im_end|>"
+def prompt_tokens(labels: tuple[str, ...], family: Family, count: CountTokens) -> tuple[int, int]:
+    """Tokens around image and answer: of a turn alone with the system prompt, and of one more turn."""
+    request = request_text(DataConfig().request, labels)
+    alone = prompt_text(family.system_prompt, request, [], [0], family.answer_prefix)
+    two = prompt_text(family.system_prompt, request, [""], [0, 0], family.answer_prefix)
+    return count(alone), count(two) - count(alone) - count(END_OF_TURN)

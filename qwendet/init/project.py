@@ -19,10 +19,11 @@ from qwendet.data.formats.convert import Conversion, conversion_notes, convert_d
 from qwendet.data.formats.detect import detect_format
 from qwendet.data.split import split_dataset
 from qwendet.demo.shapes import DEMO, write_dataset
-from qwendet.encoding.image_tokens import ImageLimits, image_limits
+from qwendet.encoding.image_tokens import ImageLimits, image_limits, settings_folder
 from qwendet.encoding.text_tokens import token_counter
 from qwendet.errors import ConfigError, DataError
-from qwendet.families.choose import family_by_name
+from qwendet.families.choose import FAMILIES, family_by_name, family_in
+from qwendet.families.family import Family
 from qwendet.files import atomic_file, atomic_folder, require_place
 from qwendet.init.facts import DataFacts, count_sample_tokens, look_at, prompt_tokens
 from qwendet.init.render import render
@@ -42,7 +43,8 @@ from qwendet.init.values import (
 from qwendet.progress import Advance, track
 
 TINY = "tiny"
-DEFAULT_MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
+DEFAULT_MODEL = "Qwen/Qwen3-VL-4B-Instruct"
+PUBLISHER = "Qwen/"
 GENERATED = {"train": 768, "val": 64}
 """Generated images of each split."""
 GENERATED_BATCH = 16
@@ -65,6 +67,35 @@ class InitSummary:
     next_command: str
     notes: tuple[str, ...] = ()
     left_out: int = 0
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The model of the new config.
+
+    Attributes:
+        path: ``model.path``.
+        family: by its config, or by its published name.
+        folder: of its settings, if they are on this disk.
+        limits: of its own processor, else those that its family publishes.
+        recipe: what suits it.
+    """
+
+    path: str
+    family: Family
+    folder: Path | None
+    limits: ImageLimits
+    recipe: Recipe
+
+    @property
+    def is_embedded(self) -> bool:
+        """It comes with the package."""
+        return self.path in EMBEDDED_MODELS
+
+    @property
+    def licence(self) -> str:
+        """What the publisher's own model is under; empty for any other one."""
+        return self.family.licence_of(self.path) if self.path.startswith(PUBLISHER) else ""
 
 
 @dataclass(frozen=True)
@@ -102,7 +133,7 @@ def init_project(
     Args:
         directory: made if it is absent.
         tiny: the embedded model on generated shapes.
-        model: ``model.path``; ``None`` is ``tiny`` with ``tiny``, else ``Qwen/Qwen2.5-VL-3B-Instruct``.
+        model: ``model.path``; ``None`` is ``tiny`` with ``tiny``, else ``DEFAULT_MODEL``.
         data: a JSONL file, a folder that ``data convert`` wrote, or a COCO, VOC or YOLO data set, which is
             converted into ``directory/data``; ``None`` leaves the files to the user.
         how: how ``data`` is read: its format, the folder of its images, what to do about mistakes.
@@ -111,6 +142,7 @@ def init_project(
 
     Raises:
         ConfigError: if a config is there already, or the wishes exclude each other.
+        CheckpointError: if the model is of no family, or its settings cannot be read.
         DataError: if the data cannot be used or written.
     """
     config = directory / "config.yaml"
@@ -128,12 +160,11 @@ def init_project(
     if data is None and (how is not None or val is not None):
         what = "--from, --image-dir, --skip-bad and --val are about --data, which is not given"
         raise ConfigError(what, "command line", "add --data DATA")
-    path = _model_path(model, directory) if model else TINY if tiny else DEFAULT_MODEL
+    chosen = _model(model or (TINY if tiny else DEFAULT_MODEL), directory)
     found = _generate(directory) if tiny else _find_data(directory, data, how or Conversion(), val)
-    recipe = TINY_RECIPE if path in EMBEDDED_MODELS else FULL_RECIPE
     if tiny:
-        recipe = replace(recipe, batch_size=GENERATED_BATCH)
-    sections, notes = _sections(path, found, recipe, directory)
+        chosen = replace(chosen, recipe=replace(chosen.recipe, batch_size=GENERATED_BATCH))
+    sections, notes = _sections(chosen, found, directory)
     with atomic_file(config) as staging:
         staging.write_text(render(sections), encoding="utf-8")
     command = "train" if tiny else "validate-config"
@@ -220,9 +251,26 @@ def _require_model(model: str | None) -> None:
     raise ConfigError(f"there is no folder {model}", "--model", "give tiny, a folder, or a hub id")
 
 
-def _model_path(model: str, directory: Path) -> str:
-    """``model.path``: a folder as the config names it, or a name."""
-    return _from_config(Path(model), directory) if model != TINY and Path(model).is_dir() else model
+def _model(model: str, directory: Path) -> _Model:
+    """The model that a user names; nothing is downloaded."""
+    settings = ModelConfig(path=model)
+    folder = settings_folder(settings)
+    family = family_by_name(model) if folder is None else family_in(folder)
+    if family is None:
+        names = ", ".join(family.name for family in FAMILIES.values())
+        raise ConfigError(
+            f"the family of {model} is not known: its config.json is not on this disk, and its name is none"
+            f" of {names}, or that of a mixture of experts, which is not supported",
+            "--model",
+            f"fetch its settings first: hf download {model} --include '*.json' '*.jinja' '*.txt'",
+        )
+    published = family.limits
+    limits = image_limits(Config(model=settings)) or ImageLimits(
+        published.min_pixels, published.max_pixels, published.unit
+    )
+    is_embedded = model in EMBEDDED_MODELS
+    path = _from_config(folder, directory) if folder == Path(model) and not is_embedded else model
+    return _Model(path, family, folder, limits, TINY_RECIPE if is_embedded else FULL_RECIPE)
 
 
 def _from_config(target: Path, directory: Path) -> str:
@@ -235,51 +283,48 @@ def _from_config(target: Path, directory: Path) -> str:
 # Config
 
 
-def _sections(
-    path: str, data: _Data, recipe: Recipe, directory: Path
-) -> tuple[dict[str, Settings], list[str]]:
+def _sections(model: _Model, data: _Data, directory: Path) -> tuple[dict[str, Settings], list[str]]:
     """What the new config says, and what a user should know of it."""
     facts = look_at(data.files, data.root) if data.files else None
     settings: dict[str, Setting] = {"train": Setting(data.train), "val": Setting(data.val)}
     if data.root is not None:
         settings["root"] = Setting(_from_config(data.root, directory))
-    notes: list[str] = []
+    notes = [f"{model.path} is published under this licence: {model.licence}."] if model.licence else []
     if facts is None:
-        settings["max_pixels"] = Setting(recipe.most_pixels)
+        settings["max_pixels"] = Setting(model.recipe.most_tokens * model.limits.side**2)
     else:
-        of_facts, notes = _of_facts(facts, path, recipe, directory)
+        of_facts, further = _of_facts(facts, model)
         settings |= of_facts
-    is_tiny = path in EMBEDDED_MODELS
-    settings["num_workers"] = Setting(0 if is_tiny else 2)
-    model = {"path": Setting(path)}
-    if not is_tiny:
-        model |= {
+        notes += further
+    settings["num_workers"] = Setting(0 if model.is_embedded else 2)
+    of_model = {"path": Setting(model.path, f"licence: {model.licence}" if model.licence else "")}
+    if not model.is_embedded:
+        of_model |= {
             "dtype": Setting("auto"),
             "attn_implementation": Setting("auto"),
             "gradient_checkpointing": Setting(True),
         }
-    sections: dict[str, Settings] = {"model": model, "data": settings}
+    sections: dict[str, Settings] = {"model": of_model, "data": settings}
     queries = None if facts is None else choose_queries(facts.most_boxes)
     if queries is not None:
         sections["detection"] = {"num_queries": queries}
         sections["infer"] = {"max_detections": queries}
-    course = choose_course(0 if facts is None else facts.num_samples, recipe)
+    course = choose_course(0 if facts is None else facts.num_samples, model.recipe)
     sections["train"] = {"output_dir": Setting("run"), **course}
     return sections, notes
 
 
-def _of_facts(
-    facts: DataFacts, path: str, recipe: Recipe, directory: Path
-) -> tuple[dict[str, Setting], list[str]]:
+def _of_facts(facts: DataFacts, model: _Model) -> tuple[dict[str, Setting], list[str]]:
     """Labels and limits by what the samples hold."""
-    limits = _limits(path, directory)
+    limits = model.limits
     settings = {"labels": choose_labels(facts.labels, facts.num_samples)}
-    settings |= choose_pixels(facts.boxes, facts.image_sizes, limits, recipe)
+    settings |= choose_pixels(facts.boxes, facts.image_sizes, limits, model.recipe)
     low = settings["min_pixels"].value if "min_pixels" in settings else limits.min_pixels
     seen = ImageLimits(low, settings["max_pixels"].value, limits.side)
-    count, is_exact = token_counter(_folder_of(path, directory))
-    totals = count_sample_tokens(facts, seen, count)
-    of_largest = seen.max_pixels // seen.side**2 + prompt_tokens(tuple(facts.labels), count)[0]
+    count, is_exact = token_counter(model.folder)
+    totals = count_sample_tokens(facts, seen, model.family, count)
+    around = prompt_tokens(tuple(facts.labels), model.family, count)[0]
+    of_largest = seen.max_pixels // seen.side**2 + around
     max_tokens = choose_max_tokens(totals, of_largest, is_exact=is_exact)
     if max_tokens is None:
         return settings, []
@@ -293,18 +338,3 @@ def _of_facts(
             " qwendet validate-config --tokens names them; shorten them, or raise data.max_tokens."
         )
     return settings, notes
-
-
-def _limits(path: str, directory: Path) -> ImageLimits:
-    """Pixel limits of the model's own processor, without a download."""
-    model = ModelConfig(path=_folder_of(path, directory))
-    published = family_by_name(path).limits
-    return image_limits(Config(model=model)) or ImageLimits(
-        published.min_pixels, published.max_pixels, published.unit
-    )
-
-
-def _folder_of(path: str, directory: Path) -> str:
-    """The model's folder as seen from here; an embedded model or a hub id as it is."""
-    is_folder = path not in EMBEDDED_MODELS and (directory / path).is_dir()
-    return str(directory / path) if is_folder else path

@@ -3,7 +3,7 @@
 Every function takes plain numbers, so that each can be asked with numbers alone. The rules:
 
 - ``data.max_pixels``: images are shrunk as long as 95 % of the boxes cover 4 image tokens (2 × 2 squares of
-  28 pixels in the model's image), between the least and the most that the model is given.
+  the family's unit in the model's image), between the least and the most that the model is given.
 - ``data.min_pixels``: images are enlarged until 95 % of the boxes cover half an image token.
 - ``data.max_tokens``: what 99.9 % of the samples need and a quarter more, at least the largest image.
 - the length of training: a number of passes, raised for small sets to the steps that a new head needs.
@@ -59,8 +59,8 @@ class Recipe:
     """What suits a model, whatever the data.
 
     Attributes:
-        least_pixels: images are not shrunk below it.
-        most_pixels: what the model is given at most, by what it costs.
+        least_tokens: images are not shrunk below so many image tokens.
+        most_tokens: of an image, by what they cost.
         batch_size: samples of a forward pass.
         accumulation: forward passes of a step.
         passes: over the training samples, at least.
@@ -73,8 +73,8 @@ class Recipe:
         why_head_rate: words on the second.
     """
 
-    least_pixels: int
-    most_pixels: int
+    least_tokens: int
+    most_tokens: int
     batch_size: int
     accumulation: int
     passes: int
@@ -88,8 +88,8 @@ class Recipe:
 
 
 TINY_RECIPE = Recipe(
-    least_pixels=50_176,
-    most_pixels=50_176,  # 64 tokens: what two cores train on in minutes
+    least_tokens=64,
+    most_tokens=64,  # what two cores train on in minutes
     batch_size=8,
     accumulation=1,
     passes=6,
@@ -102,8 +102,8 @@ TINY_RECIPE = Recipe(
     why_head_rate="and so does the head",
 )
 FULL_RECIPE = Recipe(
-    least_pixels=200_704,  # 256 tokens: with fewer, scenes lose what is around an object
-    most_pixels=1_003_520,  # 1,280 tokens
+    least_tokens=256,  # with fewer, scenes lose what is around an object
+    most_tokens=1_280,
     batch_size=1,
     accumulation=8,
     passes=3,
@@ -148,7 +148,8 @@ def choose_pixels(
         limits: the processor's own.
         recipe: of the model.
     """
-    side, least, most = limits.side, recipe.least_pixels, recipe.most_pixels
+    side = limits.side
+    least, most = recipe.least_tokens * side**2, recipe.most_tokens * side**2
     if not len(boxes) or not image_sizes:
         return {"max_pixels": Setting(most)}
     largest = max(_rounded_up(width, side) * _rounded_up(height, side) for width, height in image_sizes)
@@ -162,7 +163,7 @@ def choose_pixels(
     why = "no image is shrunk" if high >= largest else "larger images are shrunk"
     if high == most < largest:
         why = "what this model is given at most"
-    covered = _tokens(_tokens_of_small_boxes(boxes, high, low if chosen else 0, side))
+    covered = _tokens(_tokens_of_small_boxes(boxes, high, low if chosen else limits.min_pixels, side))
     seen = f"{BOXES_SEEN * 100:g} % of {counted(len(boxes), 'box')} cover {covered} of {side}×{side} pixels"
     chosen["max_pixels"] = Setting(high, f"{why}; {seen}")
     return chosen

@@ -26,7 +26,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from qwendet.config.schema import Config, Frame
 from qwendet.errors import CheckpointError, Problem
-from qwendet.families.choose import family_of
+from qwendet.families.choose import FIRST_FAMILY, family_of
 from qwendet.files import find_folder, sha256_of_file
 from qwendet.loading.lora import has_adapter, is_adapter, save_adapter
 from qwendet.loading.processor import RESIZER, ImageTextProcessor, save_processor
@@ -42,7 +42,6 @@ COORDINATES: dict[Frame, str] = {
     "pixels": "xyxy integers, pixels of the model's image",
     "thousandths": "xyxy integers, thousandths of the image's width and height",
 }
-FIRST_FAMILY = "qwen2_5_vl"  # of manifests from before there were others
 VERSIONED = ("torch", "transformers", "safetensors", "pillow", "numpy")
 # What transformers would read of its own accord, so that nobody can slip it in beside hashed files.
 READ_SUFFIXES = (".safetensors", ".json", ".jinja")

@@ -98,16 +98,12 @@ def _peft_config(lora: LoraConfig, family: Family) -> peft.LoraConfig:
 
 
 def _pattern(targets: tuple[str, ...], family: Family) -> str:
-    """A pattern of whole module names.
+    r"""A pattern of whole module names.
 
     Example:
-        >>> from qwendet.families.qwen3_vl import QWEN3_VL
-        >>> bool(
-        ...     re.fullmatch(
-        ...         _pattern(("q_proj",), QWEN3_VL), "model.language_model.layers.0.self_attn.q_proj"
-        ...     )
-        ... )
-        True
+        >>> from qwendet.families.choose import FAMILIES
+        >>> {_pattern(("q_proj",), family) for family in FAMILIES.values()}
+        {'(.*\\.)?q_proj'}
     """
     parts = {name: f"({pattern})" for name, pattern in family.lora.items()}
     parts["all"] = f"({'|'.join(parts.values())})"

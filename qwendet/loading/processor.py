@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoTokenizer, ProcessorMixin, Qwen2VLImageProcessorPil
+from transformers import AutoTokenizer, ProcessorMixin
 
 from qwendet.errors import CheckpointError
-from qwendet.families.family import END_OF_TURN, IMAGE_TOKEN, Family
+from qwendet.families.chat import END_OF_TURN, IMAGE_TOKEN
+from qwendet.families.family import Family
 
 RESIZER = "pil"
 
@@ -31,7 +32,7 @@ class ImageTextProcessor(ProcessorMixin):
 
     family: Family
     tokenizer: Any
-    image_processor: Qwen2VLImageProcessorPil
+    image_processor: Any
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -39,9 +40,7 @@ class ImageTextProcessor(ProcessorMixin):
         return ["image_processor", "tokenizer"]
 
 
-def make_processor(
-    family: Family, image_processor: Qwen2VLImageProcessorPil, tokenizer: Any
-) -> ImageTextProcessor:
+def make_processor(family: Family, image_processor: Any, tokenizer: Any) -> ImageTextProcessor:
     """Put a processor together; the chat template is the tokenizer's."""
     made: ImageTextProcessor = _class_of(family)(
         image_processor, tokenizer, None, chat_template=tokenizer.chat_template
@@ -70,7 +69,7 @@ def load_processor(
         A processor that pads on the left.
     """
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
-    image_processor = Qwen2VLImageProcessorPil.from_pretrained(path)
+    image_processor = getattr(transformers, family.resizer_class).from_pretrained(path)
     limits = dict(image_processor.size)
     image_processor.size = type(image_processor.size)(
         shortest_edge=limits["shortest_edge"] if min_pixels is None else min_pixels,

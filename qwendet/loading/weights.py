@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,14 +12,11 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    PreTrainedConfig,
-)
+from transformers import GenerationConfig
 
 from qwendet.config.schema import ModelConfig
 from qwendet.errors import CheckpointError, Problem
-from qwendet.families.choose import family_of
+from qwendet.families.choose import family_in
 from qwendet.loading.lora import in_4bit
 from qwendet.model.attention import attention_by_part
 from qwendet.model.patch_embedding import embed_by_product
@@ -50,7 +48,7 @@ def load_vlm(
         CheckpointError: for files that cannot be read; for a weight missing, left over or of another shape.
     """
     vlm_config = published_config(source)
-    family = family_of(vlm_config.model_type, source)
+    family = family_in(Path(source))
     model_class = getattr(transformers, family.model_class)
     with reading("model", source), loading_in_float32(model_class, family, in_float32):
         loaded: Any = model_class.from_pretrained(
@@ -83,11 +81,10 @@ def published_config(source: str) -> Any:
     """A model's ``config.json``, in its family's class.
 
     Raises:
-        CheckpointError: if it cannot be read, or the model is of no family; transformers would build a model
-            of default size, tens of gigabytes.
+        CheckpointError: if it cannot be read, or the model is of no family.
     """
+    family = family_in(Path(source))
     with reading("model", source):
-        family = family_of(PreTrainedConfig.get_config_dict(source)[0].get("model_type"), source)
         return getattr(transformers, family.model_class).config_class.from_pretrained(source)
 
 

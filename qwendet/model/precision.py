@@ -29,9 +29,9 @@ def group_of(parameter_name: str, family: Family) -> str:
     """Parameter group of a detector's parameter: one of :data:`GROUPS`.
 
     Example:
-        >>> from qwendet.families.qwen3_vl import QWEN3_VL
-        >>> group_of("vlm.model.visual.deepstack_merger_list.0.norm.weight", QWEN3_VL)
-        'merger'
+        >>> from qwendet.families.choose import FAMILIES
+        >>> {group_of("vlm.model.visual.merger.mlp.0.weight", family) for family in FAMILIES.values()}
+        {'merger'}
     """
     if parameter_name.startswith("head."):
         return "head"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from qwendet import loader
 from qwendet.data import images
-from qwendet.encoding import encode
+from qwendet.encoding import encode, prompts
 from qwendet.encoding.encode import EncodedSample, Encoder
 from qwendet.inference import predictor as inference
 from qwendet.inference.predictor import Predictor
@@ -42,7 +42,7 @@ def thousandths(boxes: Any, source: tuple[float, float], target: tuple[float, fl
     return SOUND_RESCALE(boxes, source, target if target == (1, 1) else (1000, 1000))
 
 
-SOUND_RESCALE = encode.rescale_xyxy
+SOUND_RESCALE = prompts.rescale_xyxy
 
 
 SOUND_CORNERS = inference.cxcywh_to_xyxy
@@ -126,13 +126,13 @@ IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "x and y swapped in the answer",
         "consistency.images.answers",
         ("the answer is",),
-        replacing(encode, "rescale_xyxy", swapped_scale),
+        replacing(prompts, "rescale_xyxy", swapped_scale),
     ),
     Bug(
         "answers in thousandths",
         "consistency.images.answers",
         ("the answer is",),
-        replacing(encode, "rescale_xyxy", thousandths),
+        replacing(prompts, "rescale_xyxy", thousandths),
     ),
     Bug(
         "crowds are learned",

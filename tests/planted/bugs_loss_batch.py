@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from qwendet.encoding import collate, encode
+from qwendet.encoding import collate, encode, prompts
 from qwendet.encoding.collate import IGNORED, Batch
 from qwendet.encoding.resize import rescale_xyxy
 from qwendet.errors import DataError
@@ -127,7 +127,7 @@ BATCH_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "x and y swapped in answers",
         "loss.boxes",
         ("units of",),
-        replacing(encode, "rescale_xyxy", lambda *frames: rescale_xyxy(*frames)[:, [1, 0, 3, 2]]),
+        replacing(prompts, "rescale_xyxy", lambda *frames: rescale_xyxy(*frames)[:, [1, 0, 3, 2]]),
     ),
     Bug(
         "detection term computed on the teacher's image",

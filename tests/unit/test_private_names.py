@@ -43,10 +43,7 @@ PRIVATE: dict[str, tuple[str, ...] | None] = {
     # what a file says: weights by their published names, and bytes by the characters that stand for them
     "transformers.core_model_loading.revert_weight_conversion": ("model", "state_dict"),
     "transformers.convert_slow_tokenizer.bytes_to_unicode": (),
-    # what the published processor and vision tower work out of a size
-    "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.smart_resize": (
-        "height", "width", "factor", "min_pixels", "max_pixels",
-    ),
+    # what the published vision tower works out of a size
     "transformers.vision_utils.get_vision_position_ids": ("grid_thw", "spatial_merge_size"),
     "transformers.vision_utils.get_vision_window_index": (
         "grid_thw", "spatial_merge_size", "window_size", "patch_size",
@@ -248,7 +245,8 @@ def resolve(name: str) -> Any:
     first, *others = name.split(".")
     found = importlib.import_module(first)
     for index, other in enumerate(others):
-        if not hasattr(found, other):
-            importlib.import_module(".".join([first, *others[: index + 1]]))
-        found = getattr(found, other)
+        try:  # the module first: transformers may have a function of its name
+            found = importlib.import_module(".".join([first, *others[: index + 1]]))
+        except ImportError:
+            found = getattr(found, other)
     return found

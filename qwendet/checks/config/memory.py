@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen2VLImageProcessorPil
 
 from qwendet.checks.config.suite import MEMORY
 from qwendet.checks.result import Result
 from qwendet.checks.runner import Findings
-from qwendet.config.schema import Config
-from qwendet.errors import Problem
-from qwendet.loading.weights import published_config, reading
+from qwendet.config.schema import Config, ModelConfig
+from qwendet.encoding.image_tokens import ImageLimits, image_limits
+from qwendet.errors import CheckpointError, Problem
+from qwendet.loading.weights import published_config
 from qwendet.source import find_source
 from qwendet.training.launcher import num_shards
 from qwendet.training.memory import GIB, MemoryEstimate, estimate_memory, largest_workload
 
-SMALLER_IMAGES = 1280 * 28 * 28
+PIXELS = "max_pixels"
 # What makes a training smaller, the cheapest first; each is added to those before it.
 SAVINGS: tuple[tuple[str, str, Any], ...] = (
     ("model", "gradient_checkpointing", True),
     ("train", "batch_size", 1),
-    ("data", "max_pixels", SMALLER_IMAGES),
+    ("data", PIXELS, 1280),  # image tokens
     ("train", "optimizer", "adamw_bnb_8bit"),
     ("model", "lora", {"rank": 16}),
     ("model", "lora", {"rank": 16, "load_in_4bit": True}),
@@ -77,12 +78,18 @@ def describe(estimate: MemoryEstimate) -> str:
 
 def _estimate(config: Config) -> MemoryEstimate:
     folder = find_source(config.model.path, config.model.revision, weights=False).folder
-    with reading("model", str(folder)):
-        vlm_config = published_config(str(folder))
-        stored = Qwen2VLImageProcessorPil.from_pretrained(folder).size["longest_edge"]
-    pixels = config.data.max_pixels or stored
-    work = largest_workload(config, vlm_config, pixels)
+    vlm_config = published_config(str(folder))
+    work = largest_workload(config, vlm_config, _limits(config, folder).max_pixels)
     return estimate_memory(config, vlm_config, _dtype(config), work, _device(config), num_shards())
+
+
+def _limits(config: Config, folder: Path) -> ImageLimits:
+    model = ModelConfig(path=str(folder))
+    limits = image_limits(config.model_copy(update={"model": model}))
+    if limits is None:
+        where = str(folder / "preprocessor_config.json")
+        raise CheckpointError("it names no pixel limits", where, "copy it from the model's origin")
+    return limits
 
 
 def _device(config: Config) -> str:
@@ -122,9 +129,12 @@ def _what_would_fit(config: Config, limit: float) -> str:
 
 def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
     """The config with one more saving each time."""
+    limits = _limits(config, find_source(config.model.path, config.model.revision, weights=False).folder)
     for section, key, value in SAVINGS:
         values = config.model_dump()
-        if values[section][key] == value:
+        if key == PIXELS:
+            value *= limits.side**2
+        if values[section][key] == value or (key == PIXELS and value >= limits.max_pixels):
             continue
         values[section][key] = value
         smaller = Config.model_validate(values)

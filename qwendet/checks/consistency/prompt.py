@@ -15,24 +15,23 @@ from transformers import AutoTokenizer
 
 from qwendet.checks.consistency.pair import pair
 from qwendet.checks.consistency.runs import prompts_of, serving, training
-from qwendet.checks.reference import prompt_text
 from qwendet.checks.result import Verdict
 from qwendet.checks.subject import Subject
 from qwendet.encoding.collate import IGNORED
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
+from qwendet.families.chat import (
+    ASSISTANT,
+    END_OF_TURN,
+    IN_CONFIG,
+    PADDING,
+    START_OF_TURN,
+    prompt_text,
+)
 from qwendet.families.family import Family
 from qwendet.loader import Bundle
 
-HEADER = "<|im_start|>assistant\n"
-END = "<|im_end|>"
-CONFIG_TOKENS = {
-    "<|image_pad|>": "image_token_id",
-    "<|video_pad|>": "video_token_id",
-    "<|vision_start|>": "vision_start_token_id",
-    "<|vision_end|>": "vision_end_token_id",
-}
-ONE_TOKEN = ("<|endoftext|>", "<|im_start|>", END, *CONFIG_TOKENS)
+ONE_TOKEN = (PADDING, START_OF_TURN, END_OF_TURN, *IN_CONFIG)
 TOKENIZER_FIX = "copy the tokenizer's files from the model's origin"
 TEMPLATE_FIX = "use the chat template that the model was published with, in training and at inference"
 CONTEXT = 4
@@ -84,7 +83,7 @@ def _conversation(item: EncodedSample, bundle: Bundle) -> str:
     request = data.request.replace("{labels}", ", ".join(bundle.labels))
     prefix = bundle.processor.family.answer_prefix
     prompt = prompt_text(data.system_prompt or "", request, answers[:-1], image_tokens, prefix)
-    return prompt + answers[-1] + END
+    return prompt + answers[-1] + END_OF_TURN
 
 
 def _spans(item: EncodedSample) -> list[tuple[int, int]]:
@@ -134,7 +133,7 @@ def template_problems(tokenizer: Any, family: Family, name: str) -> Iterator[Pro
     system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
     messages = [system, question, answer, question]
     expected = prompt_text("Be brief.", "Where?", ["[]"], [1, 1], family.answer_prefix)
-    ending = HEADER + family.answer_prefix
+    ending = ASSISTANT + family.answer_prefix
     for wanted, with_prompt in ((expected, True), (expected.removesuffix(ending), False)):
         found = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=with_prompt, **family.template_settings
@@ -165,17 +164,19 @@ def special_token_problems(tokenizer: Any, config: Any, name: str) -> Iterator[P
                 f"{token} becomes {max(len(ids) - 2, 0)} tokens", f"{name} tokenizer", TOKENIZER_FIX
             )
             continue
-        expected = getattr(config, CONFIG_TOKENS.get(token, ""), ids[1])
+        expected = getattr(config, IN_CONFIG.get(token, ""), ids[1])
         if ids[1] != expected:
-            what = f"{token} is token {ids[1]}, but the model's {CONFIG_TOKENS[token]} is {expected}"
+            what = f"{token} is token {ids[1]}, but the model's {IN_CONFIG[token]} is {expected}"
             yield Problem(what, f"{name} tokenizer", TOKENIZER_FIX)
-    if tokenizer.eos_token != END:
-        yield Problem(f"the end of turn is {tokenizer.eos_token}, expected {END}", name, TOKENIZER_FIX)
+    if tokenizer.eos_token != END_OF_TURN:
+        yield Problem(
+            f"the end of turn is {tokenizer.eos_token}, expected {END_OF_TURN}", name, TOKENIZER_FIX
+        )
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         what = (
             f"padding is {tokenizer.pad_token!r}, the end of turn {tokenizer.eos_token!r}: they must differ"
         )
-        yield Problem(what, f"{name} tokenizer", "set pad_token to <|endoftext|>")
+        yield Problem(what, f"{name} tokenizer", "set pad_token to " + PADDING)
     if len(tokenizer) > config.text_config.vocab_size:
         what = f"{len(tokenizer)} tokens, but the model embeds {config.text_config.vocab_size}"
         yield Problem(what, f"{name} tokenizer", TOKENIZER_FIX)
@@ -211,9 +212,9 @@ def tokenizer(subject: Subject) -> Verdict:
 def labels(subject: Subject) -> Verdict:
     """Exactly the assistants' answers are learned, each with its end of turn; the last is the student's."""
     own = pair(subject).trained.processor.tokenizer
-    family, end = pair(subject).trained.processor.family, own.convert_tokens_to_ids(END)
+    family, end = pair(subject).trained.processor.family, own.convert_tokens_to_ids(END_OF_TURN)
     header, before = (
-        own(text, add_special_tokens=False)["input_ids"] for text in (HEADER, family.answer_prefix)
+        own(text, add_special_tokens=False)["input_ids"] for text in (ASSISTANT, family.answer_prefix)
     )
     batch, problems = training(subject).batches[0], []
     fix = "labels are the answers' tokens, student_mask those of the last answer"

@@ -1,6 +1,6 @@
 r"""Where the answers are in a sequence of tokens, read off the text: the encoder is not asked.
 
-<|im_start|> assistant \n [answer … <|im_end|>]
+start of turn, assistant \n [answer … end of turn]
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-TURN_BEGINS, TURN_ENDS = "<|im_start|>", "<|im_end|>"
-HEADER = "assistant\n"
+from qwendet.families.chat import ASSISTANT, END_OF_TURN, START_OF_TURN
+
+HEADER = ASSISTANT.removeprefix(START_OF_TURN)
 
 
 def answer_spans(input_ids: Sequence[int], tokenizer: Any, answer_prefix: str) -> list[tuple[int, int]]:
-    """Half-open ranges of the assistant's answers, each with its closing ``<|im_end|>``.
+    """Half-open ranges of the assistant's answers, each with its end of turn.
 
     Args:
         input_ids: one sequence without padding.
@@ -21,7 +22,7 @@ def answer_spans(input_ids: Sequence[int], tokenizer: Any, answer_prefix: str) -
         answer_prefix: what stands before the last answer in its turn, such as an empty thought.
     """
     prefix = tokenizer(answer_prefix, add_special_tokens=False)["input_ids"]
-    begins, ends = tokenizer.convert_tokens_to_ids([TURN_BEGINS, TURN_ENDS])
+    begins, ends = tokenizer.convert_tokens_to_ids([START_OF_TURN, END_OF_TURN])
     spans = []
     for at, token in enumerate(input_ids):
         if token != begins or (start := _behind_header(input_ids, at + 1, tokenizer)) is None:

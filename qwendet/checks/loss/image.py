@@ -8,6 +8,7 @@ import numpy.typing as npt
 from qwendet.checks.loss.watched import Watched
 from qwendet.checks.result import Verdict
 from qwendet.errors import Problem
+from qwendet.families.chat import IMAGE_TOKEN
 
 IntArray = npt.NDArray[np.int64]
 FIX = "see _student_patches in qwendet/encoding/collate.py and student_image_start in encode.py"
@@ -17,7 +18,7 @@ def student_image(watched: Watched) -> Verdict:
     """``patch_index`` and ``context_index`` are the student image's patches and tokens, row by row."""
     batch, problems = watched.batch, []
     merge = int(watched.subject.bundle.processor.image_processor.merge_size)
-    image_token = watched.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    image_token = watched.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     length = batch["input_ids"].shape[1]
     first_patch = 0
     for row, ids in enumerate(watched.ids):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from qwendet.answers.format import parse_answer
-from qwendet.checks.loss.answer_spans import TURN_ENDS
 from qwendet.checks.loss.watched import Watched
 from qwendet.checks.result import Verdict
 from qwendet.encoding.encode import trainable_objects
 from qwendet.errors import Problem
+from qwendet.families.chat import END_OF_TURN
 
 HALF_PIXEL = 0.5
 """Answers are whole units of the family's frame."""
@@ -44,7 +44,7 @@ def boxes(watched: Watched) -> Verdict:
         zip(watched.subject.samples, watched.ids, watched.spans, strict=True)
     ):
         start, end = spans[-1]
-        text = watched.tokenizer.decode(ids[start:end]).removesuffix(TURN_ENDS)
+        text = watched.tokenizer.decode(ids[start:end]).removesuffix(END_OF_TURN)
         found = [item.bbox_2d for item in parse_answer(text).objects]
         encoded = watched.subject.encoded[row]
         _, rows, columns = encoded.image_grid_thw[-1].tolist()

@@ -12,7 +12,7 @@ import torch
 from qwendet.checks.loss.step import without_dropout
 from qwendet.checks.loss.watched import Spans, Watched, numbers
 from qwendet.encoding.encode import EncodedSample
-from qwendet.families.family import IMAGE_TOKEN
+from qwendet.families.chat import IMAGE_TOKEN
 from qwendet.model.detector import Qwen25VLWithDetection
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from qwendet.checks.loss.answer_spans import TURN_ENDS
 from qwendet.checks.loss.noise import token_loss_tolerance
 from qwendet.checks.loss.published import published_nll
 from qwendet.checks.loss.step import without_dropout
@@ -18,6 +17,7 @@ from qwendet.checks.result import Verdict
 from qwendet.checks.shortened import exact
 from qwendet.encoding.collate import IGNORED, to_device
 from qwendet.errors import Problem
+from qwendet.families.chat import END_OF_TURN, IMAGE_TOKEN
 from qwendet.loading.checkpoint import dtype_name
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.losses import TokenLosses
@@ -28,7 +28,7 @@ LABELS_FIX = "see the spans in encode and labels in collate"
 def padding(watched: Watched) -> Verdict:
     """A row is one sample at its right end, or all of them packed; masks and image marks stand with them."""
     batch, problems = watched.batch, []
-    image_token = watched.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    image_token = watched.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     for row, ids in enumerate(watched.ids):
         pad = watched.padding_of(row)
         expected = {
@@ -106,7 +106,7 @@ def _label_problems(watched: Watched, row: int, expected: list[int], pad: int) -
             what = f"token {at - pad} ({token!r}) is a label outside the answers: the prompt is trained on"
         elif got == IGNORED:
             what = f"token {at - pad} ({token!r}) of an answer is no label: it is not trained"
-            what += ", so answers never end" if token == TURN_ENDS else ""
+            what += ", so answers never end" if token == END_OF_TURN else ""
         else:
             what = f"the label of token {at - pad} ({token!r}) is another token: labels are shifted"
         return [

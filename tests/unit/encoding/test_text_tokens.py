@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from qwendet.answers.format import format_answer
 from qwendet.config.load import build_config
-from qwendet.data.samples import SampleFile
-from qwendet.encoding.image_tokens import image_limits
+from qwendet.config.schema import ModelConfig
+from qwendet.data.samples import DetectedObject, SampleFile
+from qwendet.encoding.image_tokens import image_limits, settings_folder
 from qwendet.encoding.text_tokens import estimate_tokens, token_counter
+from qwendet.families.choose import family_in
 from qwendet.init.facts import count_sample_tokens, look_at
 from qwendet.loader import load_encoder
 
+FAMILIES = [
+    "Qwen2-VL-2B-Instruct", "Qwen2.5-VL-7B-Instruct", "Qwen3-VL-4B-Instruct", "Qwen3.5-4B",
+]  # fmt: skip
 LABELS = ["red circle", "Platelets", "RBC", "黄色的螺丝", "螺丝/松动", "M6-bolt (rusty)", "vélo", "a"]
 
 
@@ -23,31 +30,32 @@ def answer(label: str, size: int) -> str:
     return json.dumps(boxes, ensure_ascii=False) + "<|im_end|>"
 
 
-@pytest.mark.parametrize("label", LABELS)
-@pytest.mark.parametrize("num_boxes", [0, 1, 30])
-def test_estimate__is_a_few_more_than_the_published_tokenizer_gives(
-    shared: Path, label: str, num_boxes: int
-) -> None:
+@pytest.mark.parametrize("name", FAMILIES)
+def test_estimate__is_a_few_more_than_the_published_tokenizer_gives(shared: Path, name: str) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(shared / "qwen_processor" / "Qwen2.5-VL-7B-Instruct")
-    for text in (
-        answer(label, num_boxes),
-        f"<|im_start|>user\nLocate every {label}. Output JSON.<|im_end|>\n",
-    ):
-        true = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        assert true <= estimate_tokens(text) <= 1.35 * true + 8
+    tokenizer = AutoTokenizer.from_pretrained(shared / "qwen_processor" / name)
+    for label in LABELS:
+        texts = [answer(label, num_boxes) for num_boxes in (0, 1, 30)]
+        texts += [f"<|im_start|>user\nLocate every {label}. Output JSON.<|im_end|>\n"]
+        objects = [DetectedObject((1, 20, 300, 4000), label)] * 30
+        texts += [f"<think>\n\n</think>\n\n{format_answer(objects, 'box_tokens')}"]
+        for text in texts:
+            true = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+            assert true <= estimate_tokens(text) <= 1.35 * true + 8, text
 
 
 def test_counter__is_the_tokenizer_where_there_is_one(tmp_path: Path) -> None:
-    count, is_exact = token_counter("tiny")
+    count, is_exact = token_counter(settings_folder(ModelConfig(path="tiny")))
     assert is_exact
     assert count("<|im_start|>") == 1
-    assert token_counter("Qwen/Qwen2.5-VL-3B-Instruct") == (estimate_tokens, False)
-    assert token_counter(str(tmp_path)) == (estimate_tokens, False)
+    assert token_counter(None) == token_counter(tmp_path) == (estimate_tokens, False)
 
 
-def test_sample_tokens__are_those_of_the_encoder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["tiny", *FAMILIES])
+def test_sample_tokens__are_those_of_the_encoder(
+    small_model: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
     """Negatives, crowds, demonstrations, slivers at the edge: to a token what training sees."""
     Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
     Image.new("RGB", (300, 90)).save(tmp_path / "b.png")
@@ -57,15 +65,18 @@ def test_sample_tokens__are_those_of_the_encoder(tmp_path: Path) -> None:
     records = [one, crowd, {"images": ["b.png"], "objects": []}, {"teachers": [one, crowd], "student": one}]
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    config = build_config({"model": {"path": "tiny"}, "data": {"train": str(file)}}, "test")
+    path = name if name == "tiny" else str(small_model(name))
+    config = build_config({"model": {"path": path}, "data": {"train": str(file)}}, "test")
     facts, limits = look_at({"train": file}), image_limits(config)
+    folder = settings_folder(config.model)
     assert limits is not None
+    assert folder is not None
     encoder = load_encoder(config)
     sizes = {"a.png": (640, 480), "b.png": (300, 90)}
     expected = [
         encoder.token_counts(sample, [sizes[turn.image] for turn in (*sample.teachers, sample.student)])[0]
         for sample in SampleFile(file)
     ]
-    assert count_sample_tokens(facts, limits, token_counter("tiny")[0]) == expected
+    assert count_sample_tokens(facts, limits, family_in(folder), token_counter(folder)[0]) == expected
     assert (facts.num_samples, facts.most_boxes) == (4, 2)
     assert facts.labels == {"cat": 2, "red dot": 2}

@@ -26,8 +26,9 @@ from qwendet.encoding.encode import trainable_objects
 from qwendet.encoding.prompts import conversation
 from qwendet.errors import CheckpointError, ConfigError
 from qwendet.export.model_card import render_card
+from qwendet.families.chat import IMAGE_TOKEN
 from qwendet.families.choose import FAMILIES, family_of
-from qwendet.families.family import IMAGE_TOKEN, Family
+from qwendet.families.family import Family
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.loading.checkpoint import COORDINATES, MANIFEST, read_manifest, save_checkpoint

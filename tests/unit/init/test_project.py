@@ -18,9 +18,9 @@ from qwendet.checks.config.suite import require_config_checks
 from qwendet.config.load import load_config
 from qwendet.config.schema import Config
 from qwendet.data.formats.convert import Conversion, convert_dataset
-from qwendet.errors import ConfigError, DataError
+from qwendet.errors import CheckpointError, ConfigError, DataError
 from qwendet.init import project
-from qwendet.init.project import DEFAULT_MODEL, InitSummary, init_project
+from qwendet.init.project import InitSummary, init_project
 from qwendet.init.render import render
 from qwendet.init.values import Setting
 from qwendet.progress import Advance, shown_by
@@ -89,20 +89,96 @@ def test_config__has_a_comment_on_each_line(tmp_path: Path) -> None:
     assert all("  # " in line for line in lines if line.startswith(" "))
     assert re.search(r"    - dot +# 1 box\n", text)
     assert re.search(
-        r"max_tokens: \d+ +# 99.9 % of 1 sample need at most about \d+ tokens; 3\d\d for an image of", text
+        r"max_tokens: \d+ +# 99.9 % of 1 sample need at most about \d+ tokens; 2\d\d for an image of", text
     )
     assert len(lines) < 25
 
 
 def test_alone__writes_the_full_model_and_says_what_is_missing(tmp_path: Path) -> None:
     summary, config = start(tmp_path)
-    assert config.model.path == DEFAULT_MODEL
+    assert config.model.path == "Qwen/Qwen3-VL-4B-Instruct"
     assert config.model.gradient_checkpointing
-    assert config.data.max_pixels == 1_003_520
+    assert config.data.max_pixels == 1_280 * 32 * 32
     assert (config.train.batch_size, config.train.gradient_accumulation_steps) == (1, 8)
     assert config.train.learning_rate == 1e-5
     assert summary.next_command.startswith("qwendet validate-config ")
-    assert "data/train.jsonl" in summary.notes[0]
+    missing, licence = summary.notes
+    assert licence == "Qwen/Qwen3-VL-4B-Instruct is published under this licence: Apache-2.0."
+    assert "data/train.jsonl" in missing
+    assert re.search(r"path: Qwen/Qwen3-VL-4B-Instruct +# licence: Apache-2.0\n", summary.config.read_text())
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "licence"),
+    [
+        ("Qwen/Qwen2-VL-2B-Instruct", 28, "Apache-2.0"),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", 28, "Qwen Research, non-commercial"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 28, "Apache-2.0"),
+        ("Qwen/Qwen3-VL-8B-Instruct", 32, "Apache-2.0"),
+        ("Qwen/Qwen3.5-0.8B", 32, "Apache-2.0"),
+        ("Qwen/Qwen3.8-27B", 32, "Apache-2.0"),
+        ("me/qwen3-vl-cells", 32, None),
+    ],
+)
+def test_hub_id__has_the_unit_of_the_family_that_its_name_tells(
+    tmp_path: Path, model: str, side: int, licence: str | None
+) -> None:
+    data = write_samples(tmp_path / "d", "train", size=(4000, 3000))
+    summary, config = start(tmp_path / "p", model=model, data=data)
+    assert config.data.max_pixels == 1_280 * side**2
+    assert f"of {side}×{side} pixels" in summary.config.read_text()
+    told = [note for note in summary.notes if "licence" in note]
+    assert told == ([f"{model} is published under this licence: {licence}."] if licence else [])
+
+
+@pytest.mark.parametrize("model", ["me/cells", "Qwen/Qwen3-VL-30B-A3B-Instruct", "Qwen/Qwen3.5-35B-A3B"])
+def test_hub_id__of_no_known_family_is_refused_before_anything_is_written(tmp_path: Path, model: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        start(tmp_path / "p", model=model, data=write_voc(tmp_path / "voc", "a"))
+    (problem,) = caught.value.problems
+    assert problem.what.startswith(f"the family of {model} is not known: its config.json is not on this disk")
+    assert problem.fix.startswith(f"fetch its settings first: hf download {model} ")
+    assert not (tmp_path / "p").exists()
+
+
+def test_hub_id__in_the_cache_is_what_its_config_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_model: Callable[[str], Path]
+) -> None:
+    """Whatever its name is; limits and tokens are those of its files."""
+    snapshot = tmp_path / "hub" / "models--me--cells" / "snapshots" / ("0" * 40)
+    shutil.copytree(small_model("Qwen3-VL-4B-Instruct"), snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    summary, config = start(tmp_path / "p", model="me/cells", data=write_samples(tmp_path / "d", "train"))
+    assert config.model.path == "me/cells"
+    text = summary.config.read_text()
+    assert "of 32×32 pixels" in text
+    assert "of 1 sample need at most" in text
+    assert "at most about" not in text
+
+
+def write_model_config(folder: Path, **settings: object) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model_type", "what"),
+    [
+        ("qwen3_vl_moe", "model_type qwen3_vl_moe is a mixture of experts, which is not supported"),
+        ("llava", "model_type llava is no family that is supported"),
+    ],
+)
+def test_model_folder__of_no_family_is_refused_before_anything_is_written(
+    tmp_path: Path, model_type: str, what: str
+) -> None:
+    folder = write_model_config(tmp_path / "weights", model_type=model_type)
+    with pytest.raises(CheckpointError, match=re.escape(what)):
+        start(tmp_path / "p", model=str(folder), data=write_voc(tmp_path / "voc", "a"))
+    assert not (tmp_path / "p").exists()
 
 
 def test_jsonl_file__is_named_where_it_lies(tmp_path: Path) -> None:
@@ -313,10 +389,11 @@ def test_tiny_with_data__is_refused_with_the_right_command(tmp_path: Path) -> No
 def test_model_folder__is_named_as_seen_from_the_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "weights").mkdir()
+    write_model_config(tmp_path / "weights", model_type="qwen3_5")
     monkeypatch.chdir(tmp_path)
     _, config = start(tmp_path / "p", model="weights")
     assert config.model.path == str(tmp_path / "weights")
+    assert config.data.max_pixels == 1_280 * 32 * 32
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,19 @@ def test_pixels__the_most_that_a_model_is_given() -> None:
     assert pixels(boxes_of(100, large), large, recipe=TINY_RECIPE)[:2] == (None, 50_176)
 
 
+def test_pixels__are_counted_in_units_of_the_family() -> None:
+    """A box of 50 covers 2.4 tokens of 32×32; the rest of the rule is in tokens."""
+    limits = ImageLimits(65_536, 16_777_216, 32)
+    found = choose_pixels(boxes_of(50), {PHOTO}, limits, FULL_RECIPE)["max_pixels"]
+    assert found.value == 640 * 480
+    assert found.comment.endswith("cover 2.4 image tokens or more of 32×32 pixels")
+    small = choose_pixels(boxes_of(9, (64, 64)), {(64, 64)}, limits, FULL_RECIPE)["max_pixels"]
+    assert "cover 1.2 image tokens" in small.comment, "the processor makes 256×256 of it"
+    large = choose_pixels(boxes_of(100, (4000, 3000)), {(4000, 3000)}, limits, FULL_RECIPE)["max_pixels"]
+    assert large.value == 1_280 * 32 * 32
+    assert choose_pixels(np.zeros((0, 4)), (), limits, TINY_RECIPE) == {"max_pixels": Setting(65_536)}
+
+
 def test_pixels__without_boxes_or_sizes() -> None:
     assert choose_pixels(np.zeros((0, 4)), {PHOTO}, LIMITS, FULL_RECIPE) == {"max_pixels": Setting(1_003_520)}
     assert choose_pixels(boxes_of(9), (), LIMITS, TINY_RECIPE) == {"max_pixels": Setting(50_176)}

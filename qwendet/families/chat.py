@@ -1,0 +1,42 @@
+"""The chat format that every family shares, and the names of its tokens.
+
+system | user: image + request | assistant: answer | … | user: image + request | assistant: [prefix] answer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+START_OF_TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
+IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+PADDING = "<|endoftext|>"
+ASSISTANT = f"{START_OF_TURN}assistant\n"
+"""What stands before an answer, or before the family's prefix of it."""
+IN_CONFIG = {
+    IMAGE_TOKEN: "image_token_id",
+    VIDEO_TOKEN: "video_token_id",
+    VISION_START: "vision_start_token_id",
+    VISION_END: "vision_end_token_id",
+}
+"""Tokens whose ids ``config.json`` names, and how."""
+
+
+def prompt_text(
+    system_prompt: str, request: str, answers: Sequence[str], image_tokens: Sequence[int], answer_prefix: str
+) -> str:
+    """The prompt in the families' chat format, image tokens written out, up to where the answer begins.
+
+    Args:
+        system_prompt: text of the system turn.
+        request: text after each image.
+        answers: answers of the demonstrations.
+        image_tokens: tokens of each image, the student's last; one more than there are answers.
+        answer_prefix: what stands before the student's answer in its turn.
+    """
+    text = f"{START_OF_TURN}system\n{system_prompt}{END_OF_TURN}\n" if system_prompt else ""
+    for index, count in enumerate(image_tokens):
+        image = VISION_START + IMAGE_TOKEN * count + VISION_END
+        text += f"{START_OF_TURN}user\n{image}{request}{END_OF_TURN}\n{ASSISTANT}"
+        text += f"{answers[index]}{END_OF_TURN}\n" if index < len(answers) else answer_prefix
+    return text
