@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from qwendet.answers.reader import AnswerReader
 from qwendet.data.samples import DetectedObject
+from qwendet.families.chat import BOX_TEXT
 from qwendet.families.family import AnswerForm
 
 
@@ -70,8 +71,7 @@ def format_answer(objects: Sequence[DetectedObject], form: AnswerForm = "json") 
     rows.sort(key=lambda row: (row[0][1], row[0][0]))
     if form == "box_tokens" and rows:
         return "".join(
-            f"<|object_ref_start|>{label}<|object_ref_end|><|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
-            for (x1, y1, x2, y2), label in rows
+            BOX_TEXT.format(label=label, x1=x1, y1=y1, x2=x2, y2=y2) for (x1, y1, x2, y2), label in rows
         )
     return json.dumps([{"bbox_2d": box, "label": label} for box, label in rows], ensure_ascii=False)
 

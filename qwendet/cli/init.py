@@ -15,6 +15,7 @@ from qwendet.cli.options import (
     SkipBadOption,
 )
 from qwendet.console import console
+from qwendet.families.choose import DEFAULT_MODEL
 
 
 def init(
@@ -24,7 +25,7 @@ def init(
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="tiny, a folder, or a hub id; without it Qwen3-VL-4B-Instruct."),
+        typer.Option("--model", help=f"tiny, a folder, or a hub id; without it {Path(DEFAULT_MODEL).name}."),
     ] = None,
     data: Annotated[
         Path | None,

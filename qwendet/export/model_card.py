@@ -8,6 +8,7 @@ from typing import Any
 
 from qwendet.config.schema import Config, Frame
 from qwendet.encoding.prompts import request_text
+from qwendet.families.chat import BOX_TEXT
 from qwendet.families.family import AnswerForm, Family
 from qwendet.loading.checkpoint import HEAD_WEIGHTS, Manifest
 
@@ -33,8 +34,7 @@ Decode greedily, as `generation_config.json` says.
 """
 FORMS: dict[AnswerForm, str] = {
     "json": 'JSON, `[{"bbox_2d": [x1, y1, x2, y2], "label": "…"}]`',
-    "box_tokens": "for each box"
-    " `<|object_ref_start|>label<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>`",
+    "box_tokens": f"for each box `{BOX_TEXT.format(label='label', x1='x1', y1='y1', x2='x2', y2='y2')}`",
 }
 FRAMES: dict[Frame, str] = {
     "pixels": "in pixels of the image **as resized**: multiply x by displayed width over resized width",

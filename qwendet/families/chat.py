@@ -11,6 +11,8 @@ START_OF_TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 PADDING = "<|endoftext|>"
+BOX_TEXT = "<|object_ref_start|>{label}<|object_ref_end|><|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
+"""A box of an answer in box tokens."""
 ASSISTANT = f"{START_OF_TURN}assistant\n"
 """What stands before an answer, or before the family's prefix of it."""
 IN_CONFIG = {

@@ -14,6 +14,8 @@ from qwendet.families.qwen3_5 import QWEN3_5
 from qwendet.families.qwen3_vl import QWEN3_VL
 
 FAMILIES = {family.model_type: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_5)}
+DEFAULT_MODEL = "Qwen/Qwen3-VL-4B-Instruct"
+"""Of a new config."""
 FIRST_FAMILY = QWEN2_5_VL.model_type
 """That of manifests from before there were others."""
 

@@ -90,13 +90,9 @@ class Family:
     licences: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def licence_of(self, hub_id: str) -> str:
-        """The licence of a published model, known before it is downloaded.
-
-        Args:
-            hub_id: such as ``Qwen/Qwen3-VL-4B-Instruct``.
-        """
+        """The licence of a model of the publisher's own; empty for any other, whose card tells."""
         special = (licence for size, licence in self.licences.items() if f"-{size}" in hub_id)
-        return next(special, "Apache-2.0")
+        return next(special, "Apache-2.0") if hub_id.startswith("Qwen/") else ""
 
     def in_frame(self, frame: Frame | None) -> Family:
         """The family with answers in another frame than its own; ``None`` is its own."""

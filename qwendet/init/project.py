@@ -22,7 +22,7 @@ from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.encoding.image_tokens import ImageLimits, image_limits, settings_folder
 from qwendet.encoding.text_tokens import token_counter
 from qwendet.errors import ConfigError, DataError
-from qwendet.families.choose import FAMILIES, family_by_name, family_in
+from qwendet.families.choose import DEFAULT_MODEL, FAMILIES, family_by_name, family_in
 from qwendet.families.family import Family
 from qwendet.files import atomic_file, atomic_folder, require_place
 from qwendet.init.facts import DataFacts, count_sample_tokens, look_at, prompt_tokens
@@ -43,8 +43,6 @@ from qwendet.init.values import (
 from qwendet.progress import Advance, track
 
 TINY = "tiny"
-DEFAULT_MODEL = "Qwen/Qwen3-VL-4B-Instruct"
-PUBLISHER = "Qwen/"
 GENERATED = {"train": 768, "val": 64}
 """Generated images of each split."""
 GENERATED_BATCH = 16
@@ -91,11 +89,6 @@ class _Model:
     def is_embedded(self) -> bool:
         """It comes with the package."""
         return self.path in EMBEDDED_MODELS
-
-    @property
-    def licence(self) -> str:
-        """What the publisher's own model is under; empty for any other one."""
-        return self.family.licence_of(self.path) if self.path.startswith(PUBLISHER) else ""
 
 
 @dataclass(frozen=True)
@@ -289,7 +282,8 @@ def _sections(model: _Model, data: _Data, directory: Path) -> tuple[dict[str, Se
     settings: dict[str, Setting] = {"train": Setting(data.train), "val": Setting(data.val)}
     if data.root is not None:
         settings["root"] = Setting(_from_config(data.root, directory))
-    notes = [f"{model.path} is published under this licence: {model.licence}."] if model.licence else []
+    licence = model.family.licence_of(model.path)
+    notes = [f"{model.path} is published under this licence: {licence}."] if licence else []
     if facts is None:
         settings["max_pixels"] = Setting(model.recipe.most_tokens * model.limits.side**2)
     else:
@@ -297,7 +291,7 @@ def _sections(model: _Model, data: _Data, directory: Path) -> tuple[dict[str, Se
         settings |= of_facts
         notes += further
     settings["num_workers"] = Setting(0 if model.is_embedded else 2)
-    of_model = {"path": Setting(model.path, f"licence: {model.licence}" if model.licence else "")}
+    of_model = {"path": Setting(model.path, f"licence: {licence}" if licence else "")}
     if not model.is_embedded:
         of_model |= {
             "dtype": Setting("auto"),
