@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwendet.config.schema import EMBEDDED_MODELS, Config, ModelConfig
+from qwendet.errors import CheckpointError
+from qwendet.families.choose import family_by_name, family_in
+from qwendet.families.family import Family
 
 TINY_ASSETS = Path(__file__).parent.parent / "assets" / "tiny"
 
@@ -46,6 +49,18 @@ def settings_folder(model: ModelConfig) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def known_family(model: ModelConfig) -> Family | None:
+    """The family of a model, without a download; None where neither a file nor a published name tells.
+
+    Raises:
+        CheckpointError: if its config is of none.
+    """
+    folder = settings_folder(model)
+    if folder is None:
+        return family_by_name(model.path)
+    return family_in(folder) if (folder / "config.json").is_file() else None
+
+
 def image_limits(config: Config) -> ImageLimits | None:
     """Limits of the config's model; None where only a download would tell."""
     folder = settings_folder(config.model)
@@ -60,6 +75,20 @@ def image_limits(config: Config) -> ImageLimits | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return ImageLimits(config.data.min_pixels or low, config.data.max_pixels or high, side)
+
+
+def require_image_limits(config: Config, folder: Path) -> ImageLimits:
+    """Limits of the config's model, whose settings lie in ``folder``.
+
+    Raises:
+        CheckpointError: if they cannot be read there.
+    """
+    model = ModelConfig(path=str(folder))
+    limits = image_limits(config.model_copy(update={"model": model}))
+    if limits is None:
+        where, fix = str(folder / "preprocessor_config.json"), "copy it from the model's origin"
+        raise CheckpointError("pixel limits and patch size cannot be read", where, fix)
+    return limits
 
 
 def model_size(size: tuple[int, int], limits: ImageLimits) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 START_OF_TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+THOUGHT = "<think>"
 PADDING = "<|endoftext|>"
 BOX_TEXT = "<|object_ref_start|>{label}<|object_ref_end|><|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
 """A box of an answer in box tokens."""

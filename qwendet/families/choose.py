@@ -45,14 +45,23 @@ def family_in(folder: Path) -> Family:
 
     Raises:
         CheckpointError: if it is none, for which transformers would build a model of default size, tens of
-            gigabytes; if there is no such file.
+            gigabytes; if it names the class of another one; if there is no such file.
     """
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         what = f"the model cannot be loaded: its config.json cannot be read ({error})"
         raise CheckpointError(what, str(folder), "take a directory that holds the whole model") from error
-    return family_of(settings.get("model_type") if isinstance(settings, dict) else None, str(folder))
+    settings = settings if isinstance(settings, dict) else {}
+    family = family_of(settings.get("model_type"), str(folder))
+    named = settings.get("architectures") or [family.model_class]
+    if family.model_class not in named:
+        raise CheckpointError(
+            f"config.json contradicts itself: model_type {family.model_type}, architectures {named[0]}",
+            str(folder),
+            "copy config.json from the model's origin",
+        )
+    return family
 
 
 def family_of(model_type: str | None, where: str) -> Family:

@@ -19,10 +19,15 @@ from qwendet.data.formats.convert import Conversion, conversion_notes, convert_d
 from qwendet.data.formats.detect import detect_format
 from qwendet.data.split import split_dataset
 from qwendet.demo.shapes import DEMO, write_dataset
-from qwendet.encoding.image_tokens import ImageLimits, image_limits, settings_folder
+from qwendet.encoding.image_tokens import (
+    ImageLimits,
+    known_family,
+    require_image_limits,
+    settings_folder,
+)
 from qwendet.encoding.text_tokens import token_counter
 from qwendet.errors import ConfigError, DataError
-from qwendet.families.choose import DEFAULT_MODEL, FAMILIES, family_by_name, family_in
+from qwendet.families.choose import DEFAULT_MODEL, FAMILIES
 from qwendet.families.family import Family
 from qwendet.files import atomic_file, atomic_folder, require_place
 from qwendet.init.facts import DataFacts, count_sample_tokens, look_at, prompt_tokens
@@ -248,7 +253,7 @@ def _model(model: str, directory: Path) -> _Model:
     """The model that a user names; nothing is downloaded."""
     settings = ModelConfig(path=model)
     folder = settings_folder(settings)
-    family = family_by_name(model) if folder is None else family_in(folder)
+    family = known_family(settings)
     if family is None:
         names = ", ".join(family.name for family in FAMILIES.values())
         raise ConfigError(
@@ -257,10 +262,10 @@ def _model(model: str, directory: Path) -> _Model:
             "--model",
             f"fetch its settings first: hf download {model} --include '*.json' '*.jinja' '*.txt'",
         )
-    published = family.limits
-    limits = image_limits(Config(model=settings)) or ImageLimits(
-        published.min_pixels, published.max_pixels, published.unit
-    )
+    if folder is None:
+        limits = ImageLimits(family.limits.min_pixels, family.limits.max_pixels, family.limits.unit)
+    else:
+        limits = require_image_limits(Config(), folder)
     is_embedded = model in EMBEDDED_MODELS
     path = _from_config(folder, directory) if folder == Path(model) and not is_embedded else model
     return _Model(path, family, folder, limits, TINY_RECIPE if is_embedded else FULL_RECIPE)

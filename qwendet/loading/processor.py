@@ -7,18 +7,24 @@ so PIL is used for training and inference, and the manifest says so.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import transformers
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, ProcessorMixin
 
-from qwendet.errors import CheckpointError
-from qwendet.families.chat import END_OF_TURN, IMAGE_TOKEN
+from qwendet.encoding.prompts import conversation
+from qwendet.errors import CheckpointError, Problem
+from qwendet.families.chat import ASSISTANT, END_OF_TURN, IMAGE_TOKEN, THOUGHT, prompt_text
 from qwendet.families.family import Family
 
 RESIZER = "pil"
+TOKENIZER_FIX = "copy the tokenizer's files from the model's origin"
+TEMPLATE_FIX = "use the chat template that the model was published with, in training and at inference"
+THOUGHT_FIX = "take a model that answers at once, such as one named Instruct, or the template of one"
 
 
 class ImageTextProcessor(ProcessorMixin):
@@ -79,31 +85,70 @@ def load_processor(
 
 
 def require_fitting(processor: ImageTextProcessor, vlm_config: Any, source: str) -> None:
-    """Refuse a tokenizer of another model, which transformers makes up where files are missing.
+    """Refuse tokenizer, chat template or image processor of another model.
 
     Args:
-        processor: as loaded.
+        processor: as loaded; transformers makes a tokenizer up where files are missing.
         vlm_config: of the published model.
         source: where both are from, for the message.
 
     Raises:
-        CheckpointError: if tokens, vocabulary, end of turn or chat template are not the model's.
+        CheckpointError: if tokens, vocabulary, end of turn, template or patches are not the model's.
     """
-    tokenizer = processor.tokenizer
-    image_token_id = tokenizer.get_vocab().get(IMAGE_TOKEN)
-    if image_token_id != vlm_config.image_token_id or len(tokenizer) > vlm_config.text_config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer is not the model's: its {IMAGE_TOKEN} is {image_token_id},"
-            f" the model's {vlm_config.image_token_id}",
-            source,
-            "copy the tokenizer's files from the model's origin",
+    if problems := list(_unfitting(processor, vlm_config, source)):
+        raise CheckpointError.of(problems)
+
+
+def _unfitting(processor: ImageTextProcessor, vlm_config: Any, source: str) -> Iterator[Problem]:
+    tokenizer, size, wanted = processor.tokenizer, len(processor.tokenizer), vlm_config.image_token_id
+    found, rows = tokenizer.get_vocab().get(IMAGE_TOKEN), vlm_config.text_config.vocab_size
+    if found is None:
+        what = (
+            f"the tokenizer is not the model's: it has no {IMAGE_TOKEN}, as where tokenizer.json is missing"
         )
-    if tokenizer.eos_token != END_OF_TURN or not processor.chat_template:
-        raise CheckpointError(
-            f"expected a chat template and the end of turn {END_OF_TURN}, got {tokenizer.eos_token}",
-            source,
-            "copy tokenizer_config.json and the chat template from the model's origin",
+        yield Problem(what, source, TOKENIZER_FIX)
+    elif found != wanted or size > rows:
+        what = f"its {IMAGE_TOKEN} is {found} of {size} tokens, the model's {wanted} of {rows}"
+        yield Problem(f"the tokenizer is not the model's: {what}", source, TOKENIZER_FIX)
+    elif tokenizer.eos_token != END_OF_TURN or not processor.chat_template:
+        what = f"expected a chat template and the end of turn {END_OF_TURN}, got {tokenizer.eos_token}"
+        yield Problem(
+            what, source, "copy tokenizer_config.json and the chat template from the model's origin"
         )
+    else:
+        yield from template_problems(tokenizer, processor.family, source)
+    images, vision = processor.image_processor, vlm_config.vision_config
+    for own, name in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size")):
+        if (cut := getattr(images, own)) != (embedded := getattr(vision, name)):
+            what = f"the image processor is not the model's: its {own} is {cut}, the model's {embedded}"
+            yield Problem(what, source, "copy preprocessor_config.json from the model's origin")
+
+
+def template_problems(tokenizer: Any, family: Family, name: str) -> Iterator[Problem]:
+    """Where a tokenizer's or processor's chat template departs from the family's published format."""
+    for system in {"Be brief.", family.system_prompt}:
+        messages = conversation(system, "Where?", ["[]"])
+        due = prompt_text(system, "Where?", ["[]"], [1, 1], family.answer_prefix)
+        for wanted, with_prompt in ((due, True), (due.removesuffix(ASSISTANT + family.answer_prefix), False)):
+            try:
+                found = tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=with_prompt, **family.template_settings
+                )
+            except TemplateError as error:
+                yield Problem(f"the chat template cannot be used: {error}", name, TEMPLATE_FIX)
+                return
+            if found != wanted:
+                yield _difference(found, wanted, name, "with" if with_prompt else "without")
+                return
+
+
+def _difference(found: str, wanted: str, name: str, which: str) -> Problem:
+    at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), len(wanted))
+    got, due = found[max(0, at - 12) : at + 12], wanted[max(0, at - 12) : at + 12]
+    what = f"the chat template {which} a generation prompt writes {got!r} for {due!r}"
+    if at > found.rfind(ASSISTANT) >= 0 and THOUGHT in found[found.rfind(ASSISTANT) :]:
+        return Problem(f"{what}: it thinks before each answer", f"{name}, character {at}", THOUGHT_FIX)
+    return Problem(what, f"{name}, character {at}", TEMPLATE_FIX)
 
 
 def save_processor(processor: ImageTextProcessor, folder: Path) -> None:

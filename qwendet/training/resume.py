@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 
 from qwendet.config.schema import Config
 from qwendet.errors import CheckpointError, EnvironmentLacksError, Problem
+from qwendet.families.choose import family_of
+from qwendet.families.family import Family
 from qwendet.files import put_back_lost, sha256_of_file
 from qwendet.loading.checkpoint import MANIFEST, RESUME, Manifest, files_of, read_manifest, verify_files
 
@@ -36,18 +38,26 @@ FIXED_IN_A_RUN = (
 TORCH_CANNOT_WRITE = ("PytorchStreamWriter failed", "unexpected pos", "file write failed")
 
 
-def require_same_run(stored: Config, here: Config, checkpoint: str) -> None:
+def require_same_run(stored: Manifest, here: Config, family: Family, checkpoint: str) -> None:
     """Refuse to resume with settings that the checkpoint fixes; say which others differ.
 
     Args:
-        stored: the checkpoint's config.
+        stored: the checkpoint's manifest.
         here: the resolved config of the run that goes on.
+        family: of its model.
         checkpoint: its folder, for the messages.
 
     Raises:
         CheckpointError: with every setting that would change the model, or not come into effect.
     """
-    before, now = _flat(stored.model_dump()), _flat(here.model_dump())
+    if stored.family != family.model_type:
+        raise CheckpointError(
+            f"the run was started with a model of {family_of(stored.family, checkpoint).name},"
+            f" but model.path is one of {family.name}",
+            checkpoint,
+            "restore model.path, or start another run with another train.output_dir",
+        )
+    before, now = _flat(stored.config.model_dump()), _flat(here.model_dump())
     # Told by where the checkpoint is, by the machine, and by the base's fingerprint.
     elsewhere = ("model.path", "model.device", "model.lora.base", "model.lora.revision")
     differing = [key for key in before | now if before.get(key) != now.get(key) and key not in elsewhere]

@@ -29,7 +29,7 @@ from qwendet.encoding.dataset import TrainingSamples
 from qwendet.errors import ConfigError, Problem, QwendetError
 from qwendet.evaluation.validation import Validation, validate, validation_pictures, validation_samples
 from qwendet.files import publish_folder
-from qwendet.loader import Bundle, config_of_checkpoint, restore
+from qwendet.loader import Bundle, restore
 from qwendet.loading.checkpoint import read_manifest, save_checkpoint
 from qwendet.model.losses import LossManager, step_counts
 from qwendet.model.matching import Targets
@@ -373,8 +373,9 @@ class DetectionTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load weights through the loader: verified, every key, nothing random."""
-        stored = config_of_checkpoint(Path(resume_from_checkpoint))
-        require_same_run(stored, self.bundle.config, resume_from_checkpoint)
+        stored = read_manifest(Path(resume_from_checkpoint))
+        family = self.bundle.processor.family
+        require_same_run(stored, self.bundle.config, family, resume_from_checkpoint)
         restore(self.bundle, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

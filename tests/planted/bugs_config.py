@@ -69,6 +69,12 @@ CONFIG_BUGS: list[Bug[Project]] = [
         setting("train.language_learning_rate", 1.0),
     ),
     Bug(
+        "packed recurrent layers",
+        "config.train.packing",
+        ("Qwen3.5 cannot be packed",),
+        lambda p: (p.set("model.path", "Qwen/Qwen3.5-0.8B"), p.set("train.packing", True)),
+    ),
+    Bug(
         "head frozen",
         "config.train.head_frozen",
         ("stays as it was",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +10,9 @@ import torch
 from qwendet.checks.config.suite import MEMORY
 from qwendet.checks.result import Result
 from qwendet.checks.runner import Findings
-from qwendet.config.schema import Config, ModelConfig
-from qwendet.encoding.image_tokens import ImageLimits, image_limits
-from qwendet.errors import CheckpointError, Problem
+from qwendet.config.schema import Config
+from qwendet.encoding.image_tokens import require_image_limits
+from qwendet.errors import Problem
 from qwendet.loading.weights import published_config
 from qwendet.source import find_source
 from qwendet.training.launcher import num_shards
@@ -79,17 +78,8 @@ def describe(estimate: MemoryEstimate) -> str:
 def _estimate(config: Config) -> MemoryEstimate:
     folder = find_source(config.model.path, config.model.revision, weights=False).folder
     vlm_config = published_config(str(folder))
-    work = largest_workload(config, vlm_config, _limits(config, folder).max_pixels)
+    work = largest_workload(config, vlm_config, require_image_limits(config, folder).max_pixels)
     return estimate_memory(config, vlm_config, _dtype(config), work, _device(config), num_shards())
-
-
-def _limits(config: Config, folder: Path) -> ImageLimits:
-    model = ModelConfig(path=str(folder))
-    limits = image_limits(config.model_copy(update={"model": model}))
-    if limits is None:
-        where = str(folder / "preprocessor_config.json")
-        raise CheckpointError("it names no pixel limits", where, "copy it from the model's origin")
-    return limits
 
 
 def _device(config: Config) -> str:
@@ -129,7 +119,8 @@ def _what_would_fit(config: Config, limit: float) -> str:
 
 def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
     """The config with one more saving each time."""
-    limits = _limits(config, find_source(config.model.path, config.model.revision, weights=False).folder)
+    source = find_source(config.model.path, config.model.revision, weights=False)
+    limits = require_image_limits(config, source.folder)
     for section, key, value in SAVINGS:
         values = config.model_dump()
         if key == PIXELS:

@@ -11,6 +11,7 @@ from pathlib import Path
 from qwendet.checks.config.survey import Check, Survey
 from qwendet.config.schema import EMBEDDED_MODELS, HUB_ID
 from qwendet.data.samples import check_label
+from qwendet.encoding.image_tokens import known_family
 from qwendet.errors import DataError, Problem
 from qwendet.training.launcher import launcher_problems
 
@@ -22,15 +23,17 @@ HIGHEST_LEARNING_RATE = 0.02
 
 
 def model_path(survey: Survey) -> list[Problem]:
-    """``model.path`` is a folder with a model, or can be the name of one."""
+    """``model.path`` is a folder with a model, or can be the name of one; what can be read is of a family."""
     path = survey.config.model.path
     if path in EMBEDDED_MODELS:
         return []
     if Path(path).is_dir():
         if any((Path(path) / name).is_file() for name in ("config.json", "adapter_config.json")):
+            known_family(survey.config.model)
             return []
         return [Problem(f"the folder {path} holds no config.json, so no model", "model.path", "give another")]
     if HUB_ID.fullmatch(path):
+        known_family(survey.config.model)
         return []
     return [Problem(f"there is no folder {path}", "model.path", "give tiny, a folder, or a hub id")]
 
@@ -100,6 +103,14 @@ def labels_are_texts(survey: Survey) -> list[Problem]:
         except DataError as error:
             problems += error.problems
     return problems
+
+
+def packing_is_possible(survey: Survey) -> Iterable[Problem]:
+    """Samples that share a row stay apart in the model's layers."""
+    family = known_family(survey.config.model) if survey.config.train.packing else None
+    if family is not None and family.packing_refusal:
+        what = f"{family.name} cannot be packed: {family.packing_refusal}"
+        yield Problem(what, "train.packing", "set it to false")
 
 
 def head_learns(survey: Survey) -> Iterable[Problem]:
@@ -181,6 +192,7 @@ CHECKS: Mapping[str, Check] = {
     "config.environment.launcher": Check(launcher, "the launcher asks for nothing else"),
     "config.data.train": Check(train_is_given, "there is a training file"),
     "config.labels.text": Check(labels_are_texts, "data.labels can be written into a prompt"),
+    "config.train.packing": Check(packing_is_possible, "samples that share a row stay apart"),
     "config.train.head_frozen": Check(head_learns, "a head that is built is trained"),
     "config.train.learning_rate": Check(learning_rates_are_sane, "no learning rate is too high"),
     "config.train.warmup": Check(warm_up_ends, "the warm-up ends"),

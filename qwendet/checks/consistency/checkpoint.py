@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 
 from qwendet.checks.consistency.build import flat, own_name
-from qwendet.checks.consistency.prompt import special_token_problems, template_problems
+from qwendet.checks.consistency.prompt import special_token_problems
 from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.errors import CheckpointError, Problem
@@ -33,6 +33,7 @@ from qwendet.loading.checkpoint import (
     dtype_name,
     sha256_of_tensor,
 )
+from qwendet.loading.processor import template_problems
 from qwendet.model.losses import LOSS_VERSION
 
 ADAPTER = "adapter_config.json"

@@ -28,12 +28,10 @@ from qwendet.families.chat import (
     START_OF_TURN,
     prompt_text,
 )
-from qwendet.families.family import Family
 from qwendet.loader import Bundle
+from qwendet.loading.processor import TEMPLATE_FIX, TOKENIZER_FIX, template_problems
 
 ONE_TOKEN = (PADDING, START_OF_TURN, END_OF_TURN, *IN_CONFIG)
-TOKENIZER_FIX = "copy the tokenizer's files from the model's origin"
-TEMPLATE_FIX = "use the chat template that the model was published with, in training and at inference"
 CONTEXT = 4
 """Tokens shown on either side of a difference."""
 
@@ -124,26 +122,6 @@ def template(subject: Subject) -> Verdict:
     ):
         problems += template_problems(tokenizer, both.trained.processor.family, name)
     return Verdict("templates write the published chat format", tuple(problems))
-
-
-def template_problems(tokenizer: Any, family: Family, name: str) -> Iterator[Problem]:
-    """Where a tokenizer's or processor's chat template departs from the published format."""
-    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]}
-    answer = {"role": "assistant", "content": [{"type": "text", "text": "[]"}]}
-    system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
-    messages = [system, question, answer, question]
-    expected = prompt_text("Be brief.", "Where?", ["[]"], [1, 1], family.answer_prefix)
-    ending = ASSISTANT + family.answer_prefix
-    for wanted, with_prompt in ((expected, True), (expected.removesuffix(ending), False)):
-        found = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=with_prompt, **family.template_settings
-        )
-        if found != wanted:
-            at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), len(found))
-            got, due = found[max(0, at - 12) : at + 12], wanted[max(0, at - 12) : at + 12]
-            which = "with" if with_prompt else "without"
-            what = f"the chat template {which} a generation prompt writes {got!r} for {due!r}"
-            yield Problem(what, f"{name}, character {at}", TEMPLATE_FIX)
 
 
 def special_tokens(subject: Subject) -> Verdict:

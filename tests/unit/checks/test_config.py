@@ -366,7 +366,7 @@ def test_model_path__that_can_be_no_hub_id_must_exist(project: Project, path: st
 
 def test_model_folder__needs_a_config(project: Project) -> None:
     assert "no config.json" in only(project.failed(model={"path": str(project.folder)})).what
-    (project.folder / "config.json").write_text("{}")
+    (project.folder / "config.json").write_text('{"model_type": "qwen3_vl"}')
     assert not project.failed(model={"path": str(project.folder)})
 
 
