@@ -1,11 +1,13 @@
 """One training run from the first check to the last metric.
 
 DIR/checkpoint-N/   DIR/final/   DIR/tensorboard/   DIR/metrics.json   DIR/eval/predictions.jsonl
+DIR/base_metrics.json with train.evaluate_base
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import stat
 import tempfile
@@ -28,8 +30,11 @@ from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.progress import track
 from qwendet.training.build import create_trainer
 from qwendet.training.callbacks import ProgressReport, StopOnSignal
+from qwendet.training.interlude import interlude
 from qwendet.training.resume import latest_checkpoint, saving
 from qwendet.training.trainer import DetectionTrainer
+
+logger = logging.getLogger("qwendet")
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,14 @@ class RunSummary:
         final: the last checkpoint; ``None`` if the run was stopped before its end.
         metrics: of the validation samples; ``None`` if there are none, and on all ranks but the first.
         stopped_by: signal that stopped it; empty if it came to its end.
+        before: metrics of the same samples before the first step, with ``train.evaluate_base``.
     """
 
     output_dir: Path
     final: Path | None
     metrics: dict[str, float] | None
     stopped_by: str = ""
+    before: dict[str, float] | None = None
 
 
 def train(config: Config, *, resume: bool = False) -> RunSummary:
@@ -73,7 +80,8 @@ def train(config: Config, *, resume: bool = False) -> RunSummary:
 def _train_and_save(config: Config, checkpoint: Path | None) -> RunSummary:
     output_dir = Path(config.train.output_dir)
     trainer = create_trainer(config)
-    trainer.callback_handler.callbacks.insert(0, Preflight(trainer))
+    preflight = Preflight(trainer)
+    trainer.callback_handler.callbacks.insert(0, preflight)
     with trainer.boards.closing():
         stopped_by = _train(trainer, checkpoint)
         if stopped_by:
@@ -83,26 +91,45 @@ def _train_and_save(config: Config, checkpoint: Path | None) -> RunSummary:
         if trainer.is_world_process_zero():  # one of the processes that torchrun starts
             with saving(final), atomic_folder(final, replace=True) as folder:
                 trainer.save_bundle(folder, weights)
-        return RunSummary(output_dir, final, _evaluate(trainer, final))
+        return RunSummary(output_dir, final, _evaluate(trainer, final), before=preflight.before)
 
 
 class Preflight(TrainerCallback):
-    """Checks the model as it will be trained: on its device, spread over processes, resumed.
+    """Checks the model as it will be trained: on its device, spread over processes, resumed; and measures it.
 
     All processes look at the same samples, and so take part in the same collective operations.
 
     Args:
         trainer: the trainer that calls it, before its first step.
+
+    Attributes:
+        before: what was measured, with ``train.evaluate_base``.
     """
 
     def __init__(self, trainer: DetectionTrainer) -> None:
         self.trainer = trainer
+        self.before: dict[str, float] | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Run the checks of ``train.preflight``."""
-        require_preflight(self.trainer.bundle)
+        """Run the checks of ``train.preflight``; a resumed run is told what was measured before its start."""
+        bundle = self.trainer.bundle
+        require_preflight(bundle)
+        file = Path(bundle.config.train.output_dir) / "base_metrics.json"
+        if not bundle.config.train.evaluate_base:
+            return
+        if state.global_step == 0:
+            samples = validation_samples(bundle.config)
+            with interlude(bundle.detector), track("evaluating the base", len(samples)) as advance:
+                mode = "text" if bundle.has_new_head else None
+                self.before = validate(bundle, samples, advance, mode=mode).metrics
+            if is_first_process():
+                _write_metrics(self.before, file)
+        elif file.is_file():
+            self.before = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            logger.warning("%s is not there: the base was not measured before this run began", file)
 
 
 def _evaluate(trainer: DetectionTrainer, final: Path) -> dict[str, float] | None:
@@ -213,11 +240,19 @@ def evaluate(bundle: Bundle, output_dir: Path, *, alone: bool = False) -> Valida
         output_dir: folder of the run.
         alone: this process predicts all of them, else all processes of the launcher share them.
     """
-    samples = validation_samples(bundle.config)
+    config = bundle.config
+    samples = validation_samples(config)
+    # The base has answered in text: so does the trained model, beside its head.
+    with_text = config.train.evaluate_base and bundle.has_new_head and config.infer.mode != "text"
     with track("evaluating", len(samples)) as advance:
-        validation = validate(bundle, samples, advance, alone=alone)
+        mode = "both" if with_text else None
+        validation = validate(bundle, samples, advance, mode=mode, alone=alone)
     if is_first_process():
         write_predictions(validation.predictions, output_dir / "eval" / "predictions.jsonl")
-        with atomic_file(output_dir / "metrics.json") as path:
-            path.write_text(json.dumps(validation.metrics, indent=1) + "\n", encoding="utf-8")
+        _write_metrics(validation.metrics, output_dir / "metrics.json")
     return validation
+
+
+def _write_metrics(metrics: dict[str, float], file: Path) -> None:
+    with atomic_file(file) as path:
+        path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

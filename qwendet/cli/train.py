@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,21 +70,31 @@ def _from_here(path: str | Path | None) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
+def _cells(name: str, after: float, before: Mapping[str, float] | None) -> list[object]:
+    """What a row says after its name; -1 is COCO's word for nothing to measure, eval prints a dash, too."""
+    values = [after] if before is None else [before.get(name, -1), after]
+    cells: list[object] = ["–" if value == -1 else value for value in values]
+    return cells if before is None else [*cells, "–" if -1 in values else after - before[name]]
+
+
 def _report(summary: RunSummary, next_command: str) -> None:
     if console.is_for_machine():
         record = {
             "output_dir": str(summary.output_dir),
             "final": None if summary.final is None else str(summary.final),
             "metrics": summary.metrics,
+            "before": summary.before,
             "stopped_by": summary.stopped_by,
             "next": next_command,
         }
         console.print_record(record, ok=not summary.stopped_by)
         return
     if summary.metrics:
-        # -1 is COCO's word for nothing to measure; eval prints a dash, too.
-        rows = [(name, "–" if value == -1 else value) for name, value in summary.metrics.items()]
-        console.print_table("Validation", ("metric", "value"), rows)
+        columns = (
+            ["metric", "value"] if summary.before is None else ["metric", "before", "after", "difference"]
+        )
+        rows = [[name, *_cells(name, value, summary.before)] for name, value in summary.metrics.items()]
+        console.print_table("Validation", columns, rows)
     if summary.stopped_by:
         console.say(
             f"Stopped by {summary.stopped_by}; a checkpoint was saved in {_from_here(summary.output_dir)}."

@@ -245,7 +245,8 @@ class TrainConfig(Section):
     """GiB of a device that the estimated peak must stay below; ``null`` is the GPU's own memory."""
     evaluate: bool = True
     """Predict the validation samples with the model in memory when training ends."""
-
+    evaluate_base: bool = False
+    """Predict them before the first step, too, and print both; with a new head, by text before and after."""
     preflight: Literal["full", "quick", "off"] = "quick"
     """Checks of the model before the first step: ``full`` is all of ``qwendet validate`` but loss.overfit,
     ``quick`` takes the time of a few steps, ``off`` is printed; see docs/preflight.md."""
@@ -346,6 +347,11 @@ def _contradictions(config: Config) -> list[str]:
         )
     found += _frozen_parts_with_a_rate(config)
     found += _types_that_exclude_each_other(config)
+    if config.train.evaluate_base and not (config.train.evaluate and config.data.val):
+        found.append(
+            "train.evaluate_base is true, but nothing is evaluated when training ends: there is nothing to"
+            " compare with; give data.val and set train.evaluate to true, or set it to false"
+        )
     if config.train.eval_steps is not None and config.data.val is None:
         found.append(
             f"train.eval_steps is {config.train.eval_steps}, but data.val is not set: there is nothing to"

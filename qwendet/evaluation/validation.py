@@ -43,20 +43,26 @@ class Validation:
 
 
 def validate(
-    bundle: Bundle, samples: Sequence[Sample], advance: Advance = no_advance, *, alone: bool = False
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    advance: Advance = no_advance,
+    *,
+    mode: str | None = None,
+    alone: bool = False,
 ) -> Validation:
-    """Predict samples by ``infer.mode`` and measure the predictions.
+    """Predict samples and measure the predictions.
 
     Args:
         bundle: the model.
         samples: at least one.
         advance: told how many are done.
+        mode: who predicts; ``None`` is ``infer.mode``.
         alone: this process predicts all of them, else all processes of the launcher share them and each has
             the whole result.
     """
     predictor = Predictor(bundle)
-    predictions = predictor.predict_all(samples, advance=advance, alone=alone)
-    sources = predictor.sources()
+    predictions = predictor.predict_all(samples, mode, advance, alone=alone)
+    sources = predictor.sources(mode)
     return Validation(samples, predictions, sources, _metrics(samples, predictions, sources, bundle.labels))
 
 

@@ -7,6 +7,7 @@ micro-batch's share of the step's loss, times the number of processes because DD
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -254,14 +255,11 @@ class DetectionTrainer(Trainer):
         if not self.is_sharded:
             return
         train, problems = self.bundle.config.train, []
-        if train.eval_steps is not None:
-            problems.append(
-                Problem(
-                    "predicting during training needs the whole model in a process; FSDP spreads it",
-                    "train.eval_steps",
-                    "set it to null: the model is evaluated when training ends",
-                )
-            )
+        for key, off in (("eval_steps", None), ("evaluate_base", False)):
+            if getattr(train, key) != off:
+                what = "predicting during training needs the whole model in a process; FSDP spreads it"
+                fix = f"set it to {json.dumps(off)}: the model is evaluated when training ends"
+                problems.append(Problem(what, f"train.{key}", fix))
         if train.preflight == "full":
             problems.append(
                 Problem(

@@ -80,6 +80,7 @@ eval tiny tiny --compare moe
 eval tiny tiny --config tiny.yaml
 eval tiny tiny --set data.frame=thousandths
 eval tiny-untrained tiny --mode both
+train tiny.yaml --set train.evaluate_base=true --set train.evaluate=false
 export run tiny
 export run out --max-shard-size big
 export run out
@@ -238,6 +239,7 @@ def test_train__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folde
     fake(monkeypatch, "qwendet.train", train=lambda *_, **__: print("a library speaks") or done)
     ending, record = run_json(qwendet, "train", "tiny.yaml")
     assert (ending.code, record["ok"], record["metrics"]) == (0, True, {"head/AP": 0.5})
+    assert record["before"] == {"text/AP": 0.1}
     assert record["next"] == "qwendet eval run/final tiny/val.jsonl --report run/report"
     stopped = SimpleNamespace(output_dir=Path("run"), final=None, metrics=None, stopped_by="SIGINT")
     stopped.before = None
