@@ -1,7 +1,6 @@
 """One training run from the first check to the last metric.
 
 DIR/checkpoint-N/   DIR/final/   DIR/tensorboard/   DIR/metrics.json   DIR/eval/predictions.jsonl
-DIR/base_metrics.json with train.evaluate_base
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.progress import track
 from qwendet.training.build import create_trainer
 from qwendet.training.callbacks import ProgressReport, StopOnSignal
-from qwendet.training.interlude import interlude
 from qwendet.training.resume import latest_checkpoint, saving
 from qwendet.training.trainer import DetectionTrainer
 
 logger = logging.getLogger("qwendet")
+LOGGED = "validation/"  # before the names of metrics in logged rows
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,7 @@ def train(config: Config, *, resume: bool = False) -> RunSummary:
 def _train_and_save(config: Config, checkpoint: Path | None) -> RunSummary:
     output_dir = Path(config.train.output_dir)
     trainer = create_trainer(config)
-    preflight = Preflight(trainer)
-    trainer.callback_handler.callbacks.insert(0, preflight)
+    trainer.callback_handler.callbacks.insert(0, Preflight(trainer))
     with trainer.boards.closing():
         stopped_by = _train(trainer, checkpoint)
         if stopped_by:
@@ -91,45 +89,26 @@ def _train_and_save(config: Config, checkpoint: Path | None) -> RunSummary:
         if trainer.is_world_process_zero():  # one of the processes that torchrun starts
             with saving(final), atomic_folder(final, replace=True) as folder:
                 trainer.save_bundle(folder, weights)
-        return RunSummary(output_dir, final, _evaluate(trainer, final), before=preflight.before)
+        return RunSummary(output_dir, final, _evaluate(trainer, final), before=_base_metrics(trainer))
 
 
 class Preflight(TrainerCallback):
-    """Checks the model as it will be trained: on its device, spread over processes, resumed; and measures it.
+    """Checks the model as it will be trained: on its device, spread over processes, resumed.
 
     All processes look at the same samples, and so take part in the same collective operations.
 
     Args:
         trainer: the trainer that calls it, before its first step.
-
-    Attributes:
-        before: what was measured, with ``train.evaluate_base``.
     """
 
     def __init__(self, trainer: DetectionTrainer) -> None:
         self.trainer = trainer
-        self.before: dict[str, float] | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Run the checks of ``train.preflight``; a resumed run is told what was measured before its start."""
-        bundle = self.trainer.bundle
-        require_preflight(bundle)
-        file = Path(bundle.config.train.output_dir) / "base_metrics.json"
-        if not bundle.config.train.evaluate_base:
-            return
-        if state.global_step == 0:
-            samples = validation_samples(bundle.config)
-            with interlude(bundle.detector), track("evaluating the base", len(samples)) as advance:
-                mode = "text" if bundle.has_new_head else None
-                self.before = validate(bundle, samples, advance, mode=mode).metrics
-            if is_first_process():
-                _write_metrics(self.before, file)
-        elif file.is_file():
-            self.before = json.loads(file.read_text(encoding="utf-8"))
-        else:
-            logger.warning("%s is not there: the base was not measured before this run began", file)
+        """Run the checks of ``train.preflight``."""
+        require_preflight(self.trainer.bundle)
 
 
 def _evaluate(trainer: DetectionTrainer, final: Path) -> dict[str, float] | None:
@@ -148,6 +127,17 @@ def _evaluate(trainer: DetectionTrainer, final: Path) -> dict[str, float] | None
         validation = evaluate(trainer.bundle, final.parent)
     trainer.show(validation)
     return validation.metrics if is_first else None
+
+
+def _base_metrics(trainer: DetectionTrainer) -> dict[str, float] | None:
+    """What was logged before the first step, in an earlier part of the run, too."""
+    if not trainer.bundle.config.train.evaluate_base:
+        return None
+    rows = (row for row in trainer.state.log_history if row["step"] == 0)
+    base = {name.removeprefix(LOGGED): value for row in rows for name, value in row.items() if LOGGED in name}
+    if not base:
+        logger.warning("train.evaluate_base: the base was not measured when this run began")
+    return base
 
 
 def _require_writable(output_dir: Path) -> None:
@@ -197,6 +187,7 @@ def _train(trainer: DetectionTrainer, checkpoint: Path | None) -> str:
     callbacks = trainer.callback_handler.callbacks
     (signals,) = (callback for callback in callbacks if isinstance(callback, StopOnSignal))
     (report,) = (callback for callback in callbacks if isinstance(callback, ProgressReport))
+    trainer.args.eval_on_start = trainer.bundle.config.train.evaluate_base and checkpoint is None
     try:
         with signals.listening():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -245,14 +236,9 @@ def evaluate(bundle: Bundle, output_dir: Path, *, alone: bool = False) -> Valida
     # The base has answered in text: so does the trained model, beside its head.
     with_text = config.train.evaluate_base and bundle.has_new_head and config.infer.mode != "text"
     with track("evaluating", len(samples)) as advance:
-        mode = "both" if with_text else None
-        validation = validate(bundle, samples, advance, mode=mode, alone=alone)
+        validation = validate(bundle, samples, advance, mode="both" if with_text else None, alone=alone)
     if is_first_process():
         write_predictions(validation.predictions, output_dir / "eval" / "predictions.jsonl")
-        _write_metrics(validation.metrics, output_dir / "metrics.json")
+        with atomic_file(output_dir / "metrics.json") as path:
+            path.write_text(json.dumps(validation.metrics, indent=1) + "\n", encoding="utf-8")
     return validation
-
-
-def _write_metrics(metrics: dict[str, float], file: Path) -> None:
-    with atomic_file(file) as path:
-        path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

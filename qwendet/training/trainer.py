@@ -218,18 +218,22 @@ class DetectionTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Predict ``train.eval_samples`` validation samples, log metrics and pictures, and leave no trace.
 
+        Before the first step (``train.evaluate_base``) it is all of them, in text if the head is new.
         The processes of a launcher share the samples; each returns all metrics.
         """
+        is_start = self.state.global_step == 0
+        samples = validation_samples(self.bundle.config) if is_start else self._validation_samples
+        mode = "text" if is_start and self.bundle.has_new_head else None
         reports = [own for own in self.callback_handler.callbacks if isinstance(own, ProgressReport)]
 
         def advance(done: int, text: str) -> None:
             for report in reports:
-                report.say(f"validating {done}/{len(self._validation_samples)}")
+                report.say(f"validating {done}/{len(samples)}")
 
         self._ahead.settle()  # tokenizer and image processor are the same
         with self.step_log.pausing():
             with interlude(self.bundle.detector):
-                validation = validate(self.bundle, self._validation_samples, advance)
+                validation = validate(self.bundle, samples, advance, mode=mode)
             metrics = self.show(validation)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

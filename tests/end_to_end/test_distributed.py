@@ -141,10 +141,11 @@ def test_distributed_evaluation__in_training_and_at_its_end_is_shared_and_the_sa
     rows: dict[int, list[dict[str, float]]] = {}
     for ranks in (1, 2):
         settings = {"max_steps": 2, "eval_steps": 1, "save_steps": 2, "learning_rate": 1e-5}
+        settings["evaluate_base"] = True
         config = write_config(tmp_path / f"run-{ranks}", 4 // ranks, **settings)
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
         values["data"]["val"] = str(val)
-        values["infer"] = {"batch_size": 2}
+        values["infer"] = {"batch_size": 2, "max_new_tokens": 8}
         config.write_text(yaml.safe_dump(values), encoding="utf-8")
         words = tmp_path / f"train-{ranks}"
         words.write_text(f"train\n{config}", encoding="utf-8")
@@ -153,6 +154,9 @@ def test_distributed_evaluation__in_training_and_at_its_end_is_shared_and_the_sa
         rows[ranks] = json.loads(state.read_text(encoding="utf-8"))["log_history"]
     metrics = [json.loads((tmp_path / f"run-{ranks}" / "metrics.json").read_text()) for ranks in (1, 2)]
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-3)
+    bases = [[row for row in rows[ranks] if row["step"] == 0] for ranks in (1, 2)]
+    assert bases[0] == bases[1], "of text, measured before the first step"
+    assert "validation/text/AR_100" in bases[0][0]
     one, two = ([row for row in rows[ranks] if "validation/head/AR_100" in row] for ranks in (1, 2))
     assert [row["step"] for row in one] == [row["step"] for row in two] == [1], "the second is the end's"
     assert two[0] == pytest.approx(one[0], abs=1e-3)

@@ -383,13 +383,15 @@ def test_eval_samples__are_the_first_and_their_pictures_are_shown(
     assert not any(value < 0 for row in trainer.state.log_history for value in row.values())
 
 
+@pytest.mark.parametrize("settings", [{"eval_steps": 2}, {"evaluate_base": True}])
 def test_eval_steps__of_a_model_that_is_spread_over_processes_are_refused(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = create_trainer(make_config(tmp_path / "run", train={"eval_steps": 2}))
+    trainer = create_trainer(make_config(tmp_path / "run", train=settings))
     monkeypatch.setattr(DetectionTrainer, "is_sharded", True)
-    with pytest.raises(ConfigError, match="FSDP spreads it"):
+    with pytest.raises(ConfigError, match="FSDP spreads it") as caught:
         trainer.train()
+    assert caught.value.problems[0].where == f"train.{next(iter(settings))}"
 
 
 def test_eval_steps__without_validation_samples_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
