@@ -35,7 +35,7 @@ from qwendet.loading.checkpoint import (
 from qwendet.loading.environment import settle
 from qwendet.loading.lora import add_adapter, fingerprint, load_adapter
 from qwendet.loading.processor import ImageTextProcessor, load_processor, require_fitting
-from qwendet.loading.weights import load_vlm, published_config, reading
+from qwendet.loading.weights import end_with_turn, load_vlm, published_config, reading
 from qwendet.model.build_head import NEW_HEAD, build_head
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.precision import AUTOCAST, float32_or_wider, group_of, trained_in_float32
@@ -126,7 +126,7 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
     processor = _processor(config, origin, base or origin, manifest)
     in_float32 = _in_float32(config, manifest, processor.family, for_inference=for_inference)
     vlm = load_vlm(str((base or origin).folder), config.model, weights, in_float32)
-    _end_at_turns(vlm, processor.tokenizer)
+    end_with_turn(vlm.generation_config, processor.tokenizer)
     head = build_head(
         config, vlm.config, None if manifest is None else manifest.head, for_inference=for_inference
     )
@@ -318,14 +318,6 @@ def _processor(config: Config, origin: Source, base: Source, manifest: Manifest 
         processor = load_processor(source, family, data.min_pixels, data.max_pixels)
     require_fitting(processor, vlm_config, source)
     return processor
-
-
-def _end_at_turns(vlm: Any, tokenizer: Any) -> None:
-    """Have ``generate`` end at the end of turn: some published models name the end of text alone."""
-    settings = vlm.generation_config
-    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-    if tokenizer.eos_token_id not in ends:
-        settings.eos_token_id = [tokenizer.eos_token_id, *(end for end in ends if end is not None)]
 
 
 def _verify(detector: Qwen25VLWithDetection, manifest: Manifest, folder: Path) -> None:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from qwendet.config.schema import ModelConfig
 from qwendet.errors import CheckpointError, Problem
@@ -65,7 +66,7 @@ def load_vlm(
         )
     vlm, report = loaded
     embed_by_product(vlm.model.visual.patch_embed.proj)
-    if weights is not None:
+    if weights is not None and (Path(source) / GENERATION_CONFIG_NAME).is_file():  # some have none
         vlm.generation_config = GenerationConfig.from_pretrained(source)
     problems = [
         Problem(f"{len(keys)} {kind.replace('_', ' ')}, such as {sorted(map(str, keys))[0]}", source, WHOLE)
@@ -75,6 +76,13 @@ def load_vlm(
     if problems:
         raise CheckpointError.of(problems)
     return vlm
+
+
+def end_with_turn(settings: GenerationConfig, tokenizer: Any) -> None:
+    """Have ``generate`` stop at the end of a turn, which the files of some models do not name."""
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    if tokenizer.eos_token_id not in ends:
+        settings.eos_token_id = [tokenizer.eos_token_id, *(end for end in ends if end is not None)]
 
 
 def published_config(source: str) -> Any:

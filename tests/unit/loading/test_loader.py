@@ -7,18 +7,20 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from qwendet.config.schema import Config
 from qwendet.demo import tiny
 from qwendet.errors import CheckpointError, DataError, EnvironmentLacksError
 from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.loading.weights import end_with_turn
 from qwendet.model.head import DetectionHead, HeadShape
 
 MakeConfig = Callable[..., Config]
@@ -49,6 +51,15 @@ def recomputes(bundle: Bundle) -> bool:
 
 
 # A base model without a manifest
+
+
+@pytest.mark.parametrize(
+    ("published", "found"), [(None, [2]), (1, [2, 1]), ([1], [2, 1]), ([1, 2], [1, 2]), (2, 2)]
+)
+def test_end_with_turn__adds_the_end_of_a_turn_to_others(published: Any, found: Any) -> None:
+    settings = GenerationConfig(eos_token_id=published)
+    end_with_turn(settings, SimpleNamespace(eos_token_id=2))
+    assert settings.eos_token_id == found
 
 
 def test_load__inference_without_the_head_that_training_built_is_refused(
