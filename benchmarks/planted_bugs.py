@@ -2,30 +2,36 @@
 
     python -m benchmarks.planted_bugs
 
-Runs tests/planted and counts: a bug is caught if the check it is for fails and names it; a false alarm is a
-check that fails on a sound project. Then once more as on a large model: 36 decoder layers in bfloat16, taken
-for one that cannot be copied. Prints what was missed and the slowest bugs and projects.
+Runs tests/planted and counts, by family of models. Every bug is planted into every family that can have it;
+it is caught if the check it is for fails and names it. A check that fails on a sound project is a false
+alarm. Then once more as on a large Qwen2.5-VL: 36 decoder layers in bfloat16, taken for one that cannot be
+copied. Prints what was missed and the slowest bugs and projects.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from benchmarks.report import parser, report
 from qwendet.console.console import print_table
+from qwendet.families.choose import FAMILIES
 
 KINDS = {"test_planted": "planted", "test_sound": "sound", "test_real": "sound"}
+FIRST = "qwen2_5_vl"
+"""Family of what names none."""
 SLOWEST = 8
 
 
 class Tally:
-    """A pytest plugin that counts outcomes by kind."""
+    """A pytest plugin that counts outcomes by family and kind."""
 
     def __init__(self) -> None:
-        self.outcomes: Counter[tuple[str, str]] = Counter()
+        self.outcomes: Counter[tuple[str, str, str]] = Counter()
         self.missed: list[str] = []
         self.seconds: dict[str, float] = {}
 
@@ -35,7 +41,8 @@ class Tally:
         kind = next((kind for start, kind in KINDS.items() if name.startswith(start)), "")
         if not kind or (report.when != "call" and report.passed):
             return
-        self.outcomes[kind, report.outcome] += 1
+        own = [family for family in FAMILIES if family in re.split(r"[\[\]-]", name)]
+        self.outcomes[own[0] if own else FIRST, kind, report.outcome] += 1
         self.seconds[name] = report.duration
         if report.failed:
             self.missed.append(report.nodeid)
@@ -47,27 +54,42 @@ def main() -> None:
     arguments.add_argument("--jobs", default="0", metavar="N", help="processes of pytest-xdist; 0 uses none")
     options = arguments.parse_args()
     jobs = ("-n", options.jobs)
-    small, large = plant("on the embedded model", *jobs), plant("as on a large model", "--large", *jobs)
-    report(small | {"large": large}, options.json)
+    small = plant("on the small models", "--every-family", *jobs)
+    large = figures(plant("as on a large model", "--large", *jobs), FAMILIES)
+    by_family = {family: figures(small, [family]) for family in FAMILIES}
+    rows = [[family, *found.values()] for family, found in by_family.items()]
+    print_table("By family", ["family", *by_family[FIRST]], rows)
+    report(figures(small, FAMILIES) | {"large": large, "by_family": by_family}, options.json)
 
 
-def plant(where: str, *options: str) -> dict[str, int]:
+def plant(where: str, *options: str) -> Tally:
     """Plant every bug, run every sound project, and count."""
     tally = Tally()
     pytest.main(["-q", "--no-header", "--tb=no", *options, "tests/planted"], plugins=[tally])
-    planted, caught = (count(tally, "planted", *what) for what in (("passed", "failed"), ("passed",)))
-    sound, alarms = (count(tally, "sound", *what) for what in (("passed", "failed"), ("failed",)))
     for name in tally.missed:
         print(f"not as it should be {where}: {name}")
     slowest = sorted(tally.seconds.items(), key=lambda item: -item[1])[:SLOWEST]
     print_table(f"Slowest {where}", ["bug or project", "seconds"], [list(item) for item in slowest])
-    print(f"{where}: caught {caught} of {planted}, false alarms {alarms} of {sound}")
-    return {"caught": caught, "planted": planted, "false_alarms": alarms, "sound": sound}
+    found = figures(tally, FAMILIES)
+    caught, alarms = (
+        f"{found[a]} of {found[b]}" for a, b in (("caught", "planted"), ("false_alarms", "sound"))
+    )
+    print(f"{where}: caught {caught}, false alarms {alarms}")
+    return tally
 
 
-def count(tally: Tally, kind: str, *outcomes: str) -> int:
-    """Tests of a kind with one of the outcomes; skipped ones count nowhere."""
-    return sum(tally.outcomes[kind, outcome] for outcome in outcomes)
+def figures(tally: Tally, families: Iterable[str]) -> dict[str, int]:
+    """What was caught of what was planted, and the false alarms; skipped tests count nowhere."""
+
+    def count(kind: str, *outcomes: str) -> int:
+        return sum(tally.outcomes[family, kind, outcome] for family in families for outcome in outcomes)
+
+    return {
+        "caught": count("planted", "passed"),
+        "planted": count("planted", "passed", "failed"),
+        "false_alarms": count("sound", "failed"),
+        "sound": count("sound", "passed", "failed"),
+    }
 
 
 if __name__ == "__main__":

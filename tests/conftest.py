@@ -29,6 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--large", action="store_true", help="plant the bugs into a large bfloat16 model's project"
     )
+    parser.addoption(
+        "--every-family", action="store_true", help="plant each bug into every family that can have it"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

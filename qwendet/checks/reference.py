@@ -201,3 +201,28 @@ def rope_positions(
         ]
         now, at = now + max(rows, columns), at + frames * rows * columns
     return np.array(positions, dtype=np.int64).T
+
+
+def rotary_angles(
+    place: Sequence[int], sections: Sequence[int], base: float, *, interleaved: bool
+) -> FloatArray:
+    """Angles by which the pairs of a head turn at a place: ``(pairs,)``, the fastest first.
+
+    Time, row and column have a block of pairs each, or take turns until row and column have all of theirs.
+
+    Args:
+        place: time, row and column.
+        sections: pairs of each.
+        base: ``rope_theta``.
+        interleaved: they take turns.
+
+    Example:
+        >>> [rotary_angles((1, 2, 3), (3, 1, 1), 1, interleaved=turns).tolist() for turns in (False, True)]
+        [[1.0, 1.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 1.0, 1.0]]
+    """
+    pairs = np.arange(sum(sections))
+    axes = np.repeat([0, 1, 2], sections)
+    if interleaved:
+        axes = np.where(pairs < 3 * np.array(sections)[pairs % 3], pairs % 3, 0)
+    angles: FloatArray = np.array(place)[axes] * float(base) ** -(pairs / len(pairs))
+    return angles

@@ -24,6 +24,7 @@ class Bug(Generic[Place]):
         settings: of a bug in code: changes to the config that it needs, which are sound themselves.
         is_plain: of a bug in a checkpoint's folder: it has no manifest, as one of another tool.
         how: of a bug in a project: how thorough the checks must be to see it.
+        families: the only ones that have what it spoils, by model_type; none for all.
     """
 
     name: str
@@ -33,3 +34,4 @@ class Bug(Generic[Place]):
     settings: tuple[str, ...] = ()
     is_plain: bool = False
     how: tuple[tuple[str, Any], ...] = ()
+    families: tuple[str, ...] = ()

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from tests.planted.bug import Bug
+from tests.planted.bugs_families import OTHER
+from tests.planted.start import folder_of
 
 WEIGHTS = "model.safetensors"
 HEAD = "head/detection_head.safetensors"
-EMBEDDING = "model.embed_tokens.weight"
 
 
 # How a bug is planted. Manifests are signed anew, as somebody would who edits a checkpoint by hand.
@@ -79,12 +80,18 @@ def two_tokens_swapped(record: dict[str, Any]) -> None:
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
 
 
+def named(tensors: dict[str, Tensor], ending: str) -> str:
+    """The weight whose name ends so: what it begins with is the family's."""
+    return next(name for name in tensors if name.endswith(ending))
+
+
 def stale(tensors: dict[str, Tensor]) -> None:
-    tensors["visual.blocks.0.norm1.weight"] += 1e-2  # more than bfloat16 rounds away
+    tensors[named(tensors, "blocks.0.norm1.weight")] += 1e-2  # more than bfloat16 rounds away
 
 
 def rename(tensors: dict[str, Tensor]) -> None:
-    tensors["visual.blocks.0.norm_1.weight"] = tensors.pop("visual.blocks.0.norm1.weight")
+    name = named(tensors, "blocks.0.norm1.weight")
+    tensors[name.replace("norm1", "norm_1")] = tensors.pop(name)
 
 
 def to_another_type(tensors: dict[str, Tensor]) -> None:
@@ -93,7 +100,7 @@ def to_another_type(tensors: dict[str, Tensor]) -> None:
 
 
 def another_lm_head(tensors: dict[str, Tensor]) -> None:
-    tensors["lm_head.weight"] = tensors[EMBEDDING] + 1
+    tensors["lm_head.weight"] = tensors[named(tensors, "embed_tokens.weight")] + 1
 
 
 def wrong_index(folder: Path) -> None:
@@ -114,7 +121,53 @@ def reverse_labels(record: dict[str, Any]) -> None:
     record["config"]["data"]["labels"].reverse()
 
 
+def ended_by_config(folder: Path) -> None:
+    """Without generation settings transformers takes the end of answers from config.json (Qwen3.5-0.8B)."""
+    (folder / "generation_config.json").unlink()
+    added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    (end,) = (token["id"] for token in added if token["content"] == "<|endoftext|>")
+    in_json("config.json", lambda record: record["text_config"].update(eos_token_id=end))(folder)
+
+
+def of_another_family(name: str) -> Callable[[Path], None]:
+    """A file of the small model of another family in place of the own one."""
+
+    def plant(folder: Path) -> None:
+        own = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        shutil.copy(folder_of(OTHER[own]) / name, folder / name)
+
+    return plant
+
+
 FILE_BUGS: list[Bug[Path]] = [
+    Bug(
+        "weights of another family",
+        "consistency.checkpoint.parameters",
+        ("the config's model has",),
+        of_another_family(WEIGHTS),
+        is_plain=True,
+    ),
+    Bug(
+        "config of another family",
+        "consistency.checkpoint.architecture",
+        ("model_type",),
+        of_another_family("config.json"),
+        is_plain=True,
+    ),
+    Bug(
+        "tokenizer.json lost",
+        "consistency.checkpoint.tokenizer",
+        ("entries of the vocabulary differ",),
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        is_plain=True,
+    ),
+    Bug(
+        "answers end with endoftext by config.json",
+        "consistency.checkpoint.generation",
+        ("is not in it",),
+        ended_by_config,
+        is_plain=True,
+    ),
     Bug("byte flipped", "consistency.checkpoint.files", ("hash differs", WEIGHTS), flip_a_byte),
     Bug(
         "an older head beside",
@@ -169,7 +222,7 @@ FILE_BUGS: list[Bug[Path]] = [
         "key missing",
         "consistency.checkpoint.parameters",
         ("the weight is missing", "norm2"),
-        in_weights(lambda tensors: tensors.pop("visual.blocks.0.norm2.weight")),
+        in_weights(lambda tensors: tensors.pop(named(tensors, "blocks.0.norm2.weight"))),
         is_plain=True,
     ),
     Bug("cast on disk", "consistency.checkpoint.dtypes", ("bfloat16",), in_weights(to_another_type)),

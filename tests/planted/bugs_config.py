@@ -146,7 +146,7 @@ CONFIG_BUGS: list[Bug[Project]] = [
         ("did you mean config.boxes.duplicate?",),
         setting("data.allow", ["config.boxes.duplicates"]),
     ),
-    Bug("image beyond the limit", "config.tokens.images", ("train.jsonl:1",), setting("data.max_tokens", 20)),
+    Bug("image beyond the limit", "config.tokens.images", ("train.jsonl:1",), setting("data.max_tokens", 15)),
     Bug("sample beyond the limit", "config.tokens.limit", ("train.jsonl:1",), long_answer, how=TOKENS),
     Bug(
         "drawn demonstrations beyond the limit",

@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.models.qwen2_vl import modeling_qwen2_vl
+from transformers.models.qwen3_5 import modeling_qwen3_5
+from transformers.models.qwen3_vl import modeling_qwen3_vl
 
 from qwendet.encoding import collate, positions
 from qwendet.encoding.collate import Batch
@@ -19,10 +22,20 @@ from qwendet.inference.generation import AnswersInProgress
 from qwendet.model import by_sample
 from qwendet.model.detector import Qwen25VLWithDetection
 from tests.planted.bug import Bug
-from tests.planted.in_code import in_batch, in_reading, replacing
+from tests.planted.in_code import Plant, in_batch, in_reading, replacing
 
 BY_MASK = ("model.attn_implementation=eager",)
 """Attention that goes by masks and positions, as Flash Attention does."""
+
+
+MODELLING = (modeling_qwen2_vl, modeling_qwen2_5_vl, modeling_qwen3_vl, modeling_qwen3_5)
+PACKED = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+"""Families whose attention goes by samples, so that they can be packed."""
+
+
+def in_every_class(name: str, value: Any) -> Plant:
+    """Replace a function of transformers in the modules of all families."""
+    return lambda monkeypatch: [monkeypatch.setattr(module, name, value) for module in MODELLING] and None
 
 
 def right_pad(lengths: Sequence[int]) -> Any:
@@ -135,14 +148,14 @@ def stay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def eager_without_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain attention forgets its mask, as a hand-written replacement may."""
-    sound = modeling_qwen2_5_vl.eager_attention_forward
+    sound = modeling_qwen2_5_vl.eager_attention_forward  # in the others it is the same
 
     def forward(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kw: Any
     ) -> Any:
         return sound(module, query, key, value, None, **kw)
 
-    monkeypatch.setattr(modeling_qwen2_5_vl, "eager_attention_forward", forward)
+    in_every_class("eager_attention_forward", forward)(monkeypatch)
 
 
 COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
@@ -187,6 +200,7 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "consistency.compute.padding",
         ("alone and left-padded", "tolerance"),
         in_reading(with_padding),
+        families=PACKED,
     ),
     Bug(
         "attention mask missing",
@@ -201,6 +215,7 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         ("packed and in a row of its own", "tolerance"),
         in_reading(as_one_sample),
         ("train.packing=true",),
+        families=PACKED,
     ),
     Bug(
         "packed samples see each other by their positions",
@@ -208,6 +223,7 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         ("packed and in a row of its own", "tolerance"),
         in_reading(without_rows_for_text),
         ("train.packing=true", *BY_MASK),
+        families=PACKED,
     ),
     Bug(
         "no attention keeps packed samples apart",
@@ -215,21 +231,23 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         ("packed samples would see each other",),
         replacing(by_sample, "lengths_in_order", lambda _, shape: [0, shape[1]]),
         ("train.packing=true",),
+        families=PACKED,
     ),
     Bug(
         "attention sees the answer",
         "consistency.compute.causal",
         ("before two different answers", "tolerance"),
         replacing(by_sample, "sdpa_attention_forward", see_what_follows),
+        families=PACKED,
     ),
     Bug(
         "attention sees the answer under its mask",
         "consistency.compute.causal",
         ("before two different answers", "tolerance"),
-        replacing(modeling_qwen2_5_vl, "create_causal_mask", see_everything),
+        in_every_class("create_causal_mask", see_everything),
         BY_MASK,
     ),
-    Bug("dropout in training", "consistency.compute.noise", ("computed twice",), with_dropout),
+    Bug("dropout in training", "consistency.compute.noise", ("of the largest value",), with_dropout),
     Bug(
         "pixels not normalised for generation",
         "consistency.compute.served",

@@ -102,7 +102,7 @@ PROMPT_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug(
         "system prompt differs at inference",
         "consistency.prompt.prefix",
-        ("not what training saw", "Qwen"),
+        ("not what training saw", "You are"),
         own_system_prompt,
     ),
     Bug(

@@ -80,13 +80,17 @@ def read(*, with_mask: bool, one_dimensional: bool) -> Callable[..., Tensor]:
 
 
 def seeing(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Plant:
-    """Change patches and image tokens behind the vision tower."""
+    """Change patches and image tokens behind the vision tower, its deepstack features too."""
     sound = Qwen25VLWithDetection.see
 
     def see(self: Qwen25VLWithDetection, pixel_values: Tensor, grids: Tensor) -> Any:
         patches, images = sound(self, pixel_values, grids)
         patches, tokens = change(patches, torch.cat(images.pooler_output))
         images.pooler_output = (tokens,)
+        images.deepstack_features = [
+            tuple(change(patches, feature)[1] for feature in layer)
+            for layer in getattr(images, "deepstack_features", ())
+        ]
         return patches, images
 
     return replacing(Qwen25VLWithDetection, "see", see)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -81,7 +82,13 @@ def own_count(plant_on: pytest.MonkeyPatch) -> None:
 
 
 def means_without_clamp(plant_on: pytest.MonkeyPatch) -> None:
-    plant_on.setattr(Tensor, "clamp", lambda self, *args, **kwargs: self)
+    sound = Tensor.clamp
+
+    def clamp(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        is_loss = sys._getframe(1).f_globals["__name__"] == losses_module.__name__
+        return self if is_loss else sound(self, *args, **kwargs)
+
+    plant_on.setattr(Tensor, "clamp", clamp)
 
 
 def class_mean_over_queries(plant_on: pytest.MonkeyPatch) -> None:
@@ -178,7 +185,7 @@ TERM_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "total of other terms than those logged",
         "loss.formula",
         ("total is", "the formula gives"),
-        in_total(lambda self, terms: {"lm": terms["student"]}),
+        in_total(lambda self, terms: {"lm": terms["detection"]}),
     ),
     Bug(
         "teacher and student swapped in the loss",

@@ -1,8 +1,9 @@
-"""A sound project that bugs are planted into: the embedded model, 24 scenes, demonstrations, a head."""
+"""A sound project that bugs are planted into: a small model, 24 scenes, demonstrations, a head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,26 @@ from qwendet.checks.result import Result
 from qwendet.config.load import load_config, override_config
 from qwendet.config.schema import Config
 from qwendet.loader import Bundle, load
+from tests.planted.by_family import FIRST
 from tests.planted.large import take_for_large, write_deep_model
+from tests.planted.start import settings_of
 
 RunChecks = Callable[[Bundle, set[str]], list[Result]]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is repeated, unless it is asked for; of large models there is one family."""
+    left_out = [item for item in items if not _is_run(item, config)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _is_run(item: pytest.Item, config: pytest.Config) -> bool:
+    family = getattr(item, "callspec", None) and item.callspec.params.get("family")
+    if config.getoption("--large"):
+        return family in (None, FIRST)
+    return config.getoption("--every-family") or item.get_closest_marker("repeated") is None
 
 
 @pytest.fixture(scope="session")
@@ -51,25 +69,28 @@ def settings_of_size(is_large: bool, request: pytest.FixtureRequest) -> list[str
 
 
 @pytest.fixture(scope="session")
-def sound_config(small_config: Config, settings_of_size: list[str]) -> Config:
-    """The config that bugs are planted into: no bug in it."""
-    return override_config(small_config, settings_of_size)
+def config_of(small_config: Config, settings_of_size: list[str]) -> Callable[[str], Config]:
+    """The config of a family that bugs are planted into: no bug in it."""
+    return lambda family: override_config(small_config, [*settings_of(family), *settings_of_size])
 
 
 @pytest.fixture(scope="session")
-def sound_bundle(sound_config: Config) -> Bundle:
+def bundle_of(config_of: Callable[[str], Config]) -> Callable[[str], Bundle]:
     """Its training build, loaded once."""
-    return load(sound_config, for_inference=False)
+    return cache(lambda family: load(config_of(family), for_inference=False))
 
 
 @pytest.fixture
-def bundle_with(sound_bundle: Bundle) -> Iterator[Callable[[tuple[str, ...]], Bundle]]:
-    """The build under changed settings; afterwards every parameter is trainable again."""
+def bundle_with(bundle_of: Callable[[str], Bundle]) -> Iterator[Callable[[str, tuple[str, ...]], Bundle]]:
+    """The build of a family under changed settings; afterwards every parameter is trainable again."""
+    changed: list[Bundle] = []
 
-    def change(settings: tuple[str, ...]) -> Bundle:
-        config = override_config(sound_bundle.config, settings)
-        return Bundle(sound_bundle.detector, sound_bundle.processor, config)
+    def change(family: str, settings: tuple[str, ...]) -> Bundle:
+        sound = bundle_of(family)
+        sound.detector.requires_grad_(True)
+        changed.append(sound)
+        return Bundle(sound.detector, sound.processor, override_config(sound.config, settings))
 
-    sound_bundle.detector.requires_grad_(True)
     yield change
-    sound_bundle.detector.requires_grad_(True)
+    for sound in changed:
+        sound.detector.requires_grad_(True)

@@ -15,6 +15,7 @@ from PIL import Image
 from qwendet.checks.config.suite import Thoroughness, run_config_checks
 from qwendet.config.load import load_config
 from qwendet.errors import QwendetError
+from tests.planted.start import HEAD, start_of
 
 Record = dict[str, Any]
 WIDTH, HEIGHT = 160, 120
@@ -84,6 +85,13 @@ class Project:
         """Set a key of the config, such as ``train.learning_rate``."""
         section, _, name = key.partition(".")
         self.values.setdefault(section, {})[name] = value
+
+    def of(self, family: str) -> None:
+        """Take the small model of a family, unless another one is taken."""
+        model = self.values.setdefault("model", {})
+        if "path" not in model and start_of(family) != "tiny":
+            model["path"] = start_of(family)
+            self.values["detection"] = HEAD | self.values.get("detection", {})
 
     def write(self) -> Path:
         """Write sample files and config; returns the config's path."""

@@ -169,3 +169,47 @@ SOUND_RUNS: dict[str, Change] = {
         setting("data.request", "Mark: {labels}"),
     ),
 }
+
+
+# The same of the other families: what each computes in its own way, and all that it is built of.
+OF_FAMILIES: dict[str, dict[str, Change]] = {
+    "qwen2_vl": {
+        "head and text": lambda project: None,
+        "text alone, two demonstrations": both(without_head, own_demonstrations),
+        "LoRA of every part": setting("model.lora", {"rank": 4, "targets": ["all"]}),
+        "packing": setting("train.packing", True),
+        "no system prompt": setting("data.system_prompt", ""),
+        "negatives only": negatives_only,
+        "half precision": setting("model.dtype", "bfloat16"),
+    },
+    "qwen3_vl": {
+        "head and text": lambda project: None,
+        "text alone": without_head,
+        "pixels instead of thousandths": setting("data.frame", "pixels"),
+        "demonstrations from a pool": pool_of_training_samples,
+        "LoRA of every part and demonstrations": both(
+            own_demonstrations, setting("model.lora", {"rank": 4, "targets": ["all"]})
+        ),
+        "frozen vision tower and mergers": frozen_tower,
+        "packing with demonstrations": both(own_demonstrations, setting("train.packing", True)),
+        "gradient checkpointing": setting("model.gradient_checkpointing", True),
+        "a system prompt of its own": setting("data.system_prompt", "You find blood cells."),
+        "half precision with demonstrations": both(own_demonstrations, setting("model.dtype", "bfloat16")),
+        "not square": sized((400, 30), (30, 400), (161, 97)),
+        "negatives only": negatives_only,
+    },
+    "qwen3_5": {
+        "head and text": lambda project: None,
+        "text alone, two demonstrations": both(without_head, own_demonstrations),
+        "demonstrations from the training set": setting("data.teacher_ratio", 0.5),
+        "LoRA": setting("model.lora", {"rank": 4}),
+        "LoRA of every part without head": both(
+            without_head, setting("model.lora", {"rank": 4, "targets": ["all"]})
+        ),
+        "frozen vision tower": frozen_tower,
+        "gradient checkpointing": setting("model.gradient_checkpointing", True),
+        "a system prompt of its own": setting("data.system_prompt", "You find blood cells."),
+        "eager attention": setting("model.attn_implementation", "eager"),
+        "half precision": setting("model.dtype", "bfloat16"),
+    },
+}

@@ -14,18 +14,20 @@ from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.demo.shapes import DEMO, write_dataset
 from tests.planted.bug import Bug
 from tests.planted.bugs_config import BUGS
+from tests.planted.by_family import families, in_families
 from tests.planted.planting import Project
 from tests.planted.sound import SOUND
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
-def test_planted_bug__is_found(bug: Bug[Project], tmp_path: Path, is_large: bool) -> None:
+@pytest.mark.parametrize(("bug", "family"), in_families(BUGS))
+def test_planted_bug__is_found(bug: Bug[Project], family: str, tmp_path: Path, is_large: bool) -> None:
     folder = tmp_path / "project"
     folder.mkdir()
     project = Project.sound(folder)
     if is_large:
         project.set("model.dtype", "bfloat16")
     bug.plant(project)
+    project.of(family)
     found = project.failures(**dict(bug.how))
     said = [words for id, words in found if id == bug.check]
     assert said, found
@@ -52,10 +54,12 @@ def _config_of(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("family", families(every=False))
 @pytest.mark.parametrize("name", SOUND)
-def test_sound_project__passes(name: str, tmp_path: Path, is_large: bool) -> None:
+def test_sound_project__passes(name: str, family: str, tmp_path: Path, is_large: bool) -> None:
     project = Project.sound(tmp_path)
     SOUND[name](project)
+    project.of(family)
     if is_large:
         project.set("model.dtype", "bfloat16")
     assert project.failures(images="full", tokens=True) == []

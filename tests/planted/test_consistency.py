@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,9 +25,13 @@ from tests.planted.bugs_consistency_compute import COMPUTE_BUGS
 from tests.planted.bugs_consistency_head import HEAD_BUGS
 from tests.planted.bugs_consistency_images import IMAGE_BUGS
 from tests.planted.bugs_consistency_prompt import PROMPT_BUGS
+from tests.planted.bugs_families import FAMILY_BUGS
+from tests.planted.by_family import FIRST, families, in_families
 from tests.planted.large import take_for_large
 
-BUGS = (*BUILD_BUGS, *PROMPT_BUGS, *IMAGE_BUGS, *COMPUTE_BUGS, *HEAD_BUGS)
+ConfigOf = Callable[[str], Config]
+Copy = Callable[[str, bool], Path]
+BUGS = (*BUILD_BUGS, *PROMPT_BUGS, *IMAGE_BUGS, *COMPUTE_BUGS, *HEAD_BUGS, *FAMILY_BUGS)
 
 
 def require_found(found: list[Result], check: str, words: tuple[str, ...]) -> None:
@@ -46,11 +52,11 @@ def plant_and_find(bug: Bug[pytest.MonkeyPatch], sound: Config, monkeypatch: pyt
     require_found(found, bug.check, bug.words)
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
+@pytest.mark.parametrize(("bug", "family"), in_families(BUGS))
 def test_planted_bug__is_found(
-    bug: Bug[pytest.MonkeyPatch], sound_config: Config, monkeypatch: pytest.MonkeyPatch
+    bug: Bug[pytest.MonkeyPatch], family: str, config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant_and_find(bug, sound_config, monkeypatch)
+    plant_and_find(bug, config_of(family), monkeypatch)
 
 
 OF_EACH_CHECK = {bug.check: bug for bug in (*COMPUTE_BUGS, *HEAD_BUGS)}
@@ -66,26 +72,33 @@ def test_bug_in_a_large_model__is_found(
 
 
 @pytest.fixture(scope="module")
-def subject(sound_config: Config) -> Iterator[Subject]:
-    with temporary_subject(sound_config) as built:
-        yield built
+def subject_of(config_of: ConfigOf) -> Iterator[Callable[[str], Subject]]:
+    with ExitStack() as stack:
+        yield cache(lambda family: stack.enter_context(temporary_subject(config_of(family))))
 
 
 @pytest.fixture(scope="module")
-def saved(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(
+    subject_of: Callable[[str], Subject], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
     """What training saves, whole."""
-    bundle, folder = subject.bundle, tmp_path_factory.mktemp("saved") / "final"
-    with atomic_folder(folder) as staging:
-        save_checkpoint(staging, bundle.detector, bundle.processor, bundle.config, step=0)
-    return folder
+
+    @cache
+    def save(family: str) -> Path:
+        bundle, folder = subject_of(family).bundle, tmp_path_factory.mktemp("saved") / "final"
+        with atomic_folder(folder) as staging:
+            save_checkpoint(staging, bundle.detector, bundle.processor, bundle.config, step=0)
+        return folder
+
+    return save
 
 
 @pytest.fixture
-def directory(saved: Path, tmp_path: Path) -> Callable[[bool], Path]:
+def directory(saved: Callable[[str], Path], tmp_path: Path) -> Copy:
     """A copy of what training saves, with its manifest or, plain, without manifest and head."""
 
-    def copy(plain: bool) -> Path:
-        folder = Path(shutil.copytree(saved, tmp_path / "final"))
+    def copy(family: str, plain: bool) -> Path:
+        folder = Path(shutil.copytree(saved(family), tmp_path / "final"))
         if plain:
             (folder / "qwendet.json").unlink()
             (folder / HEAD_WEIGHTS).unlink()
@@ -94,19 +107,22 @@ def directory(saved: Path, tmp_path: Path) -> Callable[[bool], Path]:
     return copy
 
 
-@pytest.mark.parametrize("bug", FILE_BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
+@pytest.mark.parametrize(("bug", "family"), in_families(FILE_BUGS))
 def test_planted_file_bug__is_found(
-    bug: Bug[Path], subject: Subject, directory: Callable[[bool], Path]
+    bug: Bug[Path], family: str, subject_of: Callable[[str], Subject], directory: Copy
 ) -> None:
-    folder = directory(bug.is_plain)
+    folder = directory(family, bug.is_plain)
     bug.plant(folder)
-    found, _ = run_consistency_checks(subject, only=[bug.check], checkpoint=folder)
+    found, _ = run_consistency_checks(subject_of(family), only=[bug.check], checkpoint=folder)
     require_found(found, bug.check, bug.words)
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_sound_checkpoint__passes(plain: bool, subject: Subject, directory: Callable[[bool], Path]) -> None:
-    found, _ = run_consistency_checks(subject, checkpoint=directory(plain))
+@pytest.mark.parametrize("family", families())
+def test_sound_checkpoint__passes(
+    family: str, plain: bool, subject_of: Callable[[str], Subject], directory: Copy
+) -> None:
+    found, _ = run_consistency_checks(subject_of(family), checkpoint=directory(family, plain))
     assert [result for result in found if result.status == "fail"] == []
     skipped = {result.id: result.what for result in found if result.status == "skip"}
     expected = {"consistency.compute.packed"}
@@ -117,12 +133,14 @@ def test_sound_checkpoint__passes(plain: bool, subject: Subject, directory: Call
 
 
 def test_sound_checkpoint__with_its_training_state_passes(
-    subject: Subject, directory: Callable[[bool], Path]
+    subject_of: Callable[[str], Subject], directory: Copy
 ) -> None:
-    folder = directory(False)
+    folder = directory(FIRST, False)
     for name in ("resume.json", "trainer_state.json", "optimizer.pt"):
         (folder / name).write_text("{}", encoding="utf-8")
-    (found,), _ = run_consistency_checks(subject, only=["consistency.checkpoint.files"], checkpoint=folder)
+    (found,), _ = run_consistency_checks(
+        subject_of(FIRST), only=["consistency.checkpoint.files"], checkpoint=folder
+    )
     assert (found.status, found.what) == ("pass", "8 files are those of the manifest")
 
 
@@ -131,13 +149,14 @@ def test_every_check__has_a_bug_that_it_finds() -> None:
     assert set(IDS) - bugs == set()
 
 
-def test_packed_samples__stay_apart(sound_config: Config) -> None:
-    with temporary_subject(override_config(sound_config, ["train.packing=true"])) as packing:
+@pytest.mark.parametrize("family", [FIRST, "qwen2_vl", "qwen3_vl"])
+def test_packed_samples__stay_apart(family: str, config_of: ConfigOf) -> None:
+    with temporary_subject(override_config(config_of(family), ["train.packing=true"])) as packing:
         (found,), _ = run_consistency_checks(packing, only=["consistency.compute.packed"])
     assert (found.status, found.id) == ("pass", "consistency.compute.packed")
 
 
-def test_unknown_check__is_named_with_the_nearest(subject: Subject) -> None:
+def test_unknown_check__is_named_with_the_nearest(subject_of: Callable[[str], Subject]) -> None:
     with pytest.raises(ConfigError) as caught:
-        run_consistency_checks(subject, only=["consistency.head.answers"])
+        run_consistency_checks(subject_of(FIRST), only=["consistency.head.answers"])
     assert caught.value.problems[0].fix == "did you mean consistency.head.answer?"

@@ -12,25 +12,28 @@ from qwendet.checks.subject import temporary_subject
 from qwendet.loader import Bundle
 from tests.planted.bug import Bug
 from tests.planted.bugs_loss_batch import BATCH_BUGS
+from tests.planted.bugs_loss_families import LOSS_FAMILY_BUGS
 from tests.planted.bugs_loss_model import MODEL_BUGS
 from tests.planted.bugs_loss_terms import TERM_BUGS
 from tests.planted.bugs_loss_trainer import TRAINER_BUGS
+from tests.planted.by_family import FIRST, families, in_families
 
-BUGS = (*TERM_BUGS, *MODEL_BUGS, *BATCH_BUGS, *TRAINER_BUGS)
+BUGS = (*TERM_BUGS, *MODEL_BUGS, *BATCH_BUGS, *TRAINER_BUGS, *LOSS_FAMILY_BUGS)
 
-MakeBundle = Callable[[tuple[str, ...]], Bundle]
+MakeBundle = Callable[[str, tuple[str, ...]], Bundle]
 
 
 def results_of(bundle: Bundle, only: set[str]) -> list[Result]:
-    with temporary_subject(bundle.config, bundle) as subject:
+    built = bundle if bundle.config.model.lora is None else None  # else it has no adapter yet
+    with temporary_subject(bundle.config, built) as subject:
         return run_loss_checks(subject, only=only)[0]
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
+@pytest.mark.parametrize(("bug", "family"), in_families(BUGS))
 def test_planted_bug__is_found(
-    bug: Bug[pytest.MonkeyPatch], bundle_with: MakeBundle, monkeypatch: pytest.MonkeyPatch
+    bug: Bug[pytest.MonkeyPatch], family: str, bundle_with: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = bundle_with(bug.settings)
+    bundle = bundle_with(family, bug.settings)
     with monkeypatch.context() as planting:
         bug.plant(planting)
         found = results_of(bundle, {bug.check})
@@ -43,11 +46,17 @@ def test_planted_bug__is_found(
     assert all(result.fix for result in failed)
 
 
-@pytest.mark.parametrize("settings", sorted({bug.settings for bug in BUGS} | {()}))
+@pytest.mark.parametrize("settings", sorted({bug.settings for bug in BUGS if not bug.families}))
 def test_sound_project__passes(settings: tuple[str, ...], bundle_with: MakeBundle) -> None:
-    found = results_of(bundle_with(settings), set())
+    found = results_of(bundle_with(FIRST, settings), set())
     assert [result for result in found if result.status != "pass"] == []
     assert [result.id for result in found] == list(CHECKS)
+
+
+@pytest.mark.parametrize("family", families())
+def test_sound_family__passes(family: str, bundle_with: MakeBundle) -> None:
+    found = results_of(bundle_with(family, ()), set())
+    assert [result for result in found if result.status != "pass"] == []
 
 
 def test_every_check__has_a_bug_that_it_finds() -> None:

@@ -12,15 +12,21 @@ from qwendet.checks.consistency.suite import run_consistency_checks
 from qwendet.checks.loss.suite import run_loss_checks
 from qwendet.checks.subject import temporary_subject
 from qwendet.config.load import load_config
+from tests.planted.by_family import FIRST
 from tests.planted.planting import Project
-from tests.planted.sound import SOUND_RUNS, sized
+from tests.planted.sound import OF_FAMILIES, SOUND_RUNS, sized
+
+RUNS = {FIRST: SOUND_RUNS} | OF_FAMILIES
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SOUND_RUNS)
-def test_sound_run__passes(name: str, tmp_path: Path, settings_of_size: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family, runs in RUNS.items() for name in runs]
+)
+def test_sound_run__passes(family: str, name: str, tmp_path: Path, settings_of_size: list[str]) -> None:
     project = Project.sound(tmp_path)
-    SOUND_RUNS[name](project)
+    RUNS[family][name](project)
+    project.of(family)
     is_own = "path" in project.values.get("model", {})  # then in the large model's type alone
     settings = [setting for setting in settings_of_size if not (is_own and "path" in setting)]
     config = load_config(project.write(), ["model.device=cpu", *settings])

@@ -57,7 +57,7 @@ def classes(subject: Subject) -> Verdict:
     ]
     for name, bundle in built:
         expected: list[tuple[object, type]] = [(bundle.detector, Qwen25VLWithDetection)]
-        expected.append((bundle.detector.vlm, getattr(transformers, bundle.processor.family.model_class)))
+        expected.append((bundle.detector.vlm, getattr(transformers, bundle.detector.family.model_class)))
         if wants_head and bundle.detector.head is None:
             what = "detection.enabled is true, but there is no head"
             problems.append(Problem(what, f"{name} build", BUILD_FIX))

@@ -204,6 +204,7 @@ def architecture(subject: Subject, folder: Path) -> Verdict:
         raise NotApplicableError("the checkpoint is an adapter: its base is known by its fingerprint")
     config = type(subject.bundle.detector.config).from_pretrained(folder)
     found, wanted = (_architecture(each) for each in (config, subject.bundle.detector.config))
+    found["model_type"] = _read(folder / "config.json").get("model_type")  # whatever class was to read it
     problems = [
         Problem(
             f"{key} is {found.get(key)!r}, the config's model has {wanted.get(key)!r}",
@@ -267,7 +268,7 @@ def template(subject: Subject, folder: Path) -> Verdict:
     theirs = _tokenizer(folder)
     if not theirs.chat_template:
         raise CheckpointError("there is no chat template", str(folder), FROM_ORIGIN)
-    problems = template_problems(theirs, subject.bundle.processor.family, str(folder))
+    problems = template_problems(theirs, subject.bundle.detector.family, str(folder))
     return Verdict("the chat template is the published format", tuple(problems))
 
 
@@ -313,11 +314,19 @@ def processor(subject: Subject, folder: Path) -> Verdict:
 
 
 def generation(subject: Subject, folder: Path) -> Verdict:
-    """Answers end where training ended them, and are chosen as those of the config's model."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        raise NotApplicableError("there is no generation_config.json")
-    record, own = _read(path), subject.bundle.processor.tokenizer
+    """Answers end where training ended them, and are chosen as those of the config's model.
+
+    Where there is no generation_config.json, transformers makes one of config.json.
+    """
+    path, own = folder / "generation_config.json", subject.bundle.processor.tokenizer
+    if not path.is_file() and (folder / ADAPTER).is_file():
+        raise NotApplicableError("the checkpoint is an adapter: its base says how answers are generated")
+    if path.is_file():
+        record = _read(path)
+    else:
+        path = folder / "config.json"
+        config = type(subject.bundle.detector.config).from_pretrained(folder)
+        record = GenerationConfig.from_model_config(config).to_dict()
     ends = record.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends]
     problems = []

@@ -30,7 +30,7 @@ from qwendet.checks.consistency.runs import (
     token_logits,
     training,
 )
-from qwendet.checks.reference import rope_positions
+from qwendet.checks.reference import rope_positions, rotary_angles
 from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject
@@ -40,6 +40,9 @@ from qwendet.errors import Problem
 from qwendet.loader import Bundle
 
 POSITIONS_FIX = "positions come from rope_positions in collate, by mm_token_type_ids and image_grid_thw"
+ROPE_FIX = "restore rope_parameters in config.json, and take the versions in constraints.txt"
+PLACE = (1, 3, 7)
+"""Time, row and column at which angles are compared."""
 PADDING_FIX = "pass attention_mask to the language model, and pad on the left with StandardDataCollator"
 PACKING_FIX = "set train.packing to false, or pass four rows of positions, num_tokens, no mask and no cache"
 
@@ -138,27 +141,31 @@ def _step_positions(
 
 
 def _frequencies(bundle: Bundle, name: str) -> Iterator[Problem]:
-    """The rotary frequencies are those that the config names."""
+    """The rotary angles at a place are those that the config names."""
     text = bundle.detector.config.text_config
     rope = text.rope_parameters
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     size = int(size * rope.get("partial_rotary_factor", 1.0))
     where = f"{name}: language_model.rotary_emb"
-    if sum(rope.get("mrope_section") or ()) * 2 != size:
-        what = f"mrope_section {rope.get('mrope_section')} does not fill half of the {size} rotary dimensions"
-        yield Problem(what, where, "restore rope_parameters in config.json")
-    if rope.get("rope_type") != "default":
-        return  # scaled frequencies: transformers' own, nothing independent to hold them against
-    expected = float(rope["rope_theta"]) ** -(np.arange(0, size, 2) / size)
-    found = bundle.detector.vlm.model.language_model.rotary_emb.inv_freq.double().cpu().numpy()
-    if found.shape != expected.shape or not np.allclose(
-        found, expected, rtol=1e-2 if _is_half(bundle) else 1e-6
-    ):
-        yield Problem("the rotary frequencies are not those of config.json", where, "restore rope_theta")
-
-
-def _is_half(bundle: Bundle) -> bool:
-    return bundle.config.model.dtype in ("bfloat16", "float16")
+    sections, is_interleaved = rope.get("mrope_section") or (), rope.get("mrope_interleaved", False)
+    if sum(sections) * 2 != size:
+        what = f"mrope_section {sections} does not fill half of the {size} rotary dimensions"
+        yield Problem(what, where, ROPE_FIX)
+    elif rope.get("rope_type") == "default":  # scaled frequencies have nothing independent to be held against
+        expected = rotary_angles(PLACE, sections, rope["rope_theta"], interleaved=is_interleaved)
+        device = bundle.detector.device
+        with torch.no_grad():
+            found = bundle.detector.vlm.model.language_model.rotary_emb(
+                torch.zeros(1, device=device), torch.tensor(PLACE, device=device)[:, None, None]
+            )
+        is_half = bundle.config.model.dtype in ("bfloat16", "float16")
+        for own, wanted in zip(found, (np.cos(expected), np.sin(expected)), strict=True):
+            numbers = own.flatten().double().cpu().numpy()
+            if not np.allclose(numbers, np.tile(wanted, 2), atol=5e-2 if is_half else 1e-5):
+                order = "interleaved" if is_interleaved else "in blocks"
+                what = f"the rotary angles are not those of config.json, {order}, at {rope['rope_theta']:g}"
+                yield Problem(what, where, ROPE_FIX)
+                return
 
 
 def padding(subject: Subject) -> Verdict:

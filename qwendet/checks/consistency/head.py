@@ -259,7 +259,8 @@ def scores(subject: Subject) -> Verdict:
         valid = output.valid[row, last]
         logits, boxes = output.logits[row, last][valid], output.boxes_cxcywh[row, last][valid]
         expected = _decoded(logits, boxes, item.image_size)
-        found = [detection for detection in prediction.detections if detection.source == "head"]
+        by_head = (detection for detection in prediction.detections if detection.source == "head")
+        found = [detection for detection in by_head if detection.score]  # 0 is a query beyond the image
         total += len(found)
         problems += _score_problems(found, *expected, bundle, shown.samples[row].where)
     return Verdict(f"{total} detections of the Predictor are the head's own numbers", tuple(problems))

@@ -79,7 +79,7 @@ def _conversation(item: EncodedSample, bundle: Bundle) -> str:
     merge = bundle.detector.config.vision_config.spatial_merge_size
     image_tokens = [int(grid.prod()) // merge**2 for grid in item.image_grid_thw]
     request = data.request.replace("{labels}", ", ".join(bundle.labels))
-    prefix = bundle.processor.family.answer_prefix
+    prefix = bundle.detector.family.answer_prefix
     prompt = prompt_text(data.system_prompt or "", request, answers[:-1], image_tokens, prefix)
     return prompt + answers[-1] + END_OF_TURN
 
@@ -120,7 +120,7 @@ def template(subject: Subject) -> Verdict:
         ("the training processor", both.trained.processor),
         ("the inference processor", both.served.processor),
     ):
-        problems += template_problems(tokenizer, both.trained.processor.family, name)
+        problems += template_problems(tokenizer, both.trained.detector.family, name)
     return Verdict("templates write the published chat format", tuple(problems))
 
 
@@ -190,7 +190,7 @@ def tokenizer(subject: Subject) -> Verdict:
 def labels(subject: Subject) -> Verdict:
     """Exactly the assistants' answers are learned, each with its end of turn; the last is the student's."""
     own = pair(subject).trained.processor.tokenizer
-    family, end = pair(subject).trained.processor.family, own.convert_tokens_to_ids(END_OF_TURN)
+    family, end = pair(subject).trained.detector.family, own.convert_tokens_to_ids(END_OF_TURN)
     header, before = (
         own(text, add_special_tokens=False)["input_ids"] for text in (ASSISTANT, family.answer_prefix)
     )

@@ -2,7 +2,7 @@
 
     stored 118 × 213 with EXIF orientation 6  ─►  displayed 213 × 118  ─►  shown to the model at another size
 
-Its boxes are laid out in the model's image, on whole pixels, so that writing them as text loses nothing.
+Its boxes are laid out in the frame of answers, on whole units, so that writing them as text loses nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from qwendet.checks.reference import EXIF_ORIENTATION, ImageFacts, model_size
+from qwendet.checks.reference import EXIF_ORIENTATION
 from qwendet.data.samples import DetectedObject, Sample, Turn
 
 NAME = "turned.jpg"
@@ -23,27 +23,26 @@ BOXES = ((0.05, 0.10, 0.50, 0.55), (0.30, 0.45, 0.95, 0.90), (0.60, 0.05, 0.90, 
 """In the unit square, sorted neither by top nor by left; no two edges alike."""
 
 
-def synthetic_sample(folder: Path, labels: Sequence[str], facts: ImageFacts | None = None) -> Sample:
+def synthetic_sample(folder: Path, labels: Sequence[str], frame: tuple[int, int]) -> Sample:
     """Write the picture and return it as a sample.
 
     Args:
         folder: where to write.
         labels: label set; its first and last are used.
-        facts: how the model's image is made; ``None`` lays boxes out in the displayed image.
+        frame: width and height of the frame of answers.
     """
     _write_picture(folder / NAME)
-    shown = (WIDTH, HEIGHT) if facts is None else model_size(WIDTH, HEIGHT, facts)
     objects = tuple(
-        DetectedObject(_whole_pixels(box, shown), labels[0 if index % 2 else -1])
+        DetectedObject(_whole_units(box, frame), labels[0 if index % 2 else -1])
         for index, box in enumerate(BOXES)
     )
     crowd = DetectedObject((1.0, 1.0, WIDTH / 2, HEIGHT / 2), labels[0], crowd=True)  # nobody's target
     return Sample(Turn(NAME, (*objects, crowd), root=folder), where=f"{NAME} (drawn for this check)")
 
 
-def _whole_pixels(box: Sequence[float], shown: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The box in pixels of the displayed image, its edges whole in the model's."""
-    (wide, high) = shown
+def _whole_units(box: Sequence[float], frame: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The box in pixels of the displayed image, its edges whole units of the frame."""
+    wide, high = frame
     x1, x2 = (round(number * wide) * WIDTH / wide for number in box[0::2])
     y1, y2 = (round(number * high) * HEIGHT / high for number in box[1::2])
     return x1, y1, x2, y2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
@@ -12,8 +12,12 @@ from qwendet.checks.loss.watched import Watched
 from qwendet.checks.result import Table, Verdict
 from qwendet.errors import Problem
 from qwendet.loading.lora import is_adapter
+from qwendet.model.detector import Qwen25VLWithDetection
 
 GROUPS_FIX = "see qwendet/training/param_groups.py and DetectionTrainer.create_optimizer"
+ADAPTER_FIX = (
+    "name a part, such as language, or linear layers of every kind of attention, such as in_proj_qkv"
+)
 
 
 def optimizer(watched: Watched) -> Verdict:
@@ -25,6 +29,7 @@ def optimizer(watched: Watched) -> Verdict:
         for part, parameters in owned.items()
         for problem in _frozen_problems(part, parameters, rates[part], with_adapter)
     ]
+    problems += _unreached(watched.detector) if with_adapter else []
     if problems:
         return Verdict("", tuple(problems))
     watched.trainer.optimizer = None
@@ -68,6 +73,22 @@ def _frozen_problems(
         elif is_wanted and not parameter.requires_grad and parameter.is_floating_point():
             kinds.setdefault(f"frozen, but {key} is {rate:g}", []).append(name)
     return _problems(part, kinds)
+
+
+def _unreached(detector: Qwen25VLWithDetection) -> Iterator[Problem]:
+    """Layers without an adapter in their attention, recurrent or not, or MLP, where others have one."""
+    model = detector.vlm.model
+    for name, layers in (("decoder layers", model.language_model.layers), ("blocks", model.visual.blocks)):
+        reached = [
+            {key.startswith("mlp.") for key, _ in layer.named_parameters() if is_adapter(key)}
+            for layer in layers
+        ]
+        for is_mlp in set[bool]().union(*reached):
+            lacking = [index for index, own in enumerate(reached) if is_mlp not in own]
+            if lacking:
+                part = "MLP" if is_mlp else "attention"
+                what = f"{len(lacking)} of {len(layers)} {name} have no adapter in their {part}"
+                yield Problem(what, f"model.lora.targets: layer {lacking[0]}", ADAPTER_FIX)
 
 
 def _stray_problems(

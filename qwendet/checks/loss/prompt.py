@@ -38,7 +38,8 @@ def prompt(watched: Watched) -> Verdict:
 
 def boxes(watched: Watched) -> Verdict:
     """Each answer's text, read back, is the sample's boxes to half a unit of the answers' frame."""
-    processor, problems, worst = watched.subject.bundle.processor, [], 0.0
+    bundle, problems, worst = watched.subject.bundle, [], 0.0
+    processor, family = bundle.processor, bundle.detector.family.in_frame(bundle.config.data.frame)
     patch = processor.image_processor.patch_size
     for row, (sample, ids, spans) in enumerate(
         zip(watched.subject.samples, watched.ids, watched.spans, strict=True)
@@ -48,7 +49,7 @@ def boxes(watched: Watched) -> Verdict:
         found = [item.bbox_2d for item in parse_answer(text).objects]
         encoded = watched.subject.encoded[row]
         _, rows, columns = encoded.image_grid_thw[-1].tolist()
-        frame = processor.family.answer_size((columns * patch, rows * patch))
+        frame = family.answer_size((columns * patch, rows * patch))
         scale = np.array([*frame] * 2) / np.array([*encoded.image_size] * 2)
         wanted = [np.array(item.bbox_2d) * scale for item in trainable_objects(sample.student)]
         gap = _largest_gap(wanted, found)

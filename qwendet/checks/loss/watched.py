@@ -85,7 +85,7 @@ class Watched:
     @cached_property
     def spans(self) -> list[Spans]:
         """The answers of each sample, found in its tokens; the last is the student's."""
-        prefix = self.subject.bundle.processor.family.answer_prefix
+        prefix = self.detector.family.answer_prefix
         return [answer_spans(ids, self.tokenizer, prefix) for ids in self.ids]
 
     @cached_property
