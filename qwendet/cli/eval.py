@@ -135,12 +135,9 @@ class _Places:
 
     def require(self) -> None:
         """Find out before hours of predicting that a place cannot be written to."""
-        if self.json_file is not None:
-            require_place(self.json_file, "--json")
-        if self.coco is not None:
-            require_place(self.coco, "--coco")
-        if self.report is not None:
-            require_place(self.report, "--report", is_folder=True)
+        for place, option in ((self.json_file, "--json"), (self.coco, "--coco"), (self.report, "--report")):
+            if place is not None:
+                require_place(place, option, is_folder=option == "--report")
 
     def write(self, found: Evaluation) -> list[Path]:
         """Write all that is wanted; returns the files."""

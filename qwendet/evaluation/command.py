@@ -226,13 +226,13 @@ def _run_record(run: Run, with_predictions: bool) -> dict[str, Any]:
 
 def write_json(evaluation: Evaluation, file: Path) -> None:
     """Write all numbers and predictions, for programs and for ``--compare``."""
-    record = evaluation.to_record(with_predictions=True)
+    _write(evaluation.to_record(with_predictions=True), file, indent=1)
+
+
+def _write(content: object, file: Path, indent: int | None = None) -> None:
+    text = json.dumps(content, ensure_ascii=False, indent=indent) + "\n"
     with atomic_file(file) as path:
-        path.write_text(
-            json.dumps(record, ensure_ascii=False, indent=1) + "\n",
-            encoding="utf-8",
-            errors="backslashreplace",
-        )
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_coco(evaluation: Evaluation, file: Path) -> list[Path]:
@@ -257,8 +257,5 @@ def write_coco(evaluation: Evaluation, file: Path) -> list[Path]:
         raise ConfigError("expected a file", "--coco", f"for example: --coco {file / 'results.json'}")
     contents[truth] = evaluation.ground_truth
     for place, content in contents.items():
-        with atomic_file(place) as path:
-            path.write_text(
-                json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
-            )
+        _write(content, place)
     return list(contents)

@@ -100,12 +100,8 @@ class Predictor:
         if labels is None and config.data.labels is None and config.data.train is None:
             labels = labels_of_data
             if not labels:
-                what = (
-                    "nothing tells what to look for: the model was trained elsewhere, and no label is named"
-                )
-                raise ConfigError(
-                    what, "--labels", "infer: --labels cat,dog; eval: --set data.labels=[cat,dog]"
-                )
+                fix = "infer: --labels cat,dog; eval: --set data.labels=[cat,dog]"
+                raise ConfigError("nothing tells what to look for in the images", "--labels", fix)
         if labels is not None:
             tell_near_misses(labels, trained.data.labels or ())
             config = config.model_copy(

@@ -89,11 +89,18 @@ def published_config(source: str) -> Any:
     """A model's ``config.json``, in its family's class.
 
     Raises:
-        CheckpointError: if it cannot be read, or the model is of no family.
+        CheckpointError: if it cannot be read, or the model is quantized or of no family.
     """
     family = family_in(Path(source))
     with reading("model", source):
-        return getattr(transformers, family.model_class).config_class.from_pretrained(source)
+        config = getattr(transformers, family.model_class).config_class.from_pretrained(source)
+    if quantization := getattr(config, "quantization_config", None):
+        raise CheckpointError(
+            f"the weights are quantized ({quantization.get('quant_method')}), which is not supported",
+            source,
+            "take the model that they were made of, in bfloat16 or float32",
+        )
+    return config
 
 
 @contextmanager

@@ -348,6 +348,15 @@ def test_refusal__of_a_tokenizer_of_another_family(
     assert "copy the tokenizer's files from the model's origin" in err
 
 
+def test_refusal__of_quantized_weights(plain: Path, scenes: Path, command: Command, tmp_path: Path) -> None:
+    folder = broken(Path(shutil.copytree(plain, tmp_path / "model")))
+    settings = read(folder / "config.json") | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    code, _, err = command("eval", folder, scenes)
+    assert code == 2
+    assert "the weights are quantized (awq), which is not supported" in err
+
+
 @pytest.mark.parametrize("kept", ["head/detection_head.safetensors", "resume.json"])
 def test_refusal__of_a_checkpoint_that_lost_its_manifest(
     kept: str, plain: Path, scenes: Path, command: Command, tmp_path: Path
