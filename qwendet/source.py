@@ -12,8 +12,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from qwendet.config.schema import HUB_ID
-from qwendet.demo.tiny import TINY_FOLDER, UNTRAINED, write_untrained
+from qwendet.config.schema import EMBEDDED_MODELS, HUB_ID
+from qwendet.demo.tiny import embedded_folder
 from qwendet.errors import CheckpointError
 from qwendet.files import find_folder
 from qwendet.loading.weights import reading
@@ -46,9 +46,7 @@ def find_source(path: str, revision: str | None, *, weights: bool = True) -> Sou
     Raises:
         CheckpointError: if there is no such folder, or the hub id or its revision cannot be reached.
     """
-    if path == UNTRAINED:
-        return Source(write_untrained())
-    folder = TINY_FOLDER if path == "tiny" else Path(path)
+    folder = embedded_folder(path) if path in EMBEDDED_MODELS else Path(path)
     if find_folder(folder):
         return Source(folder)
     if not HUB_ID.fullmatch(path):

@@ -23,7 +23,14 @@ Frame = Literal["pixels", "thousandths"]
 """Of coordinates in answers: pixels of the resized image, or thousandths of the image's width and height."""
 LrScheduler = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 
-EMBEDDED_MODELS = ("tiny", "tiny-untrained")  # never folders, even where there are some of these names
+EMBEDDED_MODELS = {
+    "tiny": "qwen2_5_vl",
+    "tiny-untrained": "qwen2_5_vl",
+    "tiny-qwen2-vl": "qwen2_vl",
+    "tiny-qwen3-vl-untrained": "qwen3_vl",
+    "tiny-qwen3-5": "qwen3_5",
+}
+"""Families by ``model.path``; never folders, even where there are some of these names."""
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 DEFAULT_REQUEST = "Locate every {labels}. Output bbox_2d and label of each in JSON."
 
@@ -73,7 +80,7 @@ class ModelConfig(Section):
     """Which model is built, and in what form it computes."""
 
     path: str = "tiny"
-    """``tiny`` (the embedded model), a directory, a qwendet checkpoint, or a Hugging Face hub id."""
+    """``tiny`` or another embedded model, a directory, a qwendet checkpoint, or a Hugging Face hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; ``null`` is its default branch. A run records the commit."""
     attn_implementation: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
@@ -312,7 +319,7 @@ def require_hub_id(model: ModelConfig) -> None:
     """
     is_embedded = model.path in EMBEDDED_MODELS
     if model.revision is not None and (is_embedded or Path(model.path).is_dir()):
-        kind = "the embedded model" if is_embedded else "a folder"
+        kind = "an embedded model" if is_embedded else "a folder"
         raise ConfigError(
             f"model.revision is {model.revision}, but model.path is {kind}: only a hub id has revisions",
             f"model.path {model.path}",

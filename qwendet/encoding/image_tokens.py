@@ -13,10 +13,10 @@ from pathlib import Path
 
 from qwendet.config.schema import EMBEDDED_MODELS, Config, ModelConfig
 from qwendet.errors import CheckpointError
-from qwendet.families.choose import family_by_name, family_in
+from qwendet.families.choose import FAMILIES, embedded_limits, family_by_name, family_in
 from qwendet.families.family import Family
 
-TINY_ASSETS = Path(__file__).parent.parent / "assets" / "tiny"
+ASSETS = Path(__file__).parent.parent / "assets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,10 @@ class ImageLimits:
 
 def settings_folder(model: ModelConfig) -> Path | None:
     """Where the settings of a model lie on this disk; None where only a download would tell."""
-    if model.path in EMBEDDED_MODELS:
-        return TINY_ASSETS
+    if model.path in EMBEDDED_MODELS:  # one of random weights is as the family's that is shipped, if one is
+        own = EMBEDDED_MODELS[model.path]
+        folders = (ASSETS / name for name, family in EMBEDDED_MODELS.items() if family == own)
+        return next(filter(Path.is_dir, folders), None)
     if Path(model.path).is_dir():
         return Path(model.path)
     from huggingface_hub import try_to_load_from_cache  # a hub id alone needs it
@@ -63,6 +65,9 @@ def known_family(model: ModelConfig) -> Family | None:
 
 def image_limits(config: Config) -> ImageLimits | None:
     """Limits of the config's model; None where only a download would tell."""
+    if config.model.path in EMBEDDED_MODELS:
+        known = embedded_limits(FAMILIES[EMBEDDED_MODELS[config.model.path]])
+        return _limits(config, known.min_pixels, known.max_pixels, known.unit)
     folder = settings_folder(config.model)
     if folder is None:
         return None
@@ -74,6 +79,11 @@ def image_limits(config: Config) -> ImageLimits | None:
         side = facts["patch_size"] * facts["merge_size"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return _limits(config, low, high, side)
+
+
+def _limits(config: Config, low: int, high: int, side: int) -> ImageLimits:
+    """Those of a processor, unless the config has others."""
     return ImageLimits(config.data.min_pixels or low, config.data.max_pixels or high, side)
 
 

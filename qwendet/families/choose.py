@@ -6,8 +6,9 @@ import json
 import re
 from pathlib import Path
 
+from qwendet.config.schema import EMBEDDED_MODELS
 from qwendet.errors import CheckpointError
-from qwendet.families.family import Family, unknown_family
+from qwendet.families.family import Family, PixelLimits, unknown_family
 from qwendet.families.qwen2_5_vl import QWEN2_5_VL
 from qwendet.families.qwen2_vl import QWEN2_VL
 from qwendet.families.qwen3_5 import QWEN3_5
@@ -21,7 +22,7 @@ FIRST_FAMILY = QWEN2_5_VL.model_type
 
 
 def family_by_name(hub_id: str) -> Family | None:
-    """The family whose name stands in a hub id, before anything is downloaded.
+    """The family of an embedded model, or whose name stands in a hub id, before anything is downloaded.
 
     Returns:
         None if there is none, or if the name is that of a mixture of experts.
@@ -32,6 +33,8 @@ def family_by_name(hub_id: str) -> Family | None:
         >>> family_by_name("Qwen/Qwen3-VL-30B-A3B-Instruct") is family_by_name("me/cells") is None
         True
     """
+    if hub_id in EMBEDDED_MODELS:
+        return FAMILIES[EMBEDDED_MODELS[hub_id]]
     if re.search(r"-A\d+B\b", hub_id):
         return None
     for family in FAMILIES.values():
@@ -62,6 +65,12 @@ def family_in(folder: Path) -> Family:
             "copy config.json from the model's origin",
         )
     return family
+
+
+def embedded_limits(family: Family) -> PixelLimits:
+    """Pixel limits of a family's embedded models: images of 4 to 64 tokens."""
+    unit = family.limits.unit
+    return PixelLimits((2 * unit) ** 2, (8 * unit) ** 2, unit)
 
 
 def family_of(model_type: str | None, where: str) -> Family:

@@ -21,6 +21,7 @@ from qwendet.data.split import split_dataset
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.encoding.image_tokens import (
     ImageLimits,
+    image_limits,
     known_family,
     require_image_limits,
     settings_folder,
@@ -262,11 +263,12 @@ def _model(model: str, directory: Path) -> _Model:
             "--model",
             f"fetch its settings first: hf download {model} --include '*.json' '*.jinja' '*.txt'",
         )
-    if folder is None:
-        limits = ImageLimits(family.limits.min_pixels, family.limits.max_pixels, family.limits.unit)
-    else:
-        limits = require_image_limits(Config(), folder)
     is_embedded = model in EMBEDDED_MODELS
+    limits = image_limits(Config(model=settings))
+    if limits is None and folder is not None:
+        limits = require_image_limits(Config(), folder)
+    elif limits is None:
+        limits = ImageLimits(family.limits.min_pixels, family.limits.max_pixels, family.limits.unit)
     path = _from_config(folder, directory) if folder == Path(model) and not is_embedded else model
     return _Model(path, family, folder, limits, TINY_RECIPE if is_embedded else FULL_RECIPE)
 

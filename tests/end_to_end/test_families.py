@@ -13,8 +13,10 @@ from qwendet import Predictor
 from qwendet.checks.consistency.suite import run_consistency_checks
 from qwendet.checks.subject import temporary_subject
 from qwendet.config.load import build_config
+from qwendet.config.schema import EMBEDDED_MODELS, Config
 from qwendet.data.samples import SampleFile
 from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.tiny import SHIPPED
 from qwendet.export.directory import export
 from qwendet.loading.checkpoint import read_manifest
 from qwendet.train import train
@@ -27,25 +29,37 @@ QUICK = (
 )  # fmt: skip
 
 
+def config_of(model: str, folder: Path) -> Config:
+    """A small head on a model, and four scenes to train and evaluate on."""
+    files = {
+        split: str(write_dataset(PRETRAIN, folder / f"{split}.jsonl", 4, 1)) for split in ("train", "val")
+    }
+    return build_config(
+        {
+            "model": {"path": model, "device": "cpu"},
+            "data": files | {"max_pixels": 65536, "allow": ["config.data.train_val_overlap"]},
+            "detection": {"hidden_size": 32, "num_layers": 1, "num_queries": 10},
+            "train": {"output_dir": str(folder / "run"), "max_steps": 3, "preflight": "off"},
+            "infer": {"max_new_tokens": 4},
+        },
+        "test",
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in EMBEDDED_MODELS if name not in SHIPPED])
+def test_embedded__passes_the_quick_checks(name: str, tmp_path: Path) -> None:
+    with temporary_subject(config_of(name, tmp_path)) as subject:
+        results, _ = run_consistency_checks(subject, only=QUICK)
+    assert [result for result in results if result.status != "pass"] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_config__is_trained_evaluated_exported_and_loaded(
     name: str, shared: Path, tmp_path: Path
 ) -> None:
     model = write_narrow_model(shared / "qwen_processor" / name, tmp_path / "model")
-    files = {
-        split: str(write_dataset(PRETRAIN, tmp_path / f"{split}.jsonl", 4, 1)) for split in ("train", "val")
-    }
-    config = build_config(
-        {
-            "model": {"path": str(model), "device": "cpu"},
-            "data": files | {"max_pixels": 65536, "allow": ["config.data.train_val_overlap"]},
-            "detection": {"hidden_size": 32, "num_layers": 1, "num_queries": 10},
-            "train": {"output_dir": str(tmp_path / "run"), "max_steps": 3, "preflight": "off"},
-            "infer": {"max_new_tokens": 4},
-        },
-        "test",
-    )
+    config = config_of(str(model), tmp_path)
     with temporary_subject(config) as subject:
         results, _ = run_consistency_checks(subject, only=QUICK)
     assert [result for result in results if result.status != "pass"] == []
@@ -54,7 +68,7 @@ def test_published_config__is_trained_evaluated_exported_and_loaded(
     assert summary.metrics is not None
     assert "head/AP" in summary.metrics
     assert read_manifest(summary.final).config.data.system_prompt is not None
-    sample = SampleFile(Path(files["val"]))[0]
+    sample = SampleFile(tmp_path / "val.jsonl")[0]
     predictor = Predictor.from_checkpoint(summary.final)
     (found,) = predictor.predict([sample], "both")
     assert found.answer is not None

@@ -214,7 +214,7 @@ def test_find_source__an_unknown_revision_is_named(hub: Path) -> None:
     assert caught.value.problems[0].where == f"{HUB_ID} at v3"
 
 
-@pytest.mark.parametrize(("path", "kind"), [("tiny", "the embedded model"), ("model", "a folder")])
+@pytest.mark.parametrize(("path", "kind"), [("tiny", "an embedded model"), ("model", "a folder")])
 def test_revision__of_what_has_none_is_refused(
     path: str, kind: str, plain_folder: Path, tmp_path: Path
 ) -> None:
