@@ -1,6 +1,6 @@
-"""How the weights in ``qwendet/assets/tiny`` were made; running it makes them again.
+"""How the weights in ``qwendet/assets`` were made; running it makes them again.
 
-    python -m benchmarks.pretrain_tiny --output runs/pretrain
+    python -m benchmarks.pretrain_tiny --family qwen2_5_vl --output runs/pretrain
 
 Two stages from random weights, about 80 minutes on one core of an AMD EPYC. The first is ``qwendet train``
 with ``examples/pretrain_tiny.yaml`` on 48,000 generated scenes, which teaches vision tower and head. The
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from qwendet.config.load import load_config
 from qwendet.config.schema import Config
 from qwendet.console.console import progress, setup
 from qwendet.demo.shapes import PRETRAIN, PRIMER, World, write_dataset
-from qwendet.demo.tiny import TINY_FOLDER, UNTRAINED
+from qwendet.demo.tiny import ASSETS
 from qwendet.encoding.dataset import TrainingSamples
+from qwendet.encoding.encode import EncodedSample
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.loading.checkpoint import save_checkpoint
@@ -47,26 +48,82 @@ SECOND_STAGE = (
     "train.vision_learning_rate=0",
     "train.learning_rate=1.2e-3",
 )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one family's weights are made.
+
+    Attributes:
+        name: of the folder in ``ASSETS``.
+        untrained: ``model.path`` of the architecture.
+        scenes: numbers of them: of the first stage; of the second plain ones, and with a few crowds.
+        images_only: the first stage has no texts, and the probes that ask image tokens.
+        first: settings of the first stage that are not those of the file.
+        second: of the second stage that are not in ``SECOND_STAGE``.
+    """
+
+    name: str
+    untrained: str
+    scenes: tuple[int, int, int]
+    images_only: bool = False
+    first: tuple[str, ...] = ()
+    second: tuple[str, ...] = ()
+
+
+RECIPES = {
+    "qwen2_5_vl": Recipe("tiny", "tiny-untrained", scenes=(48_000, 56_000, 24_000)),
+    "qwen3_vl": Recipe(
+        "tiny-qwen3-vl",
+        "tiny-qwen3-vl-untrained",
+        scenes=(32_000, 14_000, 2_000),
+        images_only=True,
+        first=(
+            "train.max_steps=2400",
+            "train.batch_size=8",
+            "train.autocast=none",
+            "detection.num_queries=32",
+            "loss.lm_loss_weight=0",
+        ),
+        second=("train.max_steps=2000", "train.batch_size=8", "train.autocast=none"),
+    ),
+}
 FEW_CROWDS = replace(PRETRAIN, name="few_crowds", crowds=0.02)
 ADAM_BETA2 = 0.98  # the gradients of a model that begins to look at its image change fast
+
+
+class ImagesOnly(TrainingSamples):
+    """Samples that end with their image.
+
+    The head looks at no token after it, so it learns the same, at a tenth of the tokens.
+    """
+
+    def __getitem__(self, position: int) -> EncodedSample:
+        """Encode a sample, and leave out its request and answer."""
+        sample = super().__getitem__(position)
+        end = sample.student_image_start + int(sample.mm_token_type_ids.sum())
+        return replace(
+            sample,
+            input_ids=sample.input_ids[:end],
+            mm_token_type_ids=sample.mm_token_type_ids[:end],
+            student_assistant_spans=(),
+        )
 
 
 class ProbedTrainer(DetectionTrainer):
     """The trainer, with the probes' losses added.
 
     Args:
-        config: of the second stage.
-        start: checkpoint of the first.
+        bundle: the model.
+        samples: the kind of data set.
     """
 
-    def __init__(self, config: Config, start: Path) -> None:
-        bundle = load(config, for_inference=False)
-        self.first = load(config_of_checkpoint(start), for_inference=True)
-        bundle.detector.vlm.load_state_dict(self.first.detector.vlm.state_dict())
+    def __init__(self, bundle: Bundle, samples: type[TrainingSamples] = TrainingSamples) -> None:
+        config = bundle.config
         freeze_groups(bundle.detector, bundle.processor.family, config.train.group_learning_rates())
         self.probes = Probes(bundle)
-        dataset = TrainingSamples(bundle.config, bundle.encoder())
-        arguments = training_arguments(bundle.config)
+        dataset = samples(config, bundle.encoder())
+        arguments = training_arguments(config)
         arguments.adam_beta2 = ADAM_BETA2
         super().__init__(bundle, dataset, arguments, [ProgressReport()])
 
@@ -98,37 +155,53 @@ def main() -> None:
     """Generate, train twice, publish, evaluate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/pretrain"))
+    parser.add_argument("--family", choices=[*RECIPES], default="qwen2_5_vl")
     parser.add_argument("--start", type=Path, help="a checkpoint of the first stage, which is then left out")
     options = parser.parse_args()
     setup(debug=False, quiet=False)
-    folder = options.output
-    write_data(folder / "data")
+    folder, recipe = options.output, RECIPES[options.family]
+    write_data(folder / "data", recipe)
     shutil.copy("examples/pretrain_tiny.yaml", folder / "config.yaml")
-    start = options.start or train(load_config(folder / "config.yaml")).final
-    if start is None:
-        raise SystemExit("the first stage was stopped; --start takes up a checkpoint of it")
-    trainer = ProbedTrainer(load_config(folder / "config.yaml", SECOND_STAGE), start)
-    trainer.train()
-    whole = replace(trainer.first, detector=joined(trainer))
-    publish(whole, TINY_FOLDER)
+    own = [f"model.path={recipe.untrained}"]
+    start = options.start or first_stage(load_config(folder / "config.yaml", [*own, *recipe.first]), recipe)
+    first = load(config_of_checkpoint(start), for_inference=True)
+    whole = second_stage(load_config(folder / "config.yaml", [*own, *SECOND_STAGE, *recipe.second]), first)
+    publish(whole, recipe.untrained, ASSETS / recipe.name)
     print(evaluate(whole, folder / "run2").metrics)
 
 
-def joined(trainer: ProbedTrainer) -> Qwen25VLWithDetection:
-    """The second stage's model with the first one's head."""
-    return Qwen25VLWithDetection(trainer.bundle.detector.vlm, trainer.first.detector.head)
+def first_stage(config: Config, recipe: Recipe) -> Path:
+    """Train vision tower and head; returns the last checkpoint."""
+    if recipe.images_only:
+        ProbedTrainer(load(config, for_inference=False), ImagesOnly).train()
+        return Path(config.train.output_dir) / f"checkpoint-{config.train.max_steps}"
+    final = train(config).final
+    if final is None:
+        raise SystemExit("the first stage was stopped; --start takes up a checkpoint of it")
+    return final
 
 
-def write_data(folder: Path) -> None:
+def second_stage(config: Config, first: Bundle) -> Bundle:
+    """Train merger and language model; returns them with the first stage's head."""
+    bundle = load(config, for_inference=False)
+    bundle.detector.vlm.load_state_dict(first.detector.vlm.state_dict())
+    ProbedTrainer(bundle).train()
+    return replace(first, detector=Qwen25VLWithDetection(bundle.detector.vlm, first.detector.head))
+
+
+def write_data(folder: Path, recipe: Recipe) -> None:
     """Write the scenes, unless they are there: a training file for each stage, and a validation file."""
-    if (folder / "second.jsonl").exists():
-        return
-    draw(PRETRAIN, folder / "train.jsonl", 48_000, 1)
-    draw(PRETRAIN, folder / "val.jsonl", 200, 2)
-    parts = (
-        draw(PRIMER, folder / "primer.jsonl", 56_000, 3),
-        draw(FEW_CROWDS, folder / "few_crowds.jsonl", 24_000, 4),
+    scenes, primers, crowded = recipe.scenes
+    files = (
+        (PRETRAIN, folder / "val.jsonl", 200, 2),
+        (PRETRAIN, folder / "train.jsonl", scenes, 1),
+        (PRIMER, folder / "primer.jsonl", primers, 3),
+        (FEW_CROWDS, folder / "few_crowds.jsonl", crowded, 4),
     )
+    for world, path, count, seed in files:
+        if not path.exists():
+            draw(world, path, count, seed)
+    parts = (folder / "primer.jsonl", folder / "few_crowds.jsonl")
     (folder / "second.jsonl").write_text("".join(part.read_text() for part in parts))
 
 
@@ -138,13 +211,13 @@ def draw(world: World, path: Path, count: int, seed: int) -> Path:
         return write_dataset(world, path, count, seed, progress=lambda done: advance(done, ""))
 
 
-def publish(bundle: Bundle, target: Path) -> None:
+def publish(bundle: Bundle, untrained: str, target: Path) -> None:
     """Write a model in half precision, without the paths of the machine that trained it."""
     config = bundle.config
     config = config.model_copy(
         update={
             "model": config.model.model_copy(
-                update={"path": UNTRAINED, "device": "auto", "dtype": "float16"}
+                update={"path": untrained, "device": "auto", "dtype": "float16"}
             ),
             "data": config.data.model_copy(update={"train": None, "val": None}),
             "train": config.train.model_copy(update={"output_dir": "run", "autocast": "auto"}),

@@ -5,7 +5,7 @@ vision tower knows relative positions only, so rows and columns can be told from
 against the text before the image. Linear probes on the hidden states ask for it directly:
 
     layer 0   image tokens    their row and column
-    layer 1   image tokens    box (in absolute pixels) and label of the object that covers them
+    layer 1   image tokens    box (as answers write it) and label of the object that covers them
     layer 2   image tokens    the same;    answer tokens    box and label of the object that is being written
     layer 3                                answer tokens    the same
 
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from qwendet.boxes import cxcywh_to_xyxy
 from qwendet.encoding.collate import Batch
+from qwendet.families.family import Family, Frame
 from qwendet.loader import Bundle
 
 MAX_ROWS = 8  # of image tokens; their columns likewise
-DIGITS = (2, 10, 10)  # classes of a coordinate's hundreds, tens and ones
-ONES_WEIGHT = 0.5  # the last digit is mostly noise
+DIGITS = (10, 10, 10)  # classes of a coordinate's hundreds, tens and ones
+ONES_WEIGHT = {"pixels": 0.5, "thousandths": 0.1}  # the last digit is mostly noise
 REGRESSION_WEIGHT = 5.0
-PIXELS = 112.0  # unit of the regression
-TOKEN_PX = 28
+REGRESSION_UNIT = {"pixels": 112.0, "thousandths": 1000.0}
 NOTHING = -1.0  # in all of a target: no object there
 
 
@@ -50,8 +50,9 @@ class PositionProbe(nn.Module):
 class ObjectProbe(nn.Module):
     """Reads the four coordinates of a box, as digits and as numbers, and the label."""
 
-    def __init__(self, size: int, num_labels: int) -> None:
+    def __init__(self, size: int, num_labels: int, frame: Frame) -> None:
         super().__init__()
+        self.frame = frame
         self.norm = nn.LayerNorm(size)
         self.box = nn.Linear(size, 4 * (sum(DIGITS) + 1))
         self.label = nn.Linear(size, num_labels)
@@ -61,7 +62,7 @@ class ObjectProbe(nn.Module):
 
         Args:
             hidden: hidden states.
-            targets: ``(N, 5)``, xyxy in pixels of the model's image, and the label's index.
+            targets: ``(N, 5)``, xyxy in the frame of answers, and the label's index.
         """
         known = targets[:, 0] != NOTHING
         boxes, labels = targets[known, :4], targets[known, 4].long()
@@ -69,15 +70,16 @@ class ObjectProbe(nn.Module):
             return hidden.sum() * 0
         normed = self.norm(hidden[known])
         *digits, number = self.box(normed).unflatten(1, (4, -1)).split((*DIGITS, 1), dim=-1)
-        whole = boxes.round().long().clamp(0, 199)
+        whole = boxes.round().long().clamp(0, 999)
         wanted = (whole // 100, whole // 10 % 10, whole % 10)
         losses = [
             F.cross_entropy(logits.flatten(0, 1), digit.flatten())
             for logits, digit in zip(digits, wanted, strict=True)
         ]
-        regression = F.l1_loss(number.squeeze(-1), boxes / PIXELS)
+        regression = F.l1_loss(number.squeeze(-1), boxes / REGRESSION_UNIT[self.frame])
         label: Tensor = F.cross_entropy(self.label(normed), labels)
-        return losses[0] + losses[1] + ONES_WEIGHT * losses[2] + REGRESSION_WEIGHT * regression + label
+        ones = ONES_WEIGHT[self.frame] * losses[2]
+        return losses[0] + losses[1] + ones + REGRESSION_WEIGHT * regression + label
 
 
 class Probes(nn.Module):
@@ -91,11 +93,16 @@ class Probes(nn.Module):
         super().__init__()
         layers: Any = bundle.detector.vlm.model.language_model.layers
         size, num_labels = bundle.detector.config.text_config.hidden_size, len(bundle.labels)
+        self.family = bundle.processor.family
+
+        def probe() -> ObjectProbe:
+            return ObjectProbe(size, num_labels, self.family.frame)
+
         self.labels = bundle.labels
         self.tokenizer = bundle.processor.tokenizer
         self.position = PositionProbe(size)
-        self.seen = nn.ModuleDict({"1": ObjectProbe(size, num_labels), "2": ObjectProbe(size, num_labels)})
-        self.written = nn.ModuleDict({"2": ObjectProbe(size, num_labels), "3": ObjectProbe(size, num_labels)})
+        self.seen = nn.ModuleDict({"1": probe(), "2": probe()})
+        self.written = nn.ModuleDict({"2": probe(), "3": probe()})
         self._hidden: dict[int, Tensor] = {}
         vocabulary = range(len(self.tokenizer))
         self._opened = torch.tensor([self.tokenizer.decode([token]).count("{") for token in vocabulary])
@@ -110,7 +117,7 @@ class Probes(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Sum of the probes' losses for the batch that the model has just seen."""
-        tokens, positions, covering = image_targets(batch)
+        tokens, positions, covering = image_targets(batch, self.family)
         writing = self._written_objects(batch)
         flat = {index: hidden.float().flatten(0, 1) for index, hidden in self._hidden.items()}
         loss: Tensor = self.position(flat[0][tokens], positions)
@@ -124,7 +131,8 @@ class Probes(nn.Module):
         """For each token of the batch ``(B * L, 5)`` the object that it helps to write."""
         input_ids: Tensor = batch["input_ids"]
         targets = torch.full((*input_ids.shape, 5), NOTHING)
-        for row, ((start, end),) in enumerate(batch["student_assistant_spans"]):
+        spans = batch["student_assistant_spans"]
+        for row, start, end in ((row, *span) for row, own in enumerate(spans) for span in own):
             answer = input_ids[row, start:end]
             objects = json.loads(self.tokenizer.decode(answer[:-1]))
             if objects:
@@ -134,12 +142,12 @@ class Probes(nn.Module):
         return targets.flatten(0, 1)
 
 
-def image_targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def image_targets(batch: Batch, family: Family) -> tuple[Tensor, Tensor, Tensor]:
     """What the image tokens of a batch lie on.
 
     Returns:
         For the N tokens of all student images: their indices in the flattened batch ``(N,)``; row and
-        column ``(N, 2)``; and as ``(N, 5)`` xyxy box (pixels of the model's image) and label index of the
+        column ``(N, 2)``; and as ``(N, 5)`` xyxy box (in the frame of answers) and label index of the
         nearest object among those that cover a token's centre or have their own centre in the token, else
         ``NOTHING``.
     """
@@ -149,21 +157,24 @@ def image_targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     objects = torch.cat([boxes, batch["target_label_ids"][:, None].float()], dim=1)
     covering = []
     for own, inside in zip(mask, objects.split(batch["num_boxes"]), strict=True):
-        rows, columns = TOKEN_PX * own.any(1).sum(), TOKEN_PX * own.any(0).sum()
-        scale = torch.stack([columns, rows, columns, rows, torch.ones_like(rows)])
-        covering.append(_nearest(own.nonzero(), inside * scale))
+        columns, rows = int(own.any(0).sum()), int(own.any(1).sum())
+        found = _nearest(own.nonzero(), inside * torch.tensor([columns, rows, columns, rows, 1]))
+        unit = family.limits.unit
+        width, height = family.answer_size((unit * columns, unit * rows))
+        in_frame = found * torch.tensor([width / columns, height / rows] * 2 + [1])
+        covering.append(torch.where(found == NOTHING, NOTHING, in_frame))
     return tokens[mask], mask.nonzero()[:, 1:], torch.cat(covering)
 
 
 def _nearest(cells: Tensor, objects: Tensor) -> Tensor:
-    """The object ``(N, 5)`` of each cell (row, column) ``(N, 2)``, out of ``(K, 5)``."""
+    """The object ``(N, 5)`` of each cell (row, column) ``(N, 2)``, out of ``(K, 5)``; lengths in cells."""
     if len(objects) == 0:
         return torch.full((len(cells), 5), NOTHING)
     low, high = objects[:, :2], objects[:, 2:4]
-    centres = (cells.flip(1) * TOKEN_PX + TOKEN_PX / 2)[:, None]
+    centres = (cells.flip(1) + 0.5)[:, None]
     covers = ((low < centres) & (centres < high)).all(-1)
     offsets = (low + high) / 2 - centres
-    holds = (offsets.abs() <= TOKEN_PX / 2).all(-1)
+    holds = (offsets.abs() <= 0.5).all(-1)
     # An object whose centre is in the token comes before one that merely covers it.
     distance = offsets.norm(dim=-1) - 1000.0 * holds
     nearest = distance.masked_fill(~(covers | holds), torch.inf).min(1)

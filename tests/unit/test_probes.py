@@ -9,43 +9,53 @@ import torch
 from PIL import Image
 
 from benchmarks.probes import NOTHING, Probes, image_targets
-from qwendet.config.schema import Config, DataConfig
+from qwendet.config.schema import Config, DataConfig, ModelConfig
 from qwendet.data.samples import DetectedObject, Sample, Turn
+from qwendet.families.choose import family_by_name
 from qwendet.loader import load
 
 
-@pytest.fixture(scope="module")
-def probed(tmp_path_factory: pytest.TempPathFactory):
-    """Probes, and a batch of an image of 4 × 3 tokens with two boxes and one of 2 × 2 without."""
+@pytest.fixture(scope="module", params=["tiny", "tiny-qwen3-vl-untrained"])
+def probed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """Probes, and a batch of an image of 4 × 3 tokens with two boxes and one of 2 × 2 without.
+
+    The boxes come along as answers write them, a small one within the token of row 1, column 2; a large one.
+    """
     folder: Path = tmp_path_factory.mktemp("probes")
-    Image.new("RGB", (112, 84)).save(folder / "a.png")
-    Image.new("RGB", (56, 56)).save(folder / "b.png")
-    config = Config(data=DataConfig(labels=("red ring", "blue ring")))
-    bundle = load(config, for_inference=False)
-    small = DetectedObject((60, 30, 80, 54), "red ring")  # within the token of row 1, column 2
-    large = DetectedObject((0, 0, 50, 70), "blue ring")
+    family = family_by_name(request.param)
+    side = family.limits.unit
+    Image.new("RGB", (4 * side, 3 * side)).save(folder / "a.png")
+    Image.new("RGB", (2 * side, 2 * side)).save(folder / "b.png")
+    model = ModelConfig(path=request.param, device="cpu", dtype="float32")
+    bundle = load(Config(model=model, data=DataConfig(labels=("red ring", "blue ring"))), for_inference=False)
+    corners = torch.tensor([[9, 5, 11, 7], [0, 0, 7, 10]]) / 4  # in tokens
+    in_image = [tuple(box) for box in (corners * side).tolist()]
+    small, large = DetectedObject(in_image[0], "red ring"), DetectedObject(in_image[1], "blue ring")
+    width, height = family.answer_size((4 * side, 3 * side))
+    written = corners * torch.tensor([width / 4, height / 3, width / 4, height / 3])
     turns = [Turn("a.png", (small, large), root=folder), Turn("b.png", (), root=folder)]
     samples = [bundle.encoder().encode(Sample(turn), with_answer=True) for turn in turns]
-    return Probes(bundle), bundle, bundle.collator()(samples)
+    boxes = [[*box, label] for box, label in zip(written.tolist(), (0, 1), strict=True)]
+    return Probes(bundle), bundle, bundle.collator()(samples), boxes
 
 
 def test_image_targets__say_where_tokens_lie_and_what_covers_them(probed) -> None:
-    _, bundle, batch = probed
-    tokens, positions, boxes = image_targets(batch)
+    _, bundle, batch, (small, large) = probed
+    tokens, positions, boxes = image_targets(batch, bundle.processor.family)
     assert (batch["input_ids"].flatten()[tokens] == bundle.detector.config.image_token_id).all()
     assert positions.tolist() == [[row, column] for row in range(3) for column in range(4)] + [
         [0, 0], [0, 1], [1, 0], [1, 1]
     ]  # fmt: skip
-    large, small, nothing = [0, 0, 50, 70, 1], [60, 30, 80, 54, 0], [NOTHING] * 5
+    nothing = [NOTHING] * 5
     expected = [large, large, nothing, nothing, large, large, small, nothing] + [nothing] * 8
     torch.testing.assert_close(boxes, torch.tensor(expected, dtype=torch.float32), atol=1e-4, rtol=0)
 
 
 def test_written_objects__change_where_an_object_opens(probed) -> None:
-    probes, bundle, batch = probed
+    probes, bundle, batch, expected = probed
     boxes = probes._written_objects(batch).unflatten(0, batch["input_ids"].shape)
     ((start, end),) = batch["student_assistant_spans"][0]
-    large, small = [0.0, 0.0, 50.0, 70.0, 1.0], [60.0, 30.0, 80.0, 54.0, 0.0]  # the answer is sorted by top
+    small, large = ([float(round(side)) for side in box] for box in expected)  # the answer is sorted by top
     written = [box.tolist() for box in boxes[0, start:end]]
     assert written[0] == large
     assert written[-1] == small
@@ -57,7 +67,7 @@ def test_written_objects__change_where_an_object_opens(probed) -> None:
 
 
 def test_probes__are_lower_for_a_batch_they_have_learned(probed) -> None:
-    probes, bundle, batch = probed
+    probes, bundle, batch, _ = probed
     optimizer = torch.optim.Adam(probes.parameters(), lr=0.01)
     losses = []
     for _ in range(30):
