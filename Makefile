@@ -16,6 +16,7 @@
 #:
 #:   PYTHON        the interpreter to build the environment with   (python3.11 if there is one, else python3)
 #:   VENV          the environment's folder                        (.venv)
+#:   FAMILY        the model that `make demo` trains: qwen2_5_vl, qwen3_vl  (qwen2_5_vl)
 #:   TORCH         what pip installs as torch, a build of 2.13     (torch==2.13.0)
 #:   TORCH_INDEX   the index to take torch from; empty: pip's own  (empty)
 #:                 CPU build: https://download.pytorch.org/whl/cpu
@@ -24,6 +25,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+FAMILY ?= qwen2_5_vl
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 
@@ -46,7 +48,7 @@ help:
 
 demo: $(INSTALLED)
 	rm -rf runs/demo
-	$(BIN)/python -m benchmarks.demo --output runs/demo
+	$(BIN)/python -m benchmarks.demo --family $(FAMILY) --output runs/demo
 
 test: $(INSTALLED)
 	$(PYTEST)

@@ -1,6 +1,6 @@
-"""The demo: the tiny model learns classes, colours and backgrounds that it never saw.
+"""The demo: a tiny model learns classes, colours and backgrounds that it never saw.
 
-    python -m benchmarks.demo --output runs/demo      (or: make demo)
+    python -m benchmarks.demo --family qwen2_5_vl --output runs/demo      (or: make demo FAMILY=qwen2_5_vl)
 
 Predicts 200 held-out images with the shipped weights, fine-tunes on generated scenes, predicts them
 again, and prints COCO metrics of head and text before and after. Leaves ground truth and predictions
@@ -16,9 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwendet.config.load import load_config
+from qwendet.config.schema import EMBEDDED_MODELS
 from qwendet.console.console import print_table, progress, setup
 from qwendet.data.samples import Sample, SampleFile
 from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.demo.tiny import SHIPPED
 from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results
 from qwendet.inference.detections import Prediction
 from qwendet.inference.predictor import Predictor
@@ -31,9 +33,10 @@ TRAINING_SCENES = 6400
 HELD_OUT_SCENES = 200
 PICTURES = 12
 
+MODELS = {EMBEDDED_MODELS[name]: name for name in SHIPPED}
 CONFIG = """\
 model:
-  path: tiny
+  path: {path}
 data:
   train: data/train.jsonl
   max_tokens: 2048
@@ -56,6 +59,7 @@ infer:
 def main() -> None:
     """Predict, train, predict, score."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--family", choices=[*MODELS], default="qwen2_5_vl")
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--train-scenes", type=int, default=TRAINING_SCENES)
@@ -68,7 +72,7 @@ def main() -> None:
     data = folder / "data"
     write_dataset(DEMO, data / "train.jsonl", options.train_scenes, seed=11)
     write_dataset(DEMO, data / "test.jsonl", options.test_scenes, seed=12)
-    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    (folder / "config.yaml").write_text(CONFIG.format(path=MODELS[options.family]), encoding="utf-8")
     config = load_config(folder / "config.yaml", options.overrides)
     samples = list(SampleFile(data / "test.jsonl"))
 
