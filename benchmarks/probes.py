@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwendet.boxes import cxcywh_to_xyxy
+from qwendet.config.schema import Frame
 from qwendet.encoding.collate import Batch
-from qwendet.families.family import Family, Frame
+from qwendet.families.family import Family
 from qwendet.loader import Bundle
 
 MAX_ROWS = 8  # of image tokens; their columns likewise
