@@ -308,8 +308,9 @@ def test_train__prints_metrics_and_the_next_step(
 
     def train(config: Any, **options: Any) -> Any:
         calls.append({"steps": config.train.max_steps, "resume": options["resume"]})
+        final, metrics = Path("run/final"), {"head/AP50": 0.5}
         return SimpleNamespace(
-            output_dir=Path("run"), final=Path("run/final"), metrics={"head/AP50": 0.5}, stopped_by=""
+            output_dir=Path("run"), final=final, metrics=metrics, stopped_by="", before=None
         )
 
     fake_module(monkeypatch, "qwendet.train", train=train)
