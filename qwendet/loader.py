@@ -148,6 +148,9 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
             )
         config = _with_adapter(detector, config, origin, config.model.lora)
     bundle = Bundle(detector, processor, _record(config, detector, processor, origin.commit), manifest)
+    refusal = processor.family.packing_refusal
+    if not for_inference and config.model.attn_implementation == "sdpa" and refusal:
+        logger.info("a call of attention for each sample is left out: %s", refusal)
     if config.model.gradient_checkpointing and not for_inference:
         vlm.activation_checkpointing_enable({"use_reentrant": False})
     if for_inference:

@@ -6,7 +6,7 @@ grammar together, so a step looks at the tokens that fit and not at the 151,665 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,14 +43,16 @@ class AnswerVocabulary:
         alphabet: the bytes that answers can hold; tokens with any other are left out.
     """
 
-    def __init__(self, tokenizer: Any, alphabet: Collection[int]) -> None:
+    def __init__(self, tokenizer: Any, alphabet: frozenset[int]) -> None:
         special = set(tokenizer.get_added_vocab().values())
+        marks = frozenset(b"".join(MARKS.values()))  # which tokens of these very bytes do not stand for
         self.end_id: int = tokenizer.eos_token_id
         self.bytes_of: dict[int, bytes] = {}
         self.trie = TokenTrie()
         for word, token in tokenizer.get_vocab().items():
             text = MARKS.get(word, b"") if token in special else token_bytes(word)
-            if text and all(byte in alphabet for byte in text):
+            usable = alphabet if token in special else alphabet - marks
+            if text and all(byte in usable for byte in text):
                 self.bytes_of[token] = text
                 self.trie.add(text, token)
 

@@ -126,13 +126,15 @@ def _unfitting(processor: ImageTextProcessor, vlm_config: Any, source: str) -> I
 
 def template_problems(tokenizer: Any, family: Family, name: str) -> Iterator[Problem]:
     """Where a tokenizer's or processor's chat template departs from the family's published format."""
+    template = str(tokenizer.chat_template)
+    settings = {name: value for name, value in family.template_settings.items() if name in template}
     for system in {"Be brief.", family.system_prompt}:
         messages = conversation(system, "Where?", ["[]"])
         due = prompt_text(system, "Where?", ["[]"], [1, 1], family.answer_prefix)
         for wanted, with_prompt in ((due, True), (due.removesuffix(ASSISTANT + family.answer_prefix), False)):
             try:
                 found = tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=with_prompt, **family.template_settings
+                    messages, tokenize=False, add_generation_prompt=with_prompt, **settings
                 )
             except TemplateError as error:
                 yield Problem(f"the chat template cannot be used: {error}", name, TEMPLATE_FIX)

@@ -108,6 +108,19 @@ def assert_same_weights(found: Path, wanted: Path) -> None:
 def test_distributed_ddp__losses_gradients_and_weights_are_those_of_one_process(
     write_config: Callable[..., Path], tmp_path: Path, batch_size: int, model: dict[str, Any]
 ) -> None:
+    require_same_as_one_process(write_config, tmp_path, batch_size, model)
+
+
+@pytest.mark.parametrize("name", ["Qwen2-VL-2B-Instruct", "Qwen3-VL-4B-Instruct", "Qwen3.5-0.8B"])
+def test_distributed_ddp__of_each_family_is_one_process(
+    write_config: Callable[..., Path], small_model: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    require_same_as_one_process(write_config, tmp_path, 2, {"path": str(small_model(name))})
+
+
+def require_same_as_one_process(
+    write_config: Callable[..., Path], tmp_path: Path, batch_size: int, model: dict[str, Any]
+) -> None:
     """Ranks hold different numbers of teacher tokens and boxes, one of them none of either in every step."""
     found: dict[int, list[Any]] = {}
     for ranks in (1, 2):

@@ -56,6 +56,26 @@ def test_following__is_what_trying_every_token_finds(
         assert set(vocabulary.following(grammar, state, 1)) == wanted != set(), begun
 
 
+@pytest.mark.parametrize("name", ["tiny", "published"])
+def test_box_tokens__a_byte_does_not_stand_for_the_token_of_a_box(
+    name: str, tokenizers: dict[str, Any]
+) -> None:
+    """The grammar writes marks as bytes, which tokens of the vocabulary are, too."""
+    tokenizer, grammar = tokenizers[name], AnswerGrammar(LABELS, SIZE, "box_tokens")
+    vocabulary = AnswerVocabulary(tokenizer, grammar.alphabet)
+    state = AnswerState()
+    for written, wanted in (
+        (b"", {"<|object_ref_start|>", "[", "[]"}),
+        (b"\x01a", {"<|object_ref_end|>"}),
+        (b"\x01a\x02", {"<|box_start|>"}),
+        (b"\x01a\x02\x03(1,2),(3,4)", {"<|box_end|>"}),
+    ):
+        state = grammar.read(written, 1) or state
+        words = tokenizer.convert_ids_to_tokens(vocabulary.following(grammar, state, 1))
+        assert set(words) <= wanted, written
+        assert words
+
+
 def may_follow(grammar: AnswerGrammar, state: AnswerState | None, text: bytes) -> bool:
     for byte in text:
         state = None if state is None else grammar.step(state, byte, 1)
