@@ -319,7 +319,7 @@ def _processor(config: Config, origin: Source, base: Source, manifest: Manifest 
     family, data = family.in_frame(config.data.frame), config.data
     with reading("tokenizer and image processor", source):
         processor = load_processor(source, family, data.min_pixels, data.max_pixels)
-    require_fitting(processor, vlm_config, source)
+    require_fitting(processor, vlm_config, source, is_vouched=manifest is not None)
     return processor
 
 

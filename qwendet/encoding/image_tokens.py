@@ -8,30 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 from qwendet.config.schema import EMBEDDED_MODELS, Config, ModelConfig
 from qwendet.errors import CheckpointError
 from qwendet.families.choose import FAMILIES, embedded_limits, family_by_name, family_in
-from qwendet.families.family import Family
+from qwendet.families.family import Family, PixelLimits
 
 ASSETS = Path(__file__).parent.parent / "assets"
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """How a processor resizes.
-
-    Attributes:
-        min_pixels: smaller images are enlarged.
-        max_pixels: larger images are shrunk.
-        side: pixels of the square that becomes one token: patch size times merge size.
-    """
-
-    min_pixels: int
-    max_pixels: int
-    side: int
 
 
 def settings_folder(model: ModelConfig) -> Path | None:
@@ -63,7 +47,7 @@ def known_family(model: ModelConfig) -> Family | None:
     return family_in(folder) if (folder / "config.json").is_file() else None
 
 
-def image_limits(config: Config) -> ImageLimits | None:
+def image_limits(config: Config) -> PixelLimits | None:
     """Limits of the config's model; None where only a download would tell."""
     if config.model.path in EMBEDDED_MODELS:
         known = embedded_limits(FAMILIES[EMBEDDED_MODELS[config.model.path]])
@@ -82,12 +66,12 @@ def image_limits(config: Config) -> ImageLimits | None:
     return _limits(config, low, high, side)
 
 
-def _limits(config: Config, low: int, high: int, side: int) -> ImageLimits:
+def _limits(config: Config, low: int, high: int, side: int) -> PixelLimits:
     """Those of a processor, unless the config has others."""
-    return ImageLimits(config.data.min_pixels or low, config.data.max_pixels or high, side)
+    return PixelLimits(config.data.min_pixels or low, config.data.max_pixels or high, side)
 
 
-def require_image_limits(config: Config, folder: Path) -> ImageLimits:
+def require_image_limits(config: Config, folder: Path) -> PixelLimits:
     """Limits of the config's model, whose settings lie in ``folder``.
 
     Raises:
@@ -101,31 +85,31 @@ def require_image_limits(config: Config, folder: Path) -> ImageLimits:
     return limits
 
 
-def model_size(size: tuple[int, int], limits: ImageLimits) -> tuple[int, int]:
+def model_size(size: tuple[int, int], limits: PixelLimits) -> tuple[int, int]:
     """Width and height of the model's image: multiples of ``side``, the area between the limits.
 
     Example:
-        >>> model_size((640, 480), ImageLimits(3136, 12845056, 28))
+        >>> model_size((640, 480), PixelLimits(3136, 12845056, 28))
         (644, 476)
     """
     width, height = size
-    columns, rows = round(width / limits.side), round(height / limits.side)
-    if columns * rows * limits.side**2 > limits.max_pixels:
+    columns, rows = round(width / limits.unit), round(height / limits.unit)
+    if columns * rows * limits.unit**2 > limits.max_pixels:
         shrink = math.sqrt(width * height / limits.max_pixels)
-        columns = max(1, math.floor(width / shrink / limits.side))
-        rows = max(1, math.floor(height / shrink / limits.side))
-    elif columns * rows * limits.side**2 < limits.min_pixels:
+        columns = max(1, math.floor(width / shrink / limits.unit))
+        rows = max(1, math.floor(height / shrink / limits.unit))
+    elif columns * rows * limits.unit**2 < limits.min_pixels:
         grow = math.sqrt(limits.min_pixels / (width * height))
-        columns, rows = (math.ceil(length * grow / limits.side) for length in (width, height))
-    return columns * limits.side, rows * limits.side
+        columns, rows = (math.ceil(length * grow / limits.unit) for length in (width, height))
+    return columns * limits.unit, rows * limits.unit
 
 
-def num_image_tokens(size: tuple[int, int], limits: ImageLimits) -> int:
+def num_image_tokens(size: tuple[int, int], limits: PixelLimits) -> int:
     """Tokens of an image.
 
     Example:
-        >>> num_image_tokens((640, 480), ImageLimits(3136, 12845056, 28))
+        >>> num_image_tokens((640, 480), PixelLimits(3136, 12845056, 28))
         391
     """
     width, height = model_size(size, limits)
-    return width * height // limits.side**2
+    return width * height // limits.unit**2

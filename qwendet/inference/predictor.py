@@ -28,9 +28,10 @@ from qwendet.data.images import image_size
 from qwendet.data.samples import Sample
 from qwendet.encoding.collate import Batch, require_left_padding, to_device
 from qwendet.encoding.encode import EncodedSample
-from qwendet.encoding.image_tokens import ImageLimits, num_image_tokens
+from qwendet.encoding.image_tokens import num_image_tokens
 from qwendet.encoding.resize import model_image_size, rescale_xyxy
 from qwendet.errors import ConfigError
+from qwendet.families.family import PixelLimits
 from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary
 from qwendet.inference.detections import Detection, Prediction, Source
 from qwendet.inference.generation import GeneratedAnswer, generate_answers
@@ -154,11 +155,11 @@ class Predictor:
         return shown + sum(num_image_tokens(size, self._image_limits) for size in sizes)
 
     @cached_property
-    def _image_limits(self) -> ImageLimits:
+    def _image_limits(self) -> PixelLimits:
         processor = self.bundle.processor.image_processor
         size = processor.size
         side = processor.patch_size * processor.merge_size
-        return ImageLimits(size["shortest_edge"], size["longest_edge"], side)
+        return PixelLimits(size["shortest_edge"], size["longest_edge"], side)
 
     def predict(self, samples: Iterable[Sample], mode: str | None = None) -> Iterator[Prediction]:
         """Predict samples, in batches of ``infer.batch_size``, in order.

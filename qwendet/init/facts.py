@@ -15,12 +15,12 @@ from qwendet.checks.config.samples import Split, is_counted
 from qwendet.checks.config.scan import Depth, available_cores, scan_files
 from qwendet.config.schema import Config, DataConfig
 from qwendet.data.samples import DetectedObject, Sample, SampleFile, Turn
-from qwendet.encoding.image_tokens import ImageLimits, model_size, num_image_tokens
+from qwendet.encoding.image_tokens import model_size, num_image_tokens
 from qwendet.encoding.prompts import answer_text, request_text
 from qwendet.encoding.text_tokens import CountTokens
 from qwendet.errors import DataError
 from qwendet.families.chat import END_OF_TURN, prompt_text
-from qwendet.families.family import Family
+from qwendet.families.family import Family, PixelLimits
 
 OPENED_AT_MOST = 20_000
 """Samples up to which each image's header is read; above, only sizes that the samples declare count."""
@@ -94,7 +94,7 @@ def _most_boxes(scan: Scan) -> int:
 
 
 def count_sample_tokens(
-    facts: DataFacts, limits: ImageLimits, family: Family, count: CountTokens
+    facts: DataFacts, limits: PixelLimits, family: Family, count: CountTokens
 ) -> list[int]:
     """Tokens of each sample, its own demonstrations included; a file's first ones, evenly spread.
 

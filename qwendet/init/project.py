@@ -20,7 +20,6 @@ from qwendet.data.formats.detect import detect_format
 from qwendet.data.split import split_dataset
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.encoding.image_tokens import (
-    ImageLimits,
     image_limits,
     known_family,
     require_image_limits,
@@ -29,7 +28,7 @@ from qwendet.encoding.image_tokens import (
 from qwendet.encoding.text_tokens import token_counter
 from qwendet.errors import ConfigError, DataError
 from qwendet.families.choose import DEFAULT_MODEL, FAMILIES
-from qwendet.families.family import Family
+from qwendet.families.family import Family, PixelLimits
 from qwendet.files import atomic_file, atomic_folder, require_place
 from qwendet.init.facts import DataFacts, count_sample_tokens, look_at, prompt_tokens
 from qwendet.init.render import render
@@ -88,7 +87,7 @@ class _Model:
     path: str
     family: Family
     folder: Path | None
-    limits: ImageLimits
+    limits: PixelLimits
     recipe: Recipe
 
     @property
@@ -264,11 +263,9 @@ def _model(model: str, directory: Path) -> _Model:
             f"fetch its settings first: hf download {model} --include '*.json' '*.jinja' '*.txt'",
         )
     is_embedded = model in EMBEDDED_MODELS
-    limits = image_limits(Config(model=settings))
-    if limits is None and folder is not None:
-        limits = require_image_limits(Config(), folder)
-    elif limits is None:
-        limits = ImageLimits(family.limits.min_pixels, family.limits.max_pixels, family.limits.unit)
+    limits = family.limits if folder is None else require_image_limits(Config(), folder)
+    if is_embedded:
+        limits = image_limits(Config(model=settings)) or limits
     path = _from_config(folder, directory) if folder == Path(model) and not is_embedded else model
     return _Model(path, family, folder, limits, TINY_RECIPE if is_embedded else FULL_RECIPE)
 
@@ -292,7 +289,7 @@ def _sections(model: _Model, data: _Data, directory: Path) -> tuple[dict[str, Se
     licence = model.family.licence_of(model.path)
     notes = [f"{model.path} is published under this licence: {licence}."] if licence else []
     if facts is None:
-        settings["max_pixels"] = Setting(model.recipe.most_tokens * model.limits.side**2)
+        settings["max_pixels"] = Setting(model.recipe.most_tokens * model.limits.unit**2)
     else:
         of_facts, further = _of_facts(facts, model)
         settings |= of_facts
@@ -321,11 +318,11 @@ def _of_facts(facts: DataFacts, model: _Model) -> tuple[dict[str, Setting], list
     settings = {"labels": choose_labels(facts.labels, facts.num_samples)}
     settings |= choose_pixels(facts.boxes, facts.image_sizes, limits, model.recipe)
     low = settings["min_pixels"].value if "min_pixels" in settings else limits.min_pixels
-    seen = ImageLimits(low, settings["max_pixels"].value, limits.side)
+    seen = PixelLimits(low, settings["max_pixels"].value, limits.unit)
     count, is_exact = token_counter(model.folder)
     totals = count_sample_tokens(facts, seen, model.family, count)
     around = prompt_tokens(tuple(facts.labels), model.family, count)[0]
-    of_largest = seen.max_pixels // seen.side**2 + around
+    of_largest = seen.max_pixels // seen.unit**2 + around
     max_tokens = choose_max_tokens(totals, of_largest, is_exact=is_exact)
     if max_tokens is None:
         return settings, []

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwendet.config.schema import DetectionConfig
-from qwendet.encoding.image_tokens import ImageLimits
+from qwendet.families.family import PixelLimits
 
 BOXES_SEEN = 0.95
 """Share of the boxes that the pixel limits are chosen for; the smallest ones may be mistakes."""
@@ -137,7 +137,7 @@ def choose_labels(labels: Mapping[str, int], num_samples: int) -> Setting:
 def choose_pixels(
     boxes: npt.NDArray[np.float64],
     image_sizes: Collection[tuple[int, int]],
-    limits: ImageLimits,
+    limits: PixelLimits,
     recipe: Recipe,
 ) -> Settings:
     """Pixel limits by the sizes of boxes and images.
@@ -148,7 +148,7 @@ def choose_pixels(
         limits: the processor's own.
         recipe: of the model.
     """
-    side = limits.side
+    side = limits.unit
     least, most = recipe.least_tokens * side**2, recipe.most_tokens * side**2
     if not len(boxes) or not image_sizes:
         return {"max_pixels": Setting(most)}

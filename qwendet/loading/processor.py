@@ -84,18 +84,24 @@ def load_processor(
     return make_processor(family, image_processor, tokenizer)
 
 
-def require_fitting(processor: ImageTextProcessor, vlm_config: Any, source: str) -> None:
+def require_fitting(
+    processor: ImageTextProcessor, vlm_config: Any, source: str, *, is_vouched: bool = False
+) -> None:
     """Refuse tokenizer, chat template or image processor of another model.
 
     Args:
         processor: as loaded; transformers makes a tokenizer up where files are missing.
         vlm_config: of the published model.
         source: where both are from, for the message.
+        is_vouched: a manifest says that it was trained with this template.
 
     Raises:
         CheckpointError: if tokens, vocabulary, end of turn, template or patches are not the model's.
     """
-    if problems := list(_unfitting(processor, vlm_config, source)):
+    problems = list(_unfitting(processor, vlm_config, source))
+    if not problems and not is_vouched:
+        problems = list(template_problems(processor.tokenizer, processor.family, source))
+    if problems:
         raise CheckpointError.of(problems)
 
 
@@ -115,8 +121,6 @@ def _unfitting(processor: ImageTextProcessor, vlm_config: Any, source: str) -> I
         yield Problem(
             what, source, "copy tokenizer_config.json and the chat template from the model's origin"
         )
-    else:
-        yield from template_problems(tokenizer, processor.family, source)
     images, vision = processor.image_processor, vlm_config.vision_config
     for own, name in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size")):
         if (cut := getattr(images, own)) != (embedded := getattr(vision, name)):

@@ -48,8 +48,8 @@ from qwendet.data.formats.records import (
     Record,
 )
 from qwendet.data.samples import Sample
-from qwendet.encoding.image_tokens import ImageLimits
 from qwendet.errors import DataError, Problem
+from qwendet.families.family import PixelLimits
 from qwendet.progress import track
 
 ANNOTATIONS = "config.data.annotations"
@@ -65,7 +65,7 @@ def scan_data(
     *,
     depth: Depth = "header",
     workers: int = 1,
-    limits: ImageLimits | None = None,
+    limits: PixelLimits | None = None,
 ) -> tuple[dict[Split, Scan], dict[str, Findings]]:
     """Hold sample files and annotated data sets against every rule; as :func:`scan_files`.
 
@@ -116,7 +116,7 @@ class _DatasetPass:
     path: Path
     format: Format
     depth: Depth
-    limits: ImageLimits | None
+    limits: PixelLimits | None
     crew: Crew
     scans: dict[Split, Scan] = field(default_factory=dict)
     waiting: dict[Split, list[_Numbered]] = field(default_factory=lambda: defaultdict(list))

@@ -124,7 +124,7 @@ def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
     for section, key, value in SAVINGS:
         values = config.model_dump()
         if key == PIXELS:
-            value *= limits.side**2
+            value *= limits.unit**2
         if values[section][key] == value or (key == PIXELS and value >= limits.max_pixels):
             continue
         values[section][key] = value

@@ -16,8 +16,9 @@ from qwendet.config.schema import Config
 from qwendet.data.formats.fitting import ROUNDING, show
 from qwendet.data.images import ImageFacts
 from qwendet.data.samples import DetectedObject, Sample, Turn
-from qwendet.encoding.image_tokens import ImageLimits, num_image_tokens
+from qwendet.encoding.image_tokens import num_image_tokens
 from qwendet.errors import Problem
+from qwendet.families.family import PixelLimits
 
 Split = Literal["val", "test", "train", "teachers"]
 Box = tuple[float, float, float, float]
@@ -48,7 +49,7 @@ class Visit:
     sample: Sample
     field: str = ""
     facts: ImageFacts | None = None
-    limits: ImageLimits | None = None
+    limits: PixelLimits | None = None
     places: Sequence[str] = ()
 
     @property

@@ -33,8 +33,8 @@ from qwendet.data.images import (
     inspect_image,
 )
 from qwendet.data.samples import Sample, Turn, parse_sample
-from qwendet.encoding.image_tokens import ImageLimits
 from qwendet.errors import DataError, Problem
+from qwendet.families.family import PixelLimits
 from qwendet.progress import Advance, track
 
 PARSE = "config.data.samples"
@@ -67,7 +67,7 @@ class Task:
     path: Path
     root: Path
     depth: Depth
-    limits: ImageLimits | None
+    limits: PixelLimits | None
 
 
 class Piece(NamedTuple):
@@ -85,7 +85,7 @@ def scan_files(
     *,
     depth: Depth = "header",
     workers: int = 1,
-    limits: ImageLimits | None = None,
+    limits: PixelLimits | None = None,
 ) -> tuple[dict[Split, Scan], dict[str, Findings]]:
     """Hold every sample of every file against every rule.
 

@@ -15,13 +15,13 @@ from transformers import AutoTokenizer
 
 from qwendet.checks.consistency.pair import pair
 from qwendet.checks.consistency.runs import prompts_of, serving, training
+from qwendet.checks.loss.answer_spans import answer_spans
 from qwendet.checks.result import Verdict
 from qwendet.checks.subject import Subject
 from qwendet.encoding.collate import IGNORED
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
 from qwendet.families.chat import (
-    ASSISTANT,
     END_OF_TURN,
     IN_CONFIG,
     PADDING,
@@ -190,15 +190,12 @@ def tokenizer(subject: Subject) -> Verdict:
 def labels(subject: Subject) -> Verdict:
     """Exactly the assistants' answers are learned, each with its end of turn; the last is the student's."""
     own = pair(subject).trained.processor.tokenizer
-    family, end = pair(subject).trained.detector.family, own.convert_tokens_to_ids(END_OF_TURN)
-    header, before = (
-        own(text, add_special_tokens=False)["input_ids"] for text in (ASSISTANT, family.answer_prefix)
-    )
+    prefix = pair(subject).trained.detector.family.answer_prefix
     batch, problems = training(subject).batches[0], []
     fix = "labels are the answers' tokens, student_mask those of the last answer"
     for row, sample in enumerate(subject.samples):
         ids = batch["input_ids"][row].tolist()
-        answers = _answers(ids, header, before, end)
+        answers = answer_spans(ids, own, prefix)
         learned = {index for start, stop in answers for index in range(start, stop)}
         marked = (batch["labels"][row] != IGNORED).nonzero().flatten().tolist()
         student = batch["student_mask"][row].nonzero().flatten().tolist()
@@ -213,18 +210,6 @@ def labels(subject: Subject) -> Verdict:
             problems.append(Problem("student_mask is not the last answer", sample.where, fix))
     count = int((batch["labels"] != IGNORED).sum())
     return Verdict(f"{count} tokens are learned: the answers and nothing else", tuple(problems))
-
-
-def _answers(
-    ids: Sequence[int], header: Sequence[int], prefix: Sequence[int], end: int
-) -> list[tuple[int, int]]:
-    """Ranges of the answers, each with the end of its turn; ``prefix`` may stand before one."""
-    found = []
-    for start in range(len(header), len(ids)):
-        if list(ids[start - len(header) : start]) == list(header):
-            begin = start + len(prefix) * (list(ids[start : start + len(prefix)]) == list(prefix))
-            found.append((begin, ids.index(end, begin) + 1))
-    return found
 
 
 def loader(subject: Subject) -> Verdict:

@@ -14,8 +14,9 @@ from qwendet.checks.config.suite import Thoroughness, exit_code, require_files, 
 from qwendet.checks.result import Result
 from qwendet.config.load import load_config
 from qwendet.config.schema import Config, ModelConfig
-from qwendet.encoding.image_tokens import ImageLimits, image_limits, model_size
+from qwendet.encoding.image_tokens import image_limits, model_size
 from qwendet.errors import DataError
+from qwendet.families.family import PixelLimits
 from qwendet.loader import Bundle, load_encoder
 from tests.planted.planting import Project
 
@@ -29,11 +30,11 @@ def test_model_size__is_that_of_the_published_resizer(
     if max(width, height) > 200 * min(width, height):
         return
     expected = smart_resize(height, width, 28, *limits)
-    assert model_size((width, height), ImageLimits(*limits, 28))[::-1] == expected
+    assert model_size((width, height), PixelLimits(*limits, 28))[::-1] == expected
 
 
 def test_image_limits__are_the_models_own_unless_set() -> None:
-    assert image_limits(Config()) == ImageLimits(3136, 50_176, 28)
+    assert image_limits(Config()) == PixelLimits(3136, 50_176, 28)
     assert image_limits(Config(model=ModelConfig(path="Qwen/Qwen2.5-VL-3B-Instruct"))) is None
 
 

@@ -14,10 +14,11 @@ from transformers import AutoTokenizer
 from qwendet.config.load import build_config
 from qwendet.config.schema import EMBEDDED_MODELS, Config, ModelConfig
 from qwendet.demo.tiny import ASSETS, SHIPPED, SIZES, embedded_folder
-from qwendet.encoding.image_tokens import ImageLimits, image_limits, settings_folder
+from qwendet.encoding.image_tokens import image_limits, settings_folder
 from qwendet.encoding.prompts import conversation
 from qwendet.encoding.text_tokens import token_counter
 from qwendet.families.choose import FAMILIES
+from qwendet.families.family import PixelLimits
 from qwendet.loader import load
 from qwendet.loading.checkpoint import save_checkpoint
 
@@ -61,7 +62,7 @@ def test_embedded__is_a_small_model_of_its_family(name: str) -> None:
     assert image_processor.patch_size * image_processor.merge_size == family.limits.unit
     assert tuple(image_processor.image_mean) == family.image_mean
     low, high = (image_processor.size[edge] for edge in ("shortest_edge", "longest_edge"))
-    assert image_limits(config_of(name)) == ImageLimits(low, high, family.limits.unit)
+    assert image_limits(config_of(name)) == PixelLimits(low, high, family.limits.unit)
     count, is_own = token_counter(settings_folder(ModelConfig(path=name)))
     assert is_own == (EMBEDDED_MODELS[name] in {EMBEDDED_MODELS[shipped] for shipped in SHIPPED})
     if is_own:

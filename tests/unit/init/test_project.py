@@ -390,6 +390,11 @@ def test_model_folder__is_named_as_seen_from_the_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_model_config(tmp_path / "weights", model_type="qwen3_5")
+    with pytest.raises(CheckpointError, match="pixel limits and patch size cannot be read"):
+        start(tmp_path / "p", model=str(tmp_path / "weights"))
+    size = {"shortest_edge": 65_536, "longest_edge": 16_777_216}
+    record = json.dumps({"size": size, "patch_size": 16, "merge_size": 2})
+    (tmp_path / "weights" / "preprocessor_config.json").write_text(record)
     monkeypatch.chdir(tmp_path)
     _, config = start(tmp_path / "p", model="weights")
     assert config.model.path == str(tmp_path / "weights")

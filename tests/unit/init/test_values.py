@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from qwendet.config.schema import Config
-from qwendet.encoding.image_tokens import ImageLimits
+from qwendet.families.family import PixelLimits
 from qwendet.init.values import (
     FULL_RECIPE,
     TINY_RECIPE,
@@ -22,7 +22,7 @@ from qwendet.init.values import (
 )
 
 PHOTO = (640, 480)
-LIMITS = ImageLimits(3136, 12_845_056, 28)  # Qwen2.5-VL's
+LIMITS = PixelLimits(3136, 12_845_056, 28)  # Qwen2.5-VL's
 """307,200 pixels; 23 × 18 squares of 28 pixels hold it, which is 324,576."""
 
 
@@ -85,7 +85,7 @@ def test_pixels__the_most_that_a_model_is_given() -> None:
 
 def test_pixels__are_counted_in_units_of_the_family() -> None:
     """A box of 50 covers 2.4 tokens of 32×32; the rest of the rule is in tokens."""
-    limits = ImageLimits(65_536, 16_777_216, 32)
+    limits = PixelLimits(65_536, 16_777_216, 32)
     found = choose_pixels(boxes_of(50), {PHOTO}, limits, FULL_RECIPE)["max_pixels"]
     assert found.value == 640 * 480
     assert found.comment.endswith("cover 2.4 image tokens or more of 32×32 pixels")
