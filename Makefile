@@ -1,6 +1,6 @@
 #: qwendet: what can be made
 #:
-#:   make demo     train the embedded model on generated shapes, evaluate it, write pictures to runs/demo
+#:   make demo     train an embedded model on generated shapes, evaluate it, write pictures to runs/demo
 #:   make test     every test
 #:   make check    format, lint, types, import rule, fast tests and doctests: before every commit
 #:   make docs     docs/ as a website, in site/

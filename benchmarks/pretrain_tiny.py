@@ -85,7 +85,17 @@ RECIPES = {
             "detection.num_queries=32",
             "loss.lm_loss_weight=0",
         ),
-        second=("train.max_steps=2000", "train.batch_size=8", "train.autocast=none"),
+        second=(
+            "train.max_steps=1200",
+            "train.batch_size=8",
+            "train.autocast=none",
+            "detection.enabled=true",
+            "detection.num_queries=32",
+            "data.allow=[]",
+            "loss.lm_loss_weight=4.0",
+            "train.vision_learning_rate=null",
+            "train.head_learning_rate=1.2e-3",
+        ),
     ),
 }
 FEW_CROWDS = replace(PRETRAIN, name="few_crowds", crowds=0.02)
@@ -130,6 +140,7 @@ class ProbedTrainer(DetectionTrainer):
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The loss, and the probes'."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
+        self.probes.zero_grad()  # the Trainer clears the gradients of its own model alone
         probed = self.probes(inputs)
         self.step_log.add({"probes": probed}, [])
         return loss + probed
@@ -182,11 +193,14 @@ def first_stage(config: Config, recipe: Recipe) -> Path:
 
 
 def second_stage(config: Config, first: Bundle) -> Bundle:
-    """Train merger and language model; returns them with the first stage's head."""
+    """Train the answers; where the head is left out, the first stage's is put back."""
     bundle = load(config, for_inference=False)
-    bundle.detector.vlm.load_state_dict(first.detector.vlm.state_dict())
+    vlm, head = bundle.detector.vlm, bundle.detector.head
+    vlm.load_state_dict(first.detector.vlm.state_dict())
+    if head is not None and first.detector.head is not None:
+        head.load_state_dict(first.detector.head.state_dict())
     ProbedTrainer(bundle).train()
-    return replace(first, detector=Qwen25VLWithDetection(bundle.detector.vlm, first.detector.head))
+    return replace(first, detector=Qwen25VLWithDetection(vlm, head or first.detector.head))
 
 
 def write_data(folder: Path, recipe: Recipe) -> None:
