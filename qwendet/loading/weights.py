@@ -13,7 +13,6 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.utils import GENERATION_CONFIG_NAME
 
 from qwendet.config.schema import ModelConfig
 from qwendet.errors import CheckpointError, Problem
@@ -66,7 +65,7 @@ def load_vlm(
         )
     vlm, report = loaded
     embed_by_product(vlm.model.visual.patch_embed.proj)
-    if weights is not None and (Path(source) / GENERATION_CONFIG_NAME).is_file():  # some have none
+    if weights is not None and (Path(source) / "generation_config.json").is_file():  # some have none
         vlm.generation_config = GenerationConfig.from_pretrained(source)
     problems = [
         Problem(f"{len(keys)} {kind.replace('_', ' ')}, such as {sorted(map(str, keys))[0]}", source, WHOLE)

@@ -284,8 +284,8 @@ FAMILY_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "unit 28 where it is 32",
-        "consistency.images.processor",
-        ("patch_size is", "training"),
+        "consistency.build.load",
+        ("the image processor is not the model's: its patch_size is",),
         changing(loader, "load_processor", of_the_other_unit),
     ),
     Bug(
