@@ -4,6 +4,7 @@ Left to the answers alone, it takes far more than 70,000 samples to find out whe
 vision tower knows relative positions only, so rows and columns can be told from nothing but M-RoPE's turn
 against the text before the image. Linear probes on the hidden states ask for it directly:
 
+    tower     patches         label of the object that covers them, and how far its edges are away
     layer 0   image tokens    their row and column
     layer 1   image tokens    box (as answers write it) and label of the object that covers them
     layer 2   image tokens    the same;    answer tokens    box and label of the object that is being written
@@ -32,6 +33,7 @@ DIGITS = (10, 10, 10)  # classes of a coordinate's hundreds, tens and ones
 ONES_WEIGHT = {"pixels": 0.5, "thousandths": 0.1}  # the last digit is mostly noise
 REGRESSION_WEIGHT = 5.0
 REGRESSION_UNIT = {"pixels": 112.0, "thousandths": 1000.0}
+PATCH_WEIGHT = 5.0
 NOTHING = -1.0  # in all of a target: no object there
 
 
@@ -83,6 +85,35 @@ class ObjectProbe(nn.Module):
         return losses[0] + losses[1] + ones + REGRESSION_WEIGHT * regression + label
 
 
+class PatchProbe(nn.Module):
+    """Reads what covers a patch of the vision tower: a label or nothing, and how far its edges are away.
+
+    It is there where a head is, which learns from few patches of an image alone.
+    """
+
+    def __init__(self, size: int, num_labels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(size)
+        self.edges = nn.Linear(size, 4)
+        self.label = nn.Linear(size, num_labels + 1)
+
+    def forward(self, hidden: Tensor, centres: Tensor, covering: Tensor) -> Tensor:
+        """Loss for hidden states ``(N, size)``.
+
+        Args:
+            hidden: hidden states.
+            centres: ``(N, 2)``, x and y of each patch, in patches.
+            covering: ``(N, 5)`` from :func:`_covering`, in patches.
+        """
+        normed, known = self.norm(hidden), covering[:, 0] != NOTHING
+        labels = torch.where(known, covering[:, 4] + 1, 0.0).long()
+        wanted = (covering[:, :4] - centres.repeat(1, 2))[known]
+        loss: Tensor = F.cross_entropy(self.label(normed), labels)
+        if known.any():
+            loss = loss + F.smooth_l1_loss(self.edges(normed)[known], wanted)
+        return PATCH_WEIGHT * loss
+
+
 class Probes(nn.Module):
     """All probes, listening to the language model of a bundle.
 
@@ -105,6 +136,10 @@ class Probes(nn.Module):
         self.seen = nn.ModuleDict({"1": probe(), "2": probe()})
         self.written = nn.ModuleDict({"2": probe(), "3": probe()})
         self._hidden: dict[int, Tensor] = {}
+        self.patch: PatchProbe | None = None
+        if (head := bundle.detector.head) is not None:
+            self.patch = PatchProbe(head.shape.vision_size, num_labels)
+            head.memory.register_forward_pre_hook(self._keep_patches)
         vocabulary = range(len(self.tokenizer))
         self._opened = torch.tensor([self.tokenizer.decode([token]).count("{") for token in vocabulary])
         for index, layer in enumerate(layers):
@@ -116,6 +151,9 @@ class Probes(nn.Module):
 
         return keep
 
+    def _keep_patches(self, module: nn.Module, inputs: Any) -> None:
+        self._patches: Tensor = inputs[0]
+
     def forward(self, batch: Batch) -> Tensor:
         """Sum of the probes' losses for the batch that the model has just seen."""
         tokens, positions, covering = image_targets(batch, self.family)
@@ -126,6 +164,10 @@ class Probes(nn.Module):
             loss = loss + probe(flat[int(index)][tokens], covering)
         for index, probe in self.written.items():
             loss = loss + probe(flat[int(index)], writing)
+        if self.patch is not None:
+            mask = batch["patch_mask"]
+            centres = mask.nonzero()[:, [2, 1]] + 0.5
+            loss = loss + self.patch(self._patches.float()[mask], centres, torch.cat(_covering(batch, mask)))
         return loss
 
     def _written_objects(self, batch: Batch) -> Tensor:
@@ -154,17 +196,29 @@ def image_targets(batch: Batch, family: Family) -> tuple[Tensor, Tensor, Tensor]
     """
     mask: Tensor = batch["patch_mask"][:, ::2, ::2]
     tokens: Tensor = batch["context_index"][:, ::2, ::2]
-    boxes = cxcywh_to_xyxy(batch["target_boxes_cxcywh"])
-    objects = torch.cat([boxes, batch["target_label_ids"][:, None].float()], dim=1)
-    covering = []
-    for own, inside in zip(mask, objects.split(batch["num_boxes"]), strict=True):
-        columns, rows = int(own.any(0).sum()), int(own.any(1).sum())
-        found = _nearest(own.nonzero(), inside * torch.tensor([columns, rows, columns, rows, 1]))
-        unit = family.limits.unit
+    unit, covering = family.limits.unit, []
+    for own, found in zip(mask, _covering(batch, mask), strict=True):
+        columns, rows = _size(own)
         width, height = family.answer_size((unit * columns, unit * rows))
         in_frame = found * torch.tensor([width / columns, height / rows] * 2 + [1])
         covering.append(torch.where(found == NOTHING, NOTHING, in_frame))
     return tokens[mask], mask.nonzero()[:, 1:], torch.cat(covering)
+
+
+def _size(own: Tensor) -> tuple[int, int]:
+    """Columns and rows of one image's mask."""
+    return int(own.any(0).sum()), int(own.any(1).sum())
+
+
+def _covering(batch: Batch, mask: Tensor) -> list[Tensor]:
+    """Of each image the objects ``(N, 5)`` that cover its cells of ``(B, H, W)``: xyxy in cells, label."""
+    boxes = cxcywh_to_xyxy(batch["target_boxes_cxcywh"])
+    objects = torch.cat([boxes, batch["target_label_ids"][:, None].float()], dim=1)
+    found = []
+    for own, inside in zip(mask, objects.split(batch["num_boxes"]), strict=True):
+        columns, rows = _size(own)
+        found.append(_nearest(own.nonzero(), inside * torch.tensor([columns, rows, columns, rows, 1])))
+    return found
 
 
 def _nearest(cells: Tensor, objects: Tensor) -> Tensor:
