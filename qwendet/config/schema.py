@@ -25,6 +25,7 @@ LrScheduler = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 
 EMBEDDED_MODELS = {
     "tiny": "qwen2_5_vl",
+    "tiny-qwen3-vl": "qwen3_vl",
     "tiny-untrained": "qwen2_5_vl",
     "tiny-qwen2-vl": "qwen2_vl",
     "tiny-qwen3-vl-untrained": "qwen3_vl",

@@ -37,7 +37,7 @@ from qwendet.loading.processor import make_processor, save_processor
 
 ASSETS = Path(__file__).parent.parent / "assets"
 TINY_FOLDER = ASSETS / "tiny"
-SHIPPED = ("tiny",)
+SHIPPED = ("tiny", "tiny-qwen3-vl")
 """Names in ``model.path`` of what ships trained, in the folder of ``ASSETS`` that is called so."""
 
 VOCABULARY = 640

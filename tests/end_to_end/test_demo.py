@@ -12,16 +12,29 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from benchmarks.demo import MODELS
+
 SCENES = ["--train-scenes", "16", "--test-scenes", "4"]
 STEPS = ["--set", "train.max_steps=2", "--set", "train.batch_size=4"]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", MODELS)
 def test_demo__leaves_coco_files_and_pictures(
-    repo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    family: str, repo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, figures_file = tmp_path / "demo", tmp_path / "figures.json"
-    command = ["-m", "benchmarks.demo", "--output", str(folder), "--json", str(figures_file), *SCENES, *STEPS]
+    command = [
+        "-m",
+        "benchmarks.demo",
+        "--family",
+        family,
+        "--output",
+        str(folder),
+        "--json",
+        str(figures_file),
+    ]
+    command += [*SCENES, *STEPS]
     done = subprocess.run(
         [sys.executable, *command], cwd=repo_root, capture_output=True, text=True, check=False
     )
