@@ -82,6 +82,8 @@ def write_model(
     processor = load_processor(str(published), family_of(family, str(published)), None, None)
     config = AutoConfig.from_pretrained(published)
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
+    config.text_config.eos_token_id = processor.tokenizer.eos_token_id
+    config.text_config.pad_token_id = processor.tokenizer.pad_token_id
     if not (full_size and family == "qwen3_vl"):
         text, vision = (FULL_SIZE_TEXT, FULL_SIZE_VISION) if full_size else (TEXT[family], VISION[family])
         _resize(config.text_config, text)

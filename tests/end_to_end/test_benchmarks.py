@@ -32,9 +32,11 @@ def figures_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 @pytest.mark.parametrize(
     "name", ["Qwen2-VL-2B-Instruct", "Qwen2.5-VL-7B-Instruct", "Qwen3-VL-4B-Instruct", "Qwen3.5-0.8B"]
 )
-def test_family_parity__holds(figures_of: Run, shared: Path, tmp_path: Path, name: str) -> None:
+def test_family_parity__holds(
+    figures_of: Run, small_model: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
     (tmp_path / "published").mkdir()
-    (tmp_path / "published" / name).symlink_to(shared / "qwen_processor" / name)
+    (tmp_path / "published" / name).symlink_to(small_model(name))
     ((_, figures),) = figures_of(family_parity, [str(tmp_path / "published")]).items()
     assert figures.pop("text_equal") is True
     assert figures.pop("inputs_equal") is True

@@ -171,5 +171,7 @@ def test_check__the_tiny_model_fits_and_says_what_it_needs() -> None:
 def test_check__a_model_that_cannot_be_reached_is_no_bug() -> None:
     (result,) = run_memory_check(make_config(model={"path": "nobody/nothing"}))
     assert (result.status, result.where) == ("fail", "nobody/nothing")
-    assert result.what.startswith("the model cannot be loaded: ")
+    assert result.what.startswith(
+        "the model (no folder of this name is here, so it is taken for a hub id) cannot be"
+    )
     assert result.fix.endswith("or a hub id that can be reached")
