@@ -91,7 +91,7 @@ class Predictor:
             CheckpointError: for a model that cannot be used.
             ConfigError: for an override that would show the model what it was not trained on; without labels.
         """
-        revision = next((item[15:] for item in overrides if item.startswith("model.revision=")), None)
+        revision = dict(item.partition("=")[::2] for item in overrides).get("model.revision")
         trained, is_foreign = config_of_model(str(folder), revision=revision, given=given)
         if any(override.startswith("model.dtype=") for override in overrides):
             overrides = ["train.autocast=auto", *overrides]  # the products are of the type that is asked for
