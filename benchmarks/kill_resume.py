@@ -66,6 +66,7 @@ def start(config: Config, *, resume: bool) -> int:
         return process
     code = 1
     try:
+        torch.set_num_threads(1)  # makes the fork's own thread pool, before two threads of it would at once
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
             train(config, resume=resume)

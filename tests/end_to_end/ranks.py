@@ -172,6 +172,7 @@ def start(job: str, config: str, out: Path, number: int, of: int, port: int) -> 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(of)}
     code: Any = 1
     try:
+        torch.set_num_threads(1)  # makes the fork's own thread pool, before two threads of it would at once
         command(Path(config), out) if job == "command" else JOBS[job](load_config(config), out)
         code = 0
     except SystemExit as ending:
