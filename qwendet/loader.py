@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from qwendet.loading.processor import ImageTextProcessor, load_processor, requir
 from qwendet.loading.weights import end_with_turn, load_vlm, published_config, reading
 from qwendet.model.build_head import NEW_HEAD, build_head
 from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.model.head import DetectionHead
 from qwendet.model.precision import AUTOCAST, float32_or_wider, group_of, trained_in_float32
 from qwendet.source import Source, find_source
 
@@ -50,17 +51,15 @@ MOST_TOKENS = 32_768
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """A model and all that belongs to it.
+class Interface:
+    """How a model is asked and its answers are read: all but the weights.
 
     Attributes:
-        detector: the model.
         processor: tokenizer, chat template and image processor.
-        config: the config with label set, pixel limits, head sizes, types and attention resolved.
+        config: the config with label set and pixel limits resolved, of a :class:`Bundle` everything.
         manifest: of ``model.path``; ``None`` if this project did not train it.
     """
 
-    detector: Qwen25VLWithDetection
     processor: ImageTextProcessor
     config: Config
     manifest: Manifest | None = None
@@ -82,14 +81,25 @@ class Bundle:
             "max_pixels": data.max_pixels,
         }
 
+    def encoder(self) -> Encoder:
+        """What turns this model's samples into tokens and pixels."""
+        return Encoder(self.processor, self.labels, self.config.data)
+
+
+@dataclass(frozen=True)
+class Bundle(Interface):
+    """A model and all that belongs to it.
+
+    Attributes:
+        detector: the model.
+    """
+
+    detector: Qwen25VLWithDetection = field(kw_only=True)
+
     @property
     def has_new_head(self) -> bool:
         """Whether the head's weights are not ``model.path``'s, but drawn."""
         return self.detector.head is not None and (self.manifest is None or self.manifest.head is None)
-
-    def encoder(self) -> Encoder:
-        """What turns this model's samples into tokens and pixels."""
-        return Encoder(self.processor, self.labels, self.config.data)
 
     def collator(self, *, packing: bool = False) -> StandardDataCollator:
         """What turns this model's encoded samples into a batch."""
@@ -147,7 +157,8 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
                 "set model.lora to null, or train an adapter first",
             )
         config = _with_adapter(detector, config, origin, config.model.lora)
-    bundle = Bundle(detector, processor, _record(config, detector, processor, origin.commit), manifest)
+    recorded = _record(config, processor, origin.commit, detector.head)
+    bundle = Bundle(processor, recorded, manifest, detector=detector)
     refusal = processor.family.packing_refusal
     if not for_inference and config.model.attn_implementation == "sdpa" and refusal:
         logger.info("a call of attention for each sample is left out: %s", refusal)
@@ -159,8 +170,8 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
     return bundle
 
 
-def load_encoder(config: Config) -> Encoder:
-    """What :func:`load` would give a model to turn samples into tokens; no weights are read.
+def load_interface(config: Config) -> Interface:
+    """What :func:`load` would give a model to be asked with; no weights are read.
 
     Raises:
         CheckpointError: for tokenizer or image processor files that cannot be read.
@@ -172,7 +183,10 @@ def load_encoder(config: Config) -> Encoder:
     if trained is not None:
         lora = config.model.lora or trained
         base = find_source(lora.base or trained.base or "", lora.revision, weights=False)
-    return Encoder(_processor(config, origin, base, manifest), resolve_labels(config), config.data)
+    processor = _processor(config, origin, base, manifest)
+    data = config.data.model_copy(update={"labels": resolve_labels(config)})
+    resolved = config.model_copy(update={"data": data})
+    return Interface(processor, _record(resolved, processor, origin.commit), manifest)
 
 
 def config_of_checkpoint(folder: Path) -> Config:
@@ -359,7 +373,10 @@ def _known(detector: Qwen25VLWithDetection, manifest: Manifest) -> Qwen25VLWithD
 
 
 def _record(
-    config: Config, detector: Qwen25VLWithDetection, processor: ImageTextProcessor, commit: str | None
+    config: Config,
+    processor: ImageTextProcessor,
+    commit: str | None,
+    head: DetectionHead | None = None,
 ) -> Config:
     """Write into the config what the loaded parts have settled."""
     size = processor.image_processor.size
@@ -368,9 +385,7 @@ def _record(
         settled["system_prompt"] = processor.family.system_prompt
     update: dict[str, Any] = {"data": config.data.model_copy(update=settled)}
     update["model"] = config.model.model_copy(update={"revision": commit})
-    if detector.head is not None:
-        shape = detector.head.shape
-        update["detection"] = config.detection.model_copy(
-            update={name: getattr(shape, name) for name in NEW_HEAD}
-        )
+    if head is not None:
+        shape = {name: getattr(head.shape, name) for name in NEW_HEAD}
+        update["detection"] = config.detection.model_copy(update=shape)
     return config.model_copy(update=update)

@@ -64,7 +64,7 @@ class Shortened(Subject):
         detector.to(_device(detector), torch.float32)
         detector.vlm.set_attn_implementation(exact_attention(whole.bundle.config.model.attn_implementation))
         config = self._in_float32(whole.bundle.config, detector)
-        self.bundle = Bundle(detector, whole.bundle.processor, config)
+        self.bundle = Bundle(whole.bundle.processor, config, detector=detector)
 
     def _in_float32(self, config: Config, detector: Qwen25VLWithDetection) -> Config:
         """The config that builds the shortened model."""

@@ -17,8 +17,6 @@ from pathlib import Path
 
 import torch
 
-from qwendet.answers.diagnostics import AnswerFacts, answer_facts
-from qwendet.answers.format import ParsedObject, parse_answer
 from qwendet.answers.grammar import AnswerGrammar
 from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
 from qwendet.config.as_trained import require_as_trained
@@ -29,7 +27,6 @@ from qwendet.data.samples import Sample
 from qwendet.encoding.collate import Batch, require_left_padding, to_device
 from qwendet.encoding.encode import EncodedSample
 from qwendet.encoding.image_tokens import num_image_tokens
-from qwendet.encoding.resize import model_image_size, rescale_xyxy
 from qwendet.errors import ConfigError
 from qwendet.families.family import PixelLimits
 from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary
@@ -37,6 +34,14 @@ from qwendet.inference.detections import Detection, Prediction, Source
 from qwendet.inference.generation import GeneratedAnswer, generate_answers
 from qwendet.inference.inputs import sample_of_image
 from qwendet.inference.sharding import map_batches
+from qwendet.inference.text_answers import (
+    NO_TEXT,
+    answer_size,
+    has_area,
+    prediction_of,
+    read_answer,
+    rounded,
+)
 from qwendet.loader import Bundle, config_of_model, load
 from qwendet.progress import Advance, no_advance
 
@@ -44,9 +49,6 @@ logger = logging.getLogger("qwendet")
 
 TOKENS_OF_A_BOX = 39
 """Of an answer, in the published tokens; only the order of samples depends on it."""
-
-_TextFound = tuple[list[Detection], int, AnswerFacts | None]
-"""Of one text answer: its usable boxes, the number of the others, and what can be said of it."""
 
 
 class Predictor:
@@ -91,23 +93,14 @@ class Predictor:
             CheckpointError: for a model that cannot be used.
             ConfigError: for an override that would show the model what it was not trained on; without labels.
         """
-        revision = dict(item.partition("=")[::2] for item in overrides).get("model.revision")
-        trained, is_foreign = config_of_model(str(folder), revision=revision, given=given)
-        if any(override.startswith("model.dtype=") for override in overrides):
-            overrides = ["train.autocast=auto", *overrides]  # the products are of the type that is asked for
-        config = override_config(trained, overrides)
-        require_as_trained(trained, config, is_foreign=is_foreign)
-        sources_of(mode or config.infer.mode, has_head=config.detection.enabled)
-        if labels is None and config.data.labels is None and config.data.train is None:
-            labels = labels_of_data
-            if not labels:
-                fix = "infer: --labels cat,dog; eval: --set data.labels=[cat,dog]"
-                raise ConfigError("nothing tells what to look for in the images", "--labels", fix)
-        if labels is not None:
-            tell_near_misses(labels, trained.data.labels or ())
-            config = config.model_copy(
-                update={"data": config.data.model_copy(update={"labels": tuple(labels)})}
-            )
+        config, is_foreign = config_to_ask(
+            folder,
+            labels=labels,
+            overrides=overrides,
+            given=given,
+            mode=mode,
+            labels_of_data=labels_of_data,
+        )
         bundle = load(config, for_inference=True)
         if is_foreign:
             logger.info("%s: %s", folder, in_words(bundle.origin()))
@@ -194,25 +187,14 @@ class Predictor:
         require_left_padding(collated)
         batch = to_device(collated, self.bundle.detector.device)
         by_head: list[list[Detection]] = [[] for _ in samples]
-        by_text: list[_TextFound] = [([], 0, None) for _ in samples]
+        by_text = [NO_TEXT for _ in samples]
         if "head" in sources:
             by_head = list(self._by_head(batch, encoded))
         if "text" in sources:
-            by_text = list(map(self._by_text, self._answers(batch, encoded), encoded))
+            answers = zip(self._answers(batch, encoded), encoded, strict=True)
+            by_text = [read_answer(self.bundle, answer, item) for answer, item in answers]
         rows = zip(samples, encoded, by_head, by_text, strict=True)
-        return [
-            Prediction(sample.student.image, *item.image_size, self._best(boxes, texts), rejected, facts)
-            for sample, item, boxes, (texts, rejected, facts) in rows
-        ]
-
-    def _best(self, *by_source: list[Detection]) -> tuple[Detection, ...]:
-        """The best of each source, as many as if it answered alone; together sorted by score."""
-        infer = self.bundle.config.infer
-        kept: list[Detection] = []
-        for detections in by_source:
-            best = sorted(detections, key=lambda detection: -detection.score)[: infer.max_detections]
-            kept += [detection for detection in best if detection.score >= infer.score_threshold]
-        return tuple(sorted(kept, key=lambda detection: -detection.score))
+        return [prediction_of(*row, self.bundle.config.infer) for row in rows]
 
     def _by_head(self, batch: Batch, encoded: Sequence[EncodedSample]) -> Iterator[list[Detection]]:
         output = self.bundle.detector(batch, with_tokens=False).head
@@ -224,7 +206,7 @@ class Predictor:
             unclipped = cxcywh_to_xyxy(boxes[row].double()) * torch.tensor([width, height, width, height])
             xyxy = clip_xyxy(unclipped, width, height).tolist()
             yield [
-                Detection(_rounded(xyxy[query]), self.bundle.labels[label], score, "head")
+                Detection(rounded(xyxy[query]), self.bundle.labels[label], score, "head")
                 for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
                 for query, label in [divmod(index, len(self.bundle.labels))]
                 if has_area(xyxy[query])
@@ -242,7 +224,9 @@ class Predictor:
     def _constraint(self, encoded: Sequence[EncodedSample]) -> AnswerConstraint:
         infer = self.bundle.config.infer
         form = self.bundle.processor.family.answer_form
-        grammars = [AnswerGrammar(self.bundle.labels, self._answer_size(item), form) for item in encoded]
+        grammars = [
+            AnswerGrammar(self.bundle.labels, answer_size(self.bundle, item), form) for item in encoded
+        ]
         return AnswerConstraint(self._vocabulary, grammars, infer.max_detections, infer.max_new_tokens)
 
     @cached_property
@@ -253,24 +237,36 @@ class Predictor:
         ).alphabet
         return AnswerVocabulary(self.bundle.processor.tokenizer, alphabet)
 
-    def _answer_size(self, item: EncodedSample) -> tuple[int, int]:
-        """Width and height of the frame of the answer's coordinates."""
-        processor = self.bundle.processor
-        size = model_image_size(item.image_grid_thw[-1].tolist(), processor.image_processor.patch_size)
-        return processor.family.answer_size(size)
 
-    def _by_text(self, answer: GeneratedAnswer, item: EncodedSample) -> _TextFound:
-        parsed = parse_answer(answer.text)
-        source = self._answer_size(item)
-        detections = [
-            Detection(box, entry.desc, answer.score(entry.start, entry.end), "text")
-            for entry in parsed.objects
-            if has_area(box := _displayed(entry, source, item.image_size))
-        ]
-        facts = answer_facts(
-            answer.text, parsed, truncated=answer.truncated, size=source, labels=self.bundle.labels
-        )
-        return detections, parsed.rejected + len(parsed.objects) - len(detections), facts
+def config_to_ask(
+    folder: str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+    given: Config | None = None,
+    mode: str | None = None,
+    labels_of_data: Sequence[str] = (),
+) -> tuple[Config, bool]:
+    """The config that a model is asked with, and whether this project did not train it.
+
+    Arguments and errors are those of :meth:`Predictor.from_checkpoint`.
+    """
+    revision = dict(item.partition("=")[::2] for item in overrides).get("model.revision")
+    trained, is_foreign = config_of_model(str(folder), revision=revision, given=given)
+    if any(override.startswith("model.dtype=") for override in overrides):
+        overrides = ["train.autocast=auto", *overrides]  # the products are of the type that is asked for
+    config = override_config(trained, overrides)
+    require_as_trained(trained, config, is_foreign=is_foreign)
+    sources_of(mode or config.infer.mode, has_head=config.detection.enabled)
+    if labels is None and config.data.labels is None and config.data.train is None:
+        labels = labels_of_data
+        if not labels:
+            fix = "infer: --labels cat,dog; eval: --set data.labels=[cat,dog]"
+            raise ConfigError("nothing tells what to look for in the images", "--labels", fix)
+    if labels is not None:
+        tell_near_misses(labels, trained.data.labels or ())
+        config = config.model_copy(update={"data": config.data.model_copy(update={"labels": tuple(labels)})})
+    return config, is_foreign
 
 
 def sources_of(mode: str, *, has_head: bool) -> tuple[Source, ...]:
@@ -294,25 +290,6 @@ def in_words(origin: Mapping[str, object]) -> str:
         'trained by: unknown; prompt: Locate every {labels}.'
     """
     return "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in origin.items())
-
-
-def _displayed(
-    entry: ParsedObject, source: tuple[int, int], target: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """A parsed box in pixels of the displayed image, cut at its edges."""
-    box = torch.from_numpy(rescale_xyxy([entry.bbox_2d], source, target))
-    return _rounded(clip_xyxy(box, *target)[0].tolist())
-
-
-def _rounded(box: Sequence[float]) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = (round(number, 2) for number in box)
-    return x1, y1, x2, y2
-
-
-def has_area(box: Sequence[float]) -> bool:
-    """Whether a rounded xyxy box covers anything."""
-    x1, y1, x2, y2 = _rounded(box)
-    return x2 > x1 and y2 > y1
 
 
 def tell_near_misses(labels: Sequence[str], trained: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from qwendet.data import images
 from qwendet.encoding import encode, prompts
 from qwendet.encoding.encode import EncodedSample, Encoder
 from qwendet.inference import predictor as inference
-from qwendet.inference.predictor import Predictor
+from qwendet.inference import text_answers
 from qwendet.loader import Bundle
 from tests.planted.bug import Bug
 from tests.planted.in_code import Plant, at_inference, changing, replacing
@@ -144,7 +144,7 @@ IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "resize recomputed at inference",
         "consistency.images.text_boxes",
         ("turned.jpg",),
-        replacing(Predictor, "_answer_size", lambda self, item: item.image_size),
+        replacing(text_answers, "answer_size", lambda interface, item: item.image_size),
     ),
     Bug(
         "x and y swapped at inference",

@@ -32,9 +32,8 @@ from qwendet.families.family import Family
 from qwendet.families.qwen2_5_vl import QWEN2_5_VL
 from qwendet.families.qwen3_5 import QWEN3_5
 from qwendet.families.qwen3_vl import QWEN3_VL
-from qwendet.inference import predictor as inference
-from qwendet.inference.predictor import Predictor
-from qwendet.loader import Bundle
+from qwendet.inference import text_answers
+from qwendet.loader import Bundle, Interface
 from qwendet.training import build as build_trainer
 from tests.planted.bug import Bug
 from tests.planted.in_code import Plant, at_inference, changing, replacing
@@ -83,13 +82,13 @@ def scaled_twice(boxes: Any, source: tuple[float, float], target: tuple[float, f
 
 
 def read_up_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = Predictor._answer_size
+    sound = text_answers.answer_size
 
-    def size(self: Predictor, item: Any) -> tuple[int, int]:
-        width, height = sound(self, item)
+    def size(interface: Interface, item: Any) -> tuple[int, int]:
+        width, height = sound(interface, item)
         return width - 1, height - 1
 
-    monkeypatch.setattr(Predictor, "_answer_size", size)
+    monkeypatch.setattr(text_answers, "answer_size", size)
 
 
 # Prompt
@@ -243,7 +242,7 @@ FAMILY_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "boxes scaled twice in reading",
         "consistency.images.text_boxes",
         ("comes back as", "pixels off"),
-        replacing(inference, "rescale_xyxy", scaled_twice),
+        replacing(text_answers, "rescale_xyxy", scaled_twice),
     ),
     Bug(
         "think block in training only",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def bundle_with(bundle_of: Callable[[str], Bundle]) -> Iterator[Callable[[str, t
         sound = bundle_of(family)
         sound.detector.requires_grad_(True)
         changed.append(sound)
-        return Bundle(sound.detector, sound.processor, override_config(sound.config, settings))
+        return replace(sound, config=override_config(sound.config, settings), manifest=None)
 
     yield change
     for sound in changed:

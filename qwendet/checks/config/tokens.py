@@ -22,7 +22,7 @@ from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.encoding.dataset import TrainingSamples
 from qwendet.encoding.encode import Encoder
 from qwendet.errors import DataError, Problem
-from qwendet.loader import load_encoder
+from qwendet.loader import load_interface
 from qwendet.progress import track
 
 LIMIT = "config.tokens.limit"
@@ -60,7 +60,7 @@ def count_tokens(survey: Survey) -> tuple[list[Result], list[Table]]:
     loaded: list[Encoder] = []
 
     def prepare() -> Iterable[Problem]:
-        loaded.append(load_encoder(config))
+        loaded.append(load_interface(config).encoder())
         return ()
 
     if not findings[LIMIT].collect(prepare):

@@ -89,7 +89,7 @@ def _outcome(watched: Watched, poison: Poison) -> str:
     """What became of a step that must be refused; empty if it was."""
     subject = watched.subject
     stand_in: Any = StandIn(subject.bundle.detector.config, poison)
-    bundle = Bundle(stand_in, subject.bundle.processor, _at_a_rate(subject.bundle.config))
+    bundle = Bundle(subject.bundle.processor, _at_a_rate(subject.bundle.config), detector=stand_in)
     trainer = short_trainer(bundle, subject.encoded[:1], 1, subject.folder / "nan")
     try:
         trainer.train()

@@ -65,5 +65,5 @@ def short_trainer(
     )
     arguments = training_arguments(config)
     arguments.save_strategy = "no"
-    own = Bundle(bundle.detector, bundle.processor, config)
+    own = Bundle(bundle.processor, config, detector=bundle.detector)
     return DetectionTrainer(own, FewSamples(encoded), arguments, [])  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from qwendet.config.schema import Config, ModelConfig
 from qwendet.encoding.image_tokens import image_limits, model_size
 from qwendet.errors import DataError
 from qwendet.families.family import PixelLimits
-from qwendet.loader import Bundle, load_encoder
+from qwendet.loader import Bundle, load_interface
 from tests.planted.planting import Project
 
 SIDES = st.integers(2, 6000)
@@ -38,8 +38,8 @@ def test_image_limits__are_the_models_own_unless_set() -> None:
     assert image_limits(Config(model=ModelConfig(path="Qwen/Qwen2.5-VL-3B-Instruct"))) is None
 
 
-def test_load_encoder__needs_no_model(bundle: Bundle, tiny_config: Config) -> None:
-    encoder = load_encoder(tiny_config)
+def test_load_interface__needs_no_model(bundle: Bundle, tiny_config: Config) -> None:
+    encoder = load_interface(tiny_config).encoder()
     assert encoder.label_tokens() == bundle.encoder().label_tokens()
 
 
@@ -48,7 +48,7 @@ def test_token_table__gives_median_and_most(tmp_path: Path) -> None:
     config = load_config(project.write())
     results, tables = run_config_checks(config, Thoroughness(tokens=True))
     assert {result.status for result in results if result.id.startswith("config.tokens.")} == {"pass"}
-    encoder = load_encoder(config)
+    encoder = load_interface(config).encoder()
     from qwendet.data.samples import SampleFile
 
     counts = sorted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -21,7 +22,7 @@ from qwendet.training import build as build_trainer
 def with_preflight(bundle: Bundle, preflight: str) -> Bundle:
     config: Config = bundle.config
     train = config.train.model_copy(update={"preflight": preflight})
-    return Bundle(bundle.detector, bundle.processor, config.model_copy(update={"train": train}))
+    return replace(bundle, config=config.model_copy(update={"train": train}), manifest=None)
 
 
 def test_quick__passes_a_sound_model_and_refuses_a_frozen_one(

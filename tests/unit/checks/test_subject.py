@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def with_lines(config: Config, path: Path, lines: list[object], on_bad_sample: s
 
 def samples_of(config: Config, bundle: Bundle) -> list[Sample]:
     resolved = bundle.config.model_copy(update={"data": config.data})
-    with temporary_subject(config, Bundle(bundle.detector, bundle.processor, resolved)) as made:
+    with temporary_subject(config, replace(bundle, config=resolved, manifest=None)) as made:
         return made.samples
 
 
@@ -126,7 +127,7 @@ def test_served__is_the_training_build_in_evaluation_mode(subject: Subject) -> N
 
 def test_bundle__is_frozen_as_training_freezes_it(tiny_config: Config, bundle: Bundle) -> None:
     train = tiny_config.train.model_copy(update={"vision_learning_rate": 0.0})
-    frozen = Bundle(bundle.detector, bundle.processor, bundle.config.model_copy(update={"train": train}))
+    frozen = replace(bundle, config=bundle.config.model_copy(update={"train": train}), manifest=None)
     with temporary_subject(tiny_config, frozen) as made:
         patch = made.bundle.detector.vlm.model.visual.patch_embed.proj.weight
         assert not patch.requires_grad

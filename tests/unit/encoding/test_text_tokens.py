@@ -17,7 +17,7 @@ from qwendet.encoding.image_tokens import image_limits, settings_folder
 from qwendet.encoding.text_tokens import estimate_tokens, token_counter
 from qwendet.families.choose import family_in
 from qwendet.init.facts import count_sample_tokens, look_at
-from qwendet.loader import load_encoder
+from qwendet.loader import load_interface
 
 FAMILIES = [
     "Qwen2-VL-2B-Instruct", "Qwen2.5-VL-7B-Instruct", "Qwen3-VL-4B-Instruct", "Qwen3.5-4B",
@@ -71,7 +71,7 @@ def test_sample_tokens__are_those_of_the_encoder(
     folder = settings_folder(config.model)
     assert limits is not None
     assert folder is not None
-    encoder = load_encoder(config)
+    encoder = load_interface(config).encoder()
     sizes = {"a.png": (640, 480), "b.png": (300, 90)}
     expected = [
         encoder.token_counts(sample, [sizes[turn.image] for turn in (*sample.teachers, sample.student)])[0]

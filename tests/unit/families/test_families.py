@@ -30,6 +30,7 @@ from qwendet.families.chat import IMAGE_TOKEN
 from qwendet.families.choose import FAMILIES, family_of
 from qwendet.families.family import Family
 from qwendet.inference.predictor import Predictor
+from qwendet.inference.text_answers import answer_size
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.loading.checkpoint import COORDINATES, MANIFEST, read_manifest, save_checkpoint
 from qwendet.model.detector import Qwen25VLWithDetection
@@ -219,7 +220,7 @@ def test_frame__is_what_training_learns_and_inference_reads(
     manifest = read_manifest(tmp_path)
     assert (manifest.family, manifest.coordinates) == ("qwen2_5_vl", COORDINATES["thousandths"])
     predictor = Predictor.from_checkpoint(tmp_path)
-    assert predictor._answer_size(encoded) == (1000, 1000)
+    assert answer_size(predictor.bundle, encoded) == (1000, 1000)
     assert predictor.bundle.origin()["frame"] == "thousandths"
     with pytest.raises(ConfigError, match=r"data\.frame is 'pixels', but the checkpoint was"):
         Predictor.from_checkpoint(tmp_path, overrides=["data.frame=pixels"])

@@ -20,6 +20,7 @@ from qwendet.infer import infer
 from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary, token_bytes
 from qwendet.inference.generation import GeneratedAnswer, decode_with_ends
 from qwendet.inference.predictor import Predictor
+from qwendet.inference.text_answers import answer_size
 from qwendet.loader import Bundle
 from tests.unit.answers.test_grammar import assert_valid
 
@@ -157,16 +158,16 @@ def test_predict__the_untrained_model_writes_boxes_of_the_label_set_inside_the_i
     constrained: Predictor, lessons: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers: list[GeneratedAnswer] = []
-    read = constrained._by_text
+    answer = constrained._answers
     monkeypatch.setattr(
-        constrained, "_by_text", lambda answer, item: answers.append(answer) or read(answer, item)
+        constrained, "_answers", lambda *batch: answers.extend(found := answer(*batch)) or found
     )
     predictions = list(constrained.predict(lessons, "text"))
     assert [prediction.rejected for prediction in predictions] == [0] * len(lessons)
     labels = list(constrained.bundle.labels)
     for sample, prediction, answer in zip(lessons, predictions, answers, strict=True):
         item = constrained.encoder.encode(sample, with_answer=False)
-        records = assert_valid(answer.text, labels, constrained._answer_size(item), most_boxes=2)
+        records = assert_valid(answer.text, labels, answer_size(constrained.bundle, item), most_boxes=2)
         assert len(records) == len(prediction.detections)
         assert not answer.truncated
     assert any(prediction.detections for prediction in predictions)

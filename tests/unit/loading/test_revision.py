@@ -23,7 +23,7 @@ from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
 from qwendet.export.model_card import render_card
 from qwendet.inference.inputs import sample_of_image
 from qwendet.inference.predictor import Predictor
-from qwendet.loader import Bundle, load, load_encoder
+from qwendet.loader import Bundle, load, load_interface
 from qwendet.loading.checkpoint import read_manifest
 from qwendet.source import find_source
 
@@ -100,7 +100,8 @@ def test_revision__all_files_are_of_its_commit_and_the_manifest_names_it(
     bundle = load(config, for_inference=False)
     assert (norm_of(bundle), limit_of(bundle)) == (norm, max_pixels)
     Image.new("RGB", (400, 400)).save(tmp_path / "square.png")
-    seen = load_encoder(config).encode(sample_of_image(tmp_path / "square.png"), with_answer=False)
+    encoder = load_interface(config).encoder()
+    seen = encoder.encode(sample_of_image(tmp_path / "square.png"), with_answer=False)
     assert int(seen.image_grid_thw[0].prod()) * 14 * 14 == max_pixels
     trained = read_manifest(save_bundle(bundle, tmp_path / "final"))
     assert (trained.config.model.path, trained.config.model.revision) == (HUB_ID, commit)
