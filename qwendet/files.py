@@ -138,6 +138,16 @@ def _fix_of(error: OSError, path: Path) -> str:
     return f"chmod -R u+rX {shlex.quote(str(path))}" if isinstance(error, PermissionError) else ""
 
 
+def partial_of(target: Path) -> Path:
+    """Where parts of a file are kept until all of it can be written.
+
+    Example:
+        >>> partial_of(Path("run/found.jsonl")).name
+        'found.jsonl.partial'
+    """
+    return target.with_name(f"{target.name}.partial")
+
+
 def require_place(target: Path, where: str, *, is_folder: bool = False) -> None:
     """Find out before the work, and not after it, that what it gives cannot be written.
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from qwendet.config.schema import Config
 from qwendet.errors import ConfigError
+from qwendet.files import partial_of
 from qwendet.inference.detections import Source, write_predictions
 from qwendet.inference.inputs import collect_samples, with_teachers
-from qwendet.inference.predictor import Predictor
+from qwendet.inference.served import predictor_of
 from qwendet.inference.sharding import is_first_process, joined_processes
 from qwendet.progress import track
 from qwendet.visualization.pictures import save_pictures
@@ -53,6 +54,7 @@ def infer(
     visualize: Path | None = None,
     overrides: Sequence[str] = (),
     given: Config | None = None,
+    server: str | None = None,
 ) -> InferSummary:
     """Predict images, folders and JSONL files.
 
@@ -67,6 +69,7 @@ def infer(
         visualize: folder for pictures with boxes.
         overrides: ``key=value`` for the checkpoint's config.
         given: how a model without a manifest was trained.
+        server: URL of the server that answers in the model's place, in text.
 
     Raises:
         QwendetError: for a checkpoint, image or option that cannot be used; then nothing is written.
@@ -74,8 +77,9 @@ def infer(
     forced = ["infer.constrained=true"] if constrained else []
     with joined_processes():
         samples = collect_samples(inputs)
-        predictor = Predictor.from_checkpoint(
-            model, labels=labels, overrides=[*overrides, *forced], given=given, mode=mode
+        kept = None if output is None else partial_of(output)
+        predictor = predictor_of(
+            model, server, kept, labels=labels, overrides=[*overrides, *forced], given=given, mode=mode
         )
         if constrained:
             _require_text(predictor.sources(mode))
@@ -89,6 +93,7 @@ def infer(
     told = origin if predictor.bundle.manifest is None else None
     if output is not None and is_first_process():
         write_predictions(predictions, output, told)
+        partial_of(output).unlink(missing_ok=True)
     return InferSummary(
         images=len(predictions),
         detections=sum(len(prediction.detections) for prediction in predictions),

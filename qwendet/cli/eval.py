@@ -16,12 +16,13 @@ from qwendet.cli.options import (
     ModelArgument,
     ModeOption,
     RecordFormatOption,
+    ServerOption,
     SetOption,
     command_line,
     next_of,
 )
 from qwendet.console import console
-from qwendet.files import require_place
+from qwendet.files import partial_of, require_place
 from qwendet.inference.sharding import is_first_process, joined_processes
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def evaluate(
     coco: CocoOption = None,
     compare: CompareOption = None,
     config: ForeignOption = None,
+    server: ServerOption = None,
     source: FromOption = "auto",
     image_dir: ImageDirOption = None,
     skip_bad: Annotated[
@@ -87,6 +89,7 @@ def evaluate(
     from qwendet.config.load import load_config
 
     given = None if config is None else load_config(config)
+    kept = None if json_file is None else partial_of(json_file)
     from qwendet.data.formats.convert import Conversion
     from qwendet.evaluation.command import evaluate_model
 
@@ -100,10 +103,14 @@ def evaluate(
             overrides=settings or (),
             given=given,
             how=Conversion(source, image_dir=image_dir, skip_bad=skip_bad),
+            server=server,
+            kept=kept,
         )
     if not is_first_process():
         return
     written = places.write(found)
+    if kept is not None:
+        kept.unlink(missing_ok=True)
     if report is None:
         chosen = [] if mode is None else ["--mode", mode]
         chosen += ["--teachers", str(teachers)] if teachers else []
@@ -111,6 +118,7 @@ def evaluate(
         chosen += [] if image_dir is None else ["--image-dir", str(image_dir)]
         chosen += ["--skip-bad"] if skip_bad else []
         chosen += [] if config is None else ["--config", config]
+        chosen += [] if server is None else ["--server", server]
         words = ("eval", str(model), str(data), *chosen, "--report", "report")
         further = command_line(*words, settings=settings or ())
     else:

@@ -13,6 +13,7 @@ from qwendet.cli.options import (
     ModelArgument,
     ModeOption,
     RecordFormatOption,
+    ServerOption,
     SetOption,
     command_line,
     next_of,
@@ -64,6 +65,7 @@ def infer(
     constrained: ConstrainedOption = False,
     visualize: VisualizeOption = None,
     config: ForeignOption = None,
+    server: ServerOption = None,
     output_format: RecordFormatOption = "human",
     settings: SetOption = None,
 ) -> None:
@@ -90,6 +92,7 @@ def infer(
         visualize=visualize,
         overrides=settings or (),
         given=given,
+        server=server,
     )
     if not is_first_process():  # of those that a launcher started
         return
@@ -99,6 +102,7 @@ def infer(
         chosen += [] if labels is None else ["--labels", labels]
         chosen += ["--constrained"] if constrained else []
         chosen += [] if config is None else ["--config", config]
+        chosen += [] if server is None else ["--server", server]
         words = ("infer", str(model), *map(str, inputs), *chosen, "--visualize", "pictures")
         further = command_line(*words, settings=settings or ())
     else:

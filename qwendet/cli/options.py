@@ -72,6 +72,12 @@ ModeOption = Annotated[
     Literal["head", "text", "both"] | None,
     typer.Option("--mode", help="Who answers; without it, the head where there is one, else text."),
 ]
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server", metavar="URL", help="Ask the server that serves MODEL; text, OpenAI's protocol."
+    ),
+]
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option(

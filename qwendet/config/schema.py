@@ -293,6 +293,12 @@ class InferConfig(Section):
     """Keep text answers inside the grammar of a valid one: labels of the set, boxes inside the image."""
     picture_threshold: Share = 0.3
     """Detections with a lower score are not drawn."""
+    server_model: str | None = None
+    """Name of the model on the server of ``--server``; ``null`` takes the only one."""
+    server_requests: Count = 16
+    """Requests that a server is sent at a time."""
+    server_timeout: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds that a server has for one request."""
 
 
 class Config(Section):

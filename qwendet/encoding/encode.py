@@ -26,7 +26,7 @@ from qwendet.data.images import open_image, resolve_image
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.encoding.image_cache import CachedImage, ImageCache
 from qwendet.encoding.image_tokens import model_size
-from qwendet.encoding.prompts import answer_text, conversation, request_text
+from qwendet.encoding.prompts import Message, answer_text, conversation, request_text
 from qwendet.encoding.resize import model_image_size, require_inside, rescale_xyxy
 from qwendet.errors import DataError
 from qwendet.families.chat import ASSISTANT, END_OF_TURN, IMAGE_TOKEN
@@ -138,6 +138,24 @@ class Encoder:
             where=sample.where,
         )
         return self._with_targets(encoded, sample) if with_answer else encoded
+
+    def chat(self, sample: Sample, *, resized: bool = True) -> tuple[list[Message], list[Image.Image]]:
+        """The prompt of :meth:`encode` as messages and images in order, for a server that encodes by itself.
+
+        Args:
+            sample: as for :meth:`encode`; its answer is left out.
+            resized: images in the size that the model sees, so that the server has nothing to resize.
+        """
+        turns = (*sample.teachers, sample.student)
+        opened = [self._opened(turn, sample.where) for turn in turns]
+        pictures = [self._unopened(size) for _, size in opened]
+        answers = [self._answer(turn, picture) for turn, picture in zip(turns, pictures, strict=True)]
+        images = [image for image, _ in opened]
+        if resized:
+            sizes = [picture.model_size for picture in pictures]
+            resample = self.image_processor.resample
+            images = [image.resize(size, resample) for image, size in zip(images, sizes, strict=True)]
+        return conversation(self.system_prompt, self._request, answers[:-1]), images
 
     def token_counts(self, sample: Sample, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """Count a sample's tokens without opening its images.

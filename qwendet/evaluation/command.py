@@ -27,6 +27,7 @@ from qwendet.files import atomic_file
 from qwendet.inference.detections import Prediction, Source
 from qwendet.inference.inputs import with_teachers
 from qwendet.inference.predictor import Predictor
+from qwendet.inference.served import ServedPredictor, predictor_of
 from qwendet.loader import config_of_model
 from qwendet.progress import track
 
@@ -92,6 +93,8 @@ def evaluate_model(
     overrides: Sequence[str] = (),
     given: Config | None = None,
     how: Conversion | None = None,
+    server: str | None = None,
+    kept: Path | None = None,
 ) -> Evaluation:
     """Measure a model.
 
@@ -106,6 +109,8 @@ def evaluate_model(
         overrides: ``key=value`` for the config.
         given: how those models were trained that have no manifest.
         how: how ``data`` is read: its format, the folder of its images, what to do about mistakes.
+        server: URL of the server that answers in the model's place, in text.
+        kept: file for a server's answers as they come; the next call goes on from it.
 
     Raises:
         QwendetError: for a model, data or option that cannot be used.
@@ -118,13 +123,15 @@ def evaluate_model(
     asked = {path: config_of_model(str(path)) for path in (model, base) if path is not None}
     anywhere = any(is_foreign for _, is_foreign in asked.values())
 
-    def predictor_of(path: Path, labels: Sequence[str], mode: str | None = None) -> Predictor:
+    def loaded(
+        path: Path, labels: Sequence[str], mode: str | None = None, server: str | None = None
+    ) -> Predictor | ServedPredictor:
         own = given if asked[path][1] or not anywhere else None
-        return Predictor.from_checkpoint(
-            path, overrides=overrides, given=own, mode=mode, labels_of_data=labels
+        return predictor_of(
+            path, server, kept, overrides=overrides, given=own, mode=mode, labels_of_data=labels
         )
 
-    predictor = predictor_of(model, labels_of(samples, skip_bad=False), mode)
+    predictor = loaded(model, labels_of(samples, skip_bad=False), mode, server)
     sources = predictor.sources(mode)
     if base is not None and not asked[base][0].detection.enabled and "text" not in sources:
         if mode is not None:
@@ -139,9 +146,9 @@ def evaluate_model(
     runs = tuple(score_run(truth, predictions, labels, source, count) for source, count, predictions in found)
     if base is not None:
         del predictor  # two models need not fit side by side
-        predictor = predictor_of(base, labels)
+        predictor = loaded(base, labels)
         models[str(base)] = predictor.bundle.origin()
-        own = [source for source in sources if source == "text" or predictor.bundle.detector.head is not None]
+        own = [source for source in sources if source == "text" or asked[base][0].detection.enabled]
         found = _predict_all(predictor, own, settings)
         others = {run_name(source, count): (source, predictions) for source, count, predictions in found}
     return Evaluation(
@@ -168,7 +175,9 @@ def _settings(samples: Sequence[Sample], config: Config, teachers: int) -> list[
     return [(0, without_teachers(samples)), (teachers, with_teachers(samples, config, teachers))]
 
 
-def _predict_all(predictor: Predictor, sources: Sequence[Source], settings: Sequence[Setting]) -> list[Found]:
+def _predict_all(
+    predictor: Predictor | ServedPredictor, sources: Sequence[Source], settings: Sequence[Setting]
+) -> list[Found]:
     found: list[Found] = []
     for source in sources:
         for count, asked in settings:

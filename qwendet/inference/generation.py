@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -175,7 +175,12 @@ def _answer(tokenizer: Any, written: list[tuple[int, float]], end_ids: set[int])
 
 
 def decode_with_ends(tokenizer: Any, ids: list[int]) -> tuple[str, list[int]]:
-    """Decode byte-level tokens and tell where in the text each one ends.
+    """Decode byte-level tokens and tell where in the text each one ends: :func:`text_with_ends`."""
+    return text_with_ends(token_bytes(token) for token in tokenizer.convert_ids_to_tokens(ids))
+
+
+def text_with_ends(tokens: Iterable[bytes]) -> tuple[str, list[int]]:
+    """Join tokens and tell where in the text each one ends.
 
     A character whose bytes are spread over several tokens belongs to the last of them.
 
@@ -186,8 +191,8 @@ def decode_with_ends(tokenizer: Any, ids: list[int]) -> tuple[str, list[int]]:
     pieces: list[str] = []
     ends: list[int] = []
     length = 0
-    for token in tokenizer.convert_ids_to_tokens(ids):
-        pieces.append(decoder.decode(token_bytes(token)))
+    for token in tokens:
+        pieces.append(decoder.decode(token))
         length += len(pieces[-1])
         ends.append(length)
     rest = decoder.decode(b"", final=True)

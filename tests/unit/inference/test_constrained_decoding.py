@@ -159,9 +159,7 @@ def test_predict__the_untrained_model_writes_boxes_of_the_label_set_inside_the_i
 ) -> None:
     answers: list[GeneratedAnswer] = []
     answer = constrained._answers
-    monkeypatch.setattr(
-        constrained, "_answers", lambda *batch: answers.extend(found := answer(*batch)) or found
-    )
+    monkeypatch.setattr(constrained, "_answers", lambda *batch: answers.extend(a := answer(*batch)) or a)
     predictions = list(constrained.predict(lessons, "text"))
     assert [prediction.rejected for prediction in predictions] == [0] * len(lessons)
     labels = list(constrained.bundle.labels)

@@ -1,0 +1,312 @@
+"""A server that speaks OpenAI's chat protocol: vLLM, SGLang, ``transformers serve``, ``qwendet serve``.
+
+question ─► POST /v1/chat/completions ─► reply      several at once, again after 408, 409, 429, 5xx
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from qwendet.encoding.prompts import Message
+from qwendet.errors import EnvironmentLacksError
+from qwendet.families.chat import END_OF_TURN, PADDING
+from qwendet.families.family import Family
+from qwendet.inference.generation import GeneratedAnswer, text_with_ends
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+logger = logging.getLogger("qwendet")
+
+RETRIES = 5
+START_IT = "start the server (docs/serving.md), or correct the URL: http://HOST:PORT, with or without /v1"
+LOG_PROBS, TOKEN_IDS = "logprobs", "return_token_ids"
+"""What not every server takes: fields of a request for log-probabilities, and for token ids (vLLM)."""
+
+
+class ServerError(EnvironmentLacksError):
+    """The server cannot be reached, or does not answer as the protocol says."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked.
+
+    Attributes:
+        messages: with texts and images, as :meth:`ChatServer.ask_all` sends them.
+        max_tokens: most tokens of the answer.
+        settings: further fields of the request; ``None`` leaves one out, such as ``temperature``, else 0.
+    """
+
+    messages: Sequence[Message]
+    max_tokens: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server answers.
+
+    Attributes:
+        text: the answer, without its end of turn.
+        truncated: it was cut at the most tokens.
+        prompt_tokens: tokens of the prompt as the server counts them.
+        prompt_ids: their ids, where it tells them.
+        tokens: the bytes of each token of the answer, where it tells log-probabilities.
+        log_probs: log-probability of each of them.
+    """
+
+    text: str
+    truncated: bool
+    prompt_tokens: int | None
+    prompt_ids: tuple[int, ...] | None = None
+    tokens: tuple[bytes, ...] | None = None
+    log_probs: tuple[float, ...] | None = None
+
+    def answer(self) -> GeneratedAnswer:
+        """The same as a generated answer, of score 1 where there are no log-probabilities."""
+        if self.tokens is None or self.log_probs is None:
+            return GeneratedAnswer(self.text, (len(self.text),), (0.0,), self.truncated)
+        _, ends = text_with_ends(self.tokens)
+        return GeneratedAnswer(self.text, tuple(ends), self.log_probs, self.truncated)
+
+
+@dataclass(frozen=True)
+class ChatServer:
+    """A server, and the model on it that is asked.
+
+    Attributes:
+        url: ends with ``/v1``.
+        model: its name there.
+        family: of the model.
+        at_once: most requests at a time.
+        timeout: seconds that one request may take.
+        asks: of :data:`LOG_PROBS` and :data:`TOKEN_IDS`, those that the server takes.
+        max_model_len: most tokens of prompt and answer, where the server tells it.
+    """
+
+    url: str
+    model: str
+    family: Family
+    at_once: int = 16
+    timeout: float = 120.0
+    asks: tuple[str, ...] = (LOG_PROBS, TOKEN_IDS)
+    max_model_len: int | None = None
+
+    @classmethod
+    def find(
+        cls, url: str, family: Family, *, model: str | None, checkpoint: str, at_once: int, timeout: float
+    ) -> ChatServer:
+        """Reach a server, choose the model, and learn what it can tell.
+
+        Args:
+            url: with or without ``/v1``.
+            family: of the model.
+            model: its name there; ``None`` takes the only one, or that of ``checkpoint``'s name.
+            checkpoint: what the server is taken to serve.
+            at_once: as the attribute.
+            timeout: as the attribute.
+
+        Raises:
+            ServerError: if it cannot be reached, is no such server, or serves several models of other names.
+        """
+        url = url.rstrip("/").removesuffix("/v1") + "/v1"
+        if not url.startswith(("http://", "https://")):
+            raise ServerError("expected a URL", url.removesuffix("/v1"), START_IT)
+        server = cls(url, model or checkpoint, family, at_once, timeout)
+        listed = asyncio.run(server._models())
+        if model is None and checkpoint not in listed and listed:
+            if len(listed) > 1:
+                names = ", ".join(sorted(listed))
+                fix = "name one: --set infer.server_model=NAME"
+                raise ServerError(f"the server has several models: {names}", url, fix)
+            server = replace(server, model=next(iter(listed)))
+        elif model is not None and listed and model not in listed:
+            raise ServerError(f"there is no model {model!r}, but {', '.join(sorted(listed))}", url, START_IT)
+        return replace(server, asks=server._taken(), max_model_len=listed.get(server.model))
+
+    def ask_all(
+        self,
+        questions: Sequence[Callable[[], Question | None]],
+        done: Callable[[int, Reply], None],
+        at_once: int | None = None,
+    ) -> None:
+        """Ask, several at a time.
+
+        Args:
+            questions: each is made when its turn comes, in a thread of its own; ``None`` is not asked.
+            done: called with the number of a question and its reply, in the order in which replies come.
+            at_once: most at a time; ``None`` is the server's.
+
+        Raises:
+            ServerError: for the first that gets no usable reply; the others are given up.
+        """
+
+        async def ask_all() -> None:
+            gate = asyncio.Semaphore(at_once or self.at_once)
+            async with self._client() as client, asyncio.TaskGroup() as group:
+
+                async def one(number: int) -> None:
+                    async with gate:
+                        question = await asyncio.to_thread(questions[number])
+                        if question is not None:
+                            done(number, await self._ask(client, question))
+
+                for number in range(len(questions)):
+                    group.create_task(one(number))
+
+        try:
+            asyncio.run(ask_all())
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+
+    def ask(self, question: Question) -> Reply:
+        """Ask one question; raises as :meth:`ask_all`."""
+        replies: list[Reply] = []
+        self.ask_all([lambda: question], lambda _, reply: replies.append(reply))
+        return replies[0]
+
+    def _client(self, retries: int = RETRIES) -> AsyncOpenAI:
+        import openai
+
+        return openai.AsyncOpenAI(
+            base_url=self.url,
+            api_key=os.environ.get("OPENAI_API_KEY", "none"),
+            timeout=self.timeout,
+            max_retries=retries,
+        )
+
+    async def _models(self) -> dict[str, int | None]:
+        """The names of the models that the server lists, and their lengths."""
+        from openai import OpenAIError
+
+        try:
+            async with self._client(retries=1) as client:
+                page = await client.models.list()
+                return {model.id: getattr(model, "max_model_len", None) for model in page.data}
+        except (OpenAIError, AttributeError, TypeError) as error:
+            raise self._explained(error) from error
+
+    def _taken(self) -> tuple[str, ...]:
+        """Which of :attr:`asks` the server takes and answers; what it lacks is said."""
+        question = Question([{"role": "user", "content": [{"type": "text", "text": "a"}]}], 1)
+        for asks in (self.asks, (LOG_PROBS,), ()):
+            try:
+                reply = replace(self, asks=asks).ask(question)
+            except _RefusedError:
+                if asks:
+                    continue
+                raise
+            found = {LOG_PROBS: reply.log_probs, TOKEN_IDS: reply.prompt_ids}
+            taken = tuple(name for name in asks if found[name] is not None)
+            if LOG_PROBS not in taken:
+                logger.warning("%s gives no log-probabilities: every box of an answer has score 1", self.url)
+            return taken
+        raise AssertionError
+
+    async def _ask(self, client: AsyncOpenAI, question: Question) -> Reply:
+        from openai import OpenAIError
+
+        extra = {name: True for name in self.asks if name != LOG_PROBS}
+        if self.family.template_settings:
+            extra["chat_template_kwargs"] = dict(self.family.template_settings)  # type: ignore[assignment]
+        if self.family.answer_form == "box_tokens":
+            extra["skip_special_tokens"] = False
+        settings: dict[str, Any] = {"temperature": 0, **question.settings}
+        if LOG_PROBS in self.asks:
+            settings[LOG_PROBS] = True
+        try:
+            answer = await client.chat.completions.create(
+                model=self.model,
+                messages=question.messages,  # type: ignore[arg-type]
+                max_tokens=question.max_tokens,
+                extra_body=extra or None,
+                **{name: value for name, value in settings.items() if value is not None},
+            )
+            return _reply(answer)
+        except (OpenAIError, AttributeError, TypeError, IndexError) as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: Exception) -> ServerError:
+        """A failed request in plain words."""
+        import openai
+
+        where, words = f"{self.url} (model {self.model})", " ".join(str(error).split())[:300]
+        if isinstance(error, openai.APITimeoutError):
+            fix = "see what the server is doing, or allow more: --set infer.server_timeout=600"
+            return ServerError(f"no whole answer within {self.timeout:g} seconds", where, fix)
+        if isinstance(error, openai.APIConnectionError):
+            words = str(error.__cause__ or error)
+            return ServerError(f"the server cannot be reached ({words})", where, START_IT)
+        if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
+            fix = "put the server's token into the environment variable OPENAI_API_KEY"
+            return ServerError(f"the server refuses the token ({words})", where, fix)
+        if isinstance(error, openai.NotFoundError):
+            fix = f"{START_IT}; name the model with --set infer.server_model=NAME"
+            return ServerError(f"there is no such route or model ({words})", where, fix)
+        if isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError)):
+            fix = "give it a longer context (vLLM: --max-model-len), or --set infer.max_new_tokens=…"
+            return _RefusedError(f"the server refuses the request ({words})", where, fix)
+        if isinstance(error, openai.APIStatusError):
+            return ServerError(f"the server fails ({words})", where, "see its log")
+        return ServerError(f"this is no server of OpenAI's chat protocol ({words})", where, START_IT)
+
+
+class _RefusedError(ServerError):
+    """The server does not take a field of the request, or its length."""
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group, which may hold groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _reply(answer: Any) -> Reply:
+    """Read a chat completion.
+
+    Raises:
+        AttributeError: if it is none, such as a page of HTML.
+    """
+    (choice, *_), usage = answer.choices, answer.usage
+    text = choice.message.content
+    if not isinstance(text, str):
+        given = "a thought alone" if getattr(choice.message, "reasoning_content", None) else "no text"
+        raise TypeError(f"the message holds {given}")
+    written = getattr(choice.logprobs, "content", None)
+    while written and written[-1].token in (END_OF_TURN, PADDING, ""):
+        written = written[:-1]
+    prompt_ids = getattr(answer, "prompt_token_ids", None)
+    return Reply(
+        text=text.removesuffix(END_OF_TURN),
+        truncated=choice.finish_reason == "length",
+        prompt_tokens=None if usage is None else usage.prompt_tokens,
+        prompt_ids=None if prompt_ids is None else tuple(prompt_ids),
+        tokens=None if written is None else tuple(bytes(t.bytes or t.token.encode()) for t in written),
+        log_probs=None if written is None else tuple(token.logprob for token in written),
+    )
+
+
+def with_images(messages: Sequence[Message], images: Sequence[Image.Image]) -> list[Message]:
+    """Put images into the places that messages have for them, as PNG in data URLs."""
+    remaining = iter(images)
+
+    def part(content: dict[str, Any]) -> dict[str, Any]:
+        if content["type"] != "image":
+            return content
+        next(remaining).save(png := io.BytesIO(), "PNG")
+        data = base64.b64encode(png.getvalue()).decode()
+        return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+    return [{**message, "content": [part(item) for item in message["content"]]} for message in messages]
