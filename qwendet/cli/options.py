@@ -74,9 +74,7 @@ ModeOption = Annotated[
 ]
 ServerOption = Annotated[
     str | None,
-    typer.Option(
-        "--server", metavar="URL", help="Ask the server that serves MODEL; text, OpenAI's protocol."
-    ),
+    typer.Option("--server", metavar="URL", help="Ask the server that serves MODEL, in text."),
 ]
 OnlyOption = Annotated[
     list[str] | None,

@@ -177,7 +177,7 @@ def require_same_prompt(item: EncodedSample, reply: Reply, server: ChatServer) -
     expected = len(item.input_ids)
     if reply.prompt_tokens not in (None, expected):
         raise ServerError(
-            f"the prompt has {reply.prompt_tokens} tokens on the server and {expected} here: the template or the"
+            f"the prompt has {reply.prompt_tokens} tokens on the server and {expected} here: template or"
             " pixel limits differ",
             item.where,
             f"qwendet check-served {server.url} --checkpoint DIR names the cause",
