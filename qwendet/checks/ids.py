@@ -75,8 +75,20 @@ CONSISTENCY_IDS = (
     "consistency.checkpoint.generation",
     "consistency.checkpoint.settings",
 )
+SERVED_IDS = (
+    "served.model",
+    "served.template",
+    "served.images",
+    "served.resize",
+    "served.greedy",
+    "served.weights",
+    "served.text",
+    "served.boxes",
+    "served.end",
+    "served.order",
+)
 
 
 def all_ids() -> list[str]:
     """Ids of every check."""
-    return [*known_ids(), MEMORY, *LOSS_IDS, *CONSISTENCY_IDS]
+    return [*known_ids(), MEMORY, *LOSS_IDS, *CONSISTENCY_IDS, *SERVED_IDS]

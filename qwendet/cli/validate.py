@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -109,6 +110,38 @@ def check_consistency(
         further = command_line("train", name, settings=settings or ())
     else:
         further = command_line("eval", str(checkpoint), loaded.data.val or "DATA")
+    report_and_exit(results, tables, again, again if only else further)
+
+
+def check_served(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Of the server, such as http://localhost:8000.")],
+    checkpoint: Annotated[
+        Path, typer.Option("--checkpoint", metavar="DIR", help="What the server is meant to serve.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DATA", help="Images or JSONL: 8 are asked about."),
+    ] = None,
+    only: OnlyOption = None,
+    list_ids: ListOption = False,
+    output_format: FormatOption = "human",
+    settings: SetOption = None,
+) -> None:
+    """Prove that a running server answers as the checkpoint does, and name why it does not."""
+    console.set_format(output_format)
+    from qwendet.checks.ids import SERVED_IDS
+
+    _require_known_or_list(only or (), SERVED_IDS, list_ids=list_ids)
+    from qwendet.checks.served.suite import run_served_checks
+
+    with console.nothing_but_results():
+        results, tables = run_served_checks(
+            url, checkpoint, data=data, overrides=settings or (), only=only or ()
+        )
+    chosen = [] if data is None else ["--data", str(data)]
+    words = (url, "--checkpoint", str(checkpoint), *chosen)
+    again = command_line("check-served", *words, settings=settings or ())
+    further = command_line("eval", str(checkpoint), "DATA", "--server", url, settings=settings or ())
     report_and_exit(results, tables, again, again if only else further)
 
 

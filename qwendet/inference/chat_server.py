@@ -187,12 +187,14 @@ class ChatServer:
 
     async def _models(self) -> dict[str, int | None]:
         """The names of the models that the server lists, and their lengths."""
-        from openai import OpenAIError
+        from openai import InternalServerError, NotFoundError, OpenAIError
 
         try:
             async with self._client(retries=1) as client:
                 page = await client.models.list()
                 return {model.id: getattr(model, "max_model_len", None) for model in page.data}
+        except (NotFoundError, InternalServerError):  # some have no such list
+            return {}
         except (OpenAIError, AttributeError, TypeError) as error:
             raise self._explained(error) from error
 
@@ -241,6 +243,8 @@ class ChatServer:
         import openai
 
         where, words = f"{self.url} (model {self.model})", " ".join(str(error).split())[:300]
+        if isinstance(error, openai.APIStatusError):
+            words = f"{error.status_code}: {' '.join(error.response.text.split())[:300]}"
         if isinstance(error, openai.APITimeoutError):
             fix = "see what the server is doing, or allow more: --set infer.server_timeout=600"
             return ServerError(f"no whole answer within {self.timeout:g} seconds", where, fix)
@@ -254,7 +258,7 @@ class ChatServer:
             fix = f"{START_IT}; name the model with --set infer.server_model=NAME"
             return ServerError(f"there is no such route or model ({words})", where, fix)
         if isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError)):
-            fix = "give it a longer context (vLLM: --max-model-len), or --set infer.max_new_tokens=…"
+            fix = "as it says: --set infer.server_model=…, fewer infer.max_new_tokens, a longer context"
             return _RefusedError(f"the server refuses the request ({words})", where, fix)
         if isinstance(error, openai.APIStatusError):
             return ServerError(f"the server fails ({words})", where, "see its log")

@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,21 @@ def in_4bit(model: ModelConfig) -> dict[str, Any]:
 def own_gpu() -> int:
     """The GPU of this process, of those that a launcher started: as accelerate deals them."""
     return int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+
+
+@contextmanager
+def without_adapter(vlm: nn.Module) -> Iterator[None]:
+    """Compute as the base does, until the block ends."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [layer for layer in vlm.modules() if isinstance(layer, LoraLayer)]
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
 
 
 def merge_adapter(vlm: nn.Module) -> None:

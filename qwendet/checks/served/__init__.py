@@ -1,0 +1,1 @@
+"""``served.*``: a running server against the checkpoint that it is meant to serve."""

@@ -1,0 +1,220 @@
+"""The server's answers are the checkpoint's: by the same weights, greedy, whole, each to its own image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qwendet.answers.format import parse_answer
+from qwendet.checks.result import NotApplicableError, Verdict
+from qwendet.checks.served.observed import Observed, is_near_tie
+from qwendet.checks.served.prompt import launch_limits, limits_of
+from qwendet.errors import Problem, QwendetError
+from qwendet.inference.chat_server import Reply
+from qwendet.inference.predictor import Predictor
+from qwendet.inference.text_answers import answer_size, read_answer
+from qwendet.loading.lora import without_adapter
+
+BOX_TOLERANCE = 0.02
+"""Pixels of the displayed image."""
+ROUNDED = 0.5
+"""Nats: weights that were rounded, as by a quantization, rarely differ by more in the middle of answers."""
+FEW = 3
+
+
+def greedy(observed: Observed) -> Verdict:
+    """The same question has the same answer, also where the request leaves sampling to the server."""
+    again = observed.asked()
+    where = _first_other(observed, observed.replies, again)
+    fix = "send temperature 0; start vLLM with --generation-config auto and no --override-generation-config"
+    if where:
+        return Verdict("", (Problem("the same question got two answers: the server samples", where, fix),))
+    unset = observed.asked(temperature=None)
+    if where := _first_other(observed, observed.replies, unset):
+        what = "without a temperature it answers otherwise: the server's sampling defaults are not greedy"
+        return Verdict("", (Problem(what, where, fix),))
+    behind = _behind(observed)
+    seen = f"{len(again)} answers are the same when asked again, and without a temperature"
+    if observed.tells_log_probs and behind > observed.tolerance >= max(observed.misfits):
+        what = (
+            f"the server's log-probabilities are the checkpoint's, but its tokens are up to {behind:.3f} nats"
+            " behind the likeliest: a repetition penalty, or another change of its choice"
+        )
+        fix = "leave repetition_penalty, logit_bias and min_p out of requests and of generation_config.json"
+        return Verdict(seen, (Problem(what, observed.server.url, fix),))
+    return Verdict(seen)
+
+
+def _first_other(observed: Observed, first: Sequence[Reply], second: Sequence[Reply]) -> str:
+    """Where answers differ by more than a near tie; empty if nowhere."""
+    for number, (one, other) in enumerate(zip(first, second, strict=True)):
+        if one.text != other.text and not is_near_tie(observed, number, other):
+            return observed.samples[number].where
+    return ""
+
+
+def _behind(observed: Observed) -> float:
+    """How far the server's tokens are behind the checkpoint's likeliest, in the worst place."""
+    detector = observed.predictor.bundle.detector
+    pairs = zip(observed.items, observed.replies, strict=True)
+    behind = (observed.forced(detector, item, reply).behind for item, reply in pairs)
+    return max((nats for answer in behind for nats in answer), default=0.0)
+
+
+def weights(observed: Observed) -> Verdict:
+    """The server's model finds its answers as likely as the checkpoint does."""
+    worst, tolerance = max(observed.misfits), observed.tolerance
+    unit = "log-probabilities differ by up to" if observed.tells_log_probs else "tokens are behind by up to"
+    seen = f"{unit} {worst:.1e} nats, tolerance {tolerance:.1e}"
+    if worst <= tolerance:
+        return Verdict(seen)
+    cause, fix = next(_causes(observed, worst))
+    return Verdict(seen, (Problem(f"{cause}: {seen}", observed.server.url, fix),))
+
+
+def _causes(observed: Observed, worst: float) -> Iterator[tuple[str, str]]:
+    """Why the numbers differ, the first that explains them."""
+    numbers = sorted(range(len(observed.samples)), key=lambda number: -observed.misfits[number])[:FEW]
+    detector = observed.predictor.bundle.detector
+    own = str(detector.dtype).removeprefix("torch.")
+    if observed.predictor.bundle.config.model.lora is not None:
+        with without_adapter(detector.vlm):
+            misfit = max(observed.misfit(detector, number) for number in numbers)
+        if misfit < worst / 4:
+            yield (
+                "the server answers as the base without the adapter",
+                "serve what qwendet export writes, or name the adapter: --set infer.server_model=NAME",
+            )
+    if observed.misfit_of_text <= observed.tolerance:
+        yield (
+            "without images the answers agree: the images arrive with other pixels, as after a second resize",
+            f"send PNG, not JPEG, in the model's size; {launch_limits(limits_of(observed.predictor.bundle))}",
+        )
+    for sibling in _siblings(observed.checkpoint):
+        try:
+            other = Predictor.from_checkpoint(sibling, overrides=[f"model.device={detector.device.type}"])
+        except QwendetError:
+            continue
+        if max(observed.misfit(other.bundle.detector, number) for number in numbers) <= observed.tolerance:
+            yield f"the server answers as {sibling} does", f"restart the server with {observed.checkpoint}"
+    rounded = observed.in_other_precision
+    misfit = max(observed.misfit(rounded, number) for number in numbers)
+    if misfit < worst / 2 or worst <= 3 * observed.rounding:
+        name = str(rounded.dtype).removeprefix("torch.")
+        yield f"the server computes in {name}, the checkpoint in {own}", f"start it with --dtype {own}"
+    if np.median([abs(misfit) for misfit in observed.misfits]) < ROUNDED:
+        yield (
+            "the weights are nearly the checkpoint's: quantized, or in another precision",
+            f"start the server without --quantization, with --dtype {own}",
+        )
+    yield (
+        "the server has other weights",
+        f"restart it with what qwendet export writes of {observed.checkpoint}",
+    )
+
+
+def _siblings(checkpoint: Path) -> list[Path]:
+    """Other checkpoints of the same run, the newest first."""
+    folder = checkpoint.resolve()
+    others = [path for path in folder.parent.glob("*/qwendet.json") if path.parent != folder]
+    return [path.parent for path in sorted(others, key=lambda path: -path.stat().st_mtime)[:FEW]]
+
+
+def text(observed: Observed) -> Verdict:
+    """Greedy answers are the checkpoint's, but for ties within the tolerance."""
+    same = ties = 0
+    problems = []
+    for number, (reply, own) in enumerate(zip(observed.replies, observed.own, strict=True)):
+        if reply.text == own.text:
+            same += 1
+        elif is_near_tie(observed, number, reply):
+            ties += 1
+        else:
+            what = f"the server answers {reply.text[:80]!r}, the checkpoint {own.text[:80]!r}"
+            problems.append(
+                Problem(what, observed.samples[number].where, "see the checks above for the cause")
+            )
+    seen = f"{same} of {len(observed.own)} answers are the same, {ties} differ where two tokens are as likely"
+    return Verdict(seen, tuple(problems))
+
+
+def boxes(observed: Observed) -> Verdict:
+    """Boxes of both answers are the same, in pixels of the displayed image."""
+    problems, compared, worst = [], 0, 0.0
+    for number, (reply, own) in enumerate(zip(observed.replies, observed.own, strict=True)):
+        theirs, ours = parse_answer(reply.text).objects, parse_answer(own.text).objects
+        if len(theirs) != len(ours) or not ours or [t.desc for t in theirs] != [o.desc for o in ours]:
+            continue
+        item, bundle = observed.items[number], observed.predictor.bundle
+        found, wanted = (read_answer(bundle, answer, item).detections for answer in (reply.answer(), own))
+        compared += len(wanted)
+        pairs = zip(found, wanted, strict=False)
+        off = max((float(np.abs(np.subtract(a.bbox_2d, b.bbox_2d)).max()) for a, b in pairs), default=0.0)
+        worst = max(worst, off)
+        if off <= BOX_TOLERANCE and len(found) == len(wanted):
+            continue
+        given, expected = ([entry.bbox_2d for entry in entries] for entries in (theirs, ours))
+        if frame := _frame_of(given, expected, answer_size(bundle, item), item.image_size):
+            fix = "let whatever stands behind the model leave its text as it is"
+            problems.append(Problem(f"the boxes are in {frame}", observed.samples[number].where, fix))
+    if not compared:
+        raise NotApplicableError("no two answers hold boxes of the same labels")
+    return Verdict(f"{compared} boxes differ by up to {worst:.2f} pixels", tuple(problems[:FEW]))
+
+
+def _frame_of(
+    theirs: Sequence[Sequence[float]],
+    ours: Sequence[Sequence[float]],
+    size: tuple[int, int],
+    displayed: tuple[int, int],
+) -> str:
+    """The frame that boxes are in, by their factor to the checkpoint's; empty if it is none."""
+    frames = {
+        "thousandths": (1000, 1000),
+        "the unit square": (1, 1),
+        "pixels of the displayed image": displayed,
+    }
+    given, expected = np.array(theirs, float), np.array(ours, float)
+    for name, frame in frames.items():
+        factor = np.array([frame[0] / size[0], frame[1] / size[1]] * 2)
+        if frame != size and np.abs(given - expected * factor).max() <= max(1.0, factor.max()):
+            return f"{name}, the checkpoint's frame is {size[0]}x{size[1]}"
+    return ""
+
+
+def end(observed: Observed) -> Verdict:
+    """Answers end where the turn ends: neither cut nor going on."""
+    problems = []
+    for sample, reply, own in zip(observed.samples, observed.replies, observed.own, strict=True):
+        if own.truncated or (reply.text == own.text and not reply.truncated):
+            continue
+        length = f"{len(reply.text)} of {len(own.text)} characters"
+        if reply.truncated and own.text.startswith(reply.text.rstrip("�")):
+            what = f"the answer is cut ({length}, finish_reason length)"
+            fix = "raise what limits it: --max-model-len, or max_new_tokens of --override-generation-config"
+            problems.append(Problem(what, sample.where, fix))
+        elif own.text.startswith(reply.text):
+            what = f"the answer ends early ({length}): a stop word, or a cut"
+            problems.append(Problem(what, sample.where, "leave stop words out of the server's defaults"))
+        elif own.text and reply.text.startswith(own.text):
+            what = "the answer goes on behind the end of its turn"
+            fix = "serve the checkpoint's generation_config.json: vLLM takes it with --generation-config auto"
+            problems.append(Problem(what, sample.where, fix))
+    return Verdict(f"{len(observed.own)} answers end with their turn", tuple(problems[:FEW]))
+
+
+def order(observed: Observed) -> Verdict:
+    """Questions asked at once, in another order, get the answers that they got alone."""
+    problems = []
+    texts = [reply.text for reply in observed.replies]
+    for number, reply in enumerate(observed.replies_at_once):
+        if reply.text == texts[number] or is_near_tie(observed, number, reply):
+            continue
+        whose = [observed.samples[other].where for other, text in enumerate(texts) if text == reply.text]
+        which = f"the answer to {whose[0]}" if whose else "another answer than alone"
+        what = f"asked at once with others it gets {which}"
+        fix = "report it to the server's makers; meanwhile --max-num-seqs 1, or --set infer.server_requests=1"
+        problems.append(Problem(what, observed.samples[number].where, fix))
+    return Verdict(f"{len(texts)} questions at once get the same answers as alone", tuple(problems[:FEW]))

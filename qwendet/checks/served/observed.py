@@ -1,0 +1,251 @@
+"""What a server answers and what its checkpoint does, to the same questions; each is asked when first needed.
+
+checkpoint ─► prompt, greedy answer, log-probabilities of any answer ─┐
+server ─────► the same; asked again, all at once, without settings ───┴► checks
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwendet.data.samples import Sample
+from qwendet.encoding.collate import to_device
+from qwendet.encoding.encode import EncodedSample
+from qwendet.encoding.prompts import conversation, request_text
+from qwendet.inference.chat_server import LOG_PROBS, ChatServer, Question, Reply
+from qwendet.inference.generation import GeneratedAnswer, generate_answers
+from qwendet.inference.predictor import Predictor
+from qwendet.inference.served import question_of
+from qwendet.model.detector import Qwen25VLWithDetection
+
+MOST_TOKENS = 256
+"""Of an answer that is compared."""
+FLOAT32_NOISE = 5e-3
+"""Nats that log-probabilities in float32 may differ by between two libraries."""
+MULTIPLE = 4.0
+"""Half precision: how many times its own rounding the server may differ."""
+
+
+@dataclass(frozen=True)
+class Forced:
+    """Log-probabilities of an answer that another wrote.
+
+    Attributes:
+        log_probs: of each token.
+        behind: how far each is behind the likeliest token, in nats; 0 where it is the likeliest.
+    """
+
+    log_probs: tuple[float, ...]
+    behind: tuple[float, ...]
+
+
+class _Writing:
+    """In place of a constraint of generation: the tokens of an answer, one after the other."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = ids
+        self.behind: list[float] = []
+
+    def __call__(self, rows: Sequence[int], logits: Tensor) -> Tensor:
+        token = self.ids[len(self.behind)]
+        self.behind.append(float(logits[0].max() - logits[0, token]))
+        forced = torch.full_like(logits, -torch.inf)
+        forced[0, token] = 0.0
+        return forced
+
+    def write(self, row: int, token: int) -> None:
+        """Nothing depends on what was written."""
+
+
+class Observed:
+    """A server and its checkpoint.
+
+    Args:
+        predictor: the checkpoint, loaded.
+        server: what is held against it.
+        samples: what both are asked about.
+        checkpoint: its folder.
+    """
+
+    def __init__(
+        self, predictor: Predictor, server: ChatServer, samples: Sequence[Sample], checkpoint: Path
+    ) -> None:
+        self.predictor = predictor
+        self.server = server
+        self.samples = samples
+        self.checkpoint = checkpoint
+        self.max_tokens = min(MOST_TOKENS, predictor.bundle.config.infer.max_new_tokens)
+
+    @property
+    def tells_log_probs(self) -> bool:
+        """Whether the server gives log-probabilities."""
+        return LOG_PROBS in self.server.asks
+
+    # The checkpoint
+
+    @cached_property
+    def items(self) -> list[EncodedSample]:
+        """The prompts."""
+        return [self.predictor.encoder.encode(sample, with_answer=False) for sample in self.samples]
+
+    @cached_property
+    def own(self) -> list[GeneratedAnswer]:
+        """Greedy answers of the checkpoint."""
+        return [self._generated(self.predictor.bundle.detector, item, self.max_tokens) for item in self.items]
+
+    def _generated(
+        self, detector: Qwen25VLWithDetection, item: EncodedSample, most: int, writing: Any = None
+    ) -> GeneratedAnswer:
+        batch = to_device(self.predictor.collator([item]), detector.device)
+        tokenizer = self.predictor.bundle.processor.tokenizer
+        return generate_answers(detector, tokenizer, batch, most, writing)[0]
+
+    def forced(self, detector: Qwen25VLWithDetection, item: EncodedSample, reply: Reply) -> Forced:
+        """How likely the checkpoint finds the server's answer, as far as its tokens are known."""
+        ids = self.ids_of(reply)
+        if not ids:
+            return Forced((), ())
+        writing = _Writing(ids)
+        answer = self._generated(detector, item, len(ids), writing)
+        return Forced(answer.log_probs, tuple(writing.behind))
+
+    def ids_of(self, reply: Reply) -> list[int]:
+        """Token ids of an answer: read again from its text, if the server's are as many."""
+        tokenizer = self.predictor.bundle.processor.tokenizer
+        ids: list[int] = tokenizer(reply.text, add_special_tokens=False)["input_ids"]
+        return ids if reply.tokens is None or len(ids) == len(reply.tokens) else ids[:0]
+
+    def misfit(self, detector: Qwen25VLWithDetection, number: int) -> float:
+        """How far an answer of the server is from what a model would say, nats, in its worst token.
+
+        The difference of the log-probabilities where the server tells its own, else how far its tokens are
+        behind the model's likeliest.
+        """
+        reply = self.replies[number]
+        forced = self.forced(detector, self.items[number], reply)
+        if reply.log_probs is None:
+            return max(forced.behind, default=0.0)
+        pairs = zip(forced.log_probs, reply.log_probs, strict=False)
+        return max((abs(ours - theirs) for ours, theirs in pairs), default=0.0)
+
+    @cached_property
+    def misfits(self) -> list[float]:
+        """:meth:`misfit` of each answer, by the checkpoint."""
+        return [self.misfit(self.predictor.bundle.detector, number) for number in range(len(self.samples))]
+
+    @cached_property
+    def rounding(self) -> float:
+        """Largest difference of the checkpoint's log-probabilities to those in the other precision."""
+        other, found = self.in_other_precision, 0.0
+        for item, answer in zip(self.items, self.own, strict=True):
+            reply = Reply(answer.text, answer.truncated, None)
+            ours = self.forced(self.predictor.bundle.detector, item, reply).log_probs
+            theirs = self.forced(other, item, reply).log_probs
+            found = max([found, *(abs(a - b) for a, b in zip(ours, theirs, strict=True))])
+        return found
+
+    @cached_property
+    def in_other_precision(self) -> Qwen25VLWithDetection:
+        """The checkpoint in bfloat16 where it computes in float32, and in float32 where it does not."""
+        detector = self.predictor.bundle.detector
+        dtype = torch.bfloat16 if detector.dtype == torch.float32 else torch.float32
+        return Qwen25VLWithDetection(copy.deepcopy(detector.vlm).to(dtype), None).eval()
+
+    @cached_property
+    def tolerance(self) -> float:
+        """Nats by which a sound server may differ."""
+        is_float32 = self.predictor.bundle.detector.dtype == torch.float32
+        return FLOAT32_NOISE if is_float32 else max(FLOAT32_NOISE, MULTIPLE * self.rounding)
+
+    # The server
+
+    def asked(self, *, resized: bool = True, max_tokens: int | None = None, **settings: Any) -> list[Reply]:
+        """Ask about each sample, one at a time."""
+        return self._ask_all(
+            [self._question(sample, resized, max_tokens, settings) for sample in self.samples], 1
+        )
+
+    def _question(
+        self, sample: Sample, resized: bool, max_tokens: int | None, settings: dict[str, Any]
+    ) -> Callable[[], Question]:
+        def make() -> Question:
+            most = max_tokens or self.max_tokens
+            question = question_of(self.predictor.encoder, sample, most, resized=resized)
+            return replace(question, settings=settings)
+
+        return make
+
+    def _ask_all(self, questions: Sequence[Callable[[], Question]], at_once: int) -> list[Reply]:
+        found: dict[int, Reply] = {}
+        self.server.ask_all(questions, found.__setitem__, at_once)
+        return [found[number] for number in range(len(questions))]
+
+    @cached_property
+    def replies(self) -> list[Reply]:
+        """Answers about each sample."""
+        return self.asked()
+
+    @cached_property
+    def replies_at_once(self) -> list[Reply]:
+        """The same questions, in the other order and all at once."""
+        questions = [self._question(sample, True, None, {}) for sample in reversed(self.samples)]
+        return self._ask_all(questions, len(questions))[::-1]
+
+    @cached_property
+    def unresized(self) -> list[Reply]:
+        """The first token about each image as it is displayed, which the server resizes by itself."""
+        return self.asked(resized=False, max_tokens=1)
+
+    @cached_property
+    def without_image(self) -> Reply:
+        """The prompt without its image."""
+        return self.server.ask(Question(self.text_messages(), 1))
+
+    @cached_property
+    def misfit_of_text(self) -> float:
+        """As :meth:`misfit`, of the answer to the prompt without its image."""
+        reply = self.server.ask(Question(self.text_messages(), self.max_tokens))
+        vlm, prompt, ids = self.predictor.bundle.detector.vlm, self.text_ids(), self.ids_of(reply)
+        if not ids:
+            return 0.0
+        with torch.inference_mode(), self.predictor.bundle.detector.computing():
+            inputs = torch.tensor([prompt + ids], device=vlm.device)
+            logits = vlm(input_ids=inputs).logits[0, len(prompt) - 1 : -1].float()
+        written = inputs[0, len(prompt) :, None]
+        if reply.log_probs is None:
+            return float((logits.amax(-1) - logits.gather(-1, written)[:, 0]).max())
+        ours = logits.log_softmax(-1).gather(-1, written)[:, 0].cpu()
+        return float((ours - torch.tensor(reply.log_probs)).abs().max())
+
+    def text_messages(self) -> list[dict[str, Any]]:
+        """System text and request, without an image."""
+        bundle = self.predictor.bundle
+        request = request_text(bundle.config.data.request, bundle.labels)
+        messages = conversation(self.predictor.encoder.system_prompt, request, [])
+        return [
+            {**message, "content": [part for part in message["content"] if part["type"] == "text"]}
+            for message in messages
+        ]
+
+    def text_ids(self, **template: Any) -> list[int]:
+        """Token ids of that prompt; ``template`` changes what the chat template is given."""
+        tokenizer, family = self.predictor.bundle.processor.tokenizer, self.predictor.bundle.processor.family
+        messages = template.pop("messages", self.text_messages())
+        given = {"add_generation_prompt": True, **family.template_settings, **template}
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **given)
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+def is_near_tie(observed: Observed, number: int, reply: Reply) -> bool:
+    """Whether an answer differs from the checkpoint's only where both tokens are as likely."""
+    forced = observed.forced(observed.predictor.bundle.detector, observed.items[number], reply)
+    return bool(forced.behind) and next((b for b in forced.behind if b > 0), 0.0) <= observed.tolerance

@@ -1,0 +1,75 @@
+"""``check-served``: the running server against the checkpoint."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+from qwendet.checks.result import Result, Table, Verdict
+from qwendet.checks.runner import require_known, run_checks
+from qwendet.checks.served import answers, prompt
+from qwendet.checks.served.calibration import calibration_samples
+from qwendet.checks.served.observed import Observed
+from qwendet.config.load import override_config
+from qwendet.inference.chat_server import ChatServer
+from qwendet.inference.inputs import collect_samples
+from qwendet.inference.predictor import Predictor
+
+CHECKS: Mapping[str, Callable[[Observed], Verdict]] = {
+    "served.model": prompt.model,
+    "served.template": prompt.template,
+    "served.images": prompt.images,
+    "served.resize": prompt.resize,
+    "served.greedy": answers.greedy,
+    "served.weights": answers.weights,
+    "served.text": answers.text,
+    "served.boxes": answers.boxes,
+    "served.end": answers.end,
+    "served.order": answers.order,
+}
+MOST_OF_DATA = 8
+"""Images of ``--data`` that are asked about."""
+
+
+def run_served_checks(
+    url: str,
+    checkpoint: Path,
+    *,
+    data: Path | None = None,
+    overrides: Sequence[str] = (),
+    only: Collection[str] = (),
+) -> tuple[list[Result], list[Table]]:
+    """Run the ``served.*`` checks.
+
+    Args:
+        url: of the server.
+        checkpoint: what it is meant to serve: a run's, or what ``export`` wrote.
+        data: images, a folder of them or a JSONL file: the first few are asked about as well.
+        overrides: ``key=value`` for the checkpoint's config.
+        only: ids to run; none runs all.
+
+    Raises:
+        ServerError: if the server cannot be reached, or speaks another protocol.
+        CheckpointError: if the checkpoint cannot be used.
+        ConfigError: for an id that no check has.
+        DataError: for data that cannot be read.
+    """
+    require_known(only, list(CHECKS))
+    samples = [] if data is None else collect_samples([data])[:MOST_OF_DATA]
+    predictor = Predictor.from_checkpoint(checkpoint, overrides=overrides, mode="text")
+    infer = predictor.bundle.config.infer
+    server = ChatServer.find(
+        url,
+        predictor.bundle.processor.family,
+        model=infer.server_model,
+        checkpoint=str(checkpoint),
+        at_once=infer.server_requests,
+        timeout=infer.server_timeout,
+    )
+    with tempfile.TemporaryDirectory(prefix="qwendet-served-") as folder:
+        limits = prompt.limits_of(predictor.bundle)
+        drawn = calibration_samples(Path(folder), predictor.bundle.labels, limits)
+        observed = Observed(predictor, server, [*drawn, *samples], checkpoint)
+        checks = {id: check for id, check in CHECKS.items() if not only or id in only}
+        return run_checks(checks, observed, override_config(predictor.bundle.config, ()).data.allow)
