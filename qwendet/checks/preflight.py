@@ -20,9 +20,10 @@ from qwendet.checks.ids import all_ids
 from qwendet.checks.loss import suite as loss
 from qwendet.checks.result import Result, Table
 from qwendet.checks.runner import require_known
+from qwendet.checks.served import suite as served
 from qwendet.checks.subject import temporary_subject
 from qwendet.config.schema import Config
-from qwendet.errors import Problem, QwendetError
+from qwendet.errors import ConfigError, Problem, QwendetError
 from qwendet.loader import Bundle
 
 logger = logging.getLogger("qwendet")
@@ -35,6 +36,7 @@ def run_all_checks(
     how: Thoroughness,
     *,
     checkpoint: Path | None = None,
+    server: str | None = None,
     only: Collection[str] = (),
     with_overfit: bool = True,
 ) -> Found:
@@ -44,16 +46,24 @@ def run_all_checks(
         config: a config that could be loaded.
         how: how far the checks of the data go.
         checkpoint: a saved run to compare with what the config would build.
+        server: URL of a server that is meant to serve it.
         only: ids to run; none runs all.
         with_overfit: train a few steps too.
 
     Raises:
         CheckpointError: if there is no such checkpoint.
-        ConfigError: for an id that no check has.
+        ConfigError: for an id that no check has; for a server without a checkpoint.
+        ServerError: if the server cannot be reached.
         DataError: if a sample file or the data root is absent or may not be read.
     """
     require_known(only, all_ids())
     consistency.require_checkpoint(checkpoint)  # before minutes of other checks
+    of_server = [id for id in only if id in served.CHECKS]
+    if checkpoint is None and (server is not None or of_server):
+        fix = "add --checkpoint DIR: what the server is meant to serve"
+        raise ConfigError("a server is compared with a checkpoint, and none was given", "--server", fix)
+    if server is None and of_server:
+        raise ConfigError(f"{of_server[0]} asks a server", "--only", "add --server URL")
     results, tables = _config_results(config, how, only)
     of_loss, of_consistency = ([id for id in only if id in known] for known in (loss.CHECKS, consistency.IDS))
     if any(result.id == EMPTY and result.status == "fail" for result in results):
@@ -69,6 +79,9 @@ def run_all_checks(
         if of_consistency or not only:
             found = consistency.run_consistency_checks(subject, checkpoint=checkpoint, only=of_consistency)
             results, tables = results + found[0], tables + found[1]
+    if server is not None and checkpoint is not None and (of_server or not only):
+        found = served.run_served_checks(server, checkpoint, only=of_server)
+        results, tables = results + found[0], tables + found[1]
     return results, tables
 
 

@@ -149,6 +149,10 @@ def validate(
     config: ConfigArgument = None,
     named: ConfigOption = None,
     checkpoint: CheckpointOption = None,
+    server: Annotated[
+        str | None,
+        typer.Option("--server", metavar="URL", help="A server that serves --checkpoint, as well."),
+    ] = None,
     overfit: OverfitOption = True,
     only: OnlyOption = None,
     list_ids: ListOption = False,
@@ -171,7 +175,7 @@ def validate(
     how = Thoroughness(tokens=True, workers=workers or available_cores())
     with console.nothing_but_results():
         results, tables = run_all_checks(
-            loaded, how, checkpoint=checkpoint, only=only or (), with_overfit=overfit
+            loaded, how, checkpoint=checkpoint, server=server, only=only or (), with_overfit=overfit
         )
     again = command_line("validate", name, settings=settings or ())
     report_and_exit(

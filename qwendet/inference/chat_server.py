@@ -175,14 +175,14 @@ class ChatServer:
         self.ask_all([lambda: question], lambda _, reply: replies.append(reply))
         return replies[0]
 
-    def _client(self, retries: int = RETRIES) -> AsyncOpenAI:
+    def _client(self, retries: int | None = None) -> AsyncOpenAI:
         import openai
 
         return openai.AsyncOpenAI(
             base_url=self.url,
             api_key=os.environ.get("OPENAI_API_KEY", "none"),
             timeout=self.timeout,
-            max_retries=retries,
+            max_retries=RETRIES if retries is None else retries,
         )
 
     async def _models(self) -> dict[str, int | None]:
@@ -282,8 +282,10 @@ def _reply(answer: Any) -> Reply:
 
     Raises:
         AttributeError: if it is none, such as a page of HTML.
+        IndexError: if it holds no answer.
+        TypeError: if its answer holds no text.
     """
-    (choice, *_), usage = answer.choices, answer.usage
+    choice, usage = answer.choices[0], answer.usage
     text = choice.message.content
     if not isinstance(text, str):
         given = "a thought alone" if getattr(choice.message, "reasoning_content", None) else "no text"

@@ -1,4 +1,4 @@
-"""``transformers serve MODEL --port PORT --dtype DTYPE``, its images resized by PIL: there is no torchvision."""
+"""``transformers serve MODEL --port PORT --dtype DTYPE``, images resized by PIL: there is no torchvision."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_names_of_keys_and_checks__exist(path: Path) -> None:
 
 def test_preflight__explains_every_check(repo_root: Path) -> None:
     rows = re.findall(
-        r"^\| `((?:config|loss|consistency)\.[\w.]+)` \|(.*)\|$",
+        r"^\| `((?:config|loss|consistency|served)\.[\w.]+)` \|(.*)\|$",
         read(repo_root, "preflight.md"),
         re.MULTILINE,
     )

@@ -12,9 +12,11 @@ from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.served.observed import Observed, is_near_tie
 from qwendet.checks.served.prompt import launch_limits, limits_of
 from qwendet.errors import Problem, QwendetError
+from qwendet.export.directory import FINAL
 from qwendet.inference.chat_server import Reply
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.text_answers import answer_size, read_answer
+from qwendet.loading.checkpoint import MANIFEST
 from qwendet.loading.lora import without_adapter
 
 BOX_TOLERANCE = 0.02
@@ -118,8 +120,9 @@ def _causes(observed: Observed, worst: float) -> Iterator[tuple[str, str]]:
 def _siblings(checkpoint: Path) -> list[Path]:
     """Other checkpoints of the same run, the newest first."""
     folder = checkpoint.resolve()
-    others = [path for path in folder.parent.glob("*/qwendet.json") if path.parent != folder]
-    return [path.parent for path in sorted(others, key=lambda path: -path.stat().st_mtime)[:FEW]]
+    names = [folder.parent / FINAL, *folder.parent.glob("checkpoint-*")]
+    others = [path for path in names if path != folder and (path / MANIFEST).is_file()]
+    return sorted(others, key=lambda path: -path.stat().st_mtime)[:FEW] if folder in names else []
 
 
 def text(observed: Observed) -> Verdict:
