@@ -1,4 +1,4 @@
-"""``transformers serve`` itself, in a process of its own: a sound server passes, and answers as the checkpoint."""
+"""``transformers serve`` itself, in a process of its own: it passes, and answers as the checkpoint does."""
 
 from __future__ import annotations
 
