@@ -118,26 +118,49 @@ class Encoder:
         pictures = [self._picture(turn, sample.where) for turn in turns]
         answers = [self._answer(turn, picture) for turn, picture in zip(turns, pictures, strict=True)]
         ids, spans = self._tokens(pictures, answers if with_answer else answers[:-1])
+        encoded = replace(
+            self._encoded(ids, pictures, sample.where),
+            teacher_assistant_spans=tuple(spans[: len(sample.teachers)]),
+            student_assistant_spans=tuple(spans[len(sample.teachers) :]),
+        )
+        return self._with_targets(encoded, sample) if with_answer else encoded
+
+    def encode_chat(self, messages: Sequence[Message], images: Sequence[Turn], where: str) -> EncodedSample:
+        """Encode a conversation of a client's own, up to where the model's answer begins.
+
+        Args:
+            messages: for the chat template, without image tokens in their texts.
+            images: at least one, in the order in which the messages show them.
+            where: put into errors.
+
+        Raises:
+            DataError: for images that cannot be used, or too many tokens.
+        """
+        pictures = [self._picture(image, where) for image in images]
+        first, *others = self._rendered(messages).split(IMAGE_TOKEN)
+        ids = self._tokenize(first)
+        for text, picture in zip(others, pictures, strict=True):
+            ids += [self._image_token_id] * self._num_tokens(picture) + self._tokenize(text)
+        return self._encoded(ids, pictures, where)
+
+    def _encoded(self, ids: Sequence[int], pictures: Sequence[_Picture], where: str) -> EncodedSample:
         if len(ids) > self.settings.max_tokens:
             raise DataError(
                 f"{len(ids)} tokens, but data.max_tokens is {self.settings.max_tokens}",
-                sample.where,
+                where,
                 "raise data.max_tokens, or lower data.max_pixels or the number of teachers; nothing is cut",
             )
         input_ids = torch.tensor(ids, dtype=torch.int64)
         is_image = input_ids == self._image_token_id
-        encoded = EncodedSample(
+        return EncodedSample(
             input_ids=input_ids,
             mm_token_type_ids=is_image.long(),
             pixel_values=torch.cat([picture.pixel_values for picture in pictures]),
             image_grid_thw=torch.tensor([picture.grid_thw for picture in pictures]),
             student_image_start=int(is_image.nonzero()[-self._num_tokens(pictures[-1])]),
             image_size=pictures[-1].displayed_size,
-            teacher_assistant_spans=tuple(spans[: len(sample.teachers)]),
-            student_assistant_spans=tuple(spans[len(sample.teachers) :]),
-            where=sample.where,
+            where=where,
         )
-        return self._with_targets(encoded, sample) if with_answer else encoded
 
     def chat(self, sample: Sample, *, resized: bool = True) -> tuple[list[Message], list[Image.Image]]:
         """The prompt of :meth:`encode` as messages and images in order, for a server that encodes by itself.
@@ -259,7 +282,9 @@ class Encoder:
 
     def _render(self, answers: Sequence[str]) -> str:
         """The prompt, up to where the student's answer begins."""
-        messages = conversation(self.system_prompt, self._request, answers)
+        return self._rendered(conversation(self.system_prompt, self._request, answers))
+
+    def _rendered(self, messages: Sequence[Message]) -> str:
         text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **self.family.template_settings
         )
