@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from qwendet.cli import data, data_check, eval, export, infer, init, train, validate
+from qwendet.cli import data, data_check, eval, export, infer, init, serve, train, validate
 from qwendet.cli.group import StagedGroup
 from qwendet.console import console
 from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
@@ -54,6 +54,7 @@ app.command("validate", rich_help_panel=CHECK)(validate.validate)
 app.command("train", rich_help_panel=TRAIN)(train.train)
 app.command("eval", rich_help_panel=USE)(eval.evaluate)
 app.command("infer", rich_help_panel=USE)(infer.infer)
+app.command("serve", rich_help_panel=USE)(serve.serve)
 app.command("export", rich_help_panel=USE)(export.export)
 data.app.command("check")(data_check.check)
 data.app.command("stats")(data_check.stats)

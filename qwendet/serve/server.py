@@ -1,0 +1,106 @@
+"""Load a model, listen, answer until a signal ends it: what was accepted is finished, the rest refused."""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+
+from qwendet.config.schema import Config
+from qwendet.errors import ConfigError
+from qwendet.inference.predictor import Predictor
+from qwendet.serve.app import create_app
+from qwendet.serve.limits import Limits
+
+
+def serve(
+    model: Path,
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    limits: Limits,
+    labels: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+    given: Config | None = None,
+    ready: Callable[[str, dict[str, Any]], None],
+) -> None:
+    """Serve a model until SIGTERM or SIGINT.
+
+    Args:
+        model: a checkpoint, or any model of a family, in a folder or on the hub.
+        host: name or address to listen at.
+        port: 0 takes a free one.
+        token: that clients must bear; needed where other machines can call.
+        limits: of what clients may ask for.
+        labels: other labels to look for where a request names none.
+        overrides: ``key=value`` for the checkpoint's config.
+        given: how a model without a manifest was trained.
+        ready: told the address and who trained the model, just before the server listens.
+
+    Raises:
+        QwendetError: for an address or a model that cannot be used.
+    """
+    for prefix in limits.url_prefixes:
+        parts = urlsplit(prefix)
+        if parts.scheme not in ("http", "https") or not parts.netloc or not parts.path:
+            fix = "for example --allow-url https://images.example.org/"
+            raise ConfigError(f"expected http(s)://HOST/, got {prefix!r}", "--allow-url", fix)
+    with _bound(host, port) as listening:
+        address, port = listening.getsockname()[:2]
+        if not ipaddress.ip_address(address).is_loopback and token is None:
+            raise ConfigError(
+                f"{host} can be called from other machines, and there is no token",
+                "--host",
+                "set the environment variable QWENDET_TOKEN, or leave --host out",
+            )
+        predictor = Predictor.from_checkpoint(model, labels=labels, overrides=overrides, given=given)
+        app = create_app(predictor, str(model), limits, token)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+            )
+        )
+        # uvicorn raises the signal that ended it once more when all is answered: then it has no effect.
+        former = {
+            number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        shown = f"[{address}]" if ":" in address else address
+        try:
+            ready(f"http://{shown}:{port}", predictor.bundle.origin())
+            server.run(sockets=[listening])
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, which does not listen yet.
+
+    Raises:
+        ConfigError: if the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(place)
+    except OSError as error:
+        fix = "take another with --port, 0 for any that is free, or another --host"
+        raise ConfigError(
+            f"cannot listen at {host}, port {port} ({error.strerror})", "--host, --port", fix
+        ) from error
+    return bound
