@@ -6,6 +6,7 @@ import ipaddress
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -42,7 +43,7 @@ def serve(
         labels: other labels to look for where a request names none.
         overrides: ``key=value`` for the checkpoint's config.
         given: how a model without a manifest was trained.
-        ready: told the address and who trained the model, just before the server listens.
+        ready: told the address and who trained the model, when calls are taken.
 
     Raises:
         QwendetError: for an address or a model that cannot be used.
@@ -79,6 +80,7 @@ def serve(
             number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)
         }
         shown = f"[{address}]" if ":" in address else address
+        listening.listen()  # whoever is told may call at once
         try:
             ready(f"http://{shown}:{port}", predictor.bundle.origin())
             server.run(sockets=[listening])
@@ -95,12 +97,13 @@ def _bound(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(place)
+        with ExitStack() as unless_bound:
+            made = unless_bound.enter_context(socket.socket(family, kind, protocol))
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(place)
+            unless_bound.pop_all()
     except OSError as error:
+        what = f"cannot listen at {host}, port {port} ({error.strerror})"
         fix = "take another with --port, 0 for any that is free, or another --host"
-        raise ConfigError(
-            f"cannot listen at {host}, port {port} ({error.strerror})", "--host, --port", fix
-        ) from error
-    return bound
+        raise ConfigError(what, "--host, --port", fix) from error
+    return made

@@ -29,6 +29,7 @@ COMMANDS = [
     "train",
     "eval",
     "infer",
+    "serve",
     "export",
 ]
 
@@ -58,7 +59,7 @@ def test_app__groups_commands_by_stage(qwendet: Qwendet) -> None:
         "Prepare", "init", "data",
         "2.", "validate-config", "validate-loss", "check-consistency", "validate",
         "3.", "train",
-        "4.", "eval", "infer", "export",
+        "4.", "eval", "infer", "serve", "export",
     ]  # fmt: skip
 
 
