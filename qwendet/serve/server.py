@@ -53,7 +53,7 @@ def serve(
         if parts.scheme not in ("http", "https") or not parts.netloc or not parts.path:
             fix = "for example --allow-url https://images.example.org/"
             raise ConfigError(f"expected http(s)://HOST/, got {prefix!r}", "--allow-url", fix)
-    with _bound(host, port) as listening:
+    with bound(host, port) as listening:
         address, port = listening.getsockname()[:2]
         if not ipaddress.ip_address(address).is_loopback and token is None:
             raise ConfigError(
@@ -89,7 +89,7 @@ def serve(
                 signal.signal(number, handler)
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
     """A socket at an address, which does not listen yet.
 
     Raises:

@@ -111,7 +111,7 @@ def waiting(connection: http.client.HTTPConnection, number: int) -> None:
         (["--allow-url", "example.org"], ("expected http(s)://HOST/, got 'example.org'", "https://")),
         (["--allow-url", "https://example.org"], ("got 'https://example.org'", "--allow-url")),
         (["--set", "infer.mode=tail"], ("infer.mode", "'tail'")),
-        (["--queue", "0"], ("0 is not in the range", "see: qwendet serve --help")),
+        (["--queue", "0"], ("it should be greater than or equal to 1", "see: qwendet serve --help")),
     ],
 )  # fmt: skip
 def test_serve__mistakes_are_2(qwendet: Qwendet, words: list[str], told: tuple[str, ...]) -> None:
