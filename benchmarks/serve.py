@@ -3,8 +3,8 @@
     python -m benchmarks.serve                   about 2 minutes on two cores
 
 The embedded model's head in float32, images of 84 to 168 pixels a side; clients are threads of this process,
-on the same cores. ``throughput_over_infer`` is images a second with 8 clients over those of ``infer`` with the
-model already loaded, in a process of its own; each is the median of the rounds. An answer is wrong if a
+on the same cores. ``throughput_over_infer`` is images a second with 8 clients over those of ``infer`` with
+the model already loaded, in a process of its own; each is the median of the rounds. An answer is wrong if a
 detection above 0.1 has no counterpart with its label, its score within 0.001 and its box within 0.1 pixels.
 """
 

@@ -57,8 +57,9 @@ def serve(
     """Answer over HTTP: /detect, OpenAI's chat route, /health, /metrics, and a page to try it."""
     console.set_format(output_format)
     wanted = split_labels(labels)
-    if token == "":
-        raise ConfigError("the token is empty", "--token, QWENDET_TOKEN", "give one, or unset it")
+    if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
+        what, fix = "expected a token of ASCII letters, digits and signs", "give such a one, or unset it"
+        raise ConfigError(what, "--token, QWENDET_TOKEN", fix)
     try:
         from qwendet.serve.server import serve as run_server
     except ModuleNotFoundError as error:

@@ -91,12 +91,12 @@ class Answerer:
                     return self._replies(settings, questions, turns)
                 samples = [Sample(turn, where=turn.image) for (turn,) in turns]
                 return list(self._predictor(settings.labels).predict(samples, settings.mode))
-        except torch.OutOfMemoryError as error:
-            raise EnvironmentLacksError(
-                "the accelerator has too little memory for this",
-                "model",
-                "send smaller images, or fewer tokens",
-            ) from error
+        except (torch.OutOfMemoryError, OSError) as error:
+            what, fix = (
+                "too little memory, or no room for temporary files",
+                "send smaller images, or one later",
+            )
+            raise EnvironmentLacksError(what, "server", fix) from error
 
     def _made_for(self, labels: tuple[str, ...] | None) -> Predictor:
         config = self._bundle.config

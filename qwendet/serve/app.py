@@ -66,13 +66,10 @@ async def _told(request: Request, error: Exception) -> Response:
         return response_to(error)
     if isinstance(error, HTTPException):
         what = {404: "there is no such route", 405: f"{request.method} is not taken here"}
-        said = what.get(error.status_code, error.detail)
-        return response_to(
-            RefusedError(error.status_code, said, request.url.path, f"known are {', '.join(ROUTES)}")
-        )
-    return response_to(
-        RefusedError(500, f"this is a bug: {type(error).__name__}", fix="see the server's log")
-    )
+        said, fix = what.get(error.status_code, error.detail), f"known are {', '.join(ROUTES)}"
+        return response_to(RefusedError(error.status_code, said, request.url.path, fix))
+    bug = f"this is a bug: {type(error).__name__}"
+    return response_to(RefusedError(500, bug, fix="see the server's log"))
 
 
 class Service:
@@ -118,15 +115,13 @@ class Service:
         """A greedy answer in the shape of OpenAI's chat completions."""
         body = _parsed(ChatBody, await request.body(), _kind(request), 400)
         if body.model != self._name:
-            raise RefusedError(
-                404, f"there is no model {body.model!r}", "model", f"the model is {self._name!r}"
-            )
+            what = f"there is no model {body.model!r:.60}"
+            raise RefusedError(404, what, "model", f"the model is {self._name!r}")
         most = body.max_completion_tokens or body.max_tokens or self._infer.max_new_tokens
         if most > self._infer.max_new_tokens:
             what = f"max_tokens is {most}, and at most {self._infer.max_new_tokens} are written"
-            raise RefusedError(
-                400, what, "max_tokens", "ask for fewer, or serve with --set infer.max_new_tokens=N"
-            )
+            fix = "ask for fewer, or serve with --set infer.max_new_tokens=N"
+            raise RefusedError(400, what, "max_tokens", fix)
         pictures = [await self._read(url, place) for url, place in body.image_urls()]
         question = Question(tuple(pictures), body.turns())
         answer, prompt_tokens = await self._ask(request, Chat(most), question)

@@ -64,9 +64,8 @@ class Batcher:
         """
         if self.waiting >= self._most_waiting:
             what = f"{self.waiting} images wait already, and no more may"
-            raise RefusedError(
-                503, what, "queue", "try again in a moment, or start the server with a longer --queue"
-            )
+            fix = "try again in a moment, or start the server with a longer --queue"
+            raise RefusedError(503, what, "queue", fix)
         job = _Job(settings, question, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._arrived.set()

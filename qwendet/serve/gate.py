@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 import time
 from collections.abc import Collection
 
@@ -17,7 +18,7 @@ from qwendet.serve.refusals import RefusedError, response_to
 
 OPEN_ROUTES = frozenset({"/", "/health"})
 """They tell nothing of the model, and need no token."""
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+LOOPBACK = re.compile(r"(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?", re.IGNORECASE)
 DRAINED = 8
 """Times the allowed size that is read and thrown away: a client reads no answer while it sends."""
 
@@ -27,12 +28,12 @@ class Meters:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        of_request, registry = ["route"], self.registry
+        registry = self.registry
         self.requests = Counter(
-            "qwendet_requests", "Requests answered.", [*of_request, "status"], registry=registry
+            "qwendet_requests", "Requests answered.", ["route", "status"], registry=registry
         )
         self.seconds = Histogram(
-            "qwendet_request_seconds", "From a request's first byte to its answer.", of_request,
+            "qwendet_request_seconds", "From a request's first byte to its answer.", ["route"],
             buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120), registry=registry,
         )  # fmt: skip
         self.batches = Histogram(
@@ -84,7 +85,8 @@ class Gate:
             await send(message)
 
         refusal = self._refusal(scope)
-        self._open += 1
+        counted = refusal is None and scope["method"] == "POST"
+        self._open += counted
         try:
             async with asyncio.timeout(self._limits.seconds) as limit:
                 if refusal is None:
@@ -100,7 +102,7 @@ class Gate:
                 scope, receive, noted
             )
         finally:
-            self._open -= 1
+            self._open -= counted
             route = scope["path"] if scope["path"] in self._routes else "other"
             self._meters.requests.labels(route, status).inc()
             self._meters.seconds.labels(route).observe(time.perf_counter() - started)
@@ -109,8 +111,8 @@ class Gate:
         headers, path = Headers(scope=scope), scope["path"]
         if self._token is None:
             # A web page elsewhere can have a name that leads to this machine: the name tells.
-            host = headers.get("host", "").rpartition("]")[2].partition(":")[0] or "[::1]"
-            if host not in LOOPBACK_NAMES:
+            host = headers.get("host", "")
+            if not LOOPBACK.fullmatch(host):
                 fix = "call it by localhost, or start the server with a token"
                 return RefusedError(403, f"the name {host!r} is not this machine's loopback", "Host", fix)
         elif path not in OPEN_ROUTES:

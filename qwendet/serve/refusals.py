@@ -10,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 from qwendet.errors import EnvironmentLacksError, Problem, QwendetError
 
 RETRY_SECONDS = "1"
+MOST_TOLD = 10
+"""Problems of one request that are told."""
 
 
 class RefusedError(QwendetError):
@@ -48,12 +50,12 @@ def response_to(error: QwendetError) -> JSONResponse:
 def unfit(error: ValidationError, body: type[BaseModel], status: int) -> RefusedError:
     """All that is wrong with a request's fields."""
     refusal = RefusedError(status, "")
-    refusal.problems = tuple(_problem(detail, body) for detail in error.errors(include_url=False))
+    refusal.problems = tuple(_problem(detail, body) for detail in error.errors(include_url=False)[:MOST_TOLD])
     return refusal
 
 
 def _problem(detail: Any, body: type[BaseModel]) -> Problem:
-    where, said = ".".join(map(str, detail["loc"])), str(detail["msg"])
+    where, said = ".".join(map(str, detail["loc"]))[:100], str(detail["msg"])
     if detail["type"] == "extra_forbidden":
         return Problem("unknown field", where, f"leave it out; known are {', '.join(body.model_fields)}")
     if detail["type"] == "value_error":

@@ -16,7 +16,7 @@ from qwendet.serve.limits import Limits
 from qwendet.serve.refusals import RefusedError
 
 CONTROL_TOKENS = (chat.START_OF_TURN, chat.END_OF_TURN, chat.PADDING, *chat.IN_CONFIG)
-MOST_LABELS = 1000
+MOST_LABELS, MOST_CHARACTERS = 1000, 200
 TURNS = re.compile(r"(system )?(user assistant )*user ")
 ONLY = {
     "temperature": 0, "top_p": 1, "top_k": -1, "n": 1, "best_of": 1, "stream": False, "top_logprobs": 0,
@@ -47,7 +47,7 @@ class DetectBody(_Body):
     image: str | None = None
     labels: (
         Annotated[
-            list[str],
+            list[Annotated[str, Field(max_length=MOST_CHARACTERS)]],
             BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value),
             Field(min_length=1, max_length=MOST_LABELS),
         ]
@@ -104,7 +104,7 @@ class ChatBody(_Body):
         for name in ONLY.keys() & body.keys():
             if body[name] is not None and body[name] != ONLY[name]:
                 raise ValueError(
-                    f"{name} is {body[name]!r}, but answers are greedy, one a request, in one piece; "
+                    f"{name} is {body[name]!r:.60}, but answers are greedy, one a request, in one piece; "
                     f"leave {name} out or send {ONLY[name]}"
                 )
         return {name: value for name, value in body.items() if name not in ONLY and value is not None}
@@ -166,16 +166,11 @@ def read_image(text: str, place: str, limits: Limits) -> Picture:
     if not is_data_url and ":" in text[:16]:
         return Picture(_fetch(text, place, limits), place)
     try:
-        return Picture(
-            base64.b64decode("".join((rest if is_data_url else text).split()), validate=True), place
-        )
+        encoded = "".join((rest if is_data_url else text).split())
+        return Picture(base64.b64decode(encoded, validate=True), place)
     except (binascii.Error, ValueError) as error:
-        raise RefusedError(
-            422,
-            f"neither base64 nor a data URL ({error})",
-            place,
-            "send the bytes of the image file in base64",
-        ) from error
+        what = f"neither base64 nor a data URL ({error})"
+        raise RefusedError(422, what, place, "send the bytes of the image file in base64") from error
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -191,9 +186,8 @@ def _fetch(url: str, place: str, limits: Limits) -> bytes:
         with urllib.request.build_opener(_NoRedirects).open(url, timeout=limits.seconds) as answer:
             content: bytes = answer.read(limits.body_bytes + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise RefusedError(
-            422, f"the address cannot be fetched ({error})", place, "send the image itself"
-        ) from error
+        what = f"the address cannot be fetched ({error})"
+        raise RefusedError(422, what, place, "send the image itself") from error
     if len(content) > limits.body_bytes:
         raise RefusedError(413, f"the image has more than {limits.body_megabytes} MB", place, "shrink it")
     return content

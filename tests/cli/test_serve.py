@@ -107,7 +107,8 @@ def waiting(connection: http.client.HTTPConnection, number: int) -> None:
     [
         (["--host", "0.0.0.0"], ("0.0.0.0 can be called from other machines", "QWENDET_TOKEN")),
         (["--host", "no such host"], ("cannot listen at no such host, port 8000", "--port")),
-        (["--token", ""], ("the token is empty", "unset it")),
+        (["--token", ""], ("expected a token of ASCII letters", "unset it")),
+        (["--token", "schlüssel"], ("expected a token of ASCII letters", "QWENDET_TOKEN")),
         (["--allow-url", "example.org"], ("expected http(s)://HOST/, got 'example.org'", "https://")),
         (["--allow-url", "https://example.org"], ("got 'https://example.org'", "--allow-url")),
         (["--set", "infer.mode=tail"], ("infer.mode", "'tail'")),

@@ -225,9 +225,7 @@ def test_token__is_needed_but_for_page_and_health(served: Served) -> None:
         assert "<!doctype html>" in client.get("/").text
         for route in ("/v1/models", "/metrics", "/nowhere"):
             assert client.get(route).status_code == 401
-        right, wrong = (
-            {"Authorization": f"Bearer {word}"} for word in ("sesame", "sesam\u00e9".encode()[:7].hex())
-        )
+        right, wrong = ({"Authorization": f"Bearer {word}"} for word in ("sesame", "sesam"))
         found = client.get("/v1/models", headers=wrong)
         assert found.headers["www-authenticate"] == "Bearer"
         words = "the bearer token is missing or wrong (send the header Authorization: Bearer TOKEN)"
@@ -236,7 +234,8 @@ def test_token__is_needed_but_for_page_and_health(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "status"), [("localhost:8000", 200), ("[::1]:80", 200), ("evil.example", 403)]
+    ("host", "status"),
+    [("localhost:8000", 200), ("[::1]:80", 200), ("127.0.0.2", 200), ("evil.example", 403), ("[evil]", 403)],
 )
 def test_host__without_a_token_it_is_loopback(client: TestClient, host: str, status: int) -> None:
     assert client.get("/v1/models", headers={"Host": host}).status_code == status
