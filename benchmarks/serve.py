@@ -4,8 +4,9 @@
 
 The embedded model's head in float32, images of 84 to 168 pixels a side; clients are threads of this process,
 on the same cores. ``throughput_over_infer`` is images a second with 8 clients over those of ``infer`` with
-the model already loaded, in a process of its own; each is the median of the rounds. An answer is wrong if a
-detection above 0.1 has no counterpart with its label, its score within 0.001 and its box within 0.1 pixels.
+the model already loaded, in a process of its own, one after the other; the ratio of the processor's seconds
+stands beside it, which other work on the machine changes less. An answer is wrong if a detection above 0.1 has
+no counterpart with its label, its score within 0.001 and its box within 0.1 pixels.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.report import parser, report
 
 CLIENTS = (1, 8, 32)
@@ -40,10 +43,11 @@ from qwendet.inference.predictor import Predictor
 predictor = Predictor.from_checkpoint("tiny", overrides=sys.argv[2:])
 samples = collect_samples([Path(sys.argv[1])])
 predictor.predict_all(samples[:8])
-started = time.perf_counter()
-found = predictor.predict_all(samples)
-seconds = time.perf_counter() - started
-print(json.dumps({"seconds": seconds, "found": [json.loads(item.to_json()) for item in found]}))
+started, used = time.perf_counter(), time.process_time()
+lines = [found.to_json() for found in predictor.predict_all(samples)]
+seconds, used = time.perf_counter() - started, time.process_time() - used
+found = [json.loads(line) for line in lines]
+print(json.dumps({"seconds": seconds, "processor_seconds": used, "found": found}))
 """
 
 
@@ -53,6 +57,23 @@ class Work:
 
     images: list[bytes]
     expected: list[dict[str, Any]]
+
+
+@dataclass
+class Load:
+    """What sending every image once took.
+
+    Attributes:
+        seconds: in all.
+        processor_seconds: of the server.
+        waits: seconds of each answer.
+        wrong: answers that are not those of ``infer``.
+    """
+
+    seconds: float
+    processor_seconds: float
+    waits: list[float]
+    wrong: int
 
 
 @contextmanager
@@ -110,20 +131,29 @@ def shared_out(
     return time.perf_counter() - started
 
 
-def load(work: Work, clients: int, port: int) -> tuple[float, list[float], int]:
-    """Seconds of sending every image once, those of each answer, and how many were wrong."""
-    waits: list[float] = []
-    wrong: list[int] = []
+def load(work: Work, clients: int, port: int, pid: int) -> Load:
+    """Send every image once."""
+    answers: dict[int, tuple[float, int, bytes]] = {}
 
     def ask(connection: http.client.HTTPConnection, index: int) -> None:
         started = time.perf_counter()
         status, body = post(connection, work.images[index])
-        waits.append(time.perf_counter() - started)
-        if status != 200 or not is_right(json.loads(body), work.expected[index]):
-            wrong.append(index)
+        answers[index] = time.perf_counter() - started, status, body
 
+    before = processor_seconds(pid)
     seconds = shared_out(clients, len(work.images), ask, port)
-    return seconds, waits, len(wrong)
+    used = processor_seconds(pid) - before
+    wrong = sum(
+        status != 200 or not is_right(json.loads(body), work.expected[index])
+        for index, (_, status, body) in answers.items()
+    )
+    return Load(seconds, used, [wait for wait, _, _ in answers.values()], wrong)
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has used until now."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def malformed(work: Work, count: int, port: int) -> int:
@@ -197,11 +227,6 @@ def infer_alone(folder: Path) -> dict[str, Any]:
     return told
 
 
-def percentile(waits: Sequence[float], share: float) -> float:
-    """The value below which a share of the values lie."""
-    return sorted(waits)[min(len(waits) - 1, int(share * len(waits)))]
-
-
 def main() -> None:
     """Measure, report."""
     arguments = parser(__doc__)
@@ -211,41 +236,47 @@ def main() -> None:
     options = arguments.parse_args()
     from qwendet.demo.shapes import PRETRAIN, write_dataset
 
-    figures: dict[str, Any] = {"images": options.images}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "images"
         write_dataset(PRETRAIN, Path(name) / "scenes.jsonl", options.images, seed=0)
-        paths = sorted(folder.glob("*.png"))
-        alone = infer_alone(folder)
-        work = Work([path.read_bytes() for path in paths], alone["found"])
-        infer_seconds = [alone["seconds"]]
-        loads: dict[int, list[tuple[float, list[float], int]]] = {clients: [] for clients in CLIENTS}
+        images = [path.read_bytes() for path in sorted(folder.glob("*.png"))]
         with server(0) as (process, port):
-            load(Work(work.images[:16], work.expected), 8, port)  # warm up
-            for number in range(options.rounds):
-                if number:
-                    infer_seconds.append(infer_alone(folder)["seconds"])
-                for clients in CLIENTS:
-                    loads[clients].append(load(work, clients, port))
-            figures["infer_images_per_second"] = options.images / statistics.median(infer_seconds)
-            for clients, rounds in loads.items():
-                waits = [wait for _, own, _ in rounds for wait in own]
-                seconds = statistics.median(seconds for seconds, _, _ in rounds)
-                figures |= {
-                    f"images_per_second_{clients}": options.images / seconds,
-                    f"p50_ms_{clients}": 1000 * percentile(waits, 0.5),
-                    f"p95_ms_{clients}": 1000 * percentile(waits, 0.95),
-                    f"wrong_{clients}": sum(wrong for _, _, wrong in rounds),
-                }
-            figures["throughput_over_infer"] = (
-                figures["images_per_second_8"] / figures["infer_images_per_second"]
-            )
+            rounds = []
+            for _ in range(options.rounds + 1):
+                alone = infer_alone(folder)
+                work = Work(images, alone["found"])
+                loads = {clients: load(work, clients, port, process.pid) for clients in CLIENTS}
+                rounds.append((alone, loads))
+            figures = figures_of(rounds[1:], options.images)  # the first warms up
             figures["malformed"] = options.malformed
             figures["malformed_refused"] = malformed(work, options.malformed, port)
             figures["alive_after_malformed"] = process.poll() is None
             counts = killed_and_restarted(work, port, process)
             figures |= {f"kill_{name}": count for name, count in counts.items()}
     report(figures, options.json)
+
+
+def figures_of(rounds: Sequence[tuple[dict[str, Any], dict[int, Load]]], images: int) -> dict[str, Any]:
+    """Medians of the rounds; a ratio is the median of the rounds' ratios."""
+    median = statistics.median
+    figures: dict[str, Any] = {
+        "images": images,
+        "infer_images_per_second": images / median(alone["seconds"] for alone, _ in rounds),
+        "throughput_over_infer": median(alone["seconds"] / own[8].seconds for alone, own in rounds),
+        "infer_over_serve_processor_time": median(
+            alone["processor_seconds"] / own[8].processor_seconds for alone, own in rounds
+        ),
+    }
+    for clients in CLIENTS:
+        loads = [own[clients] for _, own in rounds]
+        waits = sorted(wait for own in loads for wait in own.waits)
+        figures |= {
+            f"images_per_second_{clients}": images / median(own.seconds for own in loads),
+            f"p50_ms_{clients}": 1000 * waits[len(waits) // 2],
+            f"p95_ms_{clients}": 1000 * waits[int(0.95 * len(waits))],
+            f"wrong_{clients}": sum(own.wrong for own in loads),
+        }
+    return figures
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ What waits at the same time and has the same settings is one batch; the oldest q
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from qwendet.errors import QwendetError
@@ -45,7 +44,7 @@ class Batcher:
         self._batch_size = batch_size
         self._most_waiting = most_waiting
         self._note_batch = note_batch
-        self._waiting: deque[_Job] = deque()
+        self._waiting: dict[_Job, None] = {}  # in order of arrival
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "model")
         self._task = asyncio.create_task(self._work())
@@ -67,13 +66,12 @@ class Batcher:
             fix = "try again in a moment, or start the server with a longer --queue"
             raise RefusedError(503, what, "queue", fix)
         job = _Job(settings, question, asyncio.get_running_loop().create_future())
-        self._waiting.append(job)
+        self._waiting[job] = None
         self._arrived.set()
         try:
             return await job.answer
         finally:
-            with suppress(ValueError):  # a batch has taken it
-                self._waiting.remove(job)
+            self._waiting.pop(job, None)
 
     async def stop(self) -> None:
         """End the thread when its batch is done."""
@@ -97,10 +95,11 @@ class Batcher:
 
     def _take(self) -> list[_Job]:
         """The next batch; none if everybody has left."""
-        batch = [job for job in self._waiting if job.settings == self._waiting[0].settings]
-        batch = batch[: self._batch_size]
+        oldest = next(iter(self._waiting), None)
+        alike = (job for job in self._waiting if oldest and job.settings == oldest.settings)
+        batch = list(islice(alike, self._batch_size))
         for job in batch:
-            self._waiting.remove(job)
+            del self._waiting[job]
         if not self._waiting:
             self._arrived.clear()
         return batch

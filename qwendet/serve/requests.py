@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import http.client
+import json
 import re
 import urllib.request
 from typing import Annotated, Any, Literal, NamedTuple
@@ -76,6 +77,10 @@ def _as_parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
+def _shown(value: Any) -> str:
+    return json.dumps(value)[:60]
+
+
 class _Message(_Body):
     role: Literal["system", "user", "assistant"]
     content: Annotated[
@@ -104,8 +109,8 @@ class ChatBody(_Body):
         for name in ONLY.keys() & body.keys():
             if body[name] is not None and body[name] != ONLY[name]:
                 raise ValueError(
-                    f"{name} is {body[name]!r:.60}, but answers are greedy, one a request, in one piece; "
-                    f"leave {name} out or send {ONLY[name]}"
+                    f"{name} is {_shown(body[name])}, but answers are greedy, one a request, in one piece; "
+                    f"leave {name} out or send {_shown(ONLY[name])}"
                 )
         return {name: value for name, value in body.items() if name not in ONLY and value is not None}
 

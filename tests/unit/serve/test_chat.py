@@ -98,7 +98,7 @@ ASK = {"role": "user", "content": [IMAGE, {"type": "text", "text": "Locate every
 @pytest.mark.parametrize(
     ("fields", "status", "words"),
     [
-        ({"stream": True}, 400, "stream is True, but answers are greedy, one a request, in one piece"),
+        ({"stream": True}, 400, "stream is true, but answers are greedy, one a request, in one piece"),
         ({"temperature": 0.7}, 400, "leave temperature out or send 0"),
         ({"n": 2}, 400, "n is 2"),
         ({"top_logprobs": 3}, 400, "top_logprobs is 3"),
