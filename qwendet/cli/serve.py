@@ -24,7 +24,9 @@ TokenOption = Annotated[
     ),
 ]
 BodyOption = Annotated[int, typer.Option("--max-body", metavar="MB", min=1, help="Most of one request.")]
-PixelsOption = Annotated[int, typer.Option("--max-pixels", min=1, help="Most of one image.")]
+PixelsOption = Annotated[
+    int | None, typer.Option("--max-pixels", min=1, help="Most of one image; never above 89 million.")
+]
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Longest that a request may take.")
 ]

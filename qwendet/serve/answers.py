@@ -58,10 +58,10 @@ class Answerer:
 
     Args:
         predictor: the model.
-        most_pixels: of an image.
+        most_pixels: of an image; ``None`` for what any image may have.
     """
 
-    def __init__(self, predictor: Predictor, most_pixels: int) -> None:
+    def __init__(self, predictor: Predictor, most_pixels: int | None) -> None:
         config = predictor.bundle.config
         # Each request has its own threshold; images are nobody's data set, and are not kept.
         every = config.infer.model_copy(update={"score_threshold": 0.0})
@@ -109,7 +109,7 @@ class Answerer:
         for picture in pictures:
             (folder / picture.place).write_bytes(picture.content)
             width, height = image_size(picture.place, folder, picture.place)
-            if width * height > self._most_pixels:
+            if self._most_pixels is not None and width * height > self._most_pixels:
                 what = f"the image has {width}×{height} pixels, and at most {self._most_pixels:,} are taken"
                 raise RefusedError(413, what, picture.place, "shrink it")
             turns.append(Turn(picture.place, (), root=folder))

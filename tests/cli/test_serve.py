@@ -136,6 +136,12 @@ def test_serve__no_checkpoint_is_2(qwendet: Qwendet, tmp_path: Path) -> None:
     assert str(tmp_path) in ending.err
 
 
+def test_serve__costs_other_commands_no_import() -> None:
+    listed = "import sys, qwendet.cli.main; print({'fastapi', 'uvicorn', 'numpy', 'PIL'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 @pytest.mark.parametrize("name", ["fastapi", "uvicorn", "prometheus_client"])
 def test_serve__the_extra_is_named(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for module in [*sys.modules]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import family_parity, infer, train_step
+from benchmarks import family_parity, infer, serve, train_step
 
 Run = Callable[[Any, list[str]], dict[str, Any]]
 
@@ -50,6 +50,26 @@ def test_infer__runs_at_its_smallest(figures_of: Run, shared: Path) -> None:
     wanted = {"head_over_text", "text_over_generate_b1", "text_over_generate_b8", "text_b8_over_generate_b1"}
     assert wanted <= figures.keys()
     assert min(figures.values()) > 0
+
+
+@pytest.mark.slow
+def test_serve__no_answer_is_wrong_at_its_smallest(figures_of: Run) -> None:
+    """Under load, after broken requests, and through a kill."""
+    figures = figures_of(serve, ["--images", "8", "--rounds", "1", "--malformed", "25"])
+    assert {name: figures[name] for name in figures if "wrong" in name} == {
+        "wrong_1": 0, "wrong_8": 0, "wrong_32": 0, "kill_wrong": 0,
+    }  # fmt: skip
+    assert (figures["malformed_refused"], figures["alive_after_malformed"]) == (25, True)
+    assert figures["kill_answers"] == 16
+
+
+def test_serve__a_wrong_answer_is_found() -> None:
+    found = {"desc": "cat", "score": 0.9, "bbox_2d": [1.0, 2.0, 30.0, 40.0]}
+    answer = {"width": 50, "detections": [found]}
+    assert serve.is_right(answer, answer)
+    for change in ({"desc": "dog"}, {"score": 0.89}, {"bbox_2d": [1.0, 2.0, 30.0, 40.2]}):
+        assert not serve.is_right({"width": 50, "detections": [found | change]}, answer)
+    assert not serve.is_right({"width": 50, "detections": []}, answer)
 
 
 def taken(seconds: list[float], loss: float, peak: float) -> train_step.Run:
