@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,16 +28,16 @@ def export(
     ] = "5GB",
     output_format: RecordFormatOption = "human",
 ) -> None:
-    """Write a merged, plain Hugging Face directory, for transformers and vLLM."""
+    """Write a merged, plain Hugging Face directory, for transformers, vLLM and SGLang."""
     console.set_format(output_format)
     shard_size = _shard_size(max_shard_size)
     from qwendet.export.directory import export as run_export
 
     summary = run_export(checkpoint, output, dtype=dtype, max_shard_size=shard_size)
-    _report(summary, shlex.join(["vllm", "serve", str(summary.output)]))
+    _report(summary)
 
 
-def _report(summary: ExportSummary, further: str) -> None:
+def _report(summary: ExportSummary) -> None:
     if console.is_for_machine():
         record = {
             "output": str(summary.output),
@@ -46,7 +45,7 @@ def _report(summary: ExportSummary, further: str) -> None:
             "dtype": summary.dtype,
             "files": list(summary.files),
             "merge_error": summary.merge_error,
-            "next": further,
+            "next": summary.launch,
         }
         console.print_record(record)
         return
@@ -57,7 +56,7 @@ def _report(summary: ExportSummary, further: str) -> None:
         f"{summary.num_parameters:,} parameters in {summary.dtype}, {files}, reloaded and compared"
         f" → {summary.output}"
     )
-    console.next_step(further)
+    console.next_step(summary.launch)
 
 
 def _shard_size(text: str) -> str:

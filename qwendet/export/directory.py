@@ -6,7 +6,8 @@ CHECKPOINT ─► load ─► merge the adapter ─► cast ─► OUT (beside i
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+import shlex
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from qwendet.config.schema import AUTOCAST_OF, Config
+from qwendet.encoding.image_tokens import settings_folder
 from qwendet.encoding.prompts import conversation, request_text
 from qwendet.errors import CheckpointError, ConfigError
 from qwendet.export.model_card import render_card
+from qwendet.export.serving import SERVING, serving_of
+from qwendet.families.licence import licence_of
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.loading.checkpoint import dtype_name, files_of, read_manifest, save_checkpoint
+from qwendet.loading.checkpoint import Manifest, dtype_name, files_of, read_manifest, save_checkpoint
 from qwendet.loading.lora import merge_adapter
 from qwendet.model.precision import float32_or_wider
 
@@ -42,6 +46,7 @@ class ExportSummary:
         dtype: type of the weights.
         files: the weight files, by their paths in it.
         merge_error: relative difference of the logits before and after merging; ``None`` without an adapter.
+        launch: the line that starts vLLM on it.
     """
 
     output: Path
@@ -49,6 +54,7 @@ class ExportSummary:
     dtype: str
     files: tuple[str, ...]
     merge_error: float | None
+    launch: str
 
 
 def export(
@@ -58,7 +64,7 @@ def export(
     dtype: str | None = None,
     max_shard_size: str = "5GB",
 ) -> ExportSummary:
-    """Write a checkpoint as a directory that transformers and vLLM load without qwendet.
+    """Write a checkpoint as a directory that transformers, vLLM and SGLang load without qwendet.
 
     Args:
         checkpoint: a checkpoint with a manifest, an adapter's or a whole one.
@@ -78,10 +84,12 @@ def export(
     bundle = load(_loadable(config_of_checkpoint(checkpoint), manifest.dtype, wanted), for_inference=True)
     merge_error = None if bundle.config.model.lora is None else _merge(bundle)
     bundle = _as_exported(bundle, wanted)
+    serving = serving_of(bundle, output.resolve().name, _licence(checkpoint, manifest, bundle))
     with atomic_folder(output) as folder:
-        factor = bundle.processor.image_processor.patch_size * bundle.processor.image_processor.merge_size
-        card = render_card(manifest, bundle.config, bundle.processor.family, _metrics_of(checkpoint), factor)
+        card = render_card(manifest, serving, _metrics_of(checkpoint))
         (folder / CARD).write_text(card, encoding="utf-8")
+        record = json.dumps(asdict(serving), indent=1, ensure_ascii=False)
+        (folder / SERVING).write_text(record + "\n", encoding="utf-8")
         save_checkpoint(
             folder,
             bundle.detector,
@@ -98,7 +106,14 @@ def export(
         dtype=wanted,
         files=tuple(name for name in files_of(output) if name.endswith(".safetensors")),
         merge_error=merge_error,
+        launch=serving.vllm.replace(" . ", f" {shlex.quote(str(output))} ", 1),
     )
+
+
+def _licence(checkpoint: Path, manifest: Manifest, bundle: Bundle) -> str:
+    """The licence that the checkpoint's own card names, as an export's does, else its base's."""
+    family, base = bundle.processor.family, manifest.config.model
+    return licence_of("", checkpoint, family) or licence_of(base.path, settings_folder(base), family)
 
 
 def _loadable(config: Config, trained: str, wanted: str) -> Config:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwendet.config.schema import Config, Frame
-from qwendet.encoding.prompts import request_text
+from qwendet.config.schema import Frame
+from qwendet.export.serving import SERVING, UNKNOWN_LICENCE, Serving
 from qwendet.families.chat import BOX_TEXT
-from qwendet.families.family import AnswerForm, Family
+from qwendet.families.choose import FAMILIES
+from qwendet.families.family import AnswerForm
+from qwendet.families.licence import APACHE
 from qwendet.loading.checkpoint import HEAD_WEIGHTS, Manifest
 
 FRONT_MATTER = """\
@@ -17,20 +19,30 @@ FRONT_MATTER = """\
 library_name: transformers
 pipeline_tag: image-text-to-text
 tags: [object-detection, {family}, qwendet]
----
+{origin}---
 # A {family} object detector"""
 
 HOW = """\
 ## How to ask it
 
-One system turn and one user turn, the image before the text, with the model's own chat template:
+These turns, the image before the text, with the model's own chat template:
 
 {messages}
 
 {settings}PIL resizes images to between {min_pixels} and {max_pixels} pixels, sides to multiples of {factor}.
 The answer is {form},
 {frame}, and y likewise.
-Decode greedily, as `generation_config.json` says.
+Decode greedily, as `generation_config.json` says, with temperature 0 in each request to a server.
+
+## How to serve it
+
+In this directory, in text mode; `{file}` has the same for programs. vLLM:
+
+{vllm}
+
+SGLang:
+
+{sglang}
 """
 FORMS: dict[AnswerForm, str] = {
     "json": 'JSON, `[{"bbox_2d": [x1, y1, x2, y2], "label": "…"}]`',
@@ -42,56 +54,67 @@ FRAMES: dict[Frame, str] = {
 }
 
 
-def render_card(
-    trained: Manifest, config: Config, family: Family, metrics: Mapping[str, float], factor: int
-) -> str:
+def render_card(trained: Manifest, serving: Serving, metrics: Mapping[str, float]) -> str:
     """Write the card.
 
     Args:
         trained: manifest of the checkpoint that was exported.
-        config: config of the exported model.
-        family: of the model.
+        serving: how the exported model is served and asked.
         metrics: what the run measured on its validation samples; may be empty.
-        factor: side of an image token in pixels.
     """
-    parts = [FRONT_MATTER.format(family=family.name), _facts(trained, config, family), _measured(metrics)]
-    request = request_text(config.data.request, trained.labels)
-    messages: list[dict[str, Any]] = [{"role": "user", "content": ["<image>", request]}]
-    if config.data.system_prompt:
-        messages.insert(0, {"role": "system", "content": config.data.system_prompt})
+    family = FAMILIES[serving.family]
+    front = FRONT_MATTER.format(family=family.name, origin=_origin(trained, serving.licence))
+    parts = [front, _facts(trained, serving, family.ignored_weights), _measured(metrics)]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": ["<image>", serving.request]}]
+    if serving.system:
+        messages.insert(0, {"role": "system", "content": serving.system})
     how = HOW.format(
         messages=_fenced(messages),
-        settings=_settings(family),
-        form=FORMS[family.answer_form],
-        frame=FRAMES[family.frame],
-        min_pixels=config.data.min_pixels,
-        max_pixels=config.data.max_pixels,
-        factor=factor,
+        settings=_settings(serving),
+        form=FORMS[serving.answer_form],
+        frame=FRAMES[serving.frame],
+        min_pixels=serving.min_pixels,
+        max_pixels=serving.max_pixels,
+        factor=serving.factor,
+        file=SERVING,
+        vllm=_fenced(serving.vllm, "bash"),
+        sglang=_fenced(serving.sglang, "bash"),
     )
     return "\n\n".join([*parts, how.rstrip(), "## Labels\n\n" + _fenced(trained.labels)]) + "\n"
 
 
-def _settings(family: Family) -> str:
+def _origin(trained: Manifest, licence: str) -> str:
+    """Licence and base model in the front matter, as the hub's pages read them."""
+    base = trained.config.model
+    named = f"license: other\nlicense_name: {json.dumps(licence)}\n"
+    known = "license: apache-2.0\n" if licence.lower() == APACHE.lower() else named
+    return known * (licence != UNKNOWN_LICENCE) + f"base_model: {base.path}\n" * (base.revision is not None)
+
+
+def _settings(serving: Serving) -> str:
     """What the chat template is given besides."""
-    given = json.dumps(dict(family.template_settings))
-    return f"The template is given `{given}`.\n\n" if family.template_settings else ""
+    given = json.dumps(serving.chat_template_kwargs)
+    return f"The template is given `{given}`.\n\n" if serving.chat_template_kwargs else ""
 
 
-def _facts(trained: Manifest, config: Config, family: Family) -> str:
+def _facts(trained: Manifest, serving: Serving, ignored: Sequence[str]) -> str:
     model = trained.config.model
     facts = {
         "trained for": f"{trained.step} steps",
-        "weights": f"{config.model.dtype}; in training {trained.dtype}",
+        "weights": f"{serving.dtype}; in training {trained.dtype}",
         "attention in training": trained.attn_implementation,
         "detection head": f"{HEAD_WEIGHTS}, used by qwendet" if trained.head else "none",
         "coordinates of answers": trained.coordinates,
         "loss version": trained.loss_version,
+        "licence of the base": serving.licence,
         "made with": ", ".join(f"{name} {version}" for name, version in trained.versions.items()),
     }
     if model.revision is not None:
         facts["base model"] = f"{model.path} at {model.revision}"
-    if family.ignored_weights:
-        facts["left out"] = f"{', '.join(family.ignored_weights)}, which transformers does not load"
+    if ignored:
+        facts["left out"] = f"{', '.join(ignored)}, which transformers does not load"
+    if serving.limits:
+        facts["limits"] = "; ".join(serving.limits)
     if model.lora is not None:
         facts["merged"] = (
             f"a LoRA adapter of rank {model.lora.rank} on a base with fingerprint {model.lora.fingerprint}"
@@ -120,8 +143,8 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-def _fenced(value: object) -> str:
-    """A value as JSON in a fence that no backticks in it can close."""
-    text = json.dumps(value, indent=1, ensure_ascii=False)
-    fence = "`" * max(3, text.count("`") + 1)
-    return f"{fence}json\n{text}\n{fence}"
+def _fenced(value: object, language: str = "json") -> str:
+    """A line, or a value as JSON, in a fence that no backticks in it can close."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) if language == "json" else value
+    fence = "`" * max(3, str(text).count("`") + 1)
+    return f"{fence}{language}\n{text}\n{fence}"

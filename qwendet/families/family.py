@@ -50,8 +50,6 @@ class Family:
         frame: of the coordinates in answers.
         answer_form: how answers are written.
         limits: published ones; what a model's own processor says goes first.
-        limits_as_size: the processor's file names the limits ``size.shortest_edge`` and ``size.longest_edge``
-            (counts of pixels all the same), else ``min_pixels`` and ``max_pixels``.
         image_mean: of red, green and blue, in the unit interval; pixels are normalised by it.
         image_std: likewise.
         request: the question that its publication asks for boxes; ``{labels}`` becomes the label set.
@@ -75,7 +73,6 @@ class Family:
     frame: Frame
     answer_form: AnswerForm
     limits: PixelLimits
-    limits_as_size: bool
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
     request: str
@@ -88,11 +85,6 @@ class Family:
     packing_refusal: str = ""
     ignored_weights: tuple[str, ...] = ()
     licences: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-
-    def licence_of(self, hub_id: str) -> str:
-        """The licence of a model of the publisher's own; empty for any other, whose card tells."""
-        special = (licence for size, licence in self.licences.items() if f"-{size}" in hub_id)
-        return next(special, "Apache-2.0") if hub_id.startswith("Qwen/") else ""
 
     def in_frame(self, frame: Frame | None) -> Family:
         """The family with answers in another frame than its own; ``None`` is its own."""

@@ -16,7 +16,6 @@ QWEN2_VL = Family(
     frame="thousandths",
     answer_form="box_tokens",
     limits=PixelLimits(3_136, 12_845_056, unit=28),
-    limits_as_size=False,
     image_mean=(0.48145466, 0.4578275, 0.40821073),  # CLIP's
     image_std=(0.26862954, 0.26130258, 0.27577711),
     request="Output the bounding box of every {labels}.",

@@ -20,7 +20,6 @@ QWEN3_VL = replace(
     image_processor_class="Qwen2VLImageProcessorFast",
     answer_form="json",
     limits=PixelLimits(65_536, 16_777_216, unit=32),
-    limits_as_size=True,
     image_mean=(0.5, 0.5, 0.5),
     image_std=(0.5, 0.5, 0.5),
     request='Locate every instance that belongs to the following categories: "{labels}".'

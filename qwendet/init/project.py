@@ -29,6 +29,7 @@ from qwendet.encoding.text_tokens import token_counter
 from qwendet.errors import ConfigError, DataError
 from qwendet.families.choose import DEFAULT_MODEL, FAMILIES
 from qwendet.families.family import Family, PixelLimits
+from qwendet.families.licence import licence_of
 from qwendet.files import atomic_file, atomic_folder, require_place
 from qwendet.init.facts import DataFacts, count_sample_tokens, look_at, prompt_tokens
 from qwendet.init.render import render
@@ -286,7 +287,7 @@ def _sections(model: _Model, data: _Data, directory: Path) -> tuple[dict[str, Se
     settings: dict[str, Setting] = {"train": Setting(data.train), "val": Setting(data.val)}
     if data.root is not None:
         settings["root"] = Setting(_from_config(data.root, directory))
-    licence = model.family.licence_of(model.path)
+    licence = "" if model.is_embedded else licence_of(model.path, model.folder, model.family)
     notes = [f"{model.path} is published under this licence: {licence}."] if licence else []
     if facts is None:
         settings["max_pixels"] = Setting(model.recipe.most_tokens * model.limits.unit**2)

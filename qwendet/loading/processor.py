@@ -161,12 +161,12 @@ def save_processor(processor: ImageTextProcessor, folder: Path) -> None:
     """Write the published layout, which ``AutoProcessor`` loads without qwendet.
 
     Saved as it is, the processor would name its own class, and ``AutoProcessor`` would then return a
-    bare tokenizer without a word.
+    bare tokenizer without a word. The pixel limits stand there by every name that a server reads.
     """
     processor.tokenizer.save_pretrained(folder)
     _forget_origin(folder / "tokenizer_config.json")
     image_processor, family = processor.image_processor, processor.family
-    least, most = (image_processor.size[edge] for edge in ("shortest_edge", "longest_edge"))
+    size = {edge: image_processor.size[edge] for edge in ("shortest_edge", "longest_edge")}
     facts: dict[str, Any] = {
         "patch_size": image_processor.patch_size,
         "temporal_patch_size": image_processor.temporal_patch_size,
@@ -175,11 +175,10 @@ def save_processor(processor: ImageTextProcessor, folder: Path) -> None:
         "image_std": list(image_processor.image_std),
         "image_processor_type": family.image_processor_class,
         "processor_class": family.processor_class,
+        "size": size,
+        "min_pixels": size["shortest_edge"],
+        "max_pixels": size["longest_edge"],
     }
-    if family.limits_as_size:
-        facts["size"] = {"shortest_edge": least, "longest_edge": most}
-    else:
-        facts |= {"min_pixels": least, "max_pixels": most}
     (folder / "preprocessor_config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

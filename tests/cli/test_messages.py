@@ -264,9 +264,9 @@ def test_infer__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folde
 def test_export__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     calls: list[dict[str, object]] = []
     done = SimpleNamespace(
-        output=Path("out"), num_parameters=7, dtype="float32", files=("a",), merge_error=None
+        output=Path("out"), num_parameters=7, dtype="float32", files=("a",), merge_error=None, launch="vllm"
     )
     fake(monkeypatch, "qwendet.export.directory", export=lambda *_, **options: calls.append(options) or done)
     _, record = run_json(qwendet, "export", "run", "out", "--max-shard-size", "5gb")
-    assert (record["parameters"], record["next"]) == (7, "vllm serve out")
+    assert (record["parameters"], record["next"]) == (7, "vllm")
     assert calls[0]["max_shard_size"] == "5GB"

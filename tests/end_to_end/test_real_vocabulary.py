@@ -158,7 +158,7 @@ def test_train__the_checkpoint_has_the_published_layout(checkpoint: Path, publis
         json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         for folder in (checkpoint, published)
     ]
-    assert facts[0] == facts[1]
+    assert facts[0].items() >= facts[1].items()
     assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= read_manifest(
         checkpoint
     ).files.keys()

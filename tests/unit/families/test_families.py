@@ -26,6 +26,7 @@ from qwendet.encoding.encode import trainable_objects
 from qwendet.encoding.prompts import conversation
 from qwendet.errors import CheckpointError, ConfigError
 from qwendet.export.model_card import render_card
+from qwendet.export.serving import serving_of
 from qwendet.families.chat import IMAGE_TOKEN
 from qwendet.families.choose import FAMILIES, family_of
 from qwendet.families.family import Family
@@ -87,7 +88,6 @@ def test_family__makes_images_as_the_published_processor(folder: Path) -> None:
     assert tuple(facts["image_mean"]) == family.image_mean
     assert tuple(facts["image_std"]) == family.image_std
     assert facts["patch_size"] * facts["merge_size"] == family.limits.unit
-    assert ("size" in facts) == family.limits_as_size
     size = facts.get("size") or {"shortest_edge": facts["min_pixels"], "longest_edge": facts["max_pixels"]}
     assert size == {"shortest_edge": family.limits.min_pixels, "longest_edge": family.limits.max_pixels}
 
@@ -158,22 +158,6 @@ def test_packing__is_refused_where_layers_are_recurrent(shared: Path, tmp_path: 
         require_isolation(Qwen25VLWithDetection(vlm, None))  # type: ignore[arg-type]
 
 
-def test_card__tells_the_frame_the_form_and_what_an_export_lacks(bundle: Bundle, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, bundle.detector, bundle.processor, bundle.config, step=0)
-    manifest = read_manifest(tmp_path)
-    assert (manifest.family, manifest.coordinates) == ("qwen2_5_vl", COORDINATES["pixels"])
-    own = render_card(manifest, bundle.config, FAMILIES["qwen2_5_vl"], {}, 28)
-    assert "# A Qwen2.5-VL object detector" in own
-    assert "multiply x by displayed width over resized width, and y likewise" in own
-    other = render_card(manifest, bundle.config, FAMILIES["qwen3_5"], {}, 32)
-    assert "multiply x by displayed width over 1000, and y likewise" in other
-    assert 'The template is given `{"enable_thinking": false, "preserve_thinking": false}`.' in other
-    assert "| left out | mtp.*, which transformers does not load |" in other
-    assert "<|box_start|>(x1,y1),(x2,y2)<|box_end|>" in render_card(
-        manifest, bundle.config, FAMILIES["qwen2_vl"], {}, 28
-    )
-
-
 def test_manifest__of_another_family_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     """Boxes of one family mean something else to another."""
     save_checkpoint(tmp_path, bundle.detector, bundle.processor, bundle.config, step=0)
@@ -224,7 +208,7 @@ def test_frame__is_what_training_learns_and_inference_reads(
     assert predictor.bundle.origin()["frame"] == "thousandths"
     with pytest.raises(ConfigError, match=r"data\.frame is 'pixels', but the checkpoint was"):
         Predictor.from_checkpoint(tmp_path, overrides=["data.frame=pixels"])
-    card = render_card(manifest, predictor.bundle.config, predictor.bundle.processor.family, {}, 28)
+    card = render_card(manifest, serving_of(predictor.bundle, "cells", ""), {})
     assert "multiply x by displayed width over 1000, and y likewise" in card
     record = read(tmp_path / MANIFEST)
     record["config"]["data"]["frame"] = None

@@ -28,7 +28,7 @@ from qwendet.export.directory import export
 from qwendet.inference.inputs import sample_of_image
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, load
-from qwendet.loading.checkpoint import files_of
+from qwendet.loading.checkpoint import files_of, read_manifest
 from qwendet.loading.lora import is_adapter
 
 HEAD = "head/detection_head.safetensors"
@@ -151,12 +151,13 @@ def test_export__is_a_whole_checkpoint_in_shards_with_a_card(exported: Path, ada
         "model.safetensors.index.json",
         "preprocessor_config.json",
         "qwendet.json",
+        "serving.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
     index = json.loads((exported / "model.safetensors.index.json").read_text(encoding="utf-8"))
     assert sorted(set(index["weight_map"].values())) == shards
-    assert sorted(path.name for path in exported.glob("*.safetensors")) == shards
+    assert "serving.json" in read_manifest(exported).files
     card = (exported / "README.md").read_text(encoding="utf-8")
     trained = Predictor.from_checkpoint(adapter).bundle.config
     assert trained.model.lora is not None

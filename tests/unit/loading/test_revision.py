@@ -21,6 +21,7 @@ from qwendet.config.schema import Config
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
 from qwendet.export.model_card import render_card
+from qwendet.export.serving import serving_of
 from qwendet.inference.inputs import sample_of_image
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, load, load_interface
@@ -105,9 +106,9 @@ def test_revision__all_files_are_of_its_commit_and_the_manifest_names_it(
     assert int(seen.image_grid_thw[0].prod()) * 14 * 14 == max_pixels
     trained = read_manifest(save_bundle(bundle, tmp_path / "final"))
     assert (trained.config.model.path, trained.config.model.revision) == (HUB_ID, commit)
-    assert f"| base model | {HUB_ID} at {commit} |" in render_card(
-        trained, bundle.config, bundle.processor.family, {}, 28
-    )
+    card = render_card(trained, serving_of(bundle, "cells", ""), {})
+    assert f"| base model | {HUB_ID} at {commit} |" in card
+    assert f"\nbase_model: {HUB_ID}\n---" in card
 
 
 def test_revision__a_checkpoint_needs_the_hub_no_more(
