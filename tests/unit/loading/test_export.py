@@ -272,7 +272,7 @@ def test_serving_client__sends_what_the_model_was_trained_on_and_maps_boxes_back
     wide = tmp_path / "wide.png"
     Image.open(scene).convert("RGB").resize((400, 100)).save(wide)
     bundle = Predictor.from_checkpoint(saved).bundle
-    data = bundle.config.data
+    exported = export(saved, tmp_path / "model").output
     sent: dict[str, Any] = {}
 
     def answer(**request: Any) -> Any:
@@ -283,8 +283,12 @@ def test_serving_client__sends_what_the_model_was_trained_on_and_maps_boxes_back
 
     completions = types.SimpleNamespace(completions=types.SimpleNamespace(create=answer))
     client = types.SimpleNamespace(chat=completions)
-    request = request_text(data.request, bundle.labels)
-    found = names["detect"](wide, data.system_prompt, request, data.min_pixels, data.max_pixels, client)
+    found = names["detect"](wide, exported, client)
+    data = bundle.config.data
+    assert sent["messages"][0] == {"role": "system", "content": data.system_prompt}
+    assert sent["messages"][1]["content"][1]["text"] == request_text(data.request, bundle.labels)
+    sampling = {"temperature": 0, "max_tokens": bundle.config.infer.max_new_tokens}
+    assert sent["extra_body"] == sampling | {"chat_template_kwargs": {}}
     item = bundle.encoder().encode(sample_of_image(wide), with_answer=False)
     _, rows, columns = item.image_grid_thw[0].tolist()
     url = sent["messages"][1]["content"][0]["image_url"]["url"]
