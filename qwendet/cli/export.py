@@ -28,7 +28,7 @@ def export(
     ] = "5GB",
     output_format: RecordFormatOption = "human",
 ) -> None:
-    """Write a merged, plain Hugging Face directory, for transformers, vLLM and SGLang."""
+    """Write a merged, plain Hugging Face directory, for transformers and vLLM."""
     console.set_format(output_format)
     shard_size = _shard_size(max_shard_size)
     from qwendet.export.directory import export as run_export

@@ -64,7 +64,7 @@ def export(
     dtype: str | None = None,
     max_shard_size: str = "5GB",
 ) -> ExportSummary:
-    """Write a checkpoint as a directory that transformers, vLLM and SGLang load without qwendet.
+    """Write a checkpoint as a directory that transformers and vLLM load without qwendet.
 
     Args:
         checkpoint: a checkpoint with a manifest, an adapter's or a whole one.
