@@ -31,6 +31,7 @@ COMMANDS = [
     "infer",
     "serve",
     "export",
+    "check-served",
 ]
 
 
@@ -59,7 +60,7 @@ def test_app__groups_commands_by_stage(qwendet: Qwendet) -> None:
         "Prepare", "init", "data",
         "2.", "validate-config", "validate-loss", "check-consistency", "validate",
         "3.", "train",
-        "4.", "eval", "infer", "serve", "export",
+        "4.", "eval", "infer", "serve", "export", "check-served",
     ]  # fmt: skip
 
 
