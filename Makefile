@@ -69,6 +69,7 @@ static: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 # Strict: a link that leads nowhere, or a page that the navigation lacks, ends it. Nothing is fetched.
 docs: $(INSTALLED)

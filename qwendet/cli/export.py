@@ -26,18 +26,29 @@ def export(
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", metavar="SIZE", help="Most bytes of a weight file.")
     ] = "5GB",
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="NAME", help="Upload it to the hub, such as team/cells; private."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="A repository made by --push is public.")] = False,
     output_format: RecordFormatOption = "human",
 ) -> None:
     """Write a merged, plain Hugging Face directory, for transformers and vLLM."""
     console.set_format(output_format)
     shard_size = _shard_size(max_shard_size)
+    from qwendet.export import hub
     from qwendet.export.directory import export as run_export
 
+    if push is not None:
+        hub.require_repository(push)
+    elif public:
+        raise ConfigError("--public is about what --push makes", "--public", "add --push NAME")
     summary = run_export(checkpoint, output, dtype=dtype, max_shard_size=shard_size)
-    _report(summary)
+    commit = None if push is None else hub.push(output, push, private=not public)
+    _report(summary, commit)
 
 
-def _report(summary: ExportSummary) -> None:
+def _report(summary: ExportSummary, commit: str | None) -> None:
     if console.is_for_machine():
         record = {
             "output": str(summary.output),
@@ -45,6 +56,7 @@ def _report(summary: ExportSummary) -> None:
             "dtype": summary.dtype,
             "files": list(summary.files),
             "merge_error": summary.merge_error,
+            "commit": commit,
             "next": summary.launch,
         }
         console.print_record(record)
@@ -56,6 +68,8 @@ def _report(summary: ExportSummary) -> None:
         f"{summary.num_parameters:,} parameters in {summary.dtype}, {files}, reloaded and compared"
         f" → {summary.output}"
     )
+    if commit is not None:
+        console.say(f"Uploaded: {commit}")
     console.next_step(summary.launch)
 
 

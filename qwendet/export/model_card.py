@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from qwendet.config.schema import Frame
 from qwendet.export.serving import SERVING, UNKNOWN_LICENCE, Serving
@@ -13,14 +16,6 @@ from qwendet.families.choose import FAMILIES
 from qwendet.families.family import AnswerForm
 from qwendet.families.licence import APACHE
 from qwendet.loading.checkpoint import HEAD_WEIGHTS, Manifest
-
-FRONT_MATTER = """\
----
-library_name: transformers
-pipeline_tag: image-text-to-text
-tags: [object-detection, {family}, qwendet]
-{origin}---
-# A {family} object detector"""
 
 HOW = """\
 ## How to ask it
@@ -63,7 +58,7 @@ def render_card(trained: Manifest, serving: Serving, metrics: Mapping[str, float
         metrics: what the run measured on its validation samples; may be empty.
     """
     family = FAMILIES[serving.family]
-    front = FRONT_MATTER.format(family=family.name, origin=_origin(trained, serving.licence))
+    front = f"---\n{_front_matter(trained, serving, metrics)}\n---\n# A {family.name} object detector"
     parts = [front, _facts(trained, serving, family.ignored_weights), _measured(metrics)]
     messages: list[dict[str, Any]] = [{"role": "user", "content": ["<image>", serving.request]}]
     if serving.system:
@@ -83,12 +78,26 @@ def render_card(trained: Manifest, serving: Serving, metrics: Mapping[str, float
     return "\n\n".join([*parts, how.rstrip(), "## Labels\n\n" + _fenced(trained.labels)]) + "\n"
 
 
-def _origin(trained: Manifest, licence: str) -> str:
-    """Licence and base model in the front matter, as the hub's pages read them."""
-    base = trained.config.model
-    named = f"license: other\nlicense_name: {json.dumps(licence)}\n"
-    known = "license: apache-2.0\n" if licence.lower() == APACHE.lower() else named
-    return known * (licence != UNKNOWN_LICENCE) + f"base_model: {base.path}\n" * (base.revision is not None)
+def _front_matter(trained: Manifest, serving: Serving, metrics: Mapping[str, float]) -> str:
+    """Licence, base model and metrics, as the hub's pages read them."""
+    base, name = trained.config.model, FAMILIES[serving.family].name
+    is_apache, is_known = serving.licence.lower() == APACHE.lower(), serving.licence != UNKNOWN_LICENCE
+    results = [
+        EvalResult("object-detection", "validation", "the run's validation samples", key, value)
+        for key, value in metrics.items()
+        if math.isfinite(value)
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["object-detection", name, "qwendet"],
+        license="apache-2.0" if is_apache else "other" if is_known else None,
+        license_name=serving.licence if is_known and not is_apache else None,
+        base_model=base.path if base.revision is not None else None,
+        model_name=f"{name} object detector" if results else None,
+        eval_results=results or None,
+    )
+    return str(data)
 
 
 def _settings(serving: Serving) -> str:

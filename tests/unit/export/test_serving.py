@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoImageProcessor, GenerationConfig
 
@@ -154,7 +155,7 @@ def test_card__tells_frame_form_licence_and_launch(exported: tuple[str, Path]) -
         name == "qwen3_5"
     )
     assert ("| left out | mtp.*, which transformers does not load |" in card) == (name == "qwen3_5")
-    assert "\nlicense: apache-2.0\n---" in card
+    assert ModelCard(card).data.license == "apache-2.0"
     assert serving["vllm"] in card
     assert serving["sglang"] in card
 
@@ -206,9 +207,8 @@ def test_export__names_the_licence_of_a_folder_and_keeps_it(
 ) -> None:
     one = export_of(str(plain_base(CARD.format("other\nlicense_name: cells-only"))), tmp_path).output
     assert read(one / "serving.json")["licence"] == "cells-only"
-    assert '\nlicense: other\nlicense_name: "cells-only"\n---' in (one / "README.md").read_text(
-        encoding="utf-8"
-    )
+    front = ModelCard.load(one / "README.md").data
+    assert (front.license, front.license_name) == ("other", "cells-only")
     two = export(one, tmp_path / "two").output
     assert read(two / "serving.json")["licence"] == "cells-only"
     unknown = export_of(str(plain_base("")), tmp_path / "b").output

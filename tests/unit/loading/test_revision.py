@@ -108,7 +108,7 @@ def test_revision__all_files_are_of_its_commit_and_the_manifest_names_it(
     assert (trained.config.model.path, trained.config.model.revision) == (HUB_ID, commit)
     card = render_card(trained, serving_of(bundle, "cells", ""), {})
     assert f"| base model | {HUB_ID} at {commit} |" in card
-    assert f"\nbase_model: {HUB_ID}\n---" in card
+    assert f"\nbase_model: {HUB_ID}\n" in card
 
 
 def test_revision__a_checkpoint_needs_the_hub_no_more(
