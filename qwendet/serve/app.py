@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from qwendet.data.samples import check_label
 from qwendet.errors import QwendetError
@@ -28,6 +29,8 @@ from qwendet.serve.limits import Limits
 from qwendet.serve.refusals import RefusedError, response_to, unfit
 from qwendet.serve.requests import ChatBody, DetectBody, Picture, read_image
 
+GONE = RefusedError(499, "the client has gone")
+"""Told to nobody, but counted."""
 Body = TypeVar("Body", bound=BaseModel)
 ROUTES = ("/", "/detect", "/v1/chat/completions", "/v1/models", "/health", "/metrics")
 
@@ -56,6 +59,7 @@ def create_app(predictor: Predictor, name: str, limits: Limits, token: str | Non
     app.add_api_route("/metrics", service.metrics)
     app.add_exception_handler(QwendetError, _told)
     app.add_exception_handler(HTTPException, _told)
+    app.add_exception_handler(ClientDisconnect, _told)
     app.add_exception_handler(Exception, _told)
     return app
 
@@ -68,6 +72,8 @@ async def _told(request: Request, error: Exception) -> Response:
         what = {404: "there is no such route", 405: f"{request.method} is not taken here"}
         said, fix = what.get(error.status_code, error.detail), f"known are {', '.join(ROUTES)}"
         return response_to(RefusedError(error.status_code, said, request.url.path, fix))
+    if isinstance(error, ClientDisconnect):
+        return response_to(GONE)
     bug = f"this is a bug: {type(error).__name__}"
     return response_to(RefusedError(500, bug, fix="see the server's log"))
 
@@ -181,7 +187,7 @@ class Service:
         try:
             await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
-                raise RefusedError(499, "the client has gone")
+                raise GONE
             return asked.result()
         finally:
             asked.cancel()
