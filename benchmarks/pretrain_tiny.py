@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import RandomSampler
 
 from benchmarks.probes import Probes
-from qwendet.config.load import load_config
+from qwendet.config.load import load_config, override_config
 from qwendet.config.schema import Config
 from qwendet.console.console import progress, setup
 from qwendet.demo.shapes import PRETRAIN, PRIMER, World, write_dataset
@@ -86,7 +86,7 @@ RECIPES = {
             "loss.lm_loss_weight=0",
         ),
         second=(
-            "train.max_steps=1200",
+            "train.max_steps=5000",
             "train.batch_size=8",
             "train.autocast=none",
             "detection.enabled=true",
@@ -175,7 +175,8 @@ def main() -> None:
     shutil.copy("examples/pretrain_tiny.yaml", folder / "config.yaml")
     own = [f"model.path={recipe.untrained}"]
     start = options.start or first_stage(load_config(folder / "config.yaml", [*own, *recipe.first]), recipe)
-    first = load(config_of_checkpoint(start), for_inference=True)
+    data = [f"data.{split}={folder / 'data' / split}.jsonl" for split in ("train", "val")]
+    first = load(override_config(config_of_checkpoint(start), data), for_inference=True)
     whole = second_stage(load_config(folder / "config.yaml", [*own, *SECOND_STAGE, *recipe.second]), first)
     publish(whole, recipe.untrained, ASSETS / recipe.name)
     print(evaluate(whole, folder / "run2").metrics)
