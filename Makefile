@@ -8,7 +8,7 @@
 #:   make portable the tests of numbers, as other processors compute them, on one thread and on two
 #:   make mutants  change the code in one place, 3,000 times over, and count what the tests do not notice (two hours)
 #:   make bench-check  count what a training step does, and compare with the committed table
-#:   make serving-check  serve exported models with vLLM on the CPU, in an environment of its own (8 GB, 15 minutes)
+#:   make serving-check  serve exported models with vLLM on the CPU, in an environment of its own (3.5 GB)
 #:   make fix      rewrite what can be rewritten
 #:   make clean    delete .venv, caches, built packages and runs/demo
 #:
