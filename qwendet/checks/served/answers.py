@@ -102,15 +102,12 @@ def _causes(observed: Observed, worst: float) -> Iterator[tuple[str, str]]:
         if max(observed.misfit(other.bundle.detector, number) for number in numbers) <= observed.tolerance:
             yield f"the server answers as {sibling} does", f"restart the server with {observed.checkpoint}"
     rounded = observed.in_other_precision
-    misfit = max(observed.misfit(rounded, number) for number in numbers)
-    if misfit < worst / 2 or worst <= 3 * observed.rounding:
+    fix = f"start the server with --dtype {own}, without --quantization"
+    if max(observed.misfit(rounded, number) for number in numbers) < worst / 2:
         name = str(rounded.dtype).removeprefix("torch.")
-        yield f"the server computes in {name}, the checkpoint in {own}", f"start it with --dtype {own}"
-    if np.median([abs(misfit) for misfit in observed.misfits]) < ROUNDED:
-        yield (
-            "the weights are nearly the checkpoint's: quantized, or in another precision",
-            f"start the server without --quantization, with --dtype {own}",
-        )
+        yield f"the server computes in {name}, the checkpoint in {own}", fix
+    if worst <= 3 * observed.rounding or np.median(observed.misfits) < ROUNDED:
+        yield f"the server computes in another precision than {own}, or with quantized weights", fix
     yield (
         "the server has other weights",
         f"restart it with what qwendet export writes of {observed.checkpoint}",
@@ -159,9 +156,11 @@ def boxes(observed: Observed) -> Verdict:
         if off <= BOX_TOLERANCE and len(found) == len(wanted):
             continue
         given, expected = ([entry.bbox_2d for entry in entries] for entries in (theirs, ours))
+        fix, where = "let whatever stands behind the model leave its text", observed.samples[number].where
         if frame := _frame_of(given, expected, answer_size(bundle, item), item.image_size):
-            fix = "let whatever stands behind the model leave its text as it is"
-            problems.append(Problem(f"the boxes are in {frame}", observed.samples[number].where, fix))
+            problems.insert(0, Problem(f"the boxes are in {frame}", where, fix))
+        elif not is_near_tie(observed, number, reply):
+            problems.append(Problem(f"boxes are up to {off:.1f} pixels off", where, fix))
     if not compared:
         raise NotApplicableError("no two answers hold boxes of the same labels")
     return Verdict(f"{compared} boxes differ by up to {worst:.2f} pixels", tuple(problems[:FEW]))
@@ -191,21 +190,22 @@ def end(observed: Observed) -> Verdict:
     """Answers end where the turn ends: neither cut nor going on."""
     problems = []
     for sample, reply, own in zip(observed.samples, observed.replies, observed.own, strict=True):
-        if own.truncated or (reply.text == own.text and not reply.truncated):
-            continue
         length = f"{len(reply.text)} of {len(own.text)} characters"
-        if reply.truncated and own.text.startswith(reply.text.rstrip("�")):
+        is_beginning = own.text.startswith(reply.text.rstrip("�")) and len(reply.text) < len(own.text)
+        if is_beginning and reply.truncated:
             what = f"the answer is cut ({length}, finish_reason length)"
             fix = "raise what limits it: --max-model-len, or max_new_tokens of --override-generation-config"
             problems.append(Problem(what, sample.where, fix))
-        elif own.text.startswith(reply.text):
+        elif is_beginning:
             what = f"the answer ends early ({length}): a stop word, or a cut"
             problems.append(Problem(what, sample.where, "leave stop words out of the server's defaults"))
-        elif own.text and reply.text.startswith(own.text):
-            what = "the answer goes on behind the end of its turn"
-            fix = "serve the checkpoint's generation_config.json: vLLM takes it with --generation-config auto"
-            problems.append(Problem(what, sample.where, fix))
-    return Verdict(f"{len(observed.own)} answers end with their turn", tuple(problems[:FEW]))
+        elif own.text and not own.truncated and reply.text != own.text and reply.text.startswith(own.text):
+            fix = "serve the checkpoint's generation_config.json (vLLM: --generation-config auto)"
+            problems.append(Problem("the answer goes on behind the end of its turn", sample.where, fix))
+    whole = sum(not own.truncated for own in observed.own)
+    if not whole and not problems:
+        raise NotApplicableError(f"no answer of the checkpoint ends within {observed.max_tokens} tokens")
+    return Verdict(f"{whole} answers end with their turn", tuple(problems[:FEW]))
 
 
 def order(observed: Observed) -> Verdict:
