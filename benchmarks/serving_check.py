@@ -24,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,8 @@ CHANGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 IN_BFLOAT16 = ("qwen3_5",)
 NOT_COMPARED = "not compared: recurrent layers of vLLM 0.32 gave NaN on the CPU that was tried"
 MAX_NEW_TOKENS = 128
-SECONDS_TO_START = 300
+SECONDS_TO_START = 900
+SECONDS_TO_END = 30
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -144,8 +145,16 @@ def served(folder: Path, vllm: Path, log: Path) -> Iterator[tuple[str, float]]:
             time.sleep(1)
         yield url, time.monotonic() - started
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End vLLM and the processes that it started, also where it does not listen."""
+    for way in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, way)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS_TO_END)
 
 
 def _answers(url: str) -> bool:
