@@ -5,7 +5,7 @@
 
 Of each family a small model is exported and started by the line that its serving.json has. Qwen3-VL is the
 embedded model, which was trained; the others are random, in sizes that vLLM computes on a CPU: heads of 64,
-and of Qwen3.5 recurrent heads of 128, in bfloat16 alone. Its texts are not compared: the recurrent layers of
+and of Qwen3.5 recurrent heads of 128, in bfloat16 alone. Its texts are not compared:
 vLLM 0.32 gave NaN on the CPU that was tried.
 """
 
@@ -64,7 +64,7 @@ CHANGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 """Sizes of the random models' language and vision parts, where they are not the embedded model's."""
 IN_BFLOAT16 = ("qwen3_5",)
-NOT_COMPARED = "not compared: recurrent layers of vLLM 0.32 gave NaN on the CPU that was tried"
+NOT_COMPARED = "not compared: vLLM 0.32 gave NaN on the CPU that was tried"
 MAX_NEW_TOKENS = 128
 SECONDS_TO_START = 900
 SECONDS_TO_END = 30
