@@ -34,6 +34,7 @@ import transformers
 from PIL import Image
 
 from benchmarks.report import machine, parser
+from qwendet.checks.served.suite import run_served_checks
 from qwendet.config.schema import Config, DataConfig, InferConfig, ModelConfig
 from qwendet.data.images import open_image
 from qwendet.data.samples import Sample
@@ -42,6 +43,7 @@ from qwendet.demo.tiny import image_processor, tiny_config, tokenizer_texts, tra
 from qwendet.encoding.encode import EncodedSample
 from qwendet.encoding.image_tokens import num_image_tokens
 from qwendet.encoding.resize import model_image_size
+from qwendet.evaluation.command import evaluate_model
 from qwendet.export.directory import export
 from qwendet.export.serving import SERVING
 from qwendet.families.choose import FAMILIES
@@ -55,6 +57,8 @@ from qwendet.loading.checkpoint import save_checkpoint
 from qwendet.loading.processor import make_processor, save_processor
 
 TRAINED = {"qwen3_vl": "tiny-qwen3-vl"}
+ON_CPU = ["model.device=cpu"]
+MOST_METRIC_OFF = 1e-6
 TEXT: dict[str, Any] = {"hidden_size": 256}
 MROPE = [8, 12, 12]
 CHANGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -256,9 +260,18 @@ def _status(passed: bool) -> str:
     return "pass" if passed else "fail"
 
 
-def further(url: str, folder: Path) -> list[Claim]:
-    """The place of `qwendet check-served URL --checkpoint DIR` and of `qwendet eval --server URL`."""
-    return []
+def commands(url: str, directory: Path, samples: Path) -> list[Claim]:
+    """What `qwendet check-served` and `qwendet eval --server` say of a trained model."""
+    results, _ = run_served_checks(url, directory, data=samples, overrides=ON_CPU)
+    claims = [Claim(result.id, result.status, result.what) for result in results]
+    by_server = evaluate_model(directory, samples, mode="text", server=url, overrides=ON_CPU)
+    by_checkpoint = evaluate_model(directory, samples, mode="text", overrides=ON_CPU)
+    (found,), (wanted,) = by_server.runs, by_checkpoint.runs
+    same = found.answers == wanted.answers
+    pairs = [(found.metrics[name], value) for name, value in wanted.metrics.items()]
+    off = max(abs(one - other) for one, other in pairs if one is not None and other is not None)
+    told = f"AP50 {found.metrics['AP50']} of {len(by_server.samples)} images, metrics at most {off:.1e} off"
+    return [*claims, Claim("eval --server", "pass" if same and off < MOST_METRIC_OFF else "fail", told)]
 
 
 def check(family_name: str, vllm: Path, samples: Path, num_images: int, folder: Path) -> list[Claim]:
@@ -267,7 +280,9 @@ def check(family_name: str, vllm: Path, samples: Path, num_images: int, folder: 
     images = collect_samples([samples])[:num_images]
     with served(directory, vllm, folder / "vllm.log") as (url, seconds):
         loads = Claim("loads", "pass", f"answers after {seconds:.0f} s, a head lies in head/")
-        return [loads, *compare(url, directory, images, family_name), *further(url, directory)]
+        compared = compare(url, directory, images, family_name)
+        of_commands = commands(url, directory, samples) if family_name in TRAINED else []
+        return [loads, *compared, *of_commands]
 
 
 def main() -> int:

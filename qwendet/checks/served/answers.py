@@ -142,7 +142,8 @@ def text(observed: Observed) -> Verdict:
 
 def boxes(observed: Observed) -> Verdict:
     """Boxes of both answers are the same, in pixels of the displayed image."""
-    problems, compared, worst = [], 0, 0.0
+    compared, worst = 0, 0.0
+    problems: list[Problem] = []
     for number, (reply, own) in enumerate(zip(observed.replies, observed.own, strict=True)):
         theirs, ours = parse_answer(reply.text).objects, parse_answer(own.text).objects
         if len(theirs) != len(ours) or not ours or [t.desc for t in theirs] != [o.desc for o in ours]:
@@ -192,7 +193,8 @@ def end(observed: Observed) -> Verdict:
     for sample, reply, own in zip(observed.samples, observed.replies, observed.own, strict=True):
         length = f"{len(reply.text)} of {len(own.text)} characters"
         is_beginning = own.text.startswith(reply.text.rstrip("�")) and len(reply.text) < len(own.text)
-        if is_beginning and reply.truncated:
+        is_short = reply.tokens is None or len(reply.tokens) < observed.max_tokens
+        if is_beginning and reply.truncated and is_short:
             what = f"the answer is cut ({length}, finish_reason length)"
             fix = "raise what limits it: --max-model-len, or max_new_tokens of --override-generation-config"
             problems.append(Problem(what, sample.where, fix))
