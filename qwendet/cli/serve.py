@@ -7,7 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from qwendet.cli.infer import LabelsOption
-from qwendet.cli.options import ForeignOption, ModelArgument, RecordFormatOption, SetOption, split_labels
+from qwendet.cli.options import (
+    ForeignOption,
+    ModelArgument,
+    RecordFormatOption,
+    SetOption,
+    command_line,
+    split_labels,
+)
 from qwendet.console import console
 from qwendet.errors import ConfigError, EnvironmentLacksError
 from qwendet.serve.limits import Limits
@@ -72,7 +79,7 @@ def serve(
     from qwendet.config.load import load_config
 
     def ready(url: str, origin: dict[str, Any]) -> None:
-        further = f"curl --data-binary @IMAGE -H 'Content-Type: image/jpeg' {url}/detect"
+        further = command_line("check-served", url, "--checkpoint", str(model))
         if console.is_for_machine():
             console.print_record({"url": url, "model": origin, "next": further})
             return

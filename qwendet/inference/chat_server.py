@@ -200,11 +200,14 @@ class ChatServer:
 
     def _taken(self) -> tuple[str, ...]:
         """Which of :attr:`asks` the server takes and answers; what it lacks is said."""
-        question = Question([{"role": "user", "content": [{"type": "text", "text": "a"}]}], 1)
+        content = [{"type": "image"}, {"type": "text", "text": "a"}]
+        question = Question(
+            with_images([{"role": "user", "content": content}], [Image.new("RGB", (64, 64))]), 1
+        )
         for asks in (self.asks, (LOG_PROBS,), ()):
             try:
                 reply = replace(self, asks=asks).ask(question)
-            except _RefusedError:
+            except RefusedError:
                 if asks:
                     continue
                 raise
@@ -259,13 +262,13 @@ class ChatServer:
             return ServerError(f"there is no such route or model ({words})", where, fix)
         if isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError)):
             fix = "as it says: --set infer.server_model=…, fewer infer.max_new_tokens, a longer context"
-            return _RefusedError(f"the server refuses the request ({words})", where, fix)
+            return RefusedError(f"the server refuses the request ({words})", where, fix)
         if isinstance(error, openai.APIStatusError):
             return ServerError(f"the server fails ({words})", where, "see its log")
         return ServerError(f"this is no server of OpenAI's chat protocol ({words})", where, START_IT)
 
 
-class _RefusedError(ServerError):
+class RefusedError(ServerError):
     """The server does not take a field of the request, or its length."""
 
 

@@ -177,5 +177,5 @@ def test_serve__tells_where_it_is_and_what_to_try(qwendet: Qwendet, monkeypatch:
     ending = qwendet("serve", "run/final", "--labels", "a,b", "--queue", "3")
     assert ending.code == 0
     assert "Serving run/final at http://127.0.0.1:8000; Ctrl-C or SIGTERM ends it" in ending.err
-    assert ending.err.splitlines()[-1].startswith("Next: curl --data-binary @IMAGE")
+    assert ending.err.splitlines()[-1].startswith("Next: qwendet check-served http://127.0.0.1:")
     assert (told[0]["token"], told[0]["labels"], told[0]["limits"].waiting) == ("sesame", ("a", "b"), 3)

@@ -7,6 +7,7 @@ server ─────► the same; asked again, all at once, without settings �
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from qwendet.data.samples import Sample
 from qwendet.encoding.collate import to_device
 from qwendet.encoding.encode import EncodedSample
 from qwendet.encoding.prompts import conversation, request_text
-from qwendet.inference.chat_server import LOG_PROBS, ChatServer, Question, Reply
+from qwendet.inference.chat_server import LOG_PROBS, ChatServer, Question, RefusedError, Reply
 from qwendet.inference.generation import GeneratedAnswer, generate_answers
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.served import question_of
@@ -205,17 +206,20 @@ class Observed:
         return self.asked(resized=False, max_tokens=1)
 
     @cached_property
-    def without_image(self) -> Reply:
-        """The prompt without its image."""
-        return self.server.ask(Question(self.text_messages(), 1))
+    def without_image(self) -> Reply | None:
+        """The prompt without its image, and its answer; ``None`` where a server needs an image."""
+        try:
+            return self.server.ask(Question(self.text_messages(), self.max_tokens))
+        except RefusedError:
+            return None
 
     @cached_property
     def misfit_of_text(self) -> float:
-        """As :meth:`misfit`, of the answer to the prompt without its image."""
-        reply = self.server.ask(Question(self.text_messages(), self.max_tokens))
-        vlm, prompt, ids = self.predictor.bundle.detector.vlm, self.text_ids(), self.ids_of(reply)
-        if not ids:
-            return 0.0
+        """As :meth:`misfit`, of the answer to the prompt without its image; infinite where there is none."""
+        reply = self.without_image
+        if reply is None or not (ids := self.ids_of(reply)):
+            return math.inf
+        vlm, prompt = self.predictor.bundle.detector.vlm, self.text_ids()
         with torch.inference_mode(), self.predictor.bundle.detector.computing():
             inputs = torch.tensor([prompt + ids], device=vlm.device)
             logits = vlm(input_ids=inputs).logits[0, len(prompt) - 1 : -1].float()

@@ -37,6 +37,8 @@ def model(observed: Observed) -> Verdict:
 def template(observed: Observed) -> Verdict:
     """System text, request and chat template: the prompt without its image."""
     expected, reply = observed.text_ids(), observed.without_image
+    if reply is None:
+        raise NotApplicableError("the server takes no prompt without an image: see served.images")
     if reply.prompt_tokens is None:
         raise NotApplicableError("the server does not tell how many tokens a prompt has")
     found = reply.prompt_ids
@@ -112,8 +114,9 @@ def _held(observed: Observed, sizes: Sequence[Size], found: Sequence[int | None]
     """Hold the tokens of prompts against the checkpoint's, and name why they differ."""
     if None in found:
         raise NotApplicableError("the server does not tell how many tokens a prompt has")
-    reply = observed.without_image
-    beside = len(observed.text_ids()) - (reply.prompt_tokens or 0)  # what the template check tells
+    reply, beside = observed.without_image, 0
+    if reply is not None:
+        beside = len(observed.text_ids()) - (reply.prompt_tokens or 0)  # what the template check tells
     differences = [
         int(tokens or 0) + beside - len(item.input_ids)
         for tokens, item in zip(found, observed.items, strict=True)
