@@ -26,7 +26,7 @@ from qwendet.encoding.image_tokens import (
     settings_folder,
 )
 from qwendet.encoding.text_tokens import token_counter
-from qwendet.errors import ConfigError, DataError
+from qwendet.errors import CheckpointError, ConfigError, DataError
 from qwendet.families.choose import DEFAULT_MODEL, FAMILIES
 from qwendet.families.family import Family, PixelLimits
 from qwendet.families.licence import licence_of
@@ -267,7 +267,12 @@ def _model(model: str, directory: Path) -> _Model:
     limits = family.limits if folder is None else require_image_limits(Config(), folder)
     if is_embedded:
         limits = image_limits(Config(model=settings)) or limits
-    path = _from_config(folder, directory) if folder == Path(model) and not is_embedded else model
+    path = model
+    if folder == Path(model) and not is_embedded:
+        path = _from_config(folder, directory)
+        if not (folder / "tokenizer.json").is_file():
+            fix = "copy the tokenizer's files from the model's origin"
+            raise CheckpointError("there is no tokenizer.json beside config.json", str(folder), fix)
     return _Model(path, family, folder, limits, TINY_RECIPE if is_embedded else FULL_RECIPE)
 
 

@@ -18,6 +18,7 @@ from qwendet.checks.config.suite import require_config_checks
 from qwendet.config.load import load_config
 from qwendet.config.schema import Config
 from qwendet.data.formats.convert import Conversion, convert_dataset
+from qwendet.demo.tiny import ASSETS
 from qwendet.errors import CheckpointError, ConfigError, DataError
 from qwendet.init import project
 from qwendet.init.project import InitSummary, init_project
@@ -396,6 +397,9 @@ def test_model_folder__is_named_as_seen_from_the_config(
     record = json.dumps({"size": size, "patch_size": 16, "merge_size": 2})
     (tmp_path / "weights" / "preprocessor_config.json").write_text(record)
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"there is no tokenizer\.json beside config\.json"):
+        start(tmp_path / "p", model="weights")
+    shutil.copy(ASSETS / "tiny" / "tokenizer.json", tmp_path / "weights")
     _, config = start(tmp_path / "p", model="weights")
     assert config.model.path == str(tmp_path / "weights")
     assert config.data.max_pixels == 1_280 * 32 * 32
