@@ -108,14 +108,18 @@ class Service:
         await self._batcher.stop()
 
     async def detect(self, request: Request) -> Response:
-        """What ``qwendet infer`` writes for the image."""
-        body, picture = await self._detect_body(request)
+        """What ``qwendet infer`` writes for the image, or for each of several."""
+        body, pictures = await self._detect_body(request)
         self._predictor.sources(body.mode)  # refuses the head where there is none
         settings = Detect(body.mode, _checked(body.labels))
-        found: Prediction = await self._ask(request, settings, Question((picture,)))
         least = self._infer.score_threshold if body.threshold is None else body.threshold
-        kept = tuple(item for item in found.detections if item.score >= least)
-        return Response(replace(found, detections=kept).to_json(self._origin), media_type="application/json")
+        found: list[Prediction] = await self._ask(request, settings, [Question((p,)) for p in pictures])
+        lines = []
+        for prediction in found:
+            kept = tuple(item for item in prediction.detections if item.score >= least)
+            lines.append(replace(prediction, detections=kept).to_json(self._origin))
+        content = lines[0] if body.images is None else f'{{"predictions": [{", ".join(lines)}]}}'
+        return Response(content, media_type="application/json")
 
     async def chat(self, request: Request) -> dict[str, Any]:
         """A greedy answer in the shape of OpenAI's chat completions."""
@@ -130,7 +134,7 @@ class Service:
             raise RefusedError(400, what, "max_tokens", fix)
         pictures = [await self._read(url, place) for url, place in body.image_urls()]
         question = Question(tuple(pictures), body.turns())
-        answer, prompt_tokens = await self._ask(request, Chat(most), question)
+        ((answer, prompt_tokens),) = await self._ask(request, Chat(most), [question])
         written = len(answer.log_probs) + (not answer.truncated)  # the end of turn is one, too
         choice = {
             "index": 0,
@@ -167,25 +171,36 @@ class Service:
         """Counters for Prometheus."""
         return Response(generate_latest(self.meters.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def _detect_body(self, request: Request) -> tuple[DetectBody, Picture]:
-        """The fields, and the image that is the body or one of them."""
+    async def _detect_body(self, request: Request) -> tuple[DetectBody, list[Picture]]:
+        """The fields, and the images: the body, or those in one field."""
         kind, content, query = _kind(request), await request.body(), dict(request.query_params)
         is_image = kind.startswith("image/") or kind == "application/octet-stream"
         body = _fields(DetectBody, query) if is_image else _parsed(DetectBody, content, kind, 422)
-        if (body.image is None) is not is_image or (query and not is_image):
-            fix = 'send {"image": BASE64, …} as JSON, or the image as the body and the rest as the query'
+        ways = [is_image, body.image is not None, body.images is not None]
+        if sum(ways) != 1 or (query and not is_image):
+            fix = (
+                'send {"image": BASE64, …} or {"images": [BASE64, …], …} as JSON, or the image as the body'
+                " and the rest as the query"
+            )
             raise RefusedError(422, "expected one image, and all fields in one place", "image", fix)
-        return body, Picture(content, "image") if is_image else await self._read(body.image or "", "image")
+        if is_image:
+            return body, [Picture(content, "image")]
+        if body.images is None:
+            return body, [await self._read(body.image or "", "image")]
+        return body, [await self._read(text, f"images[{at}]") for at, text in enumerate(body.images)]
 
     async def _read(self, text: str, place: str) -> Picture:
         return await asyncio.to_thread(read_image, text, place, self._limits)
 
-    async def _ask(self, request: Request, settings: Detect | Chat, question: Question) -> Any:
-        """The batcher's answer, as long as the client waits for it."""
-        asked = asyncio.ensure_future(self._batcher.ask(settings, question))
+    async def _ask(
+        self, request: Request, settings: Detect | Chat, questions: Sequence[Question]
+    ) -> list[Any]:
+        """The batcher's answers, as long as the client waits for them."""
+        asked = asyncio.gather(*(self._batcher.ask(settings, question) for question in questions))
         gone = asyncio.ensure_future(_disconnected(request))
+        awaited: set[asyncio.Future[Any]] = {asked, gone}
         try:
-            await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
                 raise GONE
             return asked.result()

@@ -17,7 +17,7 @@ from qwendet.serve.limits import Limits
 from qwendet.serve.refusals import RefusedError
 
 CONTROL_TOKENS = (chat.START_OF_TURN, chat.END_OF_TURN, chat.PADDING, *chat.IN_CONFIG)
-MOST_LABELS, MOST_CHARACTERS = 1000, 200
+MOST_LABELS, MOST_CHARACTERS, MOST_IMAGES = 1000, 200, 64
 TURNS = re.compile(r"(system )?(user assistant )*user ")
 ONLY = {
     "temperature": 0, "top_p": 1, "top_k": -1, "n": 1, "best_of": 1, "stream": False, "top_logprobs": 0,
@@ -43,9 +43,10 @@ class _Body(BaseModel):
 
 
 class DetectBody(_Body):
-    """Fields of ``/detect``: JSON with the image in base64, or the query where the body is the image."""
+    """Fields of ``/detect``: JSON with images in base64, or the query where the body is the image."""
 
     image: str | None = None
+    images: Annotated[list[str], Field(min_length=1, max_length=MOST_IMAGES)] | None = None
     labels: (
         Annotated[
             list[Annotated[str, Field(max_length=MOST_CHARACTERS)]],

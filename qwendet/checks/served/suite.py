@@ -57,6 +57,7 @@ def run_served_checks(
     """
     require_known(only, list(CHECKS))
     samples = [] if data is None else collect_samples([data])[:MOST_OF_DATA]
+    overrides = ["data.image_cache=null", *overrides]  # images are sent as they are displayed, too
     predictor = Predictor.from_checkpoint(checkpoint, overrides=overrides, mode="text")
     infer = predictor.bundle.config.infer
     server = ChatServer.find(

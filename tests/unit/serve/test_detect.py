@@ -56,6 +56,27 @@ def test_detect__is_what_infer_writes(client: TestClient, images: list[Path], mo
     assert len(answer.json()["detections"]) > 0
 
 
+def test_detect__of_several_images_is_a_line_for_each(client: TestClient, images: list[Path]) -> None:
+    sent = [in_base64(path) for path in images[:2]]
+    answer = client.post("/detect", json={"images": sent})
+    expected = [inferred(path, None) | {"image": f"images[{at}]"} for at, path in enumerate(images[:2])]
+    found = answer.json()["predictions"]
+    assert [one["image"] for one in found] == ["images[0]", "images[1]"]
+    for one, other in zip(found, expected, strict=True):  # one batch: sums are rounded otherwise
+        best, wanted = one["detections"][0], other["detections"][0]
+        assert (one["width"], one["height"], best["desc"]) == (
+            other["width"],
+            other["height"],
+            wanted["desc"],
+        )
+        assert best["bbox_2d"] == pytest.approx(wanted["bbox_2d"], abs=0.05)
+        assert best["score"] == pytest.approx(wanted["score"], abs=1e-4)
+    both = client.post("/detect", json={"images": sent, "image": sent[0]})
+    assert refused(both)[0] == 422
+    status, words = refused(client.post("/detect", json={"images": [sent[0], "file:///etc/passwd"]}))
+    assert (status, "images[1]" in words) == (422, True)
+
+
 def test_detect__labels_and_threshold(client: TestClient, images: list[Path]) -> None:
     labels = ["red circle", "green ring"]
     body = {"image": f"data:image/png;base64,{in_base64(images[1])}", "labels": labels, "threshold": 0.2}
@@ -131,7 +152,7 @@ def predictor_sample(image: Path) -> Any:
         ({"image": "data:text/plain,hello"}, 422, "this address is not fetched"),
         ({"image": "aGVsbG8="}, 422, "'image' is not an image: expected one of JPEG, PNG"),
         ({"image": ""}, 422, "got an empty file"),
-        ({"imag": "aGVsbG8="}, 422, "imag: unknown field (leave it out; known are image, labels, mode"),
+        ({"imag": "aGVsbG8="}, 422, "imag: unknown field (leave it out; known are image, images, labels, mode"),
         ({}, 422, 'expected one image, and all fields in one place (send {"image": BASE64'),
         ({"image": "x", "mode": "tail"}, 422, "mode: input should be 'head', 'text' or 'both', got 'tail'"),
         ({"image": "x", "threshold": 1.5}, 422, "threshold: input should be less than or equal to 1"),
