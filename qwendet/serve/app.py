@@ -196,7 +196,7 @@ class Service:
         self, request: Request, settings: Detect | Chat, questions: Sequence[Question]
     ) -> list[Any]:
         """The batcher's answers, as long as the client waits for them."""
-        asked = asyncio.gather(*(self._batcher.ask(settings, question) for question in questions))
+        asked = asyncio.ensure_future(self._batcher.ask_all(settings, questions))
         gone = asyncio.ensure_future(_disconnected(request))
         awaited: set[asyncio.Future[Any]] = {asked, gone}
         try:

@@ -54,6 +54,10 @@ class Batcher:
         """Questions that no batch has taken yet."""
         return len(self._waiting)
 
+    async def ask_all(self, settings: Hashable, questions: Sequence[Any]) -> list[Any]:
+        """The answers to several questions; raises as :meth:`ask`."""
+        return list(await asyncio.gather(*(self.ask(settings, question) for question in questions)))
+
     async def ask(self, settings: Hashable, question: Any) -> Any:
         """The answer; whoever stops waiting for it leaves the queue.
 

@@ -152,7 +152,7 @@ def predictor_sample(image: Path) -> Any:
         ({"image": "data:text/plain,hello"}, 422, "this address is not fetched"),
         ({"image": "aGVsbG8="}, 422, "'image' is not an image: expected one of JPEG, PNG"),
         ({"image": ""}, 422, "got an empty file"),
-        ({"imag": "aGVsbG8="}, 422, "imag: unknown field (leave it out; known are image, images, labels, mode"),
+        ({"imag": "aGVsbG8="}, 422, "imag: unknown field (leave it out; known are image, images, labels"),
         ({}, 422, 'expected one image, and all fields in one place (send {"image": BASE64'),
         ({"image": "x", "mode": "tail"}, 422, "mode: input should be 'head', 'text' or 'both', got 'tail'"),
         ({"image": "x", "threshold": 1.5}, 422, "threshold: input should be less than or equal to 1"),
