@@ -42,8 +42,9 @@ INSTALLED := $(VENV)/.installed
 # A process a core, at most four, each with one thread; the tests of a module stay together and share what is trained.
 TESTS := -n auto --maxprocesses 4 --dist loadscope --doctest-modules qwendet tests
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
-# Every test file that holds one tensor or array against another, and what is planted into the model.
-NUMERIC = $(shell grep -rlE --include='test_*.py' 'assert_close|assert_allclose|torch\.equal' \
+# Every test file that holds one tensor or array against another, and what is planted into the model. The test of
+# tests/rounding.py, which rounds every sum otherwise, cannot run where that is done already.
+NUMERIC = $(shell grep -rlE --include='test_*.py' --exclude=test_rounding.py 'assert_close|assert_allclose|torch\.equal' \
 	tests/unit tests/property tests/end_to_end) \
 	tests/planted/test_consistency.py tests/planted/test_loss.py tests/planted/test_sound.py
 
