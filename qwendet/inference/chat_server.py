@@ -123,7 +123,7 @@ class ChatServer:
         if not url.startswith(("http://", "https://")):
             raise ServerError("expected a URL", url.removesuffix("/v1"), START_IT)
         server = cls(url, model or checkpoint, family, at_once, timeout)
-        listed = asyncio.run(server._models())
+        listed = asyncio.run(server.list_models())
         if model is None and checkpoint not in listed and listed:
             if len(listed) > 1:
                 names = ", ".join(sorted(listed))
@@ -185,7 +185,7 @@ class ChatServer:
             max_retries=RETRIES if retries is None else retries,
         )
 
-    async def _models(self) -> dict[str, int | None]:
+    async def list_models(self) -> dict[str, int | None]:
         """The names of the models that the server lists, and their lengths."""
         from openai import InternalServerError, NotFoundError, OpenAIError
 

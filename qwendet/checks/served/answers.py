@@ -192,7 +192,9 @@ def end(observed: Observed) -> Verdict:
     problems = []
     for sample, reply, own in zip(observed.samples, observed.replies, observed.own, strict=True):
         length = f"{len(reply.text)} of {len(own.text)} characters"
-        is_beginning = own.text.startswith(reply.text.rstrip("�")) and len(reply.text) < len(own.text)
+        is_beginning = own.text.startswith(reply.text.rstrip("�")) and len(reply.text) < len(
+            own.text.rstrip()
+        )
         is_short = reply.tokens is None or len(reply.tokens) < observed.max_tokens
         if is_beginning and reply.truncated and is_short:
             what = f"the answer is cut ({length}, finish_reason length)"

@@ -9,6 +9,7 @@ from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.served.observed import Observed
 from qwendet.encoding.image_tokens import model_size, num_image_tokens
 from qwendet.errors import Problem
+from qwendet.families.choose import FAMILIES
 from qwendet.families.family import PixelLimits
 from qwendet.loader import Interface
 
@@ -71,13 +72,14 @@ def _other_prompts(observed: Observed) -> Iterator[tuple[str, list[int], str]]:
         empty = [{"role": "system", "content": [{"type": "text", "text": ""}]}, *users]
         yield "the system text is empty", observed.text_ids(messages=empty), pass_on
     settings = observed.predictor.bundle.processor.family.template_settings
-    no_thought = "start vLLM with --default-chat-template-kwargs " + repr(json.dumps(dict(settings)))
+    no_thought = "start vLLM with --default-chat-template-kwargs " + repr(
+        json.dumps(dict(settings) or {"enable_thinking": False})
+    )
     if settings:
         yield "the model is asked to think", observed.text_ids(enable_thinking=True), no_thought
-    prefix = observed.predictor.bundle.processor.family.answer_prefix
-    tokenizer = observed.predictor.bundle.processor.tokenizer
-    thought = tokenizer(prefix or "<think>\n\n</think>\n\n", add_special_tokens=False)["input_ids"]
-    if not prefix:
+    tokenizer, own = observed.predictor.bundle.processor.tokenizer, observed.predictor.bundle.processor.family
+    for prefix in {family.answer_prefix for family in FAMILIES.values()} - {own.answer_prefix, ""}:
+        thought = tokenizer(prefix, add_special_tokens=False)["input_ids"]
         yield "an empty thought stands before the answer", observed.text_ids() + thought, no_thought
     without = observed.text_ids(add_generation_prompt=False)
     yield "the assistant's turn is not begun", without, "send add_generation_prompt true, its default"
@@ -152,19 +154,16 @@ def cause_of(sizes: Sequence[Size], counts: Sequence[int], limits: PixelLimits) 
     """Why images of these sizes have these numbers of tokens; empty if nothing known explains all of them.
 
     Example:
-        >>> cause_of([(300, 200), (90, 60)], [35, 12], PixelLimits(3136, 50176, 28))
-        'max_pixels is about 27440 on the server, 50176 in training'
+        >>> cause_of([(300, 200), (90, 60)], [35, 6], PixelLimits(3136, 50176, 28))
+        'max_pixels is about 29400 on the server, 50176 in training'
     """
     area, low, high, unit = limits.unit**2, limits.min_pixels, limits.max_pixels, limits.unit
     most, least = max(counts) * area, min(counts) * area
-    for slack in range(0, 2 * area, 4):  # a limit is no multiple of the area of a token
-        others = {
-            f"max_pixels is about {most} on the server, {high} in training": (low, most + slack),
-            f"min_pixels is about {least} on the server, {low} in training": (max(1, least - slack), high),
-        }
-        for cause, (least_now, most_now) in others.items():
-            if _tokens(sizes, PixelLimits(least_now, most_now, unit)) == list(counts):
-                return cause
+    for slack in range(0, most + area, area // 8):  # whole tokens fill an image to a part of the limit
+        if _tokens(sizes, PixelLimits(low, most + slack, unit)) == list(counts):
+            return f"max_pixels is about {most + slack} on the server, {high} in training"
+        if slack < least and _tokens(sizes, PixelLimits(least - slack, high, unit)) == list(counts):
+            return f"min_pixels is about {least - slack} on the server, {low} in training"
     for other in OTHER_UNITS:
         once = [model_size(size, PixelLimits(low, high, other)) for size in sizes]
         if _tokens(once, limits) == list(counts):
