@@ -63,6 +63,7 @@ class Reply:
         prompt_ids: their ids, where it tells them.
         tokens: the bytes of each token of the answer, where it tells log-probabilities.
         log_probs: log-probability of each of them.
+        ids: their ids, where it tells them.
     """
 
     text: str
@@ -71,6 +72,7 @@ class Reply:
     prompt_ids: tuple[int, ...] | None = None
     tokens: tuple[bytes, ...] | None = None
     log_probs: tuple[float, ...] | None = None
+    ids: tuple[int, ...] | None = None
 
     def answer(self) -> GeneratedAnswer:
         """The same as a generated answer, of score 1 where there are no log-probabilities."""
@@ -213,6 +215,11 @@ class ChatServer:
                 raise
             found = {LOG_PROBS: reply.log_probs, TOKEN_IDS: reply.prompt_ids}
             taken = tuple(name for name in asks if found[name] is not None)
+            if reply.prompt_tokens is None:
+                what = (
+                    "does not tell how many tokens a prompt has: template and pixel limits are not compared"
+                )
+                logger.warning("%s %s", self.url, what)
             if LOG_PROBS not in taken:
                 logger.warning("%s gives no log-probabilities: every box of an answer has score 1", self.url)
             return taken
@@ -293,9 +300,11 @@ def _reply(answer: Any) -> Reply:
     if not isinstance(text, str):
         given = "a thought alone" if getattr(choice.message, "reasoning_content", None) else "no text"
         raise TypeError(f"the message holds {given}")
-    written = getattr(choice.logprobs, "content", None)
+    written, ids = getattr(choice.logprobs, "content", None), getattr(choice, "token_ids", None)
     while written and written[-1].token in (END_OF_TURN, PADDING, ""):
         written = written[:-1]
+    if ids is not None and written is not None:
+        ids = tuple(ids[: len(written)])
     prompt_ids = getattr(answer, "prompt_token_ids", None)
     return Reply(
         text=text.removesuffix(END_OF_TURN),
@@ -304,6 +313,7 @@ def _reply(answer: Any) -> Reply:
         prompt_ids=None if prompt_ids is None else tuple(prompt_ids),
         tokens=None if written is None else tuple(bytes(t.bytes or t.token.encode()) for t in written),
         log_probs=None if written is None else tuple(token.logprob for token in written),
+        ids=ids if written is not None else None,
     )
 
 

@@ -40,6 +40,7 @@ class StandIn:
     prompt: Callable[[str], str] = same
     settings: dict[str, Any] = field(default_factory=dict)
     answer: Callable[[str], str] = same
+    log_prob: Callable[[float], float] = same
     most_tokens: int = 10_000
     respond: Callable[[StandIn, dict[str, Any]], Any] | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -85,7 +86,7 @@ class StandIn:
             {
                 "token": tokenizer.decode([token]),
                 "bytes": list(tokenizer.decode([token]).encode()),
-                "logprob": float(step[0].float().log_softmax(-1)[token]),
+                "logprob": self.log_prob(float(step[0].float().log_softmax(-1)[token])),
                 "top_logprobs": [],
             }
             for token, step in zip(ids, made.logits, strict=True)
@@ -113,7 +114,7 @@ class StandIn:
         if body.get("logprobs"):
             choice["logprobs"] = {"content": written}
         if body.get("return_token_ids"):
-            reply["prompt_token_ids"] = prompt_ids
+            reply["prompt_token_ids"], choice["token_ids"] = prompt_ids, ids
         return reply
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import shutil
 import threading
@@ -24,12 +25,15 @@ from qwendet.checks.served.calibration import calibration_samples
 from qwendet.checks.served.observed import Observed
 from qwendet.checks.served.prompt import limits_of
 from qwendet.checks.served.suite import CHECKS
+from qwendet.config.load import override_config
 from qwendet.data.samples import SampleFile
 from qwendet.demo.shapes import PRETRAIN, write_dataset
 from qwendet.demo.tiny import ASSETS
 from qwendet.families.qwen2_5_vl import QWEN2_5_VL
+from qwendet.files import atomic_folder
 from qwendet.inference.chat_server import ChatServer
 from qwendet.inference.predictor import Predictor
+from qwendet.loader import load
 from qwendet.loading.checkpoint import save_checkpoint
 from qwendet.loading.processor import load_processor
 from tests.served.stand_in import StandIn, serving
@@ -79,7 +83,7 @@ def test_sound__passes_everything(sound: Observed) -> None:
     results = checked(sound)
     assert [(result.id, result.status, result.what) for result in results if result.status != "pass"] == []
     assert sound.tells_log_probs
-    assert max(sound.misfits) < 1e-3
+    assert max(sound.misfits.values()) < 1e-3
 
 
 def test_sound__without_log_probabilities_and_ids_passes_too(sound: Observed) -> None:
@@ -248,6 +252,7 @@ FAULTS: list[Fault] = [
     ("going on", {"answer": lambda text: text + "\nuser"}, "served.end", "goes on behind the end"),
     ("stop word", {"answer": lambda text: text[: len(text) // 2]}, "served.end", "the answer ends early"),
     ("context too short", {"max_model_len": 64}, "served.model", "but the server holds 64"),
+    ("NaN", {"log_prob": lambda nats: math.nan}, "served.weights", "log-probabilities are not finite"),
     ("other frame", {"answer": in_thousandths}, "served.boxes", "the boxes are in thousandths"),
 ]
 
@@ -294,3 +299,39 @@ def test_stale_checkpoint_of_the_run__is_named(sound: Observed, tmp_path: Path) 
         (result,) = checked(observed, "served.weights")
     assert result.status == "fail"
     assert f"the server answers as {tmp_path / 'checkpoint-50'} does" in result.what
+
+
+def test_answers_whose_tokens_are_not_known__are_a_skip_and_no_pass(sound: Observed) -> None:
+    """The server has other weights, and its answers cannot be read back: nothing was compared."""
+    vlm = other_weights(sound.predictor.bundle.detector.vlm, noisy)
+    with beside(sound, vlm=vlm, answer=lambda text: text + "\u00e9" * 3) as observed:
+        (result,) = checked(observed, "served.weights")
+    assert (result.status, result.what) == (
+        "skip",
+        "no answer of the server can be read back into its tokens",
+    )
+
+
+@pytest.mark.parametrize("tells", [("logprobs",), ()], ids=["log-probabilities", "text alone"])
+def test_base_without_the_adapter__is_named(sound: Observed, tmp_path: Path, tells: tuple[str, ...]) -> None:
+    """An adapter that changes the answers is the checkpoint; the server has its base alone."""
+    bundle = sound.predictor.bundle
+    lora = ["model.lora.rank=4", "model.lora.targets=all"]
+    trained = load(override_config(bundle.config, lora), for_inference=False)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in trained.detector.vlm.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
+    with atomic_folder(tmp_path / "final") as folder:
+        save_checkpoint(folder, trained.detector, trained.processor, trained.config, step=1)
+    predictor = Predictor.from_checkpoint(tmp_path / "final")
+    with serving(StandIn(bundle.detector.vlm, bundle.processor, tells=tells)) as url:
+        observed = Observed(predictor, find(predictor, url), sound.samples, tmp_path / "final")
+        (result,) = checked(observed, "served.weights")
+    assert result.status == "fail"
+    assert "the server answers as the base without the adapter" in result.what
+    with serving(StandIn(predictor.bundle.detector.vlm, bundle.processor, tells=tells)) as url:
+        observed = Observed(predictor, find(predictor, url), sound.samples, tmp_path / "final")
+        (result,) = checked(observed, "served.weights")
+    assert result.status == "pass", result.what

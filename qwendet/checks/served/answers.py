@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from qwendet.answers.format import parse_answer
 from qwendet.checks.result import NotApplicableError, Verdict
-from qwendet.checks.served.observed import Observed, is_near_tie
+from qwendet.checks.served.observed import MULTIPLE, Observed, is_near_tie
 from qwendet.checks.served.prompt import launch_limits, limits_of
 from qwendet.errors import Problem, QwendetError
 from qwendet.export.directory import FINAL
@@ -39,7 +40,7 @@ def greedy(observed: Observed) -> Verdict:
         return Verdict("", (Problem(what, where, fix),))
     behind = _behind(observed)
     seen = f"{len(again)} answers are the same when asked again, and without a temperature"
-    if observed.tells_log_probs and behind > observed.tolerance >= max(observed.misfits):
+    if observed.tells_log_probs and behind > observed.tolerance >= _worst(observed):
         what = (
             f"the server's log-probabilities are the checkpoint's, but its tokens are up to {behind:.3f} nats"
             " behind the likeliest: a repetition penalty, or another change of its choice"
@@ -59,37 +60,49 @@ def _first_other(observed: Observed, first: Sequence[Reply], second: Sequence[Re
 
 def _behind(observed: Observed) -> float:
     """How far the server's tokens are behind the checkpoint's likeliest, in the worst place."""
-    detector = observed.predictor.bundle.detector
-    pairs = zip(observed.items, observed.replies, strict=True)
-    behind = (observed.forced(detector, item, reply).behind for item, reply in pairs)
+    behind = (observed.forced(number, reply).behind for number, reply in enumerate(observed.replies))
     return max((nats for answer in behind for nats in answer), default=0.0)
 
 
 def weights(observed: Observed) -> Verdict:
     """The server's model finds its answers as likely as the checkpoint does."""
-    worst, tolerance = max(observed.misfits), observed.tolerance
+    worst, tolerance = _worst(observed), observed.tolerance
     unit = "log-probabilities differ by up to" if observed.tells_log_probs else "tokens are behind by up to"
-    seen = f"{unit} {worst:.1e} nats, tolerance {tolerance:.1e}"
+    seen = f"{unit} {worst:.1e} nats in {len(observed.misfits)} answers, tolerance {tolerance:.1e}"
+    if math.isinf(worst):
+        what, fix = "the server's log-probabilities are not finite", "see what it computes in: --dtype"
+        return Verdict(seen, (Problem(what, observed.server.url, fix),))
     if worst <= tolerance:
         return Verdict(seen)
     cause, fix = next(_causes(observed, worst))
     return Verdict(seen, (Problem(f"{cause}: {seen}", observed.server.url, fix),))
 
 
+def _worst(observed: Observed) -> float:
+    """The worst misfit of all answers.
+
+    Raises:
+        NotApplicableError: if the tokens of none are known.
+    """
+    if not observed.misfits:
+        raise NotApplicableError("no answer of the server can be read back into its tokens")
+    return max(observed.misfits.values())
+
+
 def _causes(observed: Observed, worst: float) -> Iterator[tuple[str, str]]:
     """Why the numbers differ, the first that explains them."""
-    numbers = sorted(range(len(observed.samples)), key=lambda number: -observed.misfits[number])[:FEW]
+    numbers = sorted(observed.misfits, key=lambda number: -observed.misfits[number])[:FEW]
     detector = observed.predictor.bundle.detector
     own = str(detector.dtype).removeprefix("torch.")
     if observed.predictor.bundle.config.model.lora is not None:
         with without_adapter(detector.vlm):
-            misfit = max(observed.misfit(detector, number) for number in numbers)
+            misfit = max(observed.misfit(number, detector) for number in numbers)
         if misfit < worst / 4:
             yield (
                 "the server answers as the base without the adapter",
                 "serve what qwendet export writes, or name the adapter: --set infer.server_model=NAME",
             )
-    if observed.misfit_of_text <= observed.tolerance:
+    if observed.misfit_of_text <= observed.tolerance / MULTIPLE:
         yield (
             "without images the answers agree: the images arrive with other pixels, as after a second resize",
             f"send PNG, not JPEG, in the model's size; {launch_limits(limits_of(observed.predictor.bundle))}",
@@ -99,14 +112,14 @@ def _causes(observed: Observed, worst: float) -> Iterator[tuple[str, str]]:
             other = Predictor.from_checkpoint(sibling, overrides=[f"model.device={detector.device.type}"])
         except QwendetError:
             continue
-        if max(observed.misfit(other.bundle.detector, number) for number in numbers) <= observed.tolerance:
+        if max(observed.misfit(number, other.bundle.detector) for number in numbers) <= observed.tolerance:
             yield f"the server answers as {sibling} does", f"restart the server with {observed.checkpoint}"
     rounded = observed.in_other_precision
     fix = f"start the server with --dtype {own}, without --quantization"
-    if max(observed.misfit(rounded, number) for number in numbers) < worst / 2:
+    if max(observed.misfit(number, rounded) for number in numbers) < worst / 2:
         name = str(rounded.dtype).removeprefix("torch.")
         yield f"the server computes in {name}, the checkpoint in {own}", fix
-    if worst <= 3 * observed.rounding or np.median(observed.misfits) < ROUNDED:
+    if worst <= 3 * observed.rounding or np.median([*observed.misfits.values()]) < ROUNDED:
         yield f"the server computes in another precision than {own}, or with quantized weights", fix
     yield (
         "the server has other weights",
@@ -136,7 +149,7 @@ def text(observed: Observed) -> Verdict:
             problems.append(
                 Problem(what, observed.samples[number].where, "see the checks above for the cause")
             )
-    seen = f"{same} of {len(observed.own)} answers are the same, {ties} differ where two tokens are as likely"
+    seen = f"{same} of {len(observed.own)} answers are the same, {ties} differ first by at most {observed.tolerance:.1e} nats"
     return Verdict(seen, tuple(problems))
 
 

@@ -83,6 +83,7 @@ class Observed:
         self.server = server
         self.samples = samples
         self.checkpoint = checkpoint
+        self._forced: dict[tuple[int, str, tuple[int, ...] | None], Forced] = {}
         self.max_tokens = min(MOST_TOKENS, predictor.bundle.config.infer.max_new_tokens)
 
     @property
@@ -109,47 +110,67 @@ class Observed:
         tokenizer = self.predictor.bundle.processor.tokenizer
         return generate_answers(detector, tokenizer, batch, most, writing)[0]
 
-    def forced(self, detector: Qwen25VLWithDetection, item: EncodedSample, reply: Reply) -> Forced:
-        """How likely the checkpoint finds the server's answer, as far as its tokens are known."""
-        ids = self.ids_of(reply)
+    def forced(self, number: int, reply: Reply) -> Forced:
+        """How likely the checkpoint finds an answer about a sample; empty where its tokens are not known."""
+        key = (number, reply.text, reply.ids)
+        if key not in self._forced:
+            detector = self.predictor.bundle.detector
+            self._forced[key] = self._forced_by(detector, self.items[number], self.ids_of(reply))
+        return self._forced[key]
+
+    def _forced_by(self, detector: Qwen25VLWithDetection, item: EncodedSample, ids: Sequence[int]) -> Forced:
         if not ids:
             return Forced((), ())
         writing = _Writing(ids)
         answer = self._generated(detector, item, len(ids), writing)
         return Forced(answer.log_probs, tuple(writing.behind))
 
-    def ids_of(self, reply: Reply) -> list[int]:
-        """Token ids of an answer: read again from its text, if the server's are as many."""
+    def ids_of(self, reply: Reply) -> Sequence[int]:
+        """Token ids of an answer's text: the server's if they spell it, else read again if as many."""
         tokenizer = self.predictor.bundle.processor.tokenizer
+        if reply.ids is not None and tokenizer.decode(reply.ids) == reply.text:
+            return reply.ids
         ids: list[int] = tokenizer(reply.text, add_special_tokens=False)["input_ids"]
-        return ids if reply.tokens is None or len(ids) == len(reply.tokens) else ids[:0]
+        return ids if reply.tokens is None or len(ids) == len(reply.tokens) else ()
 
-    def misfit(self, detector: Qwen25VLWithDetection, number: int) -> float:
+    def misfit(self, number: int, detector: Qwen25VLWithDetection | None = None) -> float:
         """How far an answer of the server is from what a model would say, nats, in its worst token.
 
         The difference of the log-probabilities where the server tells its own, else how far its tokens are
-        behind the model's likeliest.
+        behind the model's likeliest; NaN where the answer has no tokens that are known, infinite where the
+        server's numbers are none.
+
+        Args:
+            number: of the sample.
+            detector: the model; ``None`` is the checkpoint.
         """
         reply = self.replies[number]
-        forced = self.forced(detector, self.items[number], reply)
+        if detector is None:
+            forced = self.forced(number, reply)
+        else:
+            forced = self._forced_by(detector, self.items[number], self.ids_of(reply))
+        if not forced.behind:
+            return math.nan
         if reply.log_probs is None:
-            return max(forced.behind, default=0.0)
-        pairs = zip(forced.log_probs, reply.log_probs, strict=False)
-        return max((abs(ours - theirs) for ours, theirs in pairs), default=0.0)
+            return max(forced.behind)
+        pairs = zip(forced.log_probs, reply.log_probs, strict=True)
+        off = [abs(ours - theirs) for ours, theirs in pairs]
+        return max(off) if all(map(math.isfinite, off)) else math.inf
 
     @cached_property
-    def misfits(self) -> list[float]:
-        """:meth:`misfit` of each answer, by the checkpoint."""
-        return [self.misfit(self.predictor.bundle.detector, number) for number in range(len(self.samples))]
+    def misfits(self) -> dict[int, float]:
+        """:meth:`misfit` by the checkpoint, of the answers whose tokens are known."""
+        found = {number: self.misfit(number) for number in range(len(self.samples))}
+        return {number: misfit for number, misfit in found.items() if not math.isnan(misfit)}
 
     @cached_property
     def rounding(self) -> float:
         """Largest difference of the checkpoint's log-probabilities to those in the other precision."""
         other, found = self.in_other_precision, 0.0
         for item, answer in zip(self.items, self.own, strict=True):
-            reply = Reply(answer.text, answer.truncated, None)
-            ours = self.forced(self.predictor.bundle.detector, item, reply).log_probs
-            theirs = self.forced(other, item, reply).log_probs
+            ids = self.ids_of(Reply(answer.text, answer.truncated, None))
+            ours = self._forced_by(self.predictor.bundle.detector, item, ids).log_probs
+            theirs = self._forced_by(other, item, ids).log_probs
             found = max([found, *(abs(a - b) for a, b in zip(ours, theirs, strict=True))])
         return found
 
@@ -221,7 +242,7 @@ class Observed:
             return math.inf
         vlm, prompt = self.predictor.bundle.detector.vlm, self.text_ids()
         with torch.inference_mode(), self.predictor.bundle.detector.computing():
-            inputs = torch.tensor([prompt + ids], device=vlm.device)
+            inputs = torch.tensor([[*prompt, *ids]], device=vlm.device)
             logits = vlm(input_ids=inputs).logits[0, len(prompt) - 1 : -1].float()
         written = inputs[0, len(prompt) :, None]
         if reply.log_probs is None:
@@ -251,5 +272,5 @@ class Observed:
 
 def is_near_tie(observed: Observed, number: int, reply: Reply) -> bool:
     """Whether an answer differs from the checkpoint's only where both tokens are as likely."""
-    forced = observed.forced(observed.predictor.bundle.detector, observed.items[number], reply)
+    forced = observed.forced(number, reply)
     return bool(forced.behind) and next((b for b in forced.behind if b > 0), 0.0) <= observed.tolerance
