@@ -149,7 +149,8 @@ def text(observed: Observed) -> Verdict:
             problems.append(
                 Problem(what, observed.samples[number].where, "see the checks above for the cause")
             )
-    seen = f"{same} of {len(observed.own)} answers are the same, {ties} differ first by at most {observed.tolerance:.1e} nats"
+    near = f"{ties} differ first within {observed.tolerance:.1e} nats"
+    seen = f"{same} of {len(observed.own)} answers are the same, {near}"
     return Verdict(seen, tuple(problems))
 
 
