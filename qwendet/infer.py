@@ -89,8 +89,8 @@ def infer(
     if visualize is not None and is_first_process():
         threshold = predictor.bundle.config.infer.picture_threshold
         save_pictures(samples, predictions, visualize, threshold)
-    origin = predictor.bundle.origin()
-    told = origin if predictor.bundle.manifest is None else None
+    origin = predictor.origin()
+    told = origin if predictor.bundle.manifest is None or server is not None else None
     if output is not None and is_first_process():
         write_predictions(predictions, output, told)
         partial_of(output).unlink(missing_ok=True)

@@ -121,24 +121,27 @@ def evaluate_model(
     others = read_runs(compare) if compare is not None and is_file else {}
     base = None if is_file else compare
     asked = {path: config_of_model(str(path)) for path in (model, base) if path is not None}
-    anywhere = any(is_foreign for _, is_foreign in asked.values())
+    foreign = {path for path, (_, is_foreign) in asked.items() if is_foreign}
 
-    def loaded(
-        path: Path, labels: Sequence[str], mode: str | None = None, server: str | None = None
-    ) -> Predictor | ServedPredictor:
-        own = given if asked[path][1] or not anywhere else None
-        return predictor_of(
-            path, server, kept, overrides=overrides, given=own, mode=mode, labels_of_data=labels
-        )
+    def given_to(path: Path) -> Config | None:
+        return given if path in foreign or not foreign else None
 
-    predictor = loaded(model, labels_of(samples, skip_bad=False), mode, server)
+    predictor = predictor_of(
+        model,
+        server,
+        kept,
+        mode=mode,
+        overrides=overrides,
+        given=given_to(model),
+        labels_of_data=labels_of(samples, skip_bad=False),
+    )
     sources = predictor.sources(mode)
     if base is not None and not asked[base][0].detection.enabled and "text" not in sources:
         if mode is not None:
             raise ConfigError(f"mode is {mode}, but {base} has no head to compare with", "--mode", "use both")
         sources += ("text",)
         notes.append(f"{base} answers in text alone: text is measured as well.")
-    labels, models = predictor.bundle.labels, {str(model): predictor.bundle.origin()}
+    labels, models = predictor.bundle.labels, {str(model): predictor.origin()}
     notes += foreign_labels(samples, labels, str(data))
     settings = _settings(samples, predictor.bundle.config, teachers)
     found = _predict_all(predictor, sources, settings)
@@ -146,11 +149,15 @@ def evaluate_model(
     runs = tuple(score_run(truth, predictions, labels, source, count) for source, count, predictions in found)
     if base is not None:
         del predictor  # two models need not fit side by side
-        predictor = loaded(base, labels)
-        models[str(base)] = predictor.bundle.origin()
         own = [source for source in sources if source == "text" or asked[base][0].detection.enabled]
-        found = _predict_all(predictor, own, settings)
-        others = {run_name(source, count): (source, predictions) for source, count, predictions in found}
+        before = Predictor.from_checkpoint(
+            base, overrides=overrides, given=given_to(base), labels_of_data=labels
+        )
+        models[str(base)] = before.origin()
+        others = {
+            run_name(source, count): (source, predictions)
+            for source, count, predictions in _predict_all(before, own, settings)
+        }
     return Evaluation(
         checkpoint=str(model),
         models=models,

@@ -21,6 +21,7 @@ from qwendet.errors import EnvironmentLacksError
 from qwendet.families.chat import END_OF_TURN, PADDING
 from qwendet.families.family import Family
 from qwendet.inference.generation import GeneratedAnswer, text_with_ends
+from qwendet.loader import Interface
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -105,18 +106,12 @@ class ChatServer:
     max_model_len: int | None = None
 
     @classmethod
-    def find(
-        cls, url: str, family: Family, *, model: str | None, checkpoint: str, at_once: int, timeout: float
-    ) -> ChatServer:
+    def find(cls, url: str, bundle: Interface) -> ChatServer:
         """Reach a server, choose the model, and learn what it can tell.
 
         Args:
             url: with or without ``/v1``.
-            family: of the model.
-            model: its name there; ``None`` takes the only one, or that of ``checkpoint``'s name.
-            checkpoint: what the server is taken to serve.
-            at_once: as the attribute.
-            timeout: as the attribute.
+            bundle: the model; its name there is ``infer.server_model``, else its path or the only one.
 
         Raises:
             ServerError: if it cannot be reached, is no such server, or serves several models of other names.
@@ -124,16 +119,16 @@ class ChatServer:
         url = url.rstrip("/").removesuffix("/v1") + "/v1"
         if not url.startswith(("http://", "https://")):
             raise ServerError("expected a URL", url.removesuffix("/v1"), START_IT)
-        server = cls(url, model or checkpoint, family, at_once, timeout)
+        infer, family = bundle.config.infer, bundle.processor.family
+        name = infer.server_model or bundle.config.model.path
+        server = cls(url, name, family, infer.server_requests, infer.server_timeout)
         listed = asyncio.run(server.list_models())
-        if model is None and checkpoint not in listed and listed:
-            if len(listed) > 1:
-                names = ", ".join(sorted(listed))
+        if listed and name not in listed:
+            names = ", ".join(sorted(listed))
+            if infer.server_model is not None or len(listed) > 1:
                 fix = "name one: --set infer.server_model=NAME"
-                raise ServerError(f"the server has several models: {names}", url, fix)
-            server = replace(server, model=next(iter(listed)))
-        elif model is not None and listed and model not in listed:
-            raise ServerError(f"there is no model {model!r}, but {', '.join(sorted(listed))}", url, START_IT)
+                raise ServerError(f"the server has no model {name!r}, but {names}", url, fix)
+            server = replace(server, model=names)
         return replace(server, asks=server._taken(), max_model_len=listed.get(server.model))
 
     def ask_all(

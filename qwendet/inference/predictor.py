@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -105,6 +106,10 @@ class Predictor:
         if is_foreign:
             logger.info("%s: %s", folder, in_words(bundle.origin()))
         return cls(bundle)
+
+    def origin(self) -> dict[str, Any]:
+        """Who trained the model, and how it is asked."""
+        return self.bundle.origin()
 
     def predict_image(self, path: str | Path, mode: str | None = None) -> Prediction:
         """Predict one image file."""

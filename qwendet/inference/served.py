@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qwendet.config.schema import Config
 from qwendet.data.samples import Sample
 from qwendet.encoding.encode import EncodedSample, Encoder
 from qwendet.errors import ConfigError
@@ -42,52 +41,9 @@ class ServedPredictor:
         self.encoder = bundle.encoder()
         self._answers = KeptAnswers(kept)
 
-    @classmethod
-    def of_checkpoint(
-        cls,
-        url: str,
-        folder: str | Path,
-        *,
-        labels: Sequence[str] | None = None,
-        overrides: Sequence[str] = (),
-        given: Config | None = None,
-        mode: str | None = None,
-        labels_of_data: Sequence[str] = (),
-        kept: Path | None = None,
-    ) -> ServedPredictor:
-        """Reach the server that serves a checkpoint; its weights are not read here.
-
-        Args:
-            url: of the server.
-            folder: the checkpoint, or any model.
-            labels: as for :meth:`qwendet.Predictor.from_checkpoint`.
-            overrides: likewise.
-            given: likewise.
-            mode: likewise.
-            labels_of_data: likewise.
-            kept: as for the class.
-
-        Raises:
-            ConfigError: for a mode that a server has not, and under a launcher.
-            ServerError: if there is no such server.
-        """
-        require_text(mode)
-        config, _ = config_to_ask(
-            folder, labels=labels, overrides=overrides, given=given, labels_of_data=labels_of_data
-        )
-        if config.infer.constrained:
-            fix = "leave --constrained out, or --set infer.constrained=false"
-            raise ConfigError("the answers of a server cannot be kept inside the grammar", "--server", fix)
-        bundle = load_interface(config)
-        server = ChatServer.find(
-            url,
-            bundle.processor.family,
-            model=config.infer.server_model,
-            checkpoint=str(folder),
-            at_once=config.infer.server_requests,
-            timeout=config.infer.server_timeout,
-        )
-        return cls(bundle, server, kept)
+    def origin(self) -> dict[str, Any]:
+        """Who trained the model, how it is asked, and which server answers."""
+        return self.bundle.origin() | {"server": self.server.url, "server_model": self.server.model}
 
     def sources(self, mode: str | None = None) -> tuple[Source, ...]:
         """Text alone.
@@ -229,7 +185,7 @@ def _read_lines(file: Path) -> list[tuple[str, GeneratedAnswer]]:
 
 
 def predictor_of(
-    model: str | Path, server: str | None, kept: Path | None = None, **asked: Any
+    model: str | Path, server: str | None, kept: Path | None = None, *, mode: str | None = None, **asked: Any
 ) -> Predictor | ServedPredictor:
     """The model itself, or the server that answers in its place.
 
@@ -237,8 +193,19 @@ def predictor_of(
         model: as for :meth:`qwendet.Predictor.from_checkpoint`.
         server: URL; ``None`` loads the model.
         kept: as for :class:`ServedPredictor`.
+        mode: that will be asked for.
         asked: further arguments of :meth:`qwendet.Predictor.from_checkpoint`.
+
+    Raises:
+        ConfigError: for what a server has not, and under a launcher.
+        QwendetError: for a model, a server or an option that cannot be used.
     """
     if server is None:
-        return Predictor.from_checkpoint(model, **asked)
-    return ServedPredictor.of_checkpoint(server, model, kept=kept, **asked)
+        return Predictor.from_checkpoint(model, mode=mode, **asked)
+    require_text(mode)
+    config, _ = config_to_ask(model, **asked)
+    if config.infer.constrained:
+        fix = "leave --constrained out, or --set infer.constrained=false"
+        raise ConfigError("the answers of a server cannot be kept inside the grammar", "--server", fix)
+    bundle = load_interface(config)
+    return ServedPredictor(bundle, ChatServer.find(server, bundle), kept)

@@ -59,8 +59,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
 
 
 def find(predictor: Predictor, url: str) -> ChatServer:
-    family = predictor.bundle.processor.family
-    return ChatServer.find(url, family, model=None, checkpoint="tiny", at_once=16, timeout=60)
+    return ChatServer.find(url, predictor.bundle)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from qwendet.evaluation.command import evaluate_model
 from qwendet.inference import chat_server
 from qwendet.inference.chat_server import ChatServer, Question, ServerError
 from qwendet.inference.inputs import sample_of_image
-from qwendet.inference.served import ServedPredictor
+from qwendet.inference.served import ServedPredictor, predictor_of
 from tests.served.stand_in import StandIn, serving
 
 TINY = ASSETS / "tiny"
@@ -53,7 +53,9 @@ def url(stand_in: StandIn) -> Iterator[str]:
 
 
 def served(url: str, *settings: str, kept: Path | None = None) -> ServedPredictor:
-    return ServedPredictor.of_checkpoint(url, TINY, overrides=[*SETTINGS, *settings], kept=kept)
+    predictor = predictor_of(TINY, url, kept, overrides=[*SETTINGS, *settings])
+    assert isinstance(predictor, ServedPredictor)
+    return predictor
 
 
 def test_predict_all__gives_what_the_checkpoint_gives_in_order(
@@ -142,6 +144,8 @@ def test_infer__writes_the_output_and_removes_what_was_kept(
     records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert [record["image"] for record in records] == [sample.student.image for sample in SampleFile(scenes)]
     assert not (tmp_path / "found.jsonl.partial").exists()
+    told = {"server": f"{url}/v1", "server_model": "stand-in"}
+    assert all(record["model"] | told == record["model"] for record in records), "a server is told"
     assert f"--server {url}" in capsys.readouterr().err
 
 
@@ -244,6 +248,6 @@ def test_stalling_server__is_given_up(
 
 def test_modes__that_a_server_has_not(url: str) -> None:
     with pytest.raises(ConfigError, match="a server answers in text alone"):
-        ServedPredictor.of_checkpoint(url, TINY, mode="head")
+        predictor_of(TINY, url, mode="head")
     with pytest.raises(ConfigError, match="cannot be kept inside the grammar"):
         served(url, "infer.constrained=true")

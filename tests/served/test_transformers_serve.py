@@ -18,7 +18,7 @@ from qwendet.checks.served.suite import run_served_checks
 from qwendet.data.samples import SampleFile
 from qwendet.demo.shapes import PRETRAIN, write_dataset
 from qwendet.demo.tiny import ASSETS
-from qwendet.inference.served import ServedPredictor
+from qwendet.inference.served import predictor_of
 
 pytestmark = pytest.mark.slow
 TINY = ASSETS / "tiny"
@@ -60,7 +60,7 @@ def test_checks__pass(url: str) -> None:
 
 def test_predictions__are_the_checkpoints(url: str, tmp_path: Path) -> None:
     samples = list(SampleFile(write_dataset(PRETRAIN, tmp_path / "val.jsonl", 4, seed=3)))
-    found = ServedPredictor.of_checkpoint(url, TINY, overrides=SETTINGS).predict_all(samples)
+    found = predictor_of(TINY, url, overrides=SETTINGS).predict_all(samples)
     wanted = Predictor.from_checkpoint(TINY, overrides=SETTINGS).predict_all(samples, "text")
     assert [prediction.answer for prediction in found] == [prediction.answer for prediction in wanted]
     for prediction, expected in zip(found, wanted, strict=True):

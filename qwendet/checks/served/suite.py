@@ -59,15 +59,7 @@ def run_served_checks(
     samples = [] if data is None else collect_samples([data])[:MOST_OF_DATA]
     overrides = ["data.image_cache=null", *overrides]  # images are sent as they are displayed, too
     predictor = Predictor.from_checkpoint(checkpoint, overrides=overrides, mode="text")
-    infer = predictor.bundle.config.infer
-    server = ChatServer.find(
-        url,
-        predictor.bundle.processor.family,
-        model=infer.server_model,
-        checkpoint=str(checkpoint),
-        at_once=infer.server_requests,
-        timeout=infer.server_timeout,
-    )
+    server = ChatServer.find(url, predictor.bundle)
     with tempfile.TemporaryDirectory(prefix="qwendet-served-") as folder:
         limits = prompt.limits_of(predictor.bundle)
         drawn = calibration_samples(Path(folder), predictor.bundle.labels, limits)
