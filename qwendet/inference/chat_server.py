@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from qwendet.encoding.prompts import Message
-from qwendet.errors import EnvironmentLacksError
+from qwendet.errors import ConfigError, EnvironmentLacksError
 from qwendet.families.chat import END_OF_TURN, PADDING
 from qwendet.families.family import Family
 from qwendet.inference.generation import GeneratedAnswer, text_with_ends
@@ -114,11 +114,12 @@ class ChatServer:
             bundle: the model; its name there is ``infer.server_model``, else its path or the only one.
 
         Raises:
+            ConfigError: if it is no URL.
             ServerError: if it cannot be reached, is no such server, or serves several models of other names.
         """
         url = url.rstrip("/").removesuffix("/v1") + "/v1"
         if not url.startswith(("http://", "https://")):
-            raise ServerError("expected a URL", url.removesuffix("/v1"), START_IT)
+            raise ConfigError("expected a URL", f"--server {url.removesuffix('/v1')}", START_IT)
         infer, family = bundle.config.infer, bundle.processor.family
         name = infer.server_model or bundle.config.model.path
         server = cls(url, name, family, infer.server_requests, infer.server_timeout)

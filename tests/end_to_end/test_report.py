@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import warnings
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
-from benchmarks.report_page import FIRST_PICTURES_DECODED, LABELS, browser, invented_evaluation
+from benchmarks.report_page import FIRST_PICTURES_DECODED, LABELS, invented_evaluation
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.evaluation.coco import coco_ground_truth
 from qwendet.evaluation.command import Evaluation
@@ -134,17 +131,11 @@ def test_page__needs_nothing_else_and_every_text_of_data_is_escaped(page: Path) 
 
 
 @pytest.fixture(scope="module")
-def chromium(page: Path) -> Iterator[webdriver.Chrome]:
-    """A browser with the page open and its first pictures decoded."""
-    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
-    if missing:
-        pytest.skip(f"{' and '.join(missing)} not found: apt-get install chromium chromium-driver")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # selenium's own sockets
-        with browser() as driver:
-            driver.get(page.as_uri())
-            assert driver.execute_async_script(FIRST_PICTURES_DECODED) == 24
-            yield driver
+def chromium(driver: webdriver.Chrome, page: Path) -> webdriver.Chrome:
+    """The browser with the page open and its first pictures decoded."""
+    driver.get(page.as_uri())
+    assert driver.execute_async_script(FIRST_PICTURES_DECODED) == 24
+    return driver
 
 
 @pytest.fixture

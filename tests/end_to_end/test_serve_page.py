@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from benchmarks.report_page import browser
 from qwendet.demo.shapes import PRETRAIN, write_dataset
 from qwendet.inference.detections import Prediction
 from qwendet.inference.predictor import Predictor
@@ -68,24 +65,13 @@ def serve(predictor: Predictor) -> Iterator[Callable[[str | None], str]]:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[webdriver.Chrome]:
-    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
-    if missing:
-        pytest.skip(f"{' and '.join(missing)} not found: apt-get install chromium chromium-driver")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # selenium's own sockets
-        with browser() as driver:
-            yield driver
-
-
-@pytest.fixture(scope="module")
-def page(chromium: webdriver.Chrome, serve: Callable[[str | None], str], image: Path) -> webdriver.Chrome:
+def page(driver: webdriver.Chrome, serve: Callable[[str | None], str], image: Path) -> webdriver.Chrome:
     """The page with one image answered by head and text."""
-    chromium.get(serve(None))
-    wait(chromium, lambda: chromium.find_element(By.ID, "name").text == "tiny")
-    chromium.find_element(By.ID, "files").send_keys(str(image))
-    wait(chromium, lambda: states(chromium, "shown") == 2)
-    return chromium
+    driver.get(serve(None))
+    wait(driver, lambda: driver.find_element(By.ID, "name").text == "tiny")
+    driver.find_element(By.ID, "files").send_keys(str(image))
+    wait(driver, lambda: states(driver, "shown") == 2)
+    return driver
 
 
 def wait(driver: webdriver.Chrome, condition: Callable[[], bool]) -> None:
@@ -221,12 +207,12 @@ def test_page__fits_a_phone_and_follows_the_colour_scheme(page: webdriver.Chrome
 
 
 def test_page__asks_for_the_token(
-    chromium: webdriver.Chrome, serve: Callable[[str | None], str], page: webdriver.Chrome
+    driver: webdriver.Chrome, serve: Callable[[str | None], str], page: webdriver.Chrome
 ) -> None:
-    chromium.get(serve("sesame"))
-    token = chromium.find_element(By.ID, "token")
-    wait(chromium, token.is_displayed)
-    assert "the bearer token is missing or wrong" in chromium.find_element(By.ID, "problem").text
+    driver.get(serve("sesame"))
+    token = driver.find_element(By.ID, "token")
+    wait(driver, token.is_displayed)
+    assert "the bearer token is missing or wrong" in driver.find_element(By.ID, "problem").text
     token.send_keys("sesame\t")
-    wait(chromium, lambda: chromium.find_element(By.ID, "name").text == "tiny")
-    assert chromium.find_element(By.ID, "problem").text == ""
+    wait(driver, lambda: driver.find_element(By.ID, "name").text == "tiny")
+    assert driver.find_element(By.ID, "problem").text == ""

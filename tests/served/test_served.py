@@ -200,7 +200,7 @@ def test_no_server__is_told() -> None:
     assert problem.where == "http://127.0.0.1:9/v1 (model " + str(TINY) + ")"
     assert "start the server" in problem.fix
     assert told.value.exit_code == 3
-    with pytest.raises(ServerError, match="expected a URL"):
+    with pytest.raises(ConfigError, match="expected a URL"):
         served("localhost:8000")
 
 
