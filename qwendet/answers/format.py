@@ -67,13 +67,18 @@ def format_answer(objects: Sequence[DetectedObject], form: AnswerForm = "json") 
         >>> format_answer(objects)
         '[{"bbox_2d": [1, 2, 2, 8], "label": "dog"}, {"bbox_2d": [5, 10, 8, 12], "label": "cat"}]'
     """
-    rows = [(_round_box(item.bbox_2d), item.desc) for item in objects]
-    rows.sort(key=lambda row: (row[0][1], row[0][0]))
+    rows = as_written(objects)
     if form == "box_tokens" and rows:
         return "".join(
             BOX_TEXT.format(label=label, x1=x1, y1=y1, x2=x2, y2=y2) for (x1, y1, x2, y2), label in rows
         )
     return json.dumps([{"bbox_2d": box, "label": label} for box, label in rows], ensure_ascii=False)
+
+
+def as_written(objects: Sequence[DetectedObject]) -> list[tuple[tuple[int, int, int, int], str]]:
+    """Rounded boxes and labels in the order of answers; arguments as for :func:`format_answer`."""
+    rows = [(_round_box(item.bbox_2d), item.desc) for item in objects]
+    return sorted(rows, key=lambda row: (row[0][1], row[0][0]))
 
 
 def _round_box(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:

@@ -56,6 +56,9 @@ class AnswerState(NamedTuple):
     boxes: int = 0
 
 
+_START = AnswerState()
+
+
 class AnswerGrammar:
     """What may follow in an answer about one image.
 
@@ -78,15 +81,17 @@ class AnswerGrammar:
         self.size = size
         self.form = form
         self._parts, self._between = _PARTS[form], _SEPARATOR[form]
-        # The closing mark belongs to the label, so that none is the beginning of another.
-        if form == "json":
-            self._labels = frozenset(json.dumps(label, ensure_ascii=False)[1:].encode() for label in labels)
-        else:
-            self._labels = frozenset(label.encode() + MARKS["<|object_ref_end|>"] for label in labels)
+        self._labels = frozenset(map(self._label, labels))
         self._prefixes = frozenset(label[:end] for label in self._labels for end in range(len(label) + 1))
         fixed = sum(map(len, self._fixed())) + len(self._between)
         digits = 2 * sum(len(str(side)) for side in size)
         self.longest_object = fixed + digits + max(map(len, self._labels))
+
+    def _label(self, label: str) -> bytes:
+        """A label with its closing mark, so that none is the beginning of another."""
+        if self.form == "json":
+            return json.dumps(label, ensure_ascii=False)[1:].encode()
+        return label.encode() + MARKS["<|object_ref_end|>"]
 
     @property
     def alphabet(self) -> frozenset[int]:
@@ -100,9 +105,9 @@ class AnswerGrammar:
     def _fixed(self) -> list[bytes]:
         return [part for part in self._parts if part not in (_NUMBER, _LABEL)]
 
-    def read(self, text: bytes, most_boxes: int) -> AnswerState | None:
-        """The place after ``text``; ``None`` if no answer begins like this."""
-        state: AnswerState | None = AnswerState()
+    def read(self, text: bytes, most_boxes: int, start: AnswerState = _START) -> AnswerState | None:
+        """The place after ``text``, read from ``start`` on; ``None`` if no answer goes on like this."""
+        state: AnswerState | None = start
         for byte in text:
             state = None if state is None else self.step(state, byte, most_boxes)
         return state
@@ -133,6 +138,43 @@ class AnswerGrammar:
         if state.part == len(self._parts) - 1:
             return AnswerState(_AFTER, boxes=state.boxes)
         return state._replace(part=state.part + 1, written=b"")
+
+    def digits(self, state: AnswerState) -> bytes:
+        """Digits of the number that is being written; empty outside of one."""
+        return state.written if state.part >= 0 and self._parts[state.part] == _NUMBER else b""
+
+    def label_begun(self, state: AnswerState) -> bytes:
+        """What is written of the label that is being written; empty outside of one."""
+        return state.written if state.part >= 0 and self._parts[state.part] == _LABEL else b""
+
+    def rest(self, state: AnswerState, objects: Sequence[tuple[Sequence[int], str]]) -> bytes:
+        """What is left to write from a place on, if objects are all that is still told of.
+
+        Args:
+            state: the place.
+            objects: box and label; the first is the one that is being written, where one is, and agrees with
+                what is written of its current part.
+        """
+        text, boxes = b"", state.boxes
+        if state.part >= 0:
+            text = self._object(*objects[0], state.part)
+            objects = objects[1:]
+        elif (self.form == "json" and state.part == _BEFORE) or not (boxes or objects):
+            text = b"["
+        for box, label in objects:
+            text += (self._between if boxes else b"") + self._object(box, label)
+            boxes += 1
+        text += b"]" if self.form == "json" or not boxes else b""
+        return text[len(state.written) :]
+
+    def _object(self, box: Sequence[int], label: str, first: int = 0) -> bytes:
+        """An object from one of its parts on."""
+        name = self._label(label)
+        numbers = iter(box[sum(part == _NUMBER for part in self._parts[:first]) :])
+        return b"".join(
+            str(next(numbers)).encode() if part == _NUMBER else name if part == _LABEL else part
+            for part in self._parts[first:]
+        )
 
     def _step_outside(self, state: AnswerState, byte: int, most_boxes: int) -> AnswerState | None:
         if state.part == _BEFORE and byte == ord("["):

@@ -289,6 +289,8 @@ class InferConfig(Section):
     """Most detections of an image, best first; with ``mode: both`` of head and text each."""
     max_new_tokens: Count = 2048
     """Most tokens of a text answer."""
+    draft: Literal["auto", "off"] = "auto"
+    """``auto`` writes as many tokens of a text answer in one forward as a draft foresees, ``off`` one."""
     constrained: bool = False
     """Keep text answers inside the grammar of a valid one: labels of the set, boxes inside the image."""
     picture_threshold: Share = 0.3

@@ -20,7 +20,7 @@ from qwendet.encoding.prompts import Message
 from qwendet.errors import ConfigError, EnvironmentLacksError
 from qwendet.families.chat import END_OF_TURN, PADDING
 from qwendet.families.family import Family
-from qwendet.inference.generation import GeneratedAnswer, text_with_ends
+from qwendet.inference.token_scores import GeneratedAnswer, text_with_ends
 from qwendet.loader import Interface
 
 if TYPE_CHECKING:

@@ -1,7 +1,11 @@
-"""Answers that cannot leave their grammar: at each step only tokens that continue a valid answer are left.
+"""Answers that cannot leave their grammar: each token is the likeliest of those that continue a valid answer.
 
-The tokens that the grammar's bytes can spell stand in a trie. What may follow is found by walking trie and
-grammar together, so a step looks at the tokens that fit and not at the 151,665 of the vocabulary.
+    likeliest token ─► allowed? ── yes ─► written
+                          └─ no ─► the likeliest of all that are allowed: trie and grammar, walked together
+                                   [{"bbox_2d": [1   ─►   0-9  ,  (not: 1, {, a)
+
+The tokens that the grammar's bytes can spell stand in the trie, so a walk looks at the tokens that fit and
+not at the 151,665 of the vocabulary.
 """
 
 from __future__ import annotations
@@ -10,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from qwendet.answers.grammar import MARKS, AnswerGrammar, AnswerState
@@ -71,7 +73,7 @@ class AnswerVocabulary:
 
 
 class AnswerConstraint:
-    """Takes from each row of a batch the tokens that would leave the grammar.
+    """Tells which tokens keep each answer of a batch inside its grammar.
 
     An object is begun only if it can be finished within the tokens that are left, so every answer closes.
 
@@ -92,30 +94,34 @@ class AnswerConstraint:
         self.vocabulary = vocabulary
         self.grammars = grammars
         self.most_boxes = most_boxes
-        self.tokens_left = max_new_tokens
         self.states = [AnswerState() for _ in grammars]
+        self._tokens_left = [max_new_tokens - 1 for _ in grammars]  # after the next one
 
-    def __call__(self, rows: Sequence[int], scores: Tensor) -> Tensor:
-        """Set ``(len(rows), V)`` scores to minus infinity where a token must not be chosen."""
-        self.tokens_left -= 1  # after this one
-        constrained = torch.full_like(scores, -torch.inf)
-        for index, row in enumerate(rows):
-            grammar, state = self.grammars[row], self.states[row]
-            ids = self.vocabulary.following(grammar, state, self._cap(grammar, state))
-            constrained[index, ids] = scores[index, ids]
-        return constrained
+    def allows(self, row: int, token: int) -> bool:
+        """Whether a token may come next."""
+        grammar, state = self.grammars[row], self.states[row]
+        if token == self.vocabulary.end_id:
+            return grammar.may_end(state)
+        text = self.vocabulary.bytes_of.get(token)
+        return text is not None and grammar.read(text, self._cap(row), state) is not None
+
+    def allowed(self, row: int) -> list[int]:
+        """All tokens that may come next."""
+        return self.vocabulary.following(self.grammars[row], self.states[row], self._cap(row))
 
     def write(self, row: int, token: int) -> None:
         """Take note of the token that was chosen for a row."""
-        for byte in self.vocabulary.bytes_of.get(token, b""):  # end and padding write nothing
-            after = self.grammars[row].step(self.states[row], byte, self.most_boxes)
-            assert after is not None, "a token was chosen that the grammar had taken away"
-            self.states[row] = after
+        text = self.vocabulary.bytes_of.get(token, b"")  # end and padding write nothing
+        after = self.grammars[row].read(text, self.most_boxes, self.states[row])
+        assert after is not None, "a token was chosen that the grammar had taken away"
+        self.states[row] = after
+        self._tokens_left[row] -= 1
 
-    def _cap(self, grammar: AnswerGrammar, state: AnswerState) -> int:
+    def _cap(self, row: int) -> int:
         """Most objects; those already begun where the rest of the tokens might not do for another."""
-        could_finish = self.tokens_left >= grammar.longest_object + _CLOSING_TOKENS
-        return self.most_boxes if could_finish else min(self.most_boxes, state.boxes)
+        grammar, begun = self.grammars[row], self.states[row].boxes
+        could_finish = self._tokens_left[row] >= grammar.longest_object + _CLOSING_TOKENS
+        return self.most_boxes if could_finish else min(self.most_boxes, begun)
 
 
 def token_bytes(token: str | None) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -32,7 +32,8 @@ from qwendet.errors import ConfigError
 from qwendet.families.family import PixelLimits
 from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary
 from qwendet.inference.detections import Detection, Prediction, Source
-from qwendet.inference.generation import GeneratedAnswer, generate_answers
+from qwendet.inference.drafts import AnswerDrafts, Drafter
+from qwendet.inference.generation import generate_answers
 from qwendet.inference.inputs import sample_of_image
 from qwendet.inference.sharding import map_batches
 from qwendet.inference.text_answers import (
@@ -43,7 +44,9 @@ from qwendet.inference.text_answers import (
     read_answer,
     rounded,
 )
+from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.loader import Bundle, config_of_model, load
+from qwendet.model.head import HeadOutput
 from qwendet.progress import Advance, no_advance
 
 logger = logging.getLogger("qwendet")
@@ -193,16 +196,25 @@ class Predictor:
         batch = to_device(collated, self.bundle.detector.device)
         by_head: list[list[Detection]] = [[] for _ in samples]
         by_text = [NO_TEXT for _ in samples]
-        if "head" in sources:
-            by_head = list(self._by_head(batch, encoded))
+        is_drafted = "text" in sources and self.bundle.config.infer.draft == "auto"
+
+        def drafting(head: HeadOutput | None) -> list[Drafter]:
+            if head is None:
+                return [self._drafts.of(item, None) for item in encoded]
+            by_head[:] = self._by_head(head, encoded)
+            return [*map(self._drafts.of, encoded, by_head)]
+
+        if "head" in sources and not is_drafted:
+            by_head[:] = self._by_head(self.bundle.detector(batch, with_tokens=False).head, encoded)
         if "text" in sources:
-            answers = zip(self._answers(batch, encoded), encoded, strict=True)
-            by_text = [read_answer(self.bundle, answer, item) for answer, item in answers]
+            answers = self._answers(batch, encoded, drafting if is_drafted else None)
+            by_text = [read_answer(self.bundle, *row) for row in zip(answers, encoded, strict=True)]
+        if "head" not in sources:
+            by_head = [[] for _ in samples]
         rows = zip(samples, encoded, by_head, by_text, strict=True)
         return [prediction_of(*row, self.bundle.config.infer) for row in rows]
 
-    def _by_head(self, batch: Batch, encoded: Sequence[EncodedSample]) -> Iterator[list[Detection]]:
-        output = self.bundle.detector(batch, with_tokens=False).head
+    def _by_head(self, output: HeadOutput, encoded: Sequence[EncodedSample]) -> Iterator[list[Detection]]:
         logits, boxes, valid = (part.cpu() for part in output.final())
         for row, item in enumerate(encoded):
             scores = logits[row].float().sigmoid() * valid[row][:, None]
@@ -217,14 +229,24 @@ class Predictor:
                 if has_area(xyxy[query])
             ]
 
-    def _answers(self, batch: Batch, encoded: Sequence[EncodedSample]) -> list[GeneratedAnswer]:
+    def _answers(
+        self,
+        batch: Batch,
+        encoded: Sequence[EncodedSample],
+        drafting: Callable[[HeadOutput | None], list[Drafter]] | None,
+    ) -> list[GeneratedAnswer]:
         return generate_answers(
             self.bundle.detector,
             self.bundle.processor.tokenizer,
             batch,
             self.bundle.config.infer.max_new_tokens,
             self._constraint(encoded) if self.bundle.config.infer.constrained else None,
+            drafting,
         )
+
+    @cached_property
+    def _drafts(self) -> AnswerDrafts:
+        return AnswerDrafts(self.bundle)
 
     def _constraint(self, encoded: Sequence[EncodedSample]) -> AnswerConstraint:
         infer = self.bundle.config.infer

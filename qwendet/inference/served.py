@@ -19,9 +19,9 @@ from qwendet.encoding.encode import EncodedSample, Encoder
 from qwendet.errors import ConfigError
 from qwendet.inference.chat_server import ChatServer, Question, Reply, ServerError, with_images
 from qwendet.inference.detections import Prediction, Source
-from qwendet.inference.generation import GeneratedAnswer
 from qwendet.inference.predictor import Predictor, config_to_ask
 from qwendet.inference.text_answers import prediction_of, read_answer
+from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.loader import Interface, load_interface
 from qwendet.progress import Advance, no_advance
 

@@ -15,7 +15,7 @@ from qwendet.data.samples import Sample
 from qwendet.encoding.encode import EncodedSample
 from qwendet.encoding.resize import model_image_size, rescale_xyxy
 from qwendet.inference.detections import Detection, Prediction
-from qwendet.inference.generation import GeneratedAnswer
+from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.loader import Interface
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from qwendet.encoding.collate import Batch
 from qwendet.errors import EnvironmentLacksError
@@ -39,10 +39,12 @@ class DetectorOutput:
     Attributes:
         tokens: losses of the answers' tokens; ``None`` where they were not asked for.
         head: the head's predictions; ``None`` without a head.
+        last: hidden states ``(B, 1, text)`` of each row's last token; ``None`` where no cache was filled.
     """
 
     tokens: TokenLosses | None
     head: HeadOutput | None
+    last: Tensor | None = None
 
 
 class Qwen25VLWithDetection(nn.Module):
@@ -125,20 +127,23 @@ class Qwen25VLWithDetection(nn.Module):
             cache_enabled=not isinstance(self, FSDPModule),  # casts of gathered weights would outlive them
         )
 
-    def forward(self, batch: Batch, *, with_tokens: bool = True) -> DetectorOutput:
+    def forward(
+        self, batch: Batch, *, with_tokens: bool = True, cache: Cache | None = None
+    ) -> DetectorOutput:
         """Run the model on a batch of :class:`~qwendet.encoding.collate.StandardDataCollator`.
 
         Args:
             batch: the batch; targets in it are not looked at.
             with_tokens: compute the losses of the answers' tokens.
+            cache: an empty one; gets keys and values, so that answers can be written behind the prompts.
         """
         with self.computing():
             patches, images = self.see(batch["pixel_values"], torch.tensor(batch["grids"]))
             embeds, label_embeds = self._embed(batch)
-            hidden = self._read(batch, embeds, images)
+            hidden = self._read(batch, embeds, images, cache)
             tokens = self._token_losses(hidden, batch) if with_tokens else None
         head = None if self.head is None else self._detect(patches, hidden, label_embeds, batch)
-        return DetectorOutput(tokens, head)
+        return DetectorOutput(tokens, head, None if cache is None else hidden[:, -1:])
 
     def see(self, pixel_values: Tensor, grids: Tensor) -> tuple[Tensor, Any]:
         """Run vision tower and merger; called, as the other parts are, in :meth:`computing`.
@@ -170,12 +175,12 @@ class Qwen25VLWithDetection(nn.Module):
         embeds, label_embeds = found.split([ids.numel(), label_ids.numel()])
         return embeds.view(*ids.shape, -1), label_embeds.view(*label_ids.shape, -1)
 
-    def _read(self, batch: Batch, embeds: Tensor, images: Any) -> Tensor:
+    def _read(self, batch: Batch, embeds: Tensor, images: Any, cache: Cache | None = None) -> Tensor:
         """Hidden states ``(B, L, text)`` of the language model."""
         position_ids = batch["position_ids"]
         # Packed samples are told apart by positions, and only where there is no mask and no cache.
         mask = None if len(position_ids) == 4 else batch["attention_mask"]
-        return self.hidden_states(embeds, position_ids, mask, batch["num_tokens"], images)
+        return self.hidden_states(embeds, position_ids, mask, batch["num_tokens"], images, cache)
 
     def hidden_states(
         self,
@@ -184,6 +189,7 @@ class Qwen25VLWithDetection(nn.Module):
         attention_mask: Tensor | None,
         num_tokens: Sequence[int],
         images: Any = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """States ``(B, L, text)`` of the language model.
 
@@ -193,12 +199,14 @@ class Qwen25VLWithDetection(nn.Module):
             attention_mask: ``(B, L)``; ``None`` for packed samples.
             num_tokens: of each sample.
             images: from :meth:`see`; they take the place of the image tokens.
+            cache: gets keys and values.
         """
         model = self.vlm.model
         outputs = model(
             inputs_embeds=embeds,
             mm_encoder_outputs=None if images is None else {"image": images},
-            use_cache=False,
+            use_cache=cache is not None,
+            past_key_values=cache,
             **apart(model.language_model, position_ids, attention_mask, num_tokens, embeds.shape[:2]),
         )
         hidden: Tensor = outputs.last_hidden_state

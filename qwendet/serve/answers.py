@@ -16,8 +16,9 @@ from qwendet.data.samples import Sample, Turn
 from qwendet.encoding.collate import require_left_padding, to_device
 from qwendet.errors import EnvironmentLacksError
 from qwendet.inference.detections import Prediction
-from qwendet.inference.generation import GeneratedAnswer, generate_answers
+from qwendet.inference.generation import generate_answers
 from qwendet.inference.predictor import Predictor
+from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.serve.refusals import RefusedError
 from qwendet.serve.requests import Picture
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl
@@ -17,8 +18,9 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl
 
 from qwendet.encoding import collate, positions
 from qwendet.encoding.collate import Batch
+from qwendet.inference import generation
 from qwendet.inference import predictor as inference
-from qwendet.inference.generation import AnswersInProgress
+from qwendet.inference.cached_forward import AnswersInProgress
 from qwendet.model import by_sample
 from qwendet.model.detector import Qwen25VLWithDetection
 from tests.planted.bug import Bug
@@ -91,22 +93,23 @@ def with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def steps_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each generated token is placed two behind the last."""
-    sound = AnswersInProgress.write
+    sound = AnswersInProgress.keep
 
-    def write(self: Any, *args: Any) -> None:
-        sound(self, *args)
-        self._position_ids = self._position_ids + 1
+    def keep(self: Any, counts: Any) -> None:
+        sound(self, counts)
+        self._start = self._start + 1
 
-    monkeypatch.setattr(AnswersInProgress, "write", write)
+    monkeypatch.setattr(AnswersInProgress, "keep", keep)
 
 
 def in_generation(change: Callable[..., dict[str, Any]]) -> Any:
     """Change what text answers are asked with: the names and values of ``generate_answers``."""
     sound = inference.generate_answers
 
-    def answers(detector: Any, tokenizer: Any, batch: Batch, max_new_tokens: int, constraint: Any) -> Any:
+    def answers(detector: Any, tokenizer: Any, batch: Batch, max_new_tokens: int, *others: Any) -> Any:
         asked = {"batch": batch, "max_new_tokens": max_new_tokens}
-        return sound(detector, tokenizer, **asked | change(**asked), constraint=constraint)
+        asked |= change(**asked)
+        return sound(detector, tokenizer, asked["batch"], asked["max_new_tokens"], *others)
 
     return replacing(inference, "generate_answers", answers)
 
@@ -122,8 +125,7 @@ def unscaled(batch: Batch, **_: Any) -> dict[str, Any]:
 
 def penalise_repetition(self: Any, logits: Tensor) -> Tensor:
     """Lower the logit of what was written last, as a repetition penalty would."""
-    newest = self._inputs["input_ids"][:, -1:]
-    return logits.scatter(1, newest, -1e3)
+    return logits.scatter(2, self._block[:, -1:, None], -1e3)
 
 
 def draw(self: Any, logits: Tensor) -> Tensor:
@@ -133,17 +135,42 @@ def draw(self: Any, logits: Tensor) -> Tensor:
 
 def choosing_by(scores: Callable[[Any, Tensor], Tensor]) -> Any:
     """Choose tokens by other scores than the model's."""
-    sound = AnswersInProgress.read
+    sound = AnswersInProgress._forward
 
-    def read(self: Any) -> Tensor:
-        return scores(self, sound(self))
+    def forward(self: Any, *given: Any, **settings: Any) -> Tensor:
+        return scores(self, sound(self, *given, **settings))
 
-    return replacing(AnswersInProgress, "read", read)
+    return replacing(AnswersInProgress, "_forward", forward)
 
 
 def stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = AnswersInProgress.write
-    monkeypatch.setattr(AnswersInProgress, "write", lambda self, tokens, _: sound(self, tokens, set()))
+    sound = AnswersInProgress.leave
+    monkeypatch.setattr(AnswersInProgress, "leave", lambda self, stay: None if stay else sound(self, stay))
+
+
+def accept_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first token of a draft that does not hold is written all the same."""
+    sound = generation.verified
+
+    def verified(found: Any, index: int, draft: Any, *others: Any) -> Any:
+        choices = sound(found, index, draft, *others)
+        if len(choices) <= len(draft):
+            choices[-1] = choices[-1]._replace(token=draft[len(choices) - 1])
+        return choices
+
+    monkeypatch.setattr(generation, "verified", verified)
+
+
+def see_what_fell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row goes on to see what it read and did not keep, where another row kept as many tokens."""
+    sound = AnswersInProgress.keep
+
+    def keep(self: Any, counts: Any) -> None:
+        seen = self._slots.clone()
+        sound(self, counts)
+        self._slots = seen[:, : self._slots.shape[1]]
+
+    monkeypatch.setattr(AnswersInProgress, "keep", keep)
 
 
 def eager_without_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +304,27 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "consistency.compute.generation",
         ("had not ended",),
         stay,
+    ),
+    Bug(
+        "a draft accepted one token too far",
+        "consistency.compute.generation",
+        ("with drafts",),
+        accept_one_too_many,
+        families=PACKED,
+    ),
+    Bug(
+        "the cache keeps what a draft got wrong",
+        "consistency.compute.generation",
+        ("with drafts",),
+        replacing(DynamicCache, "crop", lambda self, _: None),
+        families=PACKED,
+    ),
+    Bug(
+        "a row sees what its draft got wrong",
+        "consistency.compute.generation",
+        ("with drafts",),
+        see_what_fell,
+        families=PACKED,
     ),
     Bug(
         "attention without its mask",

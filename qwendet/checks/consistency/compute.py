@@ -20,6 +20,7 @@ from qwendet.checks.consistency.runs import (
     Serving,
     alone,
     attending,
+    drafted,
     end_ids,
     ended,
     forced,
@@ -37,6 +38,7 @@ from qwendet.checks.subject import Subject
 from qwendet.checks.trace import Reading, run
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
+from qwendet.inference.token_scores import decode_with_ends
 from qwendet.loader import Bundle
 
 POSITIONS_FIX = "positions come from rope_positions in collate, by mm_token_type_ids and image_grid_thw"
@@ -239,8 +241,26 @@ def generation(subject: Subject) -> Verdict:
         what = "logits (step, token) of generation and of training"
         problems += compare(shown.steps[row], logits, tolerance, what, where, fix)
         problems += _likeliest(logits, answer, tolerance, where, fix)
+    problems += _drafted(subject, ends)
     steps = sum(map(len, shown.generated))
     return Verdict(f"{steps} greedy tokens with the cache are the teacher-forced likeliest", tuple(problems))
+
+
+def _drafted(subject: Subject, ends: set[int]) -> Iterator[Problem]:
+    """Drafts change nothing: what holds of them is written, and nothing else."""
+    shown, tokenizer = serving(subject), exact_pair(subject).served.processor.tokenizer
+    fix = "infer.draft: off writes one token at a time; report this: drafts must not change answers"
+    for row, answer in enumerate(drafted(subject)):
+        own = [token for token in shown.generated[row] if token not in ends]
+        text, where = decode_with_ends(tokenizer, own)[0], shown.samples[row].where
+        if answer.text != text:
+            yield Problem(f"generation with drafts writes {answer.text!r} for {text!r}", where, fix)
+            continue
+        logits = shown.steps[row][: len(own)]
+        wanted = logits.log_softmax(-1).gather(1, torch.tensor(own, device=logits.device)[:, None])
+        found, what = torch.tensor(answer.log_probs)[:, None], "log-probabilities (token) with drafts"
+        tolerance = noise(subject).tolerance("hidden", logits)
+        yield from compare(found, wanted.cpu(), tolerance, what, where, fix)
 
 
 def _step_problems(shown: Serving, ends: set[int]) -> list[Problem]:

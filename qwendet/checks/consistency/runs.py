@@ -28,9 +28,12 @@ from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject
 from qwendet.checks.trace import Trace, recording, run
 from qwendet.data.samples import Sample
+from qwendet.encoding.collate import to_device
 from qwendet.encoding.encode import EncodedSample
 from qwendet.inference.detections import Prediction
+from qwendet.inference.generation import generate_answers
 from qwendet.inference.predictor import Predictor
+from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.loader import Bundle
 from qwendet.model.attention import attention_by_part
 from qwendet.model.detector import Qwen25VLWithDetection
@@ -117,6 +120,46 @@ def ended(subject: Subject) -> Serving:
         handle.remove()
 
 
+@once
+def drafted(subject: Subject) -> list[GeneratedAnswer]:
+    """Answers to the same prompts by drafts: some of the answer's own tokens, and a wrong one behind them."""
+    served, shown = exact_pair(subject).served, serving(subject)
+    encoder = served.encoder()
+    batch = served.collator()([encoder.encode(sample, with_answer=False) for sample in shown.samples])
+    drafters = [HalfRight(answer, 1 + row % 3) for row, answer in enumerate(shown.generated)]
+    return generate_answers(
+        served.detector,
+        served.processor.tokenizer,
+        to_device(batch, served.detector.device),
+        GENERATED,
+        drafting=lambda _: drafters,
+    )
+
+
+@dataclass
+class HalfRight:
+    """Drafts tokens of an answer that is known, the last of them wrong.
+
+    Attributes:
+        answer: its tokens.
+        right: how many of a draft are right.
+        written: how many have been written.
+    """
+
+    answer: Sequence[int]
+    right: int
+    written: int = 0
+
+    def write(self, tokens: Sequence[int]) -> None:
+        """Count them."""
+        self.written += len(tokens)
+
+    def draft(self) -> list[int]:
+        """Some right ones and a wrong one."""
+        ahead = [*self.answer[self.written : self.written + self.right + 1]]
+        return [*ahead[:-1], *(token - 1 if token else 1 for token in ahead[-1:])]
+
+
 def _asked(subject: Subject, mode: str) -> Serving:
     served = exact_pair(subject).served
     samples = subject.samples
@@ -126,6 +169,7 @@ def _asked(subject: Subject, mode: str) -> Serving:
             "max_new_tokens": GENERATED,
             "score_threshold": 0.0,
             "constrained": False,  # what is compared is what the model itself would say
+            "draft": "off",  # token by token, so that each step is seen
         }
     )
     bundle = replace(served, config=served.config.model_copy(update={"infer": infer}))

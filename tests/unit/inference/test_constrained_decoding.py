@@ -18,9 +18,10 @@ from qwendet.data.samples import Sample
 from qwendet.errors import ConfigError
 from qwendet.infer import infer
 from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary, token_bytes
-from qwendet.inference.generation import GeneratedAnswer, decode_with_ends
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.text_answers import answer_size
+from qwendet.inference.token_scores import GeneratedAnswer, decode_with_ends
+from qwendet.inference.verification import Likeliest, verified
 from qwendet.loader import Bundle
 from tests.unit.answers.test_grammar import assert_valid
 
@@ -89,6 +90,16 @@ def test_following__a_complete_answer_can_only_end(vocabularies: dict[str, Answe
     assert vocabularies["published"].end_id == 151_645
 
 
+def choose(constraint: AnswerConstraint, row: int, scores: torch.Tensor) -> int:
+    """The token that is written: the likeliest of those that are allowed."""
+    best = max(sorted(constraint.allowed(row)), key=lambda token: float(scores[token]))
+    found = Likeliest.of(scores[None, None])
+    (choice,) = verified(found, 0, [], None, row, constraint, set())
+    assert choice.token == best
+    assert choice.log_prob == pytest.approx(float(scores.log_softmax(-1)[best]), abs=1e-4)
+    return choice.token
+
+
 def write(
     constraint: AnswerConstraint, tokenizer: Any, tokens: int, seed: int, width: int
 ) -> tuple[list[list[int]], list[str]]:
@@ -97,11 +108,9 @@ def write(
     rows = len(constraint.grammars)
     written: list[list[int]] = [[] for _ in range(rows)]
     for _ in range(tokens):
-        scores = constraint(range(rows), torch.randn(rows, width, generator=generator))
-        assert scores.isfinite().any(1).all()
-        for row, token in enumerate(scores.argmax(1).tolist()):
-            written[row].append(token)
-            constraint.write(row, token)
+        scores = torch.randn(rows, width, generator=generator)
+        for row in range(rows):
+            written[row].append(choose(constraint, row, scores[row]))
     written = [row[: row.index(tokenizer.eos_token_id)] for row in written]
     return written, [decode_with_ends(tokenizer, row)[0] for row in written]
 
@@ -137,8 +146,7 @@ def test_constraint__a_model_that_only_repeats_is_stopped_by_the_cap(
         scores[0, token] -= text.count(b"]")
     written: list[int] = []
     while written[-1:] != [vocabulary.end_id]:
-        written.append(int(constraint([0], scores).argmax()))
-        constraint.write(0, written[-1])
+        written.append(choose(constraint, 0, scores[0]))
     text = decode_with_ends(tokenizer, written[:-1])[0]
     assert len(assert_valid(text, LABELS, SIZE, most_boxes=7)) == 7
 

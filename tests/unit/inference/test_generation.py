@@ -14,7 +14,8 @@ from transformers import GenerationConfig
 
 from qwendet.data.samples import Sample
 from qwendet.encoding.collate import Batch
-from qwendet.inference.generation import GeneratedAnswer, decode_with_ends, generate_answers
+from qwendet.inference.generation import generate_answers
+from qwendet.inference.token_scores import GeneratedAnswer, decode_with_ends
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
 

@@ -13,8 +13,8 @@ from qwendet.answers.format import format_answer
 from qwendet.data.samples import DetectedObject, Sample, SampleFile
 from qwendet.demo.shapes import PRETRAIN
 from qwendet.evaluation.validation import Validation, validate
-from qwendet.inference.generation import GeneratedAnswer
 from qwendet.inference.predictor import Predictor, tell_near_misses
+from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.loader import Bundle
 
 TRAINED = ("cyan cross", "orange star", "缺陷 螺丝")
@@ -101,10 +101,10 @@ def test_both__each_source_finds_and_scores_what_it_does_alone(
     boxes = [*samples[0].student.objects[:1]]
     boxes += [DetectedObject((4 * at, 4, 4 * at + 20, 30), PRETRAIN.labels[at]) for at in range(6)]
     answer = surer_than_the_head(boxes)
-    monkeypatch.setattr(Predictor, "_answers", lambda self, batch, encoded: [answer] * len(encoded))
+    monkeypatch.setattr(Predictor, "_answers", lambda self, batch, encoded, _: [answer] * len(encoded))
 
     def measured(mode: str) -> Validation:
-        settings = {"mode": mode, "max_detections": 6, "score_threshold": 0.0}
+        settings = {"mode": mode, "max_detections": 6, "score_threshold": 0.0, "draft": "off"}
         infer = bundle.config.infer.model_copy(update=settings)
         return validate(replace(bundle, config=bundle.config.model_copy(update={"infer": infer})), samples)
 
