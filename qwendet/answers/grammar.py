@@ -159,7 +159,7 @@ class AnswerGrammar:
         if state.part >= 0:
             text = self._object(*objects[0], state.part)
             objects = objects[1:]
-        elif (self.form == "json" and state.part == _BEFORE) or not (boxes or objects):
+        elif state.part == _BEFORE and (self.form == "json" or not objects):
             text = b"["
         for box, label in objects:
             text += (self._between if boxes else b"") + self._object(box, label)

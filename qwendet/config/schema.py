@@ -43,6 +43,11 @@ def _one_or_many(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _off_is_a_word(value: Any) -> Any:
+    """YAML reads an unquoted ``off`` as false."""
+    return "off" if value is False else value
+
+
 class Section(BaseModel):
     """A group of settings: unknown keys refused, no coercion, read-only."""
 
@@ -255,15 +260,9 @@ class TrainConfig(Section):
     """Predict the validation samples with the model in memory when training ends."""
     evaluate_base: bool = False
     """Predict them before the first step, too, and print both; with a new head, by text before and after."""
-    preflight: Literal["full", "quick", "off"] = "quick"
+    preflight: Annotated[Literal["full", "quick", "off"], BeforeValidator(_off_is_a_word)] = "quick"
     """Checks of the model before the first step: ``full`` is all of ``qwendet validate`` but loss.overfit,
     ``quick`` takes the time of a few steps, ``off`` is printed; see docs/preflight.md."""
-
-    @field_validator("preflight", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: Any) -> Any:
-        """YAML reads an unquoted ``off`` as false."""
-        return "off" if value is False else value
 
     def group_learning_rates(self) -> dict[str, float]:
         """Learning rate of each parameter group: ``vision``, ``merger``, ``language``, ``head``."""
@@ -289,7 +288,7 @@ class InferConfig(Section):
     """Most detections of an image, best first; with ``mode: both`` of head and text each."""
     max_new_tokens: Count = 2048
     """Most tokens of a text answer."""
-    draft: Literal["auto", "off"] = "auto"
+    draft: Annotated[Literal["auto", "off"], BeforeValidator(_off_is_a_word)] = "auto"
     """``auto`` writes as many tokens of a text answer in one forward as a draft foresees, ``off`` one."""
     constrained: bool = False
     """Keep text answers inside the grammar of a valid one: labels of the set, boxes inside the image."""

@@ -60,20 +60,22 @@ class Repeats:
     """What followed the same tokens before, whatever the numbers between them.
 
     Args:
-        digits: ids of the tokens of single digits; a run of them counts as one symbol.
-        lengths: numbers of symbols that must be the same, the longest first.
+        lengths: numbers of tokens that must be the same, the longest first; a number counts as one.
+        tokens: tells what a number is; ``None`` takes each digit for itself.
     """
 
-    def __init__(self, digits: frozenset[int], lengths: Sequence[int]) -> None:
-        self._digits, self._lengths = digits, lengths
+    def __init__(self, lengths: Sequence[int], tokens: DraftTokens | None = None) -> None:
+        self._lengths, self._tokens = lengths, tokens
+        self._newest = 0
         self._symbols: list[int] = []
         self._places: dict[tuple[int, ...], int] = {}
 
     def write(self, tokens: Sequence[int]) -> None:
         """Go on with more tokens."""
         for token in tokens:
-            symbol = _NUMBER if token in self._digits else token
-            if symbol == _NUMBER and self._symbols and self._symbols[-1] == _NUMBER:
+            is_number = self._tokens is not None and self._tokens.is_number(self._newest, token)
+            symbol, self._newest = _NUMBER if is_number else token, token
+            if symbol == _NUMBER and self._symbols[-1:] == [_NUMBER]:
                 continue
             for length in self._lengths:
                 self._places[tuple(self._symbols[-length:])] = len(self._symbols)
@@ -102,8 +104,8 @@ class BoxDraft:
         self._left, self._has_head = list(rows or ()), rows is not None
         self._state: AnswerState | None = AnswerState()
         self._far = _FAR * max(grammar.size)
-        self._label = b""  # of the last object
-        self._last: tuple[int, ...] = ()  # its box
+        self._begun_label = self._label = b""  # of the object that is written, and of the last one
+        self._last: tuple[int, ...] = ()  # the box of that
 
     def write(self, text: bytes) -> None:
         """Go on with more of the answer; an object that is finished is not told of again."""
@@ -112,7 +114,7 @@ class BoxDraft:
             if before is None:
                 return
             self._state = self._grammar.step(before, byte, _ENOUGH)
-            self._label = self._grammar.label_begun(before) or self._label
+            self._begun_label = self._grammar.label_begun(before) or self._begun_label
             if self._state is not None and before.part >= 0 > self._state.part:
                 self._finish(before.corners)
 
@@ -150,7 +152,7 @@ class BoxDraft:
         row = self._nearest(corners)
         passed = corners[1] - self._far
         self._left = [other for other in self._left if other is not row and other[0][1] >= passed]
-        self._last = corners
+        self._last, self._label = corners, self._begun_label
 
     def _nearest(self, numbers: Sequence[int], digits: bytes = b"") -> Row | None:
         """The row whose box is nearest to the coordinates that are written; the next one where none is."""
@@ -187,8 +189,15 @@ class DraftTokens:
         marks = {**MARKS, tokenizer.eos_token: _END}
         self._marks = {mark[0]: word for word, mark in marks.items()}
         self.end_id: int = tokenizer.eos_token_id
-        digits = tokenizer.convert_tokens_to_ids(list("0123456789"))
-        self.digits = frozenset(digits)
+        self._digits = frozenset(tokenizer.convert_tokens_to_ids(list("0123456789")))
+
+    def is_number(self, before: int, token: int) -> bool:
+        """Whether a token is a digit of a number; that of a name, as in ``bbox_2d``, is none."""
+        return token in self._digits and (before in self._digits or not self._ends_a_word(before))
+
+    def _ends_a_word(self, token: int) -> bool:
+        last = self.text([token])[-1:]
+        return last == b"_" or last.isalpha()
 
     def text(self, tokens: Sequence[int]) -> bytes:
         """Bytes that tokens write."""
@@ -217,8 +226,8 @@ class AnswerDrafter:
     def __init__(self, tokens: DraftTokens, example: Sequence[int], boxes: BoxDraft) -> None:
         self._tokens = tokens
         self._boxes = boxes
-        self._repeats = Repeats(tokens.digits, _SYMBOLS)
-        self._loop = Repeats(frozenset(), (_LOOP,))
+        self._repeats = Repeats(_SYMBOLS, tokens)
+        self._loop = Repeats((_LOOP,))
         self._repeats.write([_START, *example, _START])
         self._drafted: list[int] = []
         self._most = _FIRST

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from qwendet.data.samples import Sample
 from qwendet.encoding.collate import Batch
+from qwendet.inference.cached_forward import AnswersInProgress
 from qwendet.inference.generation import generate_answers
 from qwendet.inference.token_scores import GeneratedAnswer, decode_with_ends
 from qwendet.loader import Bundle
@@ -298,3 +301,146 @@ def test_generate_answers__that_end_at_once_are_empty(
     )
     answers = generate_answers(lively, listener, questions, NEW_TOKENS)
     assert answers == [GeneratedAnswer("", (), (), truncated=False)] * 2
+
+
+# Drafts
+
+
+class Foresees:
+    """Drafts an answer that is known, and wrong tokens behind some of its own.
+
+    Args:
+        answer: its tokens.
+        drafts: of each draft how many tokens are right, and how many wrong ones follow.
+    """
+
+    def __init__(self, answer: list[int], drafts: Sequence[tuple[int, int]]) -> None:
+        self.answer, self.drafts = answer, cycle(drafts)
+        self.written: list[int] = []
+
+    def write(self, tokens: Sequence[int]) -> None:
+        self.written += tokens
+
+    def draft(self) -> list[int]:
+        right, wrong = next(self.drafts)
+        at = len(self.written)
+        ahead = self.answer[at : at + right + wrong]
+        return ahead[:right] + [(token + 7) % 100 for token in ahead[right:]]
+
+
+def drafted(
+    detector: Qwen25VLWithDetection,
+    batch: Batch,
+    tokenizer: Any,
+    drafters: Sequence[Foresees],
+    most: int = NEW_TOKENS,
+) -> tuple[list[GeneratedAnswer], int]:
+    """Answers by drafts, and how many forwards of the model they took."""
+    forwards: list[int] = []
+    handle = detector.vlm.model.language_model.register_forward_hook(lambda *_: forwards.append(1))
+    try:
+        return generate_answers(detector, tokenizer, batch, most, drafting=lambda _: drafters), len(forwards)
+    finally:
+        handle.remove()
+
+
+def require_equal(found: Sequence[GeneratedAnswer], wanted: Sequence[GeneratedAnswer]) -> None:
+    for own, other in zip(found, wanted, strict=True):
+        assert (own.text, own.token_ends, own.truncated) == (other.text, other.token_ends, other.truncated)
+        assert own.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def plain(
+    bundle: Bundle, lively: Qwen25VLWithDetection, questions: Batch
+) -> tuple[list[GeneratedAnswer], list[list[int]]]:
+    """Answers that are written token by token, and their ids."""
+    listener = Listens(bundle.processor.tokenizer)
+    return generate_answers(lively, listener, questions, NEW_TOKENS), listener.heard
+
+
+DRAFTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), min_size=1, max_size=4)
+
+
+@settings(max_examples=10)
+@given(first=DRAFTS, second=DRAFTS)
+def test_drafts__change_no_token_and_no_probability(
+    bundle: Bundle,
+    lively: Qwen25VLWithDetection,
+    questions: Batch,
+    plain: tuple[list[GeneratedAnswer], list[list[int]]],
+    first: list[tuple[int, int]],
+    second: list[tuple[int, int]],
+) -> None:
+    """Whatever part of them is right, in each row another."""
+    answers, ids = plain
+    drafters = [*map(Foresees, ids, (first, second))]
+    require_equal(drafted(lively, questions, bundle.processor.tokenizer, drafters)[0], answers)
+
+
+def test_drafts__that_are_right_take_a_forward_each(
+    bundle: Bundle, lively: Qwen25VLWithDetection, questions: Batch
+) -> None:
+    tokenizer = bundle.processor.tokenizer
+    answers = ids_written(lively, questions, tokenizer)
+    _, forwards = drafted(lively, questions, tokenizer, [Foresees(row, [(4, 0)]) for row in answers])
+    assert forwards == 1 + math.ceil((NEW_TOKENS - 1) / 5)
+    _, forwards = drafted(lively, questions, tokenizer, [Foresees(row, [(0, 3)]) for row in answers])
+    assert forwards == NEW_TOKENS
+
+
+@pytest.mark.parametrize("ends_first", [0, 1])
+@pytest.mark.parametrize("right", [1, 3, 99])
+def test_drafts__an_answer_ends_with_its_end_in_the_middle_of_a_draft(
+    bundle: Bundle, lively: Qwen25VLWithDetection, questions: Batch, ends_first: int, right: int
+) -> None:
+    tokenizer = bundle.processor.tokenizer
+    endless = ids_written(lively, questions, tokenizer)
+    end = next(token for token in endless[ends_first][5:] if token not in endless[1 - ends_first])
+    wanted = generate_answers(lively, Listens(tokenizer, end), questions, NEW_TOKENS)
+    drafters = [Foresees(row, [(right, 2)]) for row in endless]
+    found, _ = drafted(lively, questions, Listens(tokenizer, end), drafters)
+    require_equal(found, wanted)
+    assert [answer.truncated for answer in found] == [row == 1 - ends_first for row in range(2)]
+
+
+@pytest.mark.parametrize("most", [1, 2, 7])
+def test_drafts__stop_at_the_most_tokens(
+    bundle: Bundle, lively: Qwen25VLWithDetection, questions: Batch, most: int
+) -> None:
+    tokenizer = bundle.processor.tokenizer
+    endless = ids_written(lively, questions, tokenizer)
+    found, _ = drafted(lively, questions, tokenizer, [Foresees(row, [(99, 0)]) for row in endless], most)
+    require_equal(found, generate_answers(lively, tokenizer, questions, most))
+    assert [len(answer.log_probs) for answer in found] == [most, most]
+
+
+def test_drafts__a_token_that_rounding_could_turn_is_decided_by_the_row_alone(
+    bundle: Bundle, lively: Qwen25VLWithDetection, questions: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each token has a twin that is less likely by a hair; blocks are computed a little less exactly."""
+    detector, tokenizer = copy.deepcopy(lively), bundle.processor.tokenizer
+    size = detector.vlm.lm_head.out_features // 2
+    with torch.no_grad():
+        head = detector.vlm.lm_head.weight
+        head[size : 2 * size] = head[:size] * (1 - 1e-6)
+    wanted = ids_written(detector, questions, tokenizer)
+    sound, alone = AnswersInProgress._forward, []
+    noise = torch.Generator().manual_seed(0)
+
+    def forward(self: AnswersInProgress, *given: Any, **settings: Any) -> torch.Tensor:
+        logits = sound(self, *given, **settings)
+        is_alone = logits.shape[:2].numel() == 1
+        alone.append(is_alone)
+        return logits if is_alone else logits + 2e-4 * torch.randn(logits.shape, generator=noise)
+
+    monkeypatch.setattr(AnswersInProgress, "_forward", forward)
+    drafters = [Foresees(row, [(4, 1)]) for row in wanted]
+    listener = Listens(tokenizer)
+    drafted(detector, questions, listener, drafters)
+    assert listener.heard == wanted
+    assert sum(alone) >= NEW_TOKENS
+    monkeypatch.setattr("qwendet.inference.verification.ROUNDING", 0.0)
+    listener = Listens(tokenizer)
+    drafted(detector, questions, listener, [Foresees(row, [(4, 1)]) for row in wanted])
+    assert listener.heard != wanted  # so the noise is enough to turn some
