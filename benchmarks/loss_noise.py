@@ -2,7 +2,8 @@
 
     python -m benchmarks.loss_noise [--json FILE]
 
-The tolerances in qwendet/checks/loss/noise.py are 16 times these figures. float16 is measured where there is
+Tolerances in qwendet/checks/loss/noise.py and tests/invariants/loss_backward.py are 16 times these figures.
+float16 is measured where there is
 a GPU: its trainer scales the loss.
 """
 
@@ -11,13 +12,13 @@ from __future__ import annotations
 import torch
 
 from benchmarks.report import parser, report
-from qwendet.checks.loss.backward import gradient_gaps
-from qwendet.checks.loss.noise import GRADIENT, TOKEN_LOSS
-from qwendet.checks.loss.published import published_nll
-from qwendet.checks.loss.watched import Watched, numbers
+from qwendet.checks.loss.noise import TOKEN_LOSS
+from qwendet.checks.loss.tokens import batch_nll, published_nll
 from qwendet.checks.subject import temporary_subject
 from qwendet.config.load import load_config
 from qwendet.loading.checkpoint import dtype_name
+from tests.invariants.loss_backward import GRADIENT, gradient_gaps
+from tests.invariants.watched import Watched
 
 
 def main() -> None:
@@ -33,16 +34,12 @@ def main() -> None:
             [f"model.dtype={name}", f"model.device={'cuda' if dtype == torch.float16 else 'cpu'}"],
         )
         with temporary_subject(config) as subject:
-            watched = Watched(subject)
-            tokens = watched.share.output.tokens
-            assert tokens is not None
-            gaps = torch.from_numpy(
-                numbers(tokens.nll) - published_nll(watched, watched.detector, watched.lone_rows)
-            )
+            detector, rows = subject.bundle.detector, range(len(subject.samples))
+            gaps = torch.from_numpy(batch_nll(subject, detector) - published_nll(subject, detector, rows))
             figures |= {
                 f"token_loss_{name}": gaps.square().mean().sqrt().item(),
                 f"token_loss_{name}_in_use": TOKEN_LOSS[dtype],
-                f"gradient_{name}": max(gap for gap, _ in gradient_gaps(watched).values()),
+                f"gradient_{name}": max(gap for gap, _ in gradient_gaps(Watched(subject)).values()),
                 f"gradient_{name}_in_use": GRADIENT[dtype],
             }
     report(figures, options.json)

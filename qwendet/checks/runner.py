@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from qwendet.checks.moved import MOVED
 from qwendet.checks.result import NotApplicableError, Result, Status, Table, Verdict
 from qwendet.errors import ConfigError, Problem, QwendetError
 from qwendet.progress import track
@@ -41,49 +43,32 @@ def attempt(find: Callable[[], Iterable[Problem]]) -> list[Problem]:
 
 
 @dataclass
-class _Few:
-    """The first problems, and how many there were."""
-
-    shown: list[Problem] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, problems: list[Problem]) -> None:
-        self.count += len(problems)
-        self.shown += problems[: MAX_SHOWN - len(self.shown)]
-
-    def merge(self, other: _Few) -> None:
-        self.count += other.count
-        self.shown += other.shown[: MAX_SHOWN - len(self.shown)]
-
-
-@dataclass
 class Findings:
-    """What one check found over all that it looked at.
+    """What one check found over all that it looked at: the first problems, and how many there were.
 
     Attributes:
         id: the check's id.
         seconds: time that it took.
+        shown: the first problems, by why they do not count; those that do have no excuse.
+        counts: how many there were.
     """
 
     id: str
     seconds: float = 0.0
-    _failed: _Few = field(default_factory=_Few)
-    _excused: dict[str, _Few] = field(default_factory=dict)
+    shown: dict[str, list[Problem]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
 
     @property
     def num_failed(self) -> int:
         """Problems so far that count."""
-        return self._failed.count
+        return self.counts[""]
 
     def collect(self, find: Callable[[], Iterable[Problem]], excuse: str = "") -> bool:
-        """Run the check once more.
+        """Run the check once more; returns whether it found nothing.
 
         Args:
             find: the check.
             excuse: why its problems do not count; empty if they do.
-
-        Returns:
-            Whether it found none.
         """
         began = time.perf_counter()
         problems = attempt(find)
@@ -94,15 +79,16 @@ class Findings:
     def add(self, problems: list[Problem], excuse: str = "") -> None:
         """Take in what was found; ``excuse`` as for :meth:`collect`."""
         if problems:
-            few = self._excused.setdefault(excuse, _Few()) if excuse else self._failed
-            few.add(problems)
+            self.counts[excuse] += len(problems)
+            shown = self.shown.setdefault(excuse, [])
+            shown += problems[: MAX_SHOWN - len(shown)]
 
     def merge(self, other: Findings) -> None:
         """Take in what the same check found elsewhere."""
         self.seconds += other.seconds
-        self._failed.merge(other._failed)
-        for excuse, few in other._excused.items():
-            self._excused.setdefault(excuse, _Few()).merge(few)
+        for excuse, problems in other.shown.items():
+            self.add(problems, excuse)
+            self.counts[excuse] += other.counts[excuse] - len(problems)
 
     def results(self, good: str, allowed: Collection[str]) -> list[Result]:
         """The problems as results; a single passed one, saying ``good``, if there are none.
@@ -111,24 +97,19 @@ class Findings:
             good: what is so when the check passes.
             allowed: ids of ``data.allow``.
         """
-        groups = dict(self._excused)
-        if self._failed.count:
-            groups["accepted by data.allow" if self.id in allowed else ""] = self._failed
-        found = [result for excuse, few in groups.items() for result in self._listed(few, excuse)]
+        excuses = sorted(self.shown, key=lambda excuse: not excuse)
+        found = [result for excuse in excuses for result in self._listed(excuse, self.id in allowed)]
         first, *others = found or [Result(self.id, "pass", good)]
-        timed = Result(first.id, first.status, first.what, first.where, first.fix, self.seconds)
-        return [timed, *others]
+        return [replace(first, seconds=self.seconds), *others]
 
-    def _listed(self, few: _Few, excuse: str) -> list[Result]:
-        prefix = f"{excuse}: " if excuse else ""
-        status: Status = "pass" if excuse else "fail"
-        results = [
-            Result(self.id, status, prefix + problem.what, problem.where, problem.fix)
-            for problem in few.shown
-        ]
-        if few.count > len(few.shown):
-            results.append(Result(self.id, status, f"{prefix}and {few.count - len(few.shown)} more"))
-        return results
+    def _listed(self, excuse: str, is_allowed: bool) -> list[Result]:
+        problems, count = self.shown[excuse], self.counts[excuse]
+        if count > len(problems):
+            problems = [*problems, Problem(f"and {count - len(problems)} more")]
+        reason = excuse or ("accepted by data.allow" if is_allowed else "")
+        status: Status = "pass" if reason else "fail"
+        prefix = f"{reason}: " if reason else ""
+        return [Result(self.id, status, prefix + found.what, found.where, found.fix) for found in problems]
 
 
 def require_known(ids: Collection[str], known: Sequence[str]) -> None:
@@ -137,11 +118,19 @@ def require_known(ids: Collection[str], known: Sequence[str]) -> None:
     Raises:
         ConfigError: naming the nearest known one.
     """
-    for id in ids:
-        if id not in known:
-            close = difflib.get_close_matches(id, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else "--list prints them"
-            raise ConfigError(f"there is no check {id!r}", "--only", hint)
+    problems = [unknown_id(id, known, "--only") for id in ids if id not in known]
+    if problems:
+        raise ConfigError.of(problems)
+
+
+def unknown_id(id: str, known: Sequence[str], where: str) -> Problem:
+    """What is said of an id that no check has, or has any more."""
+    if id in MOVED:
+        what = f"{id!r} is a test of the project now: nothing that you have can make it fail"
+        return Problem(what, where, "leave it out")
+    close = difflib.get_close_matches(id, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else "qwendet validate CONFIG --list prints them"
+    return Problem(f"there is no check {id!r}", where, hint)
 
 
 def run_checks(
@@ -171,11 +160,28 @@ def run_checks(
                 results.append(Result(id, "skip", str(reason), seconds=time.perf_counter() - began))
                 continue
             findings = Findings(id, time.perf_counter() - began)
-            findings.collect(lambda problems=verdict.problems: problems)  # type: ignore[misc]
+            findings.add(list(verdict.problems))
             results += findings.results(verdict.seen, allowed)
             tables += verdict.tables
         advance(len(checks), "")
     return results, tables
+
+
+def run_after(
+    first: str,
+    build: Callable[[Subject], Verdict],
+    checks: Mapping[str, Callable[[Subject], Verdict]],
+    subject: Subject,
+    allowed: Collection[str],
+) -> tuple[list[Result], list[Table]]:
+    """Run ``build`` under the id ``first``, and the other checks unless it fails: they are skipped then."""
+    built, tables = run_checks({first: build}, subject, allowed)
+    if any(result.status == "fail" for result in built):
+        reason = f"there is no model to look at: see {first}"
+        return built + [Result(id, "skip", reason) for id in checks if id != first], tables
+    others = {id: check for id, check in checks.items() if id != first}
+    results, more = run_checks(others, subject, allowed)
+    return (built if first in checks else []) + results, more
 
 
 def _judge(check: Callable[[Subject], Verdict], subject: Subject) -> Verdict:

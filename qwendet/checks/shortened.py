@@ -21,8 +21,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from qwendet.checks.once import once
-from qwendet.checks.subject import Subject
+from qwendet.checks.subject import Subject, once
 from qwendet.config.schema import Config
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle

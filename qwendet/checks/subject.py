@@ -13,10 +13,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, wraps
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qwendet.config.schema import Config
 from qwendet.data.samples import Sample, Turn
@@ -30,6 +30,7 @@ from qwendet.loading.checkpoint import published_weights, save_checkpoint
 from qwendet.training.build import create_trainer, trainer_of
 from qwendet.training.trainer import DetectionTrainer
 
+Made = TypeVar("Made")
 SMALL = 50_000_000
 """Parameters up to which a model is copied, moved and computed in float64."""
 LOOKED_AT = 64
@@ -51,6 +52,7 @@ class Subject:
         self.config = config
         self.folder = folder
         self._bundle = bundle
+        self.made: dict[Callable[[Subject], Any], Any] = {}
 
     @cached_property
     def trainer(self) -> DetectionTrainer:
@@ -63,6 +65,13 @@ class Subject:
     def bundle(self) -> Bundle:
         """The training build on its device, its groups frozen."""
         return self.trainer.bundle
+
+    @property
+    def in_words(self) -> str:
+        """Model, type, attention, device, and how long the samples are."""
+        model, lengths = self.bundle.config.model, [str(len(item.input_ids)) for item in self.encoded]
+        form = f"{model.dtype}, {model.attn_implementation} attention on {model.device}"
+        return f"{self.config.model.path} in {form}; samples of {', '.join(lengths)} tokens"
 
     @cached_property
     def collator(self) -> Any:
@@ -181,6 +190,19 @@ class Subject:
         except DataError:
             return False
         return True
+
+
+def once(make: Callable[[Subject], Made]) -> Callable[[Subject], Made]:
+    """Remember what ``make`` returned for each subject: computations that several checks share."""
+
+    @wraps(make)
+    def remembered(subject: Subject) -> Made:
+        if make not in subject.made:
+            subject.made[make] = make(subject)
+        made: Made = subject.made[make]
+        return made
+
+    return remembered
 
 
 @contextmanager

@@ -32,7 +32,8 @@ from qwendet.evaluation.validation import Validation, validate, validation_pictu
 from qwendet.files import publish_folder
 from qwendet.loader import Bundle, restore
 from qwendet.loading.checkpoint import read_manifest, save_checkpoint
-from qwendet.model.losses import LossManager, step_counts
+from qwendet.model.detector import DetectorOutput
+from qwendet.model.losses import Losses, LossManager, step_counts
 from qwendet.model.matching import Targets
 from qwendet.model.spread import whole
 from qwendet.training.callbacks import EndOfEpoch, ProgressReport
@@ -137,12 +138,16 @@ class DetectionTrainer(Trainer):
     ) -> Any:
         """This micro-batch's share of the step's loss, times the number of processes."""
         assert isinstance(num_items_in_batch, Tensor)
-        output = model(inputs)
-        targets = Targets(inputs["target_boxes_cxcywh"], inputs["target_label_ids"], inputs["num_boxes"])
-        losses = self.loss_manager(output.tokens, output.head, targets, num_items_in_batch)
+        output, losses = self.losses(model, inputs, num_items_in_batch)
         self.step_log.add(losses.terms | {"total": losses.total}, inputs["where"])
         total = losses.total * self.accelerator.num_processes
         return (total, output) if return_outputs else total
+
+    def losses(self, model: nn.Module, batch: Batch, counts: Tensor) -> tuple[DetectorOutput, Losses]:
+        """What the model returns for a micro-batch, and its terms, divided by the step's counts."""
+        output = model(batch)
+        targets = Targets(batch["target_boxes_cxcywh"], batch["target_label_ids"], batch["num_boxes"])
+        return output, self.loss_manager(output.tokens, output.head, targets, counts)
 
     # FSDP
 

@@ -18,7 +18,7 @@ class Bug(Generic[Place]):
 
     Attributes:
         name: what went wrong, in words.
-        check: id of the check that must fail.
+        check: id of the check that must fail, or the name of a test of the project (``tests/invariants``).
         words: what its message must hold.
         plant: makes the mistake.
         settings: of a bug in code: changes to the config that it needs, which are sound themselves.

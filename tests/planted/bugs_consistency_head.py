@@ -68,22 +68,22 @@ def swapped_cells(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 HEAD_BUGS: list[Bug[pytest.MonkeyPatch]] = [
-    Bug("answer leaks into the head", "consistency.head.answer", ("answer",), in_head_inputs(answer_leak)),
-    Bug("batch leaks into the head", "consistency.head.mates", ("alone",), in_head_inputs(batch_leak)),
+    Bug("answer leaks into the head", "test.head.answer", ("answer",), in_head_inputs(answer_leak)),
+    Bug("batch leaks into the head", "test.head.mates", ("alone",), in_head_inputs(batch_leak)),
     Bug(
         "a teacher's image for the student's",
-        "consistency.head.order",
+        "test.head.order",
         ("patches",),
         in_head_inputs(first_image),
     ),
-    Bug("patches in window order", "consistency.head.order", ("patches", "turned.jpg"), window_order),
-    Bug("rows and columns of proposals swapped", "consistency.head.cells", ("centres",), swapped_cells),
-    Bug("labels reordered", "consistency.head.labels", ("the head's classes are",), reversed_labels),
+    Bug("patches in window order", "test.head.order", ("patches", "turned.jpg"), window_order),
+    Bug("rows and columns of proposals swapped", "test.head.cells", ("centres",), swapped_cells),
+    Bug("labels reordered", "test.head.labels", ("the head's classes are",), reversed_labels),
     Bug(
         "padding of labels counts",
-        "consistency.head.labels",
+        "test.head.labels",
         ("labels reversed and padded",),
         replacing(LabelEncoder, "forward", mean_over_padding),
     ),
-    Bug("sigmoid twice", "consistency.head.scores", ("its logit says",), sigmoid_twice),
+    Bug("sigmoid twice", "test.head.scores", ("its logit says",), sigmoid_twice),
 ]

@@ -107,7 +107,7 @@ IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug(
         "images are not resized at inference",
         "consistency.images.processor",
-        ("do_resize is off",),
+        ("do_resize is False, expected True",),
         at_inference(whole_images),
     ),
     Bug(
@@ -118,37 +118,37 @@ IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "resized without smoothing at inference",
-        "consistency.images.same",
+        "test.images.same",
         ("pixel_values",),
         at_inference(nearest),
     ),
     Bug(
         "x and y swapped in the answer",
-        "consistency.images.answers",
+        "test.images.answers",
         ("the answer is",),
         replacing(prompts, "rescale_xyxy", swapped_scale),
     ),
     Bug(
         "crowds are learned",
-        "consistency.images.targets",
+        "test.images.targets",
         ("not the student's",),
         replacing(encode, "trainable_objects", lambda turn: list(turn.objects)),
     ),
     Bug(
         "xyxy as cxcywh",
-        "consistency.images.targets",
+        "test.images.targets",
         ("not the student's",),
         replacing(encode, "xyxy_to_cxcywh", lambda boxes: boxes),
     ),
     Bug(
         "resize recomputed at inference",
-        "consistency.images.text_boxes",
+        "test.images.text_boxes",
         ("turned.jpg",),
         replacing(text_answers, "answer_size", lambda interface, item: item.image_size),
     ),
     Bug(
         "x and y swapped at inference",
-        "consistency.images.head_boxes",
+        "test.images.head_boxes",
         ("comes back as", "pixels off"),
         replacing(inference, "cxcywh_to_xyxy", lambda boxes: SOUND_CORNERS(boxes[..., [1, 0, 3, 2]])),
     ),

@@ -210,7 +210,7 @@ def refusal_lifted(monkeypatch: pytest.MonkeyPatch) -> None:
 FAMILY_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug(
         "the other family's frame in the answers",
-        "consistency.images.answers",
+        "test.images.answers",
         ("the answer is",),
         in_encoder(other_frame),
     ),
@@ -222,37 +222,37 @@ FAMILY_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "1000 against 999 in writing",
-        "consistency.images.answers",
+        "test.images.answers",
         ("the answer is",),
         replacing(prompts, "rescale_xyxy", up_to_the_last_pixel),
     ),
     Bug(
         "1000 against 999 in reading",
-        "consistency.images.text_boxes",
+        "test.images.text_boxes",
         ("comes back as", "pixels off"),
         read_up_to_the_last,
     ),
     Bug(
         "boxes scaled twice",
-        "consistency.images.answers",
+        "test.images.answers",
         ("the answer is",),
         replacing(prompts, "rescale_xyxy", scaled_twice),
     ),
     Bug(
         "boxes scaled twice in reading",
-        "consistency.images.text_boxes",
+        "test.images.text_boxes",
         ("comes back as", "pixels off"),
         replacing(text_answers, "rescale_xyxy", scaled_twice),
     ),
     Bug(
         "think block in training only",
-        "consistency.prompt.prefix",
+        "test.prompt.prefix",
         ("not what training saw",),
         think_block(in_training=True),
     ),
     Bug(
         "think block in serving only",
-        "consistency.prompt.prefix",
+        "test.prompt.prefix",
         ("not what training saw",),
         think_block(in_training=False),
     ),
@@ -301,7 +301,7 @@ FAMILY_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "mRoPE in blocks where it is interleaved",
-        "consistency.compute.positions",
+        "test.compute.positions",
         ("the rotary angles are not",),
         of_another_order,
     ),
@@ -321,7 +321,7 @@ FAMILY_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "packed samples see each other through recurrent layers",
-        "consistency.compute.packed",
+        "test.compute.packed",
         ("packed and in a row of its own", "tolerance"),
         replacing(build_trainer, "require_isolation", lambda detector: None),
         ("train.packing=true",),

@@ -62,11 +62,16 @@ def encoded(change: Callable[[encode.EncodedSample], dict[str, Any]]) -> Plant:
     return replacing(encode.Encoder, "encode", spoilt)
 
 
+def without_last_token_of_prompts(sample: encode.EncodedSample) -> dict[str, Any]:
+    cut = () if sample.student_assistant_spans else ("input_ids", "mm_token_type_ids")
+    return {name: getattr(sample, name)[:-1] for name in cut}
+
+
 BATCH_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug("image gone since it was checked", "loss.build", ("is absent",), without_images),
     Bug(
         "teacher and student swapped in the collator",
-        "loss.labels",
+        "test.loss.rows",
         ("teacher and student are mixed up",),
         in_batch(
             lambda batch: {"teacher_rows": batch["student_rows"], "student_rows": batch["teacher_rows"]}
@@ -93,35 +98,33 @@ BATCH_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "right padding",
-        "loss.padding",
+        "test.loss.padding",
         ("padded on the right", "attention_mask"),
         replacing(collate, "_padded", right_padded),
     ),
     Bug(
         "attention mask of ones",
-        "loss.padding",
+        "test.loss.padding",
         ("wrong: attention_mask",),
         in_batch(lambda batch: {"attention_mask": torch.ones_like(batch["attention_mask"])}),
     ),
     Bug(
         "mm_token_type_ids dropped",
-        "loss.padding",
+        "test.loss.padding",
         ("wrong: mm_token_type_ids",),
         in_batch(lambda batch: {"mm_token_type_ids": torch.zeros_like(batch["mm_token_type_ids"])}),
     ),
     Bug(
         "positions of one dimension",
-        "loss.padding",
+        "test.loss.padding",
         ("wrong: position_ids",),
         in_batch(lambda batch: {"position_ids": batch["position_ids"][:1].expand(3, -1, -1)}),
     ),
     Bug(
         "the prompt of inference lacks the last line break",
-        "loss.prompt",
-        ("the prompt that inference sends differs",),
-        encoded(
-            lambda sample: {} if sample.student_assistant_spans else {"input_ids": sample.input_ids[:-1]}
-        ),
+        "test.prompt.prefix",
+        ("not what training saw",),
+        encoded(without_last_token_of_prompts),
     ),
     Bug(
         "x and y swapped in answers",
@@ -131,25 +134,25 @@ BATCH_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "detection term computed on the teacher's image",
-        "loss.image",
+        "test.loss.image",
         ("patch_index", "of them are the student image's"),
         in_batch(head_on_the_first_image),
     ),
     Bug(
         "patches taken in block order",
-        "loss.image",
+        "test.loss.image",
         ("in another order",),
         in_batch(patches_as_they_come),
     ),
     Bug(
         "targets written as corners",
-        "loss.detection",
+        "test.loss.detection",
         ("l1 is", "other targets"),
         replacing(encode, "xyxy_to_cxcywh", lambda boxes: boxes),
     ),
     Bug(
         "target labels all of the first class",
-        "loss.detection",
+        "test.loss.detection",
         ("class is", "other targets"),
         encoded(lambda sample: {"label_ids": torch.zeros_like(sample.label_ids)}),
     ),

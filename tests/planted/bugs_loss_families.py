@@ -82,14 +82,14 @@ LOSS_FAMILY_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "deepstack mergers in no group",
-        "loss.optimizer",
+        "test.loss.optimizer",
         ("merger", "in no group of the optimizer", "deepstack_merger_list"),
         groups(without_deepstack_mergers),
         families=DEEPSTACK,
     ),
     Bug(
         "deepstack mergers trained though frozen",
-        "loss.optimizer",
+        "test.loss.optimizer",
         ("train.merger_learning_rate is 0", "it was to be frozen", "deepstack_merger_list"),
         mergers_of_the_tower,
         ("train.merger_learning_rate=0",),

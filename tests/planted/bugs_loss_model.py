@@ -134,7 +134,7 @@ def layer_cut_off(plant_on: pytest.MonkeyPatch) -> None:
 MODEL_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug(
         "the head's predictions never reach the loss",
-        "loss.detection",
+        "test.loss.detection",
         ("returns no predictions of a head",),
         head_never_called,
     ),
@@ -164,7 +164,7 @@ MODEL_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "gradient of a mean under the value of a sum",
-        "loss.backward",
+        "test.loss.backward",
         ("the gradient of the teacher tokens", "of its norm"),
         gradient_of_a_mean,
     ),

@@ -29,9 +29,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_run(item: pytest.Item, config: pytest.Config) -> bool:
-    family = getattr(item, "callspec", None) and item.callspec.params.get("family")
-    if config.getoption("--large"):
-        return family in (None, FIRST)
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if config.getoption("--large"):  # tests of the project are of small models
+        is_of_project = "bug" in params and params["bug"].check.startswith("test.")
+        return params.get("family") in (None, FIRST) and not is_of_project
     return config.getoption("--every-family") or item.get_closest_marker("repeated") is None
 
 

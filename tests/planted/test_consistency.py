@@ -18,6 +18,7 @@ from qwendet.config.schema import Config
 from qwendet.errors import ConfigError
 from qwendet.files import atomic_folder
 from qwendet.loading.checkpoint import HEAD_WEIGHTS, save_checkpoint
+from tests.invariants.suite import INVARIANTS, broken
 from tests.planted.bug import Bug
 from tests.planted.bugs_checkpoint import FILE_BUGS
 from tests.planted.bugs_consistency_build import BUILD_BUGS
@@ -28,6 +29,7 @@ from tests.planted.bugs_consistency_prompt import PROMPT_BUGS
 from tests.planted.bugs_families import FAMILY_BUGS
 from tests.planted.by_family import FIRST, families, in_families
 from tests.planted.large import take_for_large
+from tests.planted.test_loss import BUGS as LOSS_BUGS
 
 ConfigOf = Callable[[str], Config]
 Copy = Callable[[str, bool], Path]
@@ -44,11 +46,18 @@ def require_found(found: list[Result], check: str, words: tuple[str, ...]) -> No
     assert failed[0].fix
 
 
+def find(subject: Subject, check: str) -> list[Result]:
+    """What a check, or a test of the project, finds."""
+    if check in INVARIANTS:
+        return broken(subject, [check])
+    return run_consistency_checks(subject, only=[check])[0]
+
+
 def plant_and_find(bug: Bug[pytest.MonkeyPatch], sound: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     config = override_config(sound, bug.settings)
     with monkeypatch.context() as planting, temporary_subject(config) as subject:
         bug.plant(planting)
-        found, _ = run_consistency_checks(subject, only=[bug.check])
+        found = find(subject, bug.check)
     require_found(found, bug.check, bug.words)
 
 
@@ -59,7 +68,7 @@ def test_planted_bug__is_found(
     plant_and_find(bug, config_of(family), monkeypatch)
 
 
-OF_EACH_CHECK = {bug.check: bug for bug in (*COMPUTE_BUGS, *HEAD_BUGS)}
+OF_EACH_CHECK = {bug.check: bug for bug in BUGS if bug.check.startswith("consistency.compute.")}
 
 
 @pytest.mark.parametrize("check", OF_EACH_CHECK)
@@ -125,9 +134,7 @@ def test_sound_checkpoint__passes(
     found, _ = run_consistency_checks(subject_of(family), checkpoint=directory(family, plain))
     assert [result for result in found if result.status == "fail"] == []
     skipped = {result.id: result.what for result in found if result.status == "skip"}
-    expected = {"consistency.compute.packed"}
-    if plain:
-        expected |= {"consistency.checkpoint.files", "consistency.checkpoint.settings"}
+    expected = {"consistency.checkpoint.files", "consistency.checkpoint.settings"} if plain else set()
     assert set(skipped) == expected
     assert all(skipped.values())
 
@@ -145,18 +152,17 @@ def test_sound_checkpoint__with_its_training_state_passes(
 
 
 def test_every_check__has_a_bug_that_it_finds() -> None:
-    bugs = {bug.check for bug in (*BUGS, *FILE_BUGS)}
-    assert set(IDS) - bugs == set()
+    bugs = {bug.check for bug in (*BUGS, *FILE_BUGS, *LOSS_BUGS)}
+    assert {*IDS, *INVARIANTS} - bugs == set()
 
 
 @pytest.mark.parametrize("family", [FIRST, "qwen2_vl", "qwen3_vl"])
 def test_packed_samples__stay_apart(family: str, config_of: ConfigOf) -> None:
     with temporary_subject(override_config(config_of(family), ["train.packing=true"])) as packing:
-        (found,), _ = run_consistency_checks(packing, only=["consistency.compute.packed"])
-    assert (found.status, found.id) == ("pass", "consistency.compute.packed")
+        assert INVARIANTS["test.compute.packed"](packing) == []
 
 
 def test_unknown_check__is_named_with_the_nearest(subject_of: Callable[[str], Subject]) -> None:
     with pytest.raises(ConfigError) as caught:
-        run_consistency_checks(subject_of(FIRST), only=["consistency.head.answers"])
-    assert caught.value.problems[0].fix == "did you mean consistency.head.answer?"
+        run_consistency_checks(subject_of(FIRST), only=["consistency.images.pixel"])
+    assert caught.value.problems[0].fix == "did you mean consistency.images.pixels?"

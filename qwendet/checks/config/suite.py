@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import shlex
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from qwendet.checks.config.scan import CUT, OPEN, PARSE, PASS_IDS, Depth
 from qwendet.checks.config.summary import summary_tables
 from qwendet.checks.config.survey import Check, Survey
 from qwendet.checks.result import Result, Table
-from qwendet.checks.runner import Findings
+from qwendet.checks.runner import Findings, unknown_id
 from qwendet.config.schema import Config
 from qwendet.encoding.image_tokens import image_limits
 from qwendet.errors import DataError, EnvironmentLacksError, Problem, QwendetError
@@ -227,11 +226,7 @@ def _skips(scans: Mapping[Split, Scan], how: Thoroughness, knows_limits: bool) -
 def _allow_names_checks(seen: Survey) -> Iterable[Problem]:
     """Every entry of ``data.allow`` is the id of a check."""
     known = [*known_ids(), MEMORY]
-    for id in seen.config.data.allow:
-        if id not in known:
-            close = difflib.get_close_matches(id, known, n=1, cutoff=0.5)
-            fix = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
-            yield Problem(f"{id!r} is the id of no check", "data.allow", fix)
+    return [unknown_id(id, known, "data.allow") for id in seen.config.data.allow if id not in known]
 
 
 def require_files(files: Mapping[str, Path], root: str | None, root_name: str = "data.root") -> None:

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 
 from qwendet.checks.consistency.build import flat, own_name
+from qwendet.checks.consistency.images import LIMITS, STANDARD, processor_problems, settings_of
 from qwendet.checks.consistency.prompt import special_token_problems
 from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.checks.subject import Subject
@@ -37,8 +37,6 @@ from qwendet.loading.processor import template_problems
 from qwendet.model.losses import LOSS_VERSION
 
 ADAPTER = "adapter_config.json"
-BICUBIC = 3
-"""Pillow's number, which preprocessor_config.json writes."""
 PREPROCESSOR = "preprocessor_config.json"
 OF_ANSWERS = (
     "do_sample",
@@ -274,43 +272,14 @@ def template(subject: Subject, folder: Path) -> Verdict:
 
 def processor(subject: Subject, folder: Path) -> Verdict:
     """Pixel limits, patch sizes and colour statistics are those of the config's model."""
-    own, record = subject.bundle.processor.image_processor, _read(folder / PREPROCESSOR)
-    size = record.get("size") or {}
-    wanted: dict[str, Any] = {
-        "min_pixels": own.size["shortest_edge"],
-        "max_pixels": own.size["longest_edge"],
-        "patch_size": own.patch_size,
-        "temporal_patch_size": own.temporal_patch_size,
-        "merge_size": own.merge_size,
-        "image_mean": list(own.image_mean),
-        "image_std": list(own.image_std),
-    }
-    found = record | {
-        "min_pixels": record.get("min_pixels") or size.get("shortest_edge", size.get("min_pixels")),
-        "max_pixels": record.get("max_pixels") or size.get("longest_edge", size.get("max_pixels")),
-    }
-    path = str(folder / PREPROCESSOR)
-    problems = [
-        Problem(
-            f"{name} is {found.get(name)}, the config's model has {value}",
-            path,
-            f"set data.{name}, or retrain",
-        )
-        for name, value in wanted.items()
-        if found.get(name) is None or not np.allclose(found[name], value, rtol=1e-9)
-    ]
-    resample = record.get("resample", BICUBIC)
-    if resample != BICUBIC:
-        what = f"resample is {resample}, expected {BICUBIC} (bicubic): pixels differ"
-        problems.append(Problem(what, path, FROM_ORIGIN))
-    problems += [
-        Problem(f"{step} is off", path, FROM_ORIGIN)
-        for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
-        if record.get(step) is False
-    ]
-    return Verdict(
-        f"{wanted['min_pixels']} to {wanted['max_pixels']} pixels, as the config has it", tuple(problems)
-    )
+    record = STANDARD | _read(folder / PREPROCESSOR)
+    for name, edge in LIMITS.items():
+        record[name] = record.get(name) or record.get("size", {}).get(edge)
+    wanted = settings_of(subject.bundle.processor.image_processor)
+    fix = "set data.min_pixels and data.max_pixels as in training; else copy the file from the model's origin"
+    problems = processor_problems(record, wanted, str(folder / PREPROCESSOR), fix)
+    seen = f"{wanted['min_pixels']} to {wanted['max_pixels']} pixels, as the config has it"
+    return Verdict(seen, tuple(problems))
 
 
 def generation(subject: Subject, folder: Path) -> Verdict:

@@ -19,13 +19,10 @@ import torch
 from torch import Tensor
 
 from qwendet.checks.consistency.pair import exact_pair
-from qwendet.checks.consistency.runs import training
-from qwendet.checks.once import once
+from qwendet.checks.consistency.runs import Run, run, training
 from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.shortened import Shortened, exact
-from qwendet.checks.subject import Subject
-from qwendet.checks.trace import Trace, run
-from qwendet.encoding.collate import Batch
+from qwendet.checks.subject import Subject, once
 from qwendet.errors import Problem
 
 MULTIPLE = 8.0
@@ -59,12 +56,11 @@ class Noise:
 @once
 def noise(subject: Subject) -> Noise:
     """Measure it on the subject's model; the subject is small."""
-    detector = exact_pair(subject).trained.detector
-    first = training(subject)
-    batch = first.batches[0]
-    expected = _quantities(first, batch)
-    rounded = _quantities(run(copy.deepcopy(detector).float(), batch), batch)
-    again = _quantities(run(detector, batch), batch)
+    bundle = exact_pair(subject).trained
+    batch = bundle.collator()(subject.encoded)
+    expected = _quantities(training(subject))
+    rounded = _quantities(run(copy.deepcopy(bundle.detector).float(), batch))
+    again = _quantities(run(bundle.detector, batch))
     return Noise(_shares(again, expected), _shares(rounded, expected), _described(subject))
 
 
@@ -77,14 +73,14 @@ def _described(subject: Subject) -> str:
     return f"{vision} vision blocks and {text} decoder layers of this model, on the {device}"
 
 
-def _quantities(trace: Trace, batch: Batch) -> dict[str, Tensor]:
-    found = {"hidden": trace.readings[0].hidden[batch["attention_mask"].bool()]}
-    if trace.looks:
-        output = trace.looks[0].output
-        dense = slice(output.stage_sizes[0])  # later stages choose, and a choice may flip
-        own = output.valid[:, dense]
-        found |= {"logits": output.logits[:, dense][own], "boxes": output.boxes_cxcywh[:, dense][own]}
-    return found
+def _quantities(found: Run) -> dict[str, Tensor]:
+    quantities = {"hidden": torch.cat(found.hidden)}
+    if found.head is not None:
+        dense = slice(found.head.stage_sizes[0])  # later stages choose, and a choice may flip
+        own = found.head.valid[:, dense]
+        quantities["logits"] = found.head.logits[:, dense][own]
+        quantities["boxes"] = found.head.boxes_cxcywh[:, dense][own]
+    return quantities
 
 
 def _shares(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Figures:

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import torch
 
-from qwendet.checks.once import once
 from qwendet.checks.shortened import Shortened
-from qwendet.checks.subject import Subject
+from qwendet.checks.subject import Subject, once
 from qwendet.files import atomic_folder
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle

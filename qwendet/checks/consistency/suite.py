@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from qwendet.checks.consistency import build, compute, head, images, prompt
+from qwendet.checks.consistency import build, compute, images, prompt
 from qwendet.checks.consistency import checkpoint as checkpoints
 from qwendet.checks.consistency.noise import noise_is_small
 from qwendet.checks.result import NotApplicableError, Result, Table, Verdict
-from qwendet.checks.runner import require_known, run_checks
+from qwendet.checks.runner import require_known, run_after
 from qwendet.checks.subject import Subject
 from qwendet.errors import CheckpointError
 from qwendet.files import find_folder
@@ -19,40 +19,14 @@ NO_CHECKPOINT = "no --checkpoint was given"
 
 CHECKS: Mapping[str, Callable[[Subject], Verdict]] = {
     LOAD: build.load_both,
-    "consistency.build.classes": build.classes,
-    "consistency.build.settings": build.settings,
-    "consistency.build.parameters": build.parameters,
-    "consistency.build.dtypes": build.dtypes,
-    "consistency.build.tied": build.tied,
     "consistency.build.source": build.source,
-    "consistency.prompt.prefix": prompt.prefix,
     "consistency.prompt.text": prompt.text,
-    "consistency.prompt.template": prompt.template,
     "consistency.prompt.special_tokens": prompt.special_tokens,
-    "consistency.prompt.tokenizer": prompt.tokenizer,
-    "consistency.prompt.labels": prompt.labels,
-    "consistency.prompt.loader": prompt.loader,
     "consistency.images.processor": images.processor,
     "consistency.images.pixels": images.pixels,
-    "consistency.images.same": images.same,
-    "consistency.images.answers": images.answers,
-    "consistency.images.targets": images.targets,
-    "consistency.images.text_boxes": images.text_boxes,
-    "consistency.images.head_boxes": images.head_boxes,
     "consistency.compute.noise": noise_is_small,
-    "consistency.compute.positions": compute.positions,
-    "consistency.compute.padding": compute.padding,
-    "consistency.compute.causal": compute.causal,
     "consistency.compute.served": compute.served,
-    "consistency.compute.generation": compute.generation,
     "consistency.compute.attention": compute.attention,
-    "consistency.compute.packed": compute.packed,
-    "consistency.head.answer": head.answer,
-    "consistency.head.mates": head.mates,
-    "consistency.head.order": head.order,
-    "consistency.head.cells": head.cells,
-    "consistency.head.labels": head.labels,
-    "consistency.head.scores": head.scores,
 }
 
 CHECKPOINT_CHECKS: Mapping[str, Callable[[Subject, Path], Verdict]] = {
@@ -92,14 +66,7 @@ def run_consistency_checks(
     require_known(only, IDS)
     require_checkpoint(checkpoint)
     chosen = {id: check for id, check in _all(checkpoint).items() if not only or id in only}
-    allowed = subject.config.data.allow
-    built, tables = run_checks({LOAD: build.load_both}, subject, allowed)
-    if any(result.status == "fail" for result in built):
-        reason = f"there is no model to look at: see {LOAD}"
-        return built + [Result(id, "skip", reason) for id in chosen if id != LOAD], tables
-    others = {id: check for id, check in chosen.items() if id != LOAD}
-    results, tables = run_checks(others, subject, allowed)
-    return (built if LOAD in chosen else []) + results, tables
+    return run_after(LOAD, build.load_both, chosen, subject, subject.config.data.allow)
 
 
 def require_checkpoint(checkpoint: Path | None) -> None:

@@ -8,12 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from qwendet.checks.subject import Subject, once
 from qwendet.families.chat import ASSISTANT, END_OF_TURN, START_OF_TURN
 
 HEADER = ASSISTANT.removeprefix(START_OF_TURN)
+Spans = list[tuple[int, int]]
 
 
-def answer_spans(input_ids: Sequence[int], tokenizer: Any, answer_prefix: str) -> list[tuple[int, int]]:
+@once
+def answers_of(subject: Subject) -> list[tuple[list[int], Spans]]:
+    """Tokens of each sample and where its answers are; the last is the student's."""
+    tokenizer, prefix = subject.bundle.processor.tokenizer, subject.bundle.detector.family.answer_prefix
+    return [
+        (ids, answer_spans(ids, tokenizer, prefix))
+        for ids in (sample.input_ids.tolist() for sample in subject.encoded)
+    ]
+
+
+def answer_spans(input_ids: Sequence[int], tokenizer: Any, answer_prefix: str) -> Spans:
     """Half-open ranges of the assistant's answers, each with its end of turn.
 
     Args:

@@ -3,76 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from qwendet.checks.loss.formula import BOX_TERMS
 from qwendet.checks.loss.parts import parts
-from qwendet.checks.loss.step import watch_step
-from qwendet.checks.loss.watched import Watched
-from qwendet.checks.result import Table, Verdict
+from qwendet.checks.result import NotApplicableError, Table, Verdict
+from qwendet.checks.subject import Subject
+from qwendet.encoding.collate import to_device
+from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
 from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.model.losses import step_counts
 from qwendet.model.spread import of_this_process
 
-TEXT = ("lm", "teacher", "student")
+TEXT, BOX_TERMS = ("lm", "teacher", "student"), ("l1", "giou")
 FROZEN, NO_PATH = "frozen", "no path"
+OVERFLOW = "look for values that overflow; set model.dtype to bfloat16 or float32"
 PATHS = "look for detach(), .item(), .data or no_grad between this part and the loss"
 
 
-@dataclass(frozen=True)
-class Reach:
-    """What one term's gradient reaches in one part of the model.
-
-    Attributes:
-        norm: of the gradient; ``None`` if no parameter of the part has one.
-    """
-
-    norm: float | None
-
-    @property
-    def cell(self) -> str:
-        """For the table."""
-        return NO_PATH if self.norm is None else f"{self.norm:.3g}"
-
-
-def gradients(watched: Watched) -> Verdict:
+def gradients(subject: Subject) -> Verdict:
     """Each term's gradient reaches the parts that it is to train, and no trainable parameter is cut off."""
-    lesson = watched.row_of_kind(lesson=True)
-    inputs: list[Tensor] = []
-    if isinstance(watched.detector, FSDPModule):
-        watched.detector.reshard()  # gathered by a forward without a backward, its parameters are others
-    owned = parts(watched.detector)
-    with _head_inputs(watched.detector, inputs):
-        (share,) = watch_step(
-            watched.trainer,
-            [watched.collate([watched.subject.encoded[lesson]])],
-            watched.detector,
-        )
+    detector, trainer = subject.bundle.detector, subject.trainer
+    if isinstance(detector, FSDPModule):
+        detector.reshard()  # gathered by a forward without a backward, its parameters are others
+    owned = parts(detector)
+    batch = to_device(subject.collator([_lesson(subject)]), trainer.args.device)
+    with _head_inputs(detector) as inputs:
+        _, losses = trainer.losses(detector.train(), batch, step_counts([batch]).to(trainer.args.device))
     trainable = {
         part: {name: p for name, p in parameters.items() if p.requires_grad}
         for part, parameters in owned.items()
     }
-    matrix, connected = _matrix(share.losses.terms, trainable)
+    matrix, connected = _matrix(losses.terms, trainable)
     problems = [
         problem
         for term, row in matrix.items()
-        for part, reach in row.items()
-        for problem in _judge(term, part, reach)
+        for part, norm in row.items()
+        for problem in _judge(term, part, norm)
     ]
     names = {name for own in trainable.values() for name in own}
     cut = sorted(names - connected)
     if cut and not problems:
         what = f"{len(cut)} trainable parameters get no gradient from any term, such as {cut[0]}"
         problems.append(Problem(what, cut[0], PATHS))
-    problems += _input_problems(share.losses.terms, inputs, trainable)
+    problems += _input_problems(losses.terms, inputs, trainable)
     rows = [
-        (term, *(FROZEN if not trainable[part] else row[part].cell for part in owned))
+        (term, *(FROZEN if not trainable[part] else _cell(row[part]) for part in owned))
         for term, row in matrix.items()
     ]
     table = Table("Norm of the gradient, by term and part", ("term", *owned), rows)
@@ -82,12 +64,24 @@ def gradients(watched: Watched) -> Verdict:
     return Verdict(seen, tuple(problems), (table,))
 
 
+def _lesson(subject: Subject) -> EncodedSample:
+    """The first sample with boxes and demonstrations."""
+    for sample, encoded in zip(subject.samples, subject.encoded, strict=True):
+        if sample.student.objects and sample.teachers:
+            return encoded
+    raise NotApplicableError("no sample with demonstrations fits into data.max_tokens")
+
+
+def _cell(norm: float | None) -> str:
+    return NO_PATH if norm is None else f"{norm:.3g}"
+
+
 def _matrix(
     terms: Mapping[str, Tensor], trainable: Mapping[str, Mapping[str, nn.Parameter]]
-) -> tuple[dict[str, dict[str, Reach]], set[str]]:
+) -> tuple[dict[str, dict[str, float | None]], set[str]]:
     """Gradient norms, and the names of all parameters that any term has a path to."""
     flat = [(part, name, p) for part, own in trainable.items() for name, p in own.items()]
-    matrix: dict[str, dict[str, Reach]] = {}
+    matrix: dict[str, dict[str, float | None]] = {}
     connected: set[str] = set()
     for term, value in terms.items():
         found: Sequence[Tensor | None] = [None] * len(flat)
@@ -95,7 +89,7 @@ def _matrix(
             found = _gradients(value, [p for *_, p in flat])
         connected |= {name for (_, name, _), g in zip(flat, found, strict=True) if g is not None}
         matrix[term] = {
-            part: _reach(g for (own, *_), g in zip(flat, found, strict=True) if own == part)
+            part: _norm(g for (own, *_), g in zip(flat, found, strict=True) if own == part)
             for part in trainable
             if trainable[part]
         }
@@ -116,52 +110,48 @@ def _gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[Te
     return found
 
 
-def _reach(found: Iterable[Tensor | None]) -> Reach:
+def _norm(found: Iterable[Tensor | None]) -> float | None:
+    """Of the gradients together; ``None`` if there is none."""
     gradients = [gradient for gradient in found if gradient is not None]
     if not gradients:
-        return Reach(None)
+        return None
     total = torch.stack([of_this_process(gradient).double().square().sum() for gradient in gradients]).sum()
     if isinstance(gradients[0], DTensor):
         torch.distributed.all_reduce(total)
-    return Reach(math.sqrt(total.item()))
+    return math.sqrt(total.item())
 
 
-def _judge(term: str, part: str, reach: Reach) -> list[Problem]:
+def _judge(term: str, part: str, norm: float | None) -> list[Problem]:
     """Text terms train all but the head; the head's terms train all, boxes of a new head at first only it."""
     where = f"{term} → {part}"
     if term in TEXT and part == "head":
-        if reach.norm is None:
+        if norm is None:
             return []
         return [Problem(f"{term} has a gradient in the head, which no token sees", where, "see the detector")]
-    if reach.norm is None:
+    if norm is None:
         return [Problem(f"{term} has no path to {part}: it is computed, but does not train it", where, PATHS)]
-    if not math.isfinite(reach.norm):
-        return [
-            Problem(f"the gradient of {term} in {part} is {reach.norm}", where, "see loss.empty and loss.nan")
-        ]
+    if not math.isfinite(norm):
+        return [Problem(f"the gradient of {term} in {part} is {norm}", where, OVERFLOW)]
     may_be_zero = term in BOX_TERMS and part != "head"  # regressors start at 0
-    if reach.norm == 0 and not may_be_zero:
+    if norm == 0 and not may_be_zero:
         return [
             Problem(f"the gradient of {term} in {part} is 0: the term does not depend on it", where, PATHS)
         ]
     return []
 
 
-class _head_inputs:  # noqa: N801 - a context manager, used as one
-    """Collects the tensors that the head is given: patches, context and label embeddings."""
-
-    def __init__(self, detector: Qwen25VLWithDetection, inputs: list[Tensor]) -> None:
-        self._head, self._inputs = detector.head, inputs
-
-    def __enter__(self) -> None:
-        if self._head is not None:
-            self._handle = self._head.register_forward_pre_hook(
-                lambda module, args: self._inputs.extend(args)
-            )
-
-    def __exit__(self, *args: object) -> None:
-        if self._head is not None:
-            self._handle.remove()
+@contextmanager
+def _head_inputs(detector: Qwen25VLWithDetection) -> Iterator[list[Tensor]]:
+    """Collects what the head is given until the end of the block: patches, context, label embeddings."""
+    inputs: list[Tensor] = []
+    if detector.head is None:
+        yield inputs
+        return
+    handle = detector.head.register_forward_pre_hook(lambda module, args: inputs.extend(args))
+    try:
+        yield inputs
+    finally:
+        handle.remove()
 
 
 def _input_problems(

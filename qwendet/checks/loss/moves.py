@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from qwendet.checks.loss.watched import Watched
 from qwendet.checks.result import Table, Verdict
+from qwendet.checks.subject import Subject
 from qwendet.errors import Problem
 from qwendet.loading.checkpoint import dtype_name
 from qwendet.model.spread import of_this_process
@@ -19,15 +20,10 @@ LOOKED_AT = 1 << 16
 """Weights of a parameter that are looked at, evenly spread over it."""
 
 
-def moves(watched: Watched) -> Verdict:
+def moves(subject: Subject) -> Verdict:
     """A step at its rate moves nine of ten weights of each part: a smaller one would be rounded away."""
-    watched.trainer.optimizer = None
-    try:
-        built = watched.trainer.create_optimizer()
-    finally:
-        watched.trainer.optimizer = None
     counts: dict[tuple[str, float, str], list[float]] = {}
-    for group in built.param_groups:
+    for group in new_optimizer(subject).param_groups:
         for parameter in group["params"]:
             key = (group["name"], float(group["lr"]), dtype_name(parameter.dtype))
             found = counts.setdefault(key, [0.0, 0.0])
@@ -51,6 +47,15 @@ def moves(watched: Watched) -> Verdict:
     return Verdict(
         f"a step can move at least {least:.1%} of the weights of each part", tuple(problems), (table,)
     )
+
+
+def new_optimizer(subject: Subject) -> Optimizer:
+    """The optimizer that the trainer would build; it keeps none."""
+    subject.trainer.optimizer = None
+    try:
+        return subject.trainer.create_optimizer()
+    finally:
+        subject.trainer.optimizer = None
 
 
 def moved_share(weights: Tensor, rate: float, *, kept: bool = False) -> float:

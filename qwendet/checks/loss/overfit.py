@@ -10,20 +10,18 @@ from torch import Tensor
 
 from qwendet.checks.loss.parts import parts
 from qwendet.checks.loss.short_training import short_trainer
-from qwendet.checks.loss.terms import term_weights
-from qwendet.checks.loss.watched import Watched
 from qwendet.checks.result import Table, Verdict
+from qwendet.checks.subject import Subject
 from qwendet.errors import Problem
 from qwendet.model.detector import Qwen25VLWithDetection
 
 STEPS = 12
-BARS = "▁▂▃▄▅▆▇█"
 FIX = "raise the learning rate of the parts that are to learn; see loss.gradients and loss.optimizer"
 
 
-def overfit(watched: Watched) -> Verdict:
+def overfit(subject: Subject) -> Verdict:
     """Teacher, student and detection loss fall together when one batch is trained on again and again."""
-    subject, detector = watched.subject, watched.detector
+    detector = subject.bundle.detector
     trainer = short_trainer(subject.bundle, subject.encoded, STEPS, subject.folder / "overfit")
     with restored(detector) as before:
         trainer.train()
@@ -32,31 +30,29 @@ def overfit(watched: Watched) -> Verdict:
         name: [row[f"loss/{name}"] for row in trainer.state.log_history if f"loss/{name}" in row]
         for name in ("teacher", "student", "detection")
     }
-    wanted = _trained_terms(watched)
+    wanted = _trained_terms(subject)
     problems += [_still(name, curves[name]) for name in wanted if not falls(curves[name])]
     rows = [
-        (name, sparkline(curve), curve[0], curve[-1], "" if name in wanted else "not trained")
+        (name, curve[0], curve[-1], "" if name in wanted else "not trained")
         for name, curve in curves.items()
         if curve
     ]
-    table = Table(f"{STEPS} steps on one batch", ("term", "course", "first", "last", ""), rows)
+    table = Table(f"{STEPS} steps on one batch", ("term", "first", "last", ""), rows)
     fell = ", ".join(f"{name} {curves[name][0]:.3f} → {curves[name][-1]:.3f}" for name in wanted)
     return Verdict(f"{STEPS} steps on one batch: {fell or 'nothing to learn'}", tuple(problems), (table,))
 
 
-def _trained_terms(watched: Watched) -> list[str]:
+def _trained_terms(subject: Subject) -> list[str]:
     """The terms that must fall: they weigh something, are in the batch, and a part learns them."""
-    subject = watched.subject
     loss = subject.bundle.config.loss
-    owned = parts(watched.detector)
+    owned = parts(subject.bundle.detector)
     is_trained = {part: any(p.requires_grad for p in own.values()) for part, own in owned.items()}
     text_learns = any(learns for part, learns in is_trained.items() if part != "head")
-    weights = {name: weight for name, (_, weight) in term_weights(loss).items()}
-    lm = weights["lm"]
+    has_teachers = any(sample.teachers for sample in subject.samples)
     wanted = {
-        "teacher": text_learns and lm + weights["teacher"] > 0 and any(s.teachers for s in subject.samples),
-        "student": text_learns and lm + weights["student"] > 0,
-        "detection": weights["detection"] > 0 and is_trained.get("head", False),
+        "teacher": text_learns and loss.lm_loss_weight + loss.teacher_loss_weight > 0 and has_teachers,
+        "student": text_learns and loss.lm_loss_weight + loss.student_loss_weight > 0,
+        "detection": loss.detection_loss_weight > 0 and is_trained.get("head", False),
     }
     return [name for name, is_wanted in wanted.items() if is_wanted]
 
@@ -79,18 +75,6 @@ def _still(name: str, curve: list[float]) -> Problem:
     return Problem(
         f"the {name} loss does not fall in {STEPS} steps on one batch: {course}", f"loss/{name}", FIX
     )
-
-
-def sparkline(values: list[float]) -> str:
-    """The course of some numbers as a line of bars.
-
-    Example:
-        >>> sparkline([3.0, 2.0, 1.0])
-        '█▄▁'
-    """
-    low, high = min(values), max(values)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[int((value - low) * scale)] for value in values)
 
 
 @contextmanager

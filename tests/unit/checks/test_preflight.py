@@ -10,13 +10,14 @@ import pytest
 from qwendet.checks.consistency import suite as consistency
 from qwendet.checks.ids import CONSISTENCY_IDS, LOSS_IDS, all_ids
 from qwendet.checks.loss import suite as loss
+from qwendet.checks.moved import MOVED
 from qwendet.checks.preflight import PreflightError, require_preflight
 from qwendet.checks.result import Result
 from qwendet.checks.runner import require_known
 from qwendet.config.schema import Config
 from qwendet.errors import ConfigError
 from qwendet.loader import Bundle
-from qwendet.training import build as build_trainer
+from qwendet.model.detector import Qwen25VLWithDetection
 
 
 def with_preflight(bundle: Bundle, preflight: str) -> Bundle:
@@ -25,20 +26,20 @@ def with_preflight(bundle: Bundle, preflight: str) -> Bundle:
     return replace(bundle, config=config.model_copy(update={"train": train}), manifest=None)
 
 
-def test_quick__passes_a_sound_model_and_refuses_a_frozen_one(
+def test_quick__passes_a_sound_model_and_refuses_one_without_a_gradient(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_preflight(with_preflight(bundle, "quick"))
+    sound = Qwen25VLWithDetection._detect
     monkeypatch.setattr(
-        build_trainer, "freeze_groups", lambda detector, *given: detector.requires_grad_(False)
+        Qwen25VLWithDetection,
+        "_detect",
+        lambda self, patches, hidden, *inputs: sound(self, patches, hidden.detach(), *inputs),
     )
-    try:
-        with pytest.raises(PreflightError) as caught:
-            require_preflight(with_preflight(bundle, "quick"))
-    finally:
-        bundle.detector.requires_grad_(True)
+    with pytest.raises(PreflightError) as caught:
+        require_preflight(with_preflight(bundle, "quick"))
     assert caught.value.exit_code == 1
-    assert {"loss.optimizer"} <= {problem.id for problem in caught.value.problems}
+    assert {problem.id for problem in caught.value.problems} == {"loss.gradients"}
 
 
 def test_quick__says_what_was_skipped(
@@ -63,6 +64,19 @@ def test_ids__are_unique_and_unknown_ones_refused() -> None:
     with pytest.raises(ConfigError, match=r"did you mean loss\.labels") as caught:
         require_known(["loss.label"], ids)
     assert caught.value.exit_code == 2
+
+
+def test_moved_ids__are_told_apart_from_mistyped_ones() -> None:
+    assert not MOVED & set(all_ids())
+    with pytest.raises(ConfigError) as caught:
+        require_known(["loss.weights", "loss.label"], all_ids())
+    assert [(problem.what, problem.fix) for problem in caught.value.problems] == [
+        (
+            "'loss.weights' is a test of the project now: nothing that you have can make it fail",
+            "leave it out",
+        ),
+        ("there is no check 'loss.label'", "did you mean loss.labels?"),
+    ]
 
 
 def test_ids__are_those_of_the_suites() -> None:

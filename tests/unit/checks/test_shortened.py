@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qwendet.checks import shortened as shortened_module
 from qwendet.checks import subject as subject_module
@@ -23,13 +23,7 @@ from qwendet.checks.shortened import exact, first_of_each, shortened
 from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config.load import load_config
 
-OF_NUMBERS = [
-    "consistency.compute.padding",
-    "consistency.compute.causal",
-    "consistency.compute.attention",
-    "consistency.head.answer",
-    "consistency.head.order",
-]
+OF_NUMBERS = ["consistency.compute.served", "consistency.compute.attention"]
 
 
 @pytest.fixture
@@ -99,7 +93,7 @@ def test_exact__goes_with_its_subject(repo_root: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(subject_module, "SMALL", 0)
     config = load_config(repo_root / "examples" / "tiny.yaml", ["model.device=cpu"])
     with temporary_subject(config) as subject:
-        run_consistency_checks(subject, only=["consistency.compute.padding"])
+        run_consistency_checks(subject, only=["consistency.compute.served"])
         gone = [weakref.ref(subject), weakref.ref(exact(subject))]
     del subject
     gc.collect()
@@ -148,43 +142,6 @@ def test_noise_that_hides_bugs__is_a_skip_and_no_pass(
     large: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(noise_module, "MULTIPLE", 1e7)
-    results, _ = run_consistency_checks(large, only=["consistency.compute.padding", "consistency.head.mates"])
+    results, _ = run_consistency_checks(large, only=OF_NUMBERS)
     assert [result.status for result in results] == ["skip", "skip"]
     assert all("cannot be compared: rounding alone may move them by" in result.what for result in results)
-
-
-def test_another_choice_of_queries__is_told(large: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an answer the head takes its second-best proposal for its best."""
-    from qwendet.model.head import DetectionHead
-
-    sound = DetectionHead._choose
-
-    def choose(self: DetectionHead, logits: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        if self.training:
-            return sound(self, logits, valid)
-        scores = logits.amax(-1)
-        best = scores.masked_fill(~valid, -torch.inf).argmax(1, keepdim=True)
-        return sound(
-            self, logits.masked_fill(torch.zeros_like(scores).scatter(1, best, 1)[..., None] > 0, -1e3), valid
-        )
-
-    monkeypatch.setattr(DetectionHead, "_choose", choose)
-    results, _ = run_consistency_checks(large, only=["consistency.head.answer"])
-    assert results[0].status == "fail"
-    assert "without an answer: final" in results[0].what
-
-
-def test_sound_choice__is_compared_whole(large: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Final logits and boxes of every sample are among what is compared."""
-    compared: list[str] = []
-    sound = noise_module.compare
-
-    def note(found: Tensor, expected: Tensor, tolerance: float, what: str, where: str, fix: str) -> Any:
-        compared.append(what.rpartition(": ")[2])
-        return sound(found, expected, tolerance, what, where, fix)
-
-    from qwendet.checks.consistency import head
-
-    monkeypatch.setattr(head, "compare", note)
-    run_consistency_checks(large, only=["consistency.head.answer"])
-    assert compared.count("final logits") == compared.count("final boxes") == 2 * len(large.samples)

@@ -88,15 +88,12 @@ def count(large: Config, monkeypatch: pytest.MonkeyPatch) -> Count:
     return found
 
 
-def test_large_model__is_loaded_once_and_run_five_times(large: Config, count: Count) -> None:
+def test_large_model__is_loaded_once_and_run_four_times(large: Config, count: Count) -> None:
     how = Thoroughness(tokens=True, workers=1)
     results, _ = run_all_checks(large, how, with_overfit=False)
     assert [result for result in results if result.status == "fail"] == []
     assert (count.loads, count.saves) == (1, 0)
-    whole = [rows for rows, tokens in count.forwards if tokens > 1]  # the others: a token with the cache
-    # the trainer's step, a sample through the published class, one with its graph, the Predictor's head,
-    # the prompts of generation
-    assert whole == [SAMPLES, 1, 1, SAMPLES, SAMPLES]
-    assert len(count.forwards) - len(whole) <= 11
+    # the batch, a sample through the published class, one with its graph, the prompts at inference
+    assert [rows for rows, _ in count.forwards] == [SAMPLES, 1, 1, SAMPLES]
     assert sum(count.backwards) <= 2 * SAMPLES
     assert torch.is_grad_enabled()

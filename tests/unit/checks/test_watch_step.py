@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwendet.checks.loss.step import Shallow, Share, UnseenStepError, watch_step
 from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config.load import override_config
 from qwendet.config.schema import Config
+from tests.invariants.step import Shallow, Share, UnseenStepError, watch_step
 
 Watch = Callable[[Subject], Share]
 

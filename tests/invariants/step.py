@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from qwendet.checks.loss.tokens import without_dropout
 from qwendet.encoding.collate import Batch
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
 from qwendet.model.head import HeadOutput
@@ -95,19 +96,6 @@ class Replay(nn.Module):
     def forward(self, batch: Batch) -> DetectorOutput:
         """Return the next."""
         return leaves(next(self._outputs))
-
-
-@contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Nothing random in the forward until the end of the block."""
-    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.training]
-    for module in dropouts:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module in dropouts:
-            module.train()
 
 
 def leaves(output: DetectorOutput, dtype: torch.dtype | None = None) -> DetectorOutput:

@@ -13,18 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qwendet.checks.loss.answer_spans import answer_spans
-from qwendet.checks.loss.step import Shallow, Share, leaves, row_of, watch_step
-from qwendet.checks.once import once
+from qwendet.checks.loss.answer_spans import Spans, answers_of
 from qwendet.checks.result import NotApplicableError
-from qwendet.checks.subject import Subject
-from qwendet.checks.trace import Trace, recording
+from qwendet.checks.subject import Subject, once
 from qwendet.encoding.collate import Batch
 from qwendet.encoding.encode import EncodedSample
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
 from qwendet.training.trainer import DetectionTrainer
-
-Spans = list[tuple[int, int]]
+from tests.invariants.step import Shallow, Share, leaves, row_of, watch_step
 
 
 @dataclass(frozen=True)
@@ -34,22 +30,19 @@ class FirstStep:
     Attributes:
         share: what went into the loss.
         hidden: ``(B, L, text)`` states that the share's graph begins at.
-        trace: what went through the model.
     """
 
     share: Share
     hidden: Tensor
-    trace: Trace
 
 
 @once
 def first_step(subject: Subject) -> FirstStep:
     """Let the trainer take its step on the subject's samples, up to the backward pass."""
     model = Shallow(subject.bundle.detector)
-    with recording(subject.bundle.detector) as trace:
-        (share,) = watch_step(subject.trainer, [subject.collator(subject.encoded)], model)
+    (share,) = watch_step(subject.trainer, [subject.collator(subject.encoded)], model)
     assert model.hidden is not None
-    return FirstStep(share, model.hidden, trace)
+    return FirstStep(share, model.hidden)
 
 
 class Watched:
@@ -85,8 +78,7 @@ class Watched:
     @cached_property
     def spans(self) -> list[Spans]:
         """The answers of each sample, found in its tokens; the last is the student's."""
-        prefix = self.detector.family.answer_prefix
-        return [answer_spans(ids, self.tokenizer, prefix) for ids in self.ids]
+        return [spans for _, spans in answers_of(self.subject)]
 
     @cached_property
     def is_student(self) -> npt.NDArray[np.bool_]:
@@ -139,11 +131,6 @@ class Watched:
         """The samples as one micro-batch of one step."""
         return self.share_and_hidden[0]
 
-    @cached_property
-    def lone_rows(self) -> list[int]:
-        """Samples that are run by themselves: all; of a large model the first, which has demonstrations."""
-        return list(range(len(self.ids) if self.subject.is_small else 1))
-
     def rows(self, which: Sequence[int]) -> list[DetectorOutput]:
         """The outputs of single samples in float64, from those of the whole batch."""
         lengths = [sum(end - start for start, end in own) for own in self.spans]
@@ -171,12 +158,6 @@ class Watched:
                 return row
         kind = "without boxes" if negative else "without demonstrations" if bare else "with demonstrations"
         raise NotApplicableError(f"no sample {kind} fits into data.max_tokens")
-
-
-def numbers(tensor: Tensor) -> npt.NDArray[np.float64]:
-    """A tensor as float64 on the CPU."""
-    found: npt.NDArray[np.float64] = tensor.detach().double().cpu().numpy()
-    return found
 
 
 def _is_last(spans: Spans) -> list[bool]:

@@ -9,7 +9,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from qwendet.checks.loss.formula import (
+from qwendet.checks.loss.tokens import numbers
+from qwendet.checks.result import NotApplicableError
+from qwendet.config.schema import LossConfig
+from qwendet.data.samples import Sample
+from qwendet.errors import Problem
+from tests.invariants.formula import (
     HEAD_TERMS,
     Predictions,
     Truth,
@@ -17,20 +22,16 @@ from qwendet.checks.loss.formula import (
     text_terms,
     weighted_sum,
 )
-from qwendet.checks.loss.watched import Watched, numbers
-from qwendet.checks.result import NotApplicableError, Table, Verdict
-from qwendet.config.schema import LossConfig
-from qwendet.data.samples import Sample
-from qwendet.errors import Problem
+from tests.invariants.watched import Watched
 
 # The terms are sums of up to 1e5 float32 numbers (torch adds pairwise: about 1e-6); the matching may
 # also choose between equally good predictions.
 TOLERANCE = 2e-5
-UNKNOWN_TERM = "add it to HEAD_TERMS in qwendet/checks/loss/formula.py: CONTRIBUTING.md has the recipe"
+UNKNOWN_TERM = "add it to HEAD_TERMS in tests/invariants/formula.py: CONTRIBUTING.md has the recipe"
 FORMULA = "see LossManager in qwendet/model/losses.py and docs/losses.md"
 
 
-def formula(watched: Watched) -> Verdict:
+def formula(watched: Watched) -> list[Problem]:
     """lm, teacher, student and the total are the formula's, in float64 from the model's own token losses."""
     share, weights = watched.share, watched.subject.bundle.config.loss
     assert share.output.tokens is not None
@@ -39,15 +40,14 @@ def formula(watched: Watched) -> Verdict:
         what = (
             f"expected the losses of {len(watched.is_student)} answer tokens, the model returned {len(nll)}"
         )
-        return Verdict("", (Problem(what, "Qwen25VLWithDetection.forward", "see loss.labels"),))
+        return [Problem(what, "Qwen25VLWithDetection.forward", "see loss.labels")]
     found = {name: term.item() for name, term in share.losses.terms.items()}
     expected = text_terms(nll, watched.is_student)
     problems = _differences(found, expected, _why(found, expected))
     total = weighted_sum(expected | {"detection": found.get("detection", 0.0)}, weights)
     got = share.backpropagated.item() / watched.trainer.accelerator.num_processes
     problems += _differences({"total": got}, {"total": total}, "")
-    values = ", ".join(f"{name} {value:.4f}" for name, value in expected.items())
-    return Verdict(f"{values}, total {total:.4f}: as computed anew in float64", tuple(problems))
+    return problems
 
 
 def _why(found: Mapping[str, float], expected: Mapping[str, float]) -> str:
@@ -58,7 +58,7 @@ def _why(found: Mapping[str, float], expected: Mapping[str, float]) -> str:
     return "another mean, other tokens, or a term that is scaled"
 
 
-def detection(watched: Watched) -> Verdict:
+def detection(watched: Watched) -> list[Problem]:
     """class, l1, giou and detection are the formula's, matched anew, with the student's boxes as targets."""
     share, config = watched.share, watched.subject.bundle.config
     head = share.output.head
@@ -66,7 +66,7 @@ def detection(watched: Watched) -> Verdict:
         raise NotApplicableError("detection.enabled is false: there is no head")
     if head is None:
         what = "detection.enabled is true, but the forward that is trained returns no predictions of a head"
-        return Verdict("", (Problem(what, "Qwen25VLWithDetection.forward", "see the loader"),))
+        return [Problem(what, "Qwen25VLWithDetection.forward", "see the loader")]
     logits, boxes, valid = numbers(head.logits), numbers(head.boxes_cxcywh), head.valid.cpu().numpy()
     ends = np.cumsum(head.stage_sizes)
     stages = [
@@ -80,9 +80,7 @@ def detection(watched: Watched) -> Verdict:
     expected = detection_terms(stages, truths, config.loss, config.detection.one_to_many)
     found = {name: term.item() for name, term in share.losses.terms.items()}
     reason = "other targets, another matching, or another mean"
-    values = ", ".join(f"{name} {value:.4f}" for name, value in expected.items())
-    seen = f"{values}: as matched and computed anew in float64"
-    return Verdict(seen, tuple(_differences(found, expected, reason)))
+    return _differences(found, expected, reason)
 
 
 def _truth(sample: Sample, labels: tuple[str, ...]) -> Truth:
@@ -125,7 +123,7 @@ def term_weights(weights: LossConfig) -> dict[str, tuple[str, float]]:
     }
 
 
-def weights(watched: Watched) -> Verdict:
+def weights(watched: Watched) -> list[Problem]:
     """The derivative of what reaches ``backward``, by each term and by each token's loss, is the weight."""
     share = watched.share
     wanted = term_weights(watched.subject.bundle.config.loss)
@@ -150,11 +148,7 @@ def weights(watched: Watched) -> Verdict:
             what = f"∂total/∂{name} is {value:.6g}, {key} is {weight:g}: {cause}"
             problems.append(Problem(what, "LossManager and compute_loss", FORMULA))
     problems += _token_problems(watched)
-    rows = [(name, *wanted[name], found[name]) for name in terms]
-    table = Table("∂total/∂term", ("term", "key", "weight", "derivative"), rows)
-    return Verdict(
-        f"∂total/∂term is the configured weight, for {len(terms)} terms", tuple(problems), (table,)
-    )
+    return problems
 
 
 def _token_problems(watched: Watched) -> list[Problem]:

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from qwendet.checks.loss.short_training import short_trainer
-from qwendet.checks.loss.watched import Watched
-from qwendet.checks.result import Verdict
 from qwendet.config.schema import Config
 from qwendet.encoding.collate import IGNORED, Batch, to_device
 from qwendet.errors import Problem
@@ -23,6 +21,7 @@ from qwendet.loader import Bundle
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
 from qwendet.model.losses import TokenLosses
 from qwendet.training.trainer import TrainingDivergedError
+from tests.invariants.watched import Watched
 
 FIX = "see _require_finite in trainer.py; look for nan_to_num, isfinite and nanmean on the way to it"
 
@@ -74,7 +73,7 @@ class StandIn(nn.Module):
         return DetectorOutput(TokenLosses(spoilt.detach(), is_student, nll[:0].sum(), spoilt.sum()), None)
 
 
-def nan_stops(watched: Watched) -> Verdict:
+def nan_stops(watched: Watched) -> list[Problem]:
     """NaN or infinity in the loss or its gradient stops the step before the update, and names it."""
     problems = [
         Problem(f"{name} went {outcome}", "DetectionTrainer.train", FIX)
@@ -82,7 +81,7 @@ def nan_stops(watched: Watched) -> Verdict:
         if (outcome := _outcome(watched, poison))
     ]
     problems += _forward_problems(watched)
-    return Verdict(f"{', '.join(POISONS)}: each stops the run before the update", tuple(problems))
+    return problems
 
 
 def _outcome(watched: Watched, poison: Poison) -> str:

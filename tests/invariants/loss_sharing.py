@@ -11,20 +11,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qwendet.checks.loss.formula import BOX_TERMS
-from qwendet.checks.loss.step import Replay, Share, watch_step
-from qwendet.checks.loss.watched import Watched
-from qwendet.checks.result import NotApplicableError, Verdict
+from qwendet.checks.result import NotApplicableError
 from qwendet.errors import Problem
 from qwendet.model.detector import DetectorOutput
 from qwendet.model.losses import TokenLosses
+from tests.invariants.formula import BOX_TERMS
+from tests.invariants.step import Replay, Share, watch_step
+from tests.invariants.watched import Watched
 
 TOLERANCE = 1e-6
 """Relative; the head's cost matrix and box targets are float32, all else float64."""
 COUNTS_FIX = "see get_batch_samples, step_counts and loss_is_scaled_for_ga in qwendet/training/trainer.py"
 
 
-def accumulation(watched: Watched) -> Verdict:
+def accumulation(watched: Watched) -> list[Problem]:
     """One batch of n and n batches of one give the same loss and pull at every token alike."""
     count = len(watched.ids)
     if count < 2:
@@ -42,8 +42,7 @@ def accumulation(watched: Watched) -> Verdict:
     if not gap <= TOLERANCE * whole_pulls.abs().max().item():
         what = f"the gradient of a token's loss differs by {gap:.3g} between 1 × {count} and {count} × 1"
         problems.append(Problem(what, "train.gradient_accumulation_steps", COUNTS_FIX))
-    seen = f"1 × {count} and {count} × 1 give the same loss ({_sum_of(together, 'total'):.6f}) and gradient"
-    return Verdict(f"{seen}, to {TOLERANCE:g}", tuple(problems))
+    return problems
 
 
 def _replay(watched: Watched, groups: list[list[int]]) -> list[Share]:
@@ -85,7 +84,7 @@ def _gradients(share: Share) -> list[Tensor]:
     return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
 
 
-def empty_sets(watched: Watched) -> Verdict:
+def empty_sets(watched: Watched) -> list[Problem]:
     """Steps without boxes, demonstrations or any answer have finite losses and gradients."""
     problems: list[Problem] = []
     looked_at = []
@@ -101,8 +100,7 @@ def empty_sets(watched: Watched) -> Verdict:
     problems += _share_problems(
         _without_answers(watched), "a step without answers", ("lm", "teacher", "student")
     )
-    seen = f"steps {', '.join([*looked_at, 'without answers'])} have finite losses and gradients"
-    return Verdict(seen, tuple(problems))
+    return problems
 
 
 def _without_answers(watched: Watched) -> Share:

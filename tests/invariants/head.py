@@ -1,4 +1,4 @@
-"""``consistency.head.*``: the head sees the student's image and what stands before its answer, in order.
+"""The head sees the student's image and what stands before its answer, in order.
 
 Not the answer, not other samples, not a teacher's image; its classes are the labels in their order, and its
 numbers are read at inference as they were learned.
@@ -16,17 +16,16 @@ from torch import Tensor
 from qwendet.checks.consistency.images import looked_at
 from qwendet.checks.consistency.noise import compare, noise
 from qwendet.checks.consistency.pair import exact_pair, pair
-from qwendet.checks.consistency.runs import alone, forced, serving, training
 from qwendet.checks.reference import FloatArray, patch_places
-from qwendet.checks.result import NotApplicableError, Verdict
-from qwendet.checks.shortened import exact
+from qwendet.checks.result import NotApplicableError
 from qwendet.checks.subject import Subject
-from qwendet.checks.trace import Look, run, without, zeroed
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
 from qwendet.inference.detections import Detection
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
+from tests.invariants.runs import alone, forced, serving, training
+from tests.invariants.trace import Look, run, without, zeroed
 
 LEAK_FIX = "the head may see the student image's patches and the states at its tokens, of its own sample only"
 ORDER_FIX = "patches come out of the vision tower in window order: put them back in rows and columns"
@@ -41,10 +40,9 @@ def _require_head(subject: Subject) -> None:
         raise NotApplicableError("there is no head")
 
 
-def answer(subject: Subject) -> Verdict:
+def answer(subject: Subject) -> list[Problem]:
     """With another answer behind the request, and with none, the head predicts the same."""
     _require_head(subject)
-    subject = exact(subject)
     expected = training(subject).looks[0]
     problems: list[Problem] = []
     others = {
@@ -54,7 +52,7 @@ def answer(subject: Subject) -> Verdict:
     for name, look in others.items():
         what = f"head outputs in training and {name}"
         problems += _differences(subject, look, expected, what, range(len(subject.samples)))
-    return Verdict("the head does not depend on the student's answer", tuple(problems))
+    return problems
 
 
 def _served_look(subject: Subject) -> Look:
@@ -64,16 +62,15 @@ def _served_look(subject: Subject) -> Look:
     return looks[0]
 
 
-def mates(subject: Subject) -> Verdict:
+def mates(subject: Subject) -> list[Problem]:
     """Alone, unpadded, a sample gets the predictions that it gets in a batch."""
     _require_head(subject)
-    subject = exact(subject)
     expected = training(subject).looks[0]
     problems: list[Problem] = []
     for row, trace in enumerate(alone(subject)):
         what = "head outputs alone and in a batch"
         problems += _differences(subject, trace.looks[0], expected, what, [row])
-    return Verdict("the head does not depend on padding or on who else is in the batch", tuple(problems))
+    return problems
 
 
 def _differences(
@@ -87,13 +84,7 @@ def _differences(
         where = subject.samples[row].where
         for quantity, part in _own_parts(found, own_row).items():
             wanted = _own_parts(expected, row)[quantity]
-            kind = (
-                "boxes"
-                if "boxes" in quantity
-                else "hidden"
-                if quantity in ("patches", "context")
-                else "logits"
-            )
+            kind = "hidden" if quantity in ("patches", "context") else quantity.split()[1]
             tolerance = noise(subject).tolerance(kind, wanted)
             problems = compare(part, wanted, tolerance, f"{what}: {quantity}", where, LEAK_FIX)
             yield from problems
@@ -118,16 +109,15 @@ def _own_parts(look: Look, row: int) -> dict[str, Tensor]:
     }
 
 
-def order(subject: Subject) -> Verdict:
+def order(subject: Subject) -> list[Problem]:
     """Without their layers, towers pass on what stands at each place: the head must get it at that place.
 
     The vision tower then gives each patch's own embedding and the language model each token's, which a second
     computation looks up by row and column in the student's image.
     """
     _require_head(subject)
-    subject = exact(subject)
     bundle = exact_pair(subject).trained
-    samples, items, _ = zip(*looked_at(subject), strict=True)  # the drawn one is wider than a window
+    samples, items = zip(*looked_at(subject), strict=True)  # the drawn one is wider than a window
     with ExitStack() as stack:
         visual = bundle.detector.vlm.model.visual
         stack.enter_context(without(visual, "blocks"))
@@ -144,9 +134,7 @@ def order(subject: Subject) -> Verdict:
                 look, row, item, bundle.detector, noise(subject).rounding, sample.where
             )
         ]
-    return Verdict(
-        f"patches and states of {len(items)} images stand at their rows and columns", tuple(problems)
-    )
+    return problems
 
 
 @torch.no_grad()
@@ -180,10 +168,9 @@ def _order_problems(
         yield from compare(found, wanted, tolerance, what, where, ORDER_FIX)
 
 
-def cells(subject: Subject) -> Verdict:
+def cells(subject: Subject) -> list[Problem]:
     """A patch that regresses nothing proposes a box around itself, in the unit square of its own image."""
     _require_head(subject)
-    subject = exact(subject)
     detector, problems = exact_pair(subject).trained.detector, []
     look = training(subject).looks[0]
     assert detector.head is not None
@@ -203,10 +190,10 @@ def cells(subject: Subject) -> Verdict:
         expected = torch.from_numpy(np.stack([(x + 0.5) / columns, (y + 0.5) / rows], axis=-1)).to(found)
         fix = "the box of patch (row, column) is centred at ((column + 0.5) / columns, (row + 0.5) / rows)"
         problems += compare(found, expected, 1e-5, "centres of proposals and of patches", sample.where, fix)
-    return Verdict("every patch proposes a box around itself", tuple(problems))
+    return problems
 
 
-def labels(subject: Subject) -> Verdict:
+def labels(subject: Subject) -> list[Problem]:
     """Class c is label c: its tokens, whatever other labels stand beside it."""
     _require_head(subject)
     both, problems = pair(subject), []
@@ -215,8 +202,8 @@ def labels(subject: Subject) -> Verdict:
         problems.append(Problem(f"the label sets differ: {what}", "labels", LABEL_FIX))
     for name, bundle in (("training", both.trained), ("inference", both.served)):
         problems += _label_text_problems(bundle, name)
-    problems += _permutation_problems(exact(subject))
-    return Verdict(f"{len(both.trained.labels)} classes are the labels in their order", tuple(problems))
+    problems += _permutation_problems(subject)
+    return problems
 
 
 def _label_text_problems(bundle: Bundle, name: str) -> Iterator[Problem]:
@@ -248,7 +235,7 @@ def _permutation_problems(subject: Subject) -> Iterator[Problem]:
     yield from compare(found.logits[:, dense][own].flip(-1), wanted, tolerance, what, "head", LABEL_FIX)
 
 
-def scores(subject: Subject) -> Verdict:
+def scores(subject: Subject) -> list[Problem]:
     """The Predictor reads the head's numbers as they were learned: sigmoid once, own boxes, own labels."""
     _require_head(subject)
     shown, bundle = serving(subject), exact_pair(subject).served
@@ -263,7 +250,7 @@ def scores(subject: Subject) -> Verdict:
         found = [detection for detection in by_head if detection.score]  # 0 is a query beyond the image
         total += len(found)
         problems += _score_problems(found, *expected, bundle, shown.samples[row].where)
-    return Verdict(f"{total} detections of the Predictor are the head's own numbers", tuple(problems))
+    return problems
 
 
 def _score_problems(
