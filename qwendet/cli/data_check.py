@@ -77,13 +77,13 @@ def stats(
     from qwendet.checks.config.plots import save_plots
     from qwendet.checks.config.sample_files import find_data
     from qwendet.checks.config.scan import available_cores
-    from qwendet.checks.config.suite import Thoroughness, survey_data
+    from qwendet.checks.config.suite import Thoroughness, read_data
     from qwendet.checks.config.summary import summary_tables
 
     how = Thoroughness(image_depth(False, no_images), workers=workers or available_cores())
-    seen, num_left_out = survey_data(find_data(paths, source), root, how)
-    tables = summary_tables(seen.scans)
-    files = [] if output is None else save_plots(seen.scans, output)
+    seen, num_left_out = read_data(find_data(paths, source), root, how)
+    tables = summary_tables(seen.splits)
+    files = [] if output is None else save_plots(seen.splits, output)
     further = _again(paths, source, root)
     if console.is_for_machine():
         shown = [

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from qwendet.checks.config.census import Scan
 from qwendet.checks.config.frames import box_table
 from qwendet.checks.config.samples import Split, is_counted
 from qwendet.checks.config.scan import Depth, available_cores, scan_files
+from qwendet.checks.config.stats import SplitStats
 from qwendet.config.schema import Config, DataConfig
 from qwendet.data.samples import DetectedObject, Sample, SampleFile, Turn
 from qwendet.encoding.image_tokens import model_size, num_image_tokens
@@ -67,28 +67,28 @@ def look_at(files: Mapping[Split, Path], root: Path | None = None) -> DataFacts:
     num_lines = sum(len(SampleFile(path)) for path in files.values())
     depth: Depth = "header" if num_lines <= OPENED_AT_MOST else "none"
     config = Config(data=DataConfig(root=None if root is None else str(root)))
-    scans, _ = scan_files(config, files, depth=depth, workers=available_cores())
-    train = scans["train"]
-    seen = [(split, image) for split, scan in scans.items() for image in scan.images]
+    splits, _ = scan_files(config, files, depth=depth, workers=available_cores())
+    train = splits["train"]
+    seen = [(split, image) for split, scan in splits.items() for image in scan.images]
     return DataFacts(
         num_samples=train.num_parsed,
         labels={label: train.labels[label].num_boxes for label in sorted(train.labels)},
         boxes=_box_sides(train),
         image_sizes=frozenset(image.size for _, image in seen if image.size is not None),
-        most_boxes=max(map(_most_boxes, scans.values())),
+        most_boxes=max(map(_most_boxes, splits.values())),
         files=files,
         size_of={(split, image.image): image.size for split, image in seen if image.size is not None},
     )
 
 
-def _box_sides(scan: Scan) -> npt.NDArray[np.float64]:
+def _box_sides(scan: SplitStats) -> npt.NDArray[np.float64]:
     x1, y1, x2, y2, width, height, _ = box_table(scan).astype(np.float64).T
     sides = np.stack([x2 - x1, y2 - y1, width, height], axis=1)
     known: npt.NDArray[np.float64] = sides[(sides > 0).all(axis=1)]
     return known
 
 
-def _most_boxes(scan: Scan) -> int:
+def _most_boxes(scan: SplitStats) -> int:
     lines = box_table(scan)[:, 6]
     return int(np.unique(lines, return_counts=True)[1].max()) if len(lines) else 0
 

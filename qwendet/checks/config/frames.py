@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qwendet.checks.config.census import BOX_COLUMNS, Scan
-from qwendet.checks.config.survey import Check, Survey
+from qwendet.checks.config.dataset import Check, Dataset
+from qwendet.checks.config.stats import BOX_COLUMNS, SplitStats
 from qwendet.data.formats.records import Format
 from qwendet.errors import Problem
 
@@ -95,20 +95,20 @@ XYWH, YOLO = WAYS[0], WAYS[3]
 OWN_WAYS: Mapping[Format, Way] = {"jsonl": PIXELS, "voc": PIXELS, "coco": XYWH, "yolo": YOLO}
 
 
-def boxes_are_as_declared(survey: Survey) -> Iterable[Problem]:
+def boxes_are_as_declared(dataset: Dataset) -> Iterable[Problem]:
     """The boxes of each file are possible, and likely, in the way that its format writes them."""
-    for scan in survey.scans.values():
-        rows = box_table(scan)
+    for stats in dataset.splits.values():
+        rows = box_table(stats)
         if len(rows):
-            yield from _impossible(rows, scan) or _too_small(rows, scan)
+            yield from _impossible(rows, stats) or _too_small(rows, stats)
 
 
-def box_table(scan: Scan) -> Floats:
+def box_table(stats: SplitStats) -> Floats:
     """``(N, 7)``: x1, y1, x2, y2 as written, width and height of the image (0 if unknown), line.
 
     Numbers beyond every image become ``FAR``, so that they can be reckoned with.
     """
-    rows = np.frombuffer(scan.boxes, dtype=np.float32).reshape(-1, BOX_COLUMNS)
+    rows = np.frombuffer(stats.boxes, dtype=np.float32).reshape(-1, BOX_COLUMNS)
     return np.clip(np.nan_to_num(rows, nan=FAR), -FAR, FAR)
 
 
@@ -124,9 +124,9 @@ def as_written(rows: Floats, way: Way) -> Floats:
     return rows
 
 
-def _impossible(rows: Floats, scan: Scan) -> list[Problem]:
+def _impossible(rows: Floats, stats: SplitStats) -> list[Problem]:
     """Many boxes are impossible in their format's way, and (nearly) none is in another."""
-    own = OWN_WAYS[scan.format]
+    own = OWN_WAYS[stats.format]
     rows = as_written(rows, own)
     wrong = is_impossible(rows, own)
     count = int(wrong.sum())
@@ -142,7 +142,7 @@ def _impossible(rows: Floats, scan: Scan) -> list[Problem]:
         f" in that way {left[best] or 'none'}"
     )
     fix = best.fix if own == PIXELS else f"write {own.name}"
-    return [Problem(what, scan.where(int(rows[wrong][0, 6])), fix)]
+    return [Problem(what, stats.where(int(rows[wrong][0, 6])), fix)]
 
 
 def is_impossible(rows: Floats, way: Way) -> NDArray[np.bool_]:
@@ -162,7 +162,7 @@ def is_impossible(rows: Floats, way: Way) -> NDArray[np.bool_]:
     return impossible
 
 
-def _too_small(rows: Floats, scan: Scan) -> list[Problem]:
+def _too_small(rows: Floats, stats: SplitStats) -> list[Problem]:
     """All boxes stay within a scale, or a part, of images that are far larger."""
     rows = rows[(rows[:, 4] > 0) & (rows[:, 5] > 0)]
     furthest, sizes = _furthest(rows)
@@ -177,7 +177,7 @@ def _too_small(rows: Floats, scan: Scan) -> list[Problem]:
                 f"the boxes look like {name}: none reaches beyond {scale:g}, in {larger.sum()} larger images"
             )
             fix = f"{_TO_PIXELS}, divided by {scale:g}; if they are pixels indeed, accept this"
-            return [Problem(what, str(scan.path), fix)]
+            return [Problem(what, str(stats.path), fix)]
     part = float((furthest / sizes).max())
     nearest = float((rows[:, :2] / rows[:, 4:6]).max(axis=1).min())
     if part <= LARGEST_PART and nearest < NEAR_ORIGIN and 2 * len(sizes) * math.log(part) < VERY_UNLIKELY_LOG:
@@ -186,7 +186,7 @@ def _too_small(rows: Floats, scan: Scan) -> list[Problem]:
             " they look like boxes of smaller images"
         )
         fix = "write boxes in pixels of the images as they are; if they are, accept this"
-        return [Problem(what, str(scan.path), fix)]
+        return [Problem(what, str(stats.path), fix)]
     return []
 
 

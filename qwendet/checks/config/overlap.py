@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from qwendet.checks.config.census import Scan, SeenImage
+from qwendet.checks.config.dataset import Check, Dataset
 from qwendet.checks.config.samples import Split
-from qwendet.checks.config.survey import Check, Survey
+from qwendet.checks.config.stats import SeenImage, SplitStats
 from qwendet.errors import Problem
 
 HELD_OUT: tuple[Split, ...] = ("val", "test")
@@ -21,57 +21,57 @@ NAMES = {"val": "validation", "test": "the test samples"}
 PROBE_BYTES = 4096
 
 
-def files_differ(survey: Survey) -> Iterable[Problem]:
+def files_differ(dataset: Dataset) -> Iterable[Problem]:
     """No two splits are one file."""
-    scans = list(survey.scans.items())
-    for index, (split, scan) in enumerate(scans):
-        for other_split, other in scans[:index]:
-            if {split, other_split} != {"train", "teachers"} and _is_one_file(scan, other):
-                what = f"data.{split} and data.{other_split} hold the same samples: {scan.name}"
+    splits = list(dataset.splits.items())
+    for index, (split, stats) in enumerate(splits):
+        for other_split, other in splits[:index]:
+            if {split, other_split} != {"train", "teachers"} and _is_one_file(stats, other):
+                what = f"data.{split} and data.{other_split} hold the same samples: {stats.name}"
                 yield Problem(what, f"data.{split}", "give each split samples of its own")
 
 
-def _is_one_file(scan: Scan, other: Scan) -> bool:
-    return scan.num_samples > 0 and scan.lines.keys() == other.lines.keys() and bool(scan.lines)
+def _is_one_file(stats: SplitStats, other: SplitStats) -> bool:
+    return stats.num_samples > 0 and stats.lines.keys() == other.lines.keys() and bool(stats.lines)
 
 
-def training_is_not_validation(survey: Survey) -> Iterable[Problem]:
+def training_is_not_validation(dataset: Dataset) -> Iterable[Problem]:
     """No training image is a validation image."""
-    train = survey.scans["train"]
+    train = dataset.splits["train"]
     students = [seen for seen in train.images if not seen.is_demonstration]
-    for split, seen, held_out in _shared(train, students, survey.scans):
+    for split, seen, held_out in _shared(train, students, dataset.splits):
         named = _named(seen, held_out)
         what = f"the training image {named} is also in {NAMES[split]}, which would measure memory"
         yield Problem(what, train.where(seen.line), f"remove the sample from data.train or data.{split}")
 
 
-def demonstrations_do_not_leak(survey: Survey) -> Iterable[Problem]:
+def demonstrations_do_not_leak(dataset: Dataset) -> Iterable[Problem]:
     """No demonstration shows a validation image, or the very image that is asked about."""
-    for split, scan in survey.scans.items():
-        yield from _own_answers(scan)
+    for split, stats in dataset.splits.items():
+        yield from _own_answers(stats)
         if split in HELD_OUT:
             continue
-        shown = [seen for seen in scan.images if seen.is_demonstration or split == "teachers"]
-        for held_split, seen, held_out in _shared(scan, shown, survey.scans):
+        shown = [seen for seen in stats.images if seen.is_demonstration or split == "teachers"]
+        for held_split, seen, held_out in _shared(stats, shown, dataset.splits):
             named = _named(seen, held_out)
             what = f"the demonstration image {named} is also in {NAMES[held_split]}: it gives the answer"
-            yield Problem(what, scan.where(seen.line), "remove the demonstration, or take another image")
+            yield Problem(what, stats.where(seen.line), "remove the demonstration, or take another image")
 
 
-def _own_answers(scan: Scan) -> Iterable[Problem]:
+def _own_answers(stats: SplitStats) -> Iterable[Problem]:
     """Samples that show, as a demonstration, the image that is then asked about."""
-    students = {seen.line: seen for seen in scan.images if not seen.is_demonstration}
-    for seen in scan.images:
+    students = {seen.line: seen for seen in stats.images if not seen.is_demonstration}
+    for seen in stats.images:
         student = students.get(seen.line)
         if seen.is_demonstration and student is not None and _is_same_image(seen, student):
             what = f"a demonstration shows {seen.image!r}, the very image that is asked about"
-            yield Problem(what, scan.where(seen.line), "remove the demonstration, or take another image")
+            yield Problem(what, stats.where(seen.line), "remove the demonstration, or take another image")
 
 
-def answers_agree(survey: Survey) -> Iterable[Problem]:
+def answers_agree(dataset: Dataset) -> Iterable[Problem]:
     """No image is asked about twice with different objects, be it under one name or two."""
-    for split, scan in survey.scans.items():
-        students = [seen for seen in scan.images if not seen.is_demonstration]
+    for split, stats in dataset.splits.items():
+        students = [seen for seen in stats.images if not seen.is_demonstration]
         first: dict[object, SeenImage] = {}
         for seen in students:
             first.setdefault(seen.file_id, seen)
@@ -84,22 +84,22 @@ def answers_agree(survey: Survey) -> Iterable[Problem]:
             if earlier.answer != seen.answer:
                 what = (
                     f"{_named(seen, earlier)} is asked about with other objects than in"
-                    f" {scan.place(earlier.line)}: each answer would be learned as complete"
+                    f" {stats.place(earlier.line)}: each answer would be learned as complete"
                 )
                 yield Problem(
-                    what, scan.where(seen.line), f"put all its objects into one sample of data.{split}"
+                    what, stats.where(seen.line), f"put all its objects into one sample of data.{split}"
                 )
 
 
 def _shared(
-    scan: Scan, uses: Iterable[SeenImage], scans: Mapping[Split, Scan]
+    stats: SplitStats, uses: Iterable[SeenImage], splits: Mapping[Split, SplitStats]
 ) -> Iterable[tuple[Split, SeenImage, SeenImage]]:
     """Uses of an image that a held-out file asks about: the split, the use, the held-out one."""
     uses = list(uses)
     for split in HELD_OUT:
-        if split not in scans or _is_one_file(scan, scans[split]):  # files_differ says it once
+        if split not in splits or _is_one_file(stats, splits[split]):  # files_differ says it once
             continue
-        held_out = [seen for seen in scans[split].images if not seen.is_demonstration]
+        held_out = [seen for seen in splits[split].images if not seen.is_demonstration]
         by_file = {seen.file_id: seen for seen in held_out}
         by_probe = _by_probe(held_out, {seen.num_bytes for seen in uses})
         for seen in uses:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from qwendet.checks.config.census import Scan
 from qwendet.checks.config.frames import Floats, box_table
 from qwendet.checks.config.samples import Split
+from qwendet.checks.config.stats import SplitStats
 from qwendet.visualization.charts import save_bars, save_heat_map, save_histogram
 
 MOST_BOXES = 30
@@ -21,11 +21,11 @@ GRID = 32
 MAX_LABELS = 60
 
 
-def save_plots(scans: Mapping[Split, Scan], folder: Path) -> list[Path]:
+def save_plots(splits: Mapping[Split, SplitStats], folder: Path) -> list[Path]:
     """Write a PNG of each kind for all files together.
 
     Args:
-        scans: what was seen.
+        splits: what was seen.
         folder: made if it is absent.
 
     Returns:
@@ -34,22 +34,22 @@ def save_plots(scans: Mapping[Split, Scan], folder: Path) -> list[Path]:
     Raises:
         DataError: if they cannot be written.
     """
-    rows = np.concatenate([box_table(scan) for scan in scans.values()])
+    rows = np.concatenate([box_table(stats) for stats in splits.values()])
     names = ("boxes_per_image", "box_sizes", "aspect_ratios", "labels", "positions")
     files = {name: folder / f"{name}.png" for name in names}
-    _boxes_per_image(scans.values(), files["boxes_per_image"])
+    _boxes_per_image(splits.values(), files["boxes_per_image"])
     _sizes(rows, files["box_sizes"])
     _aspects(rows, files["aspect_ratios"])
-    _labels(scans.values(), files["labels"])
+    _labels(splits.values(), files["labels"])
     _positions(rows, files["positions"])
     return list(files.values())
 
 
-def _boxes_per_image(scans: Iterable[Scan], target: Path) -> None:
+def _boxes_per_image(splits: Iterable[SplitStats], target: Path) -> None:
     counts: Counter[int] = Counter()
-    for scan in scans:
-        boxes = Counter(box_table(scan)[:, 6].tolist())
-        lines = [seen.line for seen in scan.images if not seen.is_demonstration]
+    for stats in splits:
+        boxes = Counter(box_table(stats)[:, 6].tolist())
+        lines = [seen.line for seen in stats.images if not seen.is_demonstration]
         counts.update(min(boxes[float(line)], MOST_BOXES) for line in lines)
     highest = max(counts, default=0)
     names = [str(number) if number < MOST_BOXES else f"{MOST_BOXES}+" for number in range(highest + 1)]
@@ -73,10 +73,10 @@ def _aspects(rows: Floats, target: Path) -> None:
     save_histogram(target, "Shapes of boxes", counts.tolist(), ASPECT_NAMES, note)
 
 
-def _labels(scans: Iterable[Scan], target: Path) -> None:
+def _labels(splits: Iterable[SplitStats], target: Path) -> None:
     totals: Counter[str] = Counter()
-    for scan in scans:
-        for label, use in scan.labels.items():
+    for stats in splits:
+        for label, use in stats.labels.items():
             totals[label] += use.num_boxes
     shown = totals.most_common(MAX_LABELS)
     more = f" (the first {MAX_LABELS} of {len(totals)} labels)" if len(totals) > MAX_LABELS else ""

@@ -2,7 +2,7 @@
 
     line ─► Sample ─► its turns ─► Visit ─► every rule ─► problems
 
-A rule sees one turn. What only shows over the whole data set is in ``survey``, ``overlap`` and ``frames``.
+A rule sees one turn. What only shows over the whole data set is in ``dataset``, ``overlap`` and ``frames``.
 """
 
 from __future__ import annotations

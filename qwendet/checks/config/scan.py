@@ -1,7 +1,7 @@
 """One pass over every sample file, in pieces of some hundred lines, each read and judged by a worker process.
 
-    file ─► pieces (byte ranges of whole lines) ─► worker: Sample, image header, every rule ─► Scan, Findings
-                                                                                               └► merged
+    file ─► pieces (byte ranges of whole lines) ─► worker: Sample, image header, every rule
+                                                   └► SplitStats, Findings ─► merged
 
 Only what the checks of the whole data set need is kept of a sample: its labels, boxes and images as
 numbers, so memory grows by some 300 bytes a sample and not with the files. Nothing here imports torch, so
@@ -15,15 +15,17 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from qwendet.checks.config.census import LabelUse, Scan, SeenImage
-from qwendet.checks.config.crew import FEW_SAMPLES, Crew
 from qwendet.checks.config.samples import RULES, Split, Visit, is_counted
+from qwendet.checks.config.stats import LabelUse, SeenImage, SplitStats
 from qwendet.checks.runner import Findings
 from qwendet.config.schema import Config
 from qwendet.data.images import (
@@ -35,7 +37,7 @@ from qwendet.data.images import (
 from qwendet.data.samples import Sample, Turn, parse_sample
 from qwendet.errors import DataError, Problem
 from qwendet.families.family import PixelLimits
-from qwendet.progress import Advance, track
+from qwendet.progress import track
 
 PARSE = "config.data.samples"
 CUT = "config.data.cut"
@@ -45,6 +47,11 @@ LEAVES_OUT = frozenset({PARSE, OPEN, *(id for id, rule in RULES.items() if rule.
 """Findings that ``data.on_bad_sample: skip`` leaves out with their sample."""
 LEFT_OUT = "left out (data.on_bad_sample: skip)"
 PIECE_SAMPLES = 256
+FEW_SAMPLES = 2000
+"""Up to so many are judged faster than worker processes start."""
+SOME = 4
+"""Pieces a worker that are read before their results are taken in."""
+Piece = TypeVar("Piece")
 
 Depth = Literal["none", "header", "full"]
 
@@ -70,7 +77,7 @@ class Task:
     limits: PixelLimits | None
 
 
-class Piece(NamedTuple):
+class Lines(NamedTuple):
     """A byte range of whole lines, and the number of the first."""
 
     start: int
@@ -86,7 +93,7 @@ def scan_files(
     depth: Depth = "header",
     workers: int = 1,
     limits: PixelLimits | None = None,
-) -> tuple[dict[Split, Scan], dict[str, Findings]]:
+) -> tuple[dict[Split, SplitStats], dict[str, Findings]]:
     """Hold every sample of every file against every rule.
 
     Args:
@@ -100,36 +107,46 @@ def scan_files(
         What was seen, by split; and what each rule found, by id.
     """
     findings = {id: Findings(id) for id in PASS_IDS}
-    scans: dict[Split, Scan] = {}
-    pieces = {split: list(cut_into_pieces(path)) for split, path in files.items()}
-    num_samples = sum(piece.num_samples for found in pieces.values() for piece in found)
-    with Crew(workers if num_samples > FEW_SAMPLES else 1, alone=0) as crew:
-        for split, path in files.items():
-            root = path.parent if config.data.root is None else Path(config.data.root)
-            task = Task(config, split, path, root, depth, limits)
-            scans[split] = Scan(path)
-            total = sum(piece.num_samples for piece in pieces[split])
-            with track(f"checking {path.name}", total) as advance:
-                merge = partial(take_in, scans[split], findings, advance=advance)
-                for piece in pieces[split]:
-                    crew.do(partial(scan_piece, task, piece), merge, piece.num_samples)
-                crew.finish()
-    return scans, findings
+    splits = {split: SplitStats(path) for split, path in files.items()}
+    pieces = []
+    for split, path in files.items():
+        root = path.parent if config.data.root is None else Path(config.data.root)
+        task = Task(config, split, path, root, depth, limits)
+        pieces += [(task, piece) for piece in cut_into_pieces(path)]
+    names = ", ".join(path.name for path in files.values())
+    with track(f"checking {names}", sum(piece.num_samples for _, piece in pieces)) as advance:
+        for judged in in_order(scan_piece, pieces, workers):
+            take_in(splits, findings, judged)
+            advance(sum(stats.num_samples for stats in splits.values()), "")
+    return splits, findings
 
 
-Judged = tuple[Scan, dict[str, Findings]]
-"""What was seen of some samples of a split, and what the rules found, by id."""
+Judged = tuple[Split, SplitStats, dict[str, Findings]]
+"""Of some samples: their split, what was seen of them, and what the rules found, by id."""
 
 
-def take_in(
-    scan: Scan, findings: Mapping[str, Findings], judged: Judged, *, advance: Advance | None = None
-) -> None:
+def take_in(splits: Mapping[Split, SplitStats], findings: Mapping[str, Findings], judged: Judged) -> None:
     """Add what a piece of work found to what earlier ones did."""
-    scan.add(judged[0])
-    for id, few in judged[1].items():
+    split, seen, found = judged
+    splits[split].add(seen)
+    for id, few in found.items():
         findings[id].merge(few)
-    if advance is not None:
-        advance(scan.num_samples, "")
+
+
+def in_order(judge: Callable[[Piece], Judged], pieces: Iterable[Piece], workers: int) -> Iterator[Judged]:
+    """What ``judge`` makes of each piece, in their order, by worker processes that take some at a time.
+
+    The first few samples are judged by this process: that is faster than others start.
+    """
+    waiting = iter(pieces)
+    yield from map(judge, islice(waiting, None if workers == 1 else FEW_SAMPLES // PIECE_SAMPLES))
+    if not (some := list(islice(waiting, SOME * workers))):
+        return
+    # spawn: a fork of a process that has threads (torch, a progress bar) may hang.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        while some:
+            yield from pool.map(judge, some)
+            some = list(islice(waiting, SOME * workers))
 
 
 def available_cores() -> int:
@@ -137,7 +154,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cut_into_pieces(path: Path) -> Iterator[Piece]:
+def cut_into_pieces(path: Path) -> Iterator[Lines]:
     """Byte ranges of at most ``PIECE_SAMPLES`` samples each, blank lines not counted."""
     start, first_line, count, offset = 0, 1, 0, 0
     with path.open("rb") as file:
@@ -145,14 +162,15 @@ def cut_into_pieces(path: Path) -> Iterator[Piece]:
             offset += len(line)
             count += not line.isspace()
             if count == PIECE_SAMPLES:
-                yield Piece(start, offset, first_line, count)
+                yield Lines(start, offset, first_line, count)
                 start, first_line, count = offset, number + 1, 0
     if count:
-        yield Piece(start, offset, first_line, count)
+        yield Lines(start, offset, first_line, count)
 
 
-def scan_piece(task: Task, piece: Piece) -> Judged:
+def scan_piece(work: tuple[Task, Lines]) -> Judged:
     """Read some lines of a file and hold them against every rule."""
+    task, piece = work
     reading = Pass(task)
     with task.path.open("rb") as file:
         file.seek(piece.start)
@@ -160,42 +178,46 @@ def scan_piece(task: Task, piece: Piece) -> Judged:
     for number, line in enumerate(lines, start=piece.first_line):
         if not line.isspace():
             reading.read(line, number)
-    return reading.scan, {id: found for id, found in reading.findings.items() if found.seconds}
+    return reading.judged()
 
 
 class Pass:
     """The pass over one piece of a file, or over one split of an annotated data set.
 
     Attributes:
-        scan: what it saw.
+        stats: what it saw.
         findings: what each rule found, by id.
     """
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.scan = Scan(task.path)
+        self.stats = SplitStats(task.path)
         self.findings = {id: Findings(id) for id in PASS_IDS}
         self.facts: dict[str, ImageFacts] = {}  # a pool's images are shown again and again
         # Training leaves broken samples out; a demonstration that is drawn from a pool is needed.
         self.is_lenient = task.config.data.on_bad_sample == "skip" and task.split != "teachers"
 
+    def judged(self) -> Judged:
+        """What it saw and found."""
+        return self.task.split, self.stats, {id: few for id, few in self.findings.items() if few.seconds}
+
     def read(self, raw: bytes, number: int) -> None:
         """Take in one line."""
-        self.scan.num_samples += 1
+        self.stats.num_samples += 1
         samples: list[Sample] = []
         if not raw.endswith(b"\n") and not _is_json(raw):
-            self._holds(CUT, partial(_say_cut, raw, self.scan.where(number)))
+            self._holds(CUT, partial(_say_cut, raw, self.stats.where(number)))
             return
         self._holds(PARSE, partial(self._parse, raw, number, samples))
         if not samples:
             self._keep_raw_boxes(raw, number)
             return
-        self.scan.num_parsed += 1
+        self.stats.num_parsed += 1
         self.visit(samples[0], number)
-        self.scan.add_line(hashlib.blake2b(raw.strip(), digest_size=8).digest(), number)
+        self.stats.add_line(hashlib.blake2b(raw.strip(), digest_size=8).digest(), number)
 
     def _parse(self, raw: bytes, number: int, samples: list[Sample]) -> list[Problem]:
-        where = self.scan.where(number)
+        where = self.stats.where(number)
         try:
             line = raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -209,9 +231,9 @@ class Pass:
             record = json.loads(raw)
             turn = record.get("student", record)
             boxes = [item["bbox_2d"] for item in turn["objects"]]
-            size = self._raw_size(turn, self.scan.where(number))
+            size = self._raw_size(turn, self.stats.where(number))
             for x1, y1, x2, y2 in boxes:
-                self.scan.boxes.extend((float(x1), float(y1), float(x2), float(y2), *size, number))
+                self.stats.boxes.extend((float(x1), float(y1), float(x2), float(y2), *size, number))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
             return  # nothing that could be read as boxes; the line itself is reported already
 
@@ -238,7 +260,7 @@ class Pass:
         ]
         verdicts = [is_open and self._is_usable(visit) for is_open, visit in visits]
         is_usable = all(verdicts)
-        self.scan.num_usable += is_usable
+        self.stats.num_usable += is_usable
         if is_usable or not self.is_lenient:
             for _, visit in visits:
                 self._count(visit, number)
@@ -258,9 +280,9 @@ class Pass:
             is_full = self.task.depth == "full"
             self.facts[turn.image] = inspect_image(turn.image, turn.root, where, decode=is_full)
         except (AbsentImageError, ForbiddenImageError) as error:
-            self.scan.num_absent += isinstance(error, AbsentImageError)
-            self.scan.num_forbidden += isinstance(error, ForbiddenImageError)
-            self.scan.first_absent = self.scan.first_absent or error.problems[0]
+            self.stats.num_absent += isinstance(error, AbsentImageError)
+            self.stats.num_forbidden += isinstance(error, ForbiddenImageError)
+            self.stats.first_absent = self.stats.first_absent or error.problems[0]
             raise
         return []
 
@@ -273,18 +295,18 @@ class Pass:
         return self.findings[id].collect(find, LEFT_OUT if self.is_lenient and id in LEAVES_OUT else "")
 
     def _count(self, visit: Visit, number: int) -> None:
-        scan, turn, is_student = self.scan, visit.turn, visit.turn is visit.sample.student
-        scan.images.append(_seen(visit, number))
+        stats, turn, is_student = self.stats, visit.turn, visit.turn is visit.sample.student
+        stats.images.append(_seen(visit, number))
         for item in turn.objects:
-            use = scan.labels.setdefault(item.desc, LabelUse(visit.where))
+            use = stats.labels.setdefault(item.desc, LabelUse(visit.where))
             use.num_boxes += is_student and is_counted(item)
         if is_student:
-            scan.num_negatives += not turn.objects
-            scan.num_with_teachers += bool(visit.sample.teachers)
+            stats.num_negatives += not turn.objects
+            stats.num_with_teachers += bool(visit.sample.teachers)
             width, height = visit.size or (0, 0)
             for item in turn.objects:
-                scan.num_boxes += is_counted(item)
-                scan.boxes.extend((*item.bbox_2d, width, height, number))
+                stats.num_boxes += is_counted(item)
+                stats.boxes.extend((*item.bbox_2d, width, height, number))
 
 
 def _seen(visit: Visit, number: int) -> SeenImage:

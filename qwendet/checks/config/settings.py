@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from qwendet.checks.config.survey import Check, Survey
+from qwendet.checks.config.dataset import Check, Dataset
 from qwendet.config.schema import EMBEDDED_MODELS, HUB_ID
 from qwendet.data.samples import check_label
 from qwendet.encoding.image_tokens import known_family
@@ -22,32 +22,32 @@ HIGHEST_LEARNING_RATE = 0.02
 """Above it, AdamW moves each weight by more than most weights are large, in a few dozen steps."""
 
 
-def model_path(survey: Survey) -> list[Problem]:
+def model_path(dataset: Dataset) -> list[Problem]:
     """``model.path`` is a folder with a model, or can be the name of one; what can be read is of a family."""
-    path = survey.config.model.path
+    path = dataset.config.model.path
     if path in EMBEDDED_MODELS:
         return []
     if Path(path).is_dir():
         if any((Path(path) / name).is_file() for name in ("config.json", "adapter_config.json")):
-            known_family(survey.config.model)
+            known_family(dataset.config.model)
             return []
         return [Problem(f"the folder {path} holds no config.json, so no model", "model.path", "give another")]
     if HUB_ID.fullmatch(path):
-        known_family(survey.config.model)
+        known_family(dataset.config.model)
         return []
     return [Problem(f"there is no folder {path}", "model.path", "give tiny, a folder, or a hub id")]
 
 
-def gpu(survey: Survey) -> list[Problem]:
+def gpu(dataset: Dataset) -> list[Problem]:
     """``model.device: cuda`` has a GPU."""
-    if survey.config.model.device != "cuda" or has_nvidia_gpu():
+    if dataset.config.model.device != "cuda" or has_nvidia_gpu():
         return []
     return [Problem("no NVIDIA GPU was found here", "model.device", "set it to auto or cpu")]
 
 
-def flash_attention(survey: Survey) -> list[Problem]:
+def flash_attention(dataset: Dataset) -> list[Problem]:
     """``flash_attention_2`` finds what it needs."""
-    model = survey.config.model
+    model = dataset.config.model
     if model.attn_implementation != "flash_attention_2":
         return []
     lacking = []
@@ -57,25 +57,25 @@ def flash_attention(survey: Survey) -> list[Problem]:
         lacking.append("the package flash-attn")
     if (
         model.dtype == "float64"
-        or survey.config.train.autocast == "none"
-        or (model.dtype == "float32" and survey.config.train.autocast == "auto")
+        or dataset.config.train.autocast == "none"
+        or (model.dtype == "float32" and dataset.config.train.autocast == "auto")
     ):
         lacking.append("train.autocast bf16: it has no float32")
     fix = "pip install 'qwendet[flash]' on a machine with an NVIDIA GPU, or set it to sdpa"
     return [Problem(f"flash_attention_2 needs {need}", "model.attn_implementation", fix) for need in lacking]
 
 
-def boards(survey: Survey) -> list[Problem]:
+def boards(dataset: Dataset) -> list[Problem]:
     """What ``train.report_to`` names is installed."""
-    if "wandb" not in survey.config.train.report_to or importlib.util.find_spec("wandb") is not None:
+    if "wandb" not in dataset.config.train.report_to or importlib.util.find_spec("wandb") is not None:
         return []
     fix = "pip install 'qwendet[wandb]', or leave it out"
     return [Problem("wandb needs the package wandb", "train.report_to", fix)]
 
 
-def launcher(survey: Survey) -> Iterable[Problem]:
+def launcher(dataset: Dataset) -> Iterable[Problem]:
     """What ``accelerate launch`` was told can be had here, and is what the config says."""
-    model = survey.config.model
+    model = dataset.config.model
     has_gpu = model.device != "cpu" and has_nvidia_gpu()
     return launcher_problems(has_gpu=has_gpu, in_4bit=model.lora is not None and model.lora.load_in_4bit)
 
@@ -87,17 +87,17 @@ def has_nvidia_gpu() -> bool:
     return any(NVIDIA_DRIVER.glob("*")) or shutil.which("nvidia-smi") is not None
 
 
-def train_is_given(survey: Survey) -> list[Problem]:
+def train_is_given(dataset: Dataset) -> list[Problem]:
     """There is something to train on."""
-    if survey.config.data.train is not None:
+    if dataset.config.data.train is not None:
         return []
     return [Problem("data.train is not set", "data.train", "give the path of a JSONL file")]
 
 
-def labels_are_texts(survey: Survey) -> list[Problem]:
+def labels_are_texts(dataset: Dataset) -> list[Problem]:
     """Every entry of ``data.labels`` can be written into a prompt."""
     problems: list[Problem] = []
-    for index, label in enumerate(survey.config.data.labels or ()):
+    for index, label in enumerate(dataset.config.data.labels or ()):
         try:
             check_label(label, "data.labels", f"entry {index + 1}")
         except DataError as error:
@@ -105,17 +105,17 @@ def labels_are_texts(survey: Survey) -> list[Problem]:
     return problems
 
 
-def packing_is_possible(survey: Survey) -> Iterable[Problem]:
+def packing_is_possible(dataset: Dataset) -> Iterable[Problem]:
     """Samples that share a row stay apart in the model's layers."""
-    family = known_family(survey.config.model) if survey.config.train.packing else None
+    family = known_family(dataset.config.model) if dataset.config.train.packing else None
     if family is not None and family.packing_refusal:
         what = f"{family.name} cannot be packed: {family.packing_refusal}"
         yield Problem(what, "train.packing", "set it to false")
 
 
-def head_learns(survey: Survey) -> Iterable[Problem]:
+def head_learns(dataset: Dataset) -> Iterable[Problem]:
     """A head that is built is trained."""
-    config = survey.config
+    config = dataset.config
     if config.detection.enabled and config.train.group_learning_rates()["head"] == 0:
         what = (
             "detection.enabled is true, but the head's learning rate is 0: it stays as it was before training"
@@ -124,9 +124,9 @@ def head_learns(survey: Survey) -> Iterable[Problem]:
         yield Problem(what, "train.head_learning_rate", fix)
 
 
-def text_is_trained(survey: Survey) -> Iterable[Problem]:
+def text_is_trained(dataset: Dataset) -> Iterable[Problem]:
     """Answers that are asked for in text are trained on."""
-    config, loss = survey.config, survey.config.loss
+    config, loss = dataset.config, dataset.config.loss
     if config.infer.mode in ("text", "both") and not any(
         (loss.lm_loss_weight, loss.student_loss_weight, loss.teacher_loss_weight)
     ):
@@ -134,9 +134,9 @@ def text_is_trained(survey: Survey) -> Iterable[Problem]:
         yield Problem(what, "loss.lm_loss_weight", "raise it, or set infer.mode to head")
 
 
-def only_teachers_are_learned(survey: Survey) -> Iterable[Problem]:
+def only_teachers_are_learned(dataset: Dataset) -> Iterable[Problem]:
     """The text that is trained on is not that of the demonstrations alone."""
-    config, loss = survey.config, survey.config.loss
+    config, loss = dataset.config, dataset.config.loss
     if loss.teacher_loss_weight > 0 and loss.student_loss_weight == 0 and loss.lm_loss_weight == 0:
         what = "only the demonstrations' answers are trained on: student_loss_weight and lm_loss_weight are 0"
         if config.detection.enabled and config.infer.mode in ("auto", "head"):
@@ -146,9 +146,9 @@ def only_teachers_are_learned(survey: Survey) -> Iterable[Problem]:
         )
 
 
-def learning_rates_are_sane(survey: Survey) -> Iterable[Problem]:
+def learning_rates_are_sane(dataset: Dataset) -> Iterable[Problem]:
     """No learning rate is so high that training cannot but diverge."""
-    train = survey.config.train
+    train = dataset.config.train
     for key in type(train).model_fields:
         rate = getattr(train, key) if key.endswith("learning_rate") else None
         if rate is not None and rate > HIGHEST_LEARNING_RATE:
@@ -157,25 +157,25 @@ def learning_rates_are_sane(survey: Survey) -> Iterable[Problem]:
             yield Problem(what, f"train.{key}", fix)
 
 
-def warm_up_ends(survey: Survey) -> Iterable[Problem]:
+def warm_up_ends(dataset: Dataset) -> Iterable[Problem]:
     """The learning rate arrives at its full height."""
-    train = survey.config.train
+    train = dataset.config.train
     if train.warmup_ratio == 1 and train.lr_scheduler != "constant":
         what = "train.warmup_ratio is 1: the learning rate would rise until the last step"
         yield Problem(what, "train.warmup_ratio", "for example 0.03")
 
 
-def demonstrations_are_given(survey: Survey) -> Iterable[Problem]:
+def demonstrations_are_given(dataset: Dataset) -> Iterable[Problem]:
     """Samples that are to be given demonstrations are given at least one."""
-    data = survey.config.data
+    data = dataset.config.data
     if data.teacher_ratio > 0 and data.num_teachers == 0:
         what = f"data.teacher_ratio is {data.teacher_ratio:g}, but data.num_teachers is 0: none is ever given"
         yield Problem(what, "data.num_teachers", "set it to 1 or more, or data.teacher_ratio to 0")
 
 
-def output_can_be_written(survey: Survey) -> Iterable[Problem]:
+def output_can_be_written(dataset: Dataset) -> Iterable[Problem]:
     """The run's folder can be made and written to."""
-    target = Path(survey.config.train.output_dir).absolute()
+    target = Path(dataset.config.train.output_dir).absolute()
     nearest = next(path for path in (target, *target.parents) if path.exists())
     fix = "choose another with --set train.output_dir=DIR"
     if not nearest.is_dir():

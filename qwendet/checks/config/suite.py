@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwendet.checks.config import frames, overlap, settings, survey
+from qwendet.checks.config import dataset, frames, overlap, settings
 from qwendet.checks.config.annotated import ANNOTATIONS, scan_data
-from qwendet.checks.config.census import Scan
+from qwendet.checks.config.dataset import Check, Dataset
 from qwendet.checks.config.sample_files import Given
 from qwendet.checks.config.samples import RULES, Split
 from qwendet.checks.config.scan import CUT, OPEN, PARSE, PASS_IDS, Depth
+from qwendet.checks.config.stats import SplitStats
 from qwendet.checks.config.summary import summary_tables
-from qwendet.checks.config.survey import Check, Survey
 from qwendet.checks.result import Result, Table
 from qwendet.checks.runner import Findings, unknown_id
 from qwendet.config.schema import Config
@@ -67,7 +67,7 @@ def run_config_checks(config: Config, how: Thoroughness | None = None) -> tuple[
     how = how or Thoroughness()
     require_files({f"data.{split}": path for split, path in files.items()}, config.data.root)
     results, seen, tables = _run(config, Given(files), known_checks(), how)
-    if how.tokens and any(scan.num_parsed for scan in seen.scans.values()):
+    if how.tokens and any(stats.num_parsed for stats in seen.splits.values()):
         from qwendet.checks.config.tokens import count_tokens
 
         found, more = count_tokens(seen)
@@ -94,7 +94,7 @@ def run_data_checks(given: Given, root: Path | None, how: Thoroughness) -> tuple
     return [result for result in results if result.id not in OF_CONFIG], tables
 
 
-def survey_data(given: Given, root: Path | None, how: Thoroughness) -> tuple[Survey, int]:
+def read_data(given: Given, root: Path | None, how: Thoroughness) -> tuple[Dataset, int]:
     """See what data holds, without judging it.
 
     Args:
@@ -106,11 +106,11 @@ def survey_data(given: Given, root: Path | None, how: Thoroughness) -> tuple[Sur
         What was seen, and the number of samples or boxes that are broken.
     """
     config = _data_config(given.files, root)
-    scans, findings = scan_data(config, given, depth=how.images, workers=how.workers)
-    if not any(scan.num_samples for scan in scans.values()):
-        names = ", ".join(str(scan.path) for scan in scans.values())
+    splits, findings = scan_data(config, given, depth=how.images, workers=how.workers)
+    if not any(stats.num_samples for stats in splits.values()):
+        names = ", ".join(str(stats.path) for stats in splits.values())
         raise DataError("the file holds no samples", names, "give a file with one sample a line")
-    return Survey(config, scans), findings[PARSE].num_failed + findings[CUT].num_failed
+    return Dataset(config, splits), findings[PARSE].num_failed + findings[CUT].num_failed
 
 
 def _data_config(files: Mapping[Split, Path], root: Path | None) -> Config:
@@ -151,7 +151,7 @@ def known_checks() -> dict[str, Check]:
     return {
         ALLOW: Check(_allow_names_checks, "data.allow names checks only", is_of_data=False),
         **settings.CHECKS,
-        **survey.CHECKS,
+        **dataset.CHECKS,
         **overlap.CHECKS,
         **frames.CHECKS,
     }
@@ -167,16 +167,16 @@ def _run(
     given: Given,
     checks: Mapping[str, Check],
     how: Thoroughness,
-) -> tuple[list[Result], Survey, list[Table]]:
+) -> tuple[list[Result], Dataset, list[Table]]:
     limits = image_limits(config)
-    scans, findings = scan_data(config, given, depth=how.images, workers=how.workers, limits=limits)
-    seen = Survey(config, scans)
+    splits, findings = scan_data(config, given, depth=how.images, workers=how.workers, limits=limits)
+    seen = Dataset(config, splits)
     results = [result for id, check in checks.items() for result in _run_check(id, check, seen)]
     lost = [result for result in results if result.id == "config.images.root" and result.status == "fail"]
-    if len(lost) == sum(1 for scan in scans.values() if scan.num_samples) and lost:
+    if len(lost) == sum(1 for stats in splits.values() if stats.num_samples) and lost:
         findings[OPEN] = Findings(OPEN)  # each of its problems follows from that one
-    goods = _goods(scans)
-    skips = _skips(scans, how, limits is not None)
+    goods = _goods(splits)
+    skips = _skips(splits, how, limits is not None)
     if not given.files:
         skips[CUT] = "there is no sample file"
     for id, found in findings.items():
@@ -184,14 +184,14 @@ def _run(
         results += (
             [Result(id, "skip", skips[id])] if is_skipped else found.results(goods[id], config.data.allow)
         )
-    return results, seen, summary_tables(scans)
+    return results, seen, summary_tables(splits)
 
 
-def _run_check(id: str, check: Check, seen: Survey) -> list[Result]:
-    absent = [f"data.{split}" for split in check.needs if split not in seen.scans]
+def _run_check(id: str, check: Check, seen: Dataset) -> list[Result]:
+    absent = [f"data.{split}" for split in check.needs if split not in seen.splits]
     if absent:
         return [Result(id, "skip", f"{' and '.join(absent)} not set")]
-    empty = [seen.scans[split].name for split in check.needs if not seen.scans[split].num_parsed]
+    empty = [seen.splits[split].name for split in check.needs if not seen.splits[split].num_parsed]
     if empty:
         return [Result(id, "skip", f"{' and '.join(empty)}: no sample that can be read")]
     findings = Findings(id)
@@ -199,8 +199,8 @@ def _run_check(id: str, check: Check, seen: Survey) -> list[Result]:
     return findings.results(check.good, seen.config.data.allow)
 
 
-def _goods(scans: Mapping[Split, Scan]) -> dict[str, str]:
-    counts = ", ".join(f"{scan.num_samples} in {scan.name}" for scan in scans.values())
+def _goods(splits: Mapping[Split, SplitStats]) -> dict[str, str]:
+    counts = ", ".join(f"{stats.num_samples} in {stats.name}" for stats in splits.values())
     return {
         PARSE: f"every sample can be read: {counts}",
         CUT: "no file ends in mid-line",
@@ -210,9 +210,9 @@ def _goods(scans: Mapping[Split, Scan]) -> dict[str, str]:
     }
 
 
-def _skips(scans: Mapping[Split, Scan], how: Thoroughness, knows_limits: bool) -> dict[str, str]:
+def _skips(splits: Mapping[Split, SplitStats], how: Thoroughness, knows_limits: bool) -> dict[str, str]:
     """Why rules have nothing to look at."""
-    if not any(scan.num_samples for scan in scans.values()):
+    if not any(stats.num_samples for stats in splits.values()):
         return dict.fromkeys(PASS_IDS, "there are no samples to look at")
     skips = {}
     if how.images == "none":
@@ -223,7 +223,7 @@ def _skips(scans: Mapping[Split, Scan], how: Thoroughness, knows_limits: bool) -
     return skips
 
 
-def _allow_names_checks(seen: Survey) -> Iterable[Problem]:
+def _allow_names_checks(seen: Dataset) -> Iterable[Problem]:
     """Every entry of ``data.allow`` is the id of a check."""
     known = [*known_ids(), MEMORY]
     return [unknown_id(id, known, "data.allow") for id in seen.config.data.allow if id not in known]

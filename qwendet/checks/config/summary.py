@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qwendet.checks.config.census import Scan
 from qwendet.checks.config.frames import box_table
 from qwendet.checks.config.samples import Split
+from qwendet.checks.config.stats import SplitStats
 from qwendet.checks.result import Table
 
 SMALL_PX, LARGE_PX = 32, 96
@@ -17,13 +17,13 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 MAX_LABELS = 30
 
 
-def summary_tables(scans: Mapping[Split, Scan]) -> list[Table]:
+def summary_tables(splits: Mapping[Split, SplitStats]) -> list[Table]:
     """Tables of what was seen, for people; files without samples are left out."""
-    scans = {split: scan for split, scan in scans.items() if scan.num_parsed}
-    return [_samples(scans), _labels(scans), _sizes(scans)] if scans else []
+    splits = {split: stats for split, stats in splits.items() if stats.num_parsed}
+    return [_samples(splits), _labels(splits), _sizes(splits)] if splits else []
 
 
-def _samples(scans: Mapping[Split, Scan]) -> Table:
+def _samples(splits: Mapping[Split, SplitStats]) -> Table:
     columns = (
         "split",
         "samples",
@@ -36,37 +36,37 @@ def _samples(scans: Mapping[Split, Scan]) -> Table:
         "large",
     )
     rows = []
-    for split, scan in scans.items():
-        table = box_table(scan)
+    for split, stats in splits.items():
+        table = box_table(stats)
         areas = np.maximum(0, table[:, 2] - table[:, 0]) * np.maximum(0, table[:, 3] - table[:, 1])
         small = int((areas < SMALL_PX**2).sum())
         large = int((areas >= LARGE_PX**2).sum())
-        images = len({seen.file_id for seen in scan.images})
-        counts = (scan.num_samples, images, scan.num_negatives, scan.num_with_teachers, scan.num_boxes)
+        images = len({seen.file_id for seen in stats.images})
+        counts = (stats.num_samples, images, stats.num_negatives, stats.num_with_teachers, stats.num_boxes)
         rows.append((split, *counts, small, len(areas) - small - large, large))
     return Table("Data (box sizes as COCO: 32² and 96² pixels)", columns, rows)
 
 
-def _labels(scans: Mapping[Split, Scan]) -> Table:
+def _labels(splits: Mapping[Split, SplitStats]) -> Table:
     totals: dict[str, int] = {}
-    for scan in scans.values():
-        for label, use in scan.labels.items():
+    for stats in splits.values():
+        for label, use in stats.labels.items():
             totals[label] = totals.get(label, 0) + use.num_boxes
     shown = sorted(totals, key=lambda label: (-totals[label], label))[:MAX_LABELS]
     rows: list[tuple[object, ...]] = [
-        (label, *(scan.labels[label].num_boxes if label in scan.labels else 0 for scan in scans.values()))
+        (label, *(stats.labels[label].num_boxes if label in stats.labels else 0 for stats in splits.values()))
         for label in shown
     ]
     if len(totals) > MAX_LABELS:
-        rows.append((f"and {len(totals) - MAX_LABELS} more labels", *("" for _ in scans)))
-    return Table("Boxes of each label", ("label", *scans), rows)
+        rows.append((f"and {len(totals) - MAX_LABELS} more labels", *("" for _ in splits)))
+    return Table("Boxes of each label", ("label", *splits), rows)
 
 
-def _sizes(scans: Mapping[Split, Scan]) -> Table:
+def _sizes(splits: Mapping[Split, SplitStats]) -> Table:
     """Quantiles of the square root of a box's area, and of its share of the image."""
     rows: list[tuple[object, ...]] = []
-    for split, scan in scans.items():
-        table = box_table(scan)
+    for split, stats in splits.items():
+        table = box_table(stats)
         x1, y1, x2, y2, width, height, _ = table.T
         sides = np.sqrt(np.maximum(0, x2 - x1) * np.maximum(0, y2 - y1))
         known = (width > 0) & (height > 0)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from qwendet.checks.config.dataset import Dataset
 from qwendet.checks.config.samples import Split
-from qwendet.checks.config.survey import Survey
 from qwendet.checks.result import Result, Table
 from qwendet.checks.runner import Findings
 from qwendet.config.schema import Config
@@ -46,16 +46,16 @@ class _Counts:
     unknown: int = 0
 
 
-def count_tokens(survey: Survey) -> tuple[list[Result], list[Table]]:
+def count_tokens(dataset: Dataset) -> tuple[list[Result], list[Table]]:
     """Hold the tokens of every sample against ``data.max_tokens`` and ``infer.max_new_tokens``.
 
     Args:
-        survey: the config, and what its files hold.
+        dataset: the config, and what its files hold.
 
     Returns:
         Results, and tokens per sample: median, 99th percentile, maximum.
     """
-    config, counter = survey.config, _Counter(survey)
+    config, counter = dataset.config, _Counter(dataset)
     findings = {id: Findings(id) for id in (LIMIT, ANSWER)}
     loaded: list[Encoder] = []
 
@@ -65,8 +65,8 @@ def count_tokens(survey: Survey) -> tuple[list[Result], list[Table]]:
 
     if not findings[LIMIT].collect(prepare):
         return findings[LIMIT].results("", config.data.allow), []
-    counts = {split: counter.count(split, loaded[0], findings) for split in survey.scans}
-    findings[LIMIT].collect(lambda: _drawn(survey, loaded[0], counts, counter.sizes))
+    counts = {split: counter.count(split, loaded[0], findings) for split in dataset.splits}
+    findings[LIMIT].collect(lambda: _drawn(dataset, loaded[0], counts, counter.sizes))
     goods = {
         LIMIT: f"no sample has more than data.max_tokens = {config.data.max_tokens} tokens",
         ANSWER: f"no answer has more than infer.max_new_tokens = {config.infer.max_new_tokens} tokens",
@@ -80,22 +80,22 @@ def count_tokens(survey: Survey) -> tuple[list[Result], list[Table]]:
 class _Counter:
     """Counts tokens, knowing the size of every image that was seen."""
 
-    def __init__(self, survey: Survey) -> None:
-        self.survey = survey
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
         self.sizes: dict[tuple[Split, str], Size] = {
             (split, seen.image): seen.size
-            for split, scan in survey.scans.items()
-            for seen in scan.images
+            for split, stats in dataset.splits.items()
+            for seen in stats.images
             if seen.size is not None
         }
 
     def count(self, split: Split, encoder: Encoder, findings: dict[str, Findings]) -> _Counts:
         """Count the samples of one file; what exceeds a limit is added to the findings."""
-        counts, scan, data = _Counts(), self.survey.scans[split], self.survey.config.data
-        if not scan.num_samples:
+        counts, stats, data = _Counts(), self.dataset.splits[split], self.dataset.config.data
+        if not stats.num_samples:
             return counts
-        samples = SampleFile(scan.path, None if data.root is None else Path(data.root))
-        with track(f"counting tokens of {scan.path.name}", len(samples)) as advance:
+        samples = SampleFile(stats.path, None if data.root is None else Path(data.root))
+        with track(f"counting tokens of {stats.path.name}", len(samples)) as advance:
             for index in range(len(samples)):
                 try:
                     sample = samples[index]
@@ -120,7 +120,7 @@ class _Counter:
         encoder: Encoder,
         findings: dict[str, Findings],
     ) -> None:
-        config = self.survey.config
+        config = self.dataset.config
         total, answer = encoder.token_counts(sample, sizes)
         alone = total if not sample.teachers else _alone(sample.student, sizes[-1], encoder)
         counts.totals.append(total)
@@ -146,26 +146,26 @@ def _answer_too_long(tokens: int, config: Config, where: str) -> Iterable[Proble
 
 
 def _drawn(
-    survey: Survey,
+    dataset: Dataset,
     encoder: Encoder,
     counts: dict[Split, _Counts],
     sizes: dict[tuple[Split, str], Size],
 ) -> Iterable[Problem]:
     """Samples that exceed the limit with demonstrations that will be drawn for them."""
-    data = survey.config.data
+    data = dataset.config.data
     pool: Split = "train" if data.teachers is None else "teachers"
     if data.teacher_ratio == 0 or data.num_teachers == 0 or not counts.get("train", _Counts()).turns:
         return
     longest = max(counts["train"].turns) + data.num_teachers * max(counts[pool].turns or [0])
     if longest <= data.max_tokens:
         return
-    dataset = TrainingSamples(survey.config, encoder)
-    epochs = _num_epochs(survey.config, len(dataset))
-    with track("drawing demonstrations", epochs * len(dataset)) as advance:
-        for draw in range(epochs * len(dataset)):
-            epoch, index = divmod(draw, len(dataset))
-            dataset.set_epoch(epoch)
-            yield from _judge_draw(dataset, index, pool, sizes, data.max_tokens)
+    training = TrainingSamples(dataset.config, encoder)
+    epochs = _num_epochs(dataset.config, len(training))
+    with track("drawing demonstrations", epochs * len(training)) as advance:
+        for draw in range(epochs * len(training)):
+            epoch, index = divmod(draw, len(training))
+            training.set_epoch(epoch)
+            yield from _judge_draw(training, index, pool, sizes, data.max_tokens)
             advance(draw + 1, "")
 
 

@@ -419,7 +419,7 @@ def test_require__raises_every_failure_with_its_id(project: Project) -> None:
     ]
 
 
-def test_progress__is_told_for_each_file(project: Project) -> None:
+def test_progress__is_told_over_all_files(project: Project) -> None:
     told: list[tuple[str, int, list[int]]] = []
 
     @contextmanager
@@ -429,7 +429,7 @@ def test_progress__is_told_for_each_file(project: Project) -> None:
 
     with shown_by(tracker):
         config_checks.run_config_checks(project.config())
-    assert told == [("checking val.jsonl", 1, [1]), ("checking train.jsonl", 2, [2])]
+    assert told == [("checking val.jsonl, train.jsonl", 3, [1, 3])]
 
 
 def test_data_root__is_where_images_are_looked_for(project: Project) -> None:

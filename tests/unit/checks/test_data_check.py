@@ -14,7 +14,7 @@ from PIL import Image
 from qwendet.checks.config import scan
 from qwendet.checks.config.plots import save_plots
 from qwendet.checks.config.sample_files import find_data
-from qwendet.checks.config.suite import Thoroughness, run_data_checks, survey_data
+from qwendet.checks.config.suite import Thoroughness, read_data, run_data_checks
 from qwendet.checks.config.summary import summary_tables
 from qwendet.errors import DataError
 from tests.planted.planting import Project
@@ -110,8 +110,8 @@ def test_tables__count_samples_boxes_and_sizes(project: Project) -> None:
     ]
     project.at(1)["objects"] = []
     project.write()
-    seen, broken = survey_data(find_data([project.folder]), None, Thoroughness())
-    samples, labels, sizes = summary_tables(seen.scans)
+    seen, broken = read_data(find_data([project.folder]), None, Thoroughness())
+    samples, labels, sizes = summary_tables(seen.splits)
     assert samples.rows == [("train", 2, 2, 1, 0, 3, 2, 1, 1)]
     assert labels.rows == [("x", 2), ("y", 1)]
     assert [row[1:3] for row in sizes.rows] == [
@@ -125,8 +125,8 @@ def test_plots__are_pictures_with_something_in_them(project: Project, tmp_path: 
     for index, item in enumerate(project.objects()):
         item["desc"] = ("红细胞", "תא", "cell")[index % 3]
     project.write()
-    seen, _ = survey_data(find_data([project.folder]), None, Thoroughness())
-    files = save_plots(seen.scans, tmp_path / "plots")
+    seen, _ = read_data(find_data([project.folder]), None, Thoroughness())
+    files = save_plots(seen.splits, tmp_path / "plots")
     assert [file.name for file in files] == [
         "boxes_per_image.png",
         "box_sizes.png",

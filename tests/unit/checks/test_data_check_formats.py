@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import ExifTags, Image
 
-from qwendet.checks.config import annotated
+from qwendet.checks.config import annotated, scan
 from qwendet.checks.config.sample_files import find_data
-from qwendet.checks.config.suite import Thoroughness, run_data_checks, survey_data
+from qwendet.checks.config.suite import Thoroughness, read_data, run_data_checks
 from qwendet.checks.config.summary import summary_tables
 from qwendet.checks.result import Result
 from qwendet.data.formats.convert import Conversion, convert_dataset
@@ -58,10 +58,10 @@ def test_sound_data__passes_and_nothing_is_written(tmp_path: Path, target: str, 
 @pytest.mark.parametrize("target", FORMATS)
 def test_stats__are_those_of_the_samples(tmp_path: Path, target: str) -> None:
     folder = dataset(tmp_path, target)
-    seen, broken = survey_data(find_data([folder]), None, Thoroughness())
-    of_jsonl, _ = survey_data(find_data([tmp_path / "jsonl"]), None, Thoroughness())
-    tables = [table.rows for table in summary_tables(seen.scans)]
-    assert tables == [table.rows for table in summary_tables(of_jsonl.scans)]
+    seen, broken = read_data(find_data([folder]), None, Thoroughness())
+    of_jsonl, _ = read_data(find_data([tmp_path / "jsonl"]), None, Thoroughness())
+    tables = [table.rows for table in summary_tables(seen.splits)]
+    assert tables == [table.rows for table in summary_tables(of_jsonl.splits)]
     assert (tables[0][1][5], broken) == (36, 0)
 
 
@@ -72,7 +72,7 @@ def test_worker_processes__find_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     edit_coco(folder, lambda record: record["images"][7].update(file_name="gone.jpg"))
     alone = run_check(folder)
     monkeypatch.setattr(annotated, "PIECE_SAMPLES", 3)
-    monkeypatch.setattr(annotated, "FEW_SAMPLES", 0)
+    monkeypatch.setattr(scan, "FEW_SAMPLES", 0)
     how = Thoroughness(workers=2)
     together, tables = run_data_checks(find_data([folder]), None, how)
     assert [tell(result) for result in together] == [tell(result) for result in alone]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ class LabelUse:
 
 
 @dataclass
-class Scan:
+class SplitStats:
     """What one pass over a sample file saw.
 
     Attributes:
@@ -104,9 +104,9 @@ class Scan:
         """The same for those who know the file."""
         return self.places[line - 1] if self.places else f"line {line}"
 
-    def add(self, other: Scan) -> None:
+    def add(self, other: SplitStats) -> None:
         """Take in what was seen of the next piece of the file."""
-        for name in _COUNTS:
+        for name in (own.name for own in fields(self) if own.name.startswith("num_")):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for label, use in other.labels.items():
             self.labels.setdefault(label, LabelUse(use.where)).num_boxes += use.num_boxes
@@ -122,15 +122,3 @@ class Scan:
         first = self.lines.setdefault(digest, line)
         if first != line:
             self.repeated.append((line, first))
-
-
-_COUNTS = (
-    "num_samples",
-    "num_parsed",
-    "num_usable",
-    "num_boxes",
-    "num_negatives",
-    "num_with_teachers",
-    "num_absent",
-    "num_forbidden",
-)

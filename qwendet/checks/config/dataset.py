@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from qwendet.checks.config.census import Scan
 from qwendet.checks.config.lookalikes import lookalikes, nearest_lookalike
 from qwendet.checks.config.samples import Split
+from qwendet.checks.config.stats import SplitStats
 from qwendet.config.schema import Config
 from qwendet.errors import Problem
 
 
 @dataclass(frozen=True)
-class Survey:
+class Dataset:
     """The config, and what its sample files hold."""
 
     config: Config
-    scans: Mapping[Split, Scan]
+    splits: Mapping[Split, SplitStats]
 
 
 @dataclass(frozen=True)
@@ -31,52 +31,52 @@ class Check:
         is_of_data: it looks at sample files alone, so that it can run without a config.
     """
 
-    find: Callable[[Survey], Iterable[Problem]]
+    find: Callable[[Dataset], Iterable[Problem]]
     good: str
     needs: tuple[Split, ...] = ()
     is_of_data: bool = True
 
 
-def files_hold_samples(survey: Survey) -> Iterable[Problem]:
+def files_hold_samples(dataset: Dataset) -> Iterable[Problem]:
     """No sample file is empty, or empty once broken samples are left out."""
-    leaves_out = survey.config.data.on_bad_sample == "skip"
-    for scan in survey.scans.values():
-        if scan.num_samples == 0:
+    leaves_out = dataset.config.data.on_bad_sample == "skip"
+    for stats in dataset.splits.values():
+        if stats.num_samples == 0:
             fix = "write one sample a line into it, or give another file"
-            yield Problem("the file holds no samples", str(scan.path), fix)
-        elif leaves_out and scan.num_usable == 0:
-            yield Problem("no sample of the file is usable", str(scan.path), "mend its samples")
+            yield Problem("the file holds no samples", str(stats.path), fix)
+        elif leaves_out and stats.num_usable == 0:
+            yield Problem("no sample of the file is usable", str(stats.path), "mend its samples")
 
 
-def images_are_under_the_root(survey: Survey) -> Iterable[Problem]:
+def images_are_under_the_root(dataset: Dataset) -> Iterable[Problem]:
     """Some image is there: if none is, the folder is wrong and not every path."""
-    for scan in survey.scans.values():
-        lost = scan.num_absent + scan.num_forbidden
-        if lost == 0 or any(seen.num_bytes for seen in scan.images):
+    for stats in dataset.splits.values():
+        lost = stats.num_absent + stats.num_forbidden
+        if lost == 0 or any(seen.num_bytes for seen in stats.images):
             continue
-        example = f"; the first: {scan.first_absent.what}" if scan.first_absent else ""
-        if scan.num_forbidden == lost:
+        example = f"; the first: {stats.first_absent.what}" if stats.first_absent else ""
+        if stats.num_forbidden == lost:
             fix = "give yourself the right to read them: chmod -R +rX FOLDER"
-            yield Problem(f"none of the {lost} images may be read{example}", str(scan.path), fix)
+            yield Problem(f"none of the {lost} images may be read{example}", str(stats.path), fix)
         else:
             fix = "set data.root, or --root, to the folder that the image paths start from"
-            yield Problem(f"none of the {lost} images is there{example}", str(scan.path), fix)
+            yield Problem(f"none of the {lost} images is there{example}", str(stats.path), fix)
 
 
-def no_line_is_repeated(survey: Survey) -> Iterable[Problem]:
+def no_line_is_repeated(dataset: Dataset) -> Iterable[Problem]:
     """No sample is in its file twice."""
-    for scan in survey.scans.values():
-        for line, first in scan.repeated:
-            what = f"the sample repeats that of {scan.place(first)}"
+    for stats in dataset.splits.values():
+        for line, first in stats.repeated:
+            what = f"the sample repeats that of {stats.place(first)}"
             yield Problem(
-                what, scan.where(line), "remove one, or accept it where samples are repeated on purpose"
+                what, stats.where(line), "remove one, or accept it where samples are repeated on purpose"
             )
 
 
-def labels_read_differently(survey: Survey) -> Iterable[Problem]:
+def labels_read_differently(dataset: Dataset) -> Iterable[Problem]:
     """No two labels differ only in case, blanks, dots, unicode form or letters that look alike."""
-    uses = {label: use.where for scan in survey.scans.values() for label, use in scan.labels.items()}
-    listed = survey.config.data.labels or ()
+    uses = {label: use.where for stats in dataset.splits.values() for label, use in stats.labels.items()}
+    listed = dataset.config.data.labels or ()
     for first, *others in lookalikes([*listed, *(label for label in uses if label not in listed)]):
         for other in others:
             what = f"the labels {first!r} and {other!r} read the same ({_escaped(first)}, {_escaped(other)})"
@@ -93,9 +93,9 @@ def _escaped(label: str) -> str:
     return label.encode("unicode_escape").decode("ascii") if not label.isascii() else repr(label)
 
 
-def val_labels_are_trained(survey: Survey) -> Iterable[Problem]:
+def val_labels_are_trained(dataset: Dataset) -> Iterable[Problem]:
     """Every label of the validation samples is in training samples too."""
-    train, val = survey.scans["train"], survey.scans["val"]
+    train, val = dataset.splits["train"], dataset.splits["val"]
     for label, use in val.labels.items():
         if label not in train.labels:
             near = nearest_lookalike(label, train.labels)
@@ -107,61 +107,61 @@ def val_labels_are_trained(survey: Survey) -> Iterable[Problem]:
             )
 
 
-def there_are_labels(survey: Survey) -> Iterable[Problem]:
+def there_are_labels(dataset: Dataset) -> Iterable[Problem]:
     """There is something to look for; with the head on, ``config.detection.on_without_boxes`` says it."""
-    config = survey.config
-    if config.data.labels is None and not survey.scans["train"].labels and not config.detection.enabled:
+    config = dataset.config
+    if config.data.labels is None and not dataset.splits["train"].labels and not config.detection.enabled:
         what = "no training sample has an object, and data.labels is not set: there is no label to look for"
         yield Problem(what, "data.labels", "name the labels there, or give training samples with boxes")
 
 
-def head_is_wanted(survey: Survey) -> Iterable[Problem]:
+def head_is_wanted(dataset: Dataset) -> Iterable[Problem]:
     """With boxes in the data, the detection head is on."""
-    scan = survey.scans["train"]
-    if not survey.config.detection.enabled and scan.num_boxes > 0:
-        what = f"detection.enabled is false, but {scan.name} has {scan.num_boxes} boxes: no head learns"
+    stats = dataset.splits["train"]
+    if not dataset.config.detection.enabled and stats.num_boxes > 0:
+        what = f"detection.enabled is false, but {stats.name} has {stats.num_boxes} boxes: no head learns"
         fix = "set it to true; for text answers only, add config.detection.off_with_boxes to data.allow"
         yield Problem(what, "detection.enabled", fix)
 
 
-def head_has_boxes(survey: Survey) -> Iterable[Problem]:
+def head_has_boxes(dataset: Dataset) -> Iterable[Problem]:
     """With the detection head on, there are boxes to learn."""
-    scan = survey.scans["train"]
-    if survey.config.detection.enabled and scan.num_boxes == 0:
-        what = f"detection.enabled is true, but {scan.name} has no box: the head would find nothing"
+    stats = dataset.splits["train"]
+    if dataset.config.detection.enabled and stats.num_boxes == 0:
+        what = f"detection.enabled is true, but {stats.name} has no box: the head would find nothing"
         yield Problem(what, "detection.enabled", "give training samples with boxes, or set it to false")
 
 
-def val_has_boxes(survey: Survey) -> Iterable[Problem]:
+def val_has_boxes(dataset: Dataset) -> Iterable[Problem]:
     """Where training has boxes, validation has some: without any, nothing is measured."""
-    train, val = survey.scans["train"], survey.scans["val"]
+    train, val = dataset.splits["train"], dataset.splits["val"]
     if train.num_boxes and not val.num_boxes:
         what = f"{val.name} has no box, {train.name} has {train.num_boxes}: nothing is measured"
         yield Problem(what, "data.val", "give validation samples with boxes")
 
 
-def pool_is_large_enough(survey: Survey) -> Iterable[Problem]:
+def pool_is_large_enough(dataset: Dataset) -> Iterable[Problem]:
     """As many different demonstrations are there as a sample is to be given."""
-    data = survey.config.data
+    data = dataset.config.data
     if data.teacher_ratio == 0 or data.num_teachers == 0:
         return
     name: Split = "train" if data.teachers is None else "teachers"
-    scan = survey.scans.get(name)
-    if scan is None or not scan.num_parsed:
+    stats = dataset.splits.get(name)
+    if stats is None or not stats.num_parsed:
         return
-    available = scan.num_parsed - (name == "train")
+    available = stats.num_parsed - (name == "train")
     if available < data.num_teachers:
         what = (
-            f"data.num_teachers is {data.num_teachers}, but {scan.name} has only {available} samples"
+            f"data.num_teachers is {data.num_teachers}, but {stats.name} has only {available} samples"
             " that can be shown"
         )
         yield Problem(what, "data.num_teachers", "lower it, or enlarge the pool")
 
 
-def pool_is_used(survey: Survey) -> Iterable[Problem]:
+def pool_is_used(dataset: Dataset) -> Iterable[Problem]:
     """A pool of demonstrations is drawn from."""
-    data = survey.config.data
-    train = survey.scans.get("train")
+    data = dataset.config.data
+    train = dataset.splits.get("train")
     if data.teachers is None or data.teacher_ratio > 0 or (train is not None and train.num_with_teachers):
         return
     what = "data.teachers is set, but data.teacher_ratio is 0: no training sample is given a demonstration"
