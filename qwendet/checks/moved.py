@@ -10,7 +10,7 @@ _MOVED = {
     "consistency.build": ("classes", "settings", "parameters", "dtypes", "tied"),
     "consistency.prompt": ("prefix", "template", "tokenizer", "labels", "loader"),
     "consistency.images": ("same", "answers", "targets", "text_boxes", "head_boxes"),
-    "consistency.compute": ("positions", "padding", "causal", "generation", "packed"),
+    "consistency.compute": ("positions", "padding", "causal", "packed"),
     "consistency.head": ("answer", "mates", "order", "cells", "labels", "scores"),
 }
 MOVED = frozenset(f"{group}.{name}" for group, names in _MOVED.items() for name in names)

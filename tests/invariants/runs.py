@@ -116,6 +116,7 @@ def _asked(subject: Subject, mode: str) -> Serving:
             "batch_size": len(samples),
             "max_new_tokens": GENERATED,
             "score_threshold": 0.0,
+            "draft": "off",  # a token at a time, so that each step is seen
             "constrained": False,  # what is compared is what the model itself would say
         }
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qwendet.checks.consistency import build, compute, images, prompt
 from qwendet.checks.consistency import checkpoint as checkpoints
+from qwendet.checks.consistency.generation import generation
 from qwendet.checks.consistency.noise import noise_is_small
 from qwendet.checks.result import NotApplicableError, Result, Table, Verdict
 from qwendet.checks.runner import require_known, run_after
@@ -26,6 +27,7 @@ CHECKS: Mapping[str, Callable[[Subject], Verdict]] = {
     "consistency.images.pixels": images.pixels,
     "consistency.compute.noise": noise_is_small,
     "consistency.compute.served": compute.served,
+    "consistency.compute.generation": generation,
     "consistency.compute.attention": compute.attention,
 }
 
