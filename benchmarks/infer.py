@@ -5,6 +5,10 @@
 One random checkpoint of the true vocabulary and one set of BCCD photographs from $QWENDET_SHARED (../shared)
 for all. Every text answer has 256 new tokens: the end of turn is not let through, in either way. The ways
 alternate within one process, batch 1 and 8; a ratio is the median of the rounds' ratios.
+
+With ``--demo`` and ``--true``, folders of benchmarks.demo and benchmarks.true_vocabulary, their checkpoints
+answer the demo's held-out scenes, too, drafted and not: figures that begin with ``draft``, and with ``true_``
+before them those of the true vocabulary.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.drafts import draft_figures, half_precision
 from benchmarks.random_model import MAX_PIXELS, MODEL_INPUTS, PHOTOGRAPHS, write_model, write_photographs
 from benchmarks.report import parser, report
 
@@ -121,6 +126,9 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--rounds", type=int, default=3, help="times each way runs (3)")
     arguments.add_argument("--tokens", type=int, default=256, help="new tokens of each answer (256)")
+    arguments.add_argument("--demo", type=Path, help="folder of benchmarks.demo")
+    arguments.add_argument("--true", type=Path, help="folder of benchmarks.true_vocabulary; needs --demo")
+    arguments.add_argument("--images", type=int, default=200, help="held-out scenes to answer (200)")
     options = arguments.parse_args()
     from qwendet.data.samples import SampleFile
 
@@ -135,7 +143,16 @@ def main() -> None:
             rounds.append(measure(ways, samples, options.tokens))
             shown = ", ".join(f"{way} {seconds:.2f} s" for way, seconds in rounds[-1].items())
             print(f"round {number}, an image: {shown}", flush=True)
-    report(figures(rounds), options.json)
+    found = figures(rounds)
+    if options.demo is not None:
+        scenes = list(SampleFile(options.demo / "data" / "test.jsonl"))[: options.images]
+        for prefix, made in (("", options.demo), ("true_", options.true)):
+            if made is not None:
+                checkpoint = made / "run" / "final"
+                own = draft_figures(checkpoint, scenes, options.rounds)
+                own["bfloat16_answers_differ"] = half_precision(checkpoint, scenes)
+                found |= {f"{prefix}{name}": value for name, value in own.items()}
+    report(found, options.json)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ class Interface:
             "frame": self.processor.family.frame,
             "min_pixels": data.min_pixels,
             "max_pixels": data.max_pixels,
+            "draft": self.config.infer.draft,
         }
 
     def encoder(self) -> Encoder:

@@ -26,6 +26,7 @@ CONSISTENCY_IDS = (
     "consistency.images.pixels",
     "consistency.compute.noise",
     "consistency.compute.served",
+    "consistency.compute.generation",
     "consistency.compute.attention",
     "consistency.checkpoint.files",
     "consistency.checkpoint.parameters",

@@ -1,4 +1,9 @@
-"""Qwen3.5, which Qwen3.6 and Qwen3.8 are too: three of four decoder layers are recurrent (Gated DeltaNet)."""
+"""Qwen3.5, which Qwen3.6 and Qwen3.8 are too: three of four decoder layers are recurrent (Gated DeltaNet).
+
+Its text answers are written a token at a time: a recurrent state cannot be cut back to the tokens of a draft
+that hold. To keep it and read them again would take two blocks where one is read elsewhere, and a block costs
+more than a token here: docs/performance.md.
+"""
 
 from __future__ import annotations
 

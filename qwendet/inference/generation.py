@@ -68,8 +68,8 @@ def generate_answers(
         # In half precision too many are closer than rounding to read each of them again.
         alone = progress.alone if drafters is not None and detector.dtype.itemsize >= 4 else None
         while True:
-            found, counts, stay = Likeliest.of(logits), [], []
             decide = alone if logits.shape[:2].numel() > 1 else None
+            found, counts, stay = Likeliest.of(logits, with_margins=decide is not None), [], []
             for index, row in enumerate(progress.rows):
                 choices = verified(found, index, drafts[row], decide, row, constraint, end_ids)
                 written[row] += choices

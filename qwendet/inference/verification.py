@@ -44,12 +44,12 @@ class Likeliest:
     choices: list[list[Choice]]
 
     @classmethod
-    def of(cls, logits: Tensor) -> Likeliest:
-        """Of ``(B, K, V)`` logits."""
+    def of(cls, logits: Tensor, *, with_margins: bool = True) -> Likeliest:
+        """Of ``(B, K, V)`` logits; without margins all leads are infinite."""
         tokens = logits.argmax(-1)
-        highest = logits.topk(2).values
+        highest = logits.topk(2).values if with_margins else logits.amax(-1, keepdim=True)
         log_probs = -(logits - highest[..., :1]).exp_().sum(-1).log_()
-        margins = highest[..., 0] - highest[..., 1]
+        margins = highest[..., 0] - highest[..., 1] if with_margins else torch.full_like(log_probs, torch.inf)
         rows = zip(tokens.tolist(), log_probs.tolist(), margins.tolist(), strict=True)
         return cls(logits, [list(map(Choice, *row)) for row in rows])
 

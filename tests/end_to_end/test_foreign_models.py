@@ -110,10 +110,11 @@ def results_of(found: Evaluation) -> list[Any]:
 def test_eval__plain_weights_measure_what_their_checkpoint_does(
     plain: Path, scenes: Path, as_trained: Path, command: Command, tmp_path: Path
 ) -> None:
-    """Prompt and limits agreeing, text is the same to the last bit."""
-    records = []
+    """Prompt and limits agreeing, text is the same to the last bit, a token at a time: one of them has a head."""
+    records, a_token_at_a_time = [], ("--set", "infer.draft=off")
     for model, options in (("tiny", ["--mode", "text"]), (plain, ["--config", as_trained])):
-        code, _, err = command("eval", model, scenes, "--json", tmp_path / "x.json", *options)
+        files = ("--json", tmp_path / "x.json")
+        code, _, err = command("eval", model, scenes, *files, *options, *a_token_at_a_time)
         assert code == 0, err
         records.append(read(tmp_path / "x.json"))
     ours, foreign = records
@@ -134,7 +135,7 @@ def test_eval__without_a_config_asks_as_the_family_published(
     assert code == 0, err
     told = (
         f"{plain}: trained by: unknown; prompt: {FAMILIES['qwen2_5_vl'].request}; system prompt: You are a"
-        " helpful assistant.; frame: pixels; min pixels: 3136; max pixels: 50176"
+        " helpful assistant.; frame: pixels; min pixels: 3136; max pixels: 50176; draft: auto"
     )
     assert told in err
     assert err.endswith(f"qwendet init DIR --data DATA --model {plain}\n")
@@ -190,6 +191,7 @@ def test_infer_and_eval__of_every_family(
         "frame": "pixels" if name == "Qwen2.5-VL-7B-Instruct" else "thousandths",
         "min_pixels": family.limits.min_pixels,
         "max_pixels": family.limits.max_pixels,
+        "draft": "auto",
     }
     assert read(output)["model"] == told
     assert f"{model}: trained by: unknown; prompt: {family.request}" in err
@@ -240,7 +242,7 @@ def test_config__frame_prompt_and_limits_are_those_of_the_file(
     assert detection.bbox_2d == pytest.approx(wanted, abs=0.01)
     assert predictor.bundle.origin() == {
         "trained_by": "unknown", "prompt": "Find {labels}.", "system_prompt": "Be brief.",
-        "frame": "thousandths", "min_pixels": 3136, "max_pixels": 12544,
+        "frame": "thousandths", "min_pixels": 3136, "max_pixels": 12544, "draft": "auto",
     }  # fmt: skip
 
 

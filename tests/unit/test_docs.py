@@ -90,7 +90,14 @@ def test_map__names_every_module(repo_root: Path) -> None:
 def test_benchmarks__say_how_to_run_them(repo_root: Path) -> None:
     for path in (repo_root / "benchmarks").glob("[a-z]*.py"):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        is_shared = path.stem in ("report", "random_model", "narrow_model", "plain_training", "probes")
+        is_shared = path.stem in (
+            "report",
+            "random_model",
+            "narrow_model",
+            "plain_training",
+            "probes",
+            "drafts",
+        )
         assert is_shared or f"python -m benchmarks.{path.stem}" in text, path.name
 
 
