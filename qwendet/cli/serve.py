@@ -31,9 +31,6 @@ TokenOption = Annotated[
     ),
 ]
 BodyOption = Annotated[int, typer.Option("--max-body", metavar="MB", min=1, help="Most of one request.")]
-PixelsOption = Annotated[
-    int | None, typer.Option("--max-pixels", min=1, help="Most of one image; never above 89 million.")
-]
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Longest that a request may take.")
 ]
@@ -55,7 +52,6 @@ def serve(
     token: TokenOption = None,
     labels: LabelsOption = None,
     max_body: BodyOption = DEFAULT.body_megabytes,
-    max_pixels: PixelsOption = DEFAULT.pixels,
     timeout: TimeoutOption = DEFAULT.seconds,
     queue: QueueOption = DEFAULT.waiting,
     allow_url: UrlOption = None,
@@ -93,7 +89,7 @@ def serve(
         host=host,
         port=port,
         token=token,
-        limits=Limits(max_body, max_pixels, timeout, queue, tuple(allow_url or ())),
+        limits=Limits(max_body, timeout, queue, tuple(allow_url or ())),
         labels=wanted,
         overrides=settings or (),
         given=None if config is None else load_config(config),

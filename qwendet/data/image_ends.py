@@ -49,7 +49,7 @@ def _has_end_of_jpeg(path: Path) -> bool:
         return END_OF_JPEG in file.read()
 
 
-def decoded_without_end(path: Path) -> Image.Image | None:
+def decoded_without_end(source: Path | bytes) -> Image.Image | None:
     """A JPEG that lacks its end mark, decoded if its pixels are all there; network cameras write such files.
 
     They are if the last scan is there and what stands behind the last byte does not matter: where pixels
@@ -58,7 +58,7 @@ def decoded_without_end(path: Path) -> Image.Image | None:
     Raises:
         OSError: if it cannot be decoded at all.
     """
-    data = path.read_bytes().rstrip(b"\xff")
+    data = (source if isinstance(source, bytes) else source.read_bytes()).rstrip(b"\xff")
     if not _has_all_scans(data):
         return None
     images = [Image.open(io.BytesIO(data + tail + END_OF_JPEG), formats=["JPEG"]) for tail in FILLINGS]

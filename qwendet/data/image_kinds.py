@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -33,10 +34,10 @@ TEXTS = ((b"<svg", "an SVG drawing"), (b"<html", "a web page"), (b"<!doctype htm
 CHANNELS, BITS, LONG = 277, 258, 4
 
 
-def unreadable_kind(path: Path) -> tuple[str, str]:
+def unreadable_kind(source: Path | bytes) -> tuple[str, str]:
     """What a file is that none of the readers takes, and how to mend it."""
     replace = "replace the file or remove the sample"
-    with path.open("rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         head = file.read(HEAD_BYTES)
         if not head:
             return "an empty file", replace

@@ -2,6 +2,7 @@
 
     "images/a.jpg" ─► resolve_image ─► Path ─► open_image ─► RGB, as displayed (EXIF orientation applied)
                                             └► inspect_image ─► ImageFacts, as a rule without decoding
+                             bytes of a file ─► decode_image ─► RGB, as displayed
 
 Files are untrusted input: only the formats below are tried (Pillow's EPS reader, for one, starts another
 program), and a header that promises too many pixels is refused before any is decoded.
@@ -9,6 +10,7 @@ program), and a header that promises too many pixels is refused before any is de
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import unicodedata
@@ -176,15 +178,24 @@ def open_image(
             large, too small, too narrow or of a pixel type without a defined white, or another size than
             ``declared_size``.
     """
-    path = resolve_image(image, root, where)
-    with _opened(path, image, where) as stored:
-        stored_size = stored.size
-        upright = _loaded(stored, path, image, where)
-        ImageOps.exif_transpose(upright, in_place=True)
-        rgb = _to_rgb(upright)
+    rgb, stored_size = _upright(resolve_image(image, root, where), image, where)
     if declared_size is not None and declared_size != rgb.size:
         raise _size_error(declared_size, rgb.size, stored_size, image, where)
     return rgb
+
+
+def decode_image(content: bytes, name: str, where: str) -> Image.Image:
+    """As :func:`open_image`, of a file that is in memory; ``name`` stands in errors."""
+    return _upright(content, name, where)[0]
+
+
+def _upright(source: Path | bytes, image: str, where: str) -> tuple[Image.Image, tuple[int, int]]:
+    """The image as displayed, and its size as stored."""
+    with _opened(source, image, where) as stored:
+        stored_size = stored.size
+        upright = _loaded(stored, source, image, where)
+        ImageOps.exif_transpose(upright, in_place=True)
+        return _to_rgb(upright), stored_size
 
 
 def image_size(image: str, root: Path, where: str) -> tuple[int, int]:
@@ -228,27 +239,31 @@ def inspect_image(image: str, root: Path, where: str, *, decode: bool = False) -
 
 
 @contextmanager
-def _opened(path: Path, image: str, where: str) -> Iterator[Image.Image]:
+def _opened(source: Path | bytes, image: str, where: str) -> Iterator[Image.Image]:
     """Open an image's header; what Pillow raises until the block ends becomes a DataError."""
     try:
-        with Image.open(path, formats=FORMATS) as stored:
+        with Image.open(_file_of(source), formats=FORMATS) as stored:
             _check_size(stored.size, image, where)
             _check_mode(stored, image, where)
             yield stored
     except UnidentifiedImageError as error:
-        found, fix = unreadable_kind(path)
+        found, fix = unreadable_kind(source)
         what = f"{image!r} is not an image: expected one of {', '.join(FORMATS)}, got {found}"
         raise DataError(what, where, fix) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(image, where) from error
     except PermissionError as error:
         raise ForbiddenImageError(
-            f"the image {image!r} may not be read", where, f"chmod +r {path}"
+            f"the image {image!r} may not be read", where, f"chmod +r {source!s}"
         ) from error
     except BROKEN_FILE_ERRORS as error:
         raise DataError(
             f"the image {image!r} is truncated or broken ({error})", where, "fetch or export the file again"
         ) from error
+
+
+def _file_of(source: Path | bytes) -> Path | io.BytesIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
 def _check_size(size: tuple[int, int], image: str, where: str) -> None:
@@ -307,13 +322,13 @@ def _size_error(
     return DataError(what, where, "correct width and height, and see that the boxes fit the image")
 
 
-def _loaded(stored: Image.Image, path: Path, image: str, where: str) -> Image.Image:
+def _loaded(stored: Image.Image, source: Path | bytes, image: str, where: str) -> Image.Image:
     """Decode an image just opened; a JPEG that lacks nothing but its end mark is whole."""
     is_deep = _is_deep_colour(stored)
     try:
         stored.load()
     except OSError:
-        whole = decoded_without_end(path) if stored.format in ("JPEG", "MPO") else None
+        whole = decoded_without_end(source) if stored.format in ("JPEG", "MPO") else None
         if whole is None:
             raise
         return whole

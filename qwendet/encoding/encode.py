@@ -101,13 +101,16 @@ class Encoder:
             folder, most = Path(settings.image_cache), settings.image_cache_gigabytes
             self._cache = ImageCache(folder, most, self._made_by())
 
-    def encode(self, sample: Sample, *, with_answer: bool) -> EncodedSample:
+    def encode(
+        self, sample: Sample, *, with_answer: bool, images: Sequence[Image.Image] | None = None
+    ) -> EncodedSample:
         """Encode one sample.
 
         Args:
             sample: demonstrations and student turn.
             with_answer: append the student's answer (training); without it the sequence ends where
                 the answer begins (inference).
+            images: of the turns, as displayed; ``None`` opens their files.
 
         Raises:
             DataError: for images, boxes or labels that cannot be used, or too many tokens.
@@ -115,7 +118,8 @@ class Encoder:
         turns = (*sample.teachers, sample.student)
         for turn in turns if with_answer else sample.teachers:
             self._require_known_labels(turn, sample.where)
-        pictures = [self._picture(turn, sample.where) for turn in turns]
+        given = [None] * len(turns) if images is None else images
+        pictures = [self._picture(*pair, sample.where) for pair in zip(turns, given, strict=True)]
         answers = [self._answer(turn, picture) for turn, picture in zip(turns, pictures, strict=True)]
         ids, spans = self._tokens(pictures, answers if with_answer else answers[:-1])
         encoded = replace(
@@ -125,18 +129,20 @@ class Encoder:
         )
         return self._with_targets(encoded, sample) if with_answer else encoded
 
-    def encode_chat(self, messages: Sequence[Message], images: Sequence[Turn], where: str) -> EncodedSample:
+    def encode_chat(
+        self, messages: Sequence[Message], images: Sequence[Image.Image], where: str
+    ) -> EncodedSample:
         """Encode a conversation of a client's own, up to where the model's answer begins.
 
         Args:
             messages: for the chat template, without image tokens in their texts.
-            images: at least one, in the order in which the messages show them.
+            images: at least one, as displayed, in the order in which the messages show them.
             where: put into errors.
 
         Raises:
-            DataError: for images that cannot be used, or too many tokens.
+            DataError: for too many tokens.
         """
-        pictures = [self._picture(image, where) for image in images]
+        pictures = [self._processed(image, image.size) for image in images]
         first, *others = self._rendered(messages).split(IMAGE_TOKEN)
         ids = self._tokenize(first)
         for text, picture in zip(others, pictures, strict=True):
@@ -201,9 +207,12 @@ class Encoder:
         """Token ids of each label text, in label order."""
         return [self._tokenize(label) for label in self.labels]
 
-    def _picture(self, turn: Turn, where: str) -> _Picture:
-        image, displayed_size = self._opened(turn, where)
+    def _picture(self, turn: Turn, image: Image.Image | None, where: str) -> _Picture:
+        image, displayed_size = self._opened(turn, where) if image is None else (image, image.size)
         require_inside(turn, displayed_size, where)
+        return self._processed(image, displayed_size)
+
+    def _processed(self, image: Image.Image, displayed_size: tuple[int, int]) -> _Picture:
         features = self.image_processor(images=[image], return_tensors="pt")
         frames, rows, columns = features["image_grid_thw"][0].tolist()
         return _Picture(

@@ -188,9 +188,15 @@ class Predictor:
         has_head = self.bundle.detector.head is not None
         return sources_of(mode or self.bundle.config.infer.mode, has_head=has_head)
 
-    @torch.inference_mode()
     def _predict_batch(self, samples: Sequence[Sample], sources: Sequence[Source]) -> list[Prediction]:
         encoded = [self.encoder.encode(sample, with_answer=False) for sample in samples]
+        return self.predict_encoded(samples, encoded, sources)
+
+    @torch.inference_mode()
+    def predict_encoded(
+        self, samples: Sequence[Sample], encoded: Sequence[EncodedSample], sources: Sequence[Source]
+    ) -> list[Prediction]:
+        """Predict a batch of samples that are encoded already, without their answers."""
         collated = self.collator(encoded)
         require_left_padding(collated)
         batch = to_device(collated, self.bundle.detector.device)

@@ -1,52 +1,54 @@
-"""Questions of many clients, answered in batches by one thread.
+"""Questions of many clients: prepared by a few threads, answered in batches by one, the model's.
 
-What waits at the same time and has the same settings is one batch; the oldest question goes first.
+    ask ─► prepare, at most three batches ahead ─► ready ─► answer, as soon as the model is free
+
+What is ready then and has the settings of the oldest is the next batch, of those nearest to it in length.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Sequence
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from typing import Any
 
-from qwendet.errors import QwendetError
+from qwendet.serve.answers import Answerer, Chat, Detect, Question
 from qwendet.serve.refusals import RefusedError
 
-Answer = Callable[[Any, Sequence[Any]], Sequence[Any]]
-TOGETHER_SECONDS = 0.005
-"""How long a question waits for others that arrive together with it."""
+BATCHES_AHEAD = 3
+PREPARING_THREADS = min(4, os.cpu_count() or 1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Job:
-    settings: Hashable
-    question: Any
+    settings: Detect | Chat
     answer: asyncio.Future[Any]
+    prepared: Any = field(default=None, init=False)
 
 
 class Batcher:
-    """A bounded queue in front of one thread; made and used in a running event loop.
+    """A bounded queue; made and used in a running event loop.
 
     Args:
-        answer: called in the thread with settings and questions; returns an answer for each.
-        batch_size: most questions of a call.
+        answerer: prepares a question, in a few threads, and answers batches of what is prepared, in one.
+        batch_size: most questions of a batch.
         most_waiting: more than these are refused.
         note_batch: told the size of each batch.
     """
 
     def __init__(
-        self, answer: Answer, batch_size: int, most_waiting: int, note_batch: Callable[[int], object]
+        self, answerer: Answerer, batch_size: int, most_waiting: int, note_batch: Callable[[int], object]
     ) -> None:
-        self._answer = answer
-        self._batch_size = batch_size
-        self._most_waiting = most_waiting
-        self._note_batch = note_batch
-        self._waiting: dict[_Job, None] = {}  # in order of arrival
+        self._answerer = answerer
+        self._batch_size, self._most_waiting, self._note_batch = batch_size, most_waiting, note_batch
+        self._waiting: set[_Job] = set()
+        self._ready: dict[_Job, None] = {}  # the oldest first
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "model")
+        self._ahead = asyncio.Semaphore(BATCHES_AHEAD * batch_size)
+        self._preparing = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
+        self._answering = ThreadPoolExecutor(1, "model")
         self._task = asyncio.create_task(self._work())
 
     @property
@@ -54,11 +56,11 @@ class Batcher:
         """Questions that no batch has taken yet."""
         return len(self._waiting)
 
-    async def ask_all(self, settings: Hashable, questions: Sequence[Any]) -> list[Any]:
+    async def ask_all(self, settings: Detect | Chat, questions: Sequence[Question]) -> list[Any]:
         """The answers to several questions; raises as :meth:`ask`."""
         return list(await asyncio.gather(*(self.ask(settings, question) for question in questions)))
 
-    async def ask(self, settings: Hashable, question: Any) -> Any:
+    async def ask(self, settings: Detect | Chat, question: Question) -> Any:
         """The answer; whoever stops waiting for it leaves the queue.
 
         Raises:
@@ -69,62 +71,55 @@ class Batcher:
             what = f"{self.waiting} images wait already, and no more may"
             fix = "try again in a moment, or start the server with a longer --queue"
             raise RefusedError(503, what, "queue", fix)
-        job = _Job(settings, question, asyncio.get_running_loop().create_future())
-        self._waiting[job] = None
-        self._arrived.set()
+        loop = asyncio.get_running_loop()
+        job = _Job(settings, loop.create_future())
+        self._waiting.add(job)
         try:
-            return await job.answer
+            async with self._ahead:
+                job.prepared = await loop.run_in_executor(
+                    self._preparing, self._answerer.prepare, settings, question
+                )
+                self._ready[job] = None
+                self._arrived.set()
+                return await job.answer
         finally:
-            self._waiting.pop(job, None)
+            self._waiting.discard(job)
+            self._ready.pop(job, None)
 
     async def stop(self) -> None:
-        """End the thread when its batch is done."""
+        """End the threads when the batch is done."""
         self._task.cancel()
-        await asyncio.to_thread(self._thread.shutdown)
+        await asyncio.to_thread(self._answering.shutdown)
+        self._preparing.shutdown()
 
     async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
         while await self._arrived.wait():
-            if len(self._waiting) < self._batch_size:
-                await asyncio.sleep(TOGETHER_SECONDS)
-            batch = self._take()
-            if batch:
-                self._note_batch(len(batch))
-                questions = [job.question for job in batch]
-                running = asyncio.wrap_future(
-                    self._thread.submit(self._answers, batch[0].settings, questions)
-                )
-                await asyncio.wait([running])
-                bug = running.exception()
-                _tell(batch, [bug] * len(batch) if bug else running.result())
+            if not (batch := self._take()):  # everybody has left
+                continue
+            self._note_batch(len(batch))
+            prepared = [job.prepared for job in batch]
+            running = loop.run_in_executor(
+                self._answering, self._answerer.answer, batch[0].settings, prepared
+            )
+            await asyncio.wait([running])
+            error = running.exception()
+            for job, answer in zip(batch, batch if error else running.result(), strict=True):
+                if job.answer.done():  # its client has gone
+                    continue
+                if error is None:
+                    job.answer.set_result(answer)
+                else:
+                    job.answer.set_exception(error)
 
     def _take(self) -> list[_Job]:
-        """The next batch; none if everybody has left."""
-        oldest = next(iter(self._waiting), None)
-        alike = (job for job in self._waiting if oldest and job.settings == oldest.settings)
-        batch = list(islice(alike, self._batch_size))
+        oldest = next(iter(self._ready), None)
+        alike = [job for job in self._ready if oldest and job.settings == oldest.settings]
+        lengths = {job: self._answerer.length(job.prepared) for job in alike}
+        batch = sorted(alike, key=lambda job: abs(lengths[job] - lengths[alike[0]]))[: self._batch_size]
         for job in batch:
-            del self._waiting[job]
-        if not self._waiting:
+            self._waiting.discard(job)
+            del self._ready[job]
+        if not self._ready:
             self._arrived.clear()
         return batch
-
-    def _answers(self, settings: Any, questions: Sequence[Any]) -> Sequence[Any]:
-        """Answers, an error in place of one; a question that spoils a batch does not spoil the others'."""
-        try:
-            answers = self._answer(settings, questions)
-            assert len(answers) == len(questions)
-            return answers
-        except QwendetError as error:
-            if len(questions) == 1:
-                return [error]
-        return [self._answers(settings, [question])[0] for question in questions]
-
-
-def _tell(batch: Sequence[_Job], answers: Sequence[Any]) -> None:
-    for job, answer in zip(batch, answers, strict=True):
-        if job.answer.done():  # its client has gone
-            continue
-        if isinstance(answer, BaseException):
-            job.answer.set_exception(answer)
-        else:
-            job.answer.set_result(answer)

@@ -74,19 +74,11 @@ class _ImagePart(_Body):
     image_url: _ImageUrl
 
 
-def _as_parts(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value)[:60]
-
-
 class _Message(_Body):
     role: Literal["system", "user", "assistant"]
     content: Annotated[
         list[Annotated[_TextPart | _ImagePart, Field(discriminator="type")]],
-        BeforeValidator(_as_parts),
+        BeforeValidator(lambda given: [{"type": "text", "text": given}] if isinstance(given, str) else given),
         Field(min_length=1),
     ]
 
@@ -109,10 +101,9 @@ class ChatBody(_Body):
             return body
         for name in ONLY.keys() & body.keys():
             if body[name] is not None and body[name] != ONLY[name]:
-                raise ValueError(
-                    f"{name} is {_shown(body[name])}, but answers are greedy, one a request, in one piece; "
-                    f"leave {name} out or send {_shown(ONLY[name])}"
-                )
+                given, only = (json.dumps(values[name])[:60] for values in (body, ONLY))
+                what = f"{name} is {given}, but answers are greedy, one a request, in one piece"
+                raise ValueError(f"{what}; leave {name} out or send {only}")
         return {name: value for name, value in body.items() if name not in ONLY and value is not None}
 
     @model_validator(mode="after")

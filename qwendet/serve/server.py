@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
-from qwendet.config.schema import Config
 from qwendet.errors import ConfigError
 from qwendet.inference.predictor import Predictor
 from qwendet.serve.app import create_app
 from qwendet.serve.limits import Limits
+
+CONNECTIONS_BESIDE = 64
+"""Connections that may be open besides those that wait, before uvicorn answers 503 by itself."""
 
 
 def serve(
@@ -27,10 +29,8 @@ def serve(
     port: int,
     token: str | None,
     limits: Limits,
-    labels: Sequence[str] | None = None,
-    overrides: Sequence[str] = (),
-    given: Config | None = None,
     ready: Callable[[str, dict[str, Any]], None],
+    **loading: Any,
 ) -> None:
     """Serve a model until SIGTERM or SIGINT.
 
@@ -40,10 +40,8 @@ def serve(
         port: 0 takes a free one.
         token: that clients must bear; needed where other machines can call.
         limits: of what clients may ask for.
-        labels: other labels to look for where a request names none.
-        overrides: ``key=value`` for the checkpoint's config.
-        given: how a model without a manifest was trained.
         ready: told the address and who trained the model, when calls are taken.
+        loading: further arguments of :meth:`qwendet.Predictor.from_checkpoint`.
 
     Raises:
         QwendetError: for an address or a model that cannot be used.
@@ -61,20 +59,12 @@ def serve(
                 "--host",
                 "set the environment variable QWENDET_TOKEN, or leave --host out",
             )
-        predictor = Predictor.from_checkpoint(model, labels=labels, overrides=overrides, given=given)
+        predictor = Predictor.from_checkpoint(model, **loading)
         app = create_app(predictor, str(model), limits, token)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http="h11",
-                ws="none",
-                log_config=None,
-                log_level="error",
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-            )
-        )
+        most = limits.waiting + CONNECTIONS_BESIDE
+        quiet: dict[str, Any] = {"log_config": None, "log_level": "error", "access_log": False}
+        bare: dict[str, Any] = {"http": "h11", "ws": "none", "proxy_headers": False, "server_header": False}
+        server = uvicorn.Server(uvicorn.Config(app, limit_concurrency=most, **quiet, **bare))
         # uvicorn raises the signal that ended it once more when all is answered: then it has no effect.
         former = {
             number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)

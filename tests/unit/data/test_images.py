@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -15,7 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from qwendet.data.images import MAX_IMAGE_PIXELS, image_size, is_turned, open_image, resolve_image
+from qwendet.data.images import (
+    MAX_IMAGE_PIXELS,
+    decode_image,
+    image_size,
+    is_turned,
+    open_image,
+    resolve_image,
+)
 from qwendet.errors import DataError
 
 WHERE = "train.jsonl:3"
@@ -54,9 +62,12 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def both_errors(root: Path, image: str) -> tuple[str, str]:
-    """What `open_image` and `image_size` say; neither may let the image pass."""
+    """What `open_image` and `image_size` say; neither may let the image pass, nor may `decode_image`."""
     with pytest.raises(DataError) as opening:
         open_image(image, root, WHERE)
+    if not re.search("the data root|is absolute|is absent|cannot be followed", str(opening.value)):
+        with pytest.raises(DataError, match=re.escape(str(opening.value))):
+            decode_image((root / image).read_bytes(), image, WHERE)
     with pytest.raises(DataError) as sizing:
         image_size(image, root, WHERE)
     for error in (opening.value, sizing.value):
@@ -395,6 +406,8 @@ def test_jpeg__without_its_end_mark(tmp_path: Path, options: dict[str, object], 
     for name in ("a.jpg", "padded.jpg"):
         assert image_size(name, tmp_path, WHERE) == (50, 30)
         assert np.array_equal(np.asarray(open_image(name, tmp_path, WHERE)), expected)
+        in_memory = decode_image((tmp_path / name).read_bytes(), name, WHERE)
+        assert np.array_equal(np.asarray(in_memory), expected)
 
 
 def test_jpeg__without_its_end_mark__is_turned(tmp_path: Path) -> None:

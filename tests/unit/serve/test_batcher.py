@@ -1,4 +1,4 @@
-"""What waits together is one batch; the queue is bounded; who leaves is not computed; errors stay apart."""
+"""What is ready is one batch; the queue is bounded; who leaves is not computed; errors stay apart."""
 
 from __future__ import annotations
 
@@ -20,12 +20,20 @@ class Model:
     def __init__(self) -> None:
         self.go = threading.Event()
         self.batches: list[tuple[Any, list[int]]] = []
+        self.prepared: list[int] = []
 
-    def __call__(self, settings: Any, questions: Sequence[int]) -> list[int]:
+    def prepare(self, settings: Any, question: int) -> int:
+        if question == -1:
+            raise DataError("negative", "question", "send a positive one")
+        self.prepared.append(question)
+        return question
+
+    def length(self, question: int) -> int:
+        return abs(question) % 100
+
+    def answer(self, settings: Any, questions: Sequence[int]) -> list[int]:
         self.batches.append((settings, list(questions)))
         assert self.go.wait(10)
-        if -1 in questions:
-            raise DataError("negative", "question", "send a positive one")
         if -2 in questions:
             raise ZeroDivisionError
         return [2 * number for number in questions]
@@ -58,12 +66,13 @@ def asked(batcher: Batcher, settings: str, *numbers: int) -> list[asyncio.Task[A
 def test_ask__what_waits_with_the_same_settings_is_one_batch() -> None:
     async def scene(batcher: Batcher, model: Model) -> None:
         tasks = asked(batcher, "a", 1, 2) + asked(batcher, "b", 3) + asked(batcher, "a", 4, 5, 6)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
         assert batcher.waiting == 6
         model.go.set()
         assert await asyncio.gather(*tasks) == [2, 4, 6, 8, 10, 12]
 
-    assert run(scene).batches == [("a", [0]), ("a", [1, 2, 4, 5]), ("b", [3]), ("a", [6])]
+    found = [(settings, sorted(batch)) for settings, batch in run(scene).batches]
+    assert found == [("a", [0]), ("a", [1, 2, 4, 5]), ("b", [3]), ("a", [6])]
 
 
 def test_ask__a_full_queue_refuses() -> None:
@@ -108,11 +117,35 @@ def test_ask__all_leave_and_the_next_is_answered() -> None:
 def test_ask__a_bad_question_does_not_spoil_its_batch() -> None:
     async def scene(batcher: Batcher, model: Model) -> None:
         tasks = asked(batcher, "a", 1, -1, 2)
+        await asyncio.sleep(0.05)
         model.go.set()
         first, bad, second = await asyncio.gather(*tasks, return_exceptions=True)
         assert (first, second, str(bad)) == (2, 4, "question: negative (send a positive one)")
 
-    assert run(scene).batches[1:] == [("a", [1, -1, 2]), ("a", [1]), ("a", [-1]), ("a", [2])]
+    assert run(scene).batches[1:] == [("a", [1, 2])]
+
+
+def test_ask__the_oldest_and_those_nearest_to_it_in_length_are_the_next_batch() -> None:
+    async def scene(batcher: Batcher, model: Model) -> None:
+        tasks = asked(batcher, "a", 30, 90, 31, 80, 29, 33)
+        await asyncio.sleep(0.05)
+        model.go.set()
+        assert await asyncio.gather(*tasks) == [60, 180, 62, 160, 58, 66]
+
+    assert [sorted(batch) for _, batch in run(scene).batches[1:]] == [[29, 30, 31, 33], [80, 90]]
+
+
+def test_ask__while_a_batch_is_computed_two_more_are_prepared_and_no_others() -> None:
+    async def scene(batcher: Batcher, model: Model) -> None:
+        tasks = asked(batcher, "a", *range(1, 21))
+        await asyncio.sleep(0.1)
+        assert sorted(model.prepared) == list(
+            range(12)
+        )  # one is computed, eleven are ready: three batches of 4
+        model.go.set()
+        assert await asyncio.gather(*tasks) == [2 * number for number in range(1, 21)]
+
+    run(scene)
 
 
 def test_ask__a_bug_is_told_and_the_thread_goes_on() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from qwendet.data.samples import Sample, Turn
+from qwendet.data.images import open_image
+from qwendet.data.samples import Sample
 from qwendet.encoding.prompts import conversation, request_text
 from qwendet.inference.generation import generate_answers
 from qwendet.inference.inputs import sample_of_image
@@ -38,7 +39,8 @@ def test_encode_chat__is_what_encode_makes(bundle: Bundle, lessons: list[Sample]
         request = request_text(data.request, bundle.labels)
         messages = conversation(encoder.system_prompt, request, answers)
         turns = [*lesson.teachers, lesson.student]
-        found = encoder.encode_chat(messages, [Turn(turn.image, (), root=turn.root) for turn in turns], "x")
+        images = [open_image(turn.image, turn.root, "x") for turn in turns]
+        found = encoder.encode_chat(messages, images, "x")
         assert found.input_ids.tolist() == expected.input_ids.tolist()
         assert found.mm_token_type_ids.tolist() == expected.mm_token_type_ids.tolist()
         assert torch.equal(found.pixel_values, expected.pixel_values)
