@@ -19,6 +19,7 @@ from qwendet.cli.options import (
     ServerOption,
     SetOption,
     command_line,
+    kept_answers,
     next_of,
 )
 from qwendet.console import console
@@ -93,7 +94,7 @@ def evaluate(
     from qwendet.data.formats.convert import Conversion
     from qwendet.evaluation.command import evaluate_model
 
-    with joined_processes():
+    with joined_processes(), kept_answers(None if server is None else kept):
         found = evaluate_model(
             model,
             data,
@@ -106,11 +107,11 @@ def evaluate(
             server=server,
             kept=kept,
         )
+        written = places.write(found) if is_first_process() else []
+        if kept is not None and is_first_process():
+            kept.unlink(missing_ok=True)
     if not is_first_process():
         return
-    written = places.write(found)
-    if kept is not None:
-        kept.unlink(missing_ok=True)
     if report is None:
         chosen = [] if mode is None else ["--mode", mode]
         chosen += ["--teachers", str(teachers)] if teachers else []

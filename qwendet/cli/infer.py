@@ -16,11 +16,12 @@ from qwendet.cli.options import (
     ServerOption,
     SetOption,
     command_line,
+    kept_answers,
     next_of,
     split_labels,
 )
 from qwendet.console import console
-from qwendet.files import require_place
+from qwendet.files import partial_of, require_place
 from qwendet.inference.sharding import is_first_process
 
 if TYPE_CHECKING:
@@ -81,19 +82,20 @@ def infer(
     given = None if config is None else load_config(config)
     from qwendet.infer import infer as run_inference
 
-    summary = run_inference(
-        model,
-        inputs,
-        output=output,
-        mode=mode,
-        teachers=teachers,
-        labels=wanted,
-        constrained=constrained,
-        visualize=visualize,
-        overrides=settings or (),
-        given=given,
-        server=server,
-    )
+    with kept_answers(None if output is None or server is None else partial_of(output)):
+        summary = run_inference(
+            model,
+            inputs,
+            output=output,
+            mode=mode,
+            teachers=teachers,
+            labels=wanted,
+            constrained=constrained,
+            visualize=visualize,
+            overrides=settings or (),
+            given=given,
+            server=server,
+        )
     if not is_first_process():  # of those that a launcher started
         return
     if visualize is None:

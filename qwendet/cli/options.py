@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from qwendet.cli.completion import complete_check, complete_config, complete_setting
+from qwendet.console import console
 from qwendet.console.console import Format
 from qwendet.errors import ConfigError
 
@@ -170,3 +173,16 @@ def command_line(*words: str, settings: Sequence[str] = ()) -> str:
     """
     options = [word for setting in settings for word in ("--set", setting)]
     return shlex.join(["qwendet", *words, *options])
+
+
+@contextmanager
+def kept_answers(file: Path | None) -> Iterator[None]:
+    """Say, where a run ends early, that the answers of a server are kept, and what goes on from there."""
+    try:
+        yield
+    finally:
+        if file is not None and file.is_file():
+            again = shlex.join(["qwendet", *sys.argv[1:]])
+            console.say(
+                f"The answers so far are kept in {file}; the same command goes on from there: {again}"
+            )

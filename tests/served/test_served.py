@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -129,6 +130,41 @@ def test_interrupted_run__goes_on_with_what_is_kept(
     assert len(stand_in.requests) - asked == probes + 1, "one image was left"
     assert first == wanted[:3]
     assert done == probes + 4
+
+
+@pytest.mark.parametrize("command", [["infer", "--output"], ["eval", "--json"]])
+def test_interrupted_command__says_where_answers_are_and_what_goes_on(
+    url: str,
+    stand_in: StandIn,
+    scenes: Path,
+    tmp_path: Path,
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server answers twice, then fails; the second call asks for the rest alone."""
+    name, option = command
+    output = tmp_path / "out file"
+    kept = tmp_path / "out file.partial"
+    words = [name, str(TINY), str(scenes), "--server", url, option, str(output), "--mode", "text"]
+    for setting in (*SETTINGS, "infer.server_requests=1"):
+        words += ["--set", setting]
+    monkeypatch.setattr("sys.argv", ["qwendet", *words])
+    monkeypatch.setattr(chat_server, "RETRIES", 0)
+    stand_in.respond = lambda own, body: ({}, 500) if len(own.requests) > 3 else (own.complete(body),)
+    with pytest.raises(SystemExit) as ending:
+        run(words)
+    assert (ending.value.code, output.exists()) == (3, False)
+    assert len(kept.read_text(encoding="utf-8").splitlines()) == 2
+    again = shlex.join(["qwendet", *words])
+    said = f"The answers so far are kept in {kept}; the same command goes on from there: {again}"
+    assert said in capsys.readouterr().err
+    stand_in.respond, asked = None, len(stand_in.requests)
+    with pytest.raises(SystemExit) as ending:
+        run(words)
+    assert (ending.value.code in (0, None), kept.exists()) == (True, False)
+    assert len(stand_in.requests) - asked == 1 + 2, "a probe, and the two images that were left"
+    assert "are kept in" not in capsys.readouterr().err
 
 
 def test_infer__writes_the_output_and_removes_what_was_kept(
