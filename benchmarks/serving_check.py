@@ -77,6 +77,8 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "900",  # a busy machine takes more than the 300 of vLLM
+    "OMP_WAIT_POLICY": "PASSIVE",
     "HF_HUB_OFFLINE": "1",
 }
 SMALL = ["--enforce-eager", "--max-num-seqs", "1"]
