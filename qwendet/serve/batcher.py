@@ -57,7 +57,12 @@ class Batcher:
         return len(self._waiting)
 
     async def ask_all(self, settings: Detect | Chat, questions: Sequence[Question]) -> list[Any]:
-        """The answers to several questions; raises as :meth:`ask`."""
+        """The answers; whoever stops waiting for them leaves the queue.
+
+        Raises:
+            RefusedError: if the queue is full.
+            QwendetError: for a question that cannot be answered.
+        """
         return list(await asyncio.gather(*(self.ask(settings, question) for question in questions)))
 
     async def ask(self, settings: Detect | Chat, question: Question) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-import signal
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,18 +64,12 @@ def serve(
         quiet: dict[str, Any] = {"log_config": None, "log_level": "error", "access_log": False}
         bare: dict[str, Any] = {"http": "h11", "ws": "none", "proxy_headers": False, "server_header": False}
         server = uvicorn.Server(uvicorn.Config(app, limit_concurrency=most, **quiet, **bare))
-        # uvicorn raises the signal that ended it once more when all is answered: then it has no effect.
-        former = {
-            number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)
-        }
         shown = f"[{address}]" if ":" in address else address
         listening.listen()  # whoever is told may call at once
-        try:
-            ready(f"http://{shown}:{port}", predictor.bundle.origin())
+        ready(f"http://{shown}:{port}", predictor.bundle.origin())
+        # uvicorn raises the signal that ended it once more when all is answered: that is no error here.
+        with suppress(KeyboardInterrupt, SystemExit):
             server.run(sockets=[listening])
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
 
 
 def bound(host: str, port: int) -> socket.socket:
