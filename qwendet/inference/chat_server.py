@@ -165,7 +165,7 @@ class ChatServer:
         try:
             asyncio.run(ask_all())
         except BaseExceptionGroup as group:
-            raise _first(group) from group
+            raise group.exceptions[0] from group
 
     def ask(self, question: Question) -> Reply:
         """Ask one question; raises as :meth:`ask_all`."""
@@ -199,27 +199,24 @@ class ChatServer:
     def _taken(self) -> tuple[str, ...]:
         """Which of :attr:`asks` the server takes and answers; what it lacks is said."""
         content = [{"type": "image"}, {"type": "text", "text": "a"}]
-        question = Question(
-            with_images([{"role": "user", "content": content}], [Image.new("RGB", (64, 64))]), 1
-        )
-        for asks in (self.asks, (LOG_PROBS,), ()):
-            try:
-                reply = replace(self, asks=asks).ask(question)
-            except RefusedError:
-                if asks:
-                    continue
+        probe = with_images([{"role": "user", "content": content}], [Image.new("RGB", (64, 64))])
+        reply = self._first_taken(Question(probe, 1), [self.asks, (LOG_PROBS,), ()])
+        found = {LOG_PROBS: reply.log_probs, TOKEN_IDS: reply.prompt_ids}
+        if reply.prompt_tokens is None:
+            what = "does not tell how many tokens a prompt has: template and pixel limits are not compared"
+            logger.warning("%s %s", self.url, what)
+        if reply.log_probs is None:
+            logger.warning("%s gives no log-probabilities: every box of an answer has score 1", self.url)
+        return tuple(name for name in self.asks if found[name] is not None)
+
+    def _first_taken(self, question: Question, choices: Sequence[tuple[str, ...]]) -> Reply:
+        """The reply with the first of some fields of a request that are not refused."""
+        try:
+            return replace(self, asks=choices[0]).ask(question)
+        except RefusedError:
+            if len(choices) == 1:
                 raise
-            found = {LOG_PROBS: reply.log_probs, TOKEN_IDS: reply.prompt_ids}
-            taken = tuple(name for name in asks if found[name] is not None)
-            if reply.prompt_tokens is None:
-                what = (
-                    "does not tell how many tokens a prompt has: template and pixel limits are not compared"
-                )
-                logger.warning("%s %s", self.url, what)
-            if LOG_PROBS not in taken:
-                logger.warning("%s gives no log-probabilities: every box of an answer has score 1", self.url)
-            return taken
-        raise AssertionError
+            return self._first_taken(question, choices[1:])
 
     async def _ask(self, client: AsyncOpenAI, question: Question) -> Reply:
         from openai import OpenAIError
@@ -248,39 +245,35 @@ class ChatServer:
         """A failed request in plain words."""
         import openai
 
-        where, words = f"{self.url} (model {self.model})", " ".join(str(error).split())[:300]
+        where, kind = f"{self.url} (model {self.model})", ServerError
+        text = error.response.text if isinstance(error, openai.APIStatusError) else str(error)
+        words = " ".join(text.split())[:300]
         if isinstance(error, openai.APIStatusError):
-            words = f"{error.status_code}: {' '.join(error.response.text.split())[:300]}"
-        if isinstance(error, openai.APITimeoutError):
-            fix = "see what the server is doing, or allow more: --set infer.server_timeout=600"
-            return ServerError(f"no whole answer within {self.timeout:g} seconds", where, fix)
-        if isinstance(error, openai.APIConnectionError):
-            words = str(error.__cause__ or error)
-            return ServerError(f"the server cannot be reached ({words})", where, START_IT)
-        if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
-            fix = "put the server's token into the environment variable OPENAI_API_KEY"
-            return ServerError(f"the server refuses the token ({words})", where, fix)
-        if isinstance(error, openai.NotFoundError):
-            fix = f"{START_IT}; name the model with --set infer.server_model=NAME"
-            return ServerError(f"there is no such route or model ({words})", where, fix)
-        if isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError)):
-            fix = "as it says: --set infer.server_model=…, fewer infer.max_new_tokens, a longer context"
-            return RefusedError(f"the server refuses the request ({words})", where, fix)
-        if isinstance(error, openai.APIStatusError):
-            return ServerError(f"the server fails ({words})", where, "see its log")
-        return ServerError(f"this is no server of OpenAI's chat protocol ({words})", where, START_IT)
+            words = f"{error.status_code}: {words}"
+        match error:
+            case openai.APITimeoutError():
+                what = f"no whole answer within {self.timeout:g} seconds"
+                fix = "see what the server is doing, or allow more: --set infer.server_timeout=600"
+            case openai.APIConnectionError():
+                what, fix = f"the server cannot be reached ({error.__cause__ or error})", START_IT
+            case openai.AuthenticationError() | openai.PermissionDeniedError():
+                what = f"the server refuses the token ({words})"
+                fix = "put the server's token into the environment variable OPENAI_API_KEY"
+            case openai.NotFoundError():
+                what = f"there is no such route or model ({words})"
+                fix = f"{START_IT}; name the model with --set infer.server_model=NAME"
+            case openai.BadRequestError() | openai.UnprocessableEntityError():
+                what, kind = f"the server refuses the request ({words})", RefusedError
+                fix = "as it says: --set infer.server_model=…, fewer infer.max_new_tokens, a longer context"
+            case openai.APIStatusError():
+                what, fix = f"the server fails ({words})", "see its log"
+            case _:
+                what, fix = f"this is no server of OpenAI's chat protocol ({words})", START_IT
+        return kind(what, where, fix)
 
 
 class RefusedError(ServerError):
     """The server does not take a field of the request, or its length."""
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a group, which may hold groups."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _reply(answer: Any) -> Reply:

@@ -26,7 +26,7 @@ from qwendet.checks.served.observed import Observed
 from qwendet.checks.served.prompt import limits_of
 from qwendet.checks.served.suite import CHECKS
 from qwendet.config.load import override_config
-from qwendet.data.samples import SampleFile
+from qwendet.data.samples import Sample, SampleFile
 from qwendet.demo.shapes import PRETRAIN, write_dataset
 from qwendet.demo.tiny import ASSETS
 from qwendet.families.qwen2_5_vl import QWEN2_5_VL
@@ -43,14 +43,19 @@ TINY = ASSETS / "tiny"
 MOST_TOKENS = 70
 
 
+def asked(folder: Path, dtype: str, scenes: int) -> tuple[Predictor, list[Sample]]:
+    """The checkpoint, and what it is asked about."""
+    settings = [f"model.dtype={dtype}", "model.device=cpu", f"infer.max_new_tokens={MOST_TOKENS}"]
+    predictor = Predictor.from_checkpoint(TINY, overrides=settings)
+    samples = calibration_samples(folder, predictor.bundle.labels, limits_of(predictor.bundle))
+    samples += SampleFile(write_dataset(PRETRAIN, folder / "scenes.jsonl", scenes, seed=5))
+    return predictor, samples
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     """The checkpoint and what it answers, beside a sound server."""
-    settings = ["model.dtype=float32", "model.device=cpu", f"infer.max_new_tokens={MOST_TOKENS}"]
-    predictor = Predictor.from_checkpoint(TINY, overrides=settings)
-    folder = tmp_path_factory.mktemp("calibration")
-    samples = calibration_samples(folder, predictor.bundle.labels, limits_of(predictor.bundle))
-    samples.append(SampleFile(write_dataset(PRETRAIN, folder / "scenes.jsonl", 1, seed=5))[0])
+    predictor, samples = asked(tmp_path_factory.mktemp("calibration"), "float32", 1)
     stand_in = StandIn(predictor.bundle.detector.vlm, predictor.bundle.processor)
     with serving(stand_in) as url:
         observed = Observed(predictor, find(predictor, url), samples, TINY)
@@ -277,6 +282,46 @@ def test_fault__is_named(sound: Observed, fault: dict[str, Any], id: str, words:
     assert failed, results
     assert any(words in result.what for result in failed), failed
     assert failed[0].fix
+
+
+@pytest.fixture(scope="module")
+def in_half(tmp_path_factory: pytest.TempPathFactory) -> Observed:
+    """The checkpoint in bfloat16 and what it answers."""
+    predictor, samples = asked(tmp_path_factory.mktemp("half"), "bfloat16", 4)
+    with serving(StandIn(predictor.bundle.detector.vlm, predictor.bundle.processor)) as url:
+        return Observed(predictor, find(predictor, url), samples, TINY)
+
+
+def eager(vlm: Any) -> Any:
+    """Other kernels, which round at other places."""
+    other = copy.deepcopy(vlm)
+    other.set_attn_implementation("eager")
+    return other
+
+
+@pytest.mark.parametrize(
+    ("change", "share", "words"),
+    [
+        (eager, 1.0, ""),
+        (lambda vlm: copy.deepcopy(vlm).float(), 0.0, "the server rounds less than bfloat16, as float32"),
+        (
+            lambda vlm: other_weights(vlm, lambda weight: in_8_bits(weight.float()).to(weight.dtype)),
+            1.45,
+            "the server's weights are quantized",
+        ),
+    ],
+    ids=["other kernels", "float32", "eight bits"],
+)
+def test_half_precision__is_held_against_its_own_rounding(
+    in_half: Observed, change: Callable[[Any], Any], share: float, words: str
+) -> None:
+    """The worst token is within the tolerance in all three; the mean over all tokens tells them apart."""
+    with beside(in_half, vlm=change(in_half.predictor.bundle.detector.vlm)) as observed:
+        vars(observed)["in_other_precision"] = in_half.in_other_precision
+        (result,) = checked(observed, "served.weights")
+    assert max(observed.misfits.values()) < observed.tolerance
+    assert observed.share_of_rounding == pytest.approx(share, abs=0.16)
+    assert (result.status, words in result.what) == ("fail" if words else "pass", True), result.what
 
 
 def test_swapped_answers__are_named(sound: Observed) -> None:

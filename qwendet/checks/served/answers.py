@@ -24,6 +24,8 @@ BOX_TOLERANCE = 0.02
 """Pixels of the displayed image."""
 ROUNDED = 0.5
 """Nats: weights that were rounded, as by a quantization, rarely differ by more in the middle of answers."""
+LEAST_SHARE, SPREAD = 0.5, 0.75
+"""Of a sound server's rounding in the checkpoint's; the share of one answer varies by a third."""
 FEW = 3
 
 
@@ -73,9 +75,29 @@ def weights(observed: Observed) -> Verdict:
         what, fix = "the server's log-probabilities are not finite", "see what it computes in: --dtype"
         return Verdict(seen, (Problem(what, observed.server.url, fix),))
     if worst <= tolerance:
-        return Verdict(seen)
+        return Verdict(*_rounded_alike(observed, seen))
     cause, fix = next(_causes(observed, worst))
     return Verdict(seen, (Problem(f"{cause}: {seen}", observed.server.url, fix),))
+
+
+def _rounded_alike(observed: Observed, seen: str) -> tuple[str, tuple[Problem, ...]]:
+    """What is seen, and whether the server rounds about as much as the checkpoint in half precision."""
+    share, most = observed.share_of_rounding, 1 + SPREAD / math.sqrt(len(observed.misfits))
+    if math.isnan(share):
+        return seen, ()
+    detectors = observed.predictor.bundle.detector, observed.in_other_precision
+    own, exact = (str(detector.dtype).removeprefix("torch.") for detector in detectors)
+    seen += f"; {share:.2f} times as far from {exact} as the checkpoint, expected {LEAST_SHARE} to {most:.2f}"
+    if LEAST_SHARE <= share <= most:
+        return seen, ()
+    cause = f"the server rounds less than {own}, as {exact} or float16 does"
+    if share > most:
+        cause = f"the server's weights are quantized or slightly others, or it rounds more than {own}"
+    return seen, (Problem(f"{cause}: {seen}", observed.server.url, _precision_fix(own)),)
+
+
+def _precision_fix(dtype: str) -> str:
+    return f"start the server with --dtype {dtype}, without --quantization"
 
 
 def _worst(observed: Observed) -> float:
@@ -115,7 +137,7 @@ def _causes(observed: Observed, worst: float) -> Iterator[tuple[str, str]]:
         if max(observed.misfit(number, other.bundle.detector) for number in numbers) <= observed.tolerance:
             yield f"the server answers as {sibling} does", f"restart the server with {observed.checkpoint}"
     rounded = observed.in_other_precision
-    fix = f"start the server with --dtype {own}, without --quantization"
+    fix = _precision_fix(own)
     if max(observed.misfit(number, rounded) for number in numbers) < worst / 2:
         name = str(rounded.dtype).removeprefix("torch.")
         yield f"the server computes in {name}, the checkpoint in {own}", fix

@@ -84,7 +84,7 @@ class Observed:
         self.server = server
         self.samples = samples
         self.checkpoint = checkpoint
-        self._forced: dict[tuple[int, str, tuple[int, ...] | None], Forced] = {}
+        self._forced: dict[tuple[bool, int, tuple[int, ...]], Forced] = {}
         self.max_tokens = min(MOST_TOKENS, predictor.bundle.config.infer.max_new_tokens)
 
     @property
@@ -111,19 +111,21 @@ class Observed:
         tokenizer = self.predictor.bundle.processor.tokenizer
         return generate_answers(detector, tokenizer, batch, most, writing)[0]
 
-    def forced(self, number: int, reply: Reply) -> Forced:
+    def forced(self, number: int, reply: Reply, *, in_other_precision: bool = False) -> Forced:
         """How likely the checkpoint finds an answer about a sample; empty where its tokens are not known."""
-        key = (number, reply.text, reply.ids)
+        key = (in_other_precision, number, tuple(self.ids_of(reply)))
         if key not in self._forced:
-            detector = self.predictor.bundle.detector
-            self._forced[key] = self._forced_by(detector, self.items[number], self.ids_of(reply))
+            own = self.predictor.bundle.detector
+            self._forced[key] = self._forced_by(
+                self.in_other_precision if in_other_precision else own, number, reply
+            )
         return self._forced[key]
 
-    def _forced_by(self, detector: Qwen25VLWithDetection, item: EncodedSample, ids: Sequence[int]) -> Forced:
-        if not ids:
+    def _forced_by(self, detector: Qwen25VLWithDetection, number: int, reply: Reply) -> Forced:
+        if not (ids := self.ids_of(reply)):
             return Forced((), ())
         writing = _Writing(ids)
-        answer = self._generated(detector, item, len(ids), writing)
+        answer = self._generated(detector, self.items[number], len(ids), writing)
         return Forced(answer.log_probs, tuple(writing.behind))
 
     def ids_of(self, reply: Reply) -> Sequence[int]:
@@ -146,16 +148,12 @@ class Observed:
             detector: the model; ``None`` is the checkpoint.
         """
         reply = self.replies[number]
-        if detector is None:
-            forced = self.forced(number, reply)
-        else:
-            forced = self._forced_by(detector, self.items[number], self.ids_of(reply))
+        forced = self._forced_by(detector, number, reply) if detector else self.forced(number, reply)
         if not forced.behind:
             return math.nan
         if reply.log_probs is None:
             return max(forced.behind)
-        pairs = zip(forced.log_probs, reply.log_probs, strict=True)
-        off = [abs(ours - theirs) for ours, theirs in pairs]
+        off = _differences(forced.log_probs, reply.log_probs)
         return max(off) if all(map(math.isfinite, off)) else math.inf
 
     @cached_property
@@ -167,13 +165,29 @@ class Observed:
     @cached_property
     def rounding(self) -> float:
         """Largest difference of the checkpoint's log-probabilities to those in the other precision."""
-        other, found = self.in_other_precision, 0.0
-        for item, answer in zip(self.items, self.own, strict=True):
-            ids = self.ids_of(Reply(answer.text, answer.truncated, None))
-            ours = self._forced_by(self.predictor.bundle.detector, item, ids).log_probs
-            theirs = self._forced_by(other, item, ids).log_probs
-            found = max([found, *(abs(a - b) for a, b in zip(ours, theirs, strict=True))])
+        found = 0.0
+        for number, answer in enumerate(self.own):
+            reply = Reply(answer.text, answer.truncated, None)
+            other = self.forced(number, reply, in_other_precision=True)
+            found = max([found, *_differences(self.forced(number, reply).log_probs, other.log_probs)])
         return found
+
+    @cached_property
+    def share_of_rounding(self) -> float:
+        """How far the server is from the checkpoint in float32, divided by how far the checkpoint itself is.
+
+        Means over all tokens of the server's answers: about 1 of a sound server, whose kernels round at other
+        places but as much; 0 of one that computes in float32. NaN where the checkpoint is in float32, or the
+        server tells no log-probabilities.
+        """
+        theirs, ours = [], []
+        if self.predictor.bundle.detector.dtype != torch.float32:
+            for number, reply in enumerate(self.replies):
+                exact = self.forced(number, reply, in_other_precision=True).log_probs
+                if exact and reply.log_probs is not None:
+                    theirs += _differences(reply.log_probs, exact)
+                    ours += _differences(self.forced(number, reply).log_probs, exact)
+        return sum(theirs) / sum(ours) if any(ours) else math.nan
 
     @cached_property
     def in_other_precision(self) -> Qwen25VLWithDetection:
@@ -269,6 +283,10 @@ class Observed:
         text = tokenizer.apply_chat_template(messages, tokenize=False, **given)
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+
+def _differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [abs(one - other) for one, other in zip(ours, theirs, strict=True)]
 
 
 def is_near_tie(observed: Observed, number: int, reply: Reply) -> bool:
