@@ -27,6 +27,7 @@ from qwendet.inference.detections import write_predictions
 from qwendet.inference.sharding import is_first_process, peers_needed
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.progress import track
+from qwendet.training.arguments import shared_memory_error
 from qwendet.training.build import create_trainer
 from qwendet.training.callbacks import ProgressReport, StopOnSignal
 from qwendet.training.resume import latest_checkpoint, saving
@@ -207,6 +208,8 @@ def _of_the_machine(error: RuntimeError) -> EnvironmentLacksError | None:
     But for the GPU's memory torch has no classes for them, only words.
     """
     words = (str(error) or type(error).__name__).splitlines()[0]
+    if "allocate shared memory" in str(error):
+        return shared_memory_error("a batch of a worker process does not fit into the shared memory")
     if isinstance(error, torch.OutOfMemoryError):
         return EnvironmentLacksError(
             f"the GPU's memory does not suffice ({words})",

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from qwendet.encoding.encode import EncodedSample, Span
 from qwendet.encoding.patch_order import raster_to_flat, raster_to_token
@@ -129,7 +130,7 @@ class StandardDataCollator:
         ]
         student_mask = _mask(place, student_spans)
         grids = torch.cat([sample.image_grid_thw for sample in samples])
-        return {
+        batch = {
             "input_ids": input_ids,
             "attention_mask": place.spread([torch.ones_like(s.input_ids) for s in samples], 0),
             "mm_token_type_ids": place.spread([s.mm_token_type_ids for s in samples], 0),
@@ -152,6 +153,11 @@ class StandardDataCollator:
             "num_tokens": lengths,
             "where": [sample.where for sample in samples],
         }
+        if get_worker_info() is not None:
+            # In the thread that sends it an error would be printed, and the trainer would wait for ever.
+            for value in filter(torch.is_tensor, batch.values()):
+                value.share_memory_()
+        return batch
 
     def _positions(self, samples: Sequence[EncodedSample], place: _Place) -> Tensor:
         """``position_ids`` of the batch."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shutil
+from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
@@ -17,6 +19,9 @@ logger = logging.getLogger("qwendet")
 
 PACKAGES = {"adamw_bnb_8bit": ("bitsandbytes", "bitsandbytes"), "stable_adamw": ("optimi", "torch-optimi")}
 """Of optimizers: the module that they need, and the package that has it."""
+SHARED_MEMORY = Path("/dev/shm")
+LEAST_SHARED_MEMORY = 1 << 20
+"""Bytes that must be free there: the queues alone of a few worker processes take a tenth of it."""
 
 
 def require_launcher(config: Config) -> None:
@@ -49,11 +54,27 @@ def _require_available(config: Config) -> None:
         raise EnvironmentLacksError(
             "train.autocast fp16 needs a GPU", "train.autocast", "set it to auto, or model.dtype to bfloat16"
         )
+    if config.data.num_workers and _shared_memory_left() < LEAST_SHARED_MEMORY:
+        raise shared_memory_error("worker processes (data.num_workers) need shared memory")
     package, name = PACKAGES.get(config.train.optimizer, ("torch", "torch"))
     if importlib.util.find_spec(package) is None:
         raise EnvironmentLacksError(
             f"{config.train.optimizer} needs the package {name}", "train.optimizer", f"pip install {name}"
         )
+
+
+def _shared_memory_left() -> float:
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else float("inf")
+
+
+def shared_memory_error(what: str) -> EnvironmentLacksError:
+    """What to do where worker processes cannot hand batches on."""
+    return EnvironmentLacksError(
+        f"{what}, and it holds {shutil.disk_usage(SHARED_MEMORY).total:,} bytes",
+        str(SHARED_MEMORY),
+        "start the container with more (docker run --shm-size=8g), or have the training process read the"
+        " samples by itself (data.num_workers: 0); a run that has checkpoints goes on with --resume",
+    )
 
 
 def training_arguments(config: Config) -> TrainingArguments:

@@ -142,20 +142,19 @@ class Watched:
         return leaves(self.share.output, dtype)
 
     def row_of_kind(self, *, negative: bool = False, bare: bool = False, lesson: bool = False) -> int:
-        """The first sample without boxes, without demonstrations, or with both.
+        """The first sample without boxes, without demonstrations, or with them, and best with boxes, too.
 
         Raises:
             NotApplicableError: if there is none, and no room in ``data.max_tokens`` to make one.
         """
-        for row, sample in enumerate(self.subject.samples):
-            has_boxes, has_teachers = bool(sample.student.objects), bool(sample.teachers)
-            is_wanted = (
-                (negative and not has_boxes)
-                or (bare and not has_teachers)
-                or (lesson and has_boxes and has_teachers)
-            )
-            if is_wanted:
-                return row
+        rows = list(enumerate(self.subject.samples))
+        for needs_boxes in (True, False) if lesson else (False,):
+            for row, sample in rows:
+                has_boxes, has_teachers = bool(sample.student.objects), bool(sample.teachers)
+                if needs_boxes and not has_boxes:
+                    continue
+                if (negative and not has_boxes) or (bare and not has_teachers) or (lesson and has_teachers):
+                    return row
         kind = "without boxes" if negative else "without demonstrations" if bare else "with demonstrations"
         raise NotApplicableError(f"no sample {kind} fits into data.max_tokens")
 

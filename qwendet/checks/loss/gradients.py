@@ -33,14 +33,18 @@ def gradients(subject: Subject) -> Verdict:
     if isinstance(detector, FSDPModule):
         detector.reshard()  # gathered by a forward without a backward, its parameters are others
     owned = parts(detector)
-    batch = to_device(subject.collator([_lesson(subject)]), trainer.args.device)
+    sample, has_teachers = _sample_of_all_terms(subject)
+    batch = to_device(subject.collator([sample]), trainer.args.device)
     with _head_inputs(detector) as inputs:
         _, losses = trainer.losses(detector.train(), batch, step_counts([batch]).to(trainer.args.device))
+    terms = dict(losses.terms)
+    if not has_teachers:
+        del terms["teacher"]
     trainable = {
         part: {name: p for name, p in parameters.items() if p.requires_grad}
         for part, parameters in owned.items()
     }
-    matrix, connected = _matrix(losses.terms, trainable)
+    matrix, connected = _matrix(terms, trainable)
     problems = [
         problem
         for term, row in matrix.items()
@@ -52,7 +56,7 @@ def gradients(subject: Subject) -> Verdict:
     if cut and not problems:
         what = f"{len(cut)} trainable parameters get no gradient from any term, such as {cut[0]}"
         problems.append(Problem(what, cut[0], PATHS))
-    problems += _input_problems(losses.terms, inputs, trainable)
+    problems += _input_problems(terms, inputs, trainable)
     rows = [
         (term, *(FROZEN if not trainable[part] else _cell(row[part]) for part in owned))
         for term, row in matrix.items()
@@ -61,14 +65,25 @@ def gradients(subject: Subject) -> Verdict:
     seen = (
         f"{len(matrix)} terms reach the parts that they train; {len(names)} trainable parameters have a path"
     )
+    if not has_teachers:
+        seen += "; teacher trains nothing: no demonstrations are configured"
     return Verdict(seen, tuple(problems), (table,))
 
 
-def _lesson(subject: Subject) -> EncodedSample:
-    """The first sample with boxes and demonstrations."""
-    for sample, encoded in zip(subject.samples, subject.encoded, strict=True):
-        if sample.student.objects and sample.teachers:
-            return encoded
+def _sample_of_all_terms(subject: Subject) -> tuple[EncodedSample, bool]:
+    """A sample with boxes, and whether it has demonstrations; without them only where none are configured.
+
+    Raises:
+        NotApplicableError: if they are configured, and none fits into ``data.max_tokens``.
+    """
+    pairs = list(zip(subject.samples, subject.encoded, strict=True))
+    with_boxes = [pair for pair in pairs if pair[0].student.objects]
+    wants_teachers = subject.bundle.config.data.teacher_ratio > 0
+    if not wants_teachers and not any(sample.teachers for sample in subject.samples):
+        return (with_boxes or pairs)[0][1], False
+    for sample, encoded in with_boxes:
+        if sample.teachers:
+            return encoded, True
     raise NotApplicableError("no sample with demonstrations fits into data.max_tokens")
 
 
