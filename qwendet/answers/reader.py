@@ -20,7 +20,7 @@ _MAX_DEPTH = (
 _LONGEST = 200  # characters of a key, or of a line before a box, that are looked at again
 # What may follow a thought without being an answer.
 _SAID = re.compile(r"(?:[^\w\[{<]++|<[^<>]*+>|<)*+[\w\[{]")
-_LABEL_IN_TOKENS = re.compile(r"<\|object_ref_start\|>(.*?)<\|object_ref_end\|>", re.DOTALL)
+_LABEL_TOKEN = re.compile(r"\s*<\|object_ref_(?:start|end)\|>\s*")
 
 
 class AnswerReader:
@@ -112,8 +112,7 @@ class AnswerReader:
         if is_box_key(record.key) and (runs := runs_in(token.value, 0, len(token.value))):
             record.take_runs([Box(run.numbers, token.start, token.end) for run in runs], continues=True)
             return
-        label = _LABEL_IN_TOKENS.fullmatch(token.value)
-        record.texts.append((token.start, record.key, label[1] if label else token.value))
+        record.texts.append((token.start, record.key, _LABEL_TOKEN.sub("", token.value)))
         record.has_value = True
 
     def _take_numbers(self, token: Token) -> None:

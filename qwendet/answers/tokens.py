@@ -57,10 +57,11 @@ _LINE = rf"""
 # Box tokens of any release, Rex-Omni's numbers <1><2><3><4> in them, and HTML.
 _BOX = rf"""
     (?:(?:<\|?\ ?b?box(?:_start)?\ ?\|?>\s*+)++|\bdata-bbox\s*+=\s*+["'])
-    (?:[^\w<{{"'`]|<?{_NUMERAL}>?)*+(?:<\|\ ?box_end\ ?\|>|</b?box>)?+
+    (?:[^\w<{{"'`]|<?{_NUMERAL}>?|(?:and|和|及)(?!\w))*+(?:<\|\ ?box_end\ ?\|>|</b?box>)?+
 """
 _MARKS = rf"""
-    (?P<thought_end>[<◁\[]/(?:\w{{1,9}}:)?think(?:ing)?\b[>▷\]]?|<channel\|>)
+    (?P<thought_end>[<◁\[]/(?:\w{{1,9}}:)?(?:think(?:ing)?|thought|reasoning|analysis)\b[>▷\]]?
+        |<channel\|>|<\|channel\|>final<\|message\|>|<\|(?:end_of_thought|inner_suffix)\|>)
   | (?P<answer><answer>)
   | (?P<end>```|</answer>|<\|(?:im_start|im_end|endoftext)\|>)
   | (?P<ref><\|?\ ?(?:object_)?ref(?:_start)?\ ?\|?>(?P<name>[^<]*+))

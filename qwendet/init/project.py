@@ -164,6 +164,8 @@ def init_project(
     if tiny:
         chosen = replace(chosen, recipe=replace(chosen.recipe, batch_size=GENERATED_BATCH))
     sections, notes = _sections(chosen, found, directory)
+    if data is not None and found.val is None:
+        notes.insert(0, _no_validation(directory, model, data, how or Conversion()))
     with atomic_file(config) as staging:
         staging.write_text(render(sections), encoding="utf-8")
     command = "train" if tiny else "validate-config"
@@ -204,17 +206,14 @@ def _find_data(directory: Path, data: Path | None, how: Conversion, val: float |
     elif not is_jsonl:
         report = convert_dataset(data, directory / "data", how)
     elif data.is_dir():
-        return _of_splits(data, directory, data, [], how.image_dir)
+        return _of_splits(data, directory, [], how.image_dir)
     else:
-        notes = (_no_validation(data, directory),)
-        return _Data(_from_config(data, directory), None, {"train": data}, notes, how.image_dir)
-    found = _of_splits(directory / "data", directory, data, conversion_notes(report))
+        return _Data(_from_config(data, directory), None, {"train": data}, root=how.image_dir)
+    found = _of_splits(directory / "data", directory, conversion_notes(report))
     return replace(found, left_out=len(report.left_out))
 
 
-def _of_splits(
-    folder: Path, directory: Path, source: Path, notes: list[str], root: Path | None = None
-) -> _Data:
+def _of_splits(folder: Path, directory: Path, notes: list[str], root: Path | None = None) -> _Data:
     """Training and validation files of a folder as ``data convert`` writes it."""
     train, val, test, whole = (folder / f"{name}.jsonl" for name in ("train", "val", "test", "all"))
     if not train.is_file():
@@ -226,8 +225,6 @@ def _of_splits(
     files: dict[Split, Path] = {"train": train}
     if val.is_file():
         files["val"] = val
-    else:
-        notes = [*notes, _no_validation(source, directory)]
     if test.is_file():
         command = shlex.join(["qwendet", "eval", str(directory / "run" / "final"), str(test)])
         notes = [*notes, f"The test split is not used; after training: {command}"]
@@ -235,11 +232,17 @@ def _of_splits(
     return _Data(_from_config(train, directory), val_name, files, tuple(notes), root)
 
 
-def _no_validation(source: Path, directory: Path) -> str:
-    command = shlex.join(["qwendet", "init", str(directory), "--data", str(source), "--val", "0.1"])
+def _no_validation(directory: Path, model: str | None, data: Path, how: Conversion) -> str:
+    """What to do where no validation split was found: the same command, with ``--val``, in another folder."""
+    home = directory.absolute()
+    words = ["qwendet", "init", os.path.relpath(home.with_name(f"{home.name}-val")), "--data", str(data)]
+    words += [] if model is None else ["--model", model]
+    words += [] if how.source == "auto" else ["--from", how.source]
+    words += [] if how.image_dir is None else ["--image-dir", str(how.image_dir)]
+    words += ["--skip-bad"] if how.skip_bad else []
     return (
         "There is no validation split, so nothing is measured after training: name a file in data.val,"
-        f" or have some images set aside, in another folder: {command}"
+        f" or have some images set aside, in another folder: {shlex.join([*words, '--val', '0.1'])}"
     )
 
 

@@ -230,7 +230,8 @@ def read_table(path: Path) -> CocoTable:
             fix = f'write "{key}": [{{"id": …}}, …]: the keys of an object are the ids'
             raise DataError(f'expected a list "{key}", got {found}', f"{path}: {key}", fix)
     if table.num_annotations and not table.images and not table.broken:
-        raise DataError('expected a list "images" with at least one image', str(path), "give a COCO file")
+        what = 'expected a list "images" of objects, such as {"id": 1, "file_name": "a.jpg"}, and got none'
+        raise DataError(what, f"{path}: images", "give a COCO file")
     table.finish()
     return table
 

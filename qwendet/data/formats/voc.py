@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 FLAGS = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
 """What tools write for a flag."""
-BOX_NAMES = frozenset({"bndbox", "robndbox", "bbox", "box", "polygon", "points", "xmin", "ymin"})
+BOX_NAME = re.compile(
+    r"(.*_)?(robnd|bnd|bounding_?)?b?box|rect(angle)?|polygon|points?|coord(inate)?s?|(.*_)?x_?min|xtl|x_?1|left"
+)
 """Tags and attributes that hold the place of an object."""
 
 
@@ -166,7 +169,7 @@ def _require_objects(annotation: Element, where: str) -> None:
     inside = {id(inner) for element in annotation.iter("object") for inner in element.iter()}
     for element in annotation.iter():
         names = {element.tag, *(name.lower() for name in element.attrib)}
-        if id(element) not in inside and names & BOX_NAMES:
+        if id(element) not in inside and any(map(BOX_NAME.fullmatch, names)):
             what = f"expected <object> with <name> and <bndbox>, got <{element.tag}> outside of any <object>"
             raise DataError(what, where, "export it as Pascal VOC, or as COCO")
 
@@ -179,11 +182,12 @@ def _read_object(element: Element, where: str) -> tuple[str, DetectedObject]:
         raise DataError(what, where, "export it as Pascal VOC, or as COCO")
     desc = check_label((element.findtext("name") or "").strip(), where, "<name>")
     where = f"{where} ({desc})"
-    corners = element.find("bndbox")
-    if corners is None:
-        raise DataError("expected <bndbox>, got none", where, "draw the box or remove the object")
+    boxes = element.findall("bndbox")
+    if len(boxes) != 1:
+        found = len(boxes) or "none"
+        raise DataError(f"expected <bndbox>, got {found}", where, "give each object one box, or remove it")
     return where, DetectedObject(
-        _box(corners, where), desc, _flag(element, "crowd", where), _flag(element, "difficult", where)
+        _box(boxes[0], where), desc, _flag(element, "crowd", where), _flag(element, "difficult", where)
     )
 
 

@@ -20,6 +20,7 @@ import yaml
 
 from qwendet.data.formats.records import WHOLE, split_of
 from qwendet.data.formats.yolo_files import TEXT_SUFFIXES, tails
+from qwendet.data.images import ABSENT_FIX
 from qwendet.data.samples import check_label
 from qwendet.errors import DataError, Problem
 from qwendet.files import files_below, list_folder, read_text
@@ -118,9 +119,7 @@ class _Settings:
                 is_inside = not path.startswith(("/", ".."))
                 if is_inside and any((home / path).exists() for home in self.homes):
                     return path
-        raise DataError(
-            f"there is no {entry!r} in the data set's folder", f"{self.file}: {key}", "correct the path"
-        )
+        raise DataError(f"there is no {entry!r} in the data set's folder", f"{self.file}: {key}", ABSENT_FIX)
 
     def splits(self, values: Mapping[str, Any], base: str) -> tuple[dict[str, list[str]], list[Problem]]:
         """What each split consists of, and what is wrong with those that are not there; one must be."""

@@ -100,6 +100,8 @@ def are_polygons(files: Iterable[Path]) -> bool:
     found = list(islice(_long_rows(files), MAX_LINES))
     lengths = {len(row) for row in found}
     is_few = len(found) < MANY_LINES
+    if any(-1 in row for row in found):  # a key point that is not seen, or a tracker's empty column
+        return False
     if (is_few and len(lengths) != 1) or all(map(_is_oriented_box, found)):
         return True
     if (

@@ -207,6 +207,15 @@ WRITINGS = {
         "<|object_ref_start|>a<|object_ref_end|><|box_start|>(1,2),(3,4), (5,6),(7,8)<|box_end|>",
         ["a", "a"],
     ),
+    "a word between boxes of a token": (
+        "<|object_ref_start|>a<|object_ref_end|><|box_start|>(1,2),(3,4) and (5,6),(7,8)<|box_end|>",
+        ["a", "a"],
+    ),
+    "half of a label's token": (
+        '[{"bbox_2d": [1,2,3,4], "label": "a<|object_ref_end|>"},'
+        ' {"bbox_2d": [5,6,7,8], "label": "<|object_ref_start|> b"}]',
+        ["a", "b"],
+    ),
     "tokens in JSON": (
         '[{"bbox_2d": <|box_start|>(1,2),(3,4)<|box_end|>,'
         ' "label": "<|object_ref_start|>a<|object_ref_end|>"},'
@@ -466,6 +475,11 @@ def test_parse_answer__boxes_of_thinking_give_way_only_to_an_answer() -> None:
         "◁think▷at {}◁/think▷",
         "[THINK]at {}[/THINK]",
         "<thinking>at {}</thinking>",
+        "<reasoning>at {}</reasoning>",
+        "<thought>at {}</thought>",
+        "<|begin_of_thought|>at {}<|end_of_thought|>",
+        "<|inner_prefix|>at {}<|inner_suffix|>",
+        "<|channel|>analysis<|message|>at {}<|end|><|start|>assistant<|channel|>final<|message|>",
         "<think>at {}",
     ):
         text = (

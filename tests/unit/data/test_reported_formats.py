@@ -159,6 +159,13 @@ VOC_TOLD = {
               "<point>1,2</point></points></object></objects></annotation>",
     "turned box": "<annotation><object><name>x</name><robndbox><cx>1</cx></robndbox></object></annotation>",
     "polygon": "<annotation><shape><polygon><pt><x>1</x></pt></polygon></shape></annotation>",
+    "region": "<annotation><region><category>cell</category><rect><x>1</x></rect></region></annotation>",
+    "target with x1": "<annotation><targets><target><x1>1</x1></target></targets></annotation>",
+    "HRSC": "<annotation><HRSC_Objects><HRSC_Object><box_xmin>1</box_xmin></HRSC_Object></HRSC_Objects>"
+            "</annotation>",
+    "bounding_box": "<annotation><thing><bounding_box><left>1</left></bounding_box></thing></annotation>",
+    "coordinates": "<annotation><defect><coordinates>1,2,31,42</coordinates></defect></annotation>",
+    "two boxes in one object": f"<annotation><object><name>x</name>{CORNERS}{CORNERS}</object></annotation>",
     "beside objects": f"<annotation>{OBJECT}<item><name>cell</name>{CORNERS}</item></annotation>",
 }  # fmt: skip
 

@@ -31,6 +31,7 @@ COLUMNS = {
     "plate: corners, another start": [f"{BOX} 0.43 0.66 0.13 0.66 0.13 0.26 0.43 0.26"],
     "face: five landmarks": [f"{BOX} 0.22 0.38 0.34 0.38 0.28 0.46 0.23 0.56 0.33 0.56"],
     "face: one of them unseen": [f"{BOX} 0.22 0.38 0 0 0.28 0.46 0.23 0.56 0.33 0.56"],
+    "face: unseen ones marked -1": [f"{BOX} -1 -1 -1 -1 0.28 0.46 -1 -1 -1 -1", f"{BOX} {'-1 ' * 10}"],
     "head and tail": [f"{BOX} 0.2 0.4 0.36 0.5"],
     "head and tail, with visibility": [f"{BOX} 0.2 0.4 2 0.36 0.5 1"],
     "person: visibility, an even number of points": [f"{BOX} {' '.join(['0.2 0.3 2', '0.35 0.6 2'] * 9)}"],

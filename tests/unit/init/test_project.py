@@ -187,7 +187,9 @@ def test_jsonl_file__is_named_where_it_lies(tmp_path: Path) -> None:
     summary, config = start(tmp_path / "p", model="tiny", data=data / "mine.jsonl")
     assert config.data.train == str(data / "mine.jsonl")
     assert config.data.val is None
-    assert f"--data {data / 'mine.jsonl'} --val 0.1" in summary.notes[0]
+    assert f"--data {data / 'mine.jsonl'} --model tiny --val 0.1" in summary.notes[0]
+    folder, _ = summary.notes[0].partition("qwendet init ")[2].split(maxsplit=1)
+    assert Path(folder).resolve() == (tmp_path / "p-val").resolve()  # p has a config now
     require_config_checks(config)
 
 
