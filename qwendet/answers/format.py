@@ -13,11 +13,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from qwendet.answers.reader import AnswerReader
-from qwendet.data.samples import DetectedObject
 from qwendet.families.chat import BOX_TEXT
 from qwendet.families.family import AnswerForm
+
+
+class Labelled(Protocol):
+    """A box and its label; a sample's object is one."""
+
+    @property
+    def bbox_2d(self) -> tuple[float, float, float, float]:
+        """x1, y1, x2, y2."""
+
+    @property
+    def desc(self) -> str:
+        """The label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,7 @@ class ParsedAnswer:
     rejected: int
 
 
-def format_answer(objects: Sequence[DetectedObject], form: AnswerForm = "json") -> str:
+def format_answer(objects: Sequence[Labelled], form: AnswerForm = "json") -> str:
     """Write the answer that the model is to learn: integers, sorted by top, then left.
 
     Args:
@@ -63,7 +75,7 @@ def format_answer(objects: Sequence[DetectedObject], form: AnswerForm = "json") 
         The answer. A box that rounding would leave without width or height becomes one pixel wide or high.
 
     Example:
-        >>> objects = [DetectedObject((5, 9.6, 8, 12), "cat"), DetectedObject((1, 2, 1.2, 8), "dog")]
+        >>> objects = [ParsedObject((5, 9.6, 8, 12), "cat", 0, 0), ParsedObject((1, 2, 1.2, 8), "dog", 0, 0)]
         >>> format_answer(objects)
         '[{"bbox_2d": [1, 2, 2, 8], "label": "dog"}, {"bbox_2d": [5, 10, 8, 12], "label": "cat"}]'
     """

@@ -11,6 +11,7 @@ import typer
 from qwendet.cli.group import StagedGroup
 from qwendet.cli.options import (
     LEFT_SOMETHING_OUT,
+    FrameOption,
     FromOption,
     ImageDirOption,
     RecordFormatOption,
@@ -35,7 +36,10 @@ Source = Annotated[
     Path, typer.Argument(metavar="SRC", help="The data set, a folder or file; stays as it is.")
 ]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="Folder to write into; absent or empty.")]
-ToOption = Annotated[Literal["jsonl", "coco", "voc", "yolo"], typer.Option("--to", help="Format to write.")]
+ToOption = Annotated[
+    Literal["jsonl", "coco", "voc", "yolo", "swift", "llamafactory"],
+    typer.Option("--to", help="Format to write."),
+]
 ImagesOption = Annotated[
     Literal["copy", "link", "reference"],
     typer.Option("--images", help="Copy or hard-link beside what is written, or leave where they are."),
@@ -55,13 +59,14 @@ def convert(
         bool, typer.Option("--strict", help="Refuse what would otherwise be mended or left out and told.")
     ] = False,
     skip_bad: SkipBadOption = False,
+    frame: FrameOption = None,
     output_format: RecordFormatOption = "human",
 ) -> None:
-    """Convert a data set between COCO, VOC, YOLO and JSONL, split by split."""
+    """Convert a data set between COCO, VOC, YOLO, JSONL and conversations, split by split."""
     console.set_format(output_format)
     from qwendet.data.formats.convert import Conversion, convert_dataset
 
-    how = Conversion(source, target, images, image_dir, is_strict=strict, skip_bad=skip_bad)
+    how = Conversion(source, target, images, image_dir, is_strict=strict, skip_bad=skip_bad, frame=frame)
     _show(convert_dataset(src, dst, how), dst)
 
 
@@ -77,6 +82,7 @@ def split(
     images: ImagesOption = "copy",
     image_dir: ImageDirOption = None,
     skip_bad: SkipBadOption = False,
+    frame: FrameOption = None,
     output_format: RecordFormatOption = "human",
 ) -> None:
     """Divide a data set into training, validation and test; each gets its share of every label.
@@ -87,7 +93,7 @@ def split(
     from qwendet.data.formats.convert import Conversion
     from qwendet.data.split import split_dataset
 
-    how = Conversion(source, target, images, image_dir, skip_bad=skip_bad)
+    how = Conversion(source, target, images, image_dir, skip_bad=skip_bad, frame=frame)
     _show(split_dataset(src, dst, {"val": val, "test": test}, seed, how), dst)
 
 

@@ -10,6 +10,7 @@ import typer
 from qwendet.cli.options import (
     DecodeOption,
     FormatOption,
+    FrameOption,
     FromOption,
     NoImagesOption,
     RecordFormatOption,
@@ -27,20 +28,24 @@ RootOption = Annotated[
 ]
 PathsArgument = Annotated[
     list[Path],
-    typer.Argument(metavar="PATH...", help="Data sets: JSONL, COCO, VOC or YOLO, as files or folders."),
+    typer.Argument(
+        metavar="PATH...", help="Data sets: JSONL, COCO, VOC, YOLO or conversations, files or folders."
+    ),
 ]
 
 
-def _again(paths: list[Path], source: str, root: Path | None) -> str:
+def _again(paths: list[Path], source: str, root: Path | None, frame: str | None) -> str:
     given = [] if source == "auto" else ["--from", source]
     rooted = [] if root is None else ["--root", str(root)]
-    return command_line("data", "check", *map(str, paths), *given, *rooted)
+    framed = [] if frame is None else ["--frame", frame]
+    return command_line("data", "check", *map(str, paths), *given, *rooted, *framed)
 
 
 def check(
     paths: PathsArgument,
     source: FromOption = "auto",
     root: RootOption = None,
+    frame: FrameOption = None,
     output_format: FormatOption = "human",
     decode: DecodeOption = False,
     no_images: NoImagesOption = False,
@@ -53,8 +58,8 @@ def check(
     from qwendet.checks.config.suite import Thoroughness, run_data_checks
 
     how = Thoroughness(image_depth(decode, no_images), workers=workers or available_cores())
-    results, tables = run_data_checks(find_data(paths, source), root, how)
-    again = _again(paths, source, root)
+    results, tables = run_data_checks(find_data(paths, source, frame), root, how)
+    again = _again(paths, source, root, frame)
     report_and_exit(results, tables, again, command_line("init", "DIR", "--data", str(paths[0])))
 
 
@@ -66,6 +71,7 @@ def stats(
     ] = None,
     source: FromOption = "auto",
     root: RootOption = None,
+    frame: FrameOption = None,
     output_format: RecordFormatOption = "human",
     no_images: NoImagesOption = False,
     workers: WorkersOption = None,
@@ -81,10 +87,10 @@ def stats(
     from qwendet.checks.config.summary import summary_tables
 
     how = Thoroughness(image_depth(False, no_images), workers=workers or available_cores())
-    seen, num_left_out = read_data(find_data(paths, source), root, how)
+    seen, num_left_out = read_data(find_data(paths, source, frame), root, how)
     tables = summary_tables(seen.splits)
     files = [] if output is None else save_plots(seen.splits, output)
-    further = _again(paths, source, root)
+    further = _again(paths, source, root, frame)
     if console.is_for_machine():
         shown = [
             {"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}

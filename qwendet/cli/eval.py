@@ -11,6 +11,7 @@ import typer
 
 from qwendet.cli.options import (
     ForeignOption,
+    FrameOption,
     FromOption,
     ImageDirOption,
     ModelArgument,
@@ -80,6 +81,7 @@ def evaluate(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out images of DATA with broken annotations, and say so.")
     ] = False,
+    frame: FrameOption = None,
     output_format: RecordFormatOption = "human",
     settings: SetOption = None,
 ) -> None:
@@ -103,7 +105,7 @@ def evaluate(
             compare=compare,
             overrides=settings or (),
             given=given,
-            how=Conversion(source, image_dir=image_dir, skip_bad=skip_bad),
+            how=Conversion(source, image_dir=image_dir, skip_bad=skip_bad, frame=frame),
             server=server,
             kept=kept,
         )
@@ -118,6 +120,7 @@ def evaluate(
         chosen += [] if source == "auto" else ["--from", source]
         chosen += [] if image_dir is None else ["--image-dir", str(image_dir)]
         chosen += ["--skip-bad"] if skip_bad else []
+        chosen += [] if frame is None else ["--frame", frame]
         chosen += [] if config is None else ["--config", config]
         chosen += [] if server is None else ["--server", server]
         words = ("eval", str(model), str(data), *chosen, "--report", "report")

@@ -9,6 +9,7 @@ import typer
 
 from qwendet.cli.options import (
     LEFT_SOMETHING_OUT,
+    FrameOption,
     FromOption,
     ImageDirOption,
     RecordFormatOption,
@@ -29,11 +30,14 @@ def init(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="COCO, VOC, YOLO or JSONL: a file, or the folder that holds it."),
+        typer.Option(
+            "--data", help="COCO, VOC, YOLO, JSONL or conversations: a file, or the folder that holds it."
+        ),
     ] = None,
     source: FromOption = "auto",
     image_dir: ImageDirOption = None,
     skip_bad: SkipBadOption = False,
+    frame: FrameOption = None,
     val: Annotated[
         float | None,
         typer.Option("--val", help="Share of the training images for validation, if there are none for it."),
@@ -45,7 +49,7 @@ def init(
     from qwendet.data.formats.convert import Conversion
     from qwendet.init.project import init_project
 
-    how = Conversion(source, image_dir=image_dir, skip_bad=skip_bad)
+    how = Conversion(source, image_dir=image_dir, skip_bad=skip_bad, frame=frame)
     summary = init_project(
         directory, tiny=tiny, model=model, data=data, how=None if how == Conversion() else how, val=val
     )

@@ -94,8 +94,12 @@ CheckpointOption = Annotated[
     typer.Option("--checkpoint", metavar="DIR", help="Compare a saved run with what CONFIG would build."),
 ]
 FromOption = Annotated[
-    Literal["coco", "voc", "yolo", "jsonl", "auto"],
+    Literal["coco", "voc", "yolo", "jsonl", "conversations", "auto"],
     typer.Option("--from", help="Format of what is read; auto looks into it."),
+]
+FrameOption = Annotated[
+    Literal["pixels", "resized", "thousandths", "fractions"] | None,
+    typer.Option("--frame", help="What the boxes of conversations are, where they do not tell it."),
 ]
 ImageDirOption = Annotated[
     Path | None,

@@ -23,6 +23,7 @@ from qwendet.errors import DataError
 SPECIAL_TOKEN_MARKS = ("<|", "|>")
 MAX_SIDE = 2**31 - 1  # pixels; formats of images cannot say more
 TURN_KEYS = frozenset({"images", "objects", "width", "height"})
+CONVERSATION_KEYS = frozenset({"messages", "conversations", "instruction", "query"})
 SAMPLE_KEYS = frozenset({"teachers", "student"})
 EXAMPLE_LINE = '{"images": ["a.jpg"], "objects": [{"bbox_2d": [x1, y1, x2, y2], "desc": "label"}]}'
 OBJECT_KEYS = frozenset({"bbox_2d", "desc", "crowd", "difficult", "area"})
@@ -108,6 +109,9 @@ def parse_sample(line: str, where: str, root: Path = Path()) -> Sample:
     if not isinstance(record, dict):
         what = f"expected a JSON object, got {type(record).__name__}"
         raise DataError(what, where, f"write {EXAMPLE_LINE}")
+    if CONVERSATION_KEYS & record.keys():
+        what = "this is a conversation, as other tools train on, and no sample"
+        raise DataError(what, where, "qwendet data convert FILE DIR makes samples of the file")
     if "images" in record:
         return Sample(student=_parse_turn(record, where, root, ""), where=where)
     _refuse_unknown_keys(record, SAMPLE_KEYS if "student" in record else SAMPLE_KEYS | TURN_KEYS, where, "")

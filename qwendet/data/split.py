@@ -58,7 +58,7 @@ def split_dataset(
     may_be_absent = how.images == "reference"
 
     def opened() -> Source:
-        return open_source(src, how.source, how.image_dir, may_be_absent=may_be_absent)
+        return open_source(src, how.source, how.image_dir, frame=how.frame, may_be_absent=may_be_absent)
 
     source = opened()
     held_out = frozenset({"val", "test"}) if keep_held_out else frozenset[str]()

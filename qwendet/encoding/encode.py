@@ -25,7 +25,6 @@ from qwendet.config.schema import DataConfig
 from qwendet.data.images import open_image, resolve_image
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.encoding.image_cache import CachedImage, ImageCache
-from qwendet.encoding.image_tokens import model_size
 from qwendet.encoding.prompts import Message, answer_text, conversation, request_text
 from qwendet.encoding.resize import model_image_size, require_inside, rescale_xyxy
 from qwendet.errors import DataError
@@ -253,7 +252,7 @@ class Encoder:
         processor = self.image_processor
         limits, patch = processor.size, processor.patch_size
         unit = patch * processor.merge_size
-        width, height = model_size(size, PixelLimits(limits["shortest_edge"], limits["longest_edge"], unit))
+        width, height = PixelLimits(limits["shortest_edge"], limits["longest_edge"], unit).resized(size)
         return _Picture(torch.empty(0), (1, height // patch, width // patch), size, (width, height))
 
     def _answer(self, turn: Turn, picture: _Picture) -> str:

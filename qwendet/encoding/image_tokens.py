@@ -7,7 +7,6 @@ Only what is asked before anything is opened uses this: what a sample really has
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 from qwendet.config.schema import EMBEDDED_MODELS, Config, ModelConfig
@@ -85,25 +84,6 @@ def require_image_limits(config: Config, folder: Path) -> PixelLimits:
     return limits
 
 
-def model_size(size: tuple[int, int], limits: PixelLimits) -> tuple[int, int]:
-    """Width and height of the model's image: multiples of ``side``, the area between the limits.
-
-    Example:
-        >>> model_size((640, 480), PixelLimits(3136, 12845056, 28))
-        (644, 476)
-    """
-    width, height = size
-    columns, rows = round(width / limits.unit), round(height / limits.unit)
-    if columns * rows * limits.unit**2 > limits.max_pixels:
-        shrink = math.sqrt(width * height / limits.max_pixels)
-        columns = max(1, math.floor(width / shrink / limits.unit))
-        rows = max(1, math.floor(height / shrink / limits.unit))
-    elif columns * rows * limits.unit**2 < limits.min_pixels:
-        grow = math.sqrt(limits.min_pixels / (width * height))
-        columns, rows = (math.ceil(length * grow / limits.unit) for length in (width, height))
-    return columns * limits.unit, rows * limits.unit
-
-
 def num_image_tokens(size: tuple[int, int], limits: PixelLimits) -> int:
     """Tokens of an image.
 
@@ -111,5 +91,5 @@ def num_image_tokens(size: tuple[int, int], limits: PixelLimits) -> int:
         >>> num_image_tokens((640, 480), PixelLimits(3136, 12845056, 28))
         391
     """
-    width, height = model_size(size, limits)
+    width, height = limits.resized(size)
     return width * height // limits.unit**2

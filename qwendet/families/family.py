@@ -6,6 +6,7 @@ Nothing here imports torch or transformers, so ``init`` and ``validate-config`` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -33,6 +34,23 @@ class PixelLimits:
     min_pixels: int
     max_pixels: int
     unit: int
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of the model's image: multiples of ``unit``, the area between the limits.
+
+        Example:
+            >>> PixelLimits(3136, 12845056, 28).resized((640, 480))
+            (644, 476)
+        """
+        width, height = size
+        columns, rows = round(width / self.unit), round(height / self.unit)
+        if columns * rows * self.unit**2 > self.max_pixels:
+            shrink = math.sqrt(width * height / self.max_pixels)
+            columns, rows = (max(1, math.floor(side / shrink / self.unit)) for side in size)
+        elif columns * rows * self.unit**2 < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (width * height))
+            columns, rows = (math.ceil(side * grow / self.unit) for side in size)
+        return columns * self.unit, rows * self.unit
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from qwendet.checks.config.scan import Depth, available_cores, scan_files
 from qwendet.checks.config.stats import SplitStats
 from qwendet.config.schema import Config, DataConfig
 from qwendet.data.samples import DetectedObject, Sample, SampleFile, Turn
-from qwendet.encoding.image_tokens import model_size, num_image_tokens
+from qwendet.encoding.image_tokens import num_image_tokens
 from qwendet.encoding.prompts import answer_text, request_text
 from qwendet.encoding.text_tokens import CountTokens
 from qwendet.errors import DataError
@@ -114,7 +114,7 @@ def count_sample_tokens(
             prompts = first + further * len(sample.teachers)
             answers = sum(
                 num_image_tokens(size, limits)
-                + count(answer_text(objects, size, model_size(size, limits), family) + END_OF_TURN)
+                + count(answer_text(objects, size, limits.resized(size), family) + END_OF_TURN)
                 for objects, size in zip(map(_trained, turns), known, strict=True)
             )
             totals.append(prompts + answers)

@@ -157,7 +157,7 @@ def init_project(
             f"for the small model on your data: {command}",
         )
     if data is None and (how is not None or val is not None):
-        what = "--from, --image-dir, --skip-bad and --val are about --data, which is not given"
+        what = "--from, --image-dir, --skip-bad, --frame and --val are about --data, which is not given"
         raise ConfigError(what, "command line", "add --data DATA")
     chosen = _model(model or (TINY if tiny else DEFAULT_MODEL), directory)
     found = _generate(directory) if tiny else _find_data(directory, data, how or Conversion(), val)
@@ -240,6 +240,7 @@ def _no_validation(directory: Path, model: str | None, data: Path, how: Conversi
     words += [] if how.source == "auto" else ["--from", how.source]
     words += [] if how.image_dir is None else ["--image-dir", str(how.image_dir)]
     words += ["--skip-bad"] if how.skip_bad else []
+    words += [] if how.frame is None else ["--frame", how.frame]
     return (
         "There is no validation split, so nothing is measured after training: name a file in data.val,"
         f" or have some images set aside, in another folder: {shlex.join([*words, '--val', '0.1'])}"

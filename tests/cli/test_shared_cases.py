@@ -16,7 +16,7 @@ from tests.cli.conftest import Qwendet
 ENGLAND = "\U0001f3f4" + "".join(chr(0xE0000 + ord(letter)) for letter in "gbeng") + "\U000e007f"
 BOX = [40, 60, 140, 160]
 ROUNDED = [40, 60, 139.2, 160.8]  # from YOLO's fractions
-READ = {
+READ: dict[str, list[tuple[str, list[list[float]]]]] = {
     "appledouble_yolo": [("a.jpg", [ROUNDED]), ("b.jpg", [ROUNDED])],
     "coco_bbox_strings": [("a.jpg", [BOX])],
     "coco_cat_name_int": [("a.jpg", [BOX])],
@@ -29,6 +29,7 @@ READ = {
     "ipynb_checkpoints_yolo": [("a.jpg", [ROUNDED]), ("b.jpg", [ROUNDED])],
     "jpeg_no_eoi": [("a.jpg", [BOX])],
     "label_nbsp_coco": [("a.jpg", [BOX])],
+    "msswift_jsonl": [("a.jpg", [BOX])],
     "name_u202f_coco": [("Screenshot 2025-03-04 at 9.15.02\u202fPM.png", [BOX]), ("plain.png", [BOX])],
     "png16_12bit": [("a.png", [BOX])],
     "png_text_bomb": [("a.png", [BOX])],
@@ -57,8 +58,7 @@ TOLD = {
     "fair1m_annotations": "expected <name> and <bndbox> in <object>, got <coordinate>",
     "hf_metadata_jsonl": "a Hugging Face image folder (metadata.jsonl): not read",
     "kaggle_csv_retinanet": "a table of boxes (annotations.csv): not read",
-    "llamafactory_json": "conversations (LLaMA-Factory, LLaVA, ShareGPT) (train.json): not read",
-    "msswift_jsonl": "conversations (ms-swift, OpenAI) (train.jsonl): not read",
+    "llamafactory_json": "the frame of the boxes cannot be told: of 1 boxes 0 leave their image as pixels",
     "openimages_csv": "a table of boxes (train-annotations-bbox.csv): not read",
     "same_bytes_two_boxes": "'images/a (1).jpg', the same as 'images/a.jpg', is asked about with other",
     "tif_5ch": "got a TIFF of 5 channels of 8 bits",
@@ -79,9 +79,14 @@ def cases(shared: Path) -> Path:
     return folder
 
 
+def lines_of(folder: Path) -> list[str]:
+    (file,) = folder.glob("*.jsonl")
+    return file.read_text(encoding="utf-8").splitlines()
+
+
 def converted(folder: Path) -> list[tuple[str, list[list[float]]]]:
     found = []
-    for line in (folder / "all.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in lines_of(folder):
         sample = json.loads(line)
         boxes = [item["bbox_2d"] for item in sample["objects"]]
         found.append((sample["images"][0].removeprefix("images/"), boxes))
@@ -101,8 +106,8 @@ def test_case__is_read(qwendet: Qwendet, cases: Path, tmp_path: Path, case: str)
     ending = qwendet("data", "convert", cases / case, tmp_path / "out")
     assert ending.code == 0, ending.err
     assert sorted(converted(tmp_path / "out")) == sorted(READ[case])
-    labels = {item["desc"] for line in (tmp_path / "out" / "all.jsonl").read_text().splitlines()
-              for item in json.loads(line)["objects"]}  # fmt: skip
+    samples = map(json.loads, lines_of(tmp_path / "out"))
+    labels = {item["desc"] for sample in samples for item in sample["objects"]}
     assert labels == LABELS.get(case, {"bolt"})
 
 

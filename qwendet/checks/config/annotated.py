@@ -31,6 +31,7 @@ from qwendet.checks.config.scan import (
 from qwendet.checks.config.stats import SplitStats
 from qwendet.checks.runner import Findings
 from qwendet.config.schema import Config
+from qwendet.data.formats.box_frames import BoxFrame
 from qwendet.data.formats.detect import open_written
 from qwendet.data.formats.fitting import show
 from qwendet.data.formats.records import (
@@ -70,7 +71,8 @@ def scan_data(
     """
     splits, findings = scan_files(config, given.files, depth=depth, workers=workers, limits=limits)
     for path, kind in given.datasets.items():
-        reader = _Reader(Task(config, "train", path, Path(config.data.root or path), depth, limits), kind)
+        task = Task(config, "train", path, Path(config.data.root or path), depth, limits)
+        reader = _Reader(task, kind, given.frame)
         for judged in in_order(_judge, reader.batches(), workers):
             take_in(reader.splits, findings, judged)
         reader.report(findings)
@@ -114,10 +116,12 @@ class _Reader:
     Attributes:
         task: how its samples are judged; the split is that of each batch.
         format: the data set's.
+        frame: of its boxes; ``None`` is what its reader finds.
     """
 
     task: Task
     format: Format
+    frame: BoxFrame | None
     splits: dict[Split, SplitStats] = field(default_factory=dict)
     declared: dict[str, None] = field(default_factory=dict)
     counts: Counter[FindingKind] = field(default_factory=Counter)
@@ -128,7 +132,7 @@ class _Reader:
     def batches(self) -> Iterator[Batch]:
         """All samples of the data set, some of one split at a time."""
         path, root = self.task.path, self.task.config.data.root
-        source = open_written(path, self.format, None if root is None else Path(root))
+        source = open_written(path, self.format, None if root is None else Path(root), frame=self.frame)
         waiting: dict[Split, list[_Numbered]] = defaultdict(list)
         with track(f"checking {path.name}", source.total) as advance:
             for item in source.items:

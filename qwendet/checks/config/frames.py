@@ -92,7 +92,9 @@ WAYS = (  # the more usual first: of two that explain the boxes equally well it 
 
 
 XYWH, YOLO = WAYS[0], WAYS[3]
-OWN_WAYS: Mapping[Format, Way] = {"jsonl": PIXELS, "voc": PIXELS, "coco": XYWH, "yolo": YOLO}
+OWN_WAYS: Mapping[Format, Way] = {
+    "jsonl": PIXELS, "voc": PIXELS, "coco": XYWH, "yolo": YOLO, "conversations": PIXELS,
+}  # fmt: skip
 
 
 def boxes_are_as_declared(dataset: Dataset) -> Iterable[Problem]:

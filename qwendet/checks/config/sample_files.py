@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from qwendet.checks.config.samples import Split
+from qwendet.data.formats.box_frames import BoxFrame
 from qwendet.data.formats.detect import detect_format
 from qwendet.data.formats.records import Format
 from qwendet.errors import DataError
@@ -31,14 +32,18 @@ class Given(NamedTuple):
 
     Attributes:
         files: at most one sample file a part, those that others are compared with first.
-        datasets: COCO, VOC and YOLO data sets, each with splits of its own, and their formats.
+        datasets: data sets of other formats, each with splits of its own, and their formats.
+        frame: of the boxes of conversations; ``None`` tells it from them.
     """
 
     files: Mapping[Split, Path]
     datasets: Mapping[Path, Format] = MappingProxyType({})
+    frame: BoxFrame | None = None
 
 
-def find_data(paths: Sequence[Path], source: Format | Literal["auto"] = "auto") -> Given:
+def find_data(
+    paths: Sequence[Path], source: Format | Literal["auto"] = "auto", frame: BoxFrame | None = None
+) -> Given:
     """Find sample files and data sets, recognised as ``data convert`` does.
 
     The part of a sample file is told by its name; a single file of any name counts as training.
@@ -46,13 +51,14 @@ def find_data(paths: Sequence[Path], source: Format | Literal["auto"] = "auto") 
     Args:
         paths: JSONL files, folders as ``data convert`` writes them, or data sets of other formats.
         source: their format; ``auto`` looks.
+        frame: of the boxes of conversations.
 
     Raises:
         DataError: for a path that is absent or holds no data set, or two files that play the same part.
     """
     formats = {path: detect_format(path) if source == "auto" else source for path in paths}
     files = [file for path in paths if formats[path] == "jsonl" for file in _files_of(path)]
-    return Given(_by_part(files), {path: kind for path, kind in formats.items() if kind != "jsonl"})
+    return Given(_by_part(files), {path: kind for path, kind in formats.items() if kind != "jsonl"}, frame)
 
 
 def _by_part(files: Sequence[Path]) -> dict[Split, Path]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.served.observed import Observed
-from qwendet.encoding.image_tokens import model_size, num_image_tokens
+from qwendet.encoding.image_tokens import num_image_tokens
 from qwendet.errors import Problem
 from qwendet.families.choose import FAMILIES
 from qwendet.families.family import PixelLimits
@@ -165,7 +165,7 @@ def cause_of(sizes: Sequence[Size], counts: Sequence[int], limits: PixelLimits) 
         if slack < least and _tokens(sizes, PixelLimits(least - slack, high, unit)) == list(counts):
             return f"min_pixels is about {least - slack} on the server, {low} in training"
     for other in OTHER_UNITS:
-        once = [model_size(size, PixelLimits(low, high, other)) for size in sizes]
+        once = [PixelLimits(low, high, other).resized(size) for size in sizes]
         if _tokens(once, limits) == list(counts):
             return f"images are resized twice, first to multiples of {other} pixels"
     for percent in PERCENTS:

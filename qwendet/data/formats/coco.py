@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from qwendet.data.formats.coco_layout import CocoFile, find_coco, image_folder, on_disk
+from qwendet.data.formats.coco_layout import CocoFile, end_in, find_coco, image_folder, on_disk
 from qwendet.data.formats.coco_table import (
     CROWD,
     DERIVED,
@@ -17,7 +17,7 @@ from qwendet.data.formats.coco_table import (
     CocoTable,
     read_table,
 )
-from qwendet.data.formats.fitting import is_absolute, join_image, show
+from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import Finding, Item, Labels, Record, Source
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.data.samples import DetectedObject, Sample, Turn
@@ -76,7 +76,7 @@ def _read_file(
     """
     table = read_table(file.path)
     if seek:
-        _rename(table, lambda name: _end_in(root, name))
+        _rename(table, lambda name: end_in(root, name))
     if not table.images and not table.broken:
         yield Finding("no_split", str(file.path), 'the list "images" is empty')
         return
@@ -104,14 +104,6 @@ def _rename(table: CocoTable, find: Callable[[str], str | None]) -> None:
         name = find(image.name.replace("\\", "/"))
         if name is not None and owners.setdefault(name, image.name) == image.name:
             table.images[slot] = replace(image, name=name)
-
-
-def _end_in(root: Path, name: str) -> str | None:
-    """The longest end of a path that is there."""
-    parts = name.split("/")
-    ends = ("/".join(parts[start:]) for start in range(len(parts)) if ".." not in parts[start:])
-    found = (on_disk(root, end) for end in ends if end and not is_absolute(end))
-    return next((name for name in found if name), None)
 
 
 def _record(file: CocoFile, folder: str, table: CocoTable, entry: CocoImage, boxes: list[CocoBox]) -> Record:

@@ -196,6 +196,14 @@ def on_disk(folder: Path, name: str) -> str | None:
     return next((reading for reading in readings if _is_there(folder, reading)), None)
 
 
+def end_in(root: Path, name: str) -> str | None:
+    """The longest end of a path that is there, as :func:`on_disk` finds it."""
+    parts = name.split("/")
+    ends = ("/".join(parts[start:]) for start in range(len(parts)) if ".." not in parts[start:])
+    found = (on_disk(root, end) for end in ends if end and not is_absolute(end))
+    return next((name for name in found if name), None)
+
+
 def _is_there(folder: Path, name: str) -> bool:
     try:
         return (folder / name).is_file()

@@ -14,7 +14,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from qwendet.data.formats.box_frames import BoxFrame
 from qwendet.data.formats.coco_writer import CocoWriter
+from qwendet.data.formats.conversation_writer import LlamaFactoryWriter, SwiftWriter
 from qwendet.data.formats.detect import detect_format, open_source
 from qwendet.data.formats.jsonl_writer import JsonlWriter
 from qwendet.data.formats.placing import Names, Placement, place_images
@@ -27,6 +29,7 @@ from qwendet.data.formats.records import (
     Labels,
     Record,
     Source,
+    Target,
 )
 from qwendet.data.formats.voc_writer import VocWriter
 from qwendet.data.formats.writer import Writer
@@ -40,9 +43,11 @@ MAX_PROBLEMS = 20
 """Broken annotations that are named before a conversion gives up."""
 LEFT_OUT_FILE = "left-out.txt"
 """What ``--skip-bad`` left out, a line each."""
-IMAGE_HINTS: Mapping[Format, str] = {
+IMAGE_HINTS: Mapping[Target, str] = {
     "jsonl": "set data.root to {}",
     "coco": "file_name starts from {}",
+    "swift": "their paths start from {}",
+    "llamafactory": "their paths start from {}",
     "voc": "put those of {} into JPEGImages, beside Annotations",
     "yolo": "put those of {} into images/, beside labels/: YOLO looks there",
 }
@@ -61,14 +66,16 @@ class Conversion:
         image_dir: folder that the source's images are in, if not in the data set.
         is_strict: refuse what would be mended or left out.
         skip_bad: leave out images with broken annotations instead of refusing them.
+        frame: of the boxes of conversations; ``None`` tells it from them.
     """
 
     source: Format | str = "auto"
-    target: Format = "jsonl"
+    target: Target = "jsonl"
     images: Placement = "copy"
     image_dir: Path | None = None
     is_strict: bool = False
     skip_bad: bool = False
+    frame: BoxFrame | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,7 @@ class ConversionReport:
     files: tuple[Path, ...]
     images: Mapping[str, int]
     boxes: Mapping[str, Mapping[str, int]]
-    target: Format = "jsonl"
+    target: Target = "jsonl"
     data_root: Path | None = None
     findings: Mapping[FindingKind, tuple[str, ...]] = field(default_factory=dict)
     left_out: tuple[Problem, ...] = ()
@@ -109,7 +116,9 @@ def convert_dataset(src: Path, dst: Path, how: Conversion) -> ConversionReport:
         fix = f"use it as it is: qwendet init DIR --data {shlex.quote(str(src))}; or give --to another format"
         raise DataError("this is JSONL already", str(src), fix)
     refuse_occupied(dst)
-    source = open_source(src, how.source, how.image_dir, may_be_absent=how.images == "reference")
+    source = open_source(
+        src, how.source, how.image_dir, may_be_absent=how.images == "reference", frame=how.frame
+    )
     return write_source(source, src.name, dst, how)
 
 
@@ -155,7 +164,7 @@ class _Job:
         self.how = how
         self.writer = _writer(how, folder, stack)
         self.names = Names(flat=how.target == "voc", by_split=how.target == "yolo")
-        self.keeps_paths = how.images == "reference" and how.target in ("jsonl", "coco")
+        self.keeps_paths = how.images == "reference" and how.target not in ("voc", "yolo")
         self.placed: dict[str, tuple[str, str]] = {}
         self.seen: set[tuple[str, str]] = set()
         self.images: Counter[str] = Counter()
@@ -203,6 +212,10 @@ class _Job:
         self.placed[place] = (turn.image, record.sample.where)
         self.images[split] += 1
         self.boxes[split].update(found.desc for found in turn.objects)
+        if self.how.target in ("swift", "llamafactory") and any(
+            found.crowd or found.difficult for found in turn.objects
+        ):
+            self.findings["flags_lost"].append(f"{record.sample.where}: {turn.image!r}")
         for finding in record.findings:
             self.findings[finding.kind].append(finding.note)
 
@@ -237,6 +250,9 @@ def _writer(how: Conversion, folder: Path, stack: ExitStack) -> Writer:
     has_images = how.images != "reference"
     if how.target == "jsonl":
         return JsonlWriter(folder, stack, has_images=has_images)
+    if how.target in ("swift", "llamafactory"):
+        kind = SwiftWriter if how.target == "swift" else LlamaFactoryWriter
+        return kind(folder, has_images=has_images)
     writers: Mapping[str, Callable[[Path, ExitStack], Writer]] = {
         "coco": CocoWriter,
         "voc": VocWriter,

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from qwendet.data.formats.box_frames import BoxFrame
 from qwendet.data.formats.coco import open_coco
 from qwendet.data.formats.coco_layout import coco_files, is_coco
+from qwendet.data.formats.conversations import conversation_files, is_conversations, open_conversations
 from qwendet.data.formats.fitting import fitted
 from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.jsonl import jsonl_files, open_jsonl
@@ -55,8 +57,8 @@ def detect_format(path: Path) -> Format:
     if found is None:
         raise DataError(
             "no data set found: expected a .jsonl file, a folder with train.jsonl or all.jsonl, "
-            "VOC (Annotations/*.xml, JPEGImages/), COCO (a .json with annotations) "
-            "or YOLO (data.yaml, obj.data or classes.txt)",
+            "VOC (Annotations/*.xml, JPEGImages/), COCO (a .json with annotations), "
+            "YOLO (data.yaml, obj.data or classes.txt), or conversations (messages in .json or .jsonl)",
             str(path),
             "give the folder that holds these directly",
         )
@@ -90,6 +92,8 @@ def _below(path: Path) -> list[Path]:
 
 
 def _detect_file(path: Path) -> Format | None:
+    if path.suffix.lower() in (".json", ".jsonl") and is_conversations(path):
+        return "conversations"
     if path.suffix.lower() == ".jsonl":
         return "jsonl"
     if path.suffix.lower() == ".json":
@@ -99,16 +103,23 @@ def _detect_file(path: Path) -> Format | None:
 
 def _detect_folder(folder: Path) -> Format | None:
     if jsonl_files(folder):
-        return "jsonl"
+        return "conversations" if any(map(is_conversations, jsonl_files(folder).values())) else "jsonl"
     if is_voc(folder):
         return "voc"
     if coco_files(folder):
         return "coco"
+    if conversation_files(folder):
+        return "conversations"
     return "yolo" if is_yolo(folder) else None
 
 
 def open_source(
-    path: Path, source: Format | str = "auto", image_dir: Path | None = None, *, may_be_absent: bool = False
+    path: Path,
+    source: Format | str = "auto",
+    image_dir: Path | None = None,
+    *,
+    may_be_absent: bool = False,
+    frame: BoxFrame | None = None,
 ) -> Source:
     """Open a data set of any format, its boxes held against its images.
 
@@ -117,17 +128,23 @@ def open_source(
         source: its format; ``auto`` looks.
         image_dir: the folder that image paths start from, if not in the data set.
         may_be_absent: images need not be there if the annotations tell their sizes.
+        frame: of the boxes of conversations; ``None`` tells it from them.
 
     Raises:
         DataError: if it is of no known format, or has not what the format asks for.
     """
-    written = open_written(path, source, image_dir, may_be_absent=may_be_absent)
+    written = open_written(path, source, image_dir, may_be_absent=may_be_absent, frame=frame)
     return fitted(written, may_be_absent=may_be_absent)
 
 
 @tell_unreadable()
 def open_written(
-    path: Path, source: Format | str = "auto", image_dir: Path | None = None, *, may_be_absent: bool = True
+    path: Path,
+    source: Format | str = "auto",
+    image_dir: Path | None = None,
+    *,
+    may_be_absent: bool = True,
+    frame: BoxFrame | None = None,
 ) -> Source:
     """Open a data set of any format, its boxes and sizes as they are written; arguments as above."""
     if image_dir is not None and not image_dir.is_dir():
@@ -137,7 +154,12 @@ def open_written(
         source = detect_format(path)
     if not path.exists():
         raise DataError("expected a data set, got no such file or folder", str(path), "correct the path")
-    if source in ("yolo", "jsonl"):
+    if frame is not None and source != "conversations":
+        what = f"--frame is about the boxes of conversations, and this is {source}"
+        raise DataError(what, str(path), "leave --frame out")
+    if source == "conversations":
+        opened = open_conversations(path, image_dir, frame)
+    elif source in ("yolo", "jsonl"):
         opened = (open_yolo if source == "yolo" else open_jsonl)(path, image_dir)
     else:
         opened = (open_coco if source == "coco" else open_voc)(path, image_dir, may_be_absent=may_be_absent)

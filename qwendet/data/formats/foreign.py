@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwendet.data.samples import EXAMPLE_LINE
 from qwendet.files import list_folder
 
 HEAD_BYTES = 1 << 18
@@ -16,7 +15,6 @@ _EXPORT = "export it as COCO, Pascal VOC or YOLO there"
 _WRITE = "write it as COCO, VOC, YOLO or JSONL"
 _VIA = "annotations of VIA (VGG Image Annotator)"
 _LABELME = "labelme2voc.py and labelme2coco.py, which come with it, write VOC and COCO"
-_TURNS = f"write the boxes of each answer into a sample of their image: {EXAMPLE_LINE}"
 _COCO_BOXES = (
     "write it as COCO, whose bbox is [x, y, width, height] as well, and not the corners of our JSONL"
 )
@@ -31,15 +29,6 @@ SIGNS: tuple[tuple[str, tuple[bytes, ...], str, str], ...] = (
     (".json", (b'"image_id"', b'"score"'), "a list of detections (COCO results)", _RESULTS),
     (".json", (b'"images"', b'"file_name"'), "a COCO file without annotations at its top", _LISTS),
     (".json", (b'"items"', b'"categories"', b'"label"'), "Datumaro's own JSON", _EXPORT),
-    *[
-        (suffix, marks, what, _TURNS)
-        for suffix in (".json", ".jsonl")
-        for marks, what in (
-            ((b'"messages":', b'"role":'), "conversations (ms-swift, OpenAI)"),
-            ((b'"conversations":', b'"value":'), "conversations (LLaMA-Factory, LLaVA, ShareGPT)"),
-            ((b'"instruction":', b'"output":'), "instructions and answers (Alpaca)"),
-        )
-    ],
     (".jsonl", (b'"file_name":', b'"objects":'), "metadata of a Hugging Face image folder", _COCO_BOXES),
     (".csv", (b"",), "a table of boxes", _WRITE),
     (".tsv", (b"",), "a table of boxes", _WRITE),

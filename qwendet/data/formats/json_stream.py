@@ -7,7 +7,7 @@ parsers die of, arrives as a value that can be refused with its place.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,9 +34,22 @@ def stream_lists(path: Path) -> Iterator[tuple[str, int, Any]]:
     Raises:
         DataError: naming the place, if the file is unreadable, broken or no object.
     """
+    yield from _streamed(path, _members)
+
+
+def stream_list(path: Path) -> Iterator[tuple[int, Any]]:
+    """Go through a file that is one list: index and element; raises as :func:`stream_lists`."""
+    yield from (
+        (index, element) for _, index, element in _streamed(path, lambda window: _elements(window, ""))
+    )
+
+
+def _streamed(
+    path: Path, read: Callable[[_Window], Iterator[tuple[str, int, Any]]]
+) -> Iterator[tuple[str, int, Any]]:
     try:
         with path.open(encoding="utf-8-sig") as file:
-            yield from _members(_Window(path, file))
+            yield from read(_Window(path, file))
     except OSError as error:
         what = f"cannot read the file ({error.strerror})"
         raise DataError(what, str(path), "correct the path, or mend the permissions") from error

@@ -16,13 +16,14 @@ from typing import Literal
 from qwendet.data.samples import Sample
 from qwendet.errors import Problem
 
-Format = Literal["jsonl", "voc", "coco", "yolo"]
+Format = Literal["jsonl", "voc", "coco", "yolo", "conversations"]
+Target = Literal["jsonl", "voc", "coco", "yolo", "swift", "llamafactory"]
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the image as displayed."""
 FindingKind = Literal[
     "zero_area", "clipped", "cut", "derived", "repeated", "same_id", "same_label", "unused", "renamed",
     "placed_as", "resized", "absent", "unlabelled", "unlisted", "other_task", "no_split", "no_annotation",
-    "same_image", "demonstrations", "listed_again",
+    "same_image", "demonstrations", "listed_again", "no_boxes", "flags_lost", "frame", "asked_of_some",
 ]  # fmt: skip
 
 FINDING_TITLES: Mapping[FindingKind, str] = {
@@ -45,9 +46,15 @@ FINDING_TITLES: Mapping[FindingKind, str] = {
     "no_split": "splits are named but hold no image",
     "same_image": "images are there more than once in their split, each time with boxes of its own",
     "listed_again": "lines of split lists name an image again and were left out",
+    "no_boxes": "files hold answers without boxes (captions, questions), which were left out",
+    "flags_lost": "images have crowds, which answers leave out, or difficult objects, which they do not mark",
+    "frame": "files whose boxes are read in this frame",
+    "asked_of_some": "images are asked about some of the labels alone: others may be there",
     "demonstrations": "samples lost their demonstrations: only their own image was converted",
 }
-HARMLESS: frozenset[FindingKind] = frozenset({"derived", "unused", "placed_as", "other_task"})
+HARMLESS: frozenset[FindingKind] = frozenset(
+    {"derived", "unused", "placed_as", "other_task", "no_boxes", "frame"}
+)
 """Kinds of findings that leave every box, label and image as they were."""
 
 SPLITS = ("train", "val", "test")

@@ -14,7 +14,7 @@ from qwendet.checks.config.suite import Thoroughness, exit_code, require_files, 
 from qwendet.checks.result import Result
 from qwendet.config.load import load_config
 from qwendet.config.schema import Config, ModelConfig
-from qwendet.encoding.image_tokens import image_limits, model_size
+from qwendet.encoding.image_tokens import image_limits
 from qwendet.errors import DataError
 from qwendet.families.family import PixelLimits
 from qwendet.loader import Bundle, load_interface
@@ -30,7 +30,7 @@ def test_model_size__is_that_of_the_published_resizer(
     if max(width, height) > 200 * min(width, height):
         return
     expected = smart_resize(height, width, 28, *limits)
-    assert model_size((width, height), PixelLimits(*limits, 28))[::-1] == expected
+    assert PixelLimits(*limits, 28).resized((width, height))[::-1] == expected
 
 
 def test_image_limits__are_the_models_own_unless_set() -> None:

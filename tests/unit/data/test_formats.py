@@ -43,6 +43,21 @@ def test_detect_format__yolo(tmp_path: Path) -> None:
     assert detect_format(tmp_path / "data.yaml") == "yolo"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '[{"conversations": [{"from": "human", "value": ""}]}]'),
+        ("a.json", '[{"messages": [{"role": "user"}], "images": []}]'),
+        ("train.jsonl", '{"messages":[{"role":"user"}],"objects":{}}'),
+        ("a.json", '[{"instruction": "", "input": "", "output": ""}]'),
+    ],
+)
+def test_detect_format__conversations(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / "dataset_info.json").write_text("{}", encoding="utf-8")
+    assert detect_format(tmp_path) == detect_format(tmp_path / name) == "conversations"
+
+
 def test_detect_format__nothing_known(tmp_path: Path) -> None:
     (tmp_path / "package.json").write_text("{}", encoding="utf-8")
     for path in (tmp_path, tmp_path / "package.json"):
@@ -95,14 +110,6 @@ def test_detect_format__the_only_data_set_of_a_folder(shared: Path, tmp_path: Pa
         ("boxes.csv", "ImageID,XMin,XMax,YMin,YMax", "a table of boxes"),
         ("labels.csv", "images/a.jpg,1,2,3,4,bolt", "a table of boxes"),
         ("a.json", '{"categories": {"label": {}}, "items": []}', "Datumaro's own JSON"),
-        (
-            "a.json",
-            '[{"conversations": [{"from": "human", "value": ""}]}]',
-            "conversations (LLaMA-Factory, LL",
-        ),
-        ("a.json", '[{"messages": [{"role": "user"}], "images": []}]', "conversations (ms-swift, OpenAI)"),
-        ("train.jsonl", '{"messages":[{"role":"user"}],"objects":{}}', "conversations (ms-swift, OpenAI)"),
-        ("a.json", '[{"instruction": "", "input": "", "output": ""}]', "instructions and answers (Alpaca)"),
         ("train/metadata.jsonl", '{"file_name": "a.jpg", "objects": {}}', "metadata of a Hugging Face image"),
         ("labelTxt/a.txt", "", "DOTA's label files"),
         ("training/label_2/a.txt", "", "KITTI's label files"),

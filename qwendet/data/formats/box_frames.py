@@ -1,0 +1,111 @@
+"""In which frame the boxes of conversations are written: told from all of them, or not at all.
+
+A box seldom tells; many do. As what they are not, some leave the frame; and that none of them does by chance
+where images are far larger, or far smaller, than 1000 pixels is too unlikely to be believed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from qwendet.data.formats.records import Box
+from qwendet.data.samples import DetectedObject
+from qwendet.families.choose import FAMILIES
+from qwendet.families.family import THOUSANDTHS
+
+BoxFrame = Literal["pixels", "resized", "thousandths", "fractions"]
+RESIZED = next(family for family in FAMILIES.values() if family.frame == "pixels")
+"""The family whose answers are in pixels of the resized image."""
+NAMES: dict[BoxFrame, str] = {
+    "pixels": "pixels of the image",
+    "resized": f"pixels of the image as {RESIZED.name} resizes it",
+    "thousandths": f"0-1000 of the image, which {RESIZED.name} does not write, and the other families do",
+    "fractions": "0-1 of the image",
+}
+ROUNDING = 0.5
+"""Pixels, or thousandths, by which a rounded box may leave its frame."""
+MOST_STRAYS = 0.02
+"""Share of broken boxes that a frame may leave unexplained."""
+UNLIKELY = math.log(1e-4)
+"""Log of the probability by which chance is ruled out: that the furthest box of each image stays within."""
+
+Size = tuple[int, int]
+
+
+def frame_size(frame: BoxFrame, size: Size) -> Size:
+    """Width and height that coordinates range over in an image of this size.
+
+    Example:
+        >>> frame_size("resized", (640, 480)), frame_size("thousandths", (640, 480))
+        ((644, 476), (1000, 1000))
+    """
+    if frame == "pixels":
+        return size
+    if frame == "resized":
+        return RESIZED.limits.resized(size)
+    return (1, 1) if frame == "fractions" else (THOUSANDTHS, THOUSANDTHS)
+
+
+def to_pixels(box: Box, frame: BoxFrame, size: Size) -> Box:
+    """A box in pixels of the image, from a frame of it.
+
+    Example:
+        >>> to_pixels((100, 500, 500, 1000), "thousandths", (640, 480))
+        (64.0, 240.0, 320.0, 480.0)
+    """
+    across, down = (side / whole for side, whole in zip(size, frame_size(frame, size), strict=True))
+    x1, y1, x2, y2 = (
+        round(value * by, 4) for value, by in zip(box, (across, down, across, down), strict=True)
+    )
+    return x1, y1, x2, y2
+
+
+def from_pixels(found: DetectedObject, frame: BoxFrame, size: Size) -> DetectedObject:
+    """An object with its box in a frame, from pixels of the image; not rounded."""
+    across, down = (whole / side for side, whole in zip(size, frame_size(frame, size), strict=True))
+    x1, y1, x2, y2 = found.bbox_2d
+    return replace(found, bbox_2d=(x1 * across, y1 * down, x2 * across, y2 * down))
+
+
+def tell_frame(images: Sequence[tuple[Size, Sequence[Box]]]) -> tuple[BoxFrame | None, str]:
+    """The frame of boxes, and how it is known; None, and why not, where it cannot be told.
+
+    Args:
+        images: width and height of each, and its boxes as they are written.
+
+    Example:
+        >>> tell_frame([((640, 480), [(100, 100, 900, 950)])])[0]
+        'thousandths'
+    """
+    images = [(size, boxes) for size, boxes in images if boxes]
+    corners = np.array([box for _, boxes in images for box in boxes], dtype=np.float64).reshape(-1, 4)
+    count = len(corners)
+    if not count or corners.max() <= 1:
+        return "fractions", f"no number of {count} boxes is above 1"
+    out = {frame: _outside(corners, frame, images) for frame in NAMES if frame != "fractions"}
+    fits = [frame for frame in out if out[frame] <= MOST_STRAYS * count]
+    told = (
+        f"of {count} boxes {out['pixels']} leave their image as pixels, {out['resized']} as pixels of the"
+        f" resized image, {out['thousandths']} as 0-1000"
+    )
+    if not fits or fits[0] != "pixels" or "thousandths" not in fits:
+        return (fits[0] if fits else None), told
+    sides = np.array([size for size, _ in images]) / THOUSANDTHS
+    is_small, is_large = (np.log(np.minimum(1, ratio)).sum() < UNLIKELY for ratio in (sides, 1 / sides))
+    if is_small == is_large:
+        return None, f"{told}, and the images are too few, or too near to 1000 pixels, to say more"
+    frame: BoxFrame = "pixels" if is_small else "thousandths"
+    return frame, f"{told}; in {len(images)} {'small' if is_small else 'large'} images that is no chance"
+
+
+def _outside(
+    corners: npt.NDArray[np.float64], frame: BoxFrame, images: Sequence[tuple[Size, Sequence[Box]]]
+) -> int:
+    frames = [(*frame_size(frame, size),) * 2 for size, boxes in images for _ in boxes]
+    return int(((corners > np.array(frames) + ROUNDING) | (corners < -ROUNDING)).any(axis=1).sum())
