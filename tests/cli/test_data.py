@@ -74,6 +74,34 @@ def test_convert__skip_bad_ends_with_1(qwendet: Qwendet, tmp_path: Path) -> None
     assert json.loads(line)["images"] == ["images/4.png"]
 
 
+def test_conversations__their_frame_is_told_or_asked_for(qwendet: Qwendet, tmp_path: Path) -> None:
+    """Images of 1000 pixels do not tell pixels from 0-1000."""
+    records = []
+    for number, (size, box) in enumerate((((640, 480), [10, 20, 900, 950]), ((1000, 1000), [1, 2, 30, 40]))):
+        Image.new("RGB", size, (number, 0, 0)).save(tmp_path / f"{number}.png")
+        answer = json.dumps([{"bbox_2d": box, "label": "dot"}])
+        turns = [{"from": "human", "value": "<image>Find dots"}, {"from": "gpt", "value": answer}]
+        records.append({"conversations": turns, "image": f"{number}.png"})
+    file = tmp_path / "all.json"
+    file.write_text(json.dumps(records))
+    told = qwendet("data", "check", file, "--format", "json")
+    (result,) = [one for one in json.loads(told.out)["checks"] if "read in this frame" in one["what"]]
+    assert result["status"] == "pass"
+    assert "0-1000 of the image, which" in result["where"]
+    assert "of 2 boxes 1 leave their image as pixels" in result["where"]
+    file.write_text(json.dumps(records[1:]))
+    for command in (("data", "check", file), ("data", "convert", file, tmp_path / "out")):
+        ending = qwendet(*command)
+        assert ending.code == 2
+        assert "say it: --frame pixels|resized|thousandths|fractions" in ending.err
+        assert qwendet(*command, "--frame", "pixels").code == 0
+    ending = qwendet("init", tmp_path / "p", "--model", "tiny", "--data", file, "--frame", "thousandths")
+    assert ending.code == 0
+    (line,) = (tmp_path / "p" / "data" / "all.jsonl").read_text().splitlines()
+    assert json.loads(line)["objects"] == [{"bbox_2d": [1, 2, 30, 40], "desc": "dot"}]
+    assert "--frame thousandths --val 0.1" in ending.err
+
+
 def test_convert__names_nothing_raw(qwendet: Qwendet, tmp_path: Path) -> None:
     source = write_coco(tmp_path / "coco", [])
     content = (source / "instances.json").read_text().replace("0.png", "\\u001b[31m.png")

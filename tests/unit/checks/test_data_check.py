@@ -44,7 +44,7 @@ def test_folder__gives_files_by_their_names(project: Project) -> None:
 def test_single_file__of_any_name_counts_as_training(project: Project) -> None:
     path = project.folder / "train.jsonl"
     found = find_data([path.rename(path.with_name("cells.jsonl"))])
-    assert found == ({"train": project.folder / "cells.jsonl"}, {})
+    assert (found.files, found.datasets) == ({"train": project.folder / "cells.jsonl"}, {})
 
 
 def test_files__whose_part_is_unknown_or_taken_are_refused(project: Project, tmp_path: Path) -> None:
