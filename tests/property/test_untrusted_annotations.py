@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from qwendet.data.formats.box_frames import BoxFrame
 from qwendet.data.formats.detect import open_source
 from qwendet.data.formats.records import Record
 from qwendet.errors import DataError
@@ -43,10 +44,10 @@ images = st.fixed_dictionaries(
 )
 
 
-def assert_sound(path: Path) -> None:
+def assert_sound(path: Path, frame: BoxFrame | None = None) -> None:
     """Go through all items; nothing but data errors may come, and no box may leave its image."""
     try:
-        items = list(open_source(path).items)
+        items = list(open_source(path, frame=frame).items)
     except DataError:
         return
     for item in items:
@@ -92,3 +93,63 @@ def test_yolo(text: str, settings: str | None, tmp_path_factory: pytest.TempPath
     if settings is not None:
         (folder / "data.yaml").write_text(settings, encoding="utf-8")
     assert_sound(folder)
+
+
+texts = st.one_of(
+    st.sampled_from(
+        [
+            "<image>Find a",
+            "<image>",
+            '[{"bbox_2d": [1, 2, 30, 20], "label": "a"}]',
+            "<ref-object><bbox>",
+            "[1, 2, 3, 4]",
+            "[]",
+        ]
+    ),
+    junk,
+)
+parts = st.lists(
+    st.one_of(junk, st.fixed_dictionaries({}, optional={"text": texts, "image_url": junk})), max_size=3
+)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "role": st.sampled_from(["user", "assistant", "tool"]),
+            "from": st.sampled_from(["human", "gpt"]),
+            "content": st.one_of(texts, parts),
+            "value": texts,
+        },
+    ),
+    max_size=4,
+)
+conversations = st.fixed_dictionaries(
+    {},
+    optional={
+        "messages": st.one_of(messages, junk),
+        "conversations": messages,
+        "instruction": texts,
+        "output": texts,
+        "history": st.one_of(junk, st.lists(st.tuples(texts, texts), max_size=2)),
+        "images": st.one_of(st.just(["a.png"]), junk, st.just([{"path": "a.png"}, {"bytes": None}])),
+        "image": st.one_of(st.just("a.png"), junk),
+        "objects": st.one_of(
+            junk,
+            st.fixed_dictionaries({"bbox": st.one_of(junk, st.lists(boxes, max_size=2)), "ref": junk}),
+        ),
+    },
+)
+
+
+@given(
+    st.lists(conversations, min_size=1, max_size=3),
+    st.sampled_from([None, "pixels", "thousandths", "resized"]),
+)
+def test_conversations__any_values_give_sound_records_or_data_errors(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Any], frame: BoxFrame | None
+) -> None:
+    folder = tmp_path_factory.mktemp("conversations")
+    Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "a.png")
+    sound = {"messages": [{"role": "user", "content": "x"}]}
+    (folder / "train.json").write_text(json.dumps([sound, *records]), encoding="utf-8")
+    assert_sound(folder, frame)

@@ -9,7 +9,8 @@ from pathlib import Path
 from qwendet.data.formats.box_frames import BoxFrame
 from qwendet.data.formats.coco import open_coco
 from qwendet.data.formats.coco_layout import coco_files, is_coco
-from qwendet.data.formats.conversations import conversation_files, is_conversations, open_conversations
+from qwendet.data.formats.conversation_layouts import is_conversations
+from qwendet.data.formats.conversations import conversation_files, open_conversations
 from qwendet.data.formats.fitting import fitted
 from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.jsonl import jsonl_files, open_jsonl

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from qwendet.checks.config.sample_files import find_data
+from qwendet.checks.config.suite import Thoroughness, run_data_checks
 from qwendet.data.formats.box_frames import BoxFrame, from_pixels, tell_frame
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.formats.detect import open_source
@@ -249,7 +251,7 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
         "1 marks <ref-object> and 2 values in objects.ref",
         ":1",
     ),
-    "another kind": ({"text": "x"}, "expected messages, conversations, or instruction", ":2"),
+    "another kind": ({"text": "x"}, "expected an object with messages, conversations, or", ":2"),
 }
 
 
@@ -267,6 +269,26 @@ def test_mistake__is_told_and_left_out_alone(tmp_path: Path, kind: str) -> None:
     assert problem.fix
     report = convert_dataset(folder, tmp_path / "out", Conversion(skip_bad=True))
     assert (report.images, len(report.left_out)) == ({"train": 1}, 1)
+
+
+@pytest.mark.parametrize("line", [b'{"messages": [', b"\xff\xfe{}", b"[" * 100_000])
+def test_broken_line__is_told_and_left_out_alone(tmp_path: Path, line: bytes) -> None:
+    folder = write(tmp_path / "in", [said(ASKED, answer(BOXES[0]))])
+    with (folder / "train.jsonl").open("ab") as file:
+        file.write(b"\n" + line + b"\n")
+    with pytest.raises(DataError, match=r"train\.jsonl:2: expected an object with messages"):
+        convert_dataset(folder, tmp_path / "out", Conversion())
+    report = convert_dataset(folder, tmp_path / "out", Conversion(skip_bad=True))
+    assert (report.images, len(report.left_out)) == ({"train": 1}, 1)
+
+
+def test_image_in_training_and_validation__is_found(tmp_path: Path) -> None:
+    write(tmp_path, [said(ASKED, answer(BOXES[0])), said(ASKED, answer(BOXES[1]), "pics/1.png")])
+    write(tmp_path, [said(ASKED, answer(BOXES[0]))], "val.jsonl")
+    how = Thoroughness("header", workers=1)
+    results, _ = run_data_checks(find_data([tmp_path]), None, how)
+    (overlap,) = [result for result in results if result.id == "config.data.train_val_overlap"]
+    assert (overlap.status, "pics/0.png" in overlap.what) == ("fail", True)
 
 
 def test_captions_alone__are_no_data_set(tmp_path: Path) -> None:
