@@ -87,7 +87,7 @@ def format_answer(objects: Sequence[Labelled], form: AnswerForm = "json") -> str
     return json.dumps([{"bbox_2d": box, "label": label} for box, label in rows], ensure_ascii=False)
 
 
-def as_written(objects: Sequence[DetectedObject]) -> list[tuple[tuple[int, int, int, int], str]]:
+def as_written(objects: Sequence[Labelled]) -> list[tuple[tuple[int, int, int, int], str]]:
     """Rounded boxes and labels in the order of answers; arguments as for :func:`format_answer`."""
     rows = [(_round_box(item.bbox_2d), item.desc) for item in objects]
     return sorted(rows, key=lambda row: (row[0][1], row[0][0]))
