@@ -179,7 +179,7 @@ def main() -> None:
     first = load(override_config(config_of_checkpoint(start), data), for_inference=True)
     whole = second_stage(load_config(folder / "config.yaml", [*own, *SECOND_STAGE, *recipe.second]), first)
     publish(whole, recipe.untrained, ASSETS / recipe.name)
-    print(evaluate(whole, folder / "run2").metrics)
+    print(evaluate(whole).metrics)
 
 
 def first_stage(config: Config, recipe: Recipe) -> Path:

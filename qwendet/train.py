@@ -1,6 +1,6 @@
 """One training run from the first check to the last metric.
 
-DIR/checkpoint-N/   DIR/final/   DIR/tensorboard/   DIR/metrics.json   DIR/eval/predictions.jsonl
+DIR/checkpoint-N/   DIR/best/   DIR/final/   DIR/tensorboard/   DIR/metrics.json   DIR/eval/predictions.jsonl
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from qwendet.errors import ConfigError, EnvironmentLacksError
 from qwendet.evaluation.validation import Validation, validate, validation_samples
 from qwendet.files import atomic_file, atomic_folder, put_back_lost
 from qwendet.inference.detections import write_predictions
-from qwendet.inference.sharding import is_first_process, peers_needed
+from qwendet.inference.sharding import peers_needed
 from qwendet.loader import Bundle, config_of_checkpoint, load
 from qwendet.progress import track
 from qwendet.training.arguments import shared_memory_error
+from qwendet.training.best import LOGGED, Best, find_best
 from qwendet.training.build import create_trainer
 from qwendet.training.callbacks import ProgressReport, StopOnSignal
 from qwendet.training.resume import latest_checkpoint, saving
 from qwendet.training.trainer import DetectionTrainer
 
 logger = logging.getLogger("qwendet")
-LOGGED = "validation/"  # before the names of metrics in logged rows
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class RunSummary:
         metrics: of the validation samples; ``None`` if there are none, and on all ranks but the first.
         stopped_by: signal that stopped it; empty if it came to its end.
         before: metrics of the same samples before the first step, with ``train.evaluate_base``.
+        best: the evaluation whose model is in ``best/``, with ``train.eval_steps``.
     """
 
     output_dir: Path
@@ -54,6 +55,7 @@ class RunSummary:
     metrics: dict[str, float] | None
     stopped_by: str = ""
     before: dict[str, float] | None = None
+    best: Best | None = None
 
 
 def train(config: Config, *, resume: bool = False) -> RunSummary:
@@ -86,11 +88,14 @@ def _train_and_save(config: Config, checkpoint: Path | None) -> RunSummary:
         if stopped_by:
             return RunSummary(output_dir, final=None, metrics=None, stopped_by=stopped_by)
         final = output_dir / "final"
-        weights = trainer.gathered_weights()
-        if trainer.is_world_process_zero():  # one of the processes that torchrun starts
-            with saving(final), atomic_folder(final, replace=True) as folder:
-                trainer.save_bundle(folder, weights)
-        return RunSummary(output_dir, final, _evaluate(trainer, final), before=_base_metrics(trainer))
+        with trainer.averaged():
+            weights = trainer.gathered_weights()
+            if trainer.is_world_process_zero():  # one of the processes that torchrun starts
+                with saving(final), atomic_folder(final, replace=True) as folder:
+                    trainer.save_bundle(folder, weights)
+            metrics = _evaluate(trainer, final)
+        best = None if config.train.eval_steps is None else find_best(output_dir)
+        return RunSummary(output_dir, final, metrics, before=_base_metrics(trainer), best=best)
 
 
 class Preflight(TrainerCallback):
@@ -121,13 +126,20 @@ def _evaluate(trainer: DetectionTrainer, final: Path) -> dict[str, float] | None
     is_first = trainer.is_world_process_zero()
     if not config.train.evaluate or config.data.val is None or (trainer.is_sharded and not is_first):
         return None
-    if trainer.is_sharded:
-        whole = load(config_of_checkpoint(final), for_inference=True)
-        validation = evaluate(whole, final.parent, alone=True)
-    else:
-        validation = evaluate(trainer.bundle, final.parent)
-    trainer.show(validation)
-    return validation.metrics if is_first else None
+    # The base has answered in text: so does the trained model, beside its head.
+    with_text = config.train.evaluate_base and trainer.bundle.has_new_head and config.infer.mode != "text"
+    bundle = load(config_of_checkpoint(final), for_inference=True) if trainer.is_sharded else trainer.bundle
+    validation = None if with_text else trainer.last_validation
+    if validation is None:
+        mode = "both" if with_text else None
+        validation = evaluate(bundle, mode=mode, alone=trainer.is_sharded)
+        trainer.show(validation.metrics, validation)
+    if not is_first:
+        return None
+    write_predictions(validation.predictions, final.parent / "eval" / "predictions.jsonl")
+    with atomic_file(final.parent / "metrics.json") as path:
+        path.write_text(json.dumps(validation.metrics, indent=1) + "\n", encoding="utf-8")
+    return validation.metrics
 
 
 def _base_metrics(trainer: DetectionTrainer) -> dict[str, float] | None:
@@ -188,7 +200,6 @@ def _train(trainer: DetectionTrainer, checkpoint: Path | None) -> str:
     callbacks = trainer.callback_handler.callbacks
     (signals,) = (callback for callback in callbacks if isinstance(callback, StopOnSignal))
     (report,) = (callback for callback in callbacks if isinstance(callback, ProgressReport))
-    trainer.args.eval_on_start = trainer.bundle.config.train.evaluate_base and checkpoint is None
     try:
         with signals.listening():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -226,22 +237,14 @@ def _of_the_machine(error: RuntimeError) -> EnvironmentLacksError | None:
     return None
 
 
-def evaluate(bundle: Bundle, output_dir: Path, *, alone: bool = False) -> Validation:
-    """Predict the validation samples with the model in memory; write predictions and metrics.
+def evaluate(bundle: Bundle, *, mode: str | None = None, alone: bool = False) -> Validation:
+    """Predict the validation samples with the model in memory.
 
     Args:
         bundle: the model.
-        output_dir: folder of the run.
+        mode: who predicts; ``None`` is ``infer.mode``.
         alone: this process predicts all of them, else all processes of the launcher share them.
     """
-    config = bundle.config
-    samples = validation_samples(config)
-    # The base has answered in text: so does the trained model, beside its head.
-    with_text = config.train.evaluate_base and bundle.has_new_head and config.infer.mode != "text"
+    samples = validation_samples(bundle.config)
     with track("evaluating", len(samples)) as advance:
-        validation = validate(bundle, samples, advance, mode="both" if with_text else None, alone=alone)
-    if is_first_process():
-        write_predictions(validation.predictions, output_dir / "eval" / "predictions.jsonl")
-        with atomic_file(output_dir / "metrics.json") as path:
-            path.write_text(json.dumps(validation.metrics, indent=1) + "\n", encoding="utf-8")
-    return validation
+        return validate(bundle, samples, advance, mode=mode, alone=alone)

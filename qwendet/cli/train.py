@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,11 +58,11 @@ def train(
 
 def _measure_command(summary: RunSummary, config: Config) -> str:
     """What to do with a trained model: measure it where there is something to measure on, else look at it."""
-    final = _from_here(summary.final)
+    model = _from_here(summary.final if summary.best is None else summary.output_dir / "best")
     if config.data.val is None:
-        return command_line("infer", final, "IMAGE", "--visualize", "pictures")
+        return command_line("infer", model, "IMAGE", "--visualize", "pictures")
     report = _from_here(summary.output_dir / "report")
-    return command_line("eval", final, _from_here(config.data.val), "--report", report)
+    return command_line("eval", model, _from_here(config.data.val), "--report", report)
 
 
 def _from_here(path: str | Path | None) -> str:
@@ -84,6 +85,7 @@ def _report(summary: RunSummary, next_command: str) -> None:
             "final": None if summary.final is None else str(summary.final),
             "metrics": summary.metrics,
             "before": summary.before,
+            "best": None if summary.best is None else asdict(summary.best),
             "stopped_by": summary.stopped_by,
             "next": next_command,
         }
@@ -101,4 +103,7 @@ def _report(summary: RunSummary, next_command: str) -> None:
         )
     else:
         console.say(f"The model is in {_from_here(summary.final)}.")
+    if summary.best is not None:
+        folder, best = _from_here(summary.output_dir / "best"), summary.best
+        console.say(f"The best is in {folder}: step {best.step}, validation {best.metric} {best.value:.4f}.")
     console.next_step(next_command)

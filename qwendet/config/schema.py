@@ -6,6 +6,7 @@ them are reported at once. How a file becomes a ``Config`` is in :mod:`qwendet.c
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -21,6 +22,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Frame = Literal["pixels", "thousandths"]
 """Of coordinates in answers: pixels of the resized image, or thousandths of the image's width and height."""
+METRICS = (
+    "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
+    "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
+)  # fmt: skip
+"""COCO's, in pycocotools' order; an evaluation logs each as ``SOURCE/METRIC``, such as ``head/AP50``."""
 LrScheduler = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 
 EMBEDDED_MODELS = {
@@ -196,6 +202,24 @@ class LossConfig(Section):
     """Weight of the head's GIoU box loss."""
 
 
+class EarlyStoppingConfig(Section):
+    """End training when ``train.best_metric`` no longer rises."""
+
+    patience: Count = 5
+    """Evaluations in a row without a gain, after which training ends."""
+    min_gain: Weight = 0.0
+    """What the metric must rise by, over its value at the last gain, to count as a gain."""
+
+
+class EmaConfig(Section):
+    """Evaluate and keep a moving average of the trained weights (EMA) in place of the weights themselves."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Share of the average that a step leaves; after n steps it is at most ``(1 + n) / (10 + n)``."""
+    parts: Literal["all", "head_and_adapters"] = "all"
+    """``all`` trained weights, or those of the detection head and of LoRA adapters alone."""
+
+
 class TrainConfig(Section):
     """How long and how fast to train, and what is written."""
 
@@ -250,6 +274,13 @@ class TrainConfig(Section):
     """Steps between two predictions of validation samples during training; ``null`` for none."""
     eval_samples: Count | None = None
     """Validation samples that are predicted during training: the first ones; ``null`` for all."""
+    best_metric: str | None = None
+    """Metric of the evaluations every ``eval_steps``, by its logged name, whose best model is kept in
+    ``best/``; ``null`` is ``head/AP`` where there is a head, else ``text/AP``."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """End training when that metric no longer rises; ``null`` takes every step."""
+    ema: EmaConfig | None = None
+    """Moving average of the trained weights: what is evaluated, and kept in ``best/`` and ``final/``."""
     save_steps: Count = 500
     """Steps between two checkpoints."""
     save_total_limit: Count = 2
@@ -312,6 +343,15 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     infer: InferConfig = Field(default_factory=InferConfig)
 
+    def measured(self) -> list[str]:
+        """Sources of the scores that are measured, by ``infer.mode``; the first is the main one."""
+        sources = ["head"] * self.detection.enabled + ["text"]
+        return {"auto": sources[:1], "both": sources}.get(self.infer.mode, [self.infer.mode])
+
+    def best_metric(self) -> str:
+        """``train.best_metric``, or its default."""
+        return (self.train.best_metric or f"{self.measured()[0]}/AP").removeprefix("validation/")
+
     @model_validator(mode="after")
     def _check(self) -> Config:
         for message in _contradictions(self):
@@ -372,12 +412,48 @@ def _contradictions(config: Config) -> list[str]:
             f"train.eval_steps is {config.train.eval_steps}, but data.val is not set: there is nothing to"
             " predict; give data.val, or set train.eval_steps to null"
         )
+    found += _nothing_to_judge_by(config)
+    found += _nothing_to_average(config)
     if config.infer.mode in ("head", "both") and not config.detection.enabled:
         found.append(
             f"infer.mode is {config.infer.mode} but detection.enabled is false: there is no head;"
             " set infer.mode to text"
         )
     return found
+
+
+def _nothing_to_judge_by(config: Config) -> list[str]:
+    """Say what of ``train.best_metric`` and ``train.early_stopping`` no evaluation would tell."""
+    train, metric = config.train, config.best_metric()
+    asked = [name for name in ("best_metric", "early_stopping") if getattr(train, name) is not None]
+    if asked and train.eval_steps is None:
+        return [
+            f"train.{asked[0]} is set, but train.eval_steps is null: nothing is evaluated during training;"
+            f" set train.eval_steps, or train.{asked[0]} to null"
+        ]
+    logged = [f"{source}/{name}" for source in config.measured() for name in METRICS]
+    if train.best_metric is None or metric in logged:
+        return []
+    close = difflib.get_close_matches(metric, logged, n=1, cutoff=0.5) or logged
+    return [
+        f"train.best_metric is {metric}, which no evaluation logs; set it to {close[0]}, or another of"
+        f" {', '.join(logged)}"
+    ]
+
+
+def _nothing_to_average(config: Config) -> list[str]:
+    """Say why ``train.ema`` would have no weights, or none that a small step moves."""
+    ema, train = config.train.ema, config.train
+    if ema is None:
+        return []
+    if ema.parts == "all" and train.weights == "bfloat16":
+        return [
+            "train.ema averages in the type of the weights, and train.weights is bfloat16, which rounds a"
+            " step of an average away; set train.ema.parts to head_and_adapters, or train.weights to float32"
+        ]
+    if ema.parts != "all" and not config.detection.enabled and config.model.lora is None:
+        return ["train.ema.parts is head_and_adapters, but there is neither head nor adapter; set it to all"]
+    return []
 
 
 AUTOCAST_OF = {"float32": "none", "float64": "none", "bfloat16": "bf16", "float16": "fp16"}

@@ -10,13 +10,9 @@ from typing import Any
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from qwendet.config.schema import METRICS
 from qwendet.data.samples import Sample
 from qwendet.inference.detections import Prediction, Source
-
-METRICS = (
-    "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
-    "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
-)  # fmt: skip
 
 
 def coco_ground_truth(

@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from qwendet.config.schema import METRICS
 from qwendet.data.images import open_image
 from qwendet.data.samples import Sample
-from qwendet.evaluation.coco import METRICS
 from qwendet.evaluation.command import Evaluation
 from qwendet.evaluation.scores import SCORE_MEANINGS, OperatingPoint
 from qwendet.files import atomic_file

@@ -46,5 +46,5 @@ def trainer_of(bundle: Bundle) -> DetectionTrainer:
     callbacks: list[TrainerCallback] = [ProgressReport(), StopOnSignal()]
     if config.train.eval_steps is not None:
         # First, so that a signal in the same step has the last word.
-        callbacks.insert(0, EvaluateEvery(config.train.eval_steps, spare_last=config.train.evaluate))
+        callbacks.insert(0, EvaluateEvery(config.train.eval_steps))
     return DetectionTrainer(bundle, samples, training_arguments(config), callbacks)

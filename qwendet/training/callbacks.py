@@ -83,24 +83,25 @@ class ProgressReport(TrainerCallback):
 
 
 class EvaluateEvery(TrainerCallback):
-    """Asks the Trainer to evaluate every so many steps, after the row is logged and before a checkpoint.
+    """Asks the Trainer to evaluate every so many steps and after the last, before a checkpoint.
 
     Args:
         steps: between two evaluations.
-        spare_last: not after the last step: the run's end evaluates the same model.
     """
 
-    def __init__(self, steps: int, *, spare_last: bool) -> None:
+    def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.spare_last = spare_last
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask when it is time."""
-        is_spared = self.spare_last and state.global_step >= state.max_steps
-        if state.global_step % self.steps == 0 and not is_spared:
+        if self.is_time(state):
             control.should_evaluate = True
+
+    def is_time(self, state: TrainerState) -> bool:
+        """Whether the step that was just done is one to evaluate after."""
+        return state.global_step % self.steps == 0 or state.global_step >= state.max_steps
 
 
 class EndOfEpoch(TrainerCallback):

@@ -1,7 +1,7 @@
 """Peak memory of a training step on one device, estimated on the meta device, without a weight.
 
     weights        every parameter in its type (4 bits where the base is kept so)
-    optimizer      its state of the trained ones
+    optimizer      its state of the trained ones, and their average (``train.ema``)
     gradients      of the trained ones
     activations    what autograd keeps: one layer of each kind is run on meta tensors
     logits         the chunk of lm_head's output that exists at a time
@@ -31,6 +31,7 @@ from qwendet.model.cross_entropy import CHUNK_ROWS
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import DetectionHead
 from qwendet.model.precision import AUTOCAST, GROUPS, float32_or_wider, group_of, trained_in_float32
+from qwendet.training.ema import is_averaged
 from qwendet.training.meta_layers import META_ATTENTION, Footprint, footprint, meta_attention, products_in
 from qwendet.training.param_groups import freeze_groups, parameter_groups
 
@@ -136,6 +137,7 @@ def estimate_memory(
     gradients = {part: size // shards for part, size in _gradients(trained, detector.family).items()}
     gathered = _gathered(detector) if shards > 1 else 0
     optimizer = _optimizer_state(config.train, list(trained.values()))
+    optimizer += sum(_bytes(p) for name, p in trained.items() if is_averaged(name, config.train.ema))
     temporaries = _step_temporaries(config, detector, device)
     computed = products_type(config, dtype)
     layers = measure_layers(detector, config, computed, work)

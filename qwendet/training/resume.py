@@ -32,6 +32,7 @@ FIXED_IN_A_RUN = (
     "model.dtype", "data.labels", "data.system_prompt", "data.request", "data.frame", "data.min_pixels",
     "data.max_pixels", "detection.enabled", "detection.hidden_size", "detection.num_layers",
     "detection.num_heads", "train.optimizer", "train.weight_decay", "train.weights",
+    "train.ema", "train.ema.decay", "train.ema.parts",
     "model.lora", "model.lora.rank", "model.lora.alpha", "model.lora.targets", "model.lora.load_in_4bit",
 )  # fmt: skip
 # What torch says when a file cannot be written to its end; it has no class of its own for that.

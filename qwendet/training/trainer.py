@@ -7,18 +7,17 @@ micro-batch's share of the step's loss, times the number of processes because DD
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import save_fsdp_optimizer
+from accelerate.utils import broadcast_object_list, save_fsdp_optimizer
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -27,16 +26,19 @@ from transformers.trainer import SCHEDULER_NAME
 from qwendet.data.samples import Sample
 from qwendet.encoding.collate import Batch, require_left_padding
 from qwendet.encoding.dataset import TrainingSamples
-from qwendet.errors import ConfigError, Problem, QwendetError
+from qwendet.errors import ConfigError, QwendetError
 from qwendet.evaluation.validation import Validation, validate, validation_pictures, validation_samples
 from qwendet.files import publish_folder
-from qwendet.loader import Bundle, restore
+from qwendet.loader import Bundle, config_of_checkpoint, load, restore
 from qwendet.loading.checkpoint import read_manifest, save_checkpoint
 from qwendet.model.detector import DetectorOutput
 from qwendet.model.losses import Losses, LossManager, step_counts
 from qwendet.model.matching import Targets
 from qwendet.model.spread import whole
-from qwendet.training.callbacks import EndOfEpoch, ProgressReport
+from qwendet.progress import Advance
+from qwendet.training.best import FOLDER, LOGGED, Best, evaluations, falling, is_best, is_over
+from qwendet.training.callbacks import EndOfEpoch, EvaluateEvery, ProgressReport
+from qwendet.training.ema import WeightAverage
 from qwendet.training.freed_memory import freed_memory_kept
 from qwendet.training.interlude import interlude
 from qwendet.training.loggers import BoardReport
@@ -83,6 +85,8 @@ class DetectionTrainer(Trainer):
         self.loss_manager = LossManager(bundle.config.loss, bundle.config.detection.one_to_many)
         self.step_log = TrainingLog()
         self.boards = BoardReport(bundle.config)
+        self.last_validation: Validation | None = None  # of this step, where all samples were predicted
+        self._average: WeightAverage | None = None
         self._first_step_seen = False
         self._skipped_steps = 0
         super().__init__(
@@ -104,6 +108,37 @@ class DetectionTrainer(Trainer):
         memory = freed_memory_kept() if self.args.device.type == "cpu" else nullcontext()
         with memory, ahead, self.boards.closing():
             return super().train(*args, **kwargs)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """Begin the average of ``train.ema``, or go on with it, where the weights will train."""
+        self.args.eval_on_start = self._has_to_evaluate()
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[no-untyped-call]
+        settings = self.bundle.config.train.ema
+        if settings is not None:
+            self._average = WeightAverage(self.bundle.detector, settings)
+            self.add_callback(self._average)
+            if resume_from_checkpoint is not None:
+                self._average.load(Path(resume_from_checkpoint))
+        return prepared
+
+    def _has_to_evaluate(self) -> bool:
+        """Before the first step by ``train.evaluate_base``; later, where a signal left the evaluation out."""
+        train, state = self.bundle.config.train, self.state
+        if state.global_step == 0:
+            return train.evaluate_base
+        if train.eval_steps is None or not EvaluateEvery(train.eval_steps).is_time(state):
+            return False
+        rows = (row for row in state.log_history if row["step"] == state.global_step)
+        return not any(name.startswith(LOGGED) for row in rows for name in row)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train for an epoch; where a run goes on from its last checkpoint, nothing is left to do."""
+        if self.state.global_step >= self.state.max_steps or self._is_over():
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     # Data and loss
 
@@ -236,49 +271,95 @@ class DetectionTrainer(Trainer):
                 report.say(f"validating {done}/{len(samples)}")
 
         self._ahead.settle()  # tokenizer and image processor are the same
-        with self.step_log.pausing():
+        with self.step_log.pausing(), self.averaged():
             with interlude(self.bundle.detector):
-                validation = validate(self.bundle, samples, advance, mode=mode)
-            metrics = self.show(validation)
+                validation = self._validated(samples, advance, mode)
+            (measured,) = broadcast_object_list([validation and validation.metrics])
+            metrics = self.show(measured, validation)
+            if not is_start:
+                is_whole = self.bundle.config.train.eval_samples is None
+                self.last_validation = validation if is_whole else None
+                self._judge()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _validated(self, samples: list[Sample], advance: Advance, mode: str | None) -> Validation | None:
+        """What the model finds; under FSDP the first process alone knows, by a whole one of its own."""
+        if not self.is_sharded:
+            return validate(self.bundle, samples, advance, mode=mode)
+        weights = self.gathered_weights()
+        if not self.is_world_process_zero():
+            return None
+        with self._staged("evaluated") as folder:
+            folder.mkdir()
+            self.save_bundle(folder, weights)
+            whole_model = load(config_of_checkpoint(folder), for_inference=True)
+            return validate(whole_model, samples, advance, mode=mode, alone=True)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The model is what ``train.ema`` evaluates and keeps, inside the block."""
+        return nullcontext() if self._average is None else self._average.in_place()
+
+    def _judge(self) -> None:
+        """Keep the model if no evaluation was better; end the run if ``train.early_stopping`` says so."""
+        metric, settings = self.bundle.config.best_metric(), self.bundle.config.train.early_stopping
+        seen = evaluations(self.state.log_history, metric)
+        if not seen or seen[-1].step < self.state.global_step:
+            logger.warning("no best model is kept: %s has nothing to measure in data.val", metric)
+            return
+        if is_best(seen):
+            self._keep(seen[-1])
+        if warning := falling(self.state.log_history, metric):
+            logger.warning("%s", warning)
+        if settings is not None and self._is_over():
+            logger.warning(
+                "train.early_stopping ends the run after step %d: %s has not risen by more than %g in %d"
+                " evaluations", self.state.global_step, metric, settings.min_gain, settings.patience,
+            )  # fmt: skip
+            self.control.should_save = self.control.should_training_stop = True
+
+    def _is_over(self) -> bool:
+        seen = evaluations(self.state.log_history, self.bundle.config.best_metric())
+        return is_over(seen, self.bundle.config.train.early_stopping)
+
+    def _keep(self, best: Best) -> None:
+        """Put the model in place of the best one so far."""
+        weights = self.gathered_weights()
+        if self.is_world_process_zero():
+            with self._staged(FOLDER) as folder:
+                folder.mkdir()
+                best.write(folder)
+                self.save_bundle(folder, weights)
+                publish_folder(folder, self._run / FOLDER, replace=True)
 
     @cached_property
     def _validation_samples(self) -> list[Sample]:
         return validation_samples(self.bundle.config)[: self.bundle.config.train.eval_samples]
 
-    def show(self, validation: Validation) -> dict[str, float]:
-        """Log the metrics and show the pictures of predicted validation samples.
+    def show(self, measured: Mapping[str, float], validation: Validation | None) -> dict[str, float]:
+        """Log metrics and show pictures of predicted validation samples.
+
+        Args:
+            measured: the metrics.
+            validation: what was found; the first process has it.
 
         Returns:
             What was logged: metrics by name, such as ``validation/head/AP50``, without those of nothing.
         """
-        metrics = {f"validation/{name}": value for name, value in validation.metrics.items() if value >= 0}
+        metrics = {LOGGED + name: value for name, value in measured.items() if value >= 0}
         self.log(dict(metrics))
-        if self.is_world_process_zero():
+        if validation is not None and self.is_world_process_zero():
             threshold = self.bundle.config.infer.picture_threshold
             self.boards.pictures(self.state.global_step, validation_pictures(validation, threshold))
         return metrics
 
     def _require_whole_model(self) -> None:
-        if not self.is_sharded:
-            return
-        train, problems = self.bundle.config.train, []
-        for key, off in (("eval_steps", None), ("evaluate_base", False)):
-            if getattr(train, key) != off:
-                what = "predicting during training needs the whole model in a process; FSDP spreads it"
-                fix = f"set it to {json.dumps(off)}: the model is evaluated when training ends"
-                problems.append(Problem(what, f"train.{key}", fix))
-        if train.preflight == "full":
-            problems.append(
-                Problem(
-                    "the full preflight needs the whole model in a process; FSDP spreads it",
-                    "train.preflight",
-                    "set it to quick, and run qwendet validate CONFIG in one process before",
-                )
+        if self.is_sharded and self.bundle.config.train.preflight == "full":
+            raise ConfigError(
+                "the full preflight needs the whole model in a process; FSDP spreads it",
+                "train.preflight",
+                "set it to quick, and run qwendet validate CONFIG in one process before",
             )
-        if problems:
-            raise ConfigError.of(problems)
 
     # Optimizer
 
@@ -312,21 +393,29 @@ class DetectionTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint beside its place and rename it when it is whole."""
         run = self._run
-        folder = run / STAGING / f"checkpoint-{self.state.global_step}"
+        with self.step_log.pausing(), self._staged(f"checkpoint-{self.state.global_step}") as folder:
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                record_training_state(folder, read_manifest(folder), self.accelerator.num_processes)
+                publish_folder(folder, run / folder.name, replace=True)
+                rotate(run, run / folder.name, self.bundle.config.train.save_total_limit)
+
+    @contextmanager
+    def _staged(self, name: str) -> Iterator[Path]:
+        """A place to write a folder of the run in; nothing of it is left, nor of what a kill left."""
+        staging = self._run / STAGING
+
         try:
-            with self.step_log.pausing(), saving(run):
+            with saving(self._run):
                 if self.args.should_save:
-                    shutil.rmtree(run / STAGING, ignore_errors=True)
-                self.accelerator.wait_for_everyone()
-                super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()
-                if self.args.should_save:
-                    record_training_state(folder, read_manifest(folder), self.accelerator.num_processes)
-                    publish_folder(folder, run / folder.name, replace=True)
-                    rotate(run, run / folder.name, self.bundle.config.train.save_total_limit)
+                    shutil.rmtree(staging, ignore_errors=True)
+                    staging.mkdir(parents=True)
+                yield staging / name
         finally:
             if self.args.should_save:
-                shutil.rmtree(run / STAGING, ignore_errors=True)
+                shutil.rmtree(staging, ignore_errors=True)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._run / STAGING)
@@ -342,6 +431,8 @@ class DetectionTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Write their states; under FSDP without the second copy of the weights that the Trainer adds."""
+        if self._average is not None:
+            self._average.save(Path(output_dir), writes=self.args.should_save)
         if not self.is_sharded:
             super()._save_optimizer_and_scheduler(output_dir)
             return

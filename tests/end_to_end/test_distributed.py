@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.demo.tiny import TINY_FOLDER
+from qwendet.training.best import Best, find_best
 
 RANKS = Path(__file__).with_name("ranks.py")
 pytestmark = pytest.mark.slow
@@ -154,7 +155,7 @@ def test_distributed_evaluation__in_training_and_at_its_end_is_shared_and_the_sa
     rows: dict[int, list[dict[str, float]]] = {}
     for ranks in (1, 2):
         settings = {"max_steps": 2, "eval_steps": 1, "save_steps": 2, "learning_rate": 1e-5}
-        settings["evaluate_base"] = True
+        settings |= {"evaluate_base": True, "ema": {"decay": 0.5}, "best_metric": "head/AR_100"}
         config = write_config(tmp_path / f"run-{ranks}", 4 // ranks, **settings)
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
         values["data"]["val"] = str(val)
@@ -171,8 +172,14 @@ def test_distributed_evaluation__in_training_and_at_its_end_is_shared_and_the_sa
     assert bases[0] == bases[1], "of text, measured before the first step"
     assert "validation/text/AR_100" in bases[0][0]
     one, two = ([row for row in rows[ranks] if "validation/head/AR_100" in row] for ranks in (1, 2))
-    assert [row["step"] for row in one] == [row["step"] for row in two] == [1], "the second is the end's"
+    assert [row["step"] for row in one] == [row["step"] for row in two] == [1, 2]
     assert two[0] == pytest.approx(one[0], abs=1e-3)
+    best, alone = (find_best(tmp_path / f"run-{ranks}") for ranks in (2, 1))
+    measured = [row["validation/head/AR_100"] for row in two]
+    assert best == Best(measured.index(max(measured)) + 1, "head/AR_100", max(measured))
+    assert alone is not None
+    assert best.value == pytest.approx(alone.value, abs=1e-3)
+    assert_same_weights(*(tmp_path / f"run-{ranks}" / "final" for ranks in (2, 1)))
     losses = [[row for row in rows[ranks] if "loss/total" in row] for ranks in (1, 2)]
     for first, second in zip(*losses, strict=True):
         for name in (name for name in first if name.startswith("grad_norm")):

@@ -20,6 +20,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.demo.tiny import write_untrained
 from qwendet.loading.checkpoint import read_manifest
+from qwendet.training.best import find_best
 
 RANKS = Path(__file__).with_name("ranks.py")
 FSDP2 = {
@@ -189,15 +190,25 @@ def other_jobs(jobs: Jobs, model: dict[str, Any]) -> dict[str, Job]:
     head_alone, off = FROZEN | {"autocast": "bf16"}, {"preflight": "off"}
     adapter, val = model | {"lora": {"rank": 2, "targets": "all"}}, str(jobs.folder / "val.jsonl")
     write_dataset(DEMO, jobs.folder / "val.jsonl", 2, seed=3)
+    watched = {"eval_steps": 1, "ema": {"decay": 0.5}, "best_metric": "head/AR_100"}
     return {
         "ddp": jobs.add("ddp", 2, half, train=head_alone, plant=FLOAT32_HEAD),
         "mixed": jobs.add("mixed", 2, half, train=head_alone, environment=sent, plant=FLOAT32_HEAD),
         "untied": jobs.add("untied", 2, model, train=off, environment=sent, plant=UNTIED),
         "cut off": jobs.add("cut", 2, model, environment=sent, plant=DETECTOR + CUT_OFF),
-        "adapter, one": jobs.add("adapter-one", 1, adapter),
-        "adapter, killed": jobs.add("adapter", 2, adapter, train=off, environment=sent, kill_at=1),
+        "adapter, one": jobs.add("adapter-one", 1, adapter, data={"val": val}, train=watched),
+        "adapter, killed": jobs.add(
+            "adapter", 2, adapter, data={"val": val}, train=watched | off, environment=sent, kill_at=1
+        ),
         "adapter": jobs.add(
-            "adapter-2", 2, adapter, "adapter", data={"val": val}, environment=sent, resume=True
+            "adapter-2",
+            2,
+            adapter,
+            "adapter",
+            data={"val": val},
+            train=watched,
+            environment=sent,
+            resume=True,
         ),
     }
 
@@ -292,6 +303,11 @@ def test_fsdp__an_adapter_killed_and_resumed_is_that_of_one_process_and_is_evalu
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=name)
     assert len((job.run / "eval" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    best, alone = find_best(job.run), find_best(one.run)
+    assert best is not None
+    assert alone is not None
+    assert (best.step, best.value) == (alone.step, pytest.approx(alone.value, abs=1e-3))
+    assert weights(job.run / "best").keys() == found.keys()
 
 
 def test_fsdp__weights_that_came_apart_are_refused(done: Done) -> None:

@@ -35,15 +35,11 @@ def test_progress__tells_the_loss_and_the_share_of_time_spent_waiting_for_data()
     assert shown == [(0, ""), (1, loss), (1, "validating 3/6")]
 
 
-def test_evaluate_every__second_step_but_not_the_last_that_the_end_evaluates() -> None:
-    asked: dict[bool, list[int]] = {}
-    for spare_last in (False, True):
-        callback = EvaluateEvery(2, spare_last=spare_last)
-        asked[spare_last] = []
-        for step in range(1, 7):
-            state: Any = SimpleNamespace(max_steps=6, global_step=step)
-            control: Any = SimpleNamespace(should_evaluate=False)
-            callback.on_step_end(None, state, control)  # type: ignore[arg-type]
-            if control.should_evaluate:
-                asked[spare_last].append(step)
-    assert asked == {False: [2, 4, 6], True: [2, 4]}
+def test_evaluate_every__second_step_and_the_last() -> None:
+    asked = []
+    for step in range(1, 6):
+        state: Any = SimpleNamespace(max_steps=5, global_step=step)
+        control: Any = SimpleNamespace(should_evaluate=False)
+        EvaluateEvery(2).on_step_end(None, state, control)  # type: ignore[arg-type]
+        asked += [step] * control.should_evaluate
+    assert asked == [2, 4, 5]

@@ -41,6 +41,7 @@ def make_config(**sections: dict[str, Any]) -> Config:
         {"model": {"lora": {"rank": 8}, "gradient_checkpointing": True}, "detection": {"enabled": False}},
         {"train": {"gradient_accumulation_steps": 2}, "data": {"teacher_ratio": 1.0}},
         {"train": {"autocast": "bf16"}},
+        {"train": {"ema": {}}},
         {"model": {"dtype": "bfloat16"}, "train": {"vision_learning_rate": 0.0}},
         {"train": {"optimizer": "adafactor"}, "model": {"gradient_checkpointing": True}},
     ],
