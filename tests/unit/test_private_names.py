@@ -31,8 +31,8 @@ LIBRARIES = ("torch", "transformers", "accelerate", "peft", "pycocotools")
 BOUNDED = ("accelerate", "peft", "torch", "transformers")
 PUBLIC_MODULES = {
     "torch", "torch.nn", "torch.nn.functional", "torch.optim", "torch.optim.lr_scheduler",
-    "torch.distributed", "torch.distributed.fsdp", "torch.distributed.tensor", "torch.overrides",
-    "torch.utils.data", "torch.utils.tensorboard", "transformers", "accelerate", "peft",
+    "torch.optim.swa_utils", "torch.distributed", "torch.distributed.fsdp", "torch.distributed.tensor",
+    "torch.overrides", "torch.utils.data", "torch.utils.tensorboard", "transformers", "accelerate", "peft",
     "pycocotools", "pycocotools.coco", "pycocotools.cocoeval", "pycocotools.mask",
 }  # fmt: skip
 OF_LIBRARIES = (Tensor, nn.Module, PreTrainedConfig, PreTrainedModel, Trainer)
@@ -67,6 +67,11 @@ PRIVATE: dict[str, tuple[str, ...] | None] = {
     "accelerate.utils.save_fsdp_optimizer": (
         "fsdp_plugin", "accelerator", "optimizer", "model", "output_dir",
     ),
+    "accelerate.utils.broadcast_object_list": ("object_list", "from_process"),
+    "transformers.Trainer._prepare_for_training": (
+        "self", "max_steps", "train_dataloader", "resume_from_checkpoint",
+    ),
+    "transformers.Trainer._run_epoch": ("self",),
     "transformers.Trainer._save_checkpoint": ("self", "model", "trial"),
     "transformers.Trainer._load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
     "transformers.Trainer._load_optimizer_and_scheduler": ("self", "checkpoint"),
