@@ -235,15 +235,16 @@ def run_json(qwendet: Qwendet, *words: str) -> tuple[Ending, dict[str, object]]:
 def test_train__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     done = SimpleNamespace(
         output_dir=Path("run"), final=Path("run/final"), metrics={"head/AP": 0.5}, stopped_by="",
-        before={"text/AP": 0.1},
+        before={"text/AP": 0.1}, best=Best(200, "head/AP", 0.6),
     )  # fmt: skip
     fake(monkeypatch, "qwendet.train", train=lambda *_, **__: print("a library speaks") or done)
     ending, record = run_json(qwendet, "train", "tiny.yaml")
     assert (ending.code, record["ok"], record["metrics"]) == (0, True, {"head/AP": 0.5})
     assert record["before"] == {"text/AP": 0.1}
-    assert record["next"] == "qwendet eval run/final tiny/val.jsonl --report run/report"
+    assert record["best"] == {"step": 200, "metric": "head/AP", "value": 0.6}
+    assert record["next"] == "qwendet eval run/best tiny/val.jsonl --report run/report"
     stopped = SimpleNamespace(output_dir=Path("run"), final=None, metrics=None, stopped_by="SIGINT")
-    stopped.before = None
+    stopped.before = stopped.best = None
     fake(monkeypatch, "qwendet.train", train=lambda *_, **__: stopped)
     ending, record = run_json(qwendet, "train", "tiny.yaml")
     assert (ending.code, record["ok"], record["stopped_by"]) == (130, False, "SIGINT")
