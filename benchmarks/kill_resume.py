@@ -2,8 +2,8 @@
 
     python -m benchmarks.kill_resume [--kills 30] [--seed 0]
 
-Survived: the resumed run ends with bitwise the losses and weights of one that nobody killed. Lost: a
-checkpoint that had its final name when the process died, and that is not complete afterwards.
+Survived: the resumed run ends with bitwise the losses, evaluations, average and best model of one that nobody
+killed. Lost: a checkpoint that had its final name when the process died, and that is not complete afterwards.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from qwendet.demo.tiny import write_untrained
 from qwendet.errors import CheckpointError
 from qwendet.loading.checkpoint import read_manifest
 from qwendet.train import train
+from qwendet.training.best import find_best
 from qwendet.training.resume import checkpoints, latest_checkpoint, step_of
 from qwendet.training.trainer import STAGING
 
@@ -38,11 +39,17 @@ STEPS, SAVE_STEPS = 6, 2
 
 
 def make_config(scenes: Path, run: Path) -> Config:
-    """A short run in which everything that has a state has one: order, teachers, accumulation, schedule."""
+    """A short run in which everything that has a state has one: order, teachers, augmentation, average."""
     return build_config(
         {
             "model": {"path": "tiny-untrained", "device": "cpu", "dtype": "float32"},
-            "data": {"train": str(scenes), "labels": list(DEMO.labels), "teacher_ratio": 0.5},
+            "data": {
+                "train": str(scenes),
+                "val": str(scenes.with_name("val.jsonl")),
+                "labels": list(DEMO.labels),
+                "teacher_ratio": 0.5,
+                "augment": "strong",
+            },
             "detection": {"hidden_size": 64, "num_layers": 1, "num_heads": 4},
             "train": {
                 "output_dir": str(run),
@@ -50,6 +57,10 @@ def make_config(scenes: Path, run: Path) -> Config:
                 "batch_size": 2,
                 "gradient_accumulation_steps": 2,
                 "learning_rate": 1e-3,
+                "eval_steps": 1,
+                "best_metric": "head/AR_100",
+                "ema": {"decay": 0.9},
+                "evaluate": False,
                 "save_steps": SAVE_STEPS,
                 "logging_steps": 1,
                 "preflight": "off",
@@ -85,18 +96,14 @@ def finish(process: int) -> None:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """Losses of every step, and the hash of every parameter at the end."""
+    """Losses and evaluations of every step, and the hash of every parameter at the end and of the best."""
     state = json.loads((run / f"checkpoint-{STEPS}" / "trainer_state.json").read_text(encoding="utf-8"))
-    losses = [
-        {
-            name: value
-            for name, value in row.items()
-            if name.startswith(("loss", "learning_rate", "grad_norm"))
-        }
-        for row in state["log_history"]
-        if "loss/total" in row  # beside them, how long things took
+    told = ("loss", "learning_rate", "grad_norm", "validation")  # beside them, how long things took
+    rows = [
+        {name: value for name, value in row.items() if name.startswith(told)} for row in state["log_history"]
     ]
-    return {"losses": losses, "parameters": read_manifest(run / "final").parameters}
+    parameters = {name: read_manifest(run / name).parameters for name in ("final", "best")}
+    return {"rows": rows, "best": find_best(run), **parameters}
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,7 @@ def main() -> None:
     survived = lost = inside_save = without_checkpoint = 0
     with tempfile.TemporaryDirectory(prefix="qwendet-kill-") as folder:
         scenes = write_dataset(DEMO, Path(folder) / "train.jsonl", 10, seed=1)
+        write_dataset(DEMO, Path(folder) / "val.jsonl", 2, seed=2)
         reference = uninterrupted(scenes, Path(folder) / "reference")
         for number in range(options.kills):
             run = Path(folder) / f"run-{number}"

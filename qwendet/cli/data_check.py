@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +20,7 @@ from qwendet.cli.options import (
 )
 from qwendet.cli.validate import report_and_exit
 from qwendet.console import console
+from qwendet.errors import ConfigError
 from qwendet.files import require_place
 
 RootOption = Annotated[
@@ -69,6 +70,10 @@ def stats(
         Path | None,
         typer.Option("--output", metavar="DIR", help="Also draw pictures (PNG) into this folder."),
     ] = None,
+    augment: Annotated[
+        Literal["off", "light", "strong", "aerial"],
+        typer.Option("--augment", help="With --output, also draw what this preset of data.augment makes."),
+    ] = "off",
     source: FromOption = "auto",
     root: RootOption = None,
     frame: FrameOption = None,
@@ -80,6 +85,8 @@ def stats(
     console.set_format(output_format)
     if output is not None:
         require_place(output, "--output", is_folder=True)
+    elif augment != "off":
+        raise ConfigError("--augment draws, and has no folder to draw into", "--augment", "add --output DIR")
     from qwendet.checks.config.plots import save_plots
     from qwendet.checks.config.sample_files import find_data
     from qwendet.checks.config.scan import available_cores
@@ -89,7 +96,16 @@ def stats(
     how = Thoroughness(image_depth(False, no_images), workers=workers or available_cores())
     seen, num_left_out = read_data(find_data(paths, source, frame), root, how)
     tables = summary_tables(seen.splits)
-    files = [] if output is None else save_plots(seen.splits, output)
+    files = []
+    if output is not None and augment != "off":
+        from qwendet.data.formats.convert import Conversion
+        from qwendet.evaluation.dataset import open_dataset
+        from qwendet.visualization.augmented import save_augmented
+
+        samples, _ = open_dataset(paths[0], Conversion(source, image_dir=root))
+        files.append(save_augmented(samples, augment, output))
+    if output is not None:
+        files += save_plots(seen.splits, output)
     further = _again(paths, source, root, frame)
     if console.is_for_machine():
         shown = [

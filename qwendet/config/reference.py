@@ -19,7 +19,10 @@ A config is YAML with the sections below; what it leaves out has its default. Pa
 file. Every command that takes a config takes `--set key=value`, and a bare name such as `base_flat_v2`
 means `examples/base_flat_v2.yaml`. An unknown key is an error that names the nearest known one.
 """
-KINDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true`, `false`"}
+KINDS = {
+    "string": "text", "integer": "whole number", "number": "number", "boolean": "`true`, `false`",
+    "object": "pairs of texts",
+}  # fmt: skip
 
 
 def render_reference() -> str:
@@ -62,8 +65,8 @@ def _value(schema: dict[str, Any]) -> str:
         >>> _value({"type": "array", "items": {"enum": ["tensorboard", "wandb"]}})
         'list of `tensorboard`, `wandb`'
     """
-    if "anyOf" in schema:
-        return " or ".join(_value(part) for part in schema["anyOf"])
+    if either := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(map(_value, either))
     if "$ref" in schema:
         return "section"
     if "enum" in schema:
@@ -72,7 +75,8 @@ def _value(schema: dict[str, Any]) -> str:
         return "`null`"
     if schema["type"] == "array":
         items = schema["items"]
-        return f"list of {_value(items) if 'enum' in items else 'texts'}"
+        kind = "sections" if "$ref" in items else "texts"
+        return f"list of {_value(items) if 'enum' in items else kind}"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[name]:.10g}" for name, sign in signs.items() if name in schema]
     return " ".join([KINDS[schema["type"]], ", ".join(limits)]).strip()

@@ -11,7 +11,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)  # fmt: skip
 from pydantic.fields import FieldInfo
 
 from qwendet.errors import ConfigError
@@ -47,11 +56,6 @@ def _one_or_many(value: Any) -> Any:
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
-
-
-def _off_is_a_word(value: Any) -> Any:
-    """YAML reads an unquoted ``off`` as false."""
-    return "off" if value is False else value
 
 
 class Section(BaseModel):
@@ -108,6 +112,61 @@ class ModelConfig(Section):
     """Train an adapter instead of the model itself; ``null`` trains every part with a learning rate."""
 
 
+Preset = Literal["off", "light", "strong", "aerial"]
+BOUNDS: dict[str, tuple[float, float, tuple[float, float]]] = {
+    "crop": (0.01, 1.0, (0.4, 1.0)),
+    "scale": (0.1, 4.0, (0.7, 1.4)),
+    "color": (0.0, 3.0, (0.8, 1.2)),
+    "blur": (0.0, 20.0, (0.0, 1.5)),
+    "jpeg": (1.0, 95.0, (40.0, 95.0)),
+    "mosaic": (0.1, 0.9, (0.3, 0.7)),
+}
+"""Of steps with a range: its least and its largest value, and its default."""
+
+
+class AugmentStep(Section):
+    """A step of ``data.augment``; docs/augmentation.md says what each does."""
+
+    name: Literal[
+        "horizontal_flip", "vertical_flip", "quarter_turn", "crop", "scale", "color", "blur", "jpeg", "mosaic"
+    ]
+    """What is done."""
+    probability: Share = 0.5
+    """Share of the images that it is done to."""
+    range: Annotated[tuple[float, float], BeforeValidator(_one_or_many)] | None = None
+    """What is drawn between, such as the share of the image that a crop keeps; ``null`` is the step's own."""
+    min_visible: Share = 0.3
+    """Share of a box's area that a cut must leave; else the box is dropped."""
+
+    def limits(self) -> tuple[float, float]:
+        """The range, or the step's own."""
+        return self.range or BOUNDS[self.name][2]
+
+    @model_validator(mode="after")
+    def _check(self) -> AugmentStep:
+        if self.range is None:
+            return self
+        if self.name not in BOUNDS:
+            raise ValueError(f"{self.name} takes no range; remove it")
+        least, most, _ = BOUNDS[self.name]
+        low, high = self.range
+        if not least <= low <= high <= most:
+            raise ValueError(
+                f"the range of {self.name} is [{low:g}, {high:g}]; give two numbers from {least:g} to"
+                f" {most:g}, the lower one first"
+            )
+        return self
+
+
+def _preset_or_steps(value: Any) -> str:
+    return "preset" if isinstance(value, str) else "steps"
+
+
+def _off_is_a_word(value: Any) -> Any:
+    """YAML reads an unquoted ``off`` as false; and the manifest's JSON has no tuples."""
+    return "off" if value is False else tuple(value) if isinstance(value, list) else value
+
+
 class DataConfig(Section):
     """Where the samples are and how one is shown to the model."""
 
@@ -138,6 +197,15 @@ class DataConfig(Section):
     """Images are shrunk to at most this many pixels; ``null`` keeps the processor's limit."""
     max_tokens: Count = 8192
     """A sample with more tokens is an error; nothing is ever cut."""
+    augment: Annotated[
+        Annotated[Preset, Tag("preset")] | Annotated[tuple[AugmentStep, ...], Tag("steps")],
+        Discriminator(_preset_or_steps),
+        BeforeValidator(_off_is_a_word),
+    ] = "off"
+    """Random changes of training images and their boxes: ``off``, ``light``, ``strong``, ``aerial``, or a
+    list of steps; see docs/augmentation.md."""
+    augment_flips_labels: dict[str, str] | None = None
+    """Labels that become another one in a flipped image, such as ``{left hand: right hand}``, and back."""
     on_bad_sample: Literal["error", "skip"] = "error"
     """``skip`` leaves broken samples out, counted and listed; none is replaced by another one."""
     allow: tuple[str, ...] = ()
@@ -161,9 +229,25 @@ class DataConfig(Section):
                 f"data.min_pixels ({self.min_pixels}) is above data.max_pixels ({self.max_pixels});"
                 " lower the one or raise the other"
             )
+        if self.augment != "off" and self.image_cache is not None:
+            raise ValueError(
+                "data.image_cache keeps images as they are, but data.augment changes them in each epoch; set"
+                " data.image_cache to null, or data.augment to off"
+            )
+        for label, other in self.flipped_labels().items():
+            if self.flipped_labels().get(other) != label:
+                raise ValueError(
+                    f"data.augment_flips_labels makes {label!r} {other!r}, which does not become it again;"
+                    " name pairs, or a label and itself"
+                )
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("data.labels names a label twice; remove one")
         return self
+
+    def flipped_labels(self) -> dict[str, str]:
+        """``augment_flips_labels`` in both directions."""
+        named = self.augment_flips_labels or {}
+        return {other: label for label, other in named.items()} | named
 
 
 class DetectionConfig(Section):

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from qwendet.data.characters import SPACES, unseen_character
 from qwendet.errors import DataError
 
@@ -60,6 +62,7 @@ class Turn:
         width: declared width of the displayed image in pixels, if the file says so.
         height: declared height.
         root: folder that the image's path starts from and must stay in.
+        pixels: the image itself, where it is not the file's: training images that were augmented.
     """
 
     image: str
@@ -67,6 +70,7 @@ class Turn:
     width: int | None = None
     height: int | None = None
     root: Path = Path()
+    pixels: Image.Image | None = field(default=None, compare=False, repr=False)
 
     @property
     def declared_size(self) -> tuple[int, int] | None:

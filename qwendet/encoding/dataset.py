@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
 from qwendet.config.schema import Config
+from qwendet.data.augment import Augmenter, Scene, scene_of
 from qwendet.data.images import image_size
-from qwendet.data.samples import Sample, SampleFile
+from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.data.teachers import choose_teachers, without_own_image
-from qwendet.encoding.encode import EncodedSample, Encoder
+from qwendet.encoding.encode import EncodedSample, Encoder, TooManyTokensError
 from qwendet.encoding.resize import require_inside
 from qwendet.errors import ConfigError, DataError, Problem
 
@@ -32,7 +35,9 @@ class TeacherPool:
 
 
 class TrainingSamples:
-    """Encoded training samples by index; which demonstrations one gets changes with the epoch.
+    """Encoded training samples by index; demonstrations and augmentation change with the epoch.
+
+    Whoever asks for an index gets what training gets; :meth:`sample` is the sample as it is in its file.
 
     Args:
         config: the resolved config.
@@ -47,6 +52,7 @@ class TrainingSamples:
         self.pool = teacher_pool(config, self.samples)
         self.indices = range(len(self.samples)) if indices is None else indices
         self.epoch = 0
+        self.augmenter = None if config.data.augment == "off" else Augmenter(config.data)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw demonstrations anew; called by the Trainer at the start of each epoch."""
@@ -56,12 +62,42 @@ class TrainingSamples:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> EncodedSample:
-        """Read and encode one sample.
+        """Read, augment and encode one sample.
 
         Raises:
             DataError: if the sample, its image or a demonstration is broken.
         """
-        return self.encoder.encode(self.sample(position), with_answer=True)
+        sample = self.sample(position)
+        if self.augmenter is not None:
+            with suppress(TooManyTokensError):  # such a one is taken as it is
+                return self.encoder.encode(self.augmented(sample, position), with_answer=True)
+        return self.encoder.encode(sample, with_answer=True)
+
+    def augmented(self, sample: Sample, position: int) -> Sample:
+        """A sample as ``data.augment`` changes it in this epoch, each of its images for itself.
+
+        One that would have more objects than the head has queries stays as it is.
+        """
+        moved = [
+            self._moved(turn, sample.where, f"{self.indices[position]}/{number}")
+            for number, turn in enumerate((sample.student, *sample.teachers))
+        ]
+        most = max(self.config.detection.num_queries, len(sample.student.objects))
+        return (
+            sample
+            if len(moved[0].objects) > most
+            else replace(sample, student=moved[0], teachers=tuple(moved[1:]))
+        )
+
+    def _moved(self, turn: Turn, where: str, key: str) -> Turn:
+        assert self.augmenter is not None
+        generator = Random(f"augment/{self.config.train.seed}/{self.epoch}/{key}")
+        return self.augmenter.turn(turn, where, generator, self._another)
+
+    def _another(self, generator: Random) -> Scene:
+        """The student's image of a training sample, for a mosaic."""
+        other = self.samples[generator.choice(self.indices)]
+        return scene_of(other.student, other.where)
 
     def sample(self, position: int) -> Sample:
         """The sample with its demonstrations of this epoch."""

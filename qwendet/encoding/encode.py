@@ -34,6 +34,10 @@ from qwendet.families.family import Family, PixelLimits
 Span = tuple[int, int]
 
 
+class TooManyTokensError(DataError):
+    """A sample is longer than ``data.max_tokens``."""
+
+
 @dataclass(frozen=True)
 class EncodedSample:
     """What the collator gets.
@@ -150,7 +154,7 @@ class Encoder:
 
     def _encoded(self, ids: Sequence[int], pictures: Sequence[_Picture], where: str) -> EncodedSample:
         if len(ids) > self.settings.max_tokens:
-            raise DataError(
+            raise TooManyTokensError(
                 f"{len(ids)} tokens, but data.max_tokens is {self.settings.max_tokens}",
                 where,
                 "raise data.max_tokens, or lower data.max_pixels or the number of teachers; nothing is cut",
@@ -223,6 +227,8 @@ class Encoder:
 
     def _opened(self, turn: Turn, where: str) -> tuple[Image.Image, tuple[int, int]]:
         """The image, in the model's size already where there is a cache, and its displayed size."""
+        if turn.pixels is not None:
+            return turn.pixels, turn.pixels.size
         if self._cache is None:
             image = open_image(turn.image, turn.root, where, turn.declared_size)
             return image, image.size

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from qwendet import loader
+from qwendet.config.schema import AugmentStep, DataConfig
 from qwendet.data import images
+from qwendet.data.augment import Augmenter, scene_of
+from qwendet.data.samples import Sample
 from qwendet.encoding import encode, prompts
 from qwendet.encoding.encode import EncodedSample, Encoder
 from qwendet.inference import predictor as inference
@@ -63,6 +67,20 @@ def transposed_blocks(item: EncodedSample) -> EncodedSample:
     """Down before right in the two by two patches of a token."""
     blocks = item.pixel_values.unflatten(0, (-1, 2, 2)).transpose(1, 2)
     return replace(item, pixel_values=blocks.flatten(0, 2))
+
+
+class Augmenting(Encoder):
+    """Flips every image that it encodes."""
+
+    def encode(self, sample: Sample, *, with_answer: bool) -> EncodedSample:
+        step = AugmentStep(name="horizontal_flip", probability=1.0)
+        turn = Augmenter(DataConfig(augment=(step,))).turn(sample.student, "", Random(0), scene_of)  # type: ignore[arg-type]
+        return super().encode(replace(sample, student=turn), with_answer=with_answer)
+
+
+class AugmentingBundle(Bundle):
+    def encoder(self) -> Encoder:
+        return Augmenting(self.processor, self.labels, self.config.data)
 
 
 IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
@@ -121,6 +139,12 @@ IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "test.images.same",
         ("pixel_values",),
         at_inference(nearest),
+    ),
+    Bug(
+        "augmentation at inference",
+        "consistency.images.same",
+        ("pixel_values",),
+        at_inference(lambda bundle: AugmentingBundle(**vars(bundle))),
     ),
     Bug(
         "x and y swapped in the answer",

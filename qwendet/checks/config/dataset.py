@@ -9,6 +9,8 @@ from qwendet.checks.config.lookalikes import lookalikes, nearest_lookalike
 from qwendet.checks.config.samples import Split
 from qwendet.checks.config.stats import SplitStats
 from qwendet.config.schema import Config
+from qwendet.data.augment import steps_of
+from qwendet.data.directions import direction_problems
 from qwendet.errors import Problem
 
 
@@ -140,6 +142,12 @@ def val_has_boxes(dataset: Dataset) -> Iterable[Problem]:
         yield Problem(what, "data.val", "give validation samples with boxes")
 
 
+def directions_stay_true(dataset: Dataset) -> Iterable[Problem]:
+    """No label names a direction that ``data.augment`` changes."""
+    data = dataset.config.data
+    return direction_problems(data, steps_of(data), data.labels or sorted(dataset.splits["train"].labels))
+
+
 def pool_is_large_enough(dataset: Dataset) -> Iterable[Problem]:
     """As many different demonstrations are there as a sample is to be given."""
     data = dataset.config.data
@@ -177,6 +185,9 @@ CHECKS: Mapping[str, Check] = {
     "config.labels.lookalike": Check(labels_read_differently, "no two labels read the same"),
     "config.labels.only_in_validation": Check(
         val_labels_are_trained, "every validation label is trained", needs=("train", "val")
+    ),
+    "config.augment.directions": Check(
+        directions_stay_true, "labels stay true in augmented images", needs=("train",), is_of_data=False
     ),
     "config.data.repeated": Check(no_line_is_repeated, "no sample is there twice"),
     "config.data.val_without_boxes": Check(

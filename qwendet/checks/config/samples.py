@@ -176,6 +176,17 @@ def head_has_queries(visit: Visit) -> Iterable[Problem]:
         yield Problem(what, visit.where, f"set detection.num_queries to {count} or more: the rest is lost")
 
 
+def no_crowd_is_augmented(visit: Visit) -> Iterable[Problem]:
+    """No image that ``data.augment`` would change has a crowd."""
+    crowds = [item.desc for item in visit.turn.objects if item.crowd]
+    if visit.config.data.augment != "off" and visit.split == "train" and crowds:
+        what = (
+            f"{visit.turn.image!r} has a crowd of {crowds[0]!r}, of which a cut may leave one: no background"
+        )
+        fix = "remove the sample, set data.augment to off, or accept this where crowds are rare"
+        yield Problem(what, visit.where, fix)
+
+
 def images_fit_the_limit(visit: Visit) -> Iterable[Problem]:
     """The images of a sample alone do not exceed ``data.max_tokens``: nothing is ever cut."""
     size, limits, most = visit.size, visit.limits, visit.config.data.max_tokens
@@ -215,6 +226,7 @@ RULES: Mapping[str, Rule] = {
     "config.labels.unknown": Rule(labels_are_listed, "every label is in the label set", leaves_out=True),
     "config.labels.blanks": Rule(labels_have_no_stray_blanks, "no label has stray blanks"),
     "config.detection.queries": Rule(head_has_queries, "the head has a query for every box"),
+    "config.augment.crowds": Rule(no_crowd_is_augmented, "no augmented image has a crowd"),
     "config.tokens.images": Rule(images_fit_the_limit, "no image alone exceeds data.max_tokens"),
 }
 

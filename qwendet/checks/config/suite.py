@@ -29,7 +29,9 @@ ALLOW = "config.data.allow"
 MEMORY = "config.memory"  # run by `validate`, see qwendet.checks.config.memory
 TOKENS = ("config.tokens.limit", "config.tokens.answer")
 ORDER: tuple[Split, ...] = ("val", "train", "teachers")
-OF_CONFIG = frozenset({"config.detection.queries", "config.tokens.images", "config.labels.unknown"})
+OF_CONFIG = frozenset(
+    {"config.detection.queries", "config.tokens.images", "config.labels.unknown", "config.augment.crowds"}
+)
 """Rules of samples that hold them against settings."""
 
 

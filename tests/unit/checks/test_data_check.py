@@ -16,7 +16,9 @@ from qwendet.checks.config.plots import save_plots
 from qwendet.checks.config.sample_files import find_data
 from qwendet.checks.config.suite import Thoroughness, read_data, run_data_checks
 from qwendet.checks.config.summary import summary_tables
+from qwendet.cli.main import run
 from qwendet.errors import DataError
+from qwendet.visualization.augmented import CELL, COLUMNS, ROWS
 from tests.planted.planting import Project
 
 
@@ -148,3 +150,33 @@ def test_pieces__hold_every_line_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [piece.first_line for piece in pieces] == [1, 6, 10]
     whole = path.read_bytes()
     assert b"".join(whole[piece.start : piece.end] for piece in pieces) == whole
+
+
+# What augmentation makes of it
+
+
+def stats(project: Project, *words: str) -> int | str | None:
+    with pytest.raises(SystemExit) as ended:
+        run(["data", "stats", str(project.folder / "train.jsonl"), *words])
+    return ended.value.code
+
+
+def test_stats__draws_images_as_they_are_and_augmented(project: Project, tmp_path: Path) -> None:
+    assert stats(project, "--augment", "light", "--output", str(tmp_path / "plots")) == 0
+    with Image.open(tmp_path / "plots" / "augmented.png") as grid:
+        assert grid.size == (COLUMNS * CELL, ROWS * CELL)
+        pixels = np.asarray(grid)
+    first = [pixels[:CELL, column * CELL : (column + 1) * CELL] for column in range(COLUMNS)]
+    assert any((cell != first[0]).any() for cell in first[1:])
+
+
+def test_stats__a_preset_that_cannot_be_drawn_leaves_nothing(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stats(project, "--augment", "light") == 2
+    assert "add --output DIR" in capsys.readouterr().err
+    project.at(0)["objects"][0]["desc"] = "left hand"
+    project.write()
+    assert stats(project, "--augment", "light", "--output", str(tmp_path / "plots")) == 2
+    assert "a flipped image no longer shows 'left hand'" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "plots").exists()

@@ -1,0 +1,247 @@
+"""Training images changed at random, and their boxes with them.
+
+    turn ─► image, objects ─► step ─► step … ─► the turn with pixels of its own and moved objects
+
+A step draws from the generator that it is given, and from nothing else. Flips, turns and cuts move whole
+pixels; where an image is resized, its boxes are multiplied by the same factors. See docs/augmentation.md.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from PIL import Image, ImageEnhance, ImageFilter
+
+from qwendet.config.schema import AugmentStep, DataConfig, Preset
+from qwendet.data.images import MIN_IMAGE_SIDE, open_image
+from qwendet.data.samples import DetectedObject, Turn
+
+Box = tuple[float, float, float, float]
+
+_FLIP, _COLOR = AugmentStep(name="horizontal_flip"), AugmentStep(name="color")
+PRESETS: Mapping[Preset, tuple[AugmentStep, ...]] = {
+    "off": (),
+    "light": (_FLIP, AugmentStep(name="crop", probability=0.3, range=(0.5, 1.0)), _COLOR),
+    "strong": (
+        AugmentStep(name="mosaic", probability=0.2),
+        _FLIP,
+        AugmentStep(name="crop", range=(0.3, 1.0)),
+        AugmentStep(name="scale", range=(0.7, 1.4)),
+        AugmentStep(name="color", probability=0.8, range=(0.75, 1.25)),
+        AugmentStep(name="blur", probability=0.1),
+        AugmentStep(name="jpeg", probability=0.2),
+    ),
+    "aerial": (
+        _FLIP,
+        AugmentStep(name="vertical_flip"),
+        AugmentStep(name="quarter_turn"),
+        AugmentStep(name="crop", range=(0.4, 1.0)),
+        _COLOR,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image and what is in it.
+
+    Attributes:
+        image: RGB.
+        objects: boxes in pixels of ``image``.
+    """
+
+    image: Image.Image
+    objects: tuple[DetectedObject, ...]
+
+    def moved(self, image: Image.Image, move: Callable[[Box], Box]) -> Scene:
+        """Another image, with every box moved."""
+        return Scene(
+            image, tuple(replace(item, bbox_2d=move(item.bbox_2d), area=None) for item in self.objects)
+        )
+
+    def seen(self, window: Box, size: tuple[int, int], min_visible: float) -> Scene:
+        """A window of the image in another size.
+
+        Boxes are cut at its edges; one is dropped if less than ``min_visible`` of its area, or less than a
+        pixel of a side, is left.
+
+        Args:
+            window: xyxy, pixels of the image.
+            size: width and height to resize it to.
+            min_visible: 0 to 1.
+        """
+        left, top, right, bottom = window
+        across, down = size[0] / (right - left), size[1] / (bottom - top)
+
+        def move(box: Box) -> Box:
+            x1, x2 = (min(max(0.0, (x - left) * across), size[0]) for x in box[::2])
+            y1, y2 = (min(max(0.0, (y - top) * down), size[1]) for y in box[1::2])
+            return x1, y1, x2, y2
+
+        image = self.image.resize(size, Image.Resampling.BICUBIC, box=window)
+        scene = self.moved(image, move)
+        pairs = zip(self.objects, scene.objects, strict=True)
+        least = min_visible * across * down
+        return Scene(image, tuple(new for old, new in pairs if _is_left(new.bbox_2d, old.bbox_2d, least)))
+
+
+def _is_left(new: Box, old: Box, least: float) -> bool:
+    width, height = new[2] - new[0], new[3] - new[1]
+    return min(width, height) >= 1 and width * height >= least * (old[2] - old[0]) * (old[3] - old[1])
+
+
+Draw = Callable[[Random], Scene]
+"""Another scene of the training set."""
+
+
+def steps_of(settings: DataConfig) -> tuple[AugmentStep, ...]:
+    """The steps that ``data.augment`` names or lists."""
+    return PRESETS[settings.augment] if isinstance(settings.augment, str) else settings.augment
+
+
+class Augmenter:
+    """The steps of ``data.augment``.
+
+    Args:
+        settings: the data section.
+    """
+
+    def __init__(self, settings: DataConfig) -> None:
+        self.steps = steps_of(settings)
+        self.flipped = settings.flipped_labels()
+
+    def turn(self, turn: Turn, where: str, generator: Random, draw: Draw) -> Turn:
+        """A turn as training sees it this time.
+
+        Raises:
+            DataError: if its image cannot be used.
+        """
+        scene = self.scene(scene_of(turn, where), generator, draw)
+        width, height = scene.image.size
+        return replace(turn, objects=scene.objects, width=width, height=height, pixels=scene.image)
+
+    def scene(self, scene: Scene, generator: Random, draw: Draw) -> Scene:
+        """Take each step with its probability."""
+        for step in self.steps:
+            if generator.random() < step.probability:
+                scene = self._taken(step, scene, generator, draw)
+        return scene
+
+    def _taken(self, step: AugmentStep, scene: Scene, generator: Random, draw: Draw) -> Scene:
+        if step.name == "mosaic":
+            others = [draw(generator) for _ in range(3)]
+            return mosaic(step, [scene, *others], generator)
+        scene = STEPS[step.name](step, scene, generator)
+        if step.name != "horizontal_flip":
+            return scene
+        named = (replace(item, desc=self.flipped.get(item.desc, item.desc)) for item in scene.objects)
+        return Scene(scene.image, tuple(named))
+
+
+def scene_of(turn: Turn, where: str) -> Scene:
+    """A turn as it is in its file; raises as :func:`~qwendet.data.images.open_image`."""
+    return Scene(open_image(turn.image, turn.root, where, turn.declared_size), turn.objects)
+
+
+def _horizontal_flip(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
+    width = scene.image.width
+    flipped = scene.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return scene.moved(flipped, lambda box: (width - box[2], box[1], width - box[0], box[3]))
+
+
+def _vertical_flip(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
+    height = scene.image.height
+    flipped = scene.image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    return scene.moved(flipped, lambda box: (box[0], height - box[3], box[2], height - box[1]))
+
+
+def _quarter_turn(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
+    """One to three quarters, counterclockwise."""
+    for _ in range(generator.randint(1, 3)):
+        width = scene.image.width
+        turned = scene.image.transpose(Image.Transpose.ROTATE_90)
+        scene = scene.moved(turned, lambda box, w=width: (box[1], w - box[2], box[3], w - box[0]))  # type: ignore[misc]
+    return scene
+
+
+def _crop(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
+    """A window of the image's shape, around the centre of an object where there is one."""
+    share = generator.uniform(*step.limits()) ** 0.5
+    size = [min(side, max(MIN_IMAGE_SIDE, round(side * share))) for side in scene.image.size]
+    centre = [generator.uniform(0, side) for side in scene.image.size]
+    if scene.objects:
+        x1, y1, x2, y2 = generator.choice(scene.objects).bbox_2d
+        centre = [(x1 + x2) / 2, (y1 + y2) / 2]
+    start = []
+    for at, part, whole in zip(centre, size, scene.image.size, strict=True):
+        lowest, highest = max(0, int(at) - part + 1), min(whole - part, int(at))
+        start.append(generator.randint(min(lowest, highest), highest))
+    left, top = start
+    return scene.seen((left, top, left + size[0], top + size[1]), (size[0], size[1]), step.min_visible)
+
+
+def _scale(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
+    factor = generator.uniform(*step.limits())
+    width, height = (max(MIN_IMAGE_SIDE, round(side * factor)) for side in scene.image.size)
+    return scene.seen((0, 0, *scene.image.size), (width, height), 0.0)
+
+
+def _color(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
+    """Brightness, contrast and saturation; never hue, which labels name."""
+    image = scene.image
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhance(image).enhance(generator.uniform(*step.limits()))
+    return Scene(image, scene.objects)
+
+
+def _blur(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
+    blurred = scene.image.filter(ImageFilter.GaussianBlur(generator.uniform(*step.limits())))
+    return Scene(blurred, scene.objects)
+
+
+def _jpeg(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
+    file = io.BytesIO()
+    scene.image.save(file, "JPEG", quality=round(generator.uniform(*step.limits())))
+    with Image.open(file) as stored:
+        return Scene(stored.convert("RGB"), scene.objects)
+
+
+def mosaic(step: AugmentStep, scenes: Sequence[Scene], generator: Random) -> Scene:
+    """Four scenes in the quarters of an image of the first one's size, each cut to its quarter's shape."""
+    width, height = scenes[0].image.size
+    x, y = (round(side * generator.uniform(*step.limits())) for side in (width, height))
+    quarters = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
+    generator.shuffle(quarters)
+    canvas = Image.new("RGB", (width, height))
+    objects: list[DetectedObject] = []
+    for scene, (left, top, right, bottom) in zip(scenes, quarters, strict=True):
+        size = right - left, bottom - top
+        if not all(size):
+            continue
+        shrink = min(of / to for of, to in zip(scene.image.size, size, strict=True))
+        part = [min(of, to * shrink) for of, to in zip(scene.image.size, size, strict=True)]
+        start = [generator.uniform(0, of - to) for of, to in zip(scene.image.size, part, strict=True)]
+        window = start[0], start[1], start[0] + part[0], start[1] + part[1]
+        view = scene.seen(window, size, step.min_visible)
+        canvas.paste(view.image, (left, top))
+        objects += view.moved(
+            view.image,
+            lambda box, a=left, b=top: (box[0] + a, box[1] + b, box[2] + a, box[3] + b),  # type: ignore[misc]
+        ).objects
+    return Scene(canvas, tuple(objects))
+
+
+STEPS: Mapping[str, Callable[[AugmentStep, Scene, Random], Scene]] = {
+    "horizontal_flip": _horizontal_flip,
+    "vertical_flip": _vertical_flip,
+    "quarter_turn": _quarter_turn,
+    "crop": _crop,
+    "scale": _scale,
+    "color": _color,
+    "blur": _blur,
+    "jpeg": _jpeg,
+}
+"""What is done for each name but ``mosaic``, which takes several scenes."""
