@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from qwendet.training.best import Best
 from tests.cli.conftest import Ending, Qwendet
 
 MISTAKES = """
