@@ -1,4 +1,4 @@
-"""Where a run's rows and pictures are shown: TensorBoard, Weights & Biases.
+"""Where a run's rows and pictures are shown: TensorBoard, Weights & Biases, by accelerate's trackers.
 
 Names are shown as they are logged, so that a board groups them by what they are: ``loss/…``, ``grad_norm/…``.
 """
@@ -8,125 +8,52 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwendet.config.schema import Config
 from qwendet.errors import EnvironmentLacksError
 
-WANDB_PROJECT = "qwendet"
+
+def _tensorboard(config: Config, step: int) -> TensorBoardTracker:
+    """Event files in ``OUTPUT_DIR/tensorboard``; points after the step that a run goes on from are hidden."""
+    tracker = TensorBoardTracker(
+        "tensorboard", config.train.output_dir, purge_step=step + 1 if step else None
+    )
+    tracker.start()
+    tracker.log({"config": f"```\n{config.model_dump_json(indent=1)}\n```"}, step)
+    return tracker
 
 
-class Board(Protocol):
-    """Something that shows numbers and pictures of a run."""
+def _wandb(config: Config, step: int) -> WandBTracker:
+    """A run named after the output folder, its files in ``OUTPUT_DIR/wandb``; ``WANDB_MODE`` holds."""
+    import wandb
 
-    def open(self, step: int) -> None:
-        """Begin, or go on after so many finished steps."""
-
-    def numbers(self, step: int, row: Mapping[str, float]) -> None:
-        """Show numbers by name."""
-
-    def pictures(self, step: int, pictures: Sequence[tuple[str, Image.Image]]) -> None:
-        """Show pictures by name."""
-
-    def close(self) -> None:
-        """Write what is not written yet."""
-
-
-class TensorBoard:
-    """Event files in ``OUTPUT_DIR/tensorboard``.
-
-    Args:
-        config: the run's.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self._writer: Any = None
-
-    def open(self, step: int) -> None:
-        """Begin a file; points of later steps than the one that a run goes on from are hidden."""
-        from torch.utils.tensorboard import SummaryWriter  # seconds that a run without it need not wait
-
-        folder = Path(self.config.train.output_dir) / "tensorboard"
-        writer: Any = SummaryWriter
-        self._writer = writer(str(folder), purge_step=step + 1 if step else None)
-        self._writer.add_text("config", f"```\n{self.config.model_dump_json(indent=1)}\n```", step)
-
-    def numbers(self, step: int, row: Mapping[str, float]) -> None:
-        """Add a point to each curve."""
-        for name, value in row.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def pictures(self, step: int, pictures: Sequence[tuple[str, Image.Image]]) -> None:
-        """Add a picture to each row of pictures."""
-        for name, picture in pictures:
-            self._writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._writer.close()
-
-
-class WeightsAndBiases:
-    """A run of Weights & Biases, its files in ``OUTPUT_DIR/wandb``; variables such as ``WANDB_MODE`` hold.
-
-    Args:
-        config: the run's.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self._run: Any = None
-
-    def open(self, step: int) -> None:
-        """Begin a run, named after the output folder."""
-        import wandb
-
-        folder = Path(self.config.train.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
-                name=os.environ.get("WANDB_NAME", folder.name),
-                dir=str(folder),
-                config=json.loads(self.config.model_dump_json()),
-                settings=wandb.Settings(console="off"),  # it would put itself between terminal and progress
-            )
-        except wandb.Error as error:
-            raise EnvironmentLacksError(
-                f"Weights & Biases cannot be used: {str(error).splitlines()[0]}",
-                "train.report_to",
-                "run `wandb login`, set WANDB_MODE=offline, or leave wandb out",
-            ) from error
-
-    def numbers(self, step: int, row: Mapping[str, float]) -> None:
-        """Log a row."""
-        self._run.log(dict(row), step=step)
-
-    def pictures(self, step: int, pictures: Sequence[tuple[str, Image.Image]]) -> None:
-        """Log pictures."""
-        import wandb
-
-        self._run.log({name: wandb.Image(picture) for name, picture in pictures}, step=step)
-
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
-
-
-BOARDS: Mapping[str, type[TensorBoard] | type[WeightsAndBiases]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-}
+    folder = Path(config.train.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = WandBTracker(
+        os.environ.get("WANDB_PROJECT", "qwendet"),
+        name=os.environ.get("WANDB_NAME", folder.name),
+        dir=str(folder),
+        config=json.loads(config.model_dump_json()),
+        settings=wandb.Settings(console="off"),  # it would put itself between terminal and progress
+    )
+    try:
+        tracker.start()
+    except wandb.Error as error:
+        raise EnvironmentLacksError(
+            f"Weights & Biases cannot be used: {str(error).splitlines()[0]}",
+            "train.report_to",
+            "run `wandb login`, set WANDB_MODE=offline, or leave wandb out",
+        ) from error
+    return tracker
 
 
 def require_boards(config: Config) -> None:
@@ -151,18 +78,19 @@ class BoardReport(TrainerCallback):
     """
 
     def __init__(self, config: Config) -> None:
-        self.boards: list[Board] = [BOARDS[name](config) for name in config.train.report_to]
-        self._is_open = False
+        self.config = config
+        self.boards: list[GeneralTracker] = []
         self._blocks = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the boards."""
-        if state.is_world_process_zero and not self._is_open:
-            for board in self.boards:
-                board.open(state.global_step)
-            self._is_open = True
+        if state.is_world_process_zero and not self.boards:
+            begin = {"tensorboard": _tensorboard, "wandb": _wandb}
+            self.boards = [
+                begin[name](self.config, state.global_step) for name in self.config.train.report_to
+            ]
 
     def on_log(
         self,
@@ -173,15 +101,14 @@ class BoardReport(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Show a row."""
-        if self._is_open:
-            for board in self.boards:
-                board.numbers(state.global_step, logs or {})
+        for board in self.boards:
+            board.log(dict(logs or {}), state.global_step)
 
     def pictures(self, step: int, pictures: Sequence[tuple[str, Image.Image]]) -> None:
         """Show pictures by name."""
-        if self._is_open:
-            for board in self.boards:
-                board.pictures(step, pictures)
+        for board in self.boards:
+            own = {"dataformats": "NHWC"} if board.name == "tensorboard" else {}
+            board.log_images({name: np.asarray(picture)[None] for name, picture in pictures}, step, **own)
 
     @contextmanager
     def closing(self) -> Iterator[None]:
@@ -191,7 +118,5 @@ class BoardReport(TrainerCallback):
             yield
         finally:
             self._blocks -= 1
-            if self._is_open and not self._blocks:
-                self._is_open = False
-                for board in self.boards:
-                    board.close()
+            while self.boards and not self._blocks:
+                self.boards.pop().finish()

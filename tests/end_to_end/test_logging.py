@@ -445,9 +445,8 @@ def test_wandb__is_shown_the_same_rows_and_pictures_by_its_switch(
     assert losses == shown
     ((step, metrics),) = ((step, row) for step, row in wandb.logged if "validation/head/AP50" in row)
     assert (step, metrics["validation/head/AP50"]) == (2, summary.metrics["head/AP50"])
-    ((step, pictures),) = ((step, row) for step, row in wandb.logged if "validation/image_0" in row)
-    assert step == 2
-    assert sorted(pictures) == [f"validation/image_{index}" for index in range(4)]
+    pictures = [(step, name) for step, row in wandb.logged for name in row if "/image_" in name]
+    assert pictures == [(2, f"validation/image_{index}") for index in range(4)]
 
 
 def test_wandb__that_cannot_be_begun_says_how_to_go_on(
@@ -499,17 +498,10 @@ def test_tensorboard__of_a_resumed_run_hides_what_is_done_again(
 def test_boards__stay_open_until_the_outermost_block_ends(make_config: MakeConfig, tmp_path: Path) -> None:
     closed: list[str] = []
 
-    class Board:
-        def open(self, step: int) -> None: ...
-
-        def close(self) -> None:
-            closed.append("closed")
-
+    board: Any = types.SimpleNamespace(finish=lambda: closed.append("closed"))
     report = BoardReport(make_config(tmp_path / "run"))
-    report.boards = [Board()]  # type: ignore[list-item]
-    state: Any = types.SimpleNamespace(is_world_process_zero=True, global_step=0)
     with report.closing():
         with report.closing():
-            report.on_train_begin(None, state, None)  # type: ignore[arg-type]
+            report.boards = [board]
         assert closed == []
     assert closed == ["closed"]

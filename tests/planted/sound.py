@@ -137,6 +137,7 @@ SOUND_RUNS: dict[str, Change] = {
     "text alone": without_head,
     "a new head": both(setting("model.path", "tiny-untrained"), setting("detection.num_layers", 1)),
     "demonstrations of their own": own_demonstrations,
+    "augmented": both(own_demonstrations, setting("data.augment", "strong")),
     "demonstrations from a pool": pool_of_training_samples,
     "demonstrations from the training set": setting("data.teacher_ratio", 0.5),
     "LoRA": setting("model.lora", {"rank": 4, "targets": ["all"]}),

@@ -27,7 +27,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 
 import qwendet
 
-LIBRARIES = ("torch", "transformers", "accelerate", "peft", "pycocotools")
+LIBRARIES = ("torch", "transformers", "accelerate", "accelerate.tracking", "peft", "pycocotools")
 BOUNDED = ("accelerate", "peft", "torch", "transformers")
 PUBLIC_MODULES = {
     "torch", "torch.nn", "torch.nn.functional", "torch.optim", "torch.optim.lr_scheduler",

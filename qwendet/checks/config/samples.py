@@ -179,7 +179,7 @@ def head_has_queries(visit: Visit) -> Iterable[Problem]:
 def no_crowd_is_augmented(visit: Visit) -> Iterable[Problem]:
     """No image that ``data.augment`` would change has a crowd."""
     crowds = [item.desc for item in visit.turn.objects if item.crowd]
-    if visit.config.data.augment != "off" and visit.split == "train" and crowds:
+    if visit.config.data.augment != "off" and visit.split in ("train", "teachers") and crowds:
         what = (
             f"{visit.turn.image!r} has a crowd of {crowds[0]!r}, of which a cut may leave one: no background"
         )
