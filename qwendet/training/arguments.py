@@ -104,6 +104,8 @@ def training_arguments(config: Config) -> TrainingArguments:
         seed=train.seed,
         logging_steps=train.logging_steps,
         logging_nan_inf_filter=False,
+        eval_strategy="no" if train.eval_steps is None else "steps",  # and after the last one
+        eval_steps=train.eval_steps,
         save_steps=train.save_steps,
         save_total_limit=train.save_total_limit,
         report_to="none",  # qwendet.training.loggers shows what is logged

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from transformers import TrainerCallback
-
 from qwendet.config.schema import Config
 from qwendet.encoding.dataset import training_samples
 from qwendet.loader import Bundle, load
 from qwendet.model.packing import require_isolation
 from qwendet.training.arguments import require_launcher, training_arguments
-from qwendet.training.callbacks import EvaluateEvery, ProgressReport, StopOnSignal
+from qwendet.training.callbacks import ProgressReport, StopOnSignal
 from qwendet.training.loggers import require_boards
 from qwendet.training.param_groups import freeze_groups
 from qwendet.training.trainer import DetectionTrainer
@@ -43,8 +41,4 @@ def trainer_of(bundle: Bundle) -> DetectionTrainer:
         require_isolation(bundle.detector)
     freeze_groups(bundle.detector, bundle.processor.family, config.train.group_learning_rates())
     samples = training_samples(config, bundle.encoder())
-    callbacks: list[TrainerCallback] = [ProgressReport(), StopOnSignal()]
-    if config.train.eval_steps is not None:
-        # First, so that a signal in the same step has the last word.
-        callbacks.insert(0, EvaluateEvery(config.train.eval_steps))
-    return DetectionTrainer(bundle, samples, training_arguments(config), callbacks)
+    return DetectionTrainer(bundle, samples, training_arguments(config), [ProgressReport(), StopOnSignal()])

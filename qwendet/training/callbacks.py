@@ -1,4 +1,4 @@
-"""What listens to the Trainer: the progress bar, evaluations, signals that end a run with a checkpoint."""
+"""What listens to the Trainer: the progress bar, signals that end a run with a checkpoint."""
 
 from __future__ import annotations
 
@@ -80,28 +80,6 @@ class ProgressReport(TrainerCallback):
         if self._context is not None:
             self._context.__exit__(None, None, None)
             self._context = None
-
-
-class EvaluateEvery(TrainerCallback):
-    """Asks the Trainer to evaluate every so many steps and after the last, before a checkpoint.
-
-    Args:
-        steps: between two evaluations.
-    """
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Ask when it is time."""
-        if self.is_time(state):
-            control.should_evaluate = True
-
-    def is_time(self, state: TrainerState) -> bool:
-        """Whether the step that was just done is one to evaluate after."""
-        return state.global_step % self.steps == 0 or state.global_step >= state.max_steps
 
 
 class EndOfEpoch(TrainerCallback):

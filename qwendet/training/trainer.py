@@ -37,7 +37,7 @@ from qwendet.model.matching import Targets
 from qwendet.model.spread import whole
 from qwendet.progress import Advance
 from qwendet.training.best import FOLDER, LOGGED, Best, evaluations, falling, is_best, is_over
-from qwendet.training.callbacks import EndOfEpoch, EvaluateEvery, ProgressReport
+from qwendet.training.callbacks import EndOfEpoch, ProgressReport
 from qwendet.training.ema import WeightAverage
 from qwendet.training.interlude import interlude
 from qwendet.training.loggers import BoardReport
@@ -93,6 +93,7 @@ class DetectionTrainer(Trainer):
             args=args,
             data_collator=bundle.collator(packing=bundle.config.train.packing),
             train_dataset=train_dataset,
+            eval_dataset=[],  # `evaluate` knows the samples
             callbacks=[*callbacks, self.boards],
         )
         self._ahead = StepsAhead(self.args.device)
@@ -112,6 +113,7 @@ class DetectionTrainer(Trainer):
     ) -> Any:
         """Begin the average of ``train.ema``, or go on with it, where the weights will train."""
         self.args.eval_on_start = self._has_to_evaluate()
+        self.state.eval_steps = self.bundle.config.train.eval_steps or 0  # not those of the checkpoint
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[no-untyped-call]
         settings = self.bundle.config.train.ema
         if settings is not None:
@@ -124,12 +126,12 @@ class DetectionTrainer(Trainer):
     def _has_to_evaluate(self) -> bool:
         """Before the first step by ``train.evaluate_base``; later, where a signal left the evaluation out."""
         train, state = self.bundle.config.train, self.state
-        if state.global_step == 0:
+        step, every = state.global_step, train.eval_steps
+        if step == 0:
             return train.evaluate_base
-        if train.eval_steps is None or not EvaluateEvery(train.eval_steps).is_time(state):
-            return False
-        rows = (row for row in state.log_history if row["step"] == state.global_step)
-        return not any(name.startswith(LOGGED) for row in rows for name in row)
+        rows = (row for row in state.log_history if row["step"] == step)
+        was_evaluated = any(name.startswith(LOGGED) for row in rows for name in row)
+        return every is not None and (step % every == 0 or step >= state.max_steps) and not was_evaluated
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train for an epoch; where a run goes on from its last checkpoint, nothing is left to do."""

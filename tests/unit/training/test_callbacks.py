@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from qwendet.progress import Advance, shown_by
-from qwendet.training.callbacks import EvaluateEvery, ProgressReport
+from qwendet.training.callbacks import ProgressReport
 
 
 def test_progress__tells_the_loss_and_the_share_of_time_spent_waiting_for_data() -> None:
@@ -33,13 +33,3 @@ def test_progress__tells_the_loss_and_the_share_of_time_spent_waiting_for_data()
     report.say("after the end")
     loss = "total 1.250 lm 0.500 (12.3 samples/s, waiting for data 4%)"
     assert shown == [(0, ""), (1, loss), (1, "validating 3/6")]
-
-
-def test_evaluate_every__second_step_and_the_last() -> None:
-    asked = []
-    for step in range(1, 6):
-        state: Any = SimpleNamespace(max_steps=5, global_step=step)
-        control: Any = SimpleNamespace(should_evaluate=False)
-        EvaluateEvery(2).on_step_end(None, state, control)  # type: ignore[arg-type]
-        asked += [step] * control.should_evaluate
-    assert asked == [2, 4, 5]
