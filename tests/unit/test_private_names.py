@@ -32,7 +32,7 @@ BOUNDED = ("accelerate", "peft", "torch", "transformers")
 PUBLIC_MODULES = {
     "torch", "torch.nn", "torch.nn.functional", "torch.optim", "torch.optim.lr_scheduler",
     "torch.optim.swa_utils", "torch.distributed", "torch.distributed.fsdp", "torch.distributed.tensor",
-    "torch.overrides", "torch.utils.data", "torch.utils.tensorboard", "transformers", "accelerate", "peft",
+    "torch.overrides", "torch.utils.data", "transformers", "accelerate", "accelerate.tracking", "peft",
     "pycocotools", "pycocotools.coco", "pycocotools.cocoeval", "pycocotools.mask",
 }  # fmt: skip
 OF_LIBRARIES = (Tensor, nn.Module, PreTrainedConfig, PreTrainedModel, Trainer)
