@@ -140,6 +140,16 @@ CONFIG_BUGS: list[Bug[Project]] = [
         many_boxes,
     ),
     Bug(
+        "best metric of large objects, all are small",
+        "config.train.best_metric",
+        ("val.jsonl has no large box", "set it to head/AP"),
+        lambda p: (
+            [item.update(bbox_2d=[at, at, at + 40, at + 40]) for at, item in enumerate(p.objects("val"))],
+            p.set("train.best_metric", "head/AP_large"),
+            p.set("train.eval_steps", 2),
+        ),
+    ),
+    Bug(
         "flipped left and right",
         "config.augment.directions",
         ("a flipped image no longer shows 'left hand'", "augment_flips_labels: {left hand: OTHER LABEL}"),

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from qwendet.checks.config.lookalikes import lookalikes, nearest_lookalike
 from qwendet.checks.config.samples import Split
-from qwendet.checks.config.stats import SplitStats
+from qwendet.checks.config.stats import BOX_COLUMNS, SplitStats
 from qwendet.config.schema import Config
 from qwendet.data.augment import steps_of
 from qwendet.data.directions import direction_problems
 from qwendet.errors import Problem
+
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
+"""Of objects by COCO: their least and their largest area, square pixels."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,21 @@ def val_has_boxes(dataset: Dataset) -> Iterable[Problem]:
         yield Problem(what, "data.val", "give validation samples with boxes")
 
 
+def best_metric_is_measured(dataset: Dataset) -> Iterable[Problem]:
+    """There are validation objects of the size that ``train.best_metric`` is of."""
+    metric, val = dataset.config.best_metric(), dataset.splits["val"]
+    source, _, name = metric.partition("/")
+    size = name.partition("_")[2]
+    if dataset.config.train.eval_steps is None or size not in SIZES:
+        return
+    x1, y1, x2, y2, *_ = np.frombuffer(val.boxes, np.float32).reshape(-1, BOX_COLUMNS).T
+    areas, (least, most) = (x2 - x1) * (y2 - y1), SIZES[size]
+    if not ((least <= areas) & (areas <= most)).any():
+        what = f"train.best_metric is {metric}, but {val.name} has no {size} box: it would never be logged"
+        fix = f"set it to {source}/AP, or give validation samples with such boxes"
+        yield Problem(what, "train.best_metric", fix)
+
+
 def directions_stay_true(dataset: Dataset) -> Iterable[Problem]:
     """No label names a direction that ``data.augment`` changes."""
     data = dataset.config.data
@@ -185,6 +205,9 @@ CHECKS: Mapping[str, Check] = {
     "config.labels.lookalike": Check(labels_read_differently, "no two labels read the same"),
     "config.labels.only_in_validation": Check(
         val_labels_are_trained, "every validation label is trained", needs=("train", "val")
+    ),
+    "config.train.best_metric": Check(
+        best_metric_is_measured, "the best metric has something to measure", needs=("val",), is_of_data=False
     ),
     "config.augment.directions": Check(
         directions_stay_true, "labels stay true in augmented images", needs=("train",), is_of_data=False
