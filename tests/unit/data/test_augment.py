@@ -197,6 +197,30 @@ def test_preset__is_a_function_of_its_generator(preset: Any) -> None:
     assert any(one.image.tobytes() != before.image.tobytes() for one in made[0])
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(("light", "strong", "aerial")),
+    st.integers(2, 300),
+    st.integers(2, 300),
+    st.integers(0, 10**6),
+)
+def test_preset__boxes_stay_inside_images_of_any_size(
+    preset: Any, width: int, height: int, seed: int
+) -> None:
+    generator = Random(seed)
+    boxes: list[Box] = []
+    for _ in range(8):
+        left, top = generator.uniform(0, width - 1), generator.uniform(0, height - 1)
+        boxes.append((left, top, generator.uniform(left + 0.5, width), generator.uniform(top + 0.5, height)))
+    before = Scene(Image.new("RGB", (width, height)), tuple(DetectedObject(box, "red") for box in boxes))
+    other = scene([(10, 10, 40, 40)])
+    after = Augmenter(DataConfig(augment=preset)).scene(before, generator, lambda _: other)
+    for item in after.objects:
+        x1, y1, x2, y2 = item.bbox_2d
+        assert 0 <= x1 < x2 <= after.image.width
+        assert 0 <= y1 < y2 <= after.image.height
+
+
 # Labels that name a direction
 
 
