@@ -40,13 +40,7 @@ class ServerError(EnvironmentLacksError):
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked.
-
-    Attributes:
-        messages: with texts and images, as :meth:`ChatServer.ask_all` sends them.
-        max_tokens: most tokens of the answer.
-        settings: further fields of the request; ``None`` leaves one out, such as ``temperature``, else 0.
-    """
+    """What is asked; ``settings`` are further fields, and ``None`` leaves out ``temperature``, else 0."""
 
     messages: Sequence[Message]
     max_tokens: int
@@ -55,16 +49,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server answers.
+    """What a server answers, without its end of turn; ``None`` is what it does not tell.
 
-    Attributes:
-        text: the answer, without its end of turn.
-        truncated: it was cut at the most tokens.
-        prompt_tokens: tokens of the prompt as the server counts them.
-        prompt_ids: their ids, where it tells them.
-        tokens: the bytes of each token of the answer, where it tells log-probabilities.
-        log_probs: log-probability of each of them.
-        ids: their ids, where it tells them.
+    ``tokens`` (their bytes), ``log_probs`` and ``ids`` are those of the answer.
     """
 
     text: str
@@ -109,9 +96,7 @@ class ChatServer:
     def find(cls, url: str, bundle: Interface) -> ChatServer:
         """Reach a server, choose the model, and learn what it can tell.
 
-        Args:
-            url: with or without ``/v1``.
-            bundle: the model; its name there is ``infer.server_model``, else its path or the only one.
+        The model's name there is ``infer.server_model``, else its path or the only one.
 
         Raises:
             ConfigError: if it is no URL.
@@ -138,12 +123,9 @@ class ChatServer:
         done: Callable[[int, Reply], None],
         at_once: int | None = None,
     ) -> None:
-        """Ask, several at a time.
+        """Ask, several at a time, and tell each reply with the number of its question when it comes.
 
-        Args:
-            questions: each is made when its turn comes, in a thread of its own; ``None`` is not asked.
-            done: called with the number of a question and its reply, in the order in which replies come.
-            at_once: most at a time; ``None`` is the server's.
+        A question is made when its turn comes, in a thread of its own; ``None`` is not asked.
 
         Raises:
             ServerError: for the first that gets no usable reply; the others are given up.

@@ -27,13 +27,7 @@ from qwendet.progress import Advance, no_advance
 
 
 class ServedPredictor:
-    """Predicts with a model that a server runs.
-
-    Args:
-        bundle: how the model is asked.
-        server: who runs it.
-        kept: file for answers as they come, so that an interrupted run goes on; ``None`` keeps none.
-    """
+    """Predicts with a model that a server runs; answers are ``kept`` in a file, by which a run goes on."""
 
     def __init__(self, bundle: Interface, server: ChatServer, kept: Path | None = None) -> None:
         self.bundle = bundle
@@ -60,12 +54,7 @@ class ServedPredictor:
         mode: str | None = None,
         advance: Advance = no_advance,
     ) -> list[Prediction]:
-        """Predict samples, in order.
-
-        Args:
-            samples: the student turn is asked for, teachers are shown.
-            mode: ``text`` or ``None``.
-            advance: told how many are done.
+        """Predict samples, in order, as :meth:`Predictor.predict_all` does.
 
         Raises:
             ServerError: if a request gets no answer, or its prompt has other tokens than the checkpoint's.
@@ -141,11 +130,7 @@ def require_same_prompt(item: EncodedSample, reply: Reply, server: ChatServer) -
 
 
 class KeptAnswers:
-    """Answers in a file, a line each, found again by what was asked.
-
-    Args:
-        file: where they are; ``None`` keeps none.
-    """
+    """Answers in a file, a line each, found again by what was asked; ``None`` keeps none."""
 
     def __init__(self, file: Path | None) -> None:
         self.file = file
@@ -187,14 +172,7 @@ def _read_lines(file: Path) -> list[tuple[str, GeneratedAnswer]]:
 def predictor_of(
     model: str | Path, server: str | None, kept: Path | None = None, *, mode: str | None = None, **asked: Any
 ) -> Predictor | ServedPredictor:
-    """The model itself, or the server that answers in its place.
-
-    Args:
-        model: as for :meth:`qwendet.Predictor.from_checkpoint`.
-        server: URL; ``None`` loads the model.
-        kept: as for :class:`ServedPredictor`.
-        mode: that will be asked for.
-        asked: further arguments of :meth:`qwendet.Predictor.from_checkpoint`.
+    """The model itself, or the server in its place; ``asked`` as for :meth:`Predictor.from_checkpoint`.
 
     Raises:
         ConfigError: for what a server has not, and under a launcher.

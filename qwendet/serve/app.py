@@ -40,14 +40,7 @@ PAGE_HEADERS = {
 
 
 def create_app(predictor: Predictor, name: str, limits: Limits, token: str | None = None) -> FastAPI:
-    """The server of a model.
-
-    Args:
-        predictor: the model.
-        name: that clients call it by.
-        limits: of what they may ask for.
-        token: that they must bear; ``None`` for none.
-    """
+    """The server of a model, which clients call by a name; ``token`` is ``None`` where they need none."""
     service = Service(predictor, name, limits)
     app = FastAPI(openapi_url=None, lifespan=service.running)
     app.add_middleware(Gate, seconds=limits.seconds, token=token, meters=service.meters, routes=ROUTES)

@@ -29,14 +29,7 @@ class _Job:
 
 
 class Batcher:
-    """A bounded queue; made and used in a running event loop.
-
-    Args:
-        answerer: prepares a question, in a few threads, and answers batches of what is prepared, in one.
-        batch_size: most questions of a batch.
-        most_waiting: more than these are refused.
-        note_batch: told the size of each batch.
-    """
+    """A bounded queue, made in a running event loop; ``note_batch`` is told the size of each batch."""
 
     def __init__(
         self, answerer: Answerer, batch_size: int, most_waiting: int, note_batch: Callable[[int], object]

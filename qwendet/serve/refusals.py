@@ -9,20 +9,11 @@ from pydantic import BaseModel, ValidationError
 
 from qwendet.errors import EnvironmentLacksError, Problem, QwendetError
 
-RETRY_SECONDS = "1"
-MOST_TOLD = 10
-"""Problems of one request that are told."""
+MOST_PROBLEMS_TOLD = 10
 
 
 class RefusedError(QwendetError):
-    """A request that is not answered.
-
-    Args:
-        status: of HTTP.
-        what: what was expected and what was found.
-        where: field or route.
-        fix: what to send instead.
-    """
+    """A request that is not answered: status of HTTP, what is wrong, in which field, what to send instead."""
 
     def __init__(self, status: int, what: str, where: str = "", fix: str = "") -> None:
         super().__init__(what, where, fix)
@@ -41,7 +32,7 @@ def response_to(error: QwendetError) -> JSONResponse:
         "code": status,
         "problems": problems,
     }
-    headers = {"Retry-After": RETRY_SECONDS} if status == 503 else {}
+    headers = {"Retry-After": "1"} if status == 503 else {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse({"error": body}, status, headers)
@@ -50,7 +41,9 @@ def response_to(error: QwendetError) -> JSONResponse:
 def unfit(error: ValidationError, body: type[BaseModel], status: int) -> RefusedError:
     """All that is wrong with a request's fields."""
     refusal = RefusedError(status, "")
-    refusal.problems = tuple(_problem(detail, body) for detail in error.errors(include_url=False)[:MOST_TOLD])
+    refusal.problems = tuple(
+        _problem(detail, body) for detail in error.errors(include_url=False)[:MOST_PROBLEMS_TOLD]
+    )
     return refusal
 
 

@@ -27,12 +27,7 @@ ONLY = {
 
 
 class Picture(NamedTuple):
-    """An image as it was sent.
-
-    Attributes:
-        content: bytes of its file.
-        place: field that it was in.
-    """
+    """Bytes of an image's file, and the field that they were in."""
 
     content: bytes
     place: str

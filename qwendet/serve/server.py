@@ -33,17 +33,11 @@ def serve(
 ) -> None:
     """Serve a model until SIGTERM or SIGINT.
 
-    Args:
-        model: a checkpoint, or any model of a family, in a folder or on the hub.
-        host: name or address to listen at.
-        port: 0 takes a free one.
-        token: that clients must bear; needed where other machines can call.
-        limits: of what clients may ask for.
-        ready: told the address and who trained the model, when calls are taken.
-        loading: further arguments of :meth:`qwendet.Predictor.from_checkpoint`.
+    ``ready`` is told the address and who trained the model, when calls are taken; ``loading`` are further
+    arguments of :meth:`qwendet.Predictor.from_checkpoint`.
 
     Raises:
-        QwendetError: for an address or a model that cannot be used.
+        QwendetError: for an address or a model that cannot be used; for no token where others can call.
     """
     for prefix in limits.url_prefixes:
         parts = urlsplit(prefix)

@@ -38,12 +38,7 @@ MULTIPLE = 4.0
 
 @dataclass(frozen=True)
 class Forced:
-    """Log-probabilities of an answer that another wrote.
-
-    Attributes:
-        log_probs: of each token.
-        behind: how far each is behind the likeliest token, in nats; 0 where it is the likeliest.
-    """
+    """Log-probabilities of an answer that another wrote, and how far each is behind the likeliest token's."""
 
     log_probs: tuple[float, ...]
     behind: tuple[float, ...]
@@ -68,14 +63,7 @@ class _Writing:
 
 
 class Observed:
-    """A server and its checkpoint.
-
-    Args:
-        predictor: the checkpoint, loaded.
-        server: what is held against it.
-        samples: what both are asked about.
-        checkpoint: its folder.
-    """
+    """A server, its checkpoint (loaded, and its folder), and what both are asked about."""
 
     def __init__(
         self, predictor: Predictor, server: ChatServer, samples: Sequence[Sample], checkpoint: Path
