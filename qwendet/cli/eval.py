@@ -96,6 +96,7 @@ def evaluate(
     from qwendet.data.formats.convert import Conversion
     from qwendet.evaluation.command import evaluate_model
 
+    how = Conversion(source, image_dir=image_dir, skip_bad=skip_bad, frame=frame)
     with joined_processes(), kept_answers(None if server is None else kept):
         found = evaluate_model(
             model,
@@ -105,7 +106,7 @@ def evaluate(
             compare=compare,
             overrides=settings or (),
             given=given,
-            how=Conversion(source, image_dir=image_dir, skip_bad=skip_bad, frame=frame),
+            how=how,
             server=server,
             kept=kept,
         )
@@ -117,10 +118,7 @@ def evaluate(
     if report is None:
         chosen = [] if mode is None else ["--mode", mode]
         chosen += ["--teachers", str(teachers)] if teachers else []
-        chosen += [] if source == "auto" else ["--from", source]
-        chosen += [] if image_dir is None else ["--image-dir", str(image_dir)]
-        chosen += ["--skip-bad"] if skip_bad else []
-        chosen += [] if frame is None else ["--frame", frame]
+        chosen += how.options()
         chosen += [] if config is None else ["--config", config]
         chosen += [] if server is None else ["--server", server]
         words = ("eval", str(model), str(data), *chosen, "--report", "report")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from qwendet.data.copies import copies
 from qwendet.data.formats.jsonl_writer import sample_line
 from qwendet.data.images import resolve_image
 from qwendet.data.samples import Sample, SampleFile
-from qwendet.data.teachers import is_same_image
 from qwendet.errors import ConfigError, DataError
 from qwendet.files import atomic_file
 from qwendet.progress import track
@@ -70,15 +70,15 @@ def choose_pool(
     prefix = "" if root else _prefix(train, out)
     if out.exists():
         raise ConfigError("there is a file of this name already", str(out), "remove it, or give another name")
-    forbidden = _Files(sample for path in held_out for sample in SampleFile(path, root))
-    survey = _look_at(samples, forbidden)
+    held = [_file(sample) for path in held_out for sample in SampleFile(path, root)]
+    survey = _look_at(samples, held)
     if not survey.candidates:
         raise DataError(
             "there is no image to choose: each is held out, without objects, or holds a crowd",
             str(train),
             "give more training samples",
         )
-    chosen = _Choice(samples, survey.candidates, seed).make(count)
+    chosen = _Choice(survey.candidates, seed).make(count)
     with atomic_file(out) as staging:
         turns = (samples[candidate.index].student for candidate in chosen)
         staging.write_text(
@@ -104,6 +104,7 @@ class _Candidate:
     index: int
     labels: frozenset[str]
     num_objects: int
+    bytes: object  # what its copies have in common
     density: str = ""
 
 
@@ -116,17 +117,21 @@ class _Survey:
     num_held_out: int = 0
 
 
-def _look_at(samples: SampleFile, forbidden: _Files) -> _Survey:
-    survey = _Survey()
+def _look_at(samples: SampleFile, held_out: Sequence[Path]) -> _Survey:
+    survey, files = _Survey(), [_file(sample) for sample in samples]
+    same = copies({*files, *held_out})
+    forbidden = {same[file] for file in held_out}
     with track(f"looking at {samples.path.name}", len(samples)) as advance:
         for index, sample in enumerate(samples):
             objects = sample.student.objects
             labels = dict.fromkeys(item.desc for item in objects)
             survey.labels |= labels
-            if forbidden.hold(sample):
+            if same[files[index]] in forbidden:
                 survey.num_held_out += 1
             elif objects and not any(item.crowd for item in objects):
-                survey.candidates.append(_Candidate(index, frozenset(labels), len(objects)))
+                survey.candidates.append(
+                    _Candidate(index, frozenset(labels), len(objects), same[files[index]])
+                )
             advance(index + 1, "")
     survey.candidates = _with_densities(survey.candidates)
     return survey
@@ -162,8 +167,7 @@ def _images_by_label(candidates: Iterable[_Candidate]) -> Counter[str]:
 class _Choice:
     """Chooses one demonstration after the other."""
 
-    def __init__(self, samples: SampleFile, candidates: Sequence[_Candidate], seed: int) -> None:
-        self.samples = samples
+    def __init__(self, candidates: Sequence[_Candidate], seed: int) -> None:
         self.left = list(candidates)
         random.Random(f"pool/{seed}").shuffle(self.left)
         self.available = _images_by_label(candidates)
@@ -172,14 +176,13 @@ class _Choice:
 
     def make(self, count: int) -> list[_Candidate]:
         """Choose, without copies of what was chosen."""
-        taken = _Files(())
+        taken: set[object] = set()
         chosen: list[_Candidate] = []
         while self.left and len(chosen) < count:
             best = max(self._eligible(), key=self._worth)
             self.left.remove(best)
-            sample = self.samples[best.index]
-            if not taken.hold(sample):
-                taken.add(sample)
+            if best.bytes not in taken:
+                taken.add(best.bytes)
                 chosen.append(best)
                 self.shown.update(best.labels)
                 self.densities[best.density] += 1
@@ -195,26 +198,6 @@ class _Choice:
         new = sum(not self.shown[label] for label in candidate.labels)
         gain = sum(1 / (1 + self.shown[label]) for label in candidate.labels)
         return new, -self.densities[candidate.density], gain
-
-
-class _Files:
-    """Image files, known by their bytes; only files of equal length are read."""
-
-    def __init__(self, samples: Iterable[Sample]) -> None:
-        self._by_length: dict[int, list[Path]] = defaultdict(list)
-        for sample in samples:
-            self.add(sample)
-
-    def add(self, sample: Sample) -> None:
-        """Take an image in."""
-        file = _file(sample)
-        self._by_length[file.stat().st_size].append(file)
-
-    def hold(self, sample: Sample) -> bool:
-        """Whether an image, or a copy of it, is among them."""
-        file = _file(sample)
-        others = self._by_length.get(file.stat().st_size, ())
-        return any(is_same_image(file, other) for other in others)
 
 
 def _file(sample: Sample) -> Path:

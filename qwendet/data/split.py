@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from qwendet.data.copies import copies
 from qwendet.data.formats.convert import (
     MAX_PROBLEMS,
     Conversion,
@@ -21,7 +22,6 @@ from qwendet.data.formats.detect import open_source
 from qwendet.data.formats.records import Record, Source
 from qwendet.data.stratify import stratify
 from qwendet.errors import ConfigError, DataError, Problem
-from qwendet.files import sha256_of_file
 from qwendet.progress import track
 
 NEGATIVE = ""
@@ -63,7 +63,11 @@ def split_dataset(
     source = opened()
     held_out = frozenset({"val", "test"}) if keep_held_out else frozenset[str]()
     labels = _labels_by_image(source, src.name, held_out, skip_bad=how.skip_bad)
-    groups = _identical(list(labels), source.root)
+    image_of = {source.root / image: image for image in labels}
+    by_bytes: dict[object, list[str]] = defaultdict(list)
+    for file, key in copies(image_of).items():
+        by_bytes[key].append(image_of[file])
+    groups = list(by_bytes.values())
     parts = stratify(
         [frozenset[str]().union(*(labels[image] for image in group)) for group in groups],
         [len(group) for group in groups],
@@ -123,27 +127,6 @@ def _labels_by_image(
     if problems and not (skip_bad and labels):
         raise DataError.of(problems)
     return {image: found or {NEGATIVE} for image, found in labels.items()}
-
-
-def _identical(images: Sequence[str], root: Path) -> list[list[str]]:
-    """Images in groups of the same bytes; only those of equal length are read for that."""
-    by_length: dict[int, list[str]] = defaultdict(list)
-    groups: dict[object, list[str]] = defaultdict(list)
-    for image in images:
-        file = root / image
-        if file.is_file():
-            by_length[file.stat().st_size].append(image)
-        else:
-            groups[image].append(image)
-    with track("comparing images", len(images)) as advance:
-        done = 0
-        for length, candidates in by_length.items():
-            for image in candidates:
-                is_alone = len(candidates) == 1
-                groups[length if is_alone else sha256_of_file(root / image)].append(image)
-                done += 1
-                advance(done, "")
-    return list(groups.values())
 
 
 def _require_all(parts: Sequence[str], shares: Mapping[str, float], src: Path, num_images: int) -> None:

@@ -237,13 +237,10 @@ def _no_validation(directory: Path, model: str | None, data: Path, how: Conversi
     home = directory.absolute()
     words = ["qwendet", "init", os.path.relpath(home.with_name(f"{home.name}-val")), "--data", str(data)]
     words += [] if model is None else ["--model", model]
-    words += [] if how.source == "auto" else ["--from", how.source]
-    words += [] if how.image_dir is None else ["--image-dir", str(how.image_dir)]
-    words += ["--skip-bad"] if how.skip_bad else []
-    words += [] if how.frame is None else ["--frame", how.frame]
+    words += [*how.options(), "--val", "0.1"]
     return (
         "There is no validation split, so nothing is measured after training: name a file in data.val,"
-        f" or have some images set aside, in another folder: {shlex.join([*words, '--val', '0.1'])}"
+        f" or have some images set aside, in another folder: {shlex.join(words)}"
     )
 
 

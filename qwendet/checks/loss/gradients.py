@@ -77,14 +77,10 @@ def _sample_of_all_terms(subject: Subject) -> tuple[EncodedSample, bool]:
         NotApplicableError: if they are configured, and none fits into ``data.max_tokens``.
     """
     pairs = list(zip(subject.samples, subject.encoded, strict=True))
-    with_boxes = [pair for pair in pairs if pair[0].student.objects]
-    wants_teachers = subject.bundle.config.data.teacher_ratio > 0
-    if not wants_teachers and not any(sample.teachers for sample in subject.samples):
-        return (with_boxes or pairs)[0][1], False
-    for sample, encoded in with_boxes:
-        if sample.teachers:
-            return encoded, True
-    raise NotApplicableError("no sample with demonstrations fits into data.max_tokens")
+    sample, encoded = max(pairs, key=lambda pair: (bool(pair[0].teachers), bool(pair[0].student.objects)))
+    if not sample.teachers and subject.bundle.config.data.teacher_ratio > 0:
+        raise NotApplicableError("no sample with demonstrations fits into data.max_tokens")
+    return encoded, bool(sample.teachers)
 
 
 def _cell(norm: float | None) -> str:

@@ -69,7 +69,6 @@ class CocoTable:
     _areas: array[float] = field(default_factory=lambda: array("d"))  # NaN where there is none
     _flags: bytearray = field(default_factory=bytearray)
     _index: array[int] = field(default_factory=lambda: array("q"))
-    _ids: array[int] = field(default_factory=lambda: array("q"))
 
     @property
     def num_annotations(self) -> int:
@@ -131,8 +130,6 @@ class CocoTable:
         self._areas.append(math.nan if area is None else area)
         self._flags.append(flags)
         self._index.append(index)
-        if type(entry.get("id")) is int and abs(entry["id"]) < 2**63:
-            self._ids.append(entry["id"])
 
     def _refuse(self, slot: int, error: DataError) -> None:
         """Note a problem: with its image, of which the first is enough, or with none."""
@@ -142,7 +139,7 @@ class CocoTable:
             self.broken.setdefault(slot, error.problems[0])
 
     def finish(self) -> None:
-        """Judge what only the whole file can tell: ids that nothing has, ids that several have."""
+        """Judge what only the whole file can tell: ids that nothing has."""
         unknown = set(self._category_slots) - set(self.labels)
         if unknown:
             slots = {
@@ -161,11 +158,6 @@ class CocoTable:
                 for slot, index in zip(self._of_image, self._index, strict=True)
                 if slot in strays
             ]
-        values, counts = np.unique(np.frombuffer(self._ids, np.int64), return_counts=True)
-        self.findings += [
-            Finding("same_id", str(self.path), f"the annotation id {value} is used {count} times")
-            for value, count in zip(values[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True)
-        ]
 
     def _where(self, index: int) -> str:
         return f"{self.path}: annotations[{index}]"

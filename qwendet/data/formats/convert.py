@@ -77,6 +77,17 @@ class Conversion:
     skip_bad: bool = False
     frame: BoxFrame | None = None
 
+    def options(self) -> list[str]:
+        """How the source is read, in words of the command line."""
+        given = {"--from": self.source, "--image-dir": self.image_dir, "--frame": self.frame}
+        words = [
+            word
+            for name, value in given.items()
+            if value not in (None, "auto")
+            for word in (name, str(value))
+        ]
+        return words + ["--skip-bad"] * self.skip_bad
+
 
 @dataclass(frozen=True, slots=True)
 class ConversionReport:

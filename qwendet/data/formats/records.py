@@ -21,7 +21,7 @@ Target = Literal["jsonl", "voc", "coco", "yolo", "swift", "llamafactory"]
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the image as displayed."""
 FindingKind = Literal[
-    "zero_area", "clipped", "cut", "derived", "repeated", "same_id", "same_label", "unused", "renamed",
+    "zero_area", "clipped", "cut", "derived", "repeated", "same_label", "unused", "renamed",
     "placed_as", "resized", "absent", "unlabelled", "unlisted", "other_task", "no_split", "no_annotation",
     "same_image", "demonstrations", "listed_again", "no_boxes", "flags_lost", "frame", "asked_of_some",
 ]  # fmt: skip
@@ -32,7 +32,6 @@ FINDING_TITLES: Mapping[FindingKind, str] = {
     "cut": "boxes cut at the image's edge, which they left by more than a pixel",
     "derived": "boxes derived from polygons or masks",
     "repeated": "boxes repeat another of the same image and label",
-    "same_id": "annotation ids are used more than once",
     "same_label": "labels are declared more than once and were merged",
     "unused": "declared labels have no box",
     "renamed": "annotations name another image file than the one used",

@@ -166,8 +166,6 @@ def broken_image(folder: Path) -> None:
          "train.json: annotations[3] (red cell)"),
         ("coco", lambda folder: edit_coco(folder, coco_xyxy), "boxes.format", "train.json: images[0]",
          "the boxes look like [x1, y1, x2, y2] pixels: as [x, y, width, height] pixels, "),
-        ("coco", lambda folder: edit_coco(folder, lambda record: record["annotations"][4].update(id=4)),
-         "data.annotations", "train.json", "ids are used more than once: the annotation id 4 is used 2"),
         ("coco", broken_image, "images.open", "train.json: images[3]", "is truncated or broken"),
         ("voc", voc_box, "boxes.inside", "train_3.xml: object 1 (red cell)", f"is {WIDTH}x{HEIGHT}"),
         ("voc", voc_size, "images.size", "train_3.xml", f"declared {2 * WIDTH}×{HEIGHT} but"),

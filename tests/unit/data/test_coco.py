@@ -285,7 +285,6 @@ def test_quirks__told_apart(tmp_path: Path) -> None:
     path = write(tmp_path, annotations, categories=categories)
     assert [(kind, note.removeprefix(f"{path}: ")) for kind, note in findings(tmp_path)] == [
         ("same_label", "categories[1]: 'cell'"),
-        ("same_id", "the annotation id 2 is used 2 times"),
         ("zero_area", "annotations[0] (cell): [5, 5, 5, 14] has no area, left out"),
         ("clipped", "annotations[1] (cell): [-0.5, 0, 9.5, 10] cut to [0, 0, 9.5, 10]"),
         ("cut", "annotations[2] (cell): [50, 0, 70, 10] cut to [50, 0, 64, 10]"),
