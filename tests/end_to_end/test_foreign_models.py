@@ -110,7 +110,7 @@ def results_of(found: Evaluation) -> list[Any]:
 def test_eval__plain_weights_measure_what_their_checkpoint_does(
     plain: Path, scenes: Path, as_trained: Path, command: Command, tmp_path: Path
 ) -> None:
-    """Prompt and limits agreeing, text is the same to the last bit, a token at a time: one of them has a head."""
+    """Prompt and limits agreeing, text is the same to the last bit; a token at a time, for one has a head."""
     records, a_token_at_a_time = [], ("--set", "infer.draft=off")
     for model, options in (("tiny", ["--mode", "text"]), (plain, ["--config", as_trained])):
         files = ("--json", tmp_path / "x.json")
