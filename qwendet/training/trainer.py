@@ -39,6 +39,7 @@ from qwendet.progress import Advance
 from qwendet.training.best import FOLDER, LOGGED, Best, evaluations, falling, is_best, is_over
 from qwendet.training.callbacks import EndOfEpoch, ProgressReport
 from qwendet.training.ema import WeightAverage
+from qwendet.training.freed_memory import freed_memory_kept
 from qwendet.training.interlude import interlude
 from qwendet.training.loggers import BoardReport
 from qwendet.training.loss_scale import SCALE_TOO_HIGH, scale_was_too_high
@@ -105,7 +106,8 @@ class DetectionTrainer(Trainer):
         self._require_whole_model()
         workers_are_ahead = self.args.dataloader_num_workers > 0
         ahead = nullcontext() if workers_are_ahead else self._ahead.running()
-        with ahead, self.boards.closing():
+        memory = freed_memory_kept() if self.args.device.type == "cpu" else nullcontext()
+        with memory, ahead, self.boards.closing():
             return super().train(*args, **kwargs)
 
     def _prepare_for_training(
