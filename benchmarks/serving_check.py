@@ -21,7 +21,6 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -303,7 +302,7 @@ def main() -> int:
             folder.mkdir()
             try:
                 claims = check(name, given.vllm, samples, given.images, folder)
-            except urllib.error.HTTPError as error:
+            except OSError as error:  # an error of HTTP, no answer in time
                 log = (folder / "vllm.log").read_text(encoding="utf-8")
                 claims = [Claim("answers", "fail", f"{error}\n{log[-4000:]}")]
             for claim in claims:
