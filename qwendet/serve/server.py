@@ -54,7 +54,7 @@ def serve(
             )
         predictor = Predictor.from_checkpoint(model, **loading)
         app = create_app(predictor, str(model), limits, token)
-        most = limits.waiting + CONNECTIONS_BESIDE
+        most = limits.waiting + CONNECTIONS_BESIDE + 1  # uvicorn counts the one that asks
         quiet: dict[str, Any] = {"log_config": None, "log_level": "error", "access_log": False}
         bare: dict[str, Any] = {"http": "h11", "ws": "none", "proxy_headers": False, "server_header": False}
         server = uvicorn.Server(uvicorn.Config(app, limit_concurrency=most, **quiet, **bare))
