@@ -130,7 +130,7 @@ class Subject:
         if not first:
             raise ConfigError("there is no training sample", "data.train", "give a file with samples")
         chosen: list[Sample] = []
-        for wanted in (_is_lesson, _is_bare, _is_negative):
+        for wanted in (_has_demonstrations, _is_bare, _is_negative):
             found = next((sample for sample in first if wanted(sample) and sample not in chosen), None)
             made = found or self._made(wanted, first)
             if made is not None:
@@ -170,7 +170,7 @@ class Subject:
     def _made(self, wanted: Callable[[Sample], bool], first: list[Sample]) -> Sample | None:
         """A sample of a kind that is not there; ``None`` if the model's limits leave no room for one."""
         base = next((sample for sample in first if sample.student.objects), first[0])
-        if wanted is _is_lesson:
+        if wanted is _has_demonstrations:
             other = next((sample for sample in first if sample.student != base.student), base)
             made = _named(replace(base, teachers=(other.student,)), "another sample put before it")
             if not self._fits(made):  # limits made for single samples leave little room for a second image
@@ -212,7 +212,7 @@ def temporary_subject(config: Config, bundle: Bundle | None = None) -> Iterator[
         yield Subject(config, Path(folder), bundle)
 
 
-def _is_lesson(sample: Sample) -> bool:
+def _has_demonstrations(sample: Sample) -> bool:
     return bool(sample.teachers) and bool(sample.student.objects)
 
 

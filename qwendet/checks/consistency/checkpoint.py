@@ -1,8 +1,7 @@
 """``consistency.checkpoint.*``: a directory of files against what the config would build.
 
-It may be a checkpoint with a manifest, or a plain Hugging Face directory that was trained elsewhere: then
-what its files say is compared, and the files themselves are not vouched for. No weights are loaded into a
-model, and nothing here uses the loader's own comparisons.
+It may be a checkpoint with a manifest, or a plain Hugging Face directory that was trained elsewhere, without
+hashes to compare. No weights are loaded into a model, and nothing here uses the loader's own comparisons.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ NOT_ARCHITECTURE = ("dtype", "torch_dtype", "transformers_version", "_name_or_pa
 
 
 def files(subject: Subject, folder: Path) -> Verdict:
-    """The manifest is of this format and loss, and vouches for every file that would be read."""
+    """The manifest is of this format and loss, and has the hash of every file that would be read."""
     manifest, problems = _manifest(folder), []
     path = folder / MANIFEST
     for name, wanted in (("format_version", FORMAT_VERSION), ("loss_version", LOSS_VERSION)):
@@ -99,7 +98,7 @@ def parameters(subject: Subject, folder: Path) -> Verdict:
         own |= {f"head.{name}": tuple(tensor.shape) for name, tensor in detector.head.constants().items()}
     if detector.config.tie_word_embeddings:
         own.pop("vlm.lm_head.weight")
-    vouched = _manifest(folder)["parameters"] if (folder / MANIFEST).is_file() else {}
+    recorded = _manifest(folder)["parameters"] if (folder / MANIFEST).is_file() else {}
     problems, seen = [], set()
     for place, name, tensor in _weights(folder):
         if name in seen:
@@ -112,16 +111,16 @@ def parameters(subject: Subject, folder: Path) -> Verdict:
         elif own[name] != tuple(tensor.shape):
             what = f"the shape is {tuple(tensor.shape)}, the config's model has {own[name]}"
             problems.append(Problem(what, place, COPY))
-        elif name in vouched and sha256_of_tensor(tensor) != vouched[name]["sha256"]:
+        elif name in recorded and sha256_of_tensor(tensor) != recorded[name]["sha256"]:
             problems.append(
                 Problem("the weight is not the one that was saved: its hash differs", place, COPY)
             )
-    expected = own if vouched else {name for name in own if not name.startswith("head.")}
+    expected = own if recorded else {name for name in own if not name.startswith("head.")}
     problems += [
         Problem("the weight is missing", f"{folder}: {name}", COPY) for name in sorted(set(expected) - seen)
     ]
     problems += _index_problems(folder)
-    how = "named and hashed as in the manifest" if vouched else "the config's model's, by name and shape"
+    how = "named and hashed as in the manifest" if recorded else "the config's model's, by name and shape"
     return Verdict(f"{len(seen)} weights are {how}", tuple(problems))
 
 
@@ -154,20 +153,20 @@ def _index_problems(folder: Path) -> Iterator[Problem]:
 
 def dtypes(subject: Subject, folder: Path) -> Verdict:
     """Each weight's stored type is the one that the manifest names, and config.json one of them."""
-    vouched = _manifest(folder)["parameters"] if (folder / MANIFEST).is_file() else {}
+    recorded = _manifest(folder)["parameters"] if (folder / MANIFEST).is_file() else {}
     found: dict[str, str] = {}
     problems: dict[str, Problem] = {}
     for place, name, tensor in _weights(folder):
         dtype = dtype_name(tensor.dtype)
         if not name.startswith("head.") and ".lora_" not in name:
             found.setdefault(dtype, place)
-        if name in vouched and vouched[name]["dtype"] != dtype:
-            what = f"stored as {dtype}, but {MANIFEST} says {vouched[name]['dtype']}"
+        if name in recorded and recorded[name]["dtype"] != dtype:
+            what = f"stored as {dtype}, but {MANIFEST} says {recorded[name]['dtype']}"
             problems.setdefault(what, Problem(what, place, COPY))
     record = _read(folder / "config.json") if (folder / "config.json").is_file() else {}
     wanted = record.get("dtype") or record.get("torch_dtype")
     for dtype, place in found.items():
-        if wanted is not None and wanted not in ([*found] if vouched else [dtype]):
+        if wanted is not None and wanted not in ([*found] if recorded else [dtype]):
             what = f"stored as {dtype}, but config.json says {wanted}"
             problems.setdefault(what, Problem(what, place, COPY))
     return Verdict(f"weights are stored as {', '.join(found)}", tuple(problems.values()))
