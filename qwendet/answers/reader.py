@@ -39,7 +39,6 @@ class AnswerReader:
         self._ref_start: int | None = None  # None once a box has taken it
         self._thought = (0, len(text))  # boxes named while thinking, and where that ended
         self._is_answer = False  # <answer> was read
-        self._has_lines = False  # a box of plain text was read
 
     def read(self) -> list[Box]:
         """Read all of the text, once: what was meant as boxes, possible or not, in order."""
@@ -70,8 +69,6 @@ class AnswerReader:
                 self._stack[-1].begin_value(token.value[:_LONGEST])
             case "numbers" | "box":
                 self._take_numbers(token)
-            case "line":
-                self._take_line(token)
             case "ref" if not (self._stack and self._stack[-1].key):
                 self._cut(token.start)
                 self._ref, self._ref_start = token.value, token.start
@@ -146,15 +143,6 @@ class AnswerReader:
             boxes[0].end = token.end
         self._found += boxes
         self._ref_start, self._outside_from = None, token.end
-
-    def _take_line(self, token: Token) -> None:
-        """Take a line of plain text: ``1,2,3,4 cat``; one that the end of the text cut is a failure."""
-        numbers = [number for run in runs_in(self.text, token.start, token.end) for number in run.numbers][:4]
-        if len(numbers) == 4 or self._has_lines:
-            name = token.value or name_before(self._line_before(token.start))
-            self._found.append(Box(numbers, token.start, token.end, "", name))
-            self._has_lines = True
-        self._outside_from = token.end
 
     def _line_before(self, start: int) -> str:
         """What stands on the same line, after the last box or mark."""

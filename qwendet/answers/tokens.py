@@ -26,8 +26,7 @@ class Token(NamedTuple):
     """One token.
 
     Of its kinds, ``open`` and ``close`` are braces, ``numbers`` is ``[1, 2, 3, 4]`` or several such lists,
-    ``line`` plain text ``1,2,3,4 cat``, ``ref`` a label's token with the label, ``box`` a box token with its
-    numbers, ``answer`` is ``<answer>``, ``end`` another mark that no object reaches over (a code fence,
+    ``ref`` a label's token with the label, ``box`` a box token with its numbers, ``answer`` is ``<answer>``, ``end`` another mark that no object reaches over (a code fence,
     the end of turn); ``skip`` says nothing. The others are key, string, word and thought_end.
     """
 
@@ -45,15 +44,6 @@ _DIGITS = rf"(?:{_PLAIN}(?:e[-+]?+[0-9]++)?+(?!\w|\.[0-9]))"
 _NUMERAL = rf"(?:{_DIGITS}|[-+]?+(?:nan|inf(?:inity)?|null|none)(?!\w))"
 _REST = rf"(?:{_BETWEEN}++{_NUMERAL})*+(?:[\s,，]*+{_CLOSE})?+"
 _NUMBERS = rf"{_OPEN}(?:\s|\\[nrt])*+{_NUMERAL}{_REST}"
-# Plain text, "1,2,3,4 cat", and a line of it that the end of the text cut.
-_FOUR, _FEWER = (rf"{_PLAIN}(?:[,，][\ \t]*+{_PLAIN}){count}" for count in ("{3}", "{1,2}"))
-_LINE = rf"""
-    (?:^[\ \t]*+(?:[-*•]\ |[0-9]{{1,3}}[.)]\ )?|(?<=[:：>])[\ \t]*+)
-    (?P<numerals>{_FOUR})(?:(?=[\ \t.]*+(?:[\r\n<]|\Z))
-        |(?:[:：]?[\ \t]++(?!{_PLAIN}[\ \t]*+(?:[,，\r\n]|\Z))|[,，:：][\ \t]*+(?![-+.0-9]))
-        (?P<label>[^\s<][^\r\n<]*+))
-  | ^[\ \t]*+{_FEWER}[,，]?\s*+\Z
-"""
 # Box tokens of any release, Rex-Omni's numbers <1><2><3><4> in them, and HTML.
 _BOX = rf"""
     (?:(?:<\|?\ ?b?box(?:_start)?\ ?\|?>\s*+)++|\bdata-bbox\s*+=\s*+["'])
@@ -87,7 +77,7 @@ _DAMAGED_KEY = rf"""\\?["']?(?:
   | (?:label|name)["']{{0,2}}+[^\w{{,"']{{0,6}}+(?=\\?["'][^\s,:=)}}\]])
 )"""
 _PATTERNS = {
-    "prose": rf"""{_MARKS} | (?P<numbers>{_NUMBERS}) | (?P<line>{_LINE})
+    "prose": rf"""{_MARKS} | (?P<numbers>{_NUMBERS})
         | (?P<key>["'](?:{BOX_NAME}|label)["']\s*+[:：])""",
     "object": rf"(?P<key>{_DAMAGED_KEY}) | {_OBJECT}",
     "value": _OBJECT,
@@ -130,9 +120,6 @@ def next_token(text: str, position: int, place: Place) -> Token | None:
             return Token("key", start, end, match[0].strip(_NO_KEY))
         case "ref":
             return Token("ref", start, end, match["name"].strip())
-        case "line":
-            begin = match.start("numerals") if match["numerals"] else start
-            return Token("line", begin, end, (match["label"] or "").strip(" \t.,\"'`*"))
         case "numbers" | "box":
             return Token(kind, start, end, is_open=match[0][-1] not in ">])）］】")
     return Token(kind, start, end)

@@ -108,7 +108,6 @@ def test_parse_answer__one_damaged_mark_costs_at_most_one_box_which_is_counted_a
 
 
 WRITERS: dict[str, Callable[[str, list[int]], str]] = {
-    "plain text": lambda label, box: f"{','.join(map(str, box))} {label}\n",
     "Qwen-VL": lambda label, box: f"<ref>{label}</ref><box>({box[0]},{box[1]}),({box[2]},{box[3]})</box>",
     "Rex-Omni": lambda label, box: (
         f"<|object_ref_start|>{label}<|object_ref_end|>"
