@@ -26,8 +26,9 @@ class Token(NamedTuple):
     """One token.
 
     Of its kinds, ``open`` and ``close`` are braces, ``numbers`` is ``[1, 2, 3, 4]`` or several such lists,
-    ``ref`` a label's token with the label, ``box`` a box token with its numbers, ``answer`` is ``<answer>``, ``end`` another mark that no object reaches over (a code fence,
-    the end of turn); ``skip`` says nothing. The others are key, string, word and thought_end.
+    ``ref`` a label's token with the label, ``box`` a box token with its numbers, ``answer`` is ``<answer>``,
+    ``end`` another mark that no object reaches over (a code fence, the end of turn); ``skip`` says nothing.
+    The others are key, string, word and thought_end.
     """
 
     kind: str
