@@ -15,7 +15,7 @@ from typing import get_args
 
 from benchmarks.bccd import run
 from benchmarks.report import parser, report
-from qwendet.config.schema import Preset
+from qwendet.config.augment_steps import Preset
 
 
 def measure(config: Path, preset: str, seed: int, settings: list[str]) -> float:

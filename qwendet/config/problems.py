@@ -10,7 +10,8 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from qwendet.config.old_keys import GONE, RENAMED
-from qwendet.config.schema import Config, Section, inner_section
+from qwendet.config.schema import Config, inner_section
+from qwendet.config.section import Section
 from qwendet.errors import Problem
 
 KeyPath = tuple[str, ...]

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from qwendet.config.schema import Config, Section, inner_section
+from qwendet.config.schema import Config, inner_section
+from qwendet.config.section import Section
 
 HEADER = """\
 # Configuration

@@ -15,7 +15,8 @@ from random import Random
 
 from PIL import Image, ImageEnhance, ImageFilter
 
-from qwendet.config.schema import AugmentStep, DataConfig, Preset
+from qwendet.config.augment_steps import AugmentStep, Preset
+from qwendet.config.schema import DataConfig
 from qwendet.data.images import MIN_IMAGE_SIDE, open_image
 from qwendet.data.samples import DetectedObject, Turn
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from qwendet.config.schema import AugmentStep, DataConfig
+from qwendet.config.augment_steps import AugmentStep
+from qwendet.config.schema import DataConfig
 from qwendet.errors import Problem
 
 SIDEWAYS = """

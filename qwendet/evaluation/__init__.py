@@ -4,7 +4,7 @@ samples, predictions ─► coco.py: ground truth, results, metrics ─► score
 two runs ─► compare.py: differences with intervals        checkpoint, data ─► command.py: `qwendet eval`
 """
 
-from qwendet.config.schema import METRICS
+from qwendet.config.contradictions import METRICS
 from qwendet.evaluation.coco import coco_ground_truth, coco_metrics, coco_results
 
 __all__ = ["METRICS", "coco_ground_truth", "coco_metrics", "coco_results"]

@@ -10,7 +10,7 @@ from typing import Any
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from qwendet.config.schema import METRICS
+from qwendet.config.contradictions import METRICS
 from qwendet.data.samples import Sample
 from qwendet.inference.detections import Prediction, Source
 

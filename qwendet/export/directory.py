@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
-from qwendet.config.schema import AUTOCAST_OF, Config
+from qwendet.config.contradictions import AUTOCAST_OF
+from qwendet.config.schema import Config
 from qwendet.encoding.image_tokens import settings_folder
 from qwendet.encoding.prompts import conversation, request_text
 from qwendet.errors import CheckpointError, ConfigError

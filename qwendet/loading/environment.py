@@ -8,7 +8,8 @@ import logging
 import torch
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from qwendet.config.schema import AUTOCAST_OF, Config, LoraConfig
+from qwendet.config.contradictions import AUTOCAST_OF
+from qwendet.config.schema import Config, LoraConfig
 from qwendet.errors import EnvironmentLacksError
 
 logger = logging.getLogger("qwendet")

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from qwendet.config.schema import METRICS
+from qwendet.config.contradictions import METRICS
 from qwendet.data.images import open_image
 from qwendet.data.samples import Sample
 from qwendet.evaluation.command import Evaluation

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
-from qwendet.config.schema import EarlyStoppingConfig
+from qwendet.config.schema import Config, EarlyStoppingConfig
 from qwendet.files import find_folder
 
 logger = logging.getLogger("qwendet")
@@ -111,6 +112,36 @@ def falling(history: History, metric: str) -> str:
         f" ({before:.4g}, {after:.4g}): the model learns its training samples by heart; train.early_stopping"
         " would end such a run, more samples or data.augment would help it"
     )
+
+
+class Judgement(NamedTuple):
+    """What follows from the last evaluation.
+
+    Attributes:
+        best: it, if its model is to be kept.
+        ends: ``train.early_stopping`` ends the run.
+        warnings: what a user should know.
+    """
+
+    best: Best | None
+    ends: bool
+    warnings: list[str]
+
+
+def judge(history: History, step: int, config: Config) -> Judgement:
+    """Judge the evaluation after ``step`` steps by those before it."""
+    metric, settings = config.best_metric(), config.train.early_stopping
+    seen = evaluations(history, metric)
+    if not seen or seen[-1].step < step:
+        nothing = f"no best model is kept: {metric} has nothing to measure in data.val"
+        return Judgement(None, ends=False, warnings=[nothing])
+    warnings, ends = [said] if (said := falling(history, metric)) else [], is_over(seen, settings)
+    if ends and settings is not None:
+        warnings.append(
+            f"train.early_stopping ends the run after step {step}: {metric} has not risen by more than"
+            f" {settings.min_gain:g} in {settings.patience} evaluations"
+        )
+    return Judgement(seen[-1] if is_best(seen) else None, ends, warnings)
 
 
 def _loss(history: History, start: Best, end: Best) -> float | None:

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
-from qwendet.config.schema import AUTOCAST_OF, Config, TrainConfig
+from qwendet.config.contradictions import AUTOCAST_OF
+from qwendet.config.schema import Config, TrainConfig
 from qwendet.families.family import Family
 from qwendet.loading.lora import add_adapter
 from qwendet.model.build_head import head_shape

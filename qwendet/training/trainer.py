@@ -36,7 +36,7 @@ from qwendet.model.losses import Losses, LossManager, step_counts
 from qwendet.model.matching import Targets
 from qwendet.model.spread import whole
 from qwendet.progress import Advance
-from qwendet.training.best import FOLDER, LOGGED, Best, evaluations, falling, is_best, is_over
+from qwendet.training.best import FOLDER, LOGGED, Best, evaluations, is_over, judge
 from qwendet.training.callbacks import EndOfEpoch, ProgressReport
 from qwendet.training.ema import WeightAverage
 from qwendet.training.freed_memory import freed_memory_kept
@@ -304,20 +304,12 @@ class DetectionTrainer(Trainer):
 
     def _judge(self) -> None:
         """Keep the model if no evaluation was better; end the run if ``train.early_stopping`` says so."""
-        metric, settings = self.bundle.config.best_metric(), self.bundle.config.train.early_stopping
-        seen = evaluations(self.state.log_history, metric)
-        if not seen or seen[-1].step < self.state.global_step:
-            logger.warning("no best model is kept: %s has nothing to measure in data.val", metric)
-            return
-        if is_best(seen):
-            self._keep(seen[-1])
-        if warning := falling(self.state.log_history, metric):
+        judgement = judge(self.state.log_history, self.state.global_step, self.bundle.config)
+        for warning in judgement.warnings:
             logger.warning("%s", warning)
-        if settings is not None and self._is_over():
-            logger.warning(
-                "train.early_stopping ends the run after step %d: %s has not risen by more than %g in %d"
-                " evaluations", self.state.global_step, metric, settings.min_gain, settings.patience,
-            )  # fmt: skip
+        if judgement.best is not None:
+            self._keep(judgement.best)
+        if judgement.ends:
             self.control.should_save = self.control.should_training_stop = True
 
     def _is_over(self) -> bool:

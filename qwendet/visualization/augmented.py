@@ -8,7 +8,8 @@ from random import Random
 
 from PIL import Image
 
-from qwendet.config.schema import DataConfig, Preset
+from qwendet.config.augment_steps import Preset
+from qwendet.config.schema import DataConfig
 from qwendet.data.augment import Augmenter, Scene, scene_of
 from qwendet.data.directions import direction_problems
 from qwendet.data.samples import Sample

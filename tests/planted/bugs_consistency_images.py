@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from qwendet import loader
-from qwendet.config.schema import AugmentStep, DataConfig
+from qwendet.config.augment_steps import AugmentStep
+from qwendet.config.schema import DataConfig
 from qwendet.data import images
 from qwendet.data.augment import Augmenter, scene_of
 from qwendet.data.samples import Sample

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from qwendet.boxes import pairwise_iou
+from qwendet.config.augment_steps import AugmentStep
 from qwendet.config.load import build_config
-from qwendet.config.schema import AugmentStep, Config, DataConfig
+from qwendet.config.schema import Config, DataConfig
 from qwendet.data.augment import PRESETS, STEPS, Augmenter, Box, Scene, mosaic
 from qwendet.data.directions import direction_problems
 from qwendet.data.samples import DetectedObject

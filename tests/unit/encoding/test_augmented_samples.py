@@ -10,7 +10,8 @@ import torch
 
 from qwendet.answers.format import parse_answer
 from qwendet.boxes import cxcywh_to_xyxy
-from qwendet.config.schema import AugmentStep, Config, DataConfig
+from qwendet.config.augment_steps import AugmentStep
+from qwendet.config.schema import Config, DataConfig
 from qwendet.data.images import image_size
 from qwendet.encoding.dataset import TrainingSamples
 from qwendet.encoding.encode import EncodedSample
