@@ -11,7 +11,9 @@ import pytest
 
 from qwendet.demo.shapes import DEMO, write_dataset
 
-ENDS_WITHIN = 60
+pytestmark = pytest.mark.slow
+ENDS_WITHIN = 300
+"""Seconds: seven on two free cores; what waits for ever takes more on a busy machine, too."""
 
 
 @pytest.fixture(scope="module")
