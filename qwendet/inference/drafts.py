@@ -101,7 +101,8 @@ class BoxDraft:
 
     def __init__(self, grammar: AnswerGrammar, labels: Sequence[str], rows: Sequence[Row] | None) -> None:
         self._grammar, self._labels = grammar, labels
-        self._left, self._has_head = list(rows or ()), rows is not None
+        self._left = list(rows or ())
+        self._knows_end = bool(rows)  # until the answer tells of more objects
         self._state: AnswerState | None = AnswerState()
         self._far = _FAR * max(grammar.size)
         self._begun_label = self._label = b""  # of the object that is written, and of the last one
@@ -115,13 +116,17 @@ class BoxDraft:
                 return
             self._state = self._grammar.step(before, byte, _ENOUGH)
             self._begun_label = self._grammar.label_begun(before) or self._begun_label
-            if self._state is not None and before.part >= 0 > self._state.part:
+            if self._state is None:
+                return
+            if before.part >= 0 > self._state.part:
                 self._finish(before.corners)
+            elif not self._left and before.part < 0 <= self._state.part:
+                self._knows_end = False
 
     def rest(self) -> bytes:
         """What may come next; empty where nothing is known."""
         state = self._state
-        if state is None or (state.part < 0 and not self._has_head):
+        if state is None or (state.part < 0 and not self._knows_end):
             return b""
         if state.part < 0:
             return self._grammar.rest(state, self._left) + _END
