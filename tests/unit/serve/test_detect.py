@@ -220,7 +220,7 @@ def test_limits__of_time_and_number(
         return sound(self, *batch)
 
     monkeypatch.setattr(Predictor, "predict_encoded", predict)
-    with served(seconds=1.0, waiting=1) as client, ThreadPoolExecutor(3) as clients:
+    with served(seconds=3.0, waiting=1) as client, ThreadPoolExecutor(3) as clients:
 
         def ask(_: int) -> Any:
             return client.post("/detect", content=images[0].read_bytes(), headers=PNG)
@@ -235,7 +235,7 @@ def test_limits__of_time_and_number(
     assert sorted(answer.status_code for answer in answers) == [503, 504, 504]
     full, late, _ = sorted(answers, key=lambda answer: int(answer.status_code))
     assert full.headers["retry-after"] == "1"
-    assert refused(late)[1] == "request: there was no answer within 1 s (try again, with less at once)"
+    assert refused(late)[1] == "request: there was no answer within 3 s (try again, with less at once)"
     assert again.status_code == 200
 
 
