@@ -94,13 +94,13 @@ def tell_frame(images: Sequence[tuple[Size, Sequence[Box]]]) -> tuple[BoxFrame |
         f"of {count} boxes {out['pixels']} leave their image as pixels, {out['resized']} as pixels of the"
         f" resized image, {out['thousandths']} as 0-1000"
     )
-    if not fits or fits[0] != "pixels" or "thousandths" not in fits:
+    if not fits or fits[0] == "thousandths" or "thousandths" not in fits:
         return (fits[0] if fits else None), told
-    sides = np.array([size for size, _ in images]) / THOUSANDTHS
+    sides = np.array([frame_size(fits[0], size) for size, _ in images]) / THOUSANDTHS
     is_small, is_large = (np.log(np.minimum(1, ratio)).sum() < UNLIKELY for ratio in (sides, 1 / sides))
     if is_small == is_large:
         return None, f"{told}, and the images are too few, or too near to 1000 pixels, to say more"
-    frame: BoxFrame = "pixels" if is_small else "thousandths"
+    frame: BoxFrame = fits[0] if is_small else "thousandths"
     return frame, f"{told}; in {len(images)} {'small' if is_small else 'large'} images that is no chance"
 
 

@@ -154,8 +154,10 @@ def test_tell_frame__from_all_boxes(size: Size, frame: BoxFrame) -> None:
 
 
 def test_tell_frame__pixels_of_a_resize() -> None:
-    """Qwen2.5-VL makes 112×112 of 100×100, and 644×476 of 640×480."""
-    assert tell_frame([((100, 100), [(5, 5, 111, 112)]), ((640, 480), [(1, 2, 643, 400)])])[0] == "resized"
+    """Qwen2.5-VL makes 112×112 of 100×100, and 644×476 of 640×480; of 996×996 it makes 1008×1008."""
+    images: Any = [((100, 100), [(5, 5, 111, 112)]), ((640, 480), [(1, 2, 643, 400)])]
+    assert tell_frame(images * 5)[0] == "resized"
+    assert tell_frame([((996, 996), [(1, 2, 999, 1000)])] * 5)[0] is None
 
 
 @pytest.mark.parametrize(
