@@ -64,9 +64,9 @@ def generate_answers(
         else:
             logits, head = progress.read_prompts_with_head()
             drafters = drafting(head)
-        drafters = drafters if progress.can_cut_back else None
+        is_drafted = drafters is not None and progress.can_cut_back
         # In half precision too many are closer than rounding to read each of them again.
-        alone = progress.alone if drafters is not None and detector.dtype.itemsize >= 4 else None
+        alone = progress.alone if is_drafted and detector.dtype.itemsize >= 4 else None
         while True:
             decide = alone if logits.shape[:2].numel() > 1 else None
             found, counts, stay = Likeliest.of(logits, with_margins=decide is not None), [], []
@@ -79,7 +79,7 @@ def generate_answers(
                     stay.append(index)
                 if drafters is not None:
                     drafters[row].write([choice.token for choice in choices])
-                    drafts[row] = drafters[row].draft()[: left - 1]
+                    drafts[row] = drafters[row].draft()[: left - 1] if is_drafted else []
             progress.keep(counts)
             progress.leave(stay)
             if not progress.rows:

@@ -83,7 +83,10 @@ def is_over(seen: Sequence[Best], settings: EarlyStoppingConfig | None) -> bool:
 
     Example:
         >>> seen = [Best(step, "head/AP", value) for step, value in ((1, 0.2), (2, 0.21), (3, 0.22))]
-        >>> is_over(seen, EarlyStoppingConfig(patience=2)), is_over(seen, EarlyStoppingConfig(2, 0.05))
+        >>> (
+        ...     is_over(seen, EarlyStoppingConfig(patience=2)),
+        ...     is_over(seen, EarlyStoppingConfig(patience=2, min_gain=0.05)),
+        ... )
         (False, True)
     """
     if settings is None:

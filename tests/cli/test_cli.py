@@ -293,7 +293,9 @@ def fake_module(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) ->
 def test_train__stopped_names_the_resume_command(
     qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, project: Path, stopped_by: str, code: int
 ) -> None:
-    summary = SimpleNamespace(output_dir=Path("run"), final=None, metrics=None, stopped_by=stopped_by)
+    summary = SimpleNamespace(
+        output_dir=Path("run"), final=None, metrics=None, stopped_by=stopped_by, best=None
+    )
     fake_module(monkeypatch, "qwendet.train", train=lambda *_, **__: summary)
     ending = qwendet("train", project, "--set", "train.seed=1")
     assert ending.code == code
@@ -310,7 +312,7 @@ def test_train__prints_metrics_and_the_next_step(
         calls.append({"steps": config.train.max_steps, "resume": options["resume"]})
         final, metrics = Path("run/final"), {"head/AP50": 0.5}
         return SimpleNamespace(
-            output_dir=Path("run"), final=final, metrics=metrics, stopped_by="", before=None
+            output_dir=Path("run"), final=final, metrics=metrics, stopped_by="", before=None, best=None
         )
 
     fake_module(monkeypatch, "qwendet.train", train=train)

@@ -8,7 +8,7 @@ import pytest
 
 from qwendet.loading.checkpoint import read_manifest
 from tests.cli.conftest import Ending, Qwendet
-from tests.planted.bugs_consistency_head import sigmoid_twice
+from tests.planted.bugs_consistency_compute import accept_one_too_many
 
 
 def train(qwendet: Qwendet, repo_root: Path, folder: Path, preflight: str) -> Ending:
@@ -36,17 +36,17 @@ def test_full__trains_what_passes(qwendet: Qwendet, repo_root: Path, tmp_path: P
 def test_full__refuses_a_planted_bug(
     qwendet: Qwendet, repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sigmoid_twice(monkeypatch)
+    accept_one_too_many(monkeypatch)
     ending = train(qwendet, repo_root, tmp_path / "run", "full")
     assert ending.code == 1
-    assert "its logit says" in ending.err
+    assert "generation with drafts writes other tokens" in ending.err
     assert not list(tmp_path.glob("run/*"))
 
 
 def test_off__is_printed_and_recorded(
     qwendet: Qwendet, repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sigmoid_twice(monkeypatch)
+    accept_one_too_many(monkeypatch)
     ending = train(qwendet, repo_root, tmp_path / "run", "off")
     assert ending.code == 0
     assert "train.preflight is off" in ending.err

@@ -143,7 +143,7 @@ IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "augmentation at inference",
-        "consistency.images.same",
+        "test.images.same",
         ("pixel_values",),
         at_inference(lambda bundle: AugmentingBundle(**vars(bundle))),
     ),

@@ -58,6 +58,7 @@ PRIVATE: dict[str, tuple[str, ...] | None] = {
     "transformers.PreTrainedModel._no_split_modules": None,
     "transformers.utils.import_utils.is_flash_attn_2_available": (),
     # the Trainer: order of samples, gradients before the update, whole checkpoints, words for broken ones
+    "transformers.cache_utils.DynamicLayer": None,  # a draft can be cut out of such a layer, and of no other
     "transformers.Trainer._get_train_sampler": ("self", "train_dataset"),
     "transformers.Trainer._clip_grad_norm": ("self", "model"),
     "transformers.Trainer._created_lr_scheduler": None,

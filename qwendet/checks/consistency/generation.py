@@ -7,22 +7,20 @@ prompts ─┬─ a token at a time ─► tokens ─► behind the prompts, thr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from qwendet.checks.consistency.noise import compare, noise
 from qwendet.checks.consistency.pair import exact_pair
-from qwendet.checks.consistency.runs import as_in_training, run
+from qwendet.checks.consistency.runs import answer_logits, as_in_training, with_answer
 from qwendet.checks.result import Verdict
 from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject
 from qwendet.encoding.collate import to_device
-from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
 from qwendet.inference.generation import generate_answers
 from qwendet.inference.predictor import Predictor
@@ -69,9 +67,11 @@ def generation(subject: Subject) -> Verdict:
     drafted = [Foreseen(own.written, 1 + row % 3) for row, own in enumerate(plain)]
     answers += [generate(drafting=lambda _: drafted)]
     problems: list[Problem] = []
-    for row, (logits, *both) in enumerate(
-        zip(_training_logits(subject, items, plain), *answers, strict=True)
-    ):
+    trained = exact_pair(subject).trained
+    whole = [with_answer(item, own.written) for item, own in zip(items, plain, strict=True)]
+    lengths = [len(own.written) for own in plain]
+    expected = answer_logits(as_in_training(trained.detector), trained.collator()(whole), lengths)
+    for row, (logits, *both) in enumerate(zip(expected, *answers, strict=True)):
         where, tolerance = subject.samples[row].where, noise(subject).tolerance("hidden", logits)
         tokens = plain[row].written
         wanted = logits.log_softmax(-1).gather(1, torch.tensor(tokens, device=logits.device)[:, None])
@@ -86,29 +86,6 @@ def generation(subject: Subject) -> Verdict:
 
 
 FIX = "generation must see the prompt, mask and positions of training; take the versions in constraints.txt"
-
-
-def _training_logits(
-    subject: Subject, items: Sequence[EncodedSample], written: Sequence[Foreseen]
-) -> Iterator[Tensor]:
-    """What the training build says of each token of the answers: ``(tokens, vocabulary)``."""
-    trained = exact_pair(subject).trained
-    whole = [_with_answer(item, own.written) for item, own in zip(items, written, strict=True)]
-    states = run(as_in_training(trained.detector), trained.collator()(whole)).hidden
-    vlm: Any = trained.detector.vlm
-    for row, own in zip(states, written, strict=True):
-        with torch.no_grad(), trained.detector.computing():
-            yield vlm.lm_head(row[-len(own.written) - 1 : -1])
-
-
-def _with_answer(item: EncodedSample, answer: Sequence[int]) -> EncodedSample:
-    prompt = len(item.input_ids)
-    return replace(
-        item,
-        input_ids=torch.cat([item.input_ids, torch.tensor(answer)]),
-        mm_token_type_ids=torch.cat([item.mm_token_type_ids, torch.zeros(len(answer), dtype=torch.int64)]),
-        student_assistant_spans=((prompt, prompt + len(answer)),),
-    )
 
 
 def _likeliest(logits: Tensor, answer: Sequence[int], tolerance: float, where: str) -> Iterator[Problem]:

@@ -21,6 +21,7 @@ from qwendet.data.samples import Sample
 from qwendet.encoding.collate import to_device
 from qwendet.encoding.encode import EncodedSample
 from qwendet.encoding.prompts import conversation, request_text
+from qwendet.inference.cached_forward import AnswersInProgress
 from qwendet.inference.chat_server import LOG_PROBS, ChatServer, Question, RefusedError, Reply
 from qwendet.inference.generation import generate_answers
 from qwendet.inference.predictor import Predictor
@@ -42,24 +43,6 @@ class Forced:
 
     log_probs: tuple[float, ...]
     behind: tuple[float, ...]
-
-
-class _Writing:
-    """In place of a constraint of generation: the tokens of an answer, one after the other."""
-
-    def __init__(self, ids: Sequence[int]) -> None:
-        self.ids = ids
-        self.behind: list[float] = []
-
-    def __call__(self, rows: Sequence[int], logits: Tensor) -> Tensor:
-        token = self.ids[len(self.behind)]
-        self.behind.append(float(logits[0].max() - logits[0, token]))
-        forced = torch.full_like(logits, -torch.inf)
-        forced[0, token] = 0.0
-        return forced
-
-    def write(self, row: int, token: int) -> None:
-        """Nothing depends on what was written."""
 
 
 class Observed:
@@ -90,14 +73,9 @@ class Observed:
     @cached_property
     def own(self) -> list[GeneratedAnswer]:
         """Greedy answers of the checkpoint."""
-        return [self._generated(self.predictor.bundle.detector, item, self.max_tokens) for item in self.items]
-
-    def _generated(
-        self, detector: Qwen25VLWithDetection, item: EncodedSample, most: int, writing: Any = None
-    ) -> GeneratedAnswer:
-        batch = to_device(self.predictor.collator([item]), detector.device)
-        tokenizer = self.predictor.bundle.processor.tokenizer
-        return generate_answers(detector, tokenizer, batch, most, writing)[0]
+        detector, tokenizer = self.predictor.bundle.detector, self.predictor.bundle.processor.tokenizer
+        batches = [to_device(self.predictor.collator([item]), detector.device) for item in self.items]
+        return [generate_answers(detector, tokenizer, batch, self.max_tokens)[0] for batch in batches]
 
     def forced(self, number: int, reply: Reply, *, in_other_precision: bool = False) -> Forced:
         """How likely the checkpoint finds an answer about a sample; empty where its tokens are not known."""
@@ -112,9 +90,20 @@ class Observed:
     def _forced_by(self, detector: Qwen25VLWithDetection, number: int, reply: Reply) -> Forced:
         if not (ids := self.ids_of(reply)):
             return Forced((), ())
-        writing = _Writing(ids)
-        answer = self._generated(detector, self.items[number], len(ids), writing)
-        return Forced(answer.log_probs, tuple(writing.behind))
+        logits = self._logits(detector, self.items[number], ids)
+        log_probs = logits.log_softmax(-1)
+        own = log_probs.gather(-1, torch.tensor(ids, device=logits.device)[:, None])[:, 0]
+        return Forced(tuple(own.tolist()), tuple((log_probs.amax(-1) - own).tolist()))
+
+    @torch.inference_mode()
+    def _logits(self, detector: Qwen25VLWithDetection, item: EncodedSample, ids: Sequence[int]) -> Tensor:
+        """What the checkpoint says of each token of an answer, ``(tokens, V)``, one read at a time."""
+        progress = AnswersInProgress(detector, to_device(self.predictor.collator([item]), detector.device))
+        steps = [progress.read_prompts()]
+        for token in ids[:-1]:
+            progress.keep([1])
+            steps.append(progress.read([[token]]))
+        return torch.cat(steps, dim=1)[0]
 
     def ids_of(self, reply: Reply) -> Sequence[int]:
         """Token ids of an answer's text: the server's if they spell it, else read again if as many."""

@@ -109,7 +109,8 @@ def test_no_validation_file__skips_what_needs_it(project: Project) -> None:
     del project.files["val"]
     skipped = {r.id: r.what for r in project.run() if r.status == "skip"}
     assert skipped == dict.fromkeys(
-        ("config.labels.only_in_validation", "config.data.val_without_boxes"), "data.val not set"
+        ("config.labels.only_in_validation", "config.data.val_without_boxes", "config.train.best_metric"),
+        "data.val not set",
     )
 
 
