@@ -62,6 +62,7 @@ def read(*, with_mask: bool, one_dimensional: bool) -> Callable[..., Tensor]:
         batch: Batch,
         embeds: Tensor,
         images: Any,
+        cache: None = None,
     ) -> Tensor:
         position_ids = batch["position_ids"]
         if one_dimensional:
