@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qwendet.checks.consistency.generation import not_likeliest
 from qwendet.checks.consistency.noise import compare, noise
 from qwendet.checks.consistency.pair import exact_pair, pair
 from qwendet.checks.result import NotApplicableError
@@ -215,7 +216,7 @@ def generation(subject: Subject) -> list[Problem]:
         fix = "generation must see the prompt, mask and positions of training, with its cache"
         what = "logits (step, token) of generation and of training"
         problems += compare(shown.steps[row], logits, tolerance, what, where, fix)
-        problems += _likeliest(logits, answer, tolerance, where, fix)
+        problems += not_likeliest(logits, answer, tolerance, where)
     return problems
 
 
@@ -257,19 +258,6 @@ def _fed_back(shown: Serving) -> Iterator[Problem]:
                 shown.samples[row].where,
                 "generate greedily: no sampling, no repetition penalty",
             )
-
-
-def _likeliest(
-    logits: Tensor, answer: Sequence[int], tolerance: float, where: str, fix: str
-) -> Iterator[Problem]:
-    best = logits.max(-1)
-    chosen = logits.gather(1, torch.tensor(answer, device=logits.device)[:, None])[:, 0]
-    behind = (best.values - chosen > tolerance).nonzero().flatten().tolist()
-    if behind:
-        at = behind[0]
-        wanted = int(best.indices[at])
-        what = f"step {at}: generation chose token {answer[at]}, training finds {wanted} likeliest"
-        yield Problem(what, where, fix)
 
 
 def packed(subject: Subject) -> list[Problem]:

@@ -27,6 +27,7 @@ from qwendet.inference.predictor import Predictor
 
 GENERATED = 12
 """Most tokens that are generated for a check."""
+FIX = "generation must see the prompt, mask and positions of training; take the versions in constraints.txt"
 
 
 @dataclass
@@ -75,7 +76,7 @@ def generation(subject: Subject) -> Verdict:
         where, tolerance = subject.samples[row].where, noise(subject).tolerance("hidden", logits)
         tokens = plain[row].written
         wanted = logits.log_softmax(-1).gather(1, torch.tensor(tokens, device=logits.device)[:, None])
-        problems += _likeliest(logits, tokens, tolerance, where)
+        problems += not_likeliest(logits, tokens, tolerance, where)
         problems += _same(tokens, drafted[row].written, where)
         for name, answer in zip(("a token at a time", "with drafts"), both, strict=True):
             found = torch.tensor(answer.log_probs, dtype=wanted.dtype, device=wanted.device)[:, None]
@@ -85,10 +86,8 @@ def generation(subject: Subject) -> Verdict:
     return Verdict(f"{steps} greedy tokens with the cache are the teacher-forced likeliest", tuple(problems))
 
 
-FIX = "generation must see the prompt, mask and positions of training; take the versions in constraints.txt"
-
-
-def _likeliest(logits: Tensor, answer: Sequence[int], tolerance: float, where: str) -> Iterator[Problem]:
+def not_likeliest(logits: Tensor, answer: Sequence[int], tolerance: float, where: str) -> Iterator[Problem]:
+    """The first token of an answer that ``(tokens, vocabulary)`` logits find less likely than another."""
     best = logits.max(-1)
     chosen = logits.gather(1, torch.tensor(answer, device=logits.device)[:, None])[:, 0]
     behind = (best.values - chosen > tolerance).nonzero().flatten().tolist()
