@@ -1,4 +1,4 @@
-"""Each family against the published class and processor, in float64, on random narrow models of its config.
+"""Each family against the class and processor of transformers, in float64, on random models of its config.
 
     python -m benchmarks.family_parity PATH/TO/PUBLISHED [--json FILE]
 

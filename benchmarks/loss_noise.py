@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.report import parser, report
 from qwendet.checks.loss.noise import TOKEN_LOSS
-from qwendet.checks.loss.tokens import batch_nll, published_nll
+from qwendet.checks.loss.tokens import base_nll, batch_nll
 from qwendet.checks.subject import temporary_subject
 from qwendet.config.load import load_config
 from qwendet.loading.checkpoint import dtype_name
@@ -35,7 +35,7 @@ def main() -> None:
         )
         with temporary_subject(config) as subject:
             detector, rows = subject.bundle.detector, range(len(subject.samples))
-            gaps = torch.from_numpy(batch_nll(subject, detector) - published_nll(subject, detector, rows))
+            gaps = torch.from_numpy(batch_nll(subject, detector) - base_nll(subject, detector, rows))
             figures |= {
                 f"token_loss_{name}": gaps.square().mean().sqrt().item(),
                 f"token_loss_{name}_in_use": TOKEN_LOSS[dtype],

@@ -16,7 +16,7 @@ PUBLISHED = SHARED / "qwen_processor"
 PHOTOGRAPHS = SHARED / "data" / "bccd" / "BCCD"
 MAX_PIXELS = 200_704
 MODEL_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
-"""What the published model takes of a batch."""
+"""What the base model takes of a batch."""
 FOLDERS = {"qwen2_5_vl": "Qwen2.5-VL-7B-Instruct", "qwen3_vl": "Qwen3-VL-4B-Instruct"}
 """Of the published files, by family."""
 TEXT: dict[str, dict[str, Any]] = {

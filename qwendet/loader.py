@@ -26,16 +26,16 @@ from qwendet.families.family import Family
 from qwendet.loading.checkpoint import (
     Manifest,
     find_manifest,
+    load_base_weights,
     load_head_weights,
-    load_published_weights,
     read_manifest,
     verify_files,
     verify_parameters,
 )
-from qwendet.loading.environment import settle
+from qwendet.loading.environment import resolve_environment
 from qwendet.loading.lora import add_adapter, fingerprint, load_adapter
 from qwendet.loading.processor import ImageTextProcessor, load_processor, require_fitting
-from qwendet.loading.weights import end_with_turn, load_vlm, published_config, reading
+from qwendet.loading.weights import base_config, end_with_turn, explained_load_errors, load_vlm
 from qwendet.model.build_head import NEW_HEAD, build_head
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import DetectionHead
@@ -119,7 +119,7 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
         config: its ``model.path`` is ``tiny``, a directory with or without a manifest, or a hub id.
         for_inference: evaluation mode on the config's device, and every weight must come from
             ``model.path``; for training a head that is not there yet is built with ``train.seed``.
-        weights: of the published model, under the names that files give them, if they are in memory: they are
+        weights: of the base model, under the names that files give them, if they are in memory: they are
             copied, and no file of them is read.
 
     Returns:
@@ -228,7 +228,7 @@ def config_of_model(
         config = config_of_checkpoint(source.folder)
     else:
         config = given or Config()
-        family = family_of(published_config(str(source.folder)).model_type, path)
+        family = family_of(base_config(str(source.folder)).model_type, path)
         published = {"request": family.request, "max_tokens": MOST_TOKENS}
         own = {name: value for name, value in published.items() if name not in config.data.model_fields_set}
         data = config.data.model_copy(update=own)
@@ -256,7 +256,7 @@ def restore(bundle: Bundle, folder: Path) -> None:
     verify_files(folder, manifest)
     lora = manifest.config.model.lora
     if lora is None:
-        load_published_weights(bundle.detector, folder)
+        load_base_weights(bundle.detector, folder)
     else:
         _require_fingerprint(lora, bundle.config.model.lora)
         load_adapter(bundle.detector.vlm, folder)
@@ -300,7 +300,7 @@ def _with_adapter(
     lora = config.model.lora
     assert lora is not None
     assert wanted is not None
-    with reading("weights of the base model", str(base.folder)):
+    with explained_load_errors("weights of the base model", str(base.folder)):
         found = fingerprint(base.folder)
     path = lora.base or wanted.base or config.model.path
     recorded = lora.model_copy(update={"base": path, "revision": base.commit, "fingerprint": found})
@@ -323,7 +323,7 @@ def _require_fingerprint(wanted: LoraConfig, found: LoraConfig | None) -> None:
 
 def _processor(config: Config, origin: Source, base: Source, manifest: Manifest | None) -> ImageTextProcessor:
     """The processor, which fits the model, whose family is the manifest's, too; no weights are read."""
-    source, vlm_config = str(origin.folder), published_config(str(base.folder))
+    source, vlm_config = str(origin.folder), base_config(str(base.folder))
     family = family_of(vlm_config.model_type, source)
     if manifest is not None and manifest.family != family.model_type:
         raise CheckpointError(
@@ -332,9 +332,9 @@ def _processor(config: Config, origin: Source, base: Source, manifest: Manifest 
             "take a checkpoint as it was written: boxes of one family mean something else to another",
         )
     family, data = family.in_frame(config.data.frame), config.data
-    with reading("tokenizer and image processor", source):
+    with explained_load_errors("tokenizer and image processor", source):
         processor = load_processor(source, family, data.min_pixels, data.max_pixels)
-    require_fitting(processor, vlm_config, source, is_vouched=manifest is not None)
+    require_fitting(processor, vlm_config, source, has_manifest=manifest is not None)
     return processor
 
 
@@ -365,7 +365,7 @@ def _in_float32(
 def _resolve(config: Config) -> Config:
     """Fill in what ``auto`` and ``null`` leave open before the model is there, and say it."""
     data = config.data.model_copy(update={"labels": resolve_labels(config)})
-    return settle(config.model_copy(update={"data": data}))
+    return resolve_environment(config.model_copy(update={"data": data}))
 
 
 def _known(detector: Qwen25VLWithDetection, manifest: Manifest) -> Qwen25VLWithDetection:

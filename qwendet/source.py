@@ -16,7 +16,7 @@ from qwendet.config.schema import EMBEDDED_MODELS, HUB_ID
 from qwendet.demo.tiny import embedded_folder
 from qwendet.errors import CheckpointError
 from qwendet.files import find_folder
-from qwendet.loading.weights import reading
+from qwendet.loading.weights import explained_load_errors
 
 SETTINGS = ("*.json", "*.jinja", "*.txt", "*.md")
 """Files of a repository that are wanted, but for the weights; never pickles or code."""
@@ -54,7 +54,7 @@ def find_source(path: str, revision: str | None, *, weights: bool = True) -> Sou
         fix = "give the folder of a model or a checkpoint, such as run/final, tiny, or a hub id (owner/name)"
         raise CheckpointError(what, path, fix)
     patterns = [*SETTINGS, *["*.safetensors"] * weights]
-    with reading(
+    with explained_load_errors(
         "model (no folder of this name is here, so it is taken for a hub id)",
         path if revision is None else f"{path} at {revision}",
     ):

@@ -83,7 +83,7 @@ def _train_and_save(config: Config, checkpoint: Path | None) -> RunSummary:
     output_dir = Path(config.train.output_dir)
     trainer = create_trainer(config)
     trainer.callback_handler.callbacks.insert(0, Preflight(trainer))
-    with trainer.boards.closing():
+    with trainer.trackers.closing():
         stopped_by = _train(trainer, checkpoint)
         if stopped_by:
             return RunSummary(output_dir, final=None, metrics=None, stopped_by=stopped_by)

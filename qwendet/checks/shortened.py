@@ -25,7 +25,7 @@ from qwendet.checks.subject import Subject, once
 from qwendet.config.schema import Config
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle
-from qwendet.loading.checkpoint import published_weights
+from qwendet.loading.checkpoint import base_weights
 from qwendet.loading.lora import fingerprint
 from qwendet.model.attention import exact_attention
 from qwendet.model.detector import Qwen25VLWithDetection
@@ -163,7 +163,7 @@ def _device(detector: nn.Module) -> torch.device:
 def _write_base(detector: Qwen25VLWithDetection, folder: Any) -> None:
     """Write the shortened model without its adapter, as the directory that an adapter is put on."""
     vlm = detector.vlm
-    weights = published_weights(detector)
+    weights = base_weights(detector)
     if vlm.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
     with atomic_folder(folder) as staging:

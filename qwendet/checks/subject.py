@@ -26,7 +26,7 @@ from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import ConfigError, DataError
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.loading.checkpoint import published_weights, save_checkpoint
+from qwendet.loading.checkpoint import base_weights, save_checkpoint
 from qwendet.training.build import create_trainer, trainer_of
 from qwendet.training.trainer import DetectionTrainer
 
@@ -90,7 +90,7 @@ class Subject:
     def saved(self) -> Path:
         """A checkpoint of :attr:`bundle`, written as training writes one, at step 0.
 
-        Of a large model all but the published model's weights.
+        Of a large model all but the base model's weights.
         """
         bundle, folder = self.bundle, self.folder / "step-0"
         with atomic_folder(folder) as staging:
@@ -114,7 +114,7 @@ class Subject:
         config = config_of_checkpoint(self.saved)
         model = config.model.model_copy(update={"device": self.bundle.config.model.device})
         in_4bit = model.lora is not None and model.lora.load_in_4bit
-        weights = None if self.is_small or in_4bit else published_weights(self.bundle.detector)
+        weights = None if self.is_small or in_4bit else base_weights(self.bundle.detector)
         return load(config.model_copy(update={"model": model}), for_inference=True, weights=weights)
 
     @cached_property

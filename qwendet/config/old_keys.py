@@ -45,7 +45,7 @@ _OF_THE_MODEL = "remove it: it is read from the model's own config.json"
 _SHORTER = "remove it: train.max_steps ends a run early, a shorter sample file makes a smaller set"
 _PRINTED = "remove it: --debug and --quiet say how much is printed"
 
-GONE = {
+REMOVED = {
     "bf16": _PRECISION,
     "fp16": _PRECISION,
     "mixed_precision": _PRECISION,

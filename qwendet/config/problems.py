@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from qwendet.config.old_keys import GONE, RENAMED
+from qwendet.config.old_keys import REMOVED, RENAMED
 from qwendet.config.schema import Config, inner_section
 from qwendet.config.section import Section
 from qwendet.errors import Problem
@@ -156,8 +156,8 @@ def _fix_for_unknown(path: KeyPath) -> str:
         new_name = RENAMED.get(key) or next((name for name in known if name.split(".")[-1] == key), None)
         if new_name:
             return f"this is a key of the old flat file; it is now {new_name}"
-        if key in GONE:
-            return f"this is a key of the old flat file; {GONE[key]}"
+        if key in REMOVED:
+            return f"this is a key of the old flat file; {REMOVED[key]}"
     elif key in RENAMED:
         return f"it is now {RENAMED[key]}"
     siblings = [name for name in known if name.split(".")[:-1] == list(path[:-1])]

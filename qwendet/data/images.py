@@ -131,7 +131,7 @@ def resolve_image(image: str, root: Path, where: str) -> Path:
 
 
 def _fix_of_absent(image: str, path: Path) -> str:
-    near = _lookalikes(path.parent).get(_reading(path.name))
+    near = _lookalikes(path.parent).get(_normalised(path.name))
     if near is not None and near != path.name:
         is_same_to_the_eye = unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", path.name)
         shown = ascii(near) if is_same_to_the_eye else repr(near)
@@ -141,7 +141,7 @@ def _fix_of_absent(image: str, path: Path) -> str:
     return ABSENT_FIX
 
 
-def _reading(name: str) -> str:
+def _normalised(name: str) -> str:
     """What names have in common that differ in case, or in the unicode form that another system writes."""
     return unicodedata.normalize("NFC", name).casefold()
 
@@ -150,7 +150,7 @@ def _reading(name: str) -> str:
 def _lookalikes(folder: Path) -> dict[str, str]:
     """Names of a folder's files by how they read; a data set may lack all of its images."""
     try:
-        return {_reading(file.name): file.name for file in folder.iterdir()}
+        return {_normalised(file.name): file.name for file in folder.iterdir()}
     except OSError:  # there is no such folder: nothing in it looks alike
         return {}
 

@@ -123,7 +123,7 @@ class Family:
         """``vision``, ``merger`` or ``language``: the part of the model that a parameter belongs to.
 
         Args:
-            name: of the published class, such as ``model.visual.merger.norm.weight``.
+            name: of the transformers class, such as ``model.visual.merger.norm.weight``.
         """
         if name.startswith(self.merger):
             return "merger"

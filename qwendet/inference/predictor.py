@@ -20,8 +20,8 @@ import torch
 
 from qwendet.answers.grammar import AnswerGrammar
 from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
-from qwendet.config.as_trained import require_as_trained
 from qwendet.config.load import override_config
+from qwendet.config.same_settings import require_same_settings
 from qwendet.config.schema import Config
 from qwendet.data.images import image_size
 from qwendet.data.samples import Sample
@@ -289,7 +289,7 @@ def config_to_ask(
     if any(override.startswith("model.dtype=") for override in overrides):
         overrides = ["train.autocast=auto", *overrides]  # the products are of the type that is asked for
     config = override_config(trained, overrides)
-    require_as_trained(trained, config, is_foreign=is_foreign)
+    require_same_settings(trained, config, is_foreign=is_foreign)
     sources_of(mode or config.infer.mode, has_head=config.detection.enabled)
     if labels is None and config.data.labels is None and config.data.train is None:
         labels = labels_of_data

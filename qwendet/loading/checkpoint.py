@@ -131,7 +131,7 @@ def save_checkpoint(
         weights: all of the model's tensors by name, gathered from the processes that share it; ``None`` if
             it is whole on this one.
         max_shard_size: most bytes of a weight file, as in ``5GB``.
-        with_vlm: ``False`` leaves out the published model's weights, for a reader who has them in memory.
+        with_vlm: ``False`` leaves out the base model's weights, for a reader who has them in memory.
     """
     lora = config.model.lora
     state = detector.state_dict() if weights is None else weights
@@ -166,8 +166,8 @@ def save_checkpoint(
     _write_manifest(manifest, folder / MANIFEST)
 
 
-def published_weights(detector: Qwen25VLWithDetection) -> dict[str, Tensor]:
-    """The published model's tensors by the names that its files give them; no copies, no adapters."""
+def base_weights(detector: Qwen25VLWithDetection) -> dict[str, Tensor]:
+    """The base model's tensors by the names that its files give them; no copies, no adapters."""
     own = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in detector.vlm.state_dict().items()
@@ -404,8 +404,8 @@ def load_head_weights(detector: Qwen25VLWithDetection, folder: Path) -> None:
     fill(dict(head.named_parameters()) | head.constants(), path.parent, path.name, "head")
 
 
-def load_published_weights(detector: Qwen25VLWithDetection, folder: Path) -> None:
-    """Load the published model's weights of a checkpoint into a model that is there, each once.
+def load_base_weights(detector: Qwen25VLWithDetection, folder: Path) -> None:
+    """Load the base model's weights of a checkpoint into a model that is there, each once.
 
     Raises:
         CheckpointError: for a missing or extra key or another shape.

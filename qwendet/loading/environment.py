@@ -15,7 +15,7 @@ from qwendet.errors import EnvironmentLacksError
 logger = logging.getLogger("qwendet")
 
 
-def settle(config: Config) -> Config:
+def resolve_environment(config: Config) -> Config:
     """Fill in what ``auto`` leaves open of ``model`` and ``train.autocast``, and say it.
 
     Raises:

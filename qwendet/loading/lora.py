@@ -1,4 +1,4 @@
-"""LoRA: small trained matrices beside the frozen ones of the published class, put in place by peft.
+"""LoRA: small trained matrices beside the frozen ones of the transformers class, put in place by peft.
 
     q_proj.weight  ─►  q_proj.base_layer.weight            frozen, as it was
                        q_proj.lora_A.default.weight  (rank, in)    trained
@@ -59,7 +59,7 @@ def add_adapter(vlm: Any, lora: LoraConfig, seed: int) -> None:
     Its matrices are float32 where the model is in half precision: small updates would be rounded away.
 
     Args:
-        vlm: the published model, changed in place.
+        vlm: the base model, changed in place.
         lora: the settings.
         seed: seed of the random matrices; the global random state is left alone.
 
@@ -174,7 +174,7 @@ def save_adapter(weights: Mapping[str, Tensor], lora: LoraConfig, family: Family
     """Write the adapter as peft does, so that ``peft`` loads it without qwendet.
 
     Args:
-        weights: tensors of the published model, the adapter's among them, by name.
+        weights: tensors of the base model, the adapter's among them, by name.
         lora: the settings.
         family: of the base.
         folder: where to write.

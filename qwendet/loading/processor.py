@@ -1,4 +1,4 @@
-"""The processor: the published class of the family without its video part, images always resized by PIL.
+"""The processor: the transformers class of the family without its video part, images always resized by PIL.
 
 Published processors ask for torchvision, but only for videos. PIL and torchvision resize to different pixels,
 so PIL is used for training and inference, and the manifest says so.
@@ -85,21 +85,21 @@ def load_processor(
 
 
 def require_fitting(
-    processor: ImageTextProcessor, vlm_config: Any, source: str, *, is_vouched: bool = False
+    processor: ImageTextProcessor, vlm_config: Any, source: str, *, has_manifest: bool = False
 ) -> None:
     """Refuse tokenizer, chat template or image processor of another model.
 
     Args:
         processor: as loaded; transformers makes a tokenizer up where files are missing.
-        vlm_config: of the published model.
+        vlm_config: of the base model.
         source: where both are from, for the message.
-        is_vouched: a manifest says that it was trained with this template.
+        has_manifest: a manifest says that it was trained with this template.
 
     Raises:
         CheckpointError: if tokens, vocabulary, end of turn, template or patches are not the model's.
     """
     problems = list(_unfitting(processor, vlm_config, source))
-    if not problems and not is_vouched:
+    if not problems and not has_manifest:
         problems = list(template_problems(processor.tokenizer, processor.family, source))
     if problems:
         raise CheckpointError.of(problems)

@@ -1,4 +1,4 @@
-"""The published model as its files give it: every weight under its name, or an error that says which not."""
+"""The base model as its files give it: every weight under its name, or an error that says which not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load_vlm(
     weights: Mapping[str, Tensor] | None = None,
     in_float32: Collection[str] = (),
 ) -> Any:
-    """Load the published class of the family, every weight by name.
+    """Load the transformers class of the family, every weight by name.
 
     Args:
         source: directory.
@@ -47,10 +47,10 @@ def load_vlm(
     Raises:
         CheckpointError: for files that cannot be read; for a weight missing, left over or of another shape.
     """
-    vlm_config = published_config(source)
+    vlm_config = base_config(source)
     family = family_in(Path(source))
     model_class = getattr(transformers, family.model_class)
-    with reading("model", source), loading_in_float32(model_class, family, in_float32):
+    with explained_load_errors("model", source), loading_in_float32(model_class, family, in_float32):
         loaded: Any = model_class.from_pretrained(
             source if weights is None else None,
             config=None if weights is None else vlm_config,
@@ -84,14 +84,14 @@ def end_with_turn(settings: GenerationConfig, tokenizer: Any) -> None:
         settings.eos_token_id = [tokenizer.eos_token_id, *(end for end in ends if end is not None)]
 
 
-def published_config(source: str) -> Any:
+def base_config(source: str) -> Any:
     """A model's ``config.json``, in its family's class.
 
     Raises:
         CheckpointError: if it cannot be read, or the model is quantized or of no family.
     """
     family = family_in(Path(source))
-    with reading("model", source):
+    with explained_load_errors("model", source):
         config = getattr(transformers, family.model_class).config_class.from_pretrained(source)
     if quantization := getattr(config, "quantization_config", None):
         raise CheckpointError(
@@ -103,7 +103,7 @@ def published_config(source: str) -> Any:
 
 
 @contextmanager
-def reading(what: str, source: str) -> Iterator[None]:
+def explained_load_errors(what: str, source: str) -> Iterator[None]:
     """Say in plain words that published files cannot be read.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwendet.model.by_sample import BY_SAMPLE
+from qwendet.model.per_sequence_attention import PER_SEQUENCE
 from qwendet.model.windows import BY_LENGTH
 
 
@@ -16,7 +16,7 @@ def attention_by_part(implementation: str) -> dict[str, str]:
     is_sdpa = implementation == "sdpa"
     return {
         "": implementation,
-        "text_config": BY_SAMPLE if is_sdpa else implementation,
+        "text_config": PER_SEQUENCE if is_sdpa else implementation,
         "vision_config": BY_LENGTH if is_sdpa else implementation,
     }
 
@@ -26,7 +26,7 @@ def exact_attention(implementation: str) -> dict[str, str]:
 
     Example:
         >>> exact_attention("flash_attention_2")["text_config"], exact_attention("sdpa")["text_config"]
-        ('sdpa', 'qwendet_by_sample')
+        ('sdpa', 'qwendet_per_sequence')
     """
     ours = attention_by_part("sdpa")
     return ours if implementation == "sdpa" else ours | {"text_config": "sdpa"}

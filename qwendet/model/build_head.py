@@ -19,7 +19,7 @@ def head_shape(detection: DetectionConfig, vlm_config: Any, stored: HeadShape | 
 
     Args:
         detection: its sizes may be ``None``.
-        vlm_config: of the published model.
+        vlm_config: of the base model.
         stored: the checkpoint's, which ``None`` stands for; without one :data:`NEW_HEAD`.
     """
     defaults = NEW_HEAD if stored is None else {name: getattr(stored, name) for name in NEW_HEAD}
@@ -39,7 +39,7 @@ def build_head(
 
     Args:
         config: the config.
-        vlm_config: of the published model.
+        vlm_config: of the base model.
         stored: the sizes of the checkpoint's head, ``None`` if it has none.
         for_inference: then a head that is not in the checkpoint is an error.
 

@@ -1,11 +1,11 @@
-"""``Qwen25VLWithDetection``: the published model and a detection head behind one forward.
+"""``Qwen25VLWithDetection``: the base model and a detection head behind one forward.
 
     pixels ─► vision tower ─► merger ─► image tokens ─┐
                   │                                    ├─► language model ─► hidden states ─► lm_head
     token ids ────┼────────────────────────────────────┘                          │
                   └► patches of the student image ─► head ◄─ states at its tokens ┘
 
-It holds the published class of its family and never subclasses it: transformers maps the key
+It holds the transformers class of its family and never subclasses it: transformers maps the key
 names of published weights by class name, and a subclass would load a random model.
 """
 
@@ -25,10 +25,10 @@ from qwendet.encoding.collate import Batch
 from qwendet.errors import EnvironmentLacksError
 from qwendet.families.choose import family_of
 from qwendet.families.family import Family
-from qwendet.model.by_sample import apart
 from qwendet.model.cross_entropy import linear_cross_entropy
 from qwendet.model.head import DetectionHead, HeadOutput
 from qwendet.model.losses import TokenLosses, at_least_float32
+from qwendet.model.per_sequence_attention import per_sequence_inputs
 from qwendet.model.windows import plan
 
 
@@ -48,12 +48,12 @@ class DetectorOutput:
 
 
 class Qwen25VLWithDetection(nn.Module):
-    """A published vision-language model and, if given, a detection head.
+    """A base vision-language model and, if given, a detection head.
 
     Args:
-        vlm: the published model, unchanged.
+        vlm: the base model, unchanged.
         head: the detection head, in float32 or float64; ``None`` answers in text only.
-        autocast: type that the published model multiplies in; ``None`` is that of its weights.
+        autocast: type that the base model multiplies in; ``None`` is that of its weights.
     """
 
     accepts_loss_kwargs = False  # the Trainer's own scaling is not used: see qwendet.training.trainer
@@ -71,12 +71,12 @@ class Qwen25VLWithDetection(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The published model's config."""
+        """The base model's config."""
         return self.vlm.config
 
     @property
     def family(self) -> Family:
-        """The family of the published model."""
+        """The family of the base model."""
         return family_of(self.config.model_type, "the model in memory")
 
     @property
@@ -115,7 +115,7 @@ class Qwen25VLWithDetection(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the published model multiplies in."""
+        """The type that the base model multiplies in."""
         return self.autocast or self.vlm.dtype
 
     def computing(self) -> torch.autocast:
@@ -207,7 +207,9 @@ class Qwen25VLWithDetection(nn.Module):
             mm_encoder_outputs=None if images is None else {"image": images},
             use_cache=cache is not None,
             past_key_values=cache,
-            **apart(model.language_model, position_ids, attention_mask, num_tokens, embeds.shape[:2]),
+            **per_sequence_inputs(
+                model.language_model, position_ids, attention_mask, num_tokens, embeds.shape[:2]
+            ),
         )
         hidden: Tensor = outputs.last_hidden_state
         return hidden

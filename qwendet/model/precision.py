@@ -39,7 +39,7 @@ def group_of(parameter_name: str, family: Family) -> str:
 
 
 def trained_in_float32(config: Config) -> frozenset[str]:
-    """Groups of the published model whose weights training keeps in float32, whatever ``model.dtype`` is."""
+    """Groups of the base model whose weights training keeps in float32, whatever ``model.dtype`` is."""
     if config.model.lora is not None or config.train.weights != "float32":
         return frozenset()
     rates = config.train.group_learning_rates()

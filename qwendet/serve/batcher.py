@@ -39,7 +39,7 @@ class Batcher:
         self._waiting: set[_Job] = set()
         self._ready: dict[_Job, None] = {}  # the oldest first
         self._arrived = asyncio.Event()
-        self._ahead = asyncio.Semaphore(BATCHES_AHEAD * batch_size)
+        self._prefetcher = asyncio.Semaphore(BATCHES_AHEAD * batch_size)
         self._preparing = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
         self._answering = ThreadPoolExecutor(1, "model")
         self._task = asyncio.create_task(self._work())
@@ -73,7 +73,7 @@ class Batcher:
         job = _Job(settings, loop.create_future())
         self._waiting.add(job)
         try:
-            async with self._ahead:
+            async with self._prefetcher:
                 job.prepared = await loop.run_in_executor(
                     self._preparing, self._answerer.prepare, settings, question
                 )

@@ -8,7 +8,7 @@ from qwendet.loader import Bundle, load
 from qwendet.model.packing import require_isolation
 from qwendet.training.arguments import require_launcher, training_arguments
 from qwendet.training.callbacks import ProgressReport, StopOnSignal
-from qwendet.training.loggers import require_boards
+from qwendet.training.loggers import require_trackers
 from qwendet.training.param_groups import freeze_groups
 from qwendet.training.trainer import DetectionTrainer
 
@@ -25,7 +25,7 @@ def create_trainer(config: Config) -> DetectionTrainer:
     Raises:
         QwendetError: for data, weights or settings that cannot be used.
     """
-    require_boards(config)
+    require_trackers(config)
     require_launcher(config)
     return trainer_of(load(config, for_inference=False))
 

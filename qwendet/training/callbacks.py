@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwendet.progress import Advance, track
-from qwendet.training.prefetch import StepsAhead
+from qwendet.training.prefetch import StepPrefetcher
 
 logger = logging.getLogger("qwendet")
 
@@ -88,14 +88,14 @@ class EndOfEpoch(TrainerCallback):
     What accelerate does after an epoch's last batch, it does in that thread; it counts epochs there.
     """
 
-    def __init__(self, ahead: StepsAhead) -> None:
-        self.ahead = ahead
+    def __init__(self, prefetcher: StepPrefetcher) -> None:
+        self.prefetcher = prefetcher
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Wait for the thread."""
-        self.ahead.settle()
+        self.prefetcher.wait()
 
 
 class StopOnSignal(TrainerCallback):

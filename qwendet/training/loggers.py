@@ -1,6 +1,6 @@
 """Where a run's rows and pictures are shown: TensorBoard, Weights & Biases, by accelerate's trackers.
 
-Names are shown as they are logged, so that a board groups them by what they are: ``loss/…``, ``grad_norm/…``.
+Names are shown as they are logged, grouped by what they are: ``loss/…``, ``grad_norm/…``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _wandb(config: Config, step: int) -> WandBTracker:
     return tracker
 
 
-def require_boards(config: Config) -> None:
+def require_trackers(config: Config) -> None:
     """Refuse ``train.report_to: wandb`` where the package is not installed.
 
     Raises:
@@ -70,8 +70,8 @@ def require_boards(config: Config) -> None:
         )
 
 
-class BoardReport(TrainerCallback):
-    """Shows what the Trainer logs on the boards of ``train.report_to``; the first process does.
+class TrackerCallback(TrainerCallback):
+    """Shows what the Trainer logs on the trackers of ``train.report_to``; the first process does.
 
     Args:
         config: the run's.
@@ -79,16 +79,16 @@ class BoardReport(TrainerCallback):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.boards: list[GeneralTracker] = []
+        self.trackers: list[GeneralTracker] = []
         self._blocks = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the boards."""
-        if state.is_world_process_zero and not self.boards:
+        """Open the trackers."""
+        if state.is_world_process_zero and not self.trackers:
             begin = {"tensorboard": _tensorboard, "wandb": _wandb}
-            self.boards = [
+            self.trackers = [
                 begin[name](self.config, state.global_step) for name in self.config.train.report_to
             ]
 
@@ -101,22 +101,22 @@ class BoardReport(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Show a row."""
-        for board in self.boards:
-            board.log(dict(logs or {}), state.global_step)
+        for tracker in self.trackers:
+            tracker.log(dict(logs or {}), state.global_step)
 
     def pictures(self, step: int, pictures: Sequence[tuple[str, Image.Image]]) -> None:
         """Show pictures by name."""
-        for board in self.boards:
-            own = {"dataformats": "NHWC"} if board.name == "tensorboard" else {}
-            board.log_images({name: np.asarray(picture)[None] for name, picture in pictures}, step, **own)
+        for tracker in self.trackers:
+            own = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: np.asarray(picture)[None] for name, picture in pictures}, step, **own)
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Close the boards at the end of the block; of blocks inside each other, the outermost."""
+        """Close the trackers at the end of the block; of blocks inside each other, the outermost."""
         self._blocks += 1
         try:
             yield
         finally:
             self._blocks -= 1
-            while self.boards and not self._blocks:
-                self.boards.pop().finish()
+            while self.trackers and not self._blocks:
+                self.trackers.pop().finish()

@@ -95,7 +95,7 @@ def largest_workload(config: Config, vlm_config: Any, max_pixels: int) -> Worklo
 
     Args:
         config: the config.
-        vlm_config: config of the published model.
+        vlm_config: config of the base model.
         max_pixels: the processor's limit.
     """
     vision, data = vlm_config.vision_config, config.data
@@ -126,7 +126,7 @@ def estimate_memory(
 
     Args:
         config: the config.
-        vlm_config: config of the published model.
+        vlm_config: config of the base model.
         dtype: ``model.dtype``, with nothing left open.
         work: what a forward pass is given.
         device: ``cpu`` or ``cuda``.
@@ -241,7 +241,7 @@ def _build(config: Config, vlm_config: PreTrainedConfig, dtype: torch.dtype) -> 
 
 
 def products_type(config: Config, dtype: torch.dtype) -> torch.dtype:
-    """The type that the published model multiplies in, where its frozen weights are in ``dtype``."""
+    """The type that the base model multiplies in, where its frozen weights are in ``dtype``."""
     autocast = config.train.autocast
     return (
         AUTOCAST[AUTOCAST_OF[str(dtype).removeprefix("torch.")] if autocast == "auto" else autocast] or dtype
@@ -301,7 +301,7 @@ class Layers:
 def measure_layers(
     detector: Qwen25VLWithDetection, config: Config, dtype: torch.dtype, work: Workload
 ) -> Layers:
-    """Run one layer of each kind on meta tensors; the published model multiplies in ``dtype``."""
+    """Run one layer of each kind on meta tensors; the base model multiplies in ``dtype``."""
     detector.train()
     with meta_attention(), products_in(dtype):
         vision = _vision(detector, dtype, work, config.model.gradient_checkpointing)

@@ -16,7 +16,7 @@ import torch
 from qwendet.encoding.collate import Batch
 
 
-class StepsAhead:
+class StepPrefetcher:
     """Takes the micro-batches of one step after another from an epoch's iterator.
 
     Args:
@@ -36,7 +36,7 @@ class StepsAhead:
             try:
                 yield
             finally:
-                self.settle()
+                self.wait()
                 self._pool = self._source = self._next = None
 
     def take(self, source: Iterator[Batch], count: int) -> list[Batch]:
@@ -47,7 +47,7 @@ class StepsAhead:
         if source is self._source and self._next is not None:
             batches = self._next.result()
         else:
-            self.settle()
+            self.wait()
             batches = list(islice(source, count))
         self._source, self._next = source, None
         if self._pool is not None and len(batches) == count:
@@ -58,7 +58,7 @@ class StepsAhead:
         if self._device.type == "cuda":  # every thread begins with the first one
             torch.cuda.set_device(self._device)
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait until the thread rests, so that something else may use tokenizer and images."""
         if self._next is not None:
             self._next.exception()

@@ -39,14 +39,14 @@ from qwendet.progress import Advance
 from qwendet.training.best import FOLDER, LOGGED, Best, evaluations, is_over, judge
 from qwendet.training.callbacks import EndOfEpoch, ProgressReport
 from qwendet.training.ema import WeightAverage
+from qwendet.training.evaluation_mode import evaluation_mode
 from qwendet.training.freed_memory import freed_memory_kept
-from qwendet.training.interlude import interlude
-from qwendet.training.loggers import BoardReport
+from qwendet.training.loggers import TrackerCallback
 from qwendet.training.loss_scale import SCALE_TOO_HIGH, scale_was_too_high
 from qwendet.training.lr_schedule import schedule
 from qwendet.training.metrics import TrainingLog, group_norms, step_volume
 from qwendet.training.param_groups import parameter_groups
-from qwendet.training.prefetch import StepsAhead
+from qwendet.training.prefetch import StepPrefetcher
 from qwendet.training.resume import reading_state, record_training_state, require_same_run, rotate, saving
 from qwendet.training.sampler import EpochOrder
 
@@ -84,7 +84,7 @@ class DetectionTrainer(Trainer):
         self._run = Path(bundle.config.train.output_dir)
         self.loss_manager = LossManager(bundle.config.loss, bundle.config.detection.one_to_many)
         self.step_log = TrainingLog()
-        self.boards = BoardReport(bundle.config)
+        self.trackers = TrackerCallback(bundle.config)
         self.last_validation: Validation | None = None  # of this step, where all samples were predicted
         self._average: WeightAverage | None = None
         self._first_step_seen = False
@@ -95,19 +95,19 @@ class DetectionTrainer(Trainer):
             data_collator=bundle.collator(packing=bundle.config.train.packing),
             train_dataset=train_dataset,
             eval_dataset=[],  # `evaluate` knows the samples
-            callbacks=[*callbacks, self.boards],
+            callbacks=[*callbacks, self.trackers],
         )
-        self._ahead = StepsAhead(self.args.device)
-        self.add_callback(EndOfEpoch(self._ahead))
+        self._prefetcher = StepPrefetcher(self.args.device)
+        self.add_callback(EndOfEpoch(self._prefetcher))
         self.remove_callback(PrinterCallback)  # prints every log on stdout
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train."""
         self._require_whole_model()
-        workers_are_ahead = self.args.dataloader_num_workers > 0
-        ahead = nullcontext() if workers_are_ahead else self._ahead.running()
+        workers_prefetch = self.args.dataloader_num_workers > 0
+        prefetching = nullcontext() if workers_prefetch else self._prefetcher.running()
         memory = freed_memory_kept() if self.args.device.type == "cpu" else nullcontext()
-        with memory, ahead, self.boards.closing():
+        with memory, prefetching, self.trackers.closing():
             return super().train(*args, **kwargs)
 
     def _prepare_for_training(
@@ -153,7 +153,7 @@ class DetectionTrainer(Trainer):
     ) -> tuple[list[Batch], Tensor]:
         """Take an optimizer step's micro-batches and count its tokens and boxes over all ranks."""
         with self.step_log.waiting():
-            batches = self._ahead.take(epoch_iterator, num_batches)
+            batches = self._prefetcher.take(epoch_iterator, num_batches)
         if not self._first_step_seen:  # later ones need no look at the device
             if self.is_sharded:
                 self.bundle.detector.require_ties()
@@ -272,9 +272,9 @@ class DetectionTrainer(Trainer):
             for report in reports:
                 report.say(f"validating {done}/{len(samples)}")
 
-        self._ahead.settle()  # tokenizer and image processor are the same
+        self._prefetcher.wait()  # tokenizer and image processor are the same
         with self.step_log.pausing(), self.averaged():
-            with interlude(self.bundle.detector):
+            with evaluation_mode(self.bundle.detector):
                 validation = self._validated(samples, advance, mode)
             (measured,) = broadcast_object_list([validation and validation.metrics])
             metrics = self.show(measured, validation)
@@ -344,7 +344,7 @@ class DetectionTrainer(Trainer):
         self.log(dict(metrics))
         if validation is not None and self.is_world_process_zero():
             threshold = self.bundle.config.infer.picture_threshold
-            self.boards.pictures(self.state.global_step, validation_pictures(validation, threshold))
+            self.trackers.pictures(self.state.global_step, validation_pictures(validation, threshold))
         return metrics
 
     def _require_whole_model(self) -> None:

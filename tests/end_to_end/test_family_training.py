@@ -200,7 +200,7 @@ def test_memory__is_estimated_by_what_torch_allocates(
     assert 0.75 < measured / estimate < 1.3
 
 
-def test_attention_by_sample__is_left_out_and_said_where_layers_are_recurrent(
+def test_per_sequence_attention__is_left_out_and_said_where_layers_are_recurrent(
     family: Family, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="qwendet"):

@@ -29,10 +29,10 @@ from qwendet.inference.predictor import Predictor
 from qwendet.loader import load
 from qwendet.train import train
 from qwendet.training.build import create_trainer
-from qwendet.training.interlude import interlude
-from qwendet.training.loggers import BoardReport
+from qwendet.training.evaluation_mode import evaluation_mode
+from qwendet.training.loggers import TrackerCallback
 from qwendet.training.metrics import TrainingLog, group_norms, step_volume
-from qwendet.training.prefetch import StepsAhead
+from qwendet.training.prefetch import StepPrefetcher
 from qwendet.training.trainer import DetectionTrainer
 
 GROUPS = ("vision", "merger", "language", "head")
@@ -247,7 +247,7 @@ def test_batches__made_by_a_thread_or_a_process_are_those_made_in_turn(
     for way, workers in (("thread", 0), ("process", 1), ("in turn", 0)):
         with monkeypatch.context() as patch:
             if way == "in turn":
-                patch.setattr(StepsAhead, "take", lambda self, source, count: list(islice(source, count)))
+                patch.setattr(StepPrefetcher, "take", lambda self, source, count: list(islice(source, count)))
             data = {"num_workers": workers, "teacher_ratio": 0.5}
             trainer, notes = trained(make_config(tmp_path / way, train={"max_steps": 7}, data=data))
         seen[way] = [batch["input_ids"] for step in notes.batches for batch in step]
@@ -322,7 +322,7 @@ def test_eval_steps__leave_no_trace_in_the_weights(
         assert [row[name] for row in rows_of(watched)] == [row[name] for row in rows_of(plain)]
 
 
-def test_interlude__gives_back_modes_and_random_states(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_evaluation_mode__gives_back_modes_and_random_states(make_config: MakeConfig, tmp_path: Path) -> None:
     detector = load(make_config(tmp_path / "run"), for_inference=False).detector
     detector.train()
     detector.vlm.model.visual.eval()
@@ -331,7 +331,7 @@ def test_interlude__gives_back_modes_and_random_states(make_config: MakeConfig, 
     random.seed(5)
     np.random.seed(5)  # noqa: NPY002
     states = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
-    with pytest.raises(KeyError), interlude(detector):
+    with pytest.raises(KeyError), evaluation_mode(detector):
         assert not any(module.training for module in detector.modules())
         torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
         raise KeyError
@@ -478,7 +478,7 @@ def test_wandb__that_is_not_installed_is_told_before_anything_is_loaded(
 
 def test_no_board__leaves_no_files(make_config: MakeConfig, tmp_path: Path) -> None:
     trainer, _ = trained(make_config(tmp_path / "run", train={"report_to": [], "max_steps": 1}))
-    assert trainer.boards.boards == []
+    assert trainer.trackers.trackers == []
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-1"]
 
 
@@ -499,9 +499,9 @@ def test_boards__stay_open_until_the_outermost_block_ends(make_config: MakeConfi
     closed: list[str] = []
 
     board: Any = types.SimpleNamespace(finish=lambda: closed.append("closed"))
-    report = BoardReport(make_config(tmp_path / "run"))
+    report = TrackerCallback(make_config(tmp_path / "run"))
     with report.closing():
         with report.closing():
-            report.boards = [board]
+            report.trackers = [board]
         assert closed == []
     assert closed == ["closed"]

@@ -28,7 +28,7 @@ MAY_DIFFER = ("model.path", "model.revision", "model.device", "train.output_dir"
 
 
 def classes(subject: Subject) -> list[Problem]:
-    """Both builds are the detector around the published class, alike in each module, head as configured."""
+    """Both builds are the detector around the transformers class, alike module by module, head as set."""
     both, problems = pair(subject), []
     wants_head = subject.config.detection.enabled
     built = [

@@ -53,7 +53,7 @@ class Trace:
         outputs: what it returned.
         readings: calls of the language model.
         looks: calls of the head.
-        prompts: keyword arguments of the published model's own calls, as generation makes them.
+        prompts: keyword arguments of the base model's own calls, as generation makes them.
         logits: what those returned for the last position, ``(B, vocabulary)``.
     """
 

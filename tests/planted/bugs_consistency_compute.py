@@ -21,7 +21,7 @@ from qwendet.encoding.collate import Batch
 from qwendet.inference import generation
 from qwendet.inference import predictor as inference
 from qwendet.inference.cached_forward import AnswersInProgress
-from qwendet.model import by_sample
+from qwendet.model import per_sequence_attention
 from qwendet.model.detector import Qwen25VLWithDetection
 from tests.planted.bug import Bug
 from tests.planted.in_code import Plant, in_batch, in_reading, replacing
@@ -256,7 +256,7 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "no attention keeps packed samples apart",
         "consistency.build.load",
         ("packed samples would see each other",),
-        replacing(by_sample, "lengths_in_order", lambda _, shape: [0, shape[1]]),
+        replacing(per_sequence_attention, "lengths_in_order", lambda _, shape: [0, shape[1]]),
         ("train.packing=true",),
         families=PACKED,
     ),
@@ -264,7 +264,7 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "attention sees the answer",
         "test.compute.causal",
         ("before two different answers", "tolerance"),
-        replacing(by_sample, "sdpa_attention_forward", see_what_follows),
+        replacing(per_sequence_attention, "sdpa_attention_forward", see_what_follows),
         families=PACKED,
     ),
     Bug(

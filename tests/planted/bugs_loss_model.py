@@ -142,19 +142,19 @@ MODEL_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug(
         "labels not shifted against the states",
         "loss.tokens",
-        ("differ from the published model's",),
+        ("differ from the base model's",),
         replacing(Qwen25VLWithDetection, "_cross_entropy", cross_entropy(0)),
     ),
     Bug(
         "states and labels two apart",
         "loss.tokens",
-        ("differ from the published model's",),
+        ("differ from the base model's",),
         replacing(Qwen25VLWithDetection, "_cross_entropy", cross_entropy(2)),
     ),
     Bug(
         "label smoothing left on",
         "loss.tokens",
-        ("differ from the published model's",),
+        ("differ from the base model's",),
         replacing(Qwen25VLWithDetection, "_cross_entropy", cross_entropy(label_smoothing=0.01)),
     ),
     Bug(
@@ -172,13 +172,13 @@ MODEL_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug(
         "attention mask not given to the language model",
         "loss.tokens",
-        ("differ from the published model's",),
+        ("differ from the base model's",),
         replacing(Qwen25VLWithDetection, "_read", read(with_mask=False, one_dimensional=False)),
     ),
     Bug(
         "positions of text for image tokens",
         "loss.tokens",
-        ("differ from the published model's",),
+        ("differ from the base model's",),
         replacing(Qwen25VLWithDetection, "_read", read(with_mask=True, one_dimensional=True)),
     ),
     Bug(

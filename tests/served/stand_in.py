@@ -25,7 +25,7 @@ class StandIn:
     """A model and how it is served; each field after ``max_model_len`` is a place for a fault.
 
     Attributes:
-        vlm: the published class.
+        vlm: the transformers class.
         processor: images by PIL.
         tells: of ``logprobs`` and ``return_token_ids``, what the server takes; the rest is refused.
     """

@@ -14,7 +14,7 @@ import yaml
 
 from qwendet.checks.ids import all_ids
 from qwendet.checks.moved import MOVED
-from qwendet.config.old_keys import GONE, RENAMED
+from qwendet.config.old_keys import REMOVED, RENAMED
 from qwendet.config.problems import known_keys
 from qwendet.config.reference import render_reference
 from qwendet.config.schema import Config
@@ -78,7 +78,7 @@ def test_moving__tells_every_old_key(repo_root: Path) -> None:
     text = read(repo_root, "moving.md")
     rows = dict(re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|$", text, re.MULTILINE))
     assert rows == RENAMED
-    for key, advice in GONE.items():
+    for key, advice in REMOVED.items():
         assert re.search(rf"^\|[^|]*`{key}`[^|]*\| {re.escape(advice)} \|$", text, re.MULTILINE), key
 
 

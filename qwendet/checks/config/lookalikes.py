@@ -13,13 +13,18 @@ FOREIGN_LETTERS = str.maketrans("аеорсухіјѕԁһαορτυχν", "aeopc
 BETWEEN_WORDS = re.compile(r"(?<=\w)[\s_\-‐‑–—]+(?=\w)")
 
 
-def reading(label: str) -> str:
+def normalised_label(label: str) -> str:
     """What a person reads: two labels with the same reading are one.
 
     A single character stands for itself, as where letters are what is detected.
 
     Example:
-        >>> reading("Red  Cell."), reading("red_cell"), reading("C++"), reading("A")
+        >>> (
+        ...     normalised_label("Red  Cell."),
+        ...     normalised_label("red_cell"),
+        ...     normalised_label("C++"),
+        ...     normalised_label("A"),
+        ... )
         ('red cell', 'red cell', 'c++', 'A')
     """
     if len(label) == 1:
@@ -41,13 +46,13 @@ def _is_one_script(text: str) -> bool:
 
 def nearest_lookalike(label: str, others: Iterable[str]) -> str | None:
     """The other label that reads the same, if there is one."""
-    wanted = reading(label)
-    return next((other for other in others if other != label and reading(other) == wanted), None)
+    wanted = normalised_label(label)
+    return next((other for other in others if other != label and normalised_label(other) == wanted), None)
 
 
 def lookalikes(labels: Iterable[str]) -> list[list[str]]:
     """Groups of two and more labels that read the same, in the order given."""
     groups: dict[str, list[str]] = {}
     for label in labels:
-        groups.setdefault(reading(label), []).append(label)
+        groups.setdefault(normalised_label(label), []).append(label)
     return [group for group in groups.values() if len(group) > 1]

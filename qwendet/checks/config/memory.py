@@ -13,7 +13,7 @@ from qwendet.checks.runner import Findings
 from qwendet.config.schema import Config
 from qwendet.encoding.image_tokens import require_image_limits
 from qwendet.errors import Problem
-from qwendet.loading.weights import published_config
+from qwendet.loading.weights import base_config
 from qwendet.source import find_source
 from qwendet.training.launcher import num_shards
 from qwendet.training.memory import GIB, MemoryEstimate, estimate_memory, largest_workload
@@ -77,7 +77,7 @@ def describe(estimate: MemoryEstimate) -> str:
 
 def _estimate(config: Config) -> MemoryEstimate:
     folder = find_source(config.model.path, config.model.revision, weights=False).folder
-    vlm_config = published_config(str(folder))
+    vlm_config = base_config(str(folder))
     work = largest_workload(config, vlm_config, require_image_limits(config, folder).max_pixels)
     return estimate_memory(config, vlm_config, _dtype(config), work, _device(config), num_shards())
 

@@ -65,7 +65,7 @@ def flash_attention(dataset: Dataset) -> list[Problem]:
     return [Problem(f"flash_attention_2 needs {need}", "model.attn_implementation", fix) for need in lacking]
 
 
-def boards(dataset: Dataset) -> list[Problem]:
+def trackers(dataset: Dataset) -> list[Problem]:
     """What ``train.report_to`` names is installed."""
     if "wandb" not in dataset.config.train.report_to or importlib.util.find_spec("wandb") is not None:
         return []
@@ -188,7 +188,7 @@ CHECKS: Mapping[str, Check] = {
     "config.model.path": Check(model_path, "model.path is a model's folder, or can be its name"),
     "config.environment.gpu": Check(gpu, "the device is there"),
     "config.environment.flash_attention": Check(flash_attention, "the attention implementation is there"),
-    "config.environment.boards": Check(boards, "what shows the run is installed"),
+    "config.environment.report_to": Check(trackers, "what shows the run is installed"),
     "config.environment.launcher": Check(launcher, "the launcher asks for nothing else"),
     "config.data.train": Check(train_is_given, "there is a training file"),
     "config.labels.text": Check(labels_are_texts, "data.labels can be written into a prompt"),

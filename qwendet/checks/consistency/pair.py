@@ -1,6 +1,6 @@
 """The two builds that are compared: as training has it after an update, and as inference loads what it saved.
 
-    subject.bundle ─► copy, every parameter moved a little ─► trained
+    subject.bundle ─► copy, every parameter perturbed ─► trained
                                                                 │ save_checkpoint, Predictor.from_checkpoint
                                                                 └► served
 
@@ -50,8 +50,8 @@ def pair(subject: Subject) -> Pair:
     """Both builds, in the config's own type of number."""
     if not subject.is_small:
         return Pair(subject.bundle, subject.served, subject.saved)
-    trained = replace(subject.bundle, detector=moved(_own(subject, subject.bundle.detector)))
-    folder = subject.folder / "moved"
+    trained = replace(subject.bundle, detector=perturbed(_own(subject, subject.bundle.detector)))
+    folder = subject.folder / "perturbed"
     with atomic_folder(folder) as staging:
         save_checkpoint(
             staging,
@@ -97,7 +97,7 @@ def exact_pair(subject: Subject) -> Pair:
     return Pair(trained, served, both.folder)
 
 
-def moved(detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:
+def perturbed(detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:
     """Add noise to every parameter that is saved, the same noise each time; returns the detector."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

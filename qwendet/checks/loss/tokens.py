@@ -1,4 +1,4 @@
-"""Token losses of the padded or packed batch against the published model's own, sample by sample."""
+"""Token losses of the padded or packed batch against the base model's own, sample by sample."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FIX = "see the shift of labels, attention mask, mm_token_type_ids and positions 
 
 
 def token_losses(subject: Subject) -> Verdict:
-    """Each token's loss in the batch is the published model's, for that sample alone.
+    """Each token's loss in the batch is the base model's, for that sample alone.
 
     Of a large model the first sample is run alone, and all of them through its first layers.
     """
@@ -46,18 +46,18 @@ def token_losses(subject: Subject) -> Verdict:
 def _differences(
     subject: Subject, detector: Qwen25VLWithDetection, rows: Sequence[int], dtype: torch.dtype
 ) -> tuple[str, list[Problem]]:
-    """How far token losses of the batch are from the published model's of some of its samples."""
+    """How far token losses of the batch are from the base model's of some of its samples."""
     found = batch_nll(subject, detector)
     count = sum(len(_positions(spans)) for _, spans in answers_of(subject))
     if len(found) != count:
         what = f"expected the losses of {count} answer tokens, the model returned {len(found)}"
         return what, [Problem(what, "Qwen25VLWithDetection.forward", "see _token_losses")]
-    expected = published_nll(subject, detector, rows)
+    expected = base_nll(subject, detector, rows)
     gaps = np.abs(found[: len(expected)] - expected)
     tolerance = token_loss_tolerance(dtype, detector.config.text_config.num_hidden_layers)
     root_mean_square = math.sqrt(float((gaps**2).mean()))
     seen = (
-        f"token losses of {len(expected)} tokens differ from the published model's by {root_mean_square:.1e}"
+        f"token losses of {len(expected)} tokens differ from the base model's by {root_mean_square:.1e}"
         f" (root mean square; up to {tolerance:.1e} is the rounding of {dtype_name(dtype)})"
     )
     where = _place_of(subject, int(gaps.argmax()))
@@ -72,8 +72,8 @@ def batch_nll(subject: Subject, detector: Qwen25VLWithDetection) -> FloatArray:
     return np.zeros(0) if tokens is None else numbers(tokens.nll)
 
 
-def published_nll(subject: Subject, detector: Qwen25VLWithDetection, rows: Sequence[int]) -> FloatArray:
-    """The same of single samples, unpadded, from the logits of the published class."""
+def base_nll(subject: Subject, detector: Qwen25VLWithDetection, rows: Sequence[int]) -> FloatArray:
+    """The same of single samples, unpadded, from the logits of the transformers class."""
     answers, tokenizer = answers_of(subject), subject.bundle.processor.tokenizer
     image_token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     with without_dropout(detector), torch.no_grad(), detector.computing():

@@ -321,7 +321,7 @@ def test_flash_attention__in_float32_fails(project: Project, monkeypatch: pytest
 def test_boards__that_are_not_installed_fail(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None)
     failed = only(project.failed(train={"report_to": ["tensorboard", "wandb"]}))
-    assert (failed.id, failed.where) == ("config.environment.boards", "train.report_to")
+    assert (failed.id, failed.where) == ("config.environment.report_to", "train.report_to")
     assert failed.fix == "pip install 'qwendet[wandb]', or leave it out"
     monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: object())
     assert project.failed(train={"report_to": "wandb"}) == []

@@ -93,7 +93,7 @@ def test_large_model__is_loaded_once_and_run_four_times(large: Config, count: Co
     results, _ = run_all_checks(large, how, with_overfit=False)
     assert [result for result in results if result.status == "fail"] == []
     assert (count.loads, count.saves) == (1, 0)
-    # the batch, a sample through the published class, one with its graph, the prompts at inference
+    # the batch, a sample through the transformers class, one with its graph, the prompts at inference
     assert [rows for rows, _ in count.forwards] == [SAMPLES, 1, 1, SAMPLES]
     assert sum(count.backwards) <= 2 * SAMPLES
     assert torch.is_grad_enabled()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwendet.config.load import build_config, find_config, load_config
-from qwendet.config.old_keys import GONE, RENAMED
+from qwendet.config.old_keys import REMOVED, RENAMED
 from qwendet.config.problems import known_keys
 from qwendet.config.schema import Config
 from qwendet.errors import ConfigError, Problem
@@ -88,8 +88,8 @@ def test_old_flat_key_without_a_new_one__is_told_why(write: Write) -> None:
 
 def test_old_keys__lead_to_keys_that_exist_and_to_none_that_was_kept() -> None:
     assert set(RENAMED.values()) <= set(known_keys())
-    assert not set(GONE) & set(RENAMED)
-    assert not set(GONE) & {key.split(".")[-1] for key in known_keys()}
+    assert not set(REMOVED) & set(RENAMED)
+    assert not set(REMOVED) & {key.split(".")[-1] for key in known_keys()}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from qwendet.config.schema import Config
 from qwendet.errors import EnvironmentLacksError
 from qwendet.loading import environment
-from qwendet.loading.environment import settle
+from qwendet.loading.environment import resolve_environment
 from qwendet.training.arguments import require_launcher
 
 
@@ -29,11 +29,11 @@ def test_auto__is_flash_attention_where_version_2_and_the_type_allow_it(
     monkeypatch.setattr(environment, "is_flash_attn_2_available", lambda: has_flash)
     model = {"device": "cuda", "dtype": dtype}
     asked = Config.model_validate({"model": model, "train": {"autocast": autocast}})
-    assert settle(asked).model.attn_implementation == attention
+    assert resolve_environment(asked).model.attn_implementation == attention
     if attention == "sdpa":
         named = Config.model_validate({"model": model | {"attn_implementation": "flash_attention_2"}})
         with pytest.raises(EnvironmentLacksError, match="flash_attention_2 needs"):
-            settle(named)
+            resolve_environment(named)
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_auto__is_bfloat16_on_a_gpu_that_has_it_unless_other_products_are_asked_
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
     monkeypatch.setattr(environment, "is_flash_attn_2_available", lambda: False)
-    settled = settle(Config.model_validate({"train": {"autocast": asked}}))
+    settled = resolve_environment(Config.model_validate({"train": {"autocast": asked}}))
     assert (settled.model.dtype, settled.train.autocast) == (dtype, autocast)
 
 
 def test_weights__in_bfloat16_are_refused_where_the_model_is_not() -> None:
     train = {"weights": "bfloat16", "optimizer": "stable_adamw"}
     with pytest.raises(EnvironmentLacksError, match=r"train\.weights is bfloat16, but the type chosen for"):
-        settle(Config.model_validate({"model": {"device": "cpu"}, "train": train}))
+        resolve_environment(Config.model_validate({"model": {"device": "cpu"}, "train": train}))
 
 
 def test_weights__in_bfloat16_are_refused_where_they_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def test_published__a_640_by_480_image_is_391_tokens(published: ImageTextProcess
 def test_published__ids_pixels_and_grid_are_those_of_the_published_parts(
     size: tuple[int, int], published: ImageTextProcessor, published_folder: Path
 ) -> None:
-    """The published class itself asks for torchvision; its parts do not, and its call is inherited."""
+    """The transformers class itself asks for torchvision; its parts do not, and its call is inherited."""
     assert type(published).__call__ is Qwen2_5_VLProcessor.__call__
     image = noise(*size)
     text = published.tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)

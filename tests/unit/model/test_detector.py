@@ -353,7 +353,7 @@ def test_patches__a_painted_spot_is_seen_where_it_is(
 def test_image_tokens__keep_the_mergers_order(
     bundle: Bundle, detector64: Qwen25VLWithDetection, encoded: list[EncodedSample]
 ) -> None:
-    """Image embeddings enter the sequence as the published model itself would put them there."""
+    """Image embeddings enter the sequence as the base model itself would put them there."""
     sample = encoded[0]
     with torch.no_grad():
         _, images = detector64.see(sample.pixel_values, sample.image_grid_thw)

@@ -21,7 +21,7 @@ from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.losses import Losses, LossManager, step_counts
 from qwendet.model.matching import Targets
 from qwendet.model.packing import require_isolation
-from tests.unit.model.test_by_sample import under_masks
+from tests.unit.model.test_per_sequence_attention import under_masks
 
 
 @pytest.fixture(scope="module")

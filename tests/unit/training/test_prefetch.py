@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qwendet.training.callbacks import EndOfEpoch
-from qwendet.training.prefetch import StepsAhead
+from qwendet.training.prefetch import StepPrefetcher
 
 CPU = torch.device("cpu")
 
@@ -23,37 +23,39 @@ def numbered(count: int, made: list[tuple[int, str]] | None = None) -> Iterator[
         yield {"number": number}
 
 
-def take_all(ahead: StepsAhead, source: Iterator[dict[str, Any]], sizes: list[int]) -> list[list[int]]:
-    return [[batch["number"] for batch in ahead.take(source, size)] for size in sizes]
+def take_all(
+    prefetcher: StepPrefetcher, source: Iterator[dict[str, Any]], sizes: list[int]
+) -> list[list[int]]:
+    return [[batch["number"] for batch in prefetcher.take(source, size)] for size in sizes]
 
 
 @pytest.mark.parametrize("count", [6, 7])
 def test_take__gives_every_batch_once_in_order_in_several_epochs(count: int) -> None:
-    ahead = StepsAhead(CPU)
+    prefetcher = StepPrefetcher(CPU)
     sizes = [2, 2, 2] + [1] * (count - 6)
-    with ahead.running():
+    with prefetcher.running():
         for _ in range(2):
-            assert take_all(ahead, numbered(count), sizes) == [[0, 1], [2, 3], [4, 5], [6]][: len(sizes)]
-        assert take_all(ahead, numbered(3), [2]) == [[0, 1]]
+            assert take_all(prefetcher, numbered(count), sizes) == [[0, 1], [2, 3], [4, 5], [6]][: len(sizes)]
+        assert take_all(prefetcher, numbered(3), [2]) == [[0, 1]]
 
 
 def test_take__makes_what_is_asked_for_and_no_more_where_nothing_runs_ahead() -> None:
     """As when a check looks at one step: no thread is left behind."""
-    ahead, made = StepsAhead(CPU), list[tuple[int, str]]()
+    prefetcher, made = StepPrefetcher(CPU), list[tuple[int, str]]()
     before = threading.active_count()
-    assert take_all(ahead, numbered(6, made), [2]) == [[0, 1]]
+    assert take_all(prefetcher, numbered(6, made), [2]) == [[0, 1]]
     assert [number for number, _ in made] == [0, 1]
     assert threading.active_count() == before
 
 
 def test_take__the_first_step_of_an_epoch_is_made_by_the_caller_the_next_ones_ahead_by_the_thread() -> None:
-    ahead, made = StepsAhead(CPU), list[tuple[int, str]]()
+    prefetcher, made = StepPrefetcher(CPU), list[tuple[int, str]]()
     source, before = numbered(6, made), threading.active_count()
-    with ahead.running():
-        ahead.take(source, 2)
-        ahead.settle()
+    with prefetcher.running():
+        prefetcher.take(source, 2)
+        prefetcher.wait()
         assert [number for number, _ in made] == [0, 1, 2, 3], "one step ahead, not more"
-        ahead.take(source, 2)
+        prefetcher.take(source, 2)
     threads = [name for _, name in made]
     assert threads[:2] == [threading.current_thread().name] * 2
     assert set(threads[2:]) == {"qwendet-ahead_0"}
@@ -68,11 +70,11 @@ def test_end_of_epoch__waits_for_what_a_loader_does_after_its_last_batch() -> No
         time.sleep(0.2)
         ended.append("counted")
 
-    ahead = StepsAhead(CPU)
-    with ahead.running():
-        assert take_all(ahead, loader(), [2]) == [[0, 1]]
+    prefetcher = StepPrefetcher(CPU)
+    with prefetcher.running():
+        assert take_all(prefetcher, loader(), [2]) == [[0, 1]]
         nothing: Any = None
-        EndOfEpoch(ahead).on_epoch_end(nothing, nothing, nothing)
+        EndOfEpoch(prefetcher).on_epoch_end(nothing, nothing, nothing)
         assert ended == ["counted"]
 
 
@@ -81,9 +83,9 @@ def test_take__an_error_is_raised_in_the_step_that_it_belongs_to() -> None:
         yield {"number": 0}
         raise ValueError("broken sample")
 
-    ahead, source = StepsAhead(CPU), broken()
-    with ahead.running():
-        assert take_all(ahead, source, [1]) == [[0]]
-        ahead.settle()
+    prefetcher, source = StepPrefetcher(CPU), broken()
+    with prefetcher.running():
+        assert take_all(prefetcher, source, [1]) == [[0]]
+        prefetcher.wait()
         with pytest.raises(ValueError, match="broken sample"):
-            ahead.take(source, 1)
+            prefetcher.take(source, 1)

@@ -13,7 +13,7 @@ from qwendet.model.detector import Qwen25VLWithDetection
 
 
 @contextmanager
-def interlude(detector: Qwen25VLWithDetection) -> Iterator[None]:
+def evaluation_mode(detector: Qwen25VLWithDetection) -> Iterator[None]:
     """Let the model compute as a loaded one does, until the end of the block.
 
     Training then goes on as if there had been no block: modules are in the mode they were in, and random

@@ -12,8 +12,13 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qwendet.encoding.collate import Batch
-from qwendet.model.by_sample import BY_SAMPLE, apart, attention_by_sample, lengths_in_order
 from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.model.per_sequence_attention import (
+    PER_SEQUENCE,
+    lengths_in_order,
+    per_sequence_attention,
+    per_sequence_inputs,
+)
 
 HEADS, HEAD_SIZE = 4, 8
 PADDED = [3, 7, 1]
@@ -27,7 +32,7 @@ def under_masks(detector: Qwen25VLWithDetection) -> Iterator[None]:
     try:
         yield
     finally:
-        vlm.set_attn_implementation({"text_config": BY_SAMPLE})
+        vlm.set_attn_implementation({"text_config": PER_SEQUENCE})
 
 
 class Layer(nn.Module):
@@ -54,7 +59,7 @@ def mask_of(num_tokens: Sequence[int], shape: tuple[int, int]) -> Tensor:
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("shape", [(3, 7), (1, 11)], ids=["padded", "packed"])
-def test_attention_by_sample__is_that_under_the_samples_mask(shape: tuple[int, int], groups: int) -> None:
+def test_per_sequence_attention__is_that_under_the_samples_mask(shape: tuple[int, int], groups: int) -> None:
     generator = torch.Generator().manual_seed(0)
     sizes = [(HEADS, HEAD_SIZE), *[(HEADS // groups, HEAD_SIZE)] * 2]
     states = [
@@ -64,7 +69,7 @@ def test_attention_by_sample__is_that_under_the_samples_mask(shape: tuple[int, i
     given = [part.transpose(1, 2) for part in states]
     mask = mask_of(PADDED, shape)
     is_token = mask[:, 0].any(-1)
-    own, _ = attention_by_sample(Layer(groups), *given, None, lengths=lengths_in_order(PADDED, shape))
+    own, _ = per_sequence_attention(Layer(groups), *given, None, lengths=lengths_in_order(PADDED, shape))
     published, _ = sdpa_attention_forward(Layer(groups), *given, mask)
     torch.testing.assert_close(own[is_token], published[is_token], rtol=0, atol=1e-12)
     assert own.shape == (*shape, HEADS, HEAD_SIZE)
@@ -76,21 +81,21 @@ def test_attention_by_sample__is_that_under_the_samples_mask(shape: tuple[int, i
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_attention_by_sample__without_lengths__goes_by_the_mask() -> None:
+def test_per_sequence_attention__without_lengths__goes_by_the_mask() -> None:
     """As in generation, whose queries are fewer than its keys."""
     query, key, value = (torch.randn(2, HEADS, count, HEAD_SIZE) for count in (1, 5, 5))
     mask = torch.tensor([True, True, True, True, True, False, False, True, True, True]).view(2, 1, 1, 5)
-    own, _ = attention_by_sample(Layer(1), query, key, value, mask)
+    own, _ = per_sequence_attention(Layer(1), query, key, value, mask)
     published, _ = sdpa_attention_forward(Layer(1), query, key, value, mask)
     assert torch.equal(own, published)
 
 
-def test_attention_by_sample__under_autocast__has_the_type_of_the_values() -> None:
+def test_per_sequence_attention__under_autocast__has_the_type_of_the_values() -> None:
     """Rotary embeddings raise queries and keys to float32; attention lowers them again."""
     query, key = torch.randn(2, 1, HEADS, 5, HEAD_SIZE)
     value = torch.randn(1, HEADS, 5, HEAD_SIZE, dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        own, _ = attention_by_sample(Layer(1), query, key, value, None, lengths=[2, 3])
+        own, _ = per_sequence_attention(Layer(1), query, key, value, None, lengths=[2, 3])
         published, _ = sdpa_attention_forward(Layer(1), query, key, value, None)
     assert own.dtype == published.dtype == torch.bfloat16
 
@@ -98,7 +103,7 @@ def test_attention_by_sample__under_autocast__has_the_type_of_the_values() -> No
 def test_lengths_in_order__that_are_not_the_batch_s__are_an_error() -> None:
     states = torch.randn(1, HEADS, 5, HEAD_SIZE)
     with pytest.raises(RuntimeError, match="split_with_sizes"):
-        attention_by_sample(Layer(1), states, states, states, None, lengths=[0, 3, 0, 3])
+        per_sequence_attention(Layer(1), states, states, states, None, lengths=[0, 3, 0, 3])
 
 
 @pytest.mark.parametrize("num_tokens", [[4, 6], [4, 6, 2]])
@@ -113,7 +118,7 @@ def test_detector__losses_and_gradients_are_those_of_published_attention(
     detector64: Qwen25VLWithDetection, batch: Batch
 ) -> None:
     language_model = detector64.vlm.model.language_model
-    assert language_model.config._attn_implementation == BY_SAMPLE
+    assert language_model.config._attn_implementation == PER_SEQUENCE
     parameters = [parameter for parameter in detector64.parameters() if parameter.requires_grad]
     results = []
     for way in (nullcontext, under_masks):
@@ -154,5 +159,5 @@ def test_apart__a_sliding_window_goes_by_the_mask(
     layers = ["sliding_attention"] * language_model.config.num_hidden_layers
     monkeypatch.setattr(language_model.config, "layer_types", layers)
     mask, positions = batch["attention_mask"], batch["position_ids"]
-    found = apart(language_model, positions, mask, batch["num_tokens"], mask.shape)
+    found = per_sequence_inputs(language_model, positions, mask, batch["num_tokens"], mask.shape)
     assert found == {"attention_mask": mask, "position_ids": positions}

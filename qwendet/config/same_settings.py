@@ -15,7 +15,7 @@ AS_TRAINED = (
 )
 
 
-def require_as_trained(trained: Config, config: Config, *, is_foreign: bool = False) -> None:
+def require_same_settings(trained: Config, config: Config, *, is_foreign: bool = False) -> None:
     """Refuse settings that would show a checkpoint's model what it was not trained on.
 
     Args:

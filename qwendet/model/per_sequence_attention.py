@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-BY_SAMPLE = "qwendet_by_sample"
+PER_SEQUENCE = "qwendet_per_sequence"
 """Name of this attention among those of transformers."""
 sdpa_attention_forward = AttentionInterface()["sdpa"]
 
 
-def apart(
+def per_sequence_inputs(
     language_model: Any,
     position_ids: Tensor,
     attention_mask: Tensor | None,
@@ -46,7 +46,7 @@ def apart(
     """
     config = language_model.config
     other_layers = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
-    if config._attn_implementation != BY_SAMPLE or other_layers:
+    if config._attn_implementation != PER_SEQUENCE or other_layers:
         return {"attention_mask": attention_mask, "position_ids": position_ids}
     # Without mask and indices of tokens transformers makes no mask.
     lengths = lengths_in_order(num_tokens, shape)
@@ -72,7 +72,7 @@ def lengths_in_order(num_tokens: Sequence[int], shape: Sequence[int]) -> list[in
     return [one for pair in zip(padding, num_tokens, strict=True) for one in pair]
 
 
-def attention_by_sample(
+def per_sequence_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -114,5 +114,5 @@ def attention_by_sample(
     return torch.cat(attended).unflatten(0, (rows, length)), None
 
 
-AttentionInterface.register(BY_SAMPLE, attention_by_sample)
-AttentionMaskInterface.register(BY_SAMPLE, AttentionMaskInterface()["sdpa"])
+AttentionInterface.register(PER_SEQUENCE, per_sequence_attention)
+AttentionMaskInterface.register(PER_SEQUENCE, AttentionMaskInterface()["sdpa"])
