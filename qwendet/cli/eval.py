@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qwendet.cli.benchmark import measure_benchmark, refuse_beside_benchmark
 from qwendet.cli.options import (
     ForeignOption,
     FrameOption,
@@ -55,6 +56,18 @@ CocoOption = Annotated[
     Path | None,
     typer.Option("--coco", metavar="FILE", help="Write COCO results, and their ground truth beside them."),
 ]
+BenchmarkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--benchmark",
+        metavar="NAME",
+        help="DATA is a published benchmark: odinw13, odinw35, rf100vl or coco.",
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="DIR", help="Of a benchmark: results of each set, table, page."),
+]
 CompareOption = Annotated[
     Path | None,
     typer.Option(
@@ -82,11 +95,46 @@ def evaluate(
         bool, typer.Option("--skip-bad", help="Leave out images of DATA with broken annotations, and say so.")
     ] = False,
     frame: FrameOption = None,
+    benchmark: BenchmarkOption = None,
+    output: OutputOption = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Of a benchmark: fine-tune on each set first.")
+    ] = False,
+    shots: Annotated[
+        int | None,
+        typer.Option("--shots", metavar="N", min=1, help="With --train: N objects of each label."),
+    ] = None,
     output_format: RecordFormatOption = "human",
     settings: SetOption = None,
 ) -> None:
     """Measure a model on annotated images: COCO metrics, the best score threshold, label by label."""
     console.set_format(output_format)
+    if benchmark is not None or output is not None or train or shots is not None:
+        others = {
+            "--teachers": teachers,
+            "--report": report,
+            "--json": json_file,
+            "--coco": coco,
+            "--compare": compare,
+            "--server": server,
+            "--image-dir": image_dir,
+            "--frame": frame,
+        }
+        refuse_beside_benchmark(benchmark, output, [name for name, value in others.items() if value])
+        assert benchmark is not None
+        assert output is not None
+        measure_benchmark(
+            benchmark,
+            model,
+            data,
+            output,
+            mode=mode,
+            settings=settings,
+            train=train,
+            shots=shots,
+            config=config,
+        )
+        return
     places = _Places(report, json_file, coco)
     places.require()
     from qwendet.config.load import load_config
@@ -173,6 +221,7 @@ def _print(found: Evaluation) -> None:
         [f"{name} at best F1", *(getattr(run.at_best, name) for run in found.runs)]
         for name in found.runs[0].at_best._fields
     ]
+    rows.append(["F1@mIoU", *(run.f1_over_ious for run in found.runs)])
     boxes = len(found.runs[0].matches.truth)
     title = f"{len(found.samples)} images, {boxes} boxes; COCO metrics, the rest at IoU 0.5"
     console.print_table(title, columns, _shown(rows))

@@ -232,6 +232,7 @@ def _run_record(run: Run, with_predictions: bool) -> dict[str, Any]:
         "teachers": run.teachers,
         "metrics": run.metrics,
         "at_best_f1": run.at_best._asdict(),
+        "f1_over_ious": run.f1_over_ious,
         "labels": [label._asdict() | {"at": label.at._asdict()} for label in run.labels],
         "answers": None if run.answers is None else run.answers._asdict(),
     }

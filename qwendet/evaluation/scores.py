@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qwendet.evaluation.coco import coco_results, match, summarise
-from qwendet.evaluation.matches import FloatArray, Matches, matches_of
+from qwendet.evaluation.matches import FloatArray, Matches, f1_over_ious, matches_of
 from qwendet.inference.detections import Prediction, Source
 
 SCORE_MEANINGS: dict[Source, str] = {
@@ -104,6 +104,7 @@ class Run:
         curves: ``(K, 101)`` precision at IoU 0.5 over recall 0, 0.01 … 1; -1 for a label without objects.
         matches: which detection found what.
         answers: of text answers; ``None`` for the head, and for predictions read from a file without them.
+        f1_over_ious: F1@mIoU: of the head at the best score, of text over all its boxes.
     """
 
     source: Source
@@ -116,6 +117,7 @@ class Run:
     curves: FloatArray
     matches: Matches
     answers: AnswerTotals | None
+    f1_over_ious: float | None
 
     @property
     def name(self) -> str:
@@ -174,6 +176,7 @@ def score_run(
         curves=precision[_AP50].T,
         matches=matches,
         answers=answer_totals(own),
+        f1_over_ious=f1_over_ious(evaluation, threshold if source == "head" else None),
     )
 
 

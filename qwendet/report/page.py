@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -48,37 +48,64 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     return page
 
 
-def render(evaluation: Evaluation) -> str:
-    """The page's HTML; every text that comes from data is escaped."""
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("qwendet.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"number": _number, "in_words": in_words}
+    return environment
+
+
+def render(evaluation: Evaluation) -> str:
+    """The page's HTML; every text that comes from data is escaped."""
     errors = [errors_of(run, evaluation.ground_truth) for run in evaluation.runs]
     worst = _worst(errors)
     shown = worst[:MOST_PICTURES]
-    return environment.get_template("page.html.j2").render(
-        evaluation=evaluation,
-        runs=[_run(run, evaluation.ground_truth) for run in evaluation.runs],
-        metrics=METRICS,
-        point_fields=OperatingPoint._fields,
-        boxes=sum(not item["ignore"] for item in evaluation.ground_truth["annotations"]),
-        score_meanings=SCORE_MEANINGS,
-        side=SIDE,
-        kinds=KINDS,
-        pictures={
-            "runs": [run.name for run in evaluation.runs],
-            "labels": {item["id"]: item["name"] for item in evaluation.ground_truth["categories"]},
-            "images": [
-                _picture(evaluation.samples[index], evaluation.ground_truth["images"][index], index, errors)
-                for index in shown
-            ],
-        },
-        with_errors=len(worst),
-        style=_own_file("page.css"),
-        script=_own_file("page.js"),
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            evaluation=evaluation,
+            runs=[_run(run, evaluation.ground_truth) for run in evaluation.runs],
+            metrics=METRICS,
+            point_fields=OperatingPoint._fields,
+            boxes=sum(not item["ignore"] for item in evaluation.ground_truth["annotations"]),
+            score_meanings=SCORE_MEANINGS,
+            side=SIDE,
+            kinds=KINDS,
+            pictures={
+                "runs": [run.name for run in evaluation.runs],
+                "labels": {item["id"]: item["name"] for item in evaluation.ground_truth["categories"]},
+                "images": [
+                    _picture(
+                        evaluation.samples[index], evaluation.ground_truth["images"][index], index, errors
+                    )
+                    for index in shown
+                ],
+            },
+            with_errors=len(worst),
+            style=_own_file("page.css"),
+            script=_own_file("page.js"),
+        )
     )
+
+
+def write_benchmark_page(table: Mapping[str, Any], folder: Path) -> Path:
+    """Write ``folder/index.html``: the table of ``eval --benchmark``.
+
+    Args:
+        table: its record, with ``asked``, ``sets`` and ``means``.
+        folder: where to.
+
+    Returns:
+        The page.
+    """
+    page = folder / "index.html"
+    html = _environment().get_template("benchmark.html.j2").render(table=table, style=_own_file("page.css"))
+    with atomic_file(page) as path:
+        path.write_text(html, encoding="utf-8")
+    return page
 
 
 def _worst(errors: Sequence[Sequence[ImageErrors]]) -> list[int]:

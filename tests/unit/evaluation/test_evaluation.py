@@ -132,6 +132,26 @@ def test_metrics__are_pycocotools_own(seed: int) -> None:
         np.testing.assert_allclose(run.curves[index], precision[0, :, index], atol=1e-6)
 
 
+def test_f1_over_ious__is_the_f1_of_means_over_labels_and_thresholds() -> None:
+    """cat: 1 of 2 found, 1 false at any IoU; dog: IoU 0.6, so right at 0.5, 0.55 and 0.6 alone."""
+    objects = (
+        DetectedObject((0, 0, 100, 100), "cat"),
+        DetectedObject((300, 0, 400, 100), "cat"),
+        DetectedObject((0, 300, 100, 400), "dog"),
+        DetectedObject((300, 300, 400, 400), "dog", difficult=True),
+    )
+    found = (
+        ((0.0, 0.0, 100.0, 100.0), "cat", 0.9),
+        ((500.0, 500.0, 600.0, 600.0), "cat", 0.9),
+        ((0.0, 300.0, 100.0, 360.0), "dog", 0.9),
+        ((300.0, 300.0, 400.0, 400.0), "dog", 0.9),  # of a difficult object: counts neither way
+    )
+    run = scored([sample(0, *objects)], [prediction(0, *found)])
+    assert run.f1_over_ious == pytest.approx(0.4)  # precision (0.5 + 0.3) / 2, recall the same
+    assert scored([sample(0, *objects)], [prediction(0)]).f1_over_ious == 0.0
+    assert scored([sample(0)], [prediction(0, *found)]).f1_over_ious is None
+
+
 @pytest.mark.parametrize("through", [None, "jsonl", "coco"])
 def test_metrics_by_size__of_polygons_are_pycocotools_own_on_the_original_file(
     through: Any, shared: Path, tmp_path: Path

@@ -1,0 +1,143 @@
+"""Published benchmarks as they are downloaded: which annotations of each set are measured, which trained on.
+
+    odinw13, odinw35  DIR/SET/{train,valid}/annotations_without_background.json
+    rf100vl           DIR/NAME/{train,test}/_annotations.coco.json
+    coco              DIR/annotations/instances_{train,val}2017.json, DIR/{train,val}2017/
+
+Folders of ODinW are GLIP's (Li et al. 2022); ``valid`` is measured, as by mmdetection's configs of Grounding
+DINO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qwendet.errors import DataError
+from qwendet.files import list_folder
+
+Benchmark = Literal["odinw13", "odinw35", "rf100vl", "coco"]
+
+_ODINW13 = {
+    "AerialMaritimeDrone_large": "AerialMaritimeDrone/large",
+    "Aquarium": "Aquarium/Aquarium Combined.v2-raw-1024.coco",
+    "CottontailRabbits": "CottontailRabbits",
+    "EgoHands_generic": "EgoHands/generic",
+    "NorthAmericaMushrooms": "NorthAmericaMushrooms/North American Mushrooms.v1-416x416.coco",
+    "Packages": "Packages/Raw",
+    "PascalVOC": "PascalVOC",
+    "pistols": "pistols/export",
+    "pothole": "pothole",
+    "Raccoon": "Raccoon/Raccoon.v2-raw.coco",
+    "ShellfishOpenImages": "ShellfishOpenImages/raw",
+    "thermalDogsAndPeople": "thermalDogsAndPeople",
+    "VehiclesOpenImages": "VehiclesOpenImages/416x416",
+}
+_ODINW35 = _ODINW13 | {
+    "AerialMaritimeDrone_tiled": "AerialMaritimeDrone/tiled",
+    "AmericanSignLanguageLetters": "AmericanSignLanguageLetters/American Sign Language Letters.v1-v1.coco",
+    "BCCD": "BCCD/BCCD.v3-raw.coco",
+    "boggleBoards": "boggleBoards/416x416AutoOrient/export",
+    "brackishUnderwater": "brackishUnderwater/960x540",
+    "ChessPieces": "ChessPieces/Chess Pieces.v23-raw.coco",
+    "dice": "dice/mediumColor/export",
+    "DroneControl": "DroneControl/Drone Control.v3-raw.coco",
+    "EgoHands_specific": "EgoHands/specific",
+    "HardHatWorkers": "HardHatWorkers/raw",
+    "MaskWearing": "MaskWearing/raw",
+    "MountainDewCommercial": "MountainDewCommercial",
+    "openPoetryVision": "openPoetryVision/512x512",
+    "OxfordPets_by_breed": "OxfordPets/by-breed",
+    "OxfordPets_by_species": "OxfordPets/by-species",
+    "PKLot": "PKLot/640",
+    "plantdoc": "plantdoc/416x416",
+    "selfdrivingCar": "selfdrivingCar/fixedLarge/export",
+    "ThermalCheetah": "ThermalCheetah",
+    "UnoCards": "UnoCards/raw",
+    "websiteScreenshots": "websiteScreenshots",
+    "WildfireSmoke": "WildfireSmoke",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """COCO annotations and the folder that their file names start from."""
+
+    annotations: Path
+    images: Path
+
+
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """One data set of a benchmark.
+
+    Attributes:
+        name: as tables name it.
+        measured: what is measured.
+        train: what may be trained on.
+    """
+
+    name: str
+    measured: Part
+    train: Part
+
+
+def sets_of(benchmark: Benchmark, folder: Path) -> list[BenchmarkSet]:
+    """The sets of a benchmark, by name.
+
+    Raises:
+        DataError: naming every annotation file of the layout that is absent.
+    """
+    found = sorted(_LAYOUTS[benchmark](folder), key=lambda item: item.name)
+    absent = [str(item.measured.annotations) for item in found if not item.measured.annotations.is_file()]
+    if absent or not found:
+        some = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+        lacks = (
+            f"{len(absent)} of its {len(found)} sets lack annotations: {some}" if absent else "no set found"
+        )
+        raise DataError(
+            f"not the layout of {benchmark}: {lacks}", str(folder),
+            "give the folder that the benchmark was downloaded to; docs/benchmarks.md shows the layout",
+        )  # fmt: skip
+    return found
+
+
+def _odinw(places: Mapping[str, str]) -> Callable[[Path], list[BenchmarkSet]]:
+    return lambda folder: [
+        BenchmarkSet(name, _odinw_part(folder / place, "valid"), _odinw_part(folder / place, "train"))
+        for name, place in places.items()
+    ]
+
+
+def _odinw_part(folder: Path, split: str) -> Part:
+    file = "annotations_without_background.json"
+    if folder.name == "export":  # all splits share the folder of images
+        return Part(folder / f"{split.removesuffix('id')}_{file}", folder)
+    return Part(folder / split / file, folder / split)
+
+
+def _rf100vl(folder: Path) -> list[BenchmarkSet]:
+    file = "_annotations.coco.json"
+    return [
+        BenchmarkSet(child.name, *(Part(child / split / file, child / split) for split in ("test", "train")))
+        for child in list_folder(folder)
+        if any((child / split / file).is_file() for split in ("test", "train"))
+    ]
+
+
+def _coco(folder: Path) -> list[BenchmarkSet]:
+    parts = (
+        Part(folder / "annotations" / f"instances_{split}2017.json", folder / f"{split}2017")
+        for split in ("val", "train")
+    )
+    return [BenchmarkSet("coco", *parts)]
+
+
+_LAYOUTS: Mapping[Benchmark, Callable[[Path], list[BenchmarkSet]]] = {
+    "odinw13": _odinw(_ODINW13),
+    "odinw35": _odinw(_ODINW35),
+    "rf100vl": _rf100vl,
+    "coco": _coco,
+}

@@ -1,0 +1,227 @@
+"""``qwendet eval --benchmark``: every set of a published benchmark, one table.
+
+sets_of(DIR) ─► each set: [few shots ─► init ─► train] ─► evaluate_model ─► OUT/sets/NAME.json ─► Table
+                          OUT/trained/NAME/             a set that is there is not measured again
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from statistics import fmean
+from typing import Any
+
+from qwendet.benchmark.layouts import Benchmark, BenchmarkSet, Part, sets_of
+from qwendet.config.load import load_config
+from qwendet.config.schema import Config
+from qwendet.data.formats.convert import Conversion
+from qwendet.data.formats.jsonl_writer import sample_line
+from qwendet.data.samples import Sample
+from qwendet.errors import ConfigError
+from qwendet.evaluation.command import evaluate_model
+from qwendet.evaluation.dataset import open_dataset
+from qwendet.files import atomic_file, atomic_folder, sha256_of_file
+from qwendet.init.project import init_project
+from qwendet.loading.checkpoint import MANIFEST
+from qwendet.progress import track
+
+COLUMNS = ("AP", "AP50", "F1@mIoU")
+SHOT_SEED = 3
+"""Of the images that ``--shots`` chooses."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a table is of; sets that were measured otherwise are not put into it.
+
+    Attributes:
+        benchmark: its name.
+        model: what is measured, or trained from.
+        manifest: SHA-256 of the model's manifest; empty without one.
+        mode: head, text, both or ``None``.
+        overrides: ``key=value``, of evaluation and training.
+        train: fine-tune on each set first.
+        shots: least objects of each label to train on; ``None`` takes all images.
+    """
+
+    benchmark: Benchmark
+    model: str
+    manifest: str
+    mode: str | None
+    overrides: tuple[str, ...]
+    train: bool
+    shots: int | None
+
+    @classmethod
+    def of(
+        cls,
+        benchmark: Benchmark,
+        model: Path,
+        mode: str | None,
+        overrides: Sequence[str],
+        *,
+        train: bool,
+        shots: int | None,
+    ) -> Asked:
+        """What the command line asks.
+
+        Raises:
+            ConfigError: for shots of nothing that is trained.
+        """
+        if shots is not None and not train:
+            raise ConfigError("nothing is trained", "--shots", "add --train, or leave it out")
+        manifest = model / MANIFEST
+        digest = sha256_of_file(manifest) if manifest.is_file() else ""
+        return cls(benchmark, str(model), digest, mode, tuple(overrides), train, shots)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Metrics of each set.
+
+    Attributes:
+        asked: what it is of.
+        rows: set, source (``head`` or ``text``), number of images, then :data:`COLUMNS`; ``None`` where there
+            is nothing to measure.
+        means: source, then the means over the sets.
+    """
+
+    asked: Asked
+    rows: tuple[tuple[Any, ...], ...]
+    means: tuple[tuple[Any, ...], ...]
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        names, mean_names = ("set", "source", "images", *COLUMNS), ("source", *COLUMNS)
+        return {
+            "asked": asdict(self.asked),
+            "sets": [dict(zip(names, row, strict=True)) for row in self.rows],
+            "means": [dict(zip(mean_names, row, strict=True)) for row in self.means],
+        }
+
+
+def run_benchmark(asked: Asked, folder: Path, output: Path, given: Config | None = None) -> Table:
+    """Measure every set that was not measured yet, and gather all.
+
+    Args:
+        asked: what to measure.
+        folder: of the benchmark.
+        output: results of each set, the models that were trained, ``table.json``.
+        given: how a model without a manifest was trained.
+
+    Raises:
+        QwendetError: for a layout, model or output folder that cannot be used.
+    """
+    sets = sets_of(asked.benchmark, folder)
+    require_same(asked, output)
+    records = {}
+    with track(f"measuring {asked.benchmark}", len(sets)) as advance:
+        for number, item in enumerate(sets, start=1):
+            place = output / "sets" / f"{item.name}.json"
+            if not place.is_file():
+                record = {"asked": asdict(asked), **_measure(asked, item, output, given)}
+                with atomic_file(place) as path:
+                    path.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            records[item.name] = json.loads(place.read_text(encoding="utf-8"))
+            advance(number, item.name)
+    table = _table(asked, records)
+    with atomic_file(output / "table.json") as path:
+        path.write_text(json.dumps(table.to_record(), indent=1) + "\n", encoding="utf-8")
+    return table
+
+
+def require_same(asked: Asked, output: Path) -> None:
+    """Refuse to gather results of another model or other settings.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    wanted = json.loads(json.dumps(asdict(asked)))
+    for file in sorted((output / "sets").glob("*.json")):
+        stored = json.loads(file.read_text(encoding="utf-8"))["asked"]
+        differing = [f"{key} was {stored.get(key)!r}" for key in wanted if stored.get(key) != wanted[key]]
+        if differing:
+            raise ConfigError(
+                f"{file.name} was measured otherwise: {', '.join(differing)}", str(output),
+                "name another --output, or remove this folder",
+            )  # fmt: skip
+
+
+def few_shots(samples: Sequence[Sample], shots: int, seed: int = SHOT_SEED) -> list[Sample]:
+    """Images drawn one after the other, kept while one of their labels has fewer than ``shots`` objects.
+
+    As in ODinW (Li et al. 2022) a label may get more, because images hold several objects.
+    """
+    counts: dict[str, int] = {}
+    chosen = []
+    for index in Random(seed).sample(range(len(samples)), len(samples)):
+        found = [item.desc for item in samples[index].student.objects if not item.crowd]
+        if any(counts.get(label, 0) < shots for label in found):
+            chosen.append(index)
+            for label in found:
+                counts[label] = counts.get(label, 0) + 1
+    return [samples[index] for index in sorted(chosen)]
+
+
+def _measure(asked: Asked, item: BenchmarkSet, output: Path, given: Config | None) -> dict[str, Any]:
+    model = Path(asked.model)
+    if asked.train:
+        model, given = _trained(asked, item, output / "trained" / item.name), None
+    found = evaluate_model(
+        model,
+        item.measured.annotations,
+        mode=asked.mode,
+        overrides=() if asked.train else asked.overrides,
+        given=given,
+        how=_read(item.measured),
+    )
+    return found.to_record(with_predictions=False)
+
+
+def _trained(asked: Asked, item: BenchmarkSet, project: Path) -> Path:
+    """The model fine-tuned on a set; a run that was cut off goes on."""
+    from qwendet.train import train
+
+    config_file, final = project / "config.yaml", project / "run" / "final"
+    if not config_file.is_file():
+        shutil.rmtree(project, ignore_errors=True)
+        samples, _ = open_dataset(item.train.annotations, _read(item.train))
+        chosen = samples if asked.shots is None else few_shots(samples, asked.shots)
+        lines = [sample_line(sample.student, sample.student.image) for sample in chosen]
+        with atomic_folder(project / "data") as data:
+            (data / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+        where = Conversion("jsonl", image_dir=chosen[0].student.root.absolute() if chosen else None)
+        init_project(project, tiny=False, model=asked.model, data=project / "data" / "train.jsonl", how=where)
+    if not final.is_dir():
+        config = load_config(config_file, list(asked.overrides))
+        train(config, resume=any(Path(config.train.output_dir).glob("checkpoint-*")))
+    return final
+
+
+def _read(part: Part) -> Conversion:
+    return Conversion("coco", image_dir=part.images, skip_bad=True)
+
+
+def _table(asked: Asked, records: dict[str, Any]) -> Table:
+    rows = [
+        (
+            name,
+            run["source"],
+            record["images"],
+            run["metrics"]["AP"],
+            run["metrics"]["AP50"],
+            run["f1_over_ious"],
+        )
+        for name, record in records.items()
+        for run in record["runs"]
+    ]
+    means = []
+    for source in dict.fromkeys(row[1] for row in rows):
+        own = [row[3:] for row in rows if row[1] == source]
+        columns = ([value for value in column if value is not None] for column in zip(*own, strict=True))
+        means.append((source, *(fmean(column) if column else None for column in columns)))
+    return Table(asked, tuple(rows), tuple(means))

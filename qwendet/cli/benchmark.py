@@ -1,0 +1,63 @@
+"""``qwendet eval --benchmark``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from qwendet.console import console
+from qwendet.errors import ConfigError
+from qwendet.files import require_place
+
+
+def refuse_beside_benchmark(benchmark: str | None, output: Path | None, others: Sequence[str]) -> None:
+    """Say what of the command line does not go together.
+
+    Raises:
+        ConfigError: for options of a benchmark without its name, and the other way round.
+    """
+    from qwendet.benchmark.layouts import Benchmark
+
+    names = ", ".join(get_args(Benchmark))
+    if benchmark is None:
+        what, fix = "--output, --train and --shots are about a benchmark", f"add --benchmark: one of {names}"
+        raise ConfigError(what, "command line", fix)
+    if benchmark not in get_args(Benchmark):
+        raise ConfigError(f"unknown benchmark {benchmark!r}", "--benchmark", f"one of {names}")
+    if output is None:
+        raise ConfigError("the results need a folder", "--benchmark", "add --output DIR")
+    if others:
+        what = f"{', '.join(others)} cannot be used for a whole benchmark"
+        raise ConfigError(what, "command line", "leave it out, or eval one of its sets alone")
+
+
+def measure_benchmark(
+    benchmark: str,
+    model: Path,
+    folder: Path,
+    output: Path,
+    *,
+    mode: str | None,
+    settings: Sequence[str] | None,
+    train: bool,
+    shots: int | None,
+    config: str | None,
+) -> None:
+    """Measure all sets of a benchmark, and print and write their table."""
+    require_place(output, "--output", is_folder=True)
+    from qwendet.benchmark.run import COLUMNS, Asked, run_benchmark
+    from qwendet.config.load import load_config
+    from qwendet.report import write_benchmark_page
+
+    asked = Asked.of(benchmark, model, mode, settings or (), train=train, shots=shots)  # type: ignore[arg-type]
+    table = run_benchmark(asked, folder, output, None if config is None else load_config(config))
+    page = write_benchmark_page(table.to_record(), output)
+    files = [str(output / "table.json"), str(page)]
+    if console.is_for_machine():
+        console.print_record({**table.to_record(), "files": files})
+        return
+    rows = [*table.rows, *(("mean", source, None, *values) for source, *values in table.means)]
+    shown = [["–" if value is None else value for value in row] for row in rows]
+    console.print_table(f"{benchmark}: {model}", ("set", "source", "images", *COLUMNS), shown)
+    console.say(f"Wrote {', '.join(files)}.")

@@ -1,0 +1,186 @@
+"""Layouts of published benchmarks, few shots, and the run over all sets: resumed, refused, tabulated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qwendet.benchmark.layouts import sets_of
+from qwendet.benchmark.run import few_shots
+from qwendet.cli.main import run
+from qwendet.data.formats.convert import Conversion, convert_dataset
+from qwendet.data.samples import DetectedObject, Sample, Turn
+from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.errors import DataError
+
+Command = Callable[..., tuple[int, str, str]]
+FAST = ("--mode", "head", "--set", "model.device=cpu", "--set", "model.dtype=float32")
+
+
+def write_part(file: Path, seed: int, count: int, work: Path) -> None:
+    """Drawn scenes as COCO annotations, the images beside them."""
+    write_dataset(PRETRAIN, work / f"{seed}" / "all.jsonl", count, seed=seed)
+    convert_dataset(work / f"{seed}", work / f"{seed}-coco", Conversion(target="coco"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    (found,) = (work / f"{seed}-coco").rglob("*.json")
+    shutil.copy(found, file)
+    for image in (work / f"{seed}-coco").rglob("*.png"):
+        shutil.copy(image, file.parent)
+
+
+@pytest.fixture(scope="module")
+def rf100vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sets in the layout of RF100-VL."""
+    folder, work = tmp_path_factory.mktemp("rf100vl"), tmp_path_factory.mktemp("work")
+    for number, name in enumerate(("bolts", "pills")):
+        for part, split in enumerate(("train", "test")):
+            file = folder / name / split / "_annotations.coco.json"
+            write_part(file, 10 * number + part, 6, work)
+    return folder
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    def call(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            run([str(word) for word in words])
+        written = capsys.readouterr()
+        return int(ended.value.code or 0), written.out, written.err
+
+    return call
+
+
+def touch(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("{}", encoding="utf-8")
+
+
+def test_layout__odinw_is_glips(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as none_there:
+        sets_of("odinw13", tmp_path)
+    assert "13 of its 13 sets lack annotations" in str(none_there.value)
+    aquarium = "Aquarium/Aquarium Combined.v2-raw-1024.coco/valid/annotations_without_background.json"
+    for place in (aquarium, "pistols/export/val_annotations_without_background.json"):
+        touch(tmp_path / place)
+    with pytest.raises(DataError) as some_there:
+        sets_of("odinw35", tmp_path)
+    message = str(some_there.value)
+    assert "33 of its 35 sets" in message
+    assert "Aquarium" not in message.replace(str(tmp_path), "").split("docs")[0]
+
+
+def test_layout__of_exports_shares_the_folder_of_images(tmp_path: Path) -> None:
+    from qwendet.benchmark.layouts import _ODINW13
+
+    for place in _ODINW13.values():
+        file = "val_" if place.endswith("export") else "valid/"
+        touch(tmp_path / place / f"{file}annotations_without_background.json")
+    found = {item.name: item for item in sets_of("odinw13", tmp_path)}
+    assert len(found) == 13
+    pistols = found["pistols"]
+    assert pistols.measured.images == pistols.train.images == tmp_path / "pistols" / "export"
+    assert pistols.train.annotations.name == "train_annotations_without_background.json"
+    assert found["pothole"].measured.images == tmp_path / "pothole" / "valid"
+
+
+def test_layout__coco_and_rf100vl(rf100vl: Path, tmp_path: Path) -> None:
+    assert [item.name for item in sets_of("rf100vl", rf100vl)] == ["bolts", "pills"]
+    touch(tmp_path / "annotations" / "instances_val2017.json")
+    (only,) = sets_of("coco", tmp_path)
+    assert only.measured.images == tmp_path / "val2017"
+    assert only.train.annotations == tmp_path / "annotations" / "instances_train2017.json"
+
+
+def test_few_shots__each_label_has_its_objects_and_no_image_is_there_in_vain() -> None:
+    box = (0.0, 0.0, 9.0, 9.0)
+    samples = [
+        Sample(Turn(f"{index}.png", tuple(DetectedObject(box, label) for label in labels)))
+        for index, labels in enumerate(["ab", "a", "b", "aa", "c", "", "ac", "b"] * 4)
+    ]
+    chosen = few_shots(samples, 3)
+    found = [item.desc for sample in chosen for item in sample.student.objects]
+    assert all(found.count(label) >= 3 for label in "abc")
+    assert all(sample.student.objects for sample in chosen)
+    assert chosen == few_shots(samples, 3)
+    assert len(chosen) < 12
+    names = [sample.student.image for sample in samples]
+    assert [names.index(sample.student.image) for sample in chosen] == sorted(
+        names.index(sample.student.image) for sample in chosen
+    )
+
+
+def test_benchmark__measures_each_set_once_and_tabulates(
+    rf100vl: Path, command: Command, tmp_path: Path
+) -> None:
+    words = ("eval", "tiny", rf100vl, "--benchmark", "rf100vl", "--output", tmp_path / "out", *FAST)
+    code, out, err = command(*words, "--format", "json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert [row["set"] for row in record["sets"]] == ["bolts", "pills"]
+    aps = [row["AP"] for row in record["sets"]]
+    names = ("AP", "AP50", "F1@mIoU")
+    means = {name: sum(row[name] for row in record["sets"]) / 2 for name in names}
+    assert record["means"] == [{"source": "head", **{name: pytest.approx(means[name]) for name in names}}]
+    alone = command(
+        "eval", "tiny", rf100vl / "bolts" / "test" / "_annotations.coco.json", *FAST,
+        "--image-dir", rf100vl / "bolts" / "test", "--format", "json",
+    )  # fmt: skip
+    assert json.loads(alone[1])["runs"][0]["metrics"]["AP"] == aps[0]
+
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert f"{aps[0]:.3f}" in page
+    kept = tmp_path / "out" / "sets" / "bolts.json"
+    stored = json.loads(kept.read_text(encoding="utf-8"))
+    stored["runs"][0]["metrics"]["AP"] = 0.25  # what is there is taken
+    kept.write_text(json.dumps(stored), encoding="utf-8")
+    (tmp_path / "out" / "sets" / "pills.json").unlink()
+    code, out, _ = command(*words, "--format", "json")
+    assert [row["AP"] for row in json.loads(out)["sets"]] == [0.25, aps[1]]
+
+    code, _, err = command(*words, "--set", "infer.score_threshold=0.5")
+    assert code == 2
+    assert "bolts.json was measured otherwise: overrides was" in err
+
+
+def test_benchmark__trains_on_the_shots_and_goes_on(rf100vl: Path, command: Command, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    words = (
+        "eval", "tiny", rf100vl, "--benchmark", "rf100vl", "--output", output, *FAST,
+        "--train", "--shots", 1, "--set", "train.max_steps=1", "--set", "train.preflight=off",
+    )  # fmt: skip
+    code, _, err = command(*words)
+    assert code == 0, err
+    project = output / "trained" / "bolts"
+    lines = (project / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    assert 0 < len(lines) <= 6
+    assert (project / "run" / "final" / "qwendet.json").is_file()
+    shutil.rmtree(output / "trained" / "pills")  # measured already: not trained again
+    code, out, err = command(*words)
+    assert code == 0, err
+    assert not (output / "trained" / "pills").exists()
+    assert "mean" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (("--benchmark", "odinw"), "unknown benchmark 'odinw'"),
+        (("--benchmark", "coco"), "the results need a folder"),
+        (("--train",), "are about a benchmark"),
+        (("--benchmark", "coco", "--output", "out", "--shots", "3"), "nothing is trained"),
+        (("--benchmark", "coco", "--output", "out", "--report", "r"), "--report cannot be used"),
+        (("--benchmark", "coco", "--output", "out"), "not the layout of coco"),
+    ],
+)
+def test_mistake__is_named_before_a_model_is_read(
+    options: tuple[str, ...], what: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command("eval", "tiny", tmp_path, *options)
+    assert code == 2
+    assert what in err
+    assert list(tmp_path.iterdir()) == []
