@@ -20,11 +20,7 @@ from qwendet.files import find_folder
 
 PACKAGE_EXAMPLES = Path(__file__).parents[1] / "examples"
 REPOSITORY_EXAMPLES = Path(__file__).parents[2] / "examples"
-PATH_FIELDS = (
-    ("data", "train"), ("data", "val"), ("data", "teachers"), ("data", "root"), ("data", "image_cache"),
-)  # fmt: skip
-
-
+DATA_PATHS = ("train", "val", "teachers", "root")
 YAML_FIX = "indent with blanks, and put texts that hold : or # into quotes"
 KINDS: Mapping[type, str] = {list: "a list", str: "a text"}
 
@@ -232,8 +228,8 @@ def _line_numbers(text: str) -> dict[tuple[str, ...], int]:
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
     data = {
         field: str(folder / value)
-        for section, field in PATH_FIELDS
-        if (value := getattr(getattr(config, section), field)) is not None
+        for field in DATA_PATHS
+        if (value := getattr(config.data, field)) is not None
     }
     train = {"output_dir": str(folder / config.train.output_dir)}
     model: dict[str, Any] = {"path": _model_path(config.model.path, folder)}

@@ -44,6 +44,7 @@ _COORDINATES = "remove it: boxes are written as the model's family does: docs/se
 _OF_THE_MODEL = "remove it: it is read from the model's own config.json"
 _SHORTER = "remove it: train.max_steps ends a run early, a shorter sample file makes a smaller set"
 _PRINTED = "remove it: --debug and --quiet say how much is printed"
+_WORKERS = "remove it: data.num_workers is how many processes decode and resize images ahead of training"
 
 REMOVED = {
     "bf16": _PRECISION,
@@ -89,5 +90,7 @@ REMOVED = {
     "log_level": _PRINTED,
     "verbose": _PRINTED,
     "disable_tqdm": _PRINTED,
+    "image_cache": _WORKERS,
+    "image_cache_gigabytes": _WORKERS,
 }
 """Keys without a new one, and what to do about each."""

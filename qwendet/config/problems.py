@@ -160,6 +160,8 @@ def _fix_for_unknown(path: KeyPath) -> str:
             return f"this is a key of the old flat file; {REMOVED[key]}"
     elif key in RENAMED:
         return f"it is now {RENAMED[key]}"
+    elif key in REMOVED:
+        return REMOVED[key]
     siblings = [name for name in known if name.split(".")[:-1] == list(path[:-1])]
     names = [name.split(".")[-1] for name in siblings]
     close = [".".join([*path[:-1], name]) for name in difflib.get_close_matches(key, names, n=1, cutoff=0.5)]

@@ -142,10 +142,6 @@ class DataConfig(Section):
     """``skip`` leaves broken samples out, counted and listed; none is replaced by another one."""
     allow: tuple[str, ...] = ()
     """Ids of findings that are accepted, such as ``config.boxes.duplicate``; kept in the manifest."""
-    image_cache: str | None = None
-    """Folder that keeps images decoded and resized, relative to the config; ``null`` for none."""
-    image_cache_gigabytes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
-    """Most that the folder holds, in 10⁹ bytes; when it is full, further images are not kept."""
     num_workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that read and encode samples beside the training process."""
 
@@ -160,11 +156,6 @@ class DataConfig(Section):
             raise ValueError(
                 f"data.min_pixels ({self.min_pixels}) is above data.max_pixels ({self.max_pixels});"
                 " lower the one or raise the other"
-            )
-        if self.augment != "off" and self.image_cache is not None:
-            raise ValueError(
-                "data.image_cache keeps images as they are, but data.augment changes them in each epoch; set"
-                " data.image_cache to null, or data.augment to off"
             )
         for label, other in self.flipped_labels().items():
             if self.flipped_labels().get(other) != label:

@@ -12,19 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from qwendet.boxes import xyxy_to_cxcywh
 from qwendet.config.schema import DataConfig
-from qwendet.data.images import open_image, resolve_image
+from qwendet.data.images import open_image
 from qwendet.data.samples import DetectedObject, Sample, Turn
-from qwendet.encoding.image_cache import CachedImage, ImageCache
 from qwendet.encoding.prompts import Message, answer_text, conversation, request_text
 from qwendet.encoding.resize import model_image_size, require_inside, rescale_xyxy
 from qwendet.errors import DataError
@@ -99,10 +96,6 @@ class Encoder:
         self._label_ids = {label: index for index, label in enumerate(self.labels)}
         self._image_token_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self._request = request_text(settings.request, self.labels)
-        self._cache: ImageCache | None = None
-        if settings.image_cache is not None:
-            folder, most = Path(settings.image_cache), settings.image_cache_gigabytes
-            self._cache = ImageCache(folder, most, self._made_by())
 
     def encode(
         self, sample: Sample, *, with_answer: bool, images: Sequence[Image.Image] | None = None
@@ -145,7 +138,7 @@ class Encoder:
         Raises:
             DataError: for too many tokens.
         """
-        pictures = [self._processed(image, image.size) for image in images]
+        pictures = [self._processed(image) for image in images]
         first, *others = self._rendered(messages).split(IMAGE_TOKEN)
         ids = self._tokenize(first)
         for text, picture in zip(others, pictures, strict=True):
@@ -179,10 +172,9 @@ class Encoder:
             resized: images in the size that the model sees, so that the server has nothing to resize.
         """
         turns = (*sample.teachers, sample.student)
-        opened = [self._opened(turn, sample.where) for turn in turns]
-        pictures = [self._unopened(size) for _, size in opened]
+        images = [_displayed(turn, sample.where) for turn in turns]
+        pictures = [self._unopened(image.size) for image in images]
         answers = [self._answer(turn, picture) for turn, picture in zip(turns, pictures, strict=True)]
-        images = [image for image, _ in opened]
         if resized:
             sizes = [picture.model_size for picture in pictures]
             resample = self.image_processor.resample
@@ -211,47 +203,19 @@ class Encoder:
         return [self._tokenize(label) for label in self.labels]
 
     def _picture(self, turn: Turn, image: Image.Image | None, where: str) -> _Picture:
-        image, displayed_size = self._opened(turn, where) if image is None else (image, image.size)
-        require_inside(turn, displayed_size, where)
-        return self._processed(image, displayed_size)
+        image = _displayed(turn, where) if image is None else image
+        require_inside(turn, image.size, where)
+        return self._processed(image)
 
-    def _processed(self, image: Image.Image, displayed_size: tuple[int, int]) -> _Picture:
+    def _processed(self, image: Image.Image) -> _Picture:
         features = self.image_processor(images=[image], return_tensors="pt")
         frames, rows, columns = features["image_grid_thw"][0].tolist()
         return _Picture(
             pixel_values=features["pixel_values"],
             grid_thw=(frames, rows, columns),
-            displayed_size=displayed_size,
+            displayed_size=image.size,
             model_size=model_image_size((frames, rows, columns), self.image_processor.patch_size),
         )
-
-    def _opened(self, turn: Turn, where: str) -> tuple[Image.Image, tuple[int, int]]:
-        """The image, in the model's size already where there is a cache, and its displayed size."""
-        if turn.pixels is not None:
-            return turn.pixels, turn.pixels.size
-        if self._cache is None:
-            image = open_image(turn.image, turn.root, where, turn.declared_size)
-            return image, image.size
-        name = self._cache.name_of(resolve_image(turn.image, turn.root, where))
-        kept = self._cache.find(name)
-        if kept is None or turn.declared_size not in (None, kept.displayed_size):
-            image = open_image(turn.image, turn.root, where, turn.declared_size)
-            size = self._unopened(image.size).model_size
-            resized = image.resize(size, resample=self.image_processor.resample)
-            kept = CachedImage(np.asarray(resized), image.size)
-            self._cache.keep(name, kept)
-        return Image.fromarray(kept.pixels), kept.displayed_size
-
-    def _made_by(self) -> dict[str, object]:
-        """What the size and the pixels of a resized image depend on."""
-        processor = self.image_processor
-        return {
-            "patch_size": processor.patch_size,
-            "merge_size": processor.merge_size,
-            "shortest_edge": processor.size["shortest_edge"],
-            "longest_edge": processor.size["longest_edge"],
-            "resample": int(processor.resample),
-        }
 
     def _unopened(self, size: tuple[int, int]) -> _Picture:
         """An image as the processor would make it, without pixels."""
@@ -333,6 +297,13 @@ class Encoder:
                     where,
                     "add it to data.labels or correct it",
                 )
+
+
+def _displayed(turn: Turn, where: str) -> Image.Image:
+    """A turn's image as displayed."""
+    return (
+        open_image(turn.image, turn.root, where, turn.declared_size) if turn.pixels is None else turn.pixels
+    )
 
 
 def trainable_objects(turn: Turn) -> list[DetectedObject]:

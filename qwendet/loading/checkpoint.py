@@ -311,6 +311,8 @@ def _check_versions(record: dict[str, Any], path: Path) -> None:
 def _parse_manifest(record: dict[str, Any]) -> Manifest:
     if "weights" not in record["config"]["train"]:  # older ones: autocast was that of training alone
         record["config"]["train"]["autocast"] = "auto"
+    for removed in ("image_cache", "image_cache_gigabytes"):  # settings of older ones
+        record["config"]["data"].pop(removed, None)
     config = Config.model_validate_json(json.dumps(record["config"]))
     parameters = {
         name: ParameterRecord(tuple(entry["shape"]), entry["dtype"], entry["sha256"])

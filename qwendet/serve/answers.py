@@ -49,12 +49,9 @@ class Answerer:
 
     def __init__(self, predictor: Predictor) -> None:
         config = predictor.bundle.config
-        # Each request has its own threshold; images are nobody's data set, and are not kept.
+        # Each request has its own threshold.
         every = config.infer.model_copy(update={"score_threshold": 0.0})
-        data = config.data.model_copy(update={"image_cache": None})
-        self._bundle = replace(
-            predictor.bundle, config=config.model_copy(update={"infer": every, "data": data})
-        )
+        self._bundle = replace(predictor.bundle, config=config.model_copy(update={"infer": every}))
         self._predictor = lru_cache(LABEL_SETS_KEPT)(self._made_for)
 
     def prepare(self, settings: Detect | Chat, question: Question) -> EncodedSample:

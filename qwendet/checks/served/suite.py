@@ -57,7 +57,6 @@ def run_served_checks(
     """
     require_known(only, list(CHECKS))
     samples = [] if data is None else collect_samples([data])[:MOST_OF_DATA]
-    overrides = ["data.image_cache=null", *overrides]  # images are sent as they are displayed, too
     predictor = Predictor.from_checkpoint(checkpoint, overrides=overrides, mode="text")
     server = ChatServer.find(url, predictor.bundle)
     with tempfile.TemporaryDirectory(prefix="qwendet-served-") as folder:

@@ -86,6 +86,13 @@ def test_old_flat_key_without_a_new_one__is_told_why(write: Write) -> None:
     )
 
 
+def test_a_removed_key__is_told_what_to_do(write: Write) -> None:
+    (problem,) = problems_of(write("data: {image_cache: kept}"))
+    assert problem.fix == (
+        "remove it: data.num_workers is how many processes decode and resize images ahead of training"
+    )
+
+
 def test_old_keys__lead_to_keys_that_exist_and_to_none_that_was_kept() -> None:
     assert set(RENAMED.values()) <= set(known_keys())
     assert not set(REMOVED) & set(RENAMED)

@@ -285,7 +285,6 @@ def config(**data: Any) -> Config:
         ({"augment": [{"name": "crop", "range": [0.9, 0.4]}]}, "the range of crop is [0.9, 0.4]"),
         ({"augment": [{"name": "jpeg", "range": [0, 50]}]}, "the range of jpeg is [0, 50]"),
         ({"augment": [{"name": "vertical_flip", "range": [0, 1]}]}, "vertical_flip takes no range"),
-        ({"augment": "light", "image_cache": "kept"}, "data.image_cache keeps images as they are"),
         ({"augment_flips_labels": {"a": "b", "b": "c"}}, "makes 'a' 'b', which does not become it again"),
     ],
 )

@@ -121,7 +121,7 @@ def test_load__a_type_that_is_asked_for_is_that_of_all_weights_and_products(
     assert found.config.train.autocast == autocast
 
 
-def test_load__an_older_checkpoint_in_bfloat16_whose_autocast_was_that_of_training_alone(
+def test_load__an_older_checkpoint_with_a_removed_setting_whose_autocast_was_that_of_training_alone(
     make_config: MakeConfig, save_bundle: SaveBundle, edit_manifest: EditManifest, tmp_path: Path
 ) -> None:
     train = {"weights": "bfloat16", "optimizer": "stable_adamw"}
@@ -131,6 +131,7 @@ def test_load__an_older_checkpoint_in_bfloat16_whose_autocast_was_that_of_traini
     def as_before(manifest: dict[str, Any]) -> None:
         del manifest["config"]["train"]["weights"]
         manifest["config"]["train"] |= {"autocast": "none", "optimizer": "adamw_torch"}
+        manifest["config"]["data"] |= {"image_cache": None, "image_cache_gigabytes": 10.0}
 
     edit_manifest(folder, as_before)
     found = load_for_inference(folder)
