@@ -24,13 +24,7 @@ class Problem:
 
 
 class QwendetError(Exception):
-    """A problem, or several, that the user can mend. Shown without a traceback.
-
-    Args:
-        what: what was expected and what was found.
-        where: file, line, key or image.
-        fix: a value or a command that mends it.
-    """
+    """A problem, or several, that the user can mend. Shown without a traceback."""
 
     exit_code = 2
 

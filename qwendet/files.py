@@ -64,11 +64,7 @@ def publish_folder(staging: Path, target: Path, *, replace: bool) -> None:
 
 
 def find_folder(target: Path) -> bool:
-    """Whether a folder is there; one that was lost while it was being replaced is put back first.
-
-    Raises:
-        DataError: if it cannot be put back.
-    """
+    """Whether a folder is there; one that was lost while it was being replaced is put back first."""
     replaced = _second_name(target)
     if target.exists() or not replaced.is_dir():
         return target.is_dir()
@@ -96,11 +92,7 @@ def _second_name(target: Path) -> Path:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Write a file beside its place, sync it to disk and rename it.
-
-    Raises:
-        DataError: if the place cannot be written to.
-    """
+    """Write a file beside its place, sync it to disk and rename it."""
     staging = target.with_name(f".{target.name}.writing-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,11 +108,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def tell_unreadable() -> Iterator[None]:
-    """What may not be read, or cannot be, becomes an error that names it.
-
-    Raises:
-        DataError: for an ``OSError`` of the block.
-    """
+    """What may not be read, or cannot be, becomes an error that names it."""
     try:
         yield
     except OSError as error:
@@ -155,9 +143,6 @@ def require_place(target: Path, where: str, *, is_folder: bool = False) -> None:
         target: the file or folder to be; may be there already.
         where: what the user named it by, such as ``--output``.
         is_folder: a folder is to be filled.
-
-    Raises:
-        ConfigError: if it cannot be.
     """
     if target.is_dir() and not is_folder:
         raise ConfigError(f"expected a file, got the folder {target}", where, "name a file in it")
@@ -180,9 +165,6 @@ def list_folder(folder: Path) -> list[Path]:
     """What a folder holds, sorted by name; nothing if it is absent.
 
     What is hidden is no part of it: ``._a.jpg`` of a Mac, ``.ipynb_checkpoints`` of Jupyter.
-
-    Raises:
-        DataError: if it may not be looked into.
     """
     try:
         children = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -224,11 +206,7 @@ def _files_below(folder: Path, suffixes: Set[str], homes: list[Path]) -> Iterato
 
 
 def read_text(file: Path) -> str:
-    """A text file that others wrote, with or without a byte order mark.
-
-    Raises:
-        DataError: if it may not be read, or is not UTF-8.
-    """
+    """A text file that others wrote, with or without a byte order mark."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

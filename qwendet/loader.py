@@ -172,12 +172,7 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
 
 
 def load_interface(config: Config) -> Interface:
-    """What :func:`load` would give a model to be asked with; no weights are read.
-
-    Raises:
-        CheckpointError: for tokenizer or image processor files that cannot be read.
-        DataError: if there is no label set.
-    """
+    """What :func:`load` would give a model to be asked with; no weights are read."""
     origin = base = find_source(config.model.path, config.model.revision, weights=False)
     manifest = find_manifest(origin.folder)
     trained = None if manifest is None else manifest.config.model.lora
@@ -244,13 +239,6 @@ def restore(bundle: Bundle, folder: Path) -> None:
 
     They are copied from the files into the model, tensor by tensor; where it is spread over processes, each
     of them calls this and keeps its part.
-
-    Args:
-        bundle: the model, changed in place.
-        folder: the checkpoint.
-
-    Raises:
-        CheckpointError: for missing, unexpected or changed weights.
     """
     manifest = read_manifest(folder)
     verify_files(folder, manifest)

@@ -28,15 +28,9 @@ _tracker: ContextVar[Tracker] = ContextVar(
 
 
 def track(description: str, total: int) -> AbstractContextManager[Advance]:
-    """Begin work that takes a while; shown by whom :func:`shown_by` names, by nobody otherwise.
+    """Begin work of ``total`` items, 0 if nobody knows; shown by whom :func:`shown_by` names, else by nobody.
 
-    Args:
-        description: what is being done.
-        total: number of items; 0 if nobody knows.
-
-    Returns:
-        A context for as long as the work lasts; what it gives is called with the number of finished items
-        and a short text.
+    What the context gives is called with the number of finished items and a short text.
 
     Example:
         >>> with track("reading", 2) as advance:
@@ -101,13 +95,7 @@ def _clock(seconds: float) -> str:
 
 
 class PlainProgress:
-    """Progress for a log file: a line about every tenth or 30 s, and one at the end.
-
-    Args:
-        description: what is being done.
-        total: number of items; 0 if nobody knows.
-        write: called with each line.
-    """
+    """Progress for a log file: a line about every tenth or 30 s, and one at the end."""
 
     def __init__(self, description: str, total: int, write: Callable[[str], None]) -> None:
         self.description = description

@@ -24,12 +24,7 @@ SETTINGS = ("*.json", "*.jinja", "*.txt", "*.md")
 
 @dataclass(frozen=True)
 class Source:
-    """A model's files on this disk.
-
-    Attributes:
-        folder: that they lie in.
-        commit: of the hub, 40 hexadecimal digits; ``None`` for what is not from there.
-    """
+    """A model's files on this disk, and the hub's commit that they are of, where they come from there."""
 
     folder: Path
     commit: str | None = None

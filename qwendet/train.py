@@ -102,9 +102,6 @@ class Preflight(TrainerCallback):
     """Checks the model as it will be trained: on its device, spread over processes, resumed.
 
     All processes look at the same samples, and so take part in the same collective operations.
-
-    Args:
-        trainer: the trainer that calls it, before its first step.
     """
 
     def __init__(self, trainer: DetectionTrainer) -> None:
@@ -154,12 +151,7 @@ def _base_metrics(trainer: DetectionTrainer) -> dict[str, float] | None:
 
 
 def _require_writable(output_dir: Path) -> None:
-    """Find out before the first checkpoint that nothing can be saved, or that anybody could change it.
-
-    Raises:
-        EnvironmentLacksError: if a file cannot be written there.
-        ConfigError: if every user of the machine may write there.
-    """
+    """Find out before the first checkpoint that nothing can be saved, or that anybody could change it."""
     existing = next(folder for folder in (output_dir, *output_dir.parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -238,13 +230,7 @@ def _of_the_machine(error: RuntimeError) -> EnvironmentLacksError | None:
 
 
 def evaluate(bundle: Bundle, *, mode: str | None = None, alone: bool = False) -> Validation:
-    """Predict the validation samples with the model in memory.
-
-    Args:
-        bundle: the model.
-        mode: who predicts; ``None`` is ``infer.mode``.
-        alone: this process predicts all of them, else all processes of the launcher share them.
-    """
+    """Predict the validation samples; ``alone`` in this process, else in all of the launcher's."""
     samples = validation_samples(bundle.config)
     with track("evaluating", len(samples)) as advance:
         return validate(bundle, samples, advance, mode=mode, alone=alone)

@@ -38,13 +38,6 @@ def answer_facts(
 ) -> AnswerFacts:
     """Count what an answer holds.
 
-    Args:
-        text: the answer.
-        parsed: what was read in it.
-        truncated: whether it was cut at the most tokens.
-        size: width and height of the image as the model sees it.
-        labels: the label set.
-
     Example:
         >>> from qwendet.answers.format import parse_answer
         >>> text = '[{"bbox_2d": [1, 2, 30, 4], "label": "dog"}, {"bbox_2d": [1, 2'

@@ -67,10 +67,6 @@ class ParsedAnswer:
 def format_answer(objects: Sequence[Labelled], form: AnswerForm = "json") -> str:
     """Write the answer that the model is to learn: integers, sorted by top, then left.
 
-    Args:
-        objects: boxes in the frame of answers, finite.
-        form: how they are written.
-
     Returns:
         The answer. A box that rounding would leave without width or height becomes one pixel wide or high.
 

@@ -62,11 +62,6 @@ _START = AnswerState()
 class AnswerGrammar:
     """What may follow in an answer about one image.
 
-    Args:
-        labels: the label set, at least one.
-        size: width and height of the frame of answers.
-        form: how answers are written.
-
     Attributes:
         longest_object: bytes of the longest object with the comma before it.
 
@@ -113,13 +108,7 @@ class AnswerGrammar:
         return state
 
     def step(self, state: AnswerState, byte: int, most_boxes: int) -> AnswerState | None:
-        """The place after one more byte; ``None`` if it cannot stand there.
-
-        Args:
-            state: where the answer is.
-            byte: the next byte.
-            most_boxes: no object is begun beyond this many.
-        """
+        """The place after one more byte; ``None`` if it cannot stand there."""
         if state.part < 0:
             return self._step_outside(state, byte, most_boxes)
         part, written = self._parts[state.part], state.written + bytes((byte,))

@@ -24,11 +24,7 @@ _LABEL_TOKEN = re.compile(r"\s*<\|object_ref_(?:start|end)\|>\s*")
 
 
 class AnswerReader:
-    """Reads one answer.
-
-    Args:
-        text: what the model wrote.
-    """
+    """Reads one answer."""
 
     def __init__(self, text: str) -> None:
         self.text = text

@@ -121,11 +121,7 @@ class Record:
         self.is_settled |= bool(boxes)
 
     def close(self, end: int, parent: Record | None) -> list[Box]:
-        """Label the boxes; leave those without a label, or a label without a box, to the object around this.
-
-        Returns:
-            The boxes that are done.
-        """
+        """Label the boxes and return them; what lacks a label or a box is left to the object around this."""
         self.end_value()
         if parent and is_box_key(parent.key) and self.key and not (self.is_settled or parent.is_settled):
             self.add([Box([], self.start, end)])

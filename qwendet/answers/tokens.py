@@ -93,15 +93,7 @@ _ESCAPE = re.compile(r"""(?:\\u[0-9a-fA-F]{4})++|\\["'\\/bfnrt]""")
 
 
 def next_token(text: str, position: int, place: Place) -> Token | None:
-    """Find the first token at or after a position.
-
-    Args:
-        text: any text.
-        position: where to look from.
-        place: where that is; in prose quotes, bare numerals and words do not count.
-
-    Returns:
-        The token, or None if there is none before the end.
+    """Find the first token at or after a position; in prose, quotes, bare numerals and words are none.
 
     Example:
         >>> next_token('so: {"dog": "cat"}', 5, "object")

@@ -40,22 +40,7 @@ def run_all_checks(
     only: Collection[str] = (),
     with_overfit: bool = True,
 ) -> Found:
-    """Run every check, or those of some ids.
-
-    Args:
-        config: a config that could be loaded.
-        how: how far the checks of the data go.
-        checkpoint: a saved run to compare with what the config would build.
-        server: URL of a server that is meant to serve it.
-        only: ids to run; none runs all.
-        with_overfit: train a few steps too.
-
-    Raises:
-        CheckpointError: if there is no such checkpoint.
-        ConfigError: for an id that no check has; for a server without a checkpoint.
-        ServerError: if the server cannot be reached.
-        DataError: if a sample file or the data root is absent or may not be read.
-    """
+    """Run every check, or those of some ids."""
     require_known(only, all_ids())
     consistency.require_checkpoint(checkpoint)  # before minutes of other checks
     of_server = [id for id in only if id in served.CHECKS]
@@ -86,11 +71,7 @@ def run_all_checks(
 
 
 def require_preflight(bundle: Bundle) -> None:
-    """Run what ``train.preflight`` asks for on the model that is about to be trained.
-
-    Raises:
-        QwendetError: with every problem found.
-    """
+    """Run what ``train.preflight`` asks for on the model that is about to be trained."""
     config = bundle.config
     if config.train.preflight == "off":
         logger.warning("train.preflight is off: nobody has checked that this model trains as it is served")

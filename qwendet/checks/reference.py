@@ -106,10 +106,6 @@ def patch_places(rows: int, columns: int, merge_size: int) -> IntArray:
 def patch_values(pixels: ByteArray, facts: ImageFacts) -> tuple[FloatArray, tuple[int, int]]:
     """Patches of a displayed image as the model must get them.
 
-    Args:
-        pixels: ``(height, width, 3)``, red first.
-        facts: how they are made.
-
     Returns:
         ``(patches, 3 * frames * side * side)`` float64, and rows and columns of patches.
     """

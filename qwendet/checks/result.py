@@ -34,13 +34,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Figures that a person reads beside the results; human output only.
-
-    Attributes:
-        title: one line.
-        columns: headings.
-        rows: cells, as many in each row as there are headings.
-    """
+    """Figures that a person reads beside the results; human output only."""
 
     title: str
     columns: tuple[str, ...]

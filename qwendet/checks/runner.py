@@ -91,12 +91,7 @@ class Findings:
             self.counts[excuse] += other.counts[excuse] - len(problems)
 
     def results(self, good: str, allowed: Collection[str]) -> list[Result]:
-        """The problems as results; a single passed one, saying ``good``, if there are none.
-
-        Args:
-            good: what is so when the check passes.
-            allowed: ids of ``data.allow``.
-        """
+        """The problems as results; a single passed one, saying ``good``, if there are none."""
         excuses = sorted(self.shown, key=lambda excuse: not excuse)
         found = [result for excuse in excuses for result in self._listed(excuse, self.id in allowed)]
         first, *others = found or [Result(self.id, "pass", good)]
@@ -113,11 +108,7 @@ class Findings:
 
 
 def require_known(ids: Collection[str], known: Sequence[str]) -> None:
-    """Refuse an id that no check has.
-
-    Raises:
-        ConfigError: naming the nearest known one.
-    """
+    """Refuse an id that no check has."""
     problems = [unknown_id(id, known, "--only") for id in ids if id not in known]
     if problems:
         raise ConfigError.of(problems)
@@ -139,11 +130,6 @@ def run_checks(
     allowed: Collection[str],
 ) -> tuple[list[Result], list[Table]]:
     """Run checks of one subject, each come what may.
-
-    Args:
-        checks: by id, in the order to run them.
-        subject: what they look at.
-        allowed: ids of ``data.allow``.
 
     Returns:
         At least one result for each check, and the figures behind them.

@@ -48,11 +48,7 @@ def _few_layers(subject: Subject) -> Subject:
 
 
 class Shortened(Subject):
-    """The samples of a subject and a model of a few of its layers, in float32.
-
-    Args:
-        whole: the subject; it is not changed, and nothing of its model is shared.
-    """
+    """The samples of a subject and a model of a few of its layers, in float32."""
 
     def __init__(self, whole: Subject) -> None:
         super().__init__(whole.config, whole.folder / "shortened")

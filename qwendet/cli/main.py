@@ -88,11 +88,7 @@ def _main(
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and exit: the one place where an exception becomes an exit code.
-
-    Args:
-        arguments: words after ``qwendet``; ``None`` takes the process's own.
-    """
+    """Run a command and exit: the one place where an exception becomes an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     # Read when torch is imported: threads that spin while they wait slow training several times over, as
     # soon as another process wants a core.

@@ -115,11 +115,7 @@ FormatOption = Annotated[Format, typer.Option("--format", help="How results and 
 
 
 def config_name(argument: str | None, option: str | None) -> str:
-    """The config that was given as CONFIG or as ``--config``.
-
-    Raises:
-        ConfigError: if neither or both were given.
-    """
+    """The config that was given as CONFIG or as ``--config``."""
     if argument and option:
         raise ConfigError(f"two configs were given: {argument} and {option}", "--config", CONFIG_FIX)
     name = argument or option
@@ -136,11 +132,7 @@ def next_of(model: Path, origin: Mapping[str, object]) -> str:
 
 
 def image_depth(decode: bool, no_images: bool) -> Literal["none", "header", "full"]:
-    """How far images are read, by ``--decode`` and ``--no-images``.
-
-    Raises:
-        ConfigError: if both were given.
-    """
+    """How far images are read, by ``--decode`` and ``--no-images``."""
     if decode and no_images:
         raise ConfigError("--decode and --no-images exclude each other", "command line", "give one of them")
     return "full" if decode else "none" if no_images else "header"
@@ -148,9 +140,6 @@ def image_depth(decode: bool, no_images: bool) -> Literal["none", "header", "ful
 
 def split_labels(text: str | None) -> tuple[str, ...] | None:
     """Read ``--labels``.
-
-    Raises:
-        ConfigError: if a label is empty or given twice.
 
     Example:
         >>> split_labels("red cell, platelet")

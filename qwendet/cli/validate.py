@@ -198,14 +198,7 @@ def _require_known_or_list(only: Sequence[str], ids: Sequence[str], *, list_ids:
 
 
 def report_and_exit(results: Sequence[Result], tables: Sequence[Table], again: str, further: str) -> NoReturn:
-    """Print figures, for people only, and results; name the next command; end as the results ask for.
-
-    Args:
-        results: of the checks.
-        tables: what was seen.
-        again: the command that repeats the checks.
-        further: the command that follows if none failed.
-    """
+    """Print figures, for people only, and results; name the next command; end as the results ask for."""
     from qwendet.checks.config.suite import exit_code
 
     if not console.is_for_machine():

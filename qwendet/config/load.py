@@ -77,11 +77,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
-    """Change settings of a config that is already loaded, such as a checkpoint's own.
-
-    Raises:
-        ConfigError: with every problem found.
-    """
+    """Change settings of a config that is already loaded, such as a checkpoint's own."""
     if not overrides:
         return config
     values = config.model_dump(mode="json")
@@ -185,17 +181,7 @@ def build_config(
     lines: Mapping[tuple[str, ...], int] | None = None,
     overridden: Collection[tuple[str, ...]] = (),
 ) -> Config:
-    """Validate plain values.
-
-    Args:
-        values: nested mapping as a YAML file holds it.
-        source: name for error messages.
-        lines: line number of each key path.
-        overridden: key paths that ``--set`` gave.
-
-    Raises:
-        ConfigError: with every problem found.
-    """
+    """Validate plain values."""
     try:
         return Config.model_validate(_lists_to_tuples(values))
     except ValidationError as error:

@@ -367,11 +367,7 @@ class Config(Section):
 
 
 def require_hub_id(model: ModelConfig) -> None:
-    """Refuse a revision of a model that has none.
-
-    Raises:
-        ConfigError: if ``model.revision`` is set, and ``model.path`` is no hub id.
-    """
+    """Refuse a revision of a model that has none."""
     is_embedded = model.path in EMBEDDED_MODELS
     if model.revision is not None and (is_embedded or Path(model.path).is_dir()):
         kind = "an embedded model" if is_embedded else "a folder"

@@ -133,10 +133,6 @@ def _xml(text: str) -> str:
 def to_github(results: Iterable[CheckResult], repository: Path) -> list[str]:
     """GitHub Actions' workflow commands: an error for each failure, a notice for each check that was skipped.
 
-    Args:
-        results: what the checks said.
-        repository: folder that files are named from.
-
     Example:
         >>> from qwendet.checks.result import Result
         >>> to_github([Result("config.a", "fail", "50% of it", "/r/x,y.jsonl:3", "mend it")], Path("/r"))

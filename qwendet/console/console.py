@@ -113,12 +113,7 @@ def say(text: str) -> None:
 
 
 def next_step(command: str, first: str = "") -> None:
-    """Print on stderr what to run next; nothing where the output is for a machine.
-
-    Args:
-        command: the command.
-        first: what is to be done before, such as ``mend what failed``.
-    """
+    """Print on stderr what to run next; nothing where the output is for a machine."""
     if not _state.quiet and not is_for_machine():
         print_text(_stderr(), f"Next: {first}, then {command}" if first else f"Next: {command}", "bold")
 
@@ -229,15 +224,7 @@ def _print_checks(results: Sequence[CheckResult]) -> None:
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Advance]:
-    """Show how far work is: a bar on a terminal, else a line about every tenth or 30 s, on stderr.
-
-    Args:
-        description: what is being done.
-        total: number of items; 0 if nobody knows.
-
-    Yields:
-        To be called with the number of finished items and a short text.
-    """
+    """Show how far work is: a bar on a terminal, else a line about every tenth or 30 s, on stderr."""
     if _state.quiet:
         yield no_advance
     elif _stderr().is_terminal:

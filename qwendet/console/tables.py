@@ -21,12 +21,6 @@ def build_table(
 ) -> tuple[Table, int]:
     """A table for rich, in which texts may wrap between words, and numbers may not.
 
-    Args:
-        title: stands above it.
-        columns: names of the columns.
-        rows: texts of the cells.
-        are_numbers: for each column, whether it is aligned right.
-
     Returns:
         The table, and the characters that it needs at least.
     """

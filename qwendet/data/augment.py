@@ -47,12 +47,7 @@ PRESETS: Mapping[Preset, tuple[AugmentStep, ...]] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and what is in it.
-
-    Attributes:
-        image: RGB.
-        objects: boxes in pixels of ``image``.
-    """
+    """An image and what is in it."""
 
     image: Image.Image
     objects: tuple[DetectedObject, ...]
@@ -104,22 +99,14 @@ def steps_of(settings: DataConfig) -> tuple[AugmentStep, ...]:
 
 
 class Augmenter:
-    """The steps of ``data.augment``.
-
-    Args:
-        settings: the data section.
-    """
+    """The steps of ``data.augment``."""
 
     def __init__(self, settings: DataConfig) -> None:
         self.steps = steps_of(settings)
         self.flipped = settings.flipped_labels()
 
     def turn(self, turn: Turn, where: str, generator: Random, draw: Draw) -> Turn:
-        """A turn as training sees it this time.
-
-        Raises:
-            DataError: if its image cannot be used.
-        """
+        """A turn as training sees it this time."""
         scene = self.scene(scene_of(turn, where), generator, draw)
         width, height = scene.image.size
         return replace(turn, objects=scene.objects, width=width, height=height, pixels=scene.image)

@@ -13,9 +13,6 @@ from qwendet.progress import track
 def copies(files: Collection[Path]) -> dict[Path, object]:
     """What files of the same bytes have in common, and others have not; those of equal length alone are read.
 
-    Args:
-        files: each once; one that is absent has no copy.
-
     Returns:
         Something for each file, those of equal length together.
     """

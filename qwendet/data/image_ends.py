@@ -18,12 +18,7 @@ PNG_SIGNATURE_BYTES = 8
 
 
 def must_be_decoded(path: Path, image_format: str | None) -> bool:
-    """Whether header and file ending leave open that the file is whole and which way up it is.
-
-    Args:
-        path: a file whose header could be read.
-        image_format: Pillow's name of its format.
-    """
+    """Whether header and file ending leave open that the file is whole and which way up it is."""
     if image_format in ("JPEG", "MPO"):
         return not _has_end_of_jpeg(path)
     if image_format == "PNG":

@@ -214,12 +214,6 @@ def inspect_image(image: str, root: Path, where: str, *, decode: bool = False) -
     JPEG, PNG and WebP carry an end mark or their length, and orientation in front of the pixels. A file
     without these, or of another format, is decoded to find out.
 
-    Args:
-        image: path relative to ``root``.
-        root: the data root.
-        where: ``file:line``, put into errors.
-        decode: decode every pixel, whatever the format.
-
     Raises:
         DataError: as :func:`open_image`; without ``decode``, pixel data that is broken yet complete passes.
     """

@@ -11,11 +11,7 @@ from qwendet.errors import DataError
 
 
 def resolve_labels(config: Config) -> tuple[str, ...]:
-    """The label set: ``data.labels``, else the training samples' labels, sorted.
-
-    Raises:
-        DataError: if neither names a label.
-    """
+    """The label set: ``data.labels``, else the training samples' labels, sorted."""
     if config.data.labels is not None:
         labels = tuple(check_label(label, "data.labels", label) for label in config.data.labels)
     elif config.data.train is not None:

@@ -105,10 +105,7 @@ def _labels_by_image(
 ) -> dict[str, set[str]]:
     """Labels of each image that is in none of the splits ``held_out``, by path relative to the root.
 
-    Raises:
-        ConfigError: if there is a split ``val`` among ``held_out``.
-        DataError: for broken images: without them a part may be too small, and that would be told instead.
-            With ``skip_bad`` only if all are; the others are listed when the parts are written.
+    Broken images are told here: without them a part may be too small, and that would be told instead.
     """
     labels: dict[str, set[str]] = defaultdict(set)
     problems: list[Problem] = []

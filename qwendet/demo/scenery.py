@@ -116,9 +116,6 @@ def shading(mask: Floats, opacity: float, rng: np.random.Generator) -> tuple[Flo
         mask: ``(h, w)`` coverage in 0-1.
         opacity: of the object's inside, 0-1; its rim and its nucleus are more opaque.
         rng: source of the variation.
-
-    Returns:
-        ``(h, w)`` opacity in 0-1, and ``(h, w)`` factor on the colour.
     """
     cover, shade = mask * np.float32(opacity), np.ones_like(mask)
     height, width = mask.shape

@@ -200,13 +200,7 @@ def _background(world: World, rng: np.random.Generator, width: int, height: int)
 
 
 class _Canvas:
-    """Pixels, and which object is on top at each of them.
-
-    Attributes:
-        pixels: ``(height, width, 3)`` float.
-        owner: ``(height, width)``; 0 for the background, then objects counted from 1.
-        objects: those drawn so far.
-    """
+    """Pixels, and which object is on top at each of them."""
 
     def __init__(self, pixels: Floats) -> None:
         self.pixels = pixels
@@ -346,12 +340,6 @@ def write_dataset(
         seed: scene ``i`` is drawn from ``[seed, i]``: a larger ``count`` begins with the same scenes.
         image_format: Pillow's name of it, such as PNG or JPEG.
         progress: called after each scene with the number done.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        DataError: if a file cannot be written.
     """
     assert count > 0, count
     partial = path.with_name(path.name + ".partial")

@@ -73,13 +73,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a family's tiny model has of its own.
-
-    Attributes:
-        special_tokens: in the order of their published ids.
-        text: of the language model's config.
-        vision: of the vision tower's config.
-    """
+    """What a family's tiny model has of its own."""
 
     special_tokens: tuple[str, ...]
     text: Mapping[str, Any]
@@ -241,24 +235,13 @@ def tokenizer_texts(family: Family) -> list[str]:
 
 
 def embedded_folder(name: str) -> Path:
-    """Files of an embedded model: those that ship, or made from a seed.
-
-    Args:
-        name: as in ``model.path``.
-    """
+    """Files of an embedded model: those that ship, or made from a seed."""
     return ASSETS / name if name in SHIPPED else write_untrained(FAMILIES[EMBEDDED_MODELS[name]])
 
 
 @cache
 def write_untrained(family: Family = QWEN2_5_VL) -> Path:
-    """Write a tiny model with random weights, always the same, to a temporary directory.
-
-    Args:
-        family: of the model.
-
-    Returns:
-        A plain Hugging Face directory, the same for the whole process.
-    """
+    """Write a tiny model with random weights, always the same, to a temporary directory."""
     folder = Path(tempfile.mkdtemp(prefix="qwendet-tiny-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tokenizer = train_tokenizer(family, tokenizer_texts(family))

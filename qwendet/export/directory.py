@@ -132,11 +132,7 @@ def _loadable(config: Config, trained: str, wanted: str) -> Config:
 
 
 def _merge(bundle: Bundle) -> float:
-    """Merge the adapter; returns the relative difference of the logits that it made.
-
-    Raises:
-        CheckpointError: if that is more than rounding.
-    """
+    """Merge the adapter; returns the relative difference of the logits that it made."""
     before = _logits(bundle)
     merge_adapter(bundle.detector.vlm)
     error = float((_logits(bundle) - before).norm() / before.norm())
@@ -201,11 +197,7 @@ def _metrics_of(checkpoint: Path) -> dict[str, float]:
 
 
 def _require_same(folder: Path, bundle: Bundle) -> None:
-    """Load what was written, and compare all of it with the model in memory.
-
-    Raises:
-        CheckpointError: naming what differs.
-    """
+    """Load what was written, and compare all of it with the model in memory."""
     reloaded = load(config_of_checkpoint(folder), for_inference=True)
     wanted, found = (
         model.state_dict() | ({} if model.head is None else model.head.constants())

@@ -19,11 +19,7 @@ OWN_ERRORS = (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSE
 
 
 def require_repository(name: str) -> None:
-    """Refuse a name that no repository can have.
-
-    Raises:
-        ConfigError: naming it.
-    """
+    """Refuse a name that no repository can have."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -34,14 +30,6 @@ def require_repository(name: str) -> None:
 
 def push(folder: Path, name: str, *, private: bool) -> str:
     """Upload a directory in one commit; the repository is made if there is none.
-
-    Args:
-        folder: what :func:`qwendet.export.directory.export` wrote.
-        name: of the repository, such as ``team/cells``.
-        private: whether a new repository is.
-
-    Returns:
-        The address of the commit.
 
     Raises:
         EnvironmentLacksError: if the hub cannot be reached, or does not allow it; the directory stays.

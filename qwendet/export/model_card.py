@@ -50,13 +50,7 @@ FRAMES: dict[Frame, str] = {
 
 
 def render_card(trained: Manifest, serving: Serving, metrics: Mapping[str, float]) -> str:
-    """Write the card.
-
-    Args:
-        trained: manifest of the checkpoint that was exported.
-        serving: how the exported model is served and asked.
-        metrics: what the run measured on its validation samples; may be empty.
-    """
+    """Write the card."""
     family = FAMILIES[serving.family]
     front = f"---\n{_front_matter(trained, serving, metrics)}\n---\n# A {family.name} object detector"
     parts = [front, _facts(trained, serving, family.ignored_weights), _measured(metrics)]

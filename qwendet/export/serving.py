@@ -66,13 +66,7 @@ class Serving:
 
 
 def serving_of(bundle: Bundle, name: str, licence: str) -> Serving:
-    """What is told of a model that is about to be written.
-
-    Args:
-        bundle: the model, in its final type.
-        name: that clients call it by.
-        licence: of its base; empty if it is not known.
-    """
+    """What is told of a model that is about to be written."""
     data, family, images = bundle.config.data, bundle.processor.family, bundle.processor.image_processor
     text = bundle.detector.vlm.config.get_text_config()
     answer = bundle.config.infer.max_new_tokens

@@ -74,15 +74,7 @@ def embedded_limits(family: Family) -> PixelLimits:
 
 
 def family_of(model_type: str | None, where: str) -> Family:
-    """The family of a model.
-
-    Args:
-        model_type: of its ``config.json``.
-        where: the file or hub id, for the message.
-
-    Raises:
-        CheckpointError: if it belongs to none; with the list of those that work.
-    """
+    """The family of a model."""
     family = FAMILIES.get(model_type or "")
     if family is None:
         raise unknown_family(model_type, where, FAMILIES)

@@ -28,10 +28,6 @@ _OF_A_PROMPT = ("input_ids", "pixel_values", "image_grid_thw")
 class AnswersInProgress:
     """The answers of a batch that have not ended; one that has leaves the batch.
 
-    Args:
-        detector: the model.
-        batch: prompts, padded on the left.
-
     Attributes:
         rows: which of the batch they are.
     """
@@ -103,12 +99,7 @@ class AnswersInProgress:
         self._cache.reorder_cache(indices)  # recurrent states too
 
     def alone(self, index: int, place: int) -> Tensor:
-        """Logits ``(V,)`` after one token of the block, read again with nobody beside it.
-
-        Args:
-            index: of the row among :attr:`rows`.
-            place: of the token in the row's block.
-        """
+        """Logits ``(V,)`` after one token of the block, read again with nobody beside it."""
         before = self._slots.shape[1] - self._block.shape[1] + place
         seen = self._slots[index, :before].nonzero()[:, 0]
         cache = DynamicCache(config=self._config)

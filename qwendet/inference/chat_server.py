@@ -259,13 +259,7 @@ class RefusedError(ServerError):
 
 
 def _reply(answer: Any) -> Reply:
-    """Read a chat completion.
-
-    Raises:
-        AttributeError: if it is none, such as a page of HTML.
-        IndexError: if it holds no answer.
-        TypeError: if its answer holds no text.
-    """
+    """Read a chat completion."""
     choice, usage = answer.choices[0], answer.usage
     text = choice.message.content
     if not isinstance(text, str):

@@ -38,12 +38,7 @@ class TokenTrie:
 
 
 class AnswerVocabulary:
-    """The tokens that an answer can be written with.
-
-    Args:
-        tokenizer: a byte-level tokenizer.
-        alphabet: the bytes that answers can hold; tokens with any other are left out.
-    """
+    """The tokens that an answer can be written with."""
 
     def __init__(self, tokenizer: Any, alphabet: frozenset[int]) -> None:
         special = set(tokenizer.get_added_vocab().values())

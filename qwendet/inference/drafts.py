@@ -220,13 +220,7 @@ class DraftTokens:
 
 
 class AnswerDrafter:
-    """Drafts an answer in the form that the model was trained to write.
-
-    Args:
-        tokens: of the model.
-        example: an answer in that form.
-        boxes: drafts by boxes.
-    """
+    """Drafts an answer in the form that the model was trained to write."""
 
     def __init__(self, tokens: DraftTokens, example: Sequence[int], boxes: BoxDraft) -> None:
         self._tokens = tokens
@@ -258,11 +252,7 @@ class AnswerDrafter:
 
 
 class AnswerDrafts:
-    """Drafts for every answer of a model.
-
-    Args:
-        interface: of the model.
-    """
+    """Drafts for every answer of a model."""
 
     def __init__(self, interface: Interface) -> None:
         self._interface = interface
@@ -273,12 +263,7 @@ class AnswerDrafts:
         self._example = [*self._tokens.ids(example.encode()), self._tokens.end_id]
 
     def of(self, item: EncodedSample, found: Sequence[Detection] | None) -> Drafter:
-        """Draft the answer about a sample.
-
-        Args:
-            item: the sample.
-            found: by the head, boxes in pixels of the displayed image; ``None`` without a head.
-        """
+        """Draft the answer about a sample."""
         size, labels = answer_size(self._interface, item), self._interface.labels
         rows = None if found is None else self._rows(found, item.image_size, size)
         boxes = BoxDraft(AnswerGrammar(labels, size, self._form), labels, rows)

@@ -22,22 +22,14 @@ def sample_of_image(path: Path) -> Sample:
 
 
 def collect_samples(inputs: Sequence[Path]) -> list[Sample]:
-    """The samples of images, folders and JSONL files, each image looked at as far as its header.
-
-    Raises:
-        DataError: naming every input that cannot be used.
-    """
+    """The samples of images, folders and JSONL files, each image looked at as far as its header."""
     samples = [sample for path in inputs for sample in _samples_of(path)]
     require_images(samples)
     return samples
 
 
 def require_images(samples: Iterable[Sample]) -> None:
-    """Look at each image as far as its header.
-
-    Raises:
-        DataError: naming every image that cannot be used, and every demonstration that gives the answer away.
-    """
+    """Look at each image as far as its header."""
     problems: list[Problem] = []
     for sample in samples:
         for turn in (*sample.teachers, sample.student):
@@ -85,11 +77,7 @@ def _samples_of(path: Path) -> Iterable[Sample]:
 
 
 def with_teachers(samples: Sequence[Sample], config: Config, count: int) -> list[Sample]:
-    """Give demonstrations from the pool to samples that have none of their own, of other images than theirs.
-
-    Raises:
-        DataError: if the pool cannot be read.
-    """
+    """Give demonstrations from the pool, of other images, to samples that have none of their own."""
     if count == 0 or all(sample.teachers for sample in samples):
         return list(samples)
     pool = teacher_pool(config, open_samples(config, "train")).samples

@@ -40,11 +40,7 @@ class ServedPredictor:
         return self.bundle.origin() | {"server": self.server.url, "server_model": self.server.model}
 
     def sources(self, mode: str | None = None) -> tuple[Source, ...]:
-        """Text alone.
-
-        Raises:
-            ConfigError: for another mode.
-        """
+        """Text alone."""
         require_text(mode)
         return ("text",)
 
@@ -54,12 +50,7 @@ class ServedPredictor:
         mode: str | None = None,
         advance: Advance = no_advance,
     ) -> list[Prediction]:
-        """Predict samples, in order, as :meth:`Predictor.predict_all` does.
-
-        Raises:
-            ServerError: if a request gets no answer, or its prompt has other tokens than the checkpoint's.
-            DataError: for an image that cannot be used.
-        """
+        """Predict samples, in order, as :meth:`Predictor.predict_all` does."""
         require_text(mode)
         found: dict[int, Prediction] = {}
         settings = self.bundle.config.infer
@@ -102,11 +93,7 @@ def question_of(encoder: Encoder, sample: Sample, max_tokens: int, *, resized: b
 
 
 def require_text(mode: str | None) -> None:
-    """Refuse what a server cannot answer.
-
-    Raises:
-        ConfigError: for the head, and under a launcher, whose processes would all ask the same.
-    """
+    """Refuse what a server cannot answer."""
     if mode not in (None, "auto", "text"):
         raise ConfigError(f"mode is {mode}, but a server answers in text alone", "--mode", "use --mode text")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -114,11 +101,7 @@ def require_text(mode: str | None) -> None:
 
 
 def require_same_prompt(item: EncodedSample, reply: Reply, server: ChatServer) -> None:
-    """Refuse an answer to another prompt than the checkpoint's.
-
-    Raises:
-        ServerError: naming both numbers of tokens.
-    """
+    """Refuse an answer to another prompt than the checkpoint's."""
     expected = len(item.input_ids)
     if reply.prompt_tokens not in (None, expected):
         raise ServerError(
@@ -172,12 +155,7 @@ def _read_lines(file: Path) -> list[tuple[str, GeneratedAnswer]]:
 def predictor_of(
     model: str | Path, server: str | None, kept: Path | None = None, *, mode: str | None = None, **asked: Any
 ) -> Predictor | ServedPredictor:
-    """The model itself, or the server in its place; ``asked`` as for :meth:`Predictor.from_checkpoint`.
-
-    Raises:
-        ConfigError: for what a server has not, and under a launcher.
-        QwendetError: for a model, a server or an option that cannot be used.
-    """
+    """The model itself, or the server in its place; ``asked`` as for :meth:`Predictor.from_checkpoint`."""
     if server is None:
         return Predictor.from_checkpoint(model, mode=mode, **asked)
     require_text(mode)

@@ -21,13 +21,7 @@ from qwendet.loader import Interface
 
 @dataclass(frozen=True)
 class FoundInText:
-    """What a text answer says.
-
-    Attributes:
-        detections: its usable boxes.
-        rejected: how many of its boxes are incomplete, impossible or outside the image.
-        facts: what can be said of the answer itself.
-    """
+    """What a text answer says."""
 
     detections: list[Detection]
     rejected: int

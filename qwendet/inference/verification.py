@@ -33,12 +33,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Likeliest:
-    """What a forward finds likeliest after each token of a block.
-
-    Attributes:
-        logits: ``(B, K, V)``, float32.
-        choices: ``B`` lists of ``K``.
-    """
+    """What a forward finds likeliest after each token of a block."""
 
     logits: Tensor
     choices: list[list[Choice]]

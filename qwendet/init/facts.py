@@ -96,14 +96,7 @@ def _most_boxes(scan: SplitStats) -> int:
 def count_sample_tokens(
     facts: DataFacts, limits: PixelLimits, family: Family, count: CountTokens
 ) -> list[int]:
-    """Tokens of each sample, its own demonstrations included; a file's first ones, evenly spread.
-
-    Args:
-        facts: of :func:`look_at`.
-        limits: how the model's processor resizes.
-        family: of the model.
-        count: counts the tokens of a text.
-    """
+    """Tokens of each sample, its own demonstrations included; a file's first ones, evenly spread."""
     first, further = prompt_tokens(tuple(facts.labels), family, count)
     totals = []
     for split, sample in _some_samples(facts):

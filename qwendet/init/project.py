@@ -75,15 +75,7 @@ class InitSummary:
 
 @dataclass(frozen=True)
 class _Model:
-    """The model of the new config.
-
-    Attributes:
-        path: ``model.path``.
-        family: by its config, or by its published name.
-        folder: of its settings, if they are on this disk.
-        limits: of its own processor, else those that its family publishes.
-        recipe: what suits it.
-    """
+    """The model of the new config."""
 
     path: str
     family: Family

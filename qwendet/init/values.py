@@ -234,12 +234,7 @@ def choose_queries(most_boxes: int) -> Setting | None:
 
 
 def choose_course(num_samples: int, recipe: Recipe) -> Settings:
-    """How long to train, how fast, and how often to save.
-
-    Args:
-        num_samples: training samples; 0 if nobody knows.
-        recipe: of the model.
-    """
+    """How long to train, how fast, and how often to save."""
     in_step = recipe.batch_size * recipe.accumulation
     course = {}
     if recipe.most_steps is None:

@@ -202,12 +202,7 @@ def _without_ties(weights: Mapping[str, Tensor], detector: Qwen25VLWithDetection
 def describe_parameters(
     detector: Qwen25VLWithDetection, weights: Mapping[str, Tensor] | None = None
 ) -> dict[str, ParameterRecord]:
-    """Shape, dtype and hash of every parameter that a checkpoint holds; tied ones count once.
-
-    Args:
-        detector: whose parameters.
-        weights: their values by name; ``None`` takes its own.
-    """
+    """Shape, dtype and hash of every parameter that a checkpoint holds; tied ones count once."""
     state = detector.state_dict() if weights is None else weights
     whole = {name: state[name] for name in stored_parameters(detector)}
     return {
@@ -255,11 +250,7 @@ def find_manifest(folder: Path) -> Manifest | None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check a manifest.
-
-    Raises:
-        CheckpointError: if it is absent, unreadable, or of another format or loss version.
-    """
+    """Read and check a manifest."""
     path = folder / MANIFEST
     if not find_folder(folder):
         what = (
@@ -324,12 +315,7 @@ def _parse_manifest(record: dict[str, Any]) -> Manifest:
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Compare every file with its hash.
-
-    Raises:
-        CheckpointError: naming each file that is missing or changed, or that would be read though nobody
-            vouches for it.
-    """
+    """Compare every file with its hash, and refuse files that would be read without one."""
     problems = []
     for name, expected in manifest.files.items():
         path = folder / name
@@ -354,11 +340,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
 
 
 def verify_parameters(detector: Qwen25VLWithDetection, manifest: Manifest, folder: Path) -> None:
-    """Compare names, shapes and, unless the type was narrowed, the bytes of all parameters.
-
-    Raises:
-        CheckpointError: naming the first that is missing, unexpected or different.
-    """
+    """Compare names, shapes and, unless the type was narrowed, the bytes of all parameters."""
     found = stored_parameters(detector)
     wanted = {name: record for name, record in manifest.parameters.items() if _is_built(name, detector)}
     for name in sorted(set(found) ^ set(wanted)):
@@ -396,21 +378,13 @@ def head_file(folder: Path) -> Path:
 
 
 def load_head_weights(detector: Qwen25VLWithDetection, folder: Path) -> None:
-    """Load the head's weights, every one of them and no other.
-
-    Raises:
-        CheckpointError: for a missing or extra key or another shape.
-    """
+    """Load the head's weights, every one of them and no other."""
     head, path = detector.head, head_file(folder)
     assert head is not None
     fill(dict(head.named_parameters()) | head.constants(), path.parent, path.name, "head")
 
 
 def load_base_weights(detector: Qwen25VLWithDetection, folder: Path) -> None:
-    """Load the base model's weights of a checkpoint into a model that is there, each once.
-
-    Raises:
-        CheckpointError: for a missing or extra key or another shape.
-    """
+    """Load the base model's weights of a checkpoint into a model that is there, each once."""
     own = revert_weight_conversion(detector.vlm, dict(detector.vlm.named_parameters()))
     fill(own, folder, "model*.safetensors", "model")

@@ -16,11 +16,7 @@ logger = logging.getLogger("qwendet")
 
 
 def resolve_environment(config: Config) -> Config:
-    """Fill in what ``auto`` leaves open of ``model`` and ``train.autocast``, and say it.
-
-    Raises:
-        EnvironmentLacksError: if a named device, type, attention or a base in 4 bits is not to be had here.
-    """
+    """Fill in what ``auto`` leaves open of ``model`` and ``train.autocast``, and say it."""
     model, train = config.model, config.train
     device = _resolve_device(model.device)
     dtype = _resolve_dtype(model.dtype, device, train.autocast)

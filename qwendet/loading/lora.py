@@ -62,9 +62,6 @@ def add_adapter(vlm: Any, lora: LoraConfig, seed: int) -> None:
         vlm: the base model, changed in place.
         lora: the settings.
         seed: seed of the random matrices; the global random state is left alone.
-
-    Raises:
-        ConfigError: if no module has such a name.
     """
     from peft import inject_adapter_in_model
 
@@ -146,11 +143,7 @@ def without_adapter(vlm: nn.Module) -> Iterator[None]:
 
 
 def merge_adapter(vlm: nn.Module) -> None:
-    """Add what the adapter learned to the base's weights, and remove it.
-
-    Raises:
-        CheckpointError: if a merged weight is not finite.
-    """
+    """Add what the adapter learned to the base's weights, and remove it."""
     from peft.tuners.lora import LoraLayer
 
     for name, layer in list(vlm.named_modules()):
@@ -171,14 +164,7 @@ def merge_adapter(vlm: nn.Module) -> None:
 
 
 def save_adapter(weights: Mapping[str, Tensor], lora: LoraConfig, family: Family, folder: Path) -> None:
-    """Write the adapter as peft does, so that ``peft`` loads it without qwendet.
-
-    Args:
-        weights: tensors of the base model, the adapter's among them, by name.
-        lora: the settings.
-        family: of the base.
-        folder: where to write.
-    """
+    """Write the adapter as peft does, so that ``peft`` loads it without qwendet."""
     adapter = {
         _name_in_file(name): tensor.detach().contiguous()
         for name, tensor in weights.items()
@@ -189,11 +175,7 @@ def save_adapter(weights: Mapping[str, Tensor], lora: LoraConfig, family: Family
 
 
 def load_adapter(vlm: nn.Module, folder: Path) -> None:
-    """Load an adapter's weights, every one of them and no other.
-
-    Raises:
-        CheckpointError: for a missing or extra weight or another shape.
-    """
+    """Load an adapter's weights, every one of them and no other."""
     own = {_name_in_file(name): weight for name, weight in vlm.named_parameters() if is_adapter(name)}
     fill(own, folder, ADAPTER_WEIGHTS, "adapter")
 
@@ -209,9 +191,6 @@ def fingerprint(base: Path) -> str:
     """SHA-256 over names, shapes, types and bytes of a base model's stored weights.
 
     It does not depend on how they are spread over files, nor on the type they are loaded in.
-
-    Args:
-        base: its directory.
     """
     whole = base / "model.safetensors"
     files = [whole] if whole.is_file() else sorted(base.glob("model-*.safetensors"))

@@ -70,9 +70,6 @@ def load_processor(
         family: of the model that they belong to.
         min_pixels: images are enlarged to at least this many pixels; ``None`` keeps the stored limit.
         max_pixels: images are shrunk to at most this many pixels; ``None`` keeps the stored limit.
-
-    Returns:
-        A processor that pads on the left.
     """
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
     image_processor = getattr(transformers, family.resizer_class).from_pretrained(path)
@@ -94,9 +91,6 @@ def require_fitting(
         vlm_config: of the base model.
         source: where both are from, for the message.
         has_manifest: a manifest says that it was trained with this template.
-
-    Raises:
-        CheckpointError: if tokens, vocabulary, end of turn, template or patches are not the model's.
     """
     problems = list(_unfitting(processor, vlm_config, source))
     if not problems and not has_manifest:

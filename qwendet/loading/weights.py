@@ -85,11 +85,7 @@ def end_with_turn(settings: GenerationConfig, tokenizer: Any) -> None:
 
 
 def base_config(source: str) -> Any:
-    """A model's ``config.json``, in its family's class.
-
-    Raises:
-        CheckpointError: if it cannot be read, or the model is quantized or of no family.
-    """
+    """A model's ``config.json``, in its family's class."""
     family = family_in(Path(source))
     with explained_load_errors("model", source):
         config = getattr(transformers, family.model_class).config_class.from_pretrained(source)
@@ -104,11 +100,7 @@ def base_config(source: str) -> Any:
 
 @contextmanager
 def explained_load_errors(what: str, source: str) -> Iterator[None]:
-    """Say in plain words that published files cannot be read.
-
-    Raises:
-        CheckpointError: for files that are absent, cut or malformed.
-    """
+    """Say in plain words that published files cannot be read."""
     try:
         yield
     except UNREADABLE as error:

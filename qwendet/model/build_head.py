@@ -15,13 +15,7 @@ NEW_HEAD = {"hidden_size": 256, "num_layers": 3, "num_heads": 8}
 
 
 def head_shape(detection: DetectionConfig, vlm_config: Any, stored: HeadShape | None = None) -> HeadShape:
-    """The sizes that a config asks for.
-
-    Args:
-        detection: its sizes may be ``None``.
-        vlm_config: of the base model.
-        stored: the checkpoint's, which ``None`` stands for; without one :data:`NEW_HEAD`.
-    """
+    """The sizes that a config asks for."""
     defaults = NEW_HEAD if stored is None else {name: getattr(stored, name) for name in NEW_HEAD}
     sizes = {name: getattr(detection, name) or default for name, default in defaults.items()}
     return HeadShape(_patch_width(vlm_config.vision_config), vlm_config.text_config.hidden_size, **sizes)
@@ -35,18 +29,7 @@ def _patch_width(vision_config: Any) -> int:
 def build_head(
     config: Config, vlm_config: Any, stored: HeadShape | None, *, for_inference: bool
 ) -> DetectionHead | None:
-    """Build the head, its weights drawn with ``train.seed``; ``None`` if ``detection.enabled`` is false.
-
-    Args:
-        config: the config.
-        vlm_config: of the base model.
-        stored: the sizes of the checkpoint's head, ``None`` if it has none.
-        for_inference: then a head that is not in the checkpoint is an error.
-
-    Raises:
-        CheckpointError: if the checkpoint has no head to predict with, or one of another shape.
-        ConfigError: for a width that cannot be split into the heads.
-    """
+    """Build the head, its weights drawn with ``train.seed``; ``None`` if ``detection.enabled`` is false."""
     if not config.detection.enabled:
         return None
     if stored is None and for_inference:

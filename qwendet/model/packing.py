@@ -20,12 +20,7 @@ LARGEST_CHANGE = 1e-4
 
 @torch.no_grad()
 def require_isolation(detector: Qwen25VLWithDetection) -> None:
-    """Run two short packed texts, then change the first: the second must not notice.
-
-    Raises:
-        ConfigError: for a family whose layers cannot keep them apart.
-        EnvironmentLacksError: if it does.
-    """
+    """Run two short packed texts, then change the first: the second must not notice."""
     if reason := detector.family.packing_refusal:
         raise ConfigError(
             f"{detector.family.name} cannot be packed: {reason}", "train.packing", "set it to false"

@@ -18,13 +18,7 @@ STEPS = 8
 
 
 class Curve(NamedTuple):
-    """A label's precision over recall.
-
-    Attributes:
-        label: its text; empty for the mean.
-        ap50: area under the curve.
-        points: of a polyline.
-    """
+    """A label's precision over recall."""
 
     label: str
     ap50: float | None

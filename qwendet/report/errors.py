@@ -67,15 +67,7 @@ class ImageErrors:
 
 
 def errors_of(run: Run, ground_truth: Mapping[str, Any]) -> list[ImageErrors]:
-    """Tell what is wrong on each image, with the detections of at least the run's best threshold.
-
-    Args:
-        run: what was found.
-        ground_truth: what is there, in COCO's form.
-
-    Returns:
-        One an image, in the order of the ground truth.
-    """
+    """Tell what is wrong on each image, with the detections of at least the run's best threshold."""
     images = [ImageErrors() for _ in ground_truth["images"]]
     truth: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for item in sorted(ground_truth["annotations"], key=lambda item: bool(item["ignore"])):

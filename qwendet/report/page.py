@@ -29,18 +29,7 @@ JPEG_QUALITY = 78
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> Path:
-    """Write ``folder/index.html``, which needs no other file and no network.
-
-    Args:
-        evaluation: what was measured.
-        folder: made if it is absent.
-
-    Returns:
-        The page.
-
-    Raises:
-        DataError: if an image cannot be read any more, or the page not be written.
-    """
+    """Write ``folder/index.html``, which needs no other file and no network."""
     page = folder / "index.html"
     html = render(evaluation)
     with atomic_file(page) as path:

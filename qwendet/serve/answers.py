@@ -55,11 +55,7 @@ class Answerer:
         self._predictor = lru_cache(LABEL_SETS_KEPT)(self._made_for)
 
     def prepare(self, settings: Detect | Chat, question: Question) -> EncodedSample:
-        """Decode and encode a question.
-
-        Raises:
-            DataError: for an image that cannot be used, or too many tokens.
-        """
+        """Decode and encode a question."""
         images = [decode_image(content, place, place) for content, place in question.pictures]
         if isinstance(settings, Chat):
             return self._predictor(None).encoder.encode_chat(question.messages, images, "messages")
@@ -73,11 +69,7 @@ class Answerer:
     def answer(
         self, settings: Detect | Chat, encoded: Sequence[EncodedSample]
     ) -> list[Prediction] | list[tuple[GeneratedAnswer, int]]:
-        """Answer prepared questions in one batch; a chat's answer comes with the tokens of its prompt.
-
-        Raises:
-            EnvironmentLacksError: if memory is lacking.
-        """
+        """Answer prepared questions in one batch; a chat's answer comes with the tokens of its prompt."""
         try:
             if isinstance(settings, Chat):
                 return self._replies(settings, encoded)

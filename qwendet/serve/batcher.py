@@ -50,21 +50,11 @@ class Batcher:
         return len(self._waiting)
 
     async def ask_all(self, settings: Detect | Chat, questions: Sequence[Question]) -> list[Any]:
-        """The answers; whoever stops waiting for them leaves the queue.
-
-        Raises:
-            RefusedError: if the queue is full.
-            QwendetError: for a question that cannot be answered.
-        """
+        """The answers; whoever stops waiting for them leaves the queue."""
         return list(await asyncio.gather(*(self.ask(settings, question) for question in questions)))
 
     async def ask(self, settings: Detect | Chat, question: Question) -> Any:
-        """The answer; whoever stops waiting for it leaves the queue.
-
-        Raises:
-            RefusedError: if the queue is full.
-            QwendetError: for a question that cannot be answered.
-        """
+        """The answer; whoever stops waiting for it leaves the queue."""
         if self.waiting >= self._most_waiting:
             what = f"{self.waiting} images wait already, and no more may"
             fix = "try again in a moment, or start the server with a longer --queue"

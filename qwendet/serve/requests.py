@@ -148,11 +148,7 @@ class ChatBody(_Body):
 
 
 def read_image(text: str, place: str, limits: Limits) -> Picture:
-    """The image of a base64 text, a data URL or, where the server may fetch it, a URL.
-
-    Raises:
-        RefusedError: for anything else; no file of this machine is ever opened by a name that a client sent.
-    """
+    """The image of a base64 text, a data URL or, where it may be fetched, a URL; never of a file here."""
     head, comma, rest = text.partition(",")
     is_data_url = head[:5].lower() == "data:" and head.lower().endswith(";base64") and bool(comma)
     if not is_data_url and ":" in text[:16]:

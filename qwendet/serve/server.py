@@ -67,11 +67,7 @@ def serve(
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket at an address, which does not listen yet.
-
-    Raises:
-        ConfigError: if the address cannot be had.
-    """
+    """A socket at an address, which does not listen yet."""
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with ExitStack() as unless_bound:

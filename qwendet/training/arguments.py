@@ -25,11 +25,7 @@ LEAST_SHARED_MEMORY = 1 << 20
 
 
 def require_launcher(config: Config) -> None:
-    """Refuse, before a model is loaded, what the launcher asks for and would not get; tell of unused GPUs.
-
-    Raises:
-        EnvironmentLacksError: for FSDP without a GPU, DeepSpeed, or a precision of the launcher's own.
-    """
+    """Refuse, before a model is loaded, what the launcher asks for and would not get; tell of unused GPUs."""
     has_gpu, lora = config.model.device != "cpu" and torch.cuda.is_available(), config.model.lora
     in_4bit = lora is not None and lora.load_in_4bit
     problems = list(launcher_problems(has_gpu=has_gpu, in_4bit=in_4bit))
@@ -78,11 +74,7 @@ def shared_memory_error(what: str) -> EnvironmentLacksError:
 
 
 def training_arguments(config: Config) -> TrainingArguments:
-    """Translate the settings.
-
-    Raises:
-        EnvironmentLacksError: for an optimizer or precision that is not to be had here.
-    """
+    """Translate the settings."""
     train = config.train
     _require_available(config)
     save_whole_states()

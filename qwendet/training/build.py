@@ -16,14 +16,8 @@ from qwendet.training.trainer import DetectionTrainer
 def create_trainer(config: Config) -> DetectionTrainer:
     """Build the trainer that ``qwendet train`` uses.
 
-    Args:
-        config: the config.
-
     Returns:
         A trainer; its ``bundle`` is the model, its ``train()`` trains.
-
-    Raises:
-        QwendetError: for data, weights or settings that cannot be used.
     """
     require_trackers(config)
     require_launcher(config)
@@ -31,11 +25,7 @@ def create_trainer(config: Config) -> DetectionTrainer:
 
 
 def trainer_of(bundle: Bundle) -> DetectionTrainer:
-    """Build the trainer of a training build: groups frozen, samples opened.
-
-    Raises:
-        QwendetError: for data or settings that cannot be used.
-    """
+    """Build the trainer of a training build: groups frozen, samples opened."""
     config = bundle.config
     if config.train.packing:
         require_isolation(bundle.detector)

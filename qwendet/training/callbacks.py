@@ -99,11 +99,7 @@ class EndOfEpoch(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ends training after the current step, with a checkpoint, on SIGINT or SIGTERM.
-
-    Attributes:
-        stopped_by: name of the signal; empty if there was none.
-    """
+    """Ends training after the current step, with a checkpoint, on SIGINT or SIGTERM."""
 
     def __init__(self) -> None:
         self.stopped_by = ""

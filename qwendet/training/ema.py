@@ -31,12 +31,7 @@ def is_averaged(name: str, settings: EmaConfig | None) -> bool:
 
 
 class WeightAverage(TrainerCallback):
-    """The average, moved after each step.
-
-    Args:
-        detector: the model, spread over processes already where it will be (FSDP).
-        settings: ``train.ema``.
-    """
+    """The average, moved after each step."""
 
     def __init__(self, detector: nn.Module, settings: EmaConfig) -> None:
         self._own = {
@@ -88,9 +83,5 @@ class WeightAverage(TrainerCallback):
             save_file(state, checkpoint / FOLDER / FILE)
 
     def load(self, checkpoint: Path) -> None:
-        """Read the average of a checkpoint.
-
-        Raises:
-            CheckpointError: for a missing or extra weight or another shape.
-        """
+        """Read the average of a checkpoint."""
         fill(self._state(), checkpoint / FOLDER, FILE, "moving average")

@@ -42,12 +42,7 @@ def save_whole_states() -> None:
 
 
 def launcher_problems(*, has_gpu: bool, in_4bit: bool) -> Iterator[Problem]:
-    """Find what the launcher asks for and does not get.
-
-    Args:
-        has_gpu: whether the model will be trained on a CUDA GPU.
-        in_4bit: whether the base is kept in 4 bits.
-    """
+    """Find what the launcher asks for and does not get."""
     if _is_on(FSDP):
         yield from _fsdp_problems(has_gpu, in_4bit)
     if _is_on(DEEPSPEED):

@@ -57,11 +57,7 @@ def _wandb(config: Config, step: int) -> WandBTracker:
 
 
 def require_trackers(config: Config) -> None:
-    """Refuse ``train.report_to: wandb`` where the package is not installed.
-
-    Raises:
-        EnvironmentLacksError: with the command that installs it.
-    """
+    """Refuse ``train.report_to: wandb`` where the package is not installed."""
     if "wandb" in config.train.report_to and importlib.util.find_spec("wandb") is None:
         raise EnvironmentLacksError(
             "wandb needs the package wandb",
@@ -71,11 +67,7 @@ def require_trackers(config: Config) -> None:
 
 
 class TrackerCallback(TrainerCallback):
-    """Shows what the Trainer logs on the trackers of ``train.report_to``; the first process does.
-
-    Args:
-        config: the run's.
-    """
+    """Shows what the Trainer logs on the trackers of ``train.report_to``; the first process does."""
 
     def __init__(self, config: Config) -> None:
         self.config = config

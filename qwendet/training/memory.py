@@ -91,13 +91,7 @@ class MemoryEstimate:
 
 
 def largest_workload(config: Config, vlm_config: Any, max_pixels: int) -> Workload:
-    """What a batch of the largest samples that the config lets through is.
-
-    Args:
-        config: the config.
-        vlm_config: config of the base model.
-        max_pixels: the processor's limit.
-    """
+    """What a batch of the largest samples that the config lets through is."""
     vision, data = vlm_config.vision_config, config.data
     side, merge = vision.patch_size, vision.spatial_merge_size
     images = 1 + (data.num_teachers if data.teacher_ratio else 0)
@@ -122,16 +116,7 @@ def estimate_memory(
     device: str,
     shards: int = 1,
 ) -> MemoryEstimate:
-    """Estimate what a training step takes on one device.
-
-    Args:
-        config: the config.
-        vlm_config: config of the base model.
-        dtype: ``model.dtype``, with nothing left open.
-        work: what a forward pass is given.
-        device: ``cpu`` or ``cuda``.
-        shards: processes that weights, gradients and optimizer are spread over (FSDP2).
-    """
+    """Estimate what a training step takes on one device."""
     detector = _build(config, vlm_config, dtype)
     weights = sum(_bytes_of_weight(name, p, config) for name, p in detector.named_parameters())
     trained = {name: p for name, p in detector.named_parameters() if p.requires_grad}

@@ -39,11 +39,7 @@ class Footprint:
 
 
 def footprint(compute: Callable[[], Tensor]) -> Footprint:
-    """Run a computation forward and backward and count what it makes; its inputs are not counted.
-
-    Args:
-        compute: returns what is differentiated; on meta tensors alone.
-    """
+    """Run a computation forward and backward and count what it makes; its inputs are not counted."""
     with _Live() as live:
         result = compute()
         kept = live.now
@@ -87,11 +83,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 class products_in(TorchFunctionMode):  # noqa: N801 - a context manager, used as one
-    """Multiply in another type, as autocast does, which meta tensors have none of.
-
-    Args:
-        dtype: the type.
-    """
+    """Multiply in another type, as autocast does, which meta tensors have none of."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -110,17 +110,7 @@ class TrainingLog:
     def end_step(
         self, names: Sequence[str], terms: Tensor, norms: Mapping[str, Tensor], rates: Mapping[str, float]
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Fetch the step's numbers from the device, all at once, and keep them for the next row.
-
-        Args:
-            names: names of the terms.
-            terms: ``(terms,)``, added up over ranks.
-            norms: scalars by name.
-            rates: learning rate of each group in this step.
-
-        Returns:
-            The terms and the norms.
-        """
+        """Fetch the step's numbers from the device, all at once, and keep them for the next row."""
         parts = [terms, *(norm.to(terms)[None] for norm in norms.values()), self._volume.to(terms)]
         values = iter(torch.cat(parts).tolist())
         found = {name: next(values) for name in names}

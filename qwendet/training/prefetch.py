@@ -17,11 +17,7 @@ from qwendet.encoding.collate import Batch
 
 
 class StepPrefetcher:
-    """Takes the micro-batches of one step after another from an epoch's iterator.
-
-    Args:
-        device: where the iterator puts the batches.
-    """
+    """Takes the micro-batches of one step after another from an epoch's iterator."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

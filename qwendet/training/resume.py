@@ -40,17 +40,7 @@ TORCH_CANNOT_WRITE = ("PytorchStreamWriter failed", "unexpected pos", "file writ
 
 
 def require_same_run(stored: Manifest, here: Config, family: Family, checkpoint: str) -> None:
-    """Refuse to resume with settings that the checkpoint fixes; say which others differ.
-
-    Args:
-        stored: the checkpoint's manifest.
-        here: the resolved config of the run that goes on.
-        family: of its model.
-        checkpoint: its folder, for the messages.
-
-    Raises:
-        CheckpointError: with every setting that would change the model, or not come into effect.
-    """
+    """Refuse to resume with settings that the checkpoint fixes; say which others differ."""
     if stored.family != family.model_type:
         raise CheckpointError(
             f"the run was started with a model of {family_of(stored.family, checkpoint).name},"
@@ -100,11 +90,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def latest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint that is complete, byte for byte; newer ones that are not are named.
-
-    Raises:
-        CheckpointError: if there is none, with what is wrong with each.
-    """
+    """The newest checkpoint that is complete, byte for byte; newer ones that are not are named."""
     problems: list[Problem] = []
     put_back_lost(run)
     for folder in reversed(checkpoints(run)):
@@ -141,13 +127,7 @@ def rotate(run: Path, newest: Path, limit: int) -> None:
 
 
 def record_training_state(folder: Path, manifest: Manifest, processes: int) -> None:
-    """Write the hash of every file that the manifest does not know, the manifest's own among them.
-
-    Args:
-        folder: a checkpoint that is written but for this.
-        manifest: its manifest.
-        processes: number of processes of the run.
-    """
+    """Write the hash of every file that the manifest does not know, the manifest's own among them."""
     files = {
         name: sha256_of_file(folder / name)
         for name in files_of(folder)
@@ -158,14 +138,7 @@ def record_training_state(folder: Path, manifest: Manifest, processes: int) -> N
 
 
 def verify_training_state(folder: Path, manifest: Manifest) -> int:
-    """Compare optimizer, schedule and random states with their hashes.
-
-    Returns:
-        Number of processes of the run that wrote them.
-
-    Raises:
-        CheckpointError: naming each file that is missing or changed, or that nobody vouches for.
-    """
+    """Compare optimizer, schedule and random states with their hashes."""
     path = folder / RESUME
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -198,11 +171,7 @@ def verify_training_state(folder: Path, manifest: Manifest) -> int:
 
 @contextmanager
 def saving(folder: Path) -> Iterator[None]:
-    """Say in plain words that a checkpoint could not be written.
-
-    Raises:
-        EnvironmentLacksError: for a disk that is full, a quota, a directory that is read-only.
-    """
+    """Say in plain words that a checkpoint could not be written."""
     try:
         yield
     except (OSError, SafetensorError) as error:

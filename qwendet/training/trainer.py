@@ -62,14 +62,7 @@ class TrainingDivergedError(QwendetError):
 
 
 class DetectionTrainer(Trainer):
-    """Hugging Face's Trainer for a :class:`~qwendet.loader.Bundle`.
-
-    Args:
-        bundle: the model and what belongs to it.
-        train_dataset: encoded samples.
-        args: the Trainer's own arguments.
-        callbacks: progress and signals.
-    """
+    """Hugging Face's Trainer for a :class:`~qwendet.loader.Bundle`."""
 
     loss_is_scaled_for_ga = True  # the loss is already this micro-batch's share of the step's
 
@@ -333,10 +326,6 @@ class DetectionTrainer(Trainer):
     def show(self, measured: Mapping[str, float], validation: Validation | None) -> dict[str, float]:
         """Log metrics and show pictures of predicted validation samples.
 
-        Args:
-            measured: the metrics.
-            validation: what was found; the first process has it.
-
         Returns:
             What was logged: metrics by name, such as ``validation/head/AP50``, without those of nothing.
         """
@@ -448,12 +437,7 @@ class DetectionTrainer(Trainer):
         return self.accelerator.get_state_dict(self.model_wrapped) if self.is_sharded else None
 
     def save_bundle(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Write the model as it is now into an existing, empty folder.
-
-        Args:
-            folder: where to write.
-            weights: from :meth:`gathered_weights`, of a model that is spread over processes.
-        """
+        """Write the model as it is now into an existing, empty folder."""
         save_checkpoint(
             folder,
             self.accelerator.unwrap_model(self.model),

@@ -21,19 +21,7 @@ ROWS, COLUMNS, CELL = 6, 5, 320
 
 
 def save_augmented(samples: Sequence[Sample], preset: Preset, folder: Path) -> Path:
-    """Draw the first images with objects, as they are and augmented four times.
-
-    Args:
-        samples: at least one.
-        preset: of ``data.augment``.
-        folder: made if it is absent.
-
-    Returns:
-        The file.
-
-    Raises:
-        ConfigError: if labels name a direction that the preset changes.
-    """
+    """Draw the first images with objects, as they are and augmented four times."""
     augmenter = Augmenter(settings := DataConfig(augment=preset))
     labels = sorted({item.desc for sample in samples for item in sample.student.objects})
     if problems := list(direction_problems(settings, augmenter.steps, labels)):

@@ -22,15 +22,7 @@ MOST_TICKS = 8
 def save_histogram(
     target: Path, title: str, counts: Sequence[int], names: Sequence[str], note: str = ""
 ) -> None:
-    """Draw upright bars.
-
-    Args:
-        target: PNG to write; it appears whole or not at all.
-        title: one line above.
-        counts: height of each bar.
-        names: what stands below each bar; where there is no room, only some are shown.
-        note: one line below.
-    """
+    """Draw upright bars; where there is no room for all their names, only some are shown."""
     step = -(-len(names) // MOST_TICKS) or 1
     with _axes(target, title, HEIGHT, names) as (axes, drawn):
         axes.bar(range(len(counts)), counts)
@@ -39,14 +31,7 @@ def save_histogram(
 
 
 def save_bars(target: Path, title: str, names: Sequence[str], counts: Sequence[int]) -> None:
-    """Draw lying bars, one below the other, each with its name and count.
-
-    Args:
-        target: PNG to write; it appears whole or not at all.
-        title: one line above.
-        names: any text, in any script.
-        counts: length of each bar.
-    """
+    """Draw lying bars, one below the other, each with its name and count."""
     with _axes(target, title, 1 + ROW * len(names), names) as (axes, drawn):
         bars = axes.barh(range(len(counts)), counts)
         axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3)
@@ -55,14 +40,7 @@ def save_bars(target: Path, title: str, names: Sequence[str], counts: Sequence[i
 
 
 def save_heat_map(target: Path, title: str, counts: NDArray[np.int64], note: str = "") -> None:
-    """Draw a grid, darker where there is more.
-
-    Args:
-        target: PNG to write; it appears whole or not at all.
-        title: one line above.
-        counts: ``(rows, columns)``.
-        note: one line below.
-    """
+    """Draw a grid, darker where there is more."""
     with _axes(target, title, HEIGHT, ()) as (axes, _):
         axes.imshow(counts, cmap="Blues", extent=(0, 1, 1, 0))
         axes.set_xlabel(note)

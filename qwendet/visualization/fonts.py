@@ -20,10 +20,6 @@ def font_for(text: str, size: int) -> tuple[Font, str]:
     Pillow's own font comes first, then one that has every character. Where there is none, the characters that
     cannot be drawn are written as escapes instead of empty boxes.
 
-    Args:
-        text: any text.
-        size: in pixels.
-
     Example:
         >>> font_for("red circle 0.87", 12)[1]
         'red circle 0.87'

@@ -64,11 +64,7 @@ def scan_data(
     workers: int = 1,
     limits: PixelLimits | None = None,
 ) -> tuple[dict[Split, SplitStats], dict[str, Findings]]:
-    """Hold sample files and annotated data sets against every rule; as :func:`scan_files`.
-
-    Raises:
-        DataError: if a data set cannot be read at all, or a split is there twice.
-    """
+    """Hold sample files and annotated data sets against every rule; as :func:`scan_files`."""
     splits, findings = scan_files(config, given.files, depth=depth, workers=workers, limits=limits)
     for path, kind in given.datasets.items():
         task = Task(config, "train", path, Path(config.data.root or path), depth, limits)

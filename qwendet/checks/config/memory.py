@@ -33,9 +33,6 @@ SAVINGS: tuple[tuple[str, str, Any], ...] = (
 def run_memory_check(config: Config) -> list[Result]:
     """Estimate the peak of the largest batch that the config lets through, and hold it against the device.
 
-    Args:
-        config: a config that could be loaded.
-
     Returns:
         One result: it fails if the estimate is above ``train.max_memory`` or, without it, the GPU's memory.
     """

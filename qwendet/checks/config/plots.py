@@ -22,18 +22,7 @@ MAX_LABELS = 60
 
 
 def save_plots(splits: Mapping[Split, SplitStats], folder: Path) -> list[Path]:
-    """Write a PNG of each kind for all files together.
-
-    Args:
-        splits: what was seen.
-        folder: made if it is absent.
-
-    Returns:
-        The files.
-
-    Raises:
-        DataError: if they cannot be written.
-    """
+    """Write a PNG of each kind for all files together."""
     rows = np.concatenate([box_table(stats) for stats in splits.values()])
     names = ("boxes_per_image", "box_sizes", "aspect_ratios", "labels", "positions")
     files = {name: folder / f"{name}.png" for name in names}

@@ -48,11 +48,6 @@ def find_data(
 
     The part of a sample file is told by its name; a single file of any name counts as training.
 
-    Args:
-        paths: JSONL files, folders as ``data convert`` writes them, or data sets of other formats.
-        source: their format; ``auto`` looks.
-        frame: of the boxes of conversations.
-
     Raises:
         DataError: for a path that is absent or holds no data set, or two files that play the same part.
     """

@@ -96,13 +96,6 @@ def scan_files(
 ) -> tuple[dict[Split, SplitStats], dict[str, Findings]]:
     """Hold every sample of every file against every rule.
 
-    Args:
-        config: the config.
-        files: sample files.
-        depth: as in :class:`Task`.
-        workers: processes; with 1, and for few samples, this one does it all.
-        limits: as in :class:`Task`.
-
     Returns:
         What was seen, by split; and what each rule found, by id.
     """
@@ -182,12 +175,7 @@ def scan_piece(work: tuple[Task, Lines]) -> Judged:
 
 
 class Pass:
-    """The pass over one piece of a file, or over one split of an annotated data set.
-
-    Attributes:
-        stats: what it saw.
-        findings: what each rule found, by id.
-    """
+    """The pass over one piece of a file, or over one split of an annotated data set."""
 
     def __init__(self, task: Task) -> None:
         self.task = task

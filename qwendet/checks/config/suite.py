@@ -53,15 +53,8 @@ class Thoroughness:
 def run_config_checks(config: Config, how: Thoroughness | None = None) -> tuple[list[Result], list[Table]]:
     """Run every check of the config and its data.
 
-    Args:
-        config: a config that could be loaded.
-        how: how far to go.
-
     Returns:
         At least one result for each check, causes before what follows from them; and the data in figures.
-
-    Raises:
-        DataError: if a sample file or the data root is absent or may not be read.
     """
     files: dict[Split, Path] = {
         split: Path(name) for split in ORDER if (name := getattr(config.data, split)) is not None
@@ -78,16 +71,7 @@ def run_config_checks(config: Config, how: Thoroughness | None = None) -> tuple[
 
 
 def run_data_checks(given: Given, root: Path | None, how: Thoroughness) -> tuple[list[Result], list[Table]]:
-    """Run every check that looks at data alone.
-
-    Args:
-        given: sample files and data sets.
-        root: folder that image paths start from; None is each file's own.
-        how: how far to go; tokens are not counted.
-
-    Raises:
-        DataError: if a file or the root is absent or may not be read.
-    """
+    """Run every check that looks at data alone."""
     config = _data_config(given.files, root)
     checks = {
         id: check for id, check in known_checks().items() if check.is_of_data and id not in settings.CHECKS
@@ -98,11 +82,6 @@ def run_data_checks(given: Given, root: Path | None, how: Thoroughness) -> tuple
 
 def read_data(given: Given, root: Path | None, how: Thoroughness) -> tuple[Dataset, int]:
     """See what data holds, without judging it.
-
-    Args:
-        given: sample files and data sets.
-        root: folder that image paths start from; None is each file's own.
-        how: how far to go; tokens are not counted.
 
     Returns:
         What was seen, and the number of samples or boxes that are broken.
@@ -124,12 +103,7 @@ def _data_config(files: Mapping[Split, Path], root: Path | None) -> Config:
 
 
 def require_config_checks(config: Config) -> None:
-    """Refuse a config that fails a check.
-
-    Raises:
-        EnvironmentLacksError: if the machine is all that is wrong.
-        QwendetError: with every problem found.
-    """
+    """Refuse a config that fails a check."""
     results, _ = run_config_checks(config)
     failed = [result for result in results if result.status == "fail"]
     problems = [Problem(result.what, result.where, result.fix, result.id) for result in failed]
@@ -232,16 +206,7 @@ def _allow_names_checks(seen: Dataset) -> Iterable[Problem]:
 
 
 def require_files(files: Mapping[str, Path], root: str | None, root_name: str = "data.root") -> None:
-    """Refuse files that cannot be read at once: without them most checks would say the same.
-
-    Args:
-        files: by where the user named them.
-        root: folder that image paths start from; None is each file's own.
-        root_name: what the user named it by.
-
-    Raises:
-        DataError: with every problem found.
-    """
+    """Refuse files that cannot be read at once: without them most checks would say the same."""
     problems = [problem for where, path in files.items() for problem in _unreadable(path, where)]
     if root is not None and not Path(root).is_dir():
         what = f"{root} is no folder" if Path(root).exists() else f"there is no such folder: {root}"

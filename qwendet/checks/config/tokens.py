@@ -49,9 +49,6 @@ class _Counts:
 def count_tokens(dataset: Dataset) -> tuple[list[Result], list[Table]]:
     """Hold the tokens of every sample against ``data.max_tokens`` and ``infer.max_new_tokens``.
 
-    Args:
-        dataset: the config, and what its files hold.
-
     Returns:
         Results, and tokens per sample: median, 99th percentile, maximum.
     """

@@ -32,13 +32,7 @@ MOVE = 0.02
 
 @dataclass(frozen=True)
 class Pair:
-    """The two builds.
-
-    Attributes:
-        trained: what training has in memory.
-        served: what inference loads.
-        folder: the checkpoint between them.
-    """
+    """The two builds."""
 
     trained: Bundle
     served: Bundle

@@ -66,13 +66,7 @@ def with_answer(prompt: EncodedSample, answer: Sequence[int]) -> EncodedSample:
 
 
 def answer_logits(detector: Qwen25VLWithDetection, batch: Batch, lengths: Sequence[int]) -> Iterator[Tensor]:
-    """What one forward says of the last tokens of each sample: ``(tokens, vocabulary)``.
-
-    Args:
-        detector: the model, in the mode it is in.
-        batch: samples with their answers.
-        lengths: tokens of each answer.
-    """
+    """What one forward says of the last tokens of each sample: ``(tokens, vocabulary)``."""
     vlm: Any = detector.vlm
     for states, length in zip(run(detector, batch).hidden, lengths, strict=True):
         with torch.no_grad(), detector.computing():

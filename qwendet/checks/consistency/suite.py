@@ -52,18 +52,9 @@ def run_consistency_checks(
 ) -> tuple[list[Result], list[Table]]:
     """Run the ``consistency.*`` checks.
 
-    Args:
-        subject: the config's model and samples.
-        checkpoint: a saved run, or a plain Hugging Face directory, to compare with what the config builds.
-        only: ids to run; none runs all.
-
     Returns:
         At least one result for each check, and the figures behind them. Where the model cannot be built, that
         check fails and the others are skipped.
-
-    Raises:
-        CheckpointError: if there is no such checkpoint.
-        ConfigError: for an id that no check has.
     """
     require_known(only, IDS)
     require_checkpoint(checkpoint)
@@ -72,11 +63,7 @@ def run_consistency_checks(
 
 
 def require_checkpoint(checkpoint: Path | None) -> None:
-    """Refuse a checkpoint that was named and is not there.
-
-    Raises:
-        CheckpointError: naming it.
-    """
+    """Refuse a checkpoint that was named and is not there."""
     if checkpoint is not None and not find_folder(checkpoint):
         raise CheckpointError("there is no such checkpoint", str(checkpoint), "give a checkpoint's folder")
 

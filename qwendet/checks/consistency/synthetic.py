@@ -24,13 +24,7 @@ BOXES = ((0.05, 0.10, 0.50, 0.55), (0.30, 0.45, 0.95, 0.90), (0.60, 0.05, 0.90, 
 
 
 def synthetic_sample(folder: Path, labels: Sequence[str], frame: tuple[int, int]) -> Sample:
-    """Write the picture and return it as a sample.
-
-    Args:
-        folder: where to write.
-        labels: label set; its first and last are used.
-        frame: width and height of the frame of answers.
-    """
+    """Write the picture and return it as a sample."""
     _write_picture(folder / NAME)
     objects = tuple(
         DetectedObject(_whole_units(box, frame), labels[0 if index % 2 else -1])

@@ -12,11 +12,7 @@ from qwendet.training.trainer import DetectionTrainer
 
 
 class FewSamples:
-    """Encoded samples as a training set.
-
-    Args:
-        encoded: the samples; every epoch has all of them.
-    """
+    """Encoded samples as a training set, all of them in every epoch."""
 
     def __init__(self, encoded: Sequence[EncodedSample]) -> None:
         self.encoded = encoded
@@ -38,14 +34,7 @@ class FewSamples:
 def short_trainer(
     bundle: Bundle, encoded: Sequence[EncodedSample], steps: int, folder: Path
 ) -> DetectionTrainer:
-    """A trainer whose every step is all of the samples, at the config's rates without their course.
-
-    Args:
-        bundle: the model.
-        encoded: the samples of each step, in micro-batches of ``train.batch_size``.
-        steps: optimizer steps.
-        folder: the trainer's output folder; nothing is left there.
-    """
+    """A trainer whose every step is all of the samples, at the config's rates without their course."""
     batch_size = min(bundle.config.train.batch_size, len(encoded))
     train = {
         "output_dir": str(folder),

@@ -44,11 +44,6 @@ def run_loss_checks(
 ) -> tuple[list[Result], list[Table]]:
     """Run the ``loss.*`` checks.
 
-    Args:
-        subject: the config's model and samples.
-        only: ids to run; none runs all.
-        with_overfit: train a few steps too.
-
     Returns:
         At least one result for each check, and the figures behind them. Where the model cannot be built, that
         check fails and the others are skipped.

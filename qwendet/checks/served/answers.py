@@ -101,11 +101,7 @@ def _precision_fix(dtype: str) -> str:
 
 
 def _worst(observed: Observed) -> float:
-    """The worst misfit of all answers.
-
-    Raises:
-        NotApplicableError: if the tokens of none are known.
-    """
+    """The worst misfit of all answers."""
     if not observed.misfits:
         raise NotApplicableError("no answer of the server can be read back into its tokens")
     return max(observed.misfits.values())

@@ -19,13 +19,7 @@ SMALL_SHARE, HUGE_SHARE, WIDE_RATIO = 0.4, 1.8, 6
 
 
 def calibration_samples(folder: Path, labels: Sequence[str], limits: PixelLimits) -> list[Sample]:
-    """Draw the images, and return them as questions.
-
-    Args:
-        folder: where to write.
-        labels: of the model.
-        limits: of the model; the small image is below them, the huge one above.
-    """
+    """Draw the images, and return them as questions."""
     turned = synthetic_sample(folder, labels, (THOUSANDTHS, THOUSANDTHS))
     sizes = {"small.png": _sides(limits.min_pixels * SMALL_SHARE, 1.4)}
     if limits.max_pixels * HUGE_SHARE <= MOST_PIXELS:

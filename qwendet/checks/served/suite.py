@@ -40,21 +40,7 @@ def run_served_checks(
     overrides: Sequence[str] = (),
     only: Collection[str] = (),
 ) -> tuple[list[Result], list[Table]]:
-    """Run the ``served.*`` checks.
-
-    Args:
-        url: of the server.
-        checkpoint: what it is meant to serve: a run's, or what ``export`` wrote.
-        data: images, a folder of them or a JSONL file: the first few are asked about as well.
-        overrides: ``key=value`` for the checkpoint's config.
-        only: ids to run; none runs all.
-
-    Raises:
-        ServerError: if the server cannot be reached, or speaks another protocol.
-        CheckpointError: if the checkpoint cannot be used.
-        ConfigError: for an id that no check has.
-        DataError: for data that cannot be read.
-    """
+    """Run the ``served.*`` checks."""
     require_known(only, list(CHECKS))
     samples = [] if data is None else collect_samples([data])[:MOST_OF_DATA]
     predictor = Predictor.from_checkpoint(checkpoint, overrides=overrides, mode="text")

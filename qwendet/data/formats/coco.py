@@ -32,9 +32,6 @@ def open_coco(path: Path, image_dir: Path | None = None, *, may_be_absent: bool 
         path: a folder or an annotation file; see :mod:`qwendet.data.formats.coco_layout`.
         image_dir: where the images are instead; their ``file_name`` starts there.
         may_be_absent: images need not be there.
-
-    Raises:
-        DataError: if there is no annotation file, or two for a split.
     """
     layout = find_coco(path)
     root = image_dir or layout.root
@@ -67,12 +64,7 @@ def _read_file(
 ) -> Iterator[Item]:
     """Read one annotation file; the paths of its images are added to ``named``.
 
-    Args:
-        file: the file.
-        root: folder that the images are in.
-        named: takes the paths of the images.
-        may_be_absent: they need not be there.
-        seek: the user named the root, so that leading folders of another machine do not count.
+    With ``seek`` the user named the root, so that leading folders of another machine do not count.
     """
     table = read_table(file.path)
     if seek:

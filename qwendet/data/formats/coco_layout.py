@@ -31,12 +31,7 @@ _SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "t
 
 @dataclass(frozen=True, slots=True)
 class CocoFile:
-    """One annotation file.
-
-    Attributes:
-        path: the file.
-        split: the split that it holds.
-    """
+    """One annotation file."""
 
     path: Path
     split: str
@@ -44,13 +39,7 @@ class CocoFile:
 
 @dataclass(frozen=True, slots=True)
 class CocoLayout:
-    """A COCO data set.
-
-    Attributes:
-        root: the folder that holds all of it.
-        files: annotation files, one a split.
-        ignored: annotation files that are not converted.
-    """
+    """A COCO data set."""
 
     root: Path
     files: tuple[CocoFile, ...]
@@ -94,11 +83,7 @@ def _json_files(folder: Path) -> list[Path]:
 
 
 def find_coco(path: Path) -> CocoLayout:
-    """Find the annotation files of a folder, or make a data set of one file.
-
-    Raises:
-        DataError: if there is none, or two for a split.
-    """
+    """Find the annotation files of a folder, or make a data set of one file."""
     if path.is_file():
         is_beside = path.parent.name == "annotations" or split_of(path.parent.name) is not None
         root = path.parent.parent if is_beside else path.parent
@@ -149,9 +134,6 @@ def image_folder(root: Path, coco: CocoFile, names: Sequence[str], *, may_be_abs
         coco: the annotation file.
         names: file names of its first images.
         may_be_absent: the images need not be there.
-
-    Raises:
-        DataError: if none of the images is in any of the usual places.
     """
     probed = [name.replace("\\", "/") for name in names[:PROBED]]
     if all(map(is_absolute, probed)):  # those are told one by one
@@ -181,10 +163,6 @@ def _other_folders(root: Path, usual: Sequence[str]) -> list[str]:
 
 def on_disk(folder: Path, name: str) -> str | None:
     """An image's name as its file has it: decoded if it is that of a URL, its ending added if it has none.
-
-    Args:
-        folder: the folder of the images.
-        name: as a COCO file has it, ``/`` between folders.
 
     Returns:
         None if there is no such file below the folder.

@@ -22,10 +22,6 @@ class CocoWriter:
 
     Images go to one file and annotations to another beside it while they come, so that memory stays
     small; the two are joined at the end.
-
-    Args:
-        folder: an empty folder.
-        stack: closes files if writing ends early.
     """
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:

@@ -51,11 +51,7 @@ def is_conversations(file: Path) -> bool:
 
 
 def records(file: Path) -> Iterator[tuple[str, Any]]:
-    """Place and value of each record: elements of a list, or a line each, as text where it is no JSON.
-
-    Raises:
-        DataError: for another file.
-    """
+    """Place and value of each record: elements of a list, or a line each, as text where it is no JSON."""
     if file.suffix.lower() != ".jsonl":
         yield from ((f"{file}: [{index}]", record) for index, record in stream_list(file))
         return
@@ -69,11 +65,7 @@ def records(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def read_conversation(record: Any, where: str) -> Conversation:
-    """Read a record.
-
-    Raises:
-        DataError: if it is no conversation, or marks and what they stand for differ in number.
-    """
+    """Read a record."""
     said = _messages(record)
     if not said:
         shown = f", got {record}" if isinstance(record, str) else ""
@@ -137,11 +129,7 @@ def _path(image: Any) -> str:
 def _filled_in(
     messages: list[tuple[str, str]], objects: Mapping[str, Any], where: str
 ) -> list[tuple[str, str]]:
-    """Messages with ms-swift's ``objects`` in place of their marks, in order.
-
-    Raises:
-        DataError: if there are not as many boxes as marks, or labels, which may stand for several marks.
-    """
+    """Messages with ms-swift's ``objects`` in place of their marks, in order."""
     text = "".join(text for _, text in messages)
     values_of = {}
     for mark, key in ((BOX, "bbox"), (REFERENCE, "ref")):

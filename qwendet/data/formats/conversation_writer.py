@@ -23,10 +23,6 @@ class SwiftWriter:
     """Writes ``<split>.jsonl`` for ms-swift: boxes in pixels of the image, which it scales for its model.
 
     Crowds are no part of an answer. Records wait in memory until all labels are known.
-
-    Args:
-        folder: an empty folder.
-        has_images: the images are placed beside; else records name them relative to where they are.
     """
 
     def __init__(self, folder: Path, *, has_images: bool) -> None:

@@ -39,11 +39,7 @@ MAX_LABELS = 300
 
 
 def conversation_files(path: Path) -> dict[str, Path]:
-    """Files of conversations by split: ``path`` itself, or those of a folder.
-
-    Raises:
-        DataError: if two are of one split.
-    """
+    """Files of conversations by split: ``path`` itself, or those of a folder."""
     files = [path] if path.is_file() else list_folder(path)
     files = [file for file in files if file.suffix.lower() in (".json", ".jsonl")]
     found: dict[str, Path] = {}
@@ -65,9 +61,6 @@ def open_conversations(path: Path, image_dir: Path | None = None, frame: BoxFram
         path: a file, or a folder with one a split.
         image_dir: the folder that image paths start from; the end of a path of another machine will do.
         frame: of the boxes; ``None`` tells it from all of a file.
-
-    Raises:
-        DataError: if there is no such file.
     """
     files = conversation_files(path)
     if not files:
@@ -160,11 +153,7 @@ class _File:
     def _frame(
         self, given: BoxFrame | None, sizes: Mapping[str, tuple[int, int]]
     ) -> tuple[BoxFrame, list[tuple[BoxFrame, str]]]:
-        """The frame of the boxes that declare none; and all frames, with how they are known.
-
-        Raises:
-            DataError: if it is not given and cannot be told.
-        """
+        """The frame of the boxes that declare none; and all frames, with how they are known."""
         found = [(sizes[image], self.images[image].boxes) for image in sizes]
         declared = sorted({own for _, boxes in found for *_, own in boxes if own})
         told = [(own, "objects.bbox_type says so") for own in declared]
@@ -201,11 +190,7 @@ class _File:
 
 
 def _answers(conversation: Conversation) -> Iterator[tuple[str, str, str, Sequence[tuple[Box, str]] | None]]:
-    """Image, question, place and boxes of each answer; None instead of boxes if it is about none.
-
-    Raises:
-        DataError: if boxes cannot be read, or belong to several images.
-    """
+    """Image, question, place and boxes of each answer; None instead of boxes if it is about none."""
     shown, image, question = iter(conversation.images), "", ""
     for number, (role, text) in enumerate(conversation.messages, start=1):
         if role == "user":
@@ -222,11 +207,7 @@ def _answers(conversation: Conversation) -> Iterator[tuple[str, str, str, Sequen
 
 
 def _boxes(answer: str, question: str, where: str) -> Sequence[tuple[Box, str]] | None:
-    """Boxes and labels of an answer; None if it is about none.
-
-    Raises:
-        DataError: if a box cannot be read, or nothing says what it shows.
-    """
+    """Boxes and labels of an answer; None if it is about none."""
     parsed = parse_answer(answer)
     if parsed.rejected:
         what = f"{parsed.rejected} boxes of the answer cannot be read: {answer.strip()[:80]!r}"

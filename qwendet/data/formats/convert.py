@@ -115,11 +115,6 @@ class ConversionReport:
 def convert_dataset(src: Path, dst: Path, how: Conversion) -> ConversionReport:
     """Convert a data set, complete or not at all.
 
-    Args:
-        src: its folder or file; stays as it is.
-        dst: a folder that is absent or empty.
-        how: formats and what to do about images and mistakes.
-
     Raises:
         DataError: if it is broken; with every problem, 20 at most. Nothing is left behind then.
     """
@@ -140,18 +135,7 @@ def write_source(
     how: Conversion,
     split_of: Callable[[Record], str] = lambda record: record.split,
 ) -> ConversionReport:
-    """Write an opened data set.
-
-    Args:
-        source: the data set.
-        name: what progress calls it.
-        dst: a folder that is absent or empty.
-        how: the source's format is not looked at.
-        split_of: the split that a record goes to.
-
-    Raises:
-        DataError: as :func:`convert_dataset`.
-    """
+    """Write an opened data set."""
     refuse_occupied(dst)
     with complete_or_absent(dst) as folder:
         with ExitStack() as stack, track(f"reading {name}", source.total) as advance:
@@ -273,11 +257,7 @@ def _writer(how: Conversion, folder: Path, stack: ExitStack) -> Writer:
 
 
 def refuse_occupied(dst: Path) -> None:
-    """Refuse a destination that holds something.
-
-    Raises:
-        DataError: if it does.
-    """
+    """Refuse a destination that holds something."""
     is_empty_folder = dst.is_dir() and not any(dst.iterdir())
     if os.path.lexists(dst) and not is_empty_folder:
         raise DataError("expected a folder that is absent or empty", str(dst), "give another folder")
@@ -288,9 +268,6 @@ def complete_or_absent(dst: Path) -> Iterator[Path]:
     """Give a folder beside ``dst`` to fill; it becomes ``dst`` if all went well and vanishes if not.
 
     Unlike a checkpoint it is not synced to disk, which takes minutes for a hundred thousand label files.
-
-    Raises:
-        DataError: if the place cannot be written to.
     """
     partial = dst.parent / f".{dst.name}.partial-{os.getpid()}"
     try:

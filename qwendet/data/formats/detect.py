@@ -32,9 +32,6 @@ def detect_format(path: Path) -> Format:
 
     Where a folder holds several, the first of JSONL, VOC, COCO, YOLO counts.
 
-    Args:
-        path: a ``.jsonl`` file, a COCO ``.json`` file, a YOLO ``data.yaml``, or a folder.
-
     Raises:
         DataError: if it is absent or none of them.
     """
@@ -123,13 +120,6 @@ def open_source(
     frame: BoxFrame | None = None,
 ) -> Source:
     """Open a data set of any format, its boxes held against its images.
-
-    Args:
-        path: a folder or file, as the format's reader takes it, or the folder around it.
-        source: its format; ``auto`` looks.
-        image_dir: the folder that image paths start from, if not in the data set.
-        may_be_absent: images need not be there if the annotations tell their sizes.
-        frame: of the boxes of conversations; ``None`` tells it from them.
 
     Raises:
         DataError: if it is of no known format, or has not what the format asks for.

@@ -42,12 +42,7 @@ class Frame:
 
 
 def fitted(source: Source, *, may_be_absent: bool) -> Source:
-    """A data set whose records are held against their images; those that do not fit become problems.
-
-    Args:
-        source: records as written.
-        may_be_absent: images need not be there; their sizes are then those that the annotations claim.
-    """
+    """A data set whose records are held against their images; those that do not fit become problems."""
 
     def items() -> Iterator[Item]:
         for item in source.items:
@@ -63,11 +58,7 @@ def fitted(source: Source, *, may_be_absent: bool) -> Source:
 
 
 def fit_record(record: Record, root: Path, *, may_be_absent: bool) -> Record:
-    """Hold one annotated image against the image itself.
-
-    Raises:
-        DataError: if the image is absent or broken, or a box does not belong to it.
-    """
+    """Hold one annotated image against the image itself."""
     turn = record.sample.student
     claimed = None if turn.width is None or turn.height is None else (turn.width, turn.height)
     if record.size == MEASURED and claimed:
@@ -122,11 +113,7 @@ def is_absolute(name: str) -> bool:
 
 
 def _is_there(path: Path, where: str) -> bool:
-    """Whether a file exists.
-
-    Raises:
-        DataError: if that cannot be found out, for lack of rights or because the name is too long.
-    """
+    """Whether a file exists."""
     try:
         return path.exists()
     except OSError as error:
@@ -145,14 +132,6 @@ def image_frame(
     tag: str = "the size",
 ) -> Frame:
     """The size that boxes are held against: the image's own, or what is claimed where it is not there.
-
-    Args:
-        image: path relative to ``root``, as :func:`join_image` returns it.
-        root: the data set's root.
-        where: the annotation, put into errors.
-        claimed: width and height that the annotation claims.
-        may_be_absent: the image need not be there.
-        tag: how the annotation calls the size.
 
     Raises:
         DataError: if the image is absent or broken, or the claimed size is that before its EXIF orientation.

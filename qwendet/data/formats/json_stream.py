@@ -24,9 +24,6 @@ FIX = "write the file again: it is broken there"
 def stream_lists(path: Path) -> Iterator[tuple[str, int, Any]]:
     """Go through the lists at the top level of a JSON object.
 
-    Args:
-        path: a UTF-8 file.
-
     Yields:
         The list's key, the element's index and the element; before these, and for every other value alone,
         the key, -1 and the value's first character.

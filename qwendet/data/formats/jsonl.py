@@ -16,15 +16,7 @@ IMAGE_FOLDER = "images/"
 
 
 def open_jsonl(path: Path, image_dir: Path | None = None) -> Source:
-    """Open a sample file, or the ``train.jsonl``, ``val.jsonl``, ``test.jsonl``, ``all.jsonl`` of a folder.
-
-    Args:
-        path: the file or folder.
-        image_dir: the folder that image paths start from; without it that of the file.
-
-    Raises:
-        DataError: if there is no sample.
-    """
+    """Open a sample file, or ``train.jsonl``, ``val.jsonl``, ``test.jsonl``, ``all.jsonl`` of a folder."""
     files = jsonl_files(path)
     root = image_dir or (path if path.is_dir() else path.parent)
     opened = {split: SampleFile(file, root) for split, file in files.items()}

@@ -13,13 +13,7 @@ from qwendet.data.samples import DetectedObject, Turn
 
 
 class JsonlWriter:
-    """Writes ``<split>.jsonl`` and places images in ``images/``.
-
-    Args:
-        folder: an empty folder.
-        stack: closes files if writing ends early.
-        has_images: the images are placed beside; else lines name them relative to where they are.
-    """
+    """Writes ``<split>.jsonl``; images are placed in ``images/``, or lines name them where they are."""
 
     def __init__(self, folder: Path, stack: ExitStack, *, has_images: bool) -> None:
         self._lines = SplitFiles(folder, "{}.jsonl", stack)

@@ -65,17 +65,8 @@ def place_images(
 ) -> Iterator[int]:
     """Copy or hard-link images; links are hard because symbolic ones would leave the data root.
 
-    Args:
-        placed: by path below ``folder``: the image, relative to ``root``, and what names it.
-        root: the data set's root.
-        folder: where to put them.
-        placement: how.
-
     Yields:
         How many are done.
-
-    Raises:
-        DataError: if an image is absent, leaves the root, or cannot be linked.
     """
     for done, (name, (image, where)) in enumerate(placed.items(), start=1):
         source = resolve_image(image, root, where)

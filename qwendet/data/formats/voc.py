@@ -38,9 +38,6 @@ def open_voc(path: Path, image_dir: Path | None = None, *, may_be_absent: bool =
         path: the folder, or its parent where that holds no other; see :mod:`qwendet.data.formats.voc_layout`.
         image_dir: the folder that holds the images instead.
         may_be_absent: images need not be there; their names are then those of the annotations.
-
-    Raises:
-        DataError: if there is no such data set, or more than one; for broken split lists.
     """
     root, folders = find_voc(path)
     reader = _Reader(image_dir or root, own_folders=image_dir is None, may_be_absent=may_be_absent)
@@ -54,13 +51,7 @@ def open_voc(path: Path, image_dir: Path | None = None, *, may_be_absent: bool =
 
 
 class _Reader:
-    """Reads annotations.
-
-    Args:
-        root: folder that image paths start from.
-        own_folders: the images lie in the folders of the data set, not in the root.
-        may_be_absent: they need not be there.
-    """
+    """Reads annotations; their images lie in the folders of the data set (``own_folders``) or in the root."""
 
     def __init__(self, root: Path, *, own_folders: bool, may_be_absent: bool) -> None:
         self.root = root

@@ -71,9 +71,6 @@ def find_voc(path: Path) -> tuple[Path, tuple[VocFolder, ...]]:
 
     Args:
         path: the root, or its parent where that holds no other.
-
-    Raises:
-        DataError: if there is none, or more than one; if a split list cannot be read.
     """
     roots = _roots(path)
     splits = [split_of(root.name) for root in roots]

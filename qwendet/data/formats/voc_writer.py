@@ -20,10 +20,6 @@ class VocWriter:
     """Writes ``Annotations/<stem>.xml`` and ``ImageSets/Main/<split>.txt``; images go to ``JPEGImages/``.
 
     Coordinates are written as they stand, with fractions where there are any.
-
-    Args:
-        folder: an empty folder.
-        stack: closes files if writing ends early.
     """
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:

@@ -55,13 +55,7 @@ class LabelTable:
 
 
 class SplitFiles:
-    """One text file a split, opened when its first line comes.
-
-    Args:
-        folder: where they are.
-        pattern: their name, ``{}`` for the split.
-        stack: closes them if writing ends early.
-    """
+    """One text file a split, opened when its first line comes."""
 
     def __init__(self, folder: Path, pattern: str, stack: ExitStack) -> None:
         self._folder = folder

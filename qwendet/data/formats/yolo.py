@@ -42,9 +42,6 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
     Args:
         path: a folder or its settings; see :mod:`qwendet.data.formats.yolo_layout`.
         image_dir: the folder that the images' paths start from instead.
-
-    Raises:
-        DataError: if names or images are absent, or the settings are broken.
     """
     layout = find_yolo(path, image_dir)
     root = image_dir or layout.root
@@ -87,13 +84,7 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
 
 
 class _Reader:
-    """Reads images with their labels, and remembers which label files they had.
-
-    Args:
-        layout: names and splits.
-        root: folder that image paths start from.
-        images: each image, and what its list calls it.
-    """
+    """Reads images with their labels, and remembers which label files they had."""
 
     def __init__(self, layout: YoloLayout, root: Path, images: Sequence[tuple[str, str]]) -> None:
         self.layout = layout
@@ -117,11 +108,7 @@ class _Reader:
         return next((path for path in candidates if path.is_file()), None)
 
     def _label_file(self, image: str, listed: str) -> Path | None:
-        """The label file of an image.
-
-        Raises:
-            DataError: if it is in a common folder of labels, and another image's, too.
-        """
+        """The label file of an image; one in a common folder that is another image's, too, is refused."""
         file = self._find(image, listed)
         if file is not None:
             owner = self.owners.setdefault(file, image)

@@ -73,9 +73,6 @@ def images_of(home: Path, root: Path, entry: str) -> EntryImages:
         home: the data set's folder.
         root: the folder that holds the images; another one than ``home`` with ``--image-dir``.
         entry: a folder, or a list of images.
-
-    Raises:
-        DataError: if the entry is no folder, or the list cannot be read.
     """
     listing = home / entry
     if listing.suffix.lower() == ".txt" and listing.is_file():

@@ -63,15 +63,7 @@ def is_yolo(path: Path) -> bool:
 
 
 def find_yolo(path: Path, image_dir: Path | None = None) -> YoloLayout:
-    """Find names and splits.
-
-    Args:
-        path: the folder, its ``data.yaml`` or its ``obj.data``.
-        image_dir: the folder that the images' paths start from instead.
-
-    Raises:
-        DataError: if the names are absent or broken, or the settings lead out of the folder.
-    """
+    """Find names and splits."""
     settings = path if path.is_file() else _settings_file(path)
     if settings is None:
         return _of_folders(path, image_dir or path)
@@ -108,11 +100,7 @@ class _Settings:
     homes: Sequence[Path]
 
     def existing(self, entry: str, base: str, key: str) -> str:
-        """An entry's path relative to the home that it is in.
-
-        Raises:
-            DataError: if it is nowhere.
-        """
+        """An entry's path relative to the home that it is in."""
         for tail in tails(entry):
             for folder in dict.fromkeys((base, "")):
                 path = posixpath.normpath(posixpath.join(folder, tail))

@@ -47,11 +47,7 @@ def numbered_lines(file: Path) -> list[tuple[int, str]]:
 
 
 def numbers_of(line: str, where: str) -> list[float]:
-    """The numbers of a line.
-
-    Raises:
-        DataError: for anything else.
-    """
+    """The numbers of a line."""
     try:
         numbers = [float(word) for word in line.split()]
     except ValueError:
@@ -62,16 +58,7 @@ def numbers_of(line: str, where: str) -> list[float]:
 
 
 def corners_of(values: Sequence[float], where: str, *, polygons: bool) -> Box:
-    """Corners, as fractions, of a centre with sizes or of a polygon.
-
-    Args:
-        values: the numbers after the class.
-        where: put into errors.
-        polygons: long lines of this set are polygons; see :func:`are_polygons`.
-
-    Raises:
-        DataError: for numbers that are neither.
-    """
+    """Corners, as fractions, of a centre with sizes or of a polygon."""
     if len(values) == 4:
         x, y, width, height = values
         if width < 0 or height < 0:

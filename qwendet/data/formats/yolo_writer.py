@@ -22,12 +22,7 @@ DECIMALS = 8
 
 
 class YoloWriter:
-    """Writes a label file an image, empty for a negative.
-
-    Args:
-        folder: an empty folder.
-        stack: closes files if writing ends early.
-    """
+    """Writes a label file an image, empty for a negative."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder = folder
