@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from qwendet.data.archives import file_at
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
@@ -47,7 +49,9 @@ class ImageFacts:
 
 def displayed_pixels(path: Path) -> ByteArray | None:
     """Pixels as a viewer shows them: ``(height, width, 3)``, red first; None for modes with a choice."""
-    with Image.open(path) as stored:
+    file = file_at(path)
+    assert file is not None
+    with file.open("rb") as opened, Image.open(opened) as stored:
         if stored.mode not in PLAIN_MODES:
             return None
         orientation = stored.getexif().get(EXIF_ORIENTATION, 1)

@@ -37,7 +37,7 @@ Source = Annotated[
 ]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="Folder to write into; absent or empty.")]
 ToOption = Annotated[
-    Literal["jsonl", "coco", "voc", "yolo", "swift", "llamafactory"],
+    Literal["jsonl", "webdataset", "coco", "voc", "yolo", "swift", "llamafactory"],
     typer.Option("--to", help="Format to write."),
 ]
 ImagesOption = Annotated[

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from qwendet.data.archives import Stored
 from qwendet.data.copies import copies
 from qwendet.data.formats.jsonl_writer import sample_line
 from qwendet.data.images import resolve_image
@@ -117,7 +118,7 @@ class _Survey:
     num_held_out: int = 0
 
 
-def _look_at(samples: SampleFile, held_out: Sequence[Path]) -> _Survey:
+def _look_at(samples: SampleFile, held_out: Sequence[Stored]) -> _Survey:
     survey, files = _Survey(), [_file(sample) for sample in samples]
     same = copies({*files, *held_out})
     forbidden = {same[file] for file in held_out}
@@ -200,5 +201,5 @@ class _Choice:
         return new, -self.densities[candidate.density], gain
 
 
-def _file(sample: Sample) -> Path:
+def _file(sample: Sample) -> Stored:
     return resolve_image(sample.student.image, sample.student.root, sample.where)

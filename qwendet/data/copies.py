@@ -6,22 +6,26 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from qwendet.files import sha256_of_file
+from qwendet.data.archives import Stored, digest, num_bytes
 from qwendet.progress import track
 
 
-def copies(files: Collection[Path]) -> dict[Path, object]:
+def copies(files: Collection[Stored]) -> dict[Stored, object]:
     """What files of the same bytes have in common, and others have not; those of equal length alone are read.
 
     Returns:
         Something for each file, those of equal length together.
     """
-    lengths = {file: file.stat().st_size if file.is_file() else None for file in files}
-    counts, found = Counter(lengths.values()), dict[Path, object]()
+    lengths = {file: _length(file) for file in files}
+    counts, found = Counter(lengths.values()), dict[Stored, object]()
     order = {length: at for at, length in enumerate(counts)}
     with track("comparing images", len(files)) as advance:
         for file, length in sorted(lengths.items(), key=lambda own: order[own[1]]):
             is_alone = length is None or counts[length] == 1
-            found[file] = file if is_alone else sha256_of_file(file)
+            found[file] = file if is_alone else digest(file)
             advance(len(found), "")
     return found
+
+
+def _length(file: Stored) -> int | None:
+    return None if isinstance(file, Path) and not file.is_file() else num_bytes(file)

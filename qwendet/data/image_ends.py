@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
+
+from qwendet.data.archives import Stored, num_bytes
 
 START_OF_SCAN = b"\xda"
 END_OF_JPEG = b"\xff\xd9"
@@ -17,34 +18,34 @@ FRAMES = frozenset({b"\xc0", b"\xc1", b"\xc2"})
 PNG_SIGNATURE_BYTES = 8
 
 
-def must_be_decoded(path: Path, image_format: str | None) -> bool:
+def must_be_decoded(file: Stored, image_format: str | None) -> bool:
     """Whether header and file ending leave open that the file is whole and which way up it is."""
     if image_format in ("JPEG", "MPO"):
-        return not _has_end_of_jpeg(path)
+        return not _has_end_of_jpeg(file)
     if image_format == "PNG":
-        return not _ends_after_pixels(path)
+        return not _ends_after_pixels(file)
     if image_format == "WEBP":
-        with path.open("rb") as file:
-            riff_bytes = int.from_bytes(file.read(8)[4:], "little")
-        return path.stat().st_size < riff_bytes + 8
+        with file.open("rb") as opened:
+            riff_bytes = int.from_bytes(opened.read(8)[4:], "little")
+        return num_bytes(file) < riff_bytes + 8
     return True
 
 
-def _has_end_of_jpeg(path: Path) -> bool:
+def _has_end_of_jpeg(stored: Stored) -> bool:
     """Whether a JPEG's end mark follows its pixels; cameras may append bytes to it.
 
     The end mark of a thumbnail, which lies in front of the pixels, does not count: a file that was cut
     early may end with it.
     """
-    with path.open("rb") as file:
+    with stored.open("rb") as file:
         pixels_at = _start_of_scan(file)
         if pixels_at is None:
             return False
-        file.seek(max(pixels_at, path.stat().st_size - JPEG_TAIL_BYTES))
+        file.seek(max(pixels_at, num_bytes(stored) - JPEG_TAIL_BYTES))
         return END_OF_JPEG in file.read()
 
 
-def decoded_without_end(source: Path | bytes) -> Image.Image | None:
+def decoded_without_end(source: Stored | bytes) -> Image.Image | None:
     """A JPEG that lacks its end mark, decoded if its pixels are all there; network cameras write such files.
 
     They are if the last scan is there and what stands behind the last byte does not matter: where pixels
@@ -101,10 +102,10 @@ def _start_of_scan(file: BinaryIO) -> int | None:
             return offset
 
 
-def _ends_after_pixels(path: Path) -> bool:
+def _ends_after_pixels(stored: Stored) -> bool:
     """Whether a PNG's last pixel chunk is followed by the end mark and nothing else, such as late EXIF."""
     previous = b""
-    with path.open("rb") as file:
+    with stored.open("rb") as file:
         file.seek(PNG_SIGNATURE_BYTES)
         while len(head := file.read(8)) == 8:
             length, kind = int.from_bytes(head[:4], "big"), head[4:]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import BinaryIO, Literal
+
+from qwendet.data.archives import Stored
 
 HEAD_BYTES = 1 << 10
 KINDS: tuple[tuple[int, bytes, str], ...] = (
@@ -34,7 +35,7 @@ TEXTS = ((b"<svg", "an SVG drawing"), (b"<html", "a web page"), (b"<!doctype htm
 CHANNELS, BITS, LONG = 277, 258, 4
 
 
-def unreadable_kind(source: Path | bytes) -> tuple[str, str]:
+def unreadable_kind(source: Stored | bytes) -> tuple[str, str]:
     """What a file is that none of the readers takes, and how to mend it."""
     replace = "replace the file or remove the sample"
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:

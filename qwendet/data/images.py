@@ -20,10 +20,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from qwendet.data.archives import Stored, file_at, identity, num_bytes
 from qwendet.data.image_ends import decoded_without_end, must_be_decoded
 from qwendet.data.image_kinds import unreadable_kind
 from qwendet.errors import DataError
@@ -73,18 +75,18 @@ class ImageFacts:
         is_turned: orientation swaps the sides between the stored and the displayed image.
         path: the real path of its file.
         num_bytes: size of its file.
-        file_id: device and inode; equal for every path and hard link that leads to the same file.
+        file_id: equal for every path and hard link that leads to the same file.
     """
 
     size: tuple[int, int]
     is_turned: bool
     path: str
     num_bytes: int
-    file_id: tuple[int, int]
+    file_id: tuple[int, ...]
 
 
-def resolve_image(image: str, root: Path, where: str) -> Path:
-    """Find an image's file, whose path must stay inside the data root.
+def resolve_image(image: str, root: Path, where: str) -> Stored:
+    """Find an image's file, whose path must stay inside the data root, and may go on inside a tar there.
 
     Links on the way are followed wherever they lead: who can make one in the data set's folder has put it
     there, as the Hugging Face cache does. A path that is written in a file cannot lead out.
@@ -95,7 +97,7 @@ def resolve_image(image: str, root: Path, where: str) -> Path:
         where: ``file:line``, put into errors.
 
     Returns:
-        The real path of an existing regular file.
+        The real path of an existing regular file, or a member of a tar.
 
     Raises:
         DataError: for an absolute path, one that leaves ``root`` by ``..``, or no file.
@@ -110,8 +112,7 @@ def resolve_image(image: str, root: Path, where: str) -> Path:
         home = root.resolve()
         path = Path(os.path.normpath(home / image))
         leaves_root = not path.is_relative_to(home)
-        real = path if leaves_root else path.resolve()
-        is_file = not leaves_root and real.is_file()
+        found = None if leaves_root else file_at(path)
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL, a name too long
         raise DataError(
             f"the image path {image!r} cannot be followed ({error})", where, "correct the path"
@@ -122,12 +123,12 @@ def resolve_image(image: str, root: Path, where: str) -> Path:
             where,
             "copy or link the image into the root, or set data.root to a folder that holds every image",
         )
-    if not is_file:
-        found = "not a regular file" if path.exists() else "no such file"
+    if found is None:
+        what = "not a regular file" if path.exists() else "no such file"
         raise AbsentImageError(
-            f"the image {image!r} is absent ({found}: {path})", where, _fix_of_absent(image, path)
+            f"the image {image!r} is absent ({what}: {path})", where, _fix_of_absent(image, path)
         )
-    return real
+    return found
 
 
 def _fix_of_absent(image: str, path: Path) -> str:
@@ -189,7 +190,7 @@ def decode_image(content: bytes, name: str, where: str) -> Image.Image:
     return _upright(content, name, where)[0]
 
 
-def _upright(source: Path | bytes, image: str, where: str) -> tuple[Image.Image, tuple[int, int]]:
+def _upright(source: Stored | bytes, image: str, where: str) -> tuple[Image.Image, tuple[int, int]]:
     """The image as displayed, and its size as stored."""
     with _opened(source, image, where) as stored:
         stored_size = stored.size
@@ -217,23 +218,22 @@ def inspect_image(image: str, root: Path, where: str, *, decode: bool = False) -
     Raises:
         DataError: as :func:`open_image`; without ``decode``, pixel data that is broken yet complete passes.
     """
-    path = resolve_image(image, root, where)
-    with _opened(path, image, where) as stored:
+    file = resolve_image(image, root, where)
+    with _opened(file, image, where) as stored:
         width, height = stored.size
         # Decoding also settles whether the file is whole, and turns a TIFF by itself.
-        if decode or must_be_decoded(path, stored.format) or _is_deep_colour(stored):
-            exif = _loaded(stored, path, image, where).getexif()
+        if decode or must_be_decoded(file, stored.format) or _is_deep_colour(stored):
+            exif = _loaded(stored, file, image, where).getexif()
         else:
             # Of the base class: the PNG reader's own decodes the whole file where it finds no EXIF.
             exif = Image.Image.getexif(stored)
         turned = exif.get(ExifTags.Base.Orientation) in TURNED_ORIENTATIONS
-        status = path.stat()
     size = (height, width) if turned else (width, height)
-    return ImageFacts(size, turned, str(path), status.st_size, (status.st_dev, status.st_ino))
+    return ImageFacts(size, turned, str(file), num_bytes(file), identity(file))
 
 
 @contextmanager
-def _opened(source: Path | bytes, image: str, where: str) -> Iterator[Image.Image]:
+def _opened(source: Stored | bytes, image: str, where: str) -> Iterator[Image.Image]:
     """Open an image's header; what Pillow raises until the block ends becomes a DataError."""
     try:
         with Image.open(_file_of(source), formats=FORMATS) as stored:
@@ -256,8 +256,10 @@ def _opened(source: Path | bytes, image: str, where: str) -> Iterator[Image.Imag
         ) from error
 
 
-def _file_of(source: Path | bytes) -> Path | io.BytesIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else source
+def _file_of(source: Stored | bytes) -> Path | BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    return source if isinstance(source, Path) else source.open()
 
 
 def _check_size(size: tuple[int, int], image: str, where: str) -> None:
@@ -316,7 +318,7 @@ def _size_error(
     return DataError(what, where, "correct width and height, and see that the boxes fit the image")
 
 
-def _loaded(stored: Image.Image, source: Path | bytes, image: str, where: str) -> Image.Image:
+def _loaded(stored: Image.Image, source: Stored | bytes, image: str, where: str) -> Image.Image:
     """Decode an image just opened; a JPEG that lacks nothing but its end mark is whole."""
     is_deep = _is_deep_colour(stored)
     try:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from qwendet.data.archives import Stored, file_at
 from qwendet.data.copies import copies
 from qwendet.data.formats.convert import (
     MAX_PROBLEMS,
@@ -63,10 +64,12 @@ def split_dataset(
     source = opened()
     held_out = frozenset({"val", "test"}) if keep_held_out else frozenset[str]()
     labels = _labels_by_image(source, src.name, held_out, skip_bad=how.skip_bad)
-    image_of = {source.root / image: image for image in labels}
+    images_of: dict[Stored, list[str]] = defaultdict(list)
+    for image in labels:
+        images_of[file_at(source.root / image) or source.root / image].append(image)
     by_bytes: dict[object, list[str]] = defaultdict(list)
-    for file, key in copies(image_of).items():
-        by_bytes[key].append(image_of[file])
+    for file, key in copies(images_of).items():
+        by_bytes[key] += images_of[file]
     groups = list(by_bytes.values())
     parts = stratify(
         [frozenset[str]().union(*(labels[image] for image in group)) for group in groups],

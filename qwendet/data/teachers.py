@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import filecmp
 import random
 from collections.abc import Iterable
 from pathlib import Path
 
+from qwendet.data.archives import file_at, identity, same_bytes
 from qwendet.data.samples import Turn
 
 
@@ -57,6 +57,9 @@ def without_own_image(drawn: Iterable[Turn], asked: Turn, count: int) -> tuple[T
 def is_same_image(one: Path, other: Path) -> bool:
     """Whether both are one file, whatever path or link leads there, or copies, byte for byte."""
     try:
-        return one == other or one.samefile(other) or filecmp.cmp(one, other, shallow=False)
+        first, second = file_at(one), file_at(other)
+        if first is None or second is None:
+            return one == other
+        return identity(first) == identity(second) or same_bytes(first, second)
     except OSError:  # absent, which is told where the image is read
         return False

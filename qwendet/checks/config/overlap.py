@@ -5,7 +5,6 @@ An image is known by its file, whatever path or link leads there, and by its byt
 
 from __future__ import annotations
 
-import filecmp
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from qwendet.checks.config.dataset import Check, Dataset
 from qwendet.checks.config.samples import Split
 from qwendet.checks.config.stats import SeenImage, SplitStats
+from qwendet.data.archives import Stored, file_at, same_bytes
 from qwendet.errors import Problem
 
 HELD_OUT: tuple[Split, ...] = ("val", "test")
@@ -129,7 +129,7 @@ def _same_bytes(seen: SeenImage, by_probe: Mapping[int, Mapping[Probe, SeenImage
 def _probe(seen: SeenImage) -> Probe:
     """Size and a digest of both ends and the middle of a file: other for nearly all files that differ."""
     digest = hashlib.blake2b(digest_size=16)
-    with Path(seen.path).open("rb") as file:
+    with _stored(seen).open("rb") as file:
         for offset in (0, seen.num_bytes // 2, max(0, seen.num_bytes - PROBE_BYTES)):
             file.seek(offset)
             digest.update(file.read(PROBE_BYTES))
@@ -140,7 +140,13 @@ def _is_same_image(seen: SeenImage, other: SeenImage) -> bool:
     if seen.file_id == other.file_id:
         return True
     is_candidate = seen.num_bytes > 0 and seen.num_bytes == other.num_bytes
-    return is_candidate and filecmp.cmp(seen.path, other.path, shallow=False)
+    return is_candidate and same_bytes(_stored(seen), _stored(other))
+
+
+def _stored(seen: SeenImage) -> Stored:
+    found = file_at(Path(seen.path))
+    assert found is not None
+    return found
 
 
 def _named(seen: SeenImage, other: SeenImage) -> str:

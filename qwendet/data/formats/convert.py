@@ -32,9 +32,10 @@ from qwendet.data.formats.records import (
     Target,
 )
 from qwendet.data.formats.voc_writer import VocWriter
+from qwendet.data.formats.webdataset_writer import WebDatasetWriter, pack
 from qwendet.data.formats.writer import Writer
 from qwendet.data.formats.yolo_writer import YoloWriter
-from qwendet.errors import DataError, Problem
+from qwendet.errors import ConfigError, DataError, Problem
 from qwendet.progress import Advance, track
 
 MAX_NOTES = 5
@@ -143,8 +144,13 @@ def write_source(
             files = job.write(split_of, advance)
         job.judge()
         if how.images != "reference":
+            placing = (
+                pack(job.placed, source.root, folder)
+                if how.target == "webdataset"
+                else place_images(job.placed, source.root, folder, how.images)
+            )
             with track(f"placing images of {name}", len(job.placed)) as advance:
-                for done in place_images(job.placed, source.root, folder, how.images):
+                for done in placing:
                     advance(done, "")
     data_root = source.root.resolve() if how.images == "reference" else None
     return replace(job.report(), files=tuple(dst / file for file in files), data_root=data_root)
@@ -159,7 +165,9 @@ class _Job:
         self.how = how
         self.writer = _writer(how, folder, stack)
         self.names = Names(flat=how.target == "voc", by_split=how.target == "yolo")
-        self.keeps_paths = how.images == "reference" and how.target not in ("voc", "yolo")
+        self.keeps_paths = how.target == "webdataset" or (
+            how.images == "reference" and how.target not in ("voc", "yolo")
+        )
         self.placed: dict[str, tuple[str, str]] = {}
         self.seen: set[tuple[str, str]] = set()
         self.images: Counter[str] = Counter()
@@ -243,6 +251,12 @@ class _Job:
 
 def _writer(how: Conversion, folder: Path, stack: ExitStack) -> Writer:
     has_images = how.images != "reference"
+    if how.target == "webdataset":
+        if how.images != "copy":
+            raise ConfigError(
+                "shards hold the images themselves", "--images", "leave it out, or write --to jsonl"
+            )
+        return WebDatasetWriter(folder, stack)
     if how.target == "jsonl":
         return JsonlWriter(folder, stack, has_images=has_images)
     if how.target in ("swift", "llamafactory"):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from qwendet.data.archives import Member
 from qwendet.data.characters import as_unicode
 from qwendet.data.images import resolve_image
 from qwendet.errors import DataError
@@ -72,7 +73,9 @@ def place_images(
         source = resolve_image(image, root, where)
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if placement == "copy":
+        if isinstance(source, Member):
+            target.write_bytes(source.read_bytes())
+        elif placement == "copy":
             shutil.copyfile(source, target)
         else:
             _link(source, target, where)

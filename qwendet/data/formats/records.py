@@ -17,7 +17,7 @@ from qwendet.data.samples import Sample
 from qwendet.errors import Problem
 
 Format = Literal["jsonl", "voc", "coco", "yolo", "conversations"]
-Target = Literal["jsonl", "voc", "coco", "yolo", "swift", "llamafactory"]
+Target = Literal["jsonl", "webdataset", "voc", "coco", "yolo", "swift", "llamafactory"]
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the image as displayed."""
 FindingKind = Literal[

@@ -1,0 +1,132 @@
+"""Images inside tar files, such as the shards of WebDataset: a path may go on inside a tar.
+
+    "train-000000.tar/000000017.jpg" ─► file_at ─► Member(train-000000.tar, offset, size) ─► bytes
+
+A member is read at random: its place comes from an index of the tar's headers, 24 bytes a member, made when
+the first member is asked for. So order, demonstrations and resume are what they are for files.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import io
+import tarfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from qwendet.errors import DataError
+from qwendet.files import sha256_of_file
+
+SUFFIX, BLOCK = ".tar", 512
+ENTRY = np.dtype([("name", np.int64), ("offset", np.int64), ("size", np.int64)])
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file inside a tar.
+
+    Attributes:
+        archive: the tar, by its real path.
+        name: of the file in it.
+        offset: of its first byte in the tar.
+        size: in bytes.
+    """
+
+    archive: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.name}"
+
+    def read_bytes(self) -> bytes:
+        """All of it."""
+        with self.archive.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """As :meth:`pathlib.Path.open`, to read bytes."""
+        return io.BytesIO(self.read_bytes())
+
+
+Stored = Path | Member
+"""A regular file, or one inside a tar."""
+
+
+def file_at(path: Path) -> Stored | None:
+    """What lies at a path, which may go on inside a tar; ``None`` if that is no regular file.
+
+    Raises:
+        DataError: for a tar on the way that is compressed, cut or none.
+    """
+    if (found := path.resolve()).is_file():
+        return found
+    archive = next((parent for parent in path.parents if parent.suffix == SUFFIX and parent.is_file()), None)
+    if archive is None:
+        return None
+    real, name = archive.resolve(), path.relative_to(archive).as_posix()
+    status = real.stat()
+    entries = _index(real, status.st_size, status.st_mtime_ns)
+    at = int(np.searchsorted(entries["name"], hash(name)))
+    if at == len(entries) or entries["name"][at] != hash(name):
+        return None
+    return Member(real, name, int(entries["offset"][at]), int(entries["size"][at]))
+
+
+def identity(file: Stored) -> tuple[int, ...]:
+    """Device, inode, offset in a tar: equal for every path and hard link that leads to the same file."""
+    status = (file.archive if isinstance(file, Member) else file).stat()
+    return (status.st_dev, status.st_ino, *([file.offset] if isinstance(file, Member) else []))
+
+
+def num_bytes(file: Stored) -> int:
+    """Its size."""
+    return file.size if isinstance(file, Member) else file.stat().st_size
+
+
+def digest(file: Stored) -> str:
+    """SHA-256 of its bytes."""
+    if isinstance(file, Member):
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    return sha256_of_file(file)
+
+
+def same_bytes(one: Stored, other: Stored) -> bool:
+    """Whether both hold the same bytes."""
+    if isinstance(one, Path) and isinstance(other, Path):
+        return filecmp.cmp(one, other, shallow=False)
+    return num_bytes(one) == num_bytes(other) and one.read_bytes() == other.read_bytes()
+
+
+@cache
+def _index(archive: Path, size: int, changed: int) -> npt.NDArray[np.void]:
+    """Hash of the name, offset and size of each file in a tar, sorted by hash; the last of a name counts."""
+    found: dict[int, tuple[int, int]] = {}
+    end = 0
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+                if member.isreg():
+                    found[hash(member.name.removeprefix("./"))] = (member.offset_data, member.size)
+                tar.members = []  # type: ignore[attr-defined]  # it keeps them all
+        with archive.open("rb") as file:
+            file.seek(end)
+            if file.read(BLOCK) != bytes(BLOCK):  # tarfile takes a cut header for the end
+                raise tarfile.ReadError(f"it is cut: no end mark at byte {end:,}")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(
+            f"the tar cannot be read ({error}; {size:,} bytes)",
+            str(archive),
+            "fetch or write it again, uncompressed: members are read at random",
+        ) from error
+    rows = [(name, *place) for name, place in found.items()]
+    return np.sort(np.array(rows, dtype=ENTRY), order="name")
