@@ -5,6 +5,7 @@ Part of ``python -m benchmarks.infer --demo runs/demo``.
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from benchmarks.random_model import MODEL_INPUTS
 
 NEW_TOKENS = 400
 LARGE = 8
+WRONG_BOXES = 20
 
 
 class Answering:
@@ -51,6 +53,27 @@ class Answering:
     def drafted_without_head(self, samples: Sequence[Any]) -> list[str]:
         """By the form and what the answer repeats."""
         return self._answers(samples, lambda _, items: [None for _ in items])
+
+    def drafted_by_wrong_boxes(self, samples: Sequence[Any]) -> list[str]:
+        """By boxes drawn at random, of whose every one the head is sure."""
+        return self._answers(samples, lambda _, items: [*map(self._drawn, items)])
+
+    def _drawn(self, item: Any) -> list[Any]:
+        from qwendet.inference.detections import Detection
+
+        width, height = item.image_size
+        source = random.Random(f"{width} {height}")
+
+        def drawn() -> Any:
+            box = (
+                source.uniform(0, width / 2),
+                source.uniform(0, height / 2),
+                source.uniform(width / 2, width),
+                source.uniform(height / 2, height),
+            )
+            return Detection(box, source.choice(self.predictor.bundle.labels), 1.0, "head")
+
+        return [drawn() for _ in range(WRONG_BOXES)]
 
     def _answers(self, samples: Sequence[Any], by_head: Callable[..., Any] | None) -> list[str]:
         from qwendet.inference.generation import generate_answers
@@ -96,6 +119,7 @@ def draft_figures(checkpoint: Path, samples: Sequence[Any], rounds: int) -> dict
         "plain": answering.plain,
         "draft": answering.drafted,
         "draft_nohead": answering.drafted_without_head,
+        "draft_wrong": answering.drafted_by_wrong_boxes,
     }
     figures: dict[str, float] = {}
     texts: dict[str, list[str]] = {}
@@ -112,7 +136,7 @@ def draft_figures(checkpoint: Path, samples: Sequence[Any], rounds: int) -> dict
                 seconds[-1][way] = time.perf_counter() - started
                 if size == 1 and way.startswith("draft"):
                     figures[f"{way}_tokens_per_forward"] = tokens / answering.forwards
-        for way in ("plain", "draft", "draft_nohead"):
+        for way in ("plain", "draft", "draft_nohead", "draft_wrong"):
             ratio = statistics.median(row["generate"] / row[way] for row in seconds)
             figures[f"{way}_over_generate_b{size}"] = ratio
             differ = sum(a != b for a, b in zip(texts[way], texts["generate"], strict=True))

@@ -63,9 +63,11 @@ def ways_of(predictor: Any, new_tokens: int) -> dict[str, Callable[[list[Any]], 
     """What is timed: each takes samples in one batch and returns how many tokens it wrote."""
     import torch
 
+    from qwendet.inference.drafts import AnswerDrafts
     from qwendet.inference.generation import generate_answers
 
     bundle = predictor.bundle
+    drafts = AnswerDrafts(bundle)
     vlm, tokenizer = bundle.detector.vlm, bundle.processor.tokenizer
 
     def batch_of(samples: list[Any]) -> Any:
@@ -79,6 +81,17 @@ def ways_of(predictor: Any, new_tokens: int) -> dict[str, Callable[[list[Any]], 
         answers = generate_answers(bundle.detector, tokenizer, batch_of(samples), new_tokens)
         return sum(len(answer.log_probs) for answer in answers)
 
+    def drafted(samples: list[Any]) -> int:
+        items = [predictor.encoder.encode(sample, with_answer=False) for sample in samples]
+
+        def drafting(head: Any) -> list[Any]:
+            return [*map(drafts.of, items, predictor._by_head(head, items))]
+
+        answers = generate_answers(
+            bundle.detector, tokenizer, predictor.collator(items), new_tokens, drafting=drafting
+        )
+        return sum(len(answer.log_probs) for answer in answers)
+
     @torch.inference_mode()
     def generate(samples: list[Any]) -> int:
         batch = batch_of(samples)
@@ -87,7 +100,7 @@ def ways_of(predictor: Any, new_tokens: int) -> dict[str, Callable[[list[Any]], 
         tokenizer.batch_decode(answers)
         return int(answers.shape[1] - batch["input_ids"].shape[1]) * len(samples)
 
-    return {"head": head, "text": text, "generate": generate}
+    return {"head": head, "text": text, "drafted": drafted, "generate": generate}
 
 
 def measure(
@@ -115,6 +128,8 @@ def figures(rounds: list[dict[str, float]]) -> dict[str, float]:
         ("head_over_text", "head_b1", "text_b1"),
         ("text_over_generate_b1", "text_b1", "generate_b1"),
         ("text_over_generate_b8", "text_b8", "generate_b8"),
+        ("untrained_draft_over_plain_b1", "drafted_b1", "text_b1"),
+        ("untrained_draft_over_plain_b8", "drafted_b8", "text_b8"),
         ("text_b8_over_generate_b1", "text_b8", "generate_b1"),
     ):
         result[name] = statistics.median(row[slow] / row[fast] for row in rounds)
