@@ -5,22 +5,27 @@
 Each step is run at growing sizes; the exponent is the slope of log time over log size, so 1 is
 proportional, and attention alone may exceed it. Time is the process' own on one core: by the clock on the
 wall, other processes' work made 1.08 of an exponent of 1.00. Memory of reading samples is the process'
-most, after the largest file, over that after the smallest.
+most, after the largest file, over that after the smallest. Memory of predicting is that of
+`infer` over folders of small images, a process each, with boxes that are made up instead of a forward.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks.report import parser, report
 from qwendet.answers.format import format_answer, parse_answer
@@ -29,11 +34,16 @@ from qwendet.config.schema import Config
 from qwendet.data.samples import DetectedObject, Sample, SampleFile
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.encoding.encode import Encoder
+from qwendet.infer import infer
+from qwendet.inference.batches import Plan, Results
+from qwendet.inference.detections import Detection, Prediction
+from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, load
 from qwendet.model.losses import LossManager, step_counts
 from qwendet.model.matching import Targets
 
 ROUNDS = 3
+Keep = Callable[[int, Results], None]
 
 
 def make_bundle(scenes: Path) -> Bundle:
@@ -80,6 +90,35 @@ def read_all(path: Path) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def predict_all(predictor: Predictor, images: int) -> float:
+    """``infer`` over a folder of so many images; returns the most that its process has held, in MB."""
+    detections = tuple(Detection((1.0, 2.0, 30.5, 40.25), "red circle", 0.5, "head") for _ in range(20))
+
+    def predict(plan: Plan, batches: Iterable[int], mode: str | None, keep: Keep, *, skip_bad: bool) -> None:
+        for batch in batches:
+            names = {index: plan.samples[index].student.image for index in plan.batch(batch)}
+            keep(batch, {at: Prediction(name, 64, 64, detections, 0) for at, name in names.items()})
+
+    with (
+        tempfile.TemporaryDirectory(prefix="qwendet-scaling-") as name,
+        ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool,
+    ):
+        folder = Path(name)
+        Image.new("RGB", (64, 64)).save(folder / "image.png")
+        (folder / "images").mkdir()
+        for number in range(images):
+            (folder / "images" / f"{number}.png").symlink_to(folder / "image.png")
+        predictor.predict_batches = predict  # type: ignore[method-assign,assignment]
+        with patch("qwendet.infer.predictor_of", lambda *_, **__: predictor):
+            return pool.submit(_infer, folder).result()
+
+
+def _infer(folder: Path) -> float:
+    torch.set_num_threads(1)
+    infer(Path("tiny"), [folder / "images"], output=folder / "found.jsonl")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def with_boxes(sample: Sample, count: int) -> Sample:
     """The sample with this many boxes, all of the same label."""
     objects = tuple(
@@ -104,7 +143,7 @@ def train_step(bundle: Bundle, samples: Sequence[Sample]) -> None:
 def main() -> None:
     """Measure all."""
     arguments = parser(__doc__)
-    arguments.add_argument("--samples", type=int, default=100_000, help="largest sample file")
+    arguments.add_argument("--samples", type=int, default=100_000, help="largest sample file and folder")
     options = arguments.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, float | int | str] = {}
@@ -115,6 +154,10 @@ def main() -> None:
         counts = [options.samples // 100, options.samples // 10, options.samples]
         files = [samples_file(folder, count, record) for count in counts]
         held = [read_all(file) for file in files]
+        predictor = Predictor.from_checkpoint("tiny", overrides=["model.device=cpu"])
+        predicted = [predict_all(predictor, count) for count in counts]
+        figures["memory_growth_of_predicting_mb"] = predicted[-1] - predicted[0]
+        figures["memory_ratio_of_predicting"] = predicted[-1] / predicted[0]
         figures["memory_growth_of_reading_mb"] = held[-1] - held[0]
         figures["memory_ratio_of_reading"] = held[-1] / held[0]
         figures["samples_exponent"] = exponent(counts, [best_time(lambda f=f: read_all(f)) for f in files])  # type: ignore[misc]

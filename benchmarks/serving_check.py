@@ -22,7 +22,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,7 +222,7 @@ def text_of(choice: dict[str, Any], tokenizer: Any, *, is_random: bool) -> str:
     ]
 
 
-def compare(url: str, folder: Path, images: list[Sample], family_name: str) -> list[Claim]:
+def compare(url: str, folder: Path, images: Sequence[Sample], family_name: str) -> list[Claim]:
     """Ask the server and qwendet about each image."""
     predictor = Predictor.from_checkpoint(folder)
     detector, tokenizer = predictor.bundle.detector, predictor.bundle.processor.tokenizer

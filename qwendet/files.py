@@ -131,9 +131,9 @@ def partial_of(target: Path) -> Path:
 
     Example:
         >>> partial_of(Path("run/found.jsonl")).name
-        'found.jsonl.partial'
+        'found.jsonl.part'
     """
-    return target.with_name(f"{target.name}.partial")
+    return target.with_name(f"{target.name}.part")
 
 
 def require_place(target: Path, where: str, *, is_folder: bool = False) -> None:
@@ -164,14 +164,22 @@ def require_place(target: Path, where: str, *, is_folder: bool = False) -> None:
 def list_folder(folder: Path) -> list[Path]:
     """What a folder holds, sorted by name; nothing if it is absent.
 
-    What is hidden is no part of it: ``._a.jpg`` of a Mac, ``.ipynb_checkpoints`` of Jupyter.
+    What is hidden is no part of it: ``._a.jpg`` of a Mac, ``.ipynb_checkpoints`` of Jupyter; nor are the
+    thumbnails that a Synology keeps in ``@eaDir``.
+
+    Raises:
+        DataError: if it may not be looked into.
     """
+    return list(_children(folder))
+
+
+def _children(folder: Path) -> Iterator[Path]:
     try:
-        children = sorted(folder.iterdir()) if folder.is_dir() else []
-        return [child for child in children if not child.name.startswith(".")]
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208  # paths take more memory
     except OSError as error:
         what = f"cannot look into the folder ({error.strerror})"
         raise DataError(what, str(folder), _fix_of(error, folder)) from error
+    return (folder / name for name in names if not name.startswith((".", "@eaDir")))
 
 
 def files_below(folder: Path, suffixes: Set[str]) -> Iterator[Path]:
@@ -191,7 +199,7 @@ def files_below(folder: Path, suffixes: Set[str]) -> Iterator[Path]:
 
 def _files_below(folder: Path, suffixes: Set[str], homes: list[Path]) -> Iterator[Path]:
     inner = []
-    for child in list_folder(folder):
+    for child in _children(folder):
         if child.is_dir():
             inner.append(child)
         elif child.suffix.lower() in suffixes:

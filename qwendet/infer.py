@@ -1,45 +1,61 @@
 """``qwendet infer``: predict images, folders and sample files; write the predictions and draw them.
 
-inputs ─► samples, with demonstrations ─► Predictor ─► predictions ─► JSON lines, pictures
+inputs ─► samples, with demonstrations ─► Predictor ─► parts, as they come ─► output, pictures
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qwendet.config.schema import Config
-from qwendet.errors import ConfigError
+from qwendet.errors import ConfigError, Problem
 from qwendet.files import partial_of
-from qwendet.inference.detections import Source, write_predictions
-from qwendet.inference.inputs import collect_samples, with_teachers
+from qwendet.inference.batches import Result, Skipped, shard_of, window_size
+from qwendet.inference.detections import Prediction, Source, write_predictions
+from qwendet.inference.inputs import digest_of, find_samples, with_teachers
+from qwendet.inference.parts import predict_parts, require_free
 from qwendet.inference.served import predictor_of
-from qwendet.inference.sharding import is_first_process, joined_processes
-from qwendet.progress import track
+from qwendet.inference.sharding import is_first_process, joined_processes, temporary_folder
 from qwendet.visualization.pictures import save_pictures
 
 
-@dataclass(frozen=True)
+@dataclass
 class InferSummary:
-    """What ``qwendet infer`` did.
+    """What ``qwendet infer`` did; of several processes, the first one knows.
 
     Attributes:
+        output: file that was written, if one was asked for.
+        model: who trained it, and how it was asked.
         images: images predicted.
         detections: objects found in all.
         rejected: boxes of text answers that could not be used.
-        output: file that was written, if one was asked for.
-        lines: the output's lines, if none was.
-        model: who trained it, and how it was asked.
+        lines: the output's lines, if no file was asked for.
+        skipped: what is wrong with the images that were left out.
     """
 
-    images: int
-    detections: int
-    rejected: int
     output: Path | None
-    lines: list[str]
     model: dict[str, Any]
+    images: int = 0
+    detections: int = 0
+    rejected: int = 0
+    lines: list[str] = field(default_factory=list)
+    skipped: list[Problem] = field(default_factory=list)
+
+    def counted(self, results: Iterable[Result]) -> Iterator[Prediction]:
+        """The predictions among results, all of which are counted."""
+        for result in results:
+            if isinstance(result, Skipped):
+                self.skipped += result.problems
+                continue
+            self.images += 1
+            self.detections += len(result.detections)
+            self.rejected += result.rejected
+            yield result
 
 
 def infer(
@@ -55,13 +71,16 @@ def infer(
     overrides: Sequence[str] = (),
     given: Config | None = None,
     server: str | None = None,
+    resume: bool = False,
+    skip_bad: bool = False,
+    shard: tuple[int, int] | None = None,
 ) -> InferSummary:
     """Predict images, folders and JSONL files.
 
     Args:
         model: a checkpoint, or any model of a family, in a folder or on the hub.
         inputs: image files, folders of images, JSONL files.
-        output: JSONL file to write; it appears when all is done.
+        output: JSONL file to write; it appears when all is done. Until then predictions are kept beside it.
         mode: ``head``, ``text`` or ``both``; ``None`` takes the config's.
         teachers: demonstrations to show where a sample has none of its own.
         labels: other labels to look for.
@@ -70,38 +89,45 @@ def infer(
         overrides: ``key=value`` for the checkpoint's config.
         given: how a model without a manifest was trained.
         server: URL of the server that answers in the model's place, in text.
+        resume: go on from what a run with the same output has predicted, if there is one.
+        skip_bad: leave out images that cannot be used.
+        shard: ``(i, n)`` predicts the i-th of n parts of the inputs, counted from 0.
 
     Raises:
-        QwendetError: for a checkpoint, image or option that cannot be used; then nothing is written.
+        QwendetError: for a checkpoint, image or option that cannot be used; the output is not written.
     """
+    kept = None if output is None else partial_of(output)
+    require_free(kept, "--output", resume=resume)
     forced = ["infer.constrained=true"] if constrained else []
     with joined_processes():
-        samples = collect_samples(inputs)
-        kept = None if output is None else partial_of(output)
+        found = find_samples(inputs)
         predictor = predictor_of(
-            model, server, kept, labels=labels, overrides=[*overrides, *forced], given=given, mode=mode
+            model, server, labels=labels, overrides=[*overrides, *forced], given=given, mode=mode
         )
         if constrained:
             _require_text(predictor.sources(mode))
-        samples = with_teachers(samples, predictor.bundle.config, teachers)
-        with track("predicting", len(samples)) as advance:
-            predictions = predictor.predict_all(samples, mode, advance)
-    if visualize is not None and is_first_process():
-        threshold = predictor.bundle.config.infer.picture_threshold
-        save_pictures(samples, predictions, visualize, threshold)
-    origin = predictor.origin()
-    told = origin if predictor.bundle.manifest is None or server is not None else None
-    if output is not None and is_first_process():
-        write_predictions(predictions, output, told)
-        partial_of(output).unlink(missing_ok=True)
-    return InferSummary(
-        images=len(predictions),
-        detections=sum(len(prediction.detections) for prediction in predictions),
-        rejected=sum(prediction.rejected for prediction in predictions),
-        output=output,
-        lines=[] if output is not None else [prediction.to_json(told) for prediction in predictions],
-        model=origin,
-    )
+        window = window_size(len(found), predictor.batch_size)
+        own = found if shard is None else found[shard_of(len(found), window, shard)]
+        samples = with_teachers(own, predictor.bundle.config, teachers)
+        told = {"images": len(samples), "shard": shard, "sha256": digest_of(samples, skip_bad=skip_bad)}
+        plan = predictor.plan(samples, window)
+        origin = predictor.origin()
+        summary = InferSummary(output, origin)
+        with temporary_folder() if kept is None else nullcontext(kept) as folder:
+            parts = predict_parts(predictor, plan, mode, folder, told, skip_bad=skip_bad)
+            if not is_first_process():
+                return summary
+            if visualize is not None:
+                threshold = predictor.bundle.config.infer.picture_threshold
+                save_pictures(samples, parts.read(plan), visualize, threshold)
+            stated = origin if predictor.bundle.manifest is None or server is not None else None
+            predictions = summary.counted(parts.read(plan))
+            if output is None:
+                summary.lines = [prediction.to_json(stated) for prediction in predictions]
+            else:
+                write_predictions(predictions, output, stated)
+                shutil.rmtree(folder)
+    return summary
 
 
 def _require_text(sources: Sequence[Source]) -> None:

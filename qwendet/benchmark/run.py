@@ -24,7 +24,7 @@ from qwendet.data.samples import Sample
 from qwendet.errors import ConfigError
 from qwendet.evaluation.command import evaluate_model
 from qwendet.evaluation.dataset import open_dataset
-from qwendet.files import atomic_file, atomic_folder, sha256_of_file
+from qwendet.files import atomic_file, atomic_folder, partial_of, sha256_of_file
 from qwendet.init.project import init_project
 from qwendet.loading.checkpoint import MANIFEST
 from qwendet.progress import track
@@ -123,9 +123,11 @@ def run_benchmark(asked: Asked, folder: Path, output: Path, given: Config | None
         for number, item in enumerate(sets, start=1):
             place = output / "sets" / f"{item.name}.json"
             if not place.is_file():
-                record = {"asked": asdict(asked), **_measure(asked, item, output, given)}
+                kept = partial_of(place)
+                record = {"asked": asdict(asked), **_measure(asked, item, output, kept, given)}
                 with atomic_file(place) as path:
                     path.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+                shutil.rmtree(kept, ignore_errors=True)
             records[item.name] = json.loads(place.read_text(encoding="utf-8"))
             advance(number, item.name)
     table = _table(asked, records)
@@ -167,7 +169,9 @@ def few_shots(samples: Sequence[Sample], shots: int, seed: int = SHOT_SEED) -> l
     return [samples[index] for index in sorted(chosen)]
 
 
-def _measure(asked: Asked, item: BenchmarkSet, output: Path, given: Config | None) -> dict[str, Any]:
+def _measure(
+    asked: Asked, item: BenchmarkSet, output: Path, kept: Path, given: Config | None
+) -> dict[str, Any]:
     model = Path(asked.model)
     if asked.train:
         model, given = _trained(asked, item, output / "trained" / item.name), None
@@ -178,6 +182,7 @@ def _measure(asked: Asked, item: BenchmarkSet, output: Path, given: Config | Non
         overrides=() if asked.train else asked.overrides,
         given=given,
         how=_read(item.measured),
+        kept=kept,
     )
     return found.to_record(with_predictions=False)
 
@@ -189,7 +194,7 @@ def _trained(asked: Asked, item: BenchmarkSet, project: Path) -> Path:
     config_file, final = project / "config.yaml", project / "run" / "final"
     if not config_file.is_file():
         shutil.rmtree(project, ignore_errors=True)
-        samples, _ = open_dataset(item.train.annotations, _read(item.train))
+        samples, *_ = open_dataset(item.train.annotations, _read(item.train))
         chosen = samples if asked.shots is None else few_shots(samples, asked.shots)
         lines = [sample_line(sample.student, sample.student.image) for sample in chosen]
         with atomic_folder(project / "data") as data:

@@ -102,7 +102,7 @@ def stats(
         from qwendet.evaluation.dataset import open_dataset
         from qwendet.visualization.augmented import save_augmented
 
-        samples, _ = open_dataset(paths[0], Conversion(source, image_dir=root))
+        samples, *_ = open_dataset(paths[0], Conversion(source, image_dir=root))
         files.append(save_augmented(samples, augment, output))
     if output is not None:
         files += save_plots(seen.splits, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from qwendet.cli.benchmark import measure_benchmark, refuse_beside_benchmark
 from qwendet.cli.options import (
+    LEFT_SOMETHING_OUT,
     ForeignOption,
     FrameOption,
     FromOption,
@@ -18,10 +20,12 @@ from qwendet.cli.options import (
     ModelArgument,
     ModeOption,
     RecordFormatOption,
+    ResumeOption,
     ServerOption,
     SetOption,
+    SkipImagesOption,
     command_line,
-    kept_answers,
+    kept_parts,
     next_of,
 )
 from qwendet.console import console
@@ -91,9 +95,8 @@ def evaluate(
     server: ServerOption = None,
     source: FromOption = "auto",
     image_dir: ImageDirOption = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out images of DATA with broken annotations, and say so.")
-    ] = False,
+    skip_bad: SkipImagesOption = False,
+    resume: ResumeOption = False,
     frame: FrameOption = None,
     benchmark: BenchmarkOption = None,
     output: OutputOption = None,
@@ -140,12 +143,14 @@ def evaluate(
     from qwendet.config.load import load_config
 
     given = None if config is None else load_config(config)
-    kept = None if json_file is None else partial_of(json_file)
+    kept = next((partial_of(place) for place in (json_file, coco, report) if place is not None), None)
     from qwendet.data.formats.convert import Conversion
     from qwendet.evaluation.command import evaluate_model
+    from qwendet.inference.parts import require_free
 
+    require_free(kept, "--json", resume=resume)
     how = Conversion(source, image_dir=image_dir, skip_bad=skip_bad, frame=frame)
-    with joined_processes(), kept_answers(None if server is None else kept):
+    with joined_processes(), kept_parts(kept):
         found = evaluate_model(
             model,
             data,
@@ -160,7 +165,7 @@ def evaluate(
         )
         written = places.write(found) if is_first_process() else []
         if kept is not None and is_first_process():
-            kept.unlink(missing_ok=True)
+            shutil.rmtree(kept, ignore_errors=True)
     if not is_first_process():
         return
     if report is None:
@@ -175,12 +180,15 @@ def evaluate(
         further = next_of(model, found.models[str(model)])
     if console.is_for_machine():
         record = found.to_record(with_predictions=False)
-        console.print_record({**record, "files": list(map(str, written)), "next": further})
-        return
-    _print(found)
-    if written:
-        console.say(f"Wrote {', '.join(map(str, written))}.")
-    console.next_step(further)
+        record |= {"files": list(map(str, written)), "next": further}
+        console.print_record(record, ok=not found.left_out)
+    else:
+        _print(found)
+        if written:
+            console.say(f"Wrote {', '.join(map(str, written))}.")
+        console.next_step(further)
+    if found.left_out:
+        raise typer.Exit(LEFT_SOMETHING_OUT)
 
 
 @dataclass(frozen=True)

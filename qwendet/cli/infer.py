@@ -9,18 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwendet.cli.options import (
+    LEFT_SOMETHING_OUT,
     ForeignOption,
     ModelArgument,
     ModeOption,
     RecordFormatOption,
+    ResumeOption,
     ServerOption,
     SetOption,
+    SkipImagesOption,
     command_line,
-    kept_answers,
+    kept_parts,
     next_of,
     split_labels,
+    split_shard,
 )
 from qwendet.console import console
+from qwendet.errors import told_left_out
 from qwendet.files import partial_of, require_place
 from qwendet.inference.sharding import is_first_process
 
@@ -29,7 +34,10 @@ if TYPE_CHECKING:
 
 
 InputsArgument = Annotated[
-    list[Path], typer.Argument(metavar="IMAGE|DIR|JSONL", help="Images, folders of images, or JSONL files.")
+    list[Path],
+    typer.Argument(
+        metavar="IMAGE|DIR|JSONL|-", help="Images, folders of images, JSONL files, or - for paths on stdin."
+    ),
 ]
 OutputOption = Annotated[
     Path | None,
@@ -50,6 +58,10 @@ LabelsOption = Annotated[
 ConstrainedOption = Annotated[
     bool, typer.Option("--constrained", help="Text answers cannot leave the grammar of a valid one.")
 ]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Predict the I-th of N parts of the inputs, counted from 0."),
+]
 VisualizeOption = Annotated[
     Path | None,
     typer.Option("--visualize", metavar="DIR", help="Folder for pictures with the boxes drawn."),
@@ -67,12 +79,15 @@ def infer(
     visualize: VisualizeOption = None,
     config: ForeignOption = None,
     server: ServerOption = None,
+    resume: ResumeOption = False,
+    skip_bad: SkipImagesOption = False,
+    shard: ShardOption = None,
     output_format: RecordFormatOption = "human",
     settings: SetOption = None,
 ) -> None:
     """Detect objects: one JSON line an image, boxes in pixels of the image as displayed."""
     console.set_format(output_format)
-    wanted = split_labels(labels)
+    wanted, part = split_labels(labels), split_shard(shard)
     if output is not None:
         require_place(output, "--output")
     if visualize is not None:
@@ -82,7 +97,7 @@ def infer(
     given = None if config is None else load_config(config)
     from qwendet.infer import infer as run_inference
 
-    with kept_answers(None if output is None or server is None else partial_of(output)):
+    with kept_parts(None if output is None else partial_of(output)):
         summary = run_inference(
             model,
             inputs,
@@ -95,6 +110,9 @@ def infer(
             overrides=settings or (),
             given=given,
             server=server,
+            resume=resume,
+            skip_bad=skip_bad,
+            shard=part,
         )
     if not is_first_process():  # of those that a launcher started
         return
@@ -105,11 +123,14 @@ def infer(
         chosen += ["--constrained"] if constrained else []
         chosen += [] if config is None else ["--config", config]
         chosen += [] if server is None else ["--server", server]
+        chosen += ["--skip-bad"] * skip_bad
         words = ("infer", str(model), *map(str, inputs), *chosen, "--visualize", "pictures")
         further = command_line(*words, settings=settings or ())
     else:
         further = next_of(model, summary.model)
     _report(summary, visualize, further)
+    if summary.skipped:
+        raise typer.Exit(LEFT_SOMETHING_OUT)
 
 
 def _report(summary: InferSummary, visualize: Path | None, further: str) -> None:
@@ -121,7 +142,9 @@ def _report(summary: InferSummary, visualize: Path | None, further: str) -> None
             "pictures": None if visualize is None else str(visualize),
         }
         found = {} if summary.output else {"predictions": [json.loads(line) for line in summary.lines]}
-        console.print_record({**counts, "model": summary.model, **places, **found, "next": further})
+        left_out = [{"what": problem.what, "where": problem.where} for problem in summary.skipped]
+        record = {**counts, "model": summary.model, **places, **found, "left_out": left_out}
+        console.print_record({**record, "next": further}, ok=not left_out)
         return
     if summary.output is None:
         console.print_lines(summary.lines)
@@ -130,6 +153,8 @@ def _report(summary: InferSummary, visualize: Path | None, further: str) -> None
         f"{summary.images} image{'s' * (summary.images != 1)}, {summary.detections} detections, "
         f"{summary.rejected} rejected boxes{written}"
     )
+    for note in told_left_out(summary.skipped):
+        console.say(note)
     if visualize is not None:
         console.say(f"Drew them into {visualize}.")
     console.next_step(further)

@@ -15,6 +15,7 @@ from qwendet.cli.completion import complete_check, complete_config, complete_set
 from qwendet.console import console
 from qwendet.console.console import Format
 from qwendet.errors import ConfigError
+from qwendet.inference.sharding import is_first_process
 
 LEFT_SOMETHING_OUT = 1
 """Exit code of a command that was told to skip broken annotations, and did."""
@@ -105,6 +106,12 @@ ImageDirOption = Annotated[
     Path | None,
     typer.Option("--image-dir", metavar="DIR", help="Where the images are, if not in the data set."),
 ]
+SkipImagesOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out images that cannot be used, list them, end with 1.")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on from what a run with the same output has predicted.")
+]
 SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out images with broken annotations, list them, end with 1.")
 ]
@@ -157,6 +164,25 @@ def split_labels(text: str | None) -> tuple[str, ...] | None:
     return labels
 
 
+def split_shard(text: str | None) -> tuple[int, int] | None:
+    """Read ``--shard``.
+
+    Raises:
+        ConfigError: if it is not ``i/n`` with i from 0 to n - 1.
+
+    Example:
+        >>> split_shard("0/4")
+        (0, 4)
+    """
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        what = f"expected I/N with I from 0 to N - 1, got {text!r}"
+        raise ConfigError(what, "--shard", "the parts of 4 are 0/4, 1/4, 2/4 and 3/4")
+    return int(number), int(count)
+
+
 def command_line(*words: str, settings: Sequence[str] = ()) -> str:
     """A command to copy, quoted for the shell.
 
@@ -169,13 +195,15 @@ def command_line(*words: str, settings: Sequence[str] = ()) -> str:
 
 
 @contextmanager
-def kept_answers(file: Path | None) -> Iterator[None]:
-    """Say, where a run ends early, that the answers of a server are kept, and what goes on from there."""
+def kept_parts(folder: Path | None) -> Iterator[None]:
+    """Say, where a run ends early, where its predictions are kept, and what goes on from there."""
     try:
         yield
-    finally:
-        if file is not None and file.is_file():
-            again = shlex.join(["qwendet", *sys.argv[1:]])
-            console.say(
-                f"The answers so far are kept in {file}; the same command goes on from there: {again}"
-            )
+    except ConfigError:  # a mistake of the command, which would not go on
+        raise
+    except BaseException:
+        if folder is not None and folder.is_dir() and is_first_process():
+            words = sys.argv[1:] + ["--resume"] * ("--resume" not in sys.argv)
+            again = shlex.join(["qwendet", *words])
+            console.say(f"What is predicted is kept in {folder}; this goes on from there: {again}")
+        raise

@@ -102,7 +102,7 @@ def resolve_image(image: str, root: Path, where: str) -> Stored:
     Raises:
         DataError: for an absolute path, one that leaves ``root`` by ``..``, or no file.
     """
-    if PurePath(image).is_absolute():
+    if PurePath(image).is_absolute() and PurePath(image).anchor != str(root):
         raise DataError(
             f"the image path {image!r} is absolute, expected one relative to {root}",
             where,

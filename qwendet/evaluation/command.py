@@ -7,7 +7,8 @@ model, DATA ─► predict by head and text, with and without teachers ─► Ru
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from qwendet.config.schema import Config
 from qwendet.data.formats.convert import Conversion
 from qwendet.data.labels import labels_of
 from qwendet.data.samples import Sample
-from qwendet.errors import ConfigError, DataError
+from qwendet.errors import ConfigError, DataError, Problem, told_left_out
 from qwendet.evaluation.coco import coco_ground_truth
 from qwendet.evaluation.compare import Comparison, compare_runs
 from qwendet.evaluation.dataset import foreign_labels, open_dataset, without_teachers
@@ -24,12 +25,14 @@ from qwendet.evaluation.matches import IOU_THRESHOLD
 from qwendet.evaluation.saved import align, read_runs
 from qwendet.evaluation.scores import SCORE_MEANINGS, Run, run_name, score_run
 from qwendet.files import atomic_file
+from qwendet.inference.batches import Result, Skipped, window_size
 from qwendet.inference.detections import Prediction, Source
-from qwendet.inference.inputs import with_teachers
+from qwendet.inference.inputs import digest_of, with_teachers
+from qwendet.inference.parts import predict_parts
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.served import ServedPredictor, predictor_of
+from qwendet.inference.sharding import temporary_folder
 from qwendet.loader import config_of_model
-from qwendet.progress import track
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Evaluation:
         runs: by head and text, with and without teachers.
         comparisons: with the other run, where one was given.
         notes: what a user should know, in words.
+        left_out: what is broken, and was to be left out.
     """
 
     checkpoint: str
@@ -57,6 +61,7 @@ class Evaluation:
     runs: tuple[Run, ...]
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
+    left_out: tuple[Problem, ...] = ()
 
     def to_record(self, *, with_predictions: bool) -> dict[str, Any]:
         """All numbers, as JSON can hold them; ``null`` where there is nothing to measure.
@@ -110,12 +115,13 @@ def evaluate_model(
         given: how those models were trained that have no manifest.
         how: how ``data`` is read: its format, the folder of its images, what to do about mistakes.
         server: URL of the server that answers in the model's place, in text.
-        kept: file for a server's answers as they come; the next call goes on from it.
+        kept: folder for predictions as they come; what is there is not predicted again.
 
     Raises:
         QwendetError: for a model, data or option that cannot be used.
     """
-    samples, notes = open_dataset(data, how)
+    samples, notes, left_out = open_dataset(data, how)
+    skip_bad = how is not None and how.skip_bad
     # Read before hours are spent on predicting.
     is_file = compare is not None and (compare.is_file() or compare.suffix in (".json", ".jsonl"))
     others = read_runs(compare) if compare is not None and is_file else {}
@@ -129,7 +135,6 @@ def evaluate_model(
     predictor = predictor_of(
         model,
         server,
-        kept,
         mode=mode,
         overrides=overrides,
         given=given_to(model),
@@ -143,21 +148,31 @@ def evaluate_model(
         notes.append(f"{base} answers in text alone: text is measured as well.")
     labels, models = predictor.bundle.labels, {str(model): predictor.origin()}
     notes += foreign_labels(samples, labels, str(data))
-    settings = _settings(samples, predictor.bundle.config, teachers)
-    found = _predict_all(predictor, sources, settings)
-    truth = coco_ground_truth(samples, found[0][2], labels)
-    runs = tuple(score_run(truth, predictions, labels, source, count) for source, count, predictions in found)
+    before: dict[str, Found] = {}
+    with temporary_folder() if kept is None else nullcontext(kept) as folder:
+        settings = _settings(samples, predictor.bundle.config, teachers)
+        found = _predict_all(predictor, sources, settings, folder, skip_bad)
+        if base is not None:
+            del predictor  # two models need not fit side by side
+            own = [source for source in sources if source == "text" or asked[base][0].detection.enabled]
+            earlier = Predictor.from_checkpoint(
+                base, overrides=overrides, given=given_to(base), labels_of_data=labels
+            )
+            models[str(base)] = earlier.origin()
+            settings = _settings(samples, earlier.bundle.config, teachers)
+            before = _predict_all(earlier, own, settings, folder / "base", skip_bad)
+    broken = _broken([*found.values(), *before.values()])
+    left_out += [problem for problems in broken.values() for problem in problems]
+    notes += told_left_out([problem for problems in broken.values() for problem in problems])
+    usable = [index for index in range(len(samples)) if index not in broken]
+    samples = [samples[index] for index in usable]
+    truth = coco_ground_truth(samples, _kept(next(iter(found.values()))[2], usable), labels)
+    runs = tuple(
+        score_run(truth, _kept(results, usable), labels, source, count)
+        for source, count, results in found.values()
+    )
     if base is not None:
-        del predictor  # two models need not fit side by side
-        own = [source for source in sources if source == "text" or asked[base][0].detection.enabled]
-        before = Predictor.from_checkpoint(
-            base, overrides=overrides, given=given_to(base), labels_of_data=labels
-        )
-        models[str(base)] = before.origin()
-        others = {
-            run_name(source, count): (source, predictions)
-            for source, count, predictions in _predict_all(before, own, settings)
-        }
+        others = {name: (source, _kept(results, usable)) for name, (source, _, results) in before.items()}
     return Evaluation(
         checkpoint=str(model),
         models=models,
@@ -168,10 +183,11 @@ def evaluate_model(
         runs=runs,
         comparisons=_compare(runs, others, truth, labels, str(compare)),
         notes=tuple(notes),
+        left_out=tuple(left_out),
     )
 
 
-Found = tuple[Source, int | None, list[Prediction]]
+Found = tuple[Source, int | None, list[Result]]
 Setting = tuple[int | None, Sequence[Sample]]
 
 
@@ -183,15 +199,36 @@ def _settings(samples: Sequence[Sample], config: Config, teachers: int) -> list[
 
 
 def _predict_all(
-    predictor: Predictor | ServedPredictor, sources: Sequence[Source], settings: Sequence[Setting]
-) -> list[Found]:
-    found: list[Found] = []
+    predictor: Predictor | ServedPredictor,
+    sources: Sequence[Source],
+    settings: Sequence[Setting],
+    kept: Path,
+    skip_bad: bool,
+) -> dict[str, Found]:
+    """What is found by each source and in each setting, by the name of the run."""
+    found: dict[str, Found] = {}
+    digests = [digest_of(asked, skip_bad=skip_bad) for _, asked in settings]
     for source in sources:
-        for count, asked in settings:
-            with track(f"predicting by {source}", len(asked)) as advance:
-                predictions = predictor.predict_all(asked, source, advance)
-            found.append((source, count, predictions))
+        for (count, asked), digest in zip(settings, digests, strict=True):
+            name, inputs = run_name(source, count), {"images": len(asked), "sha256": digest}
+            plan = predictor.plan(asked, window_size(len(asked), predictor.batch_size))
+            parts = predict_parts(predictor, plan, source, kept / name, inputs, skip_bad=skip_bad)
+            found[name] = (source, count, list(parts.read(plan)))
     return found
+
+
+def _broken(found: Iterable[Found]) -> dict[int, tuple[Problem, ...]]:
+    """What is wrong with the samples that any of several runs could not use."""
+    return {
+        index: result.problems
+        for _, _, results in found
+        for index, result in enumerate(results)
+        if isinstance(result, Skipped)
+    }
+
+
+def _kept(results: Sequence[Result], usable: Sequence[int]) -> list[Prediction]:
+    return [result for index in usable if isinstance(result := results[index], Prediction)]
 
 
 def _compare(

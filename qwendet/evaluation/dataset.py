@@ -6,26 +6,38 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from qwendet.data.formats.convert import Conversion, conversion_notes, convert_dataset
 from qwendet.data.formats.detect import detect_format
 from qwendet.data.samples import Sample, SampleFile, Turn
-from qwendet.errors import DataError
-from qwendet.inference.inputs import require_images
+from qwendet.errors import DataError, Problem, told_left_out
+from qwendet.inference.inputs import Samples, facts_of
 
 MEASURED_SPLITS = ("test", "val", "all", "train")
 """Splits in the order in which a folder's is chosen: best are images that training never saw."""
 
 
-def open_dataset(data: Path, how: Conversion | None = None) -> tuple[list[Sample], list[str]]:
+class Dataset(NamedTuple):
+    """What is measured on.
+
+    Attributes:
+        samples: images and their objects.
+        notes: what a user should know about them.
+        left_out: what is broken, and was to be left out.
+    """
+
+    samples: list[Sample]
+    notes: list[str]
+    left_out: list[Problem]
+
+
+def open_dataset(data: Path, how: Conversion | None = None) -> Dataset:
     """The samples to measure on, their images looked at as far as their header.
 
     Args:
         data: a JSONL file; a folder that ``data convert`` wrote; a data set that it can convert.
         how: its format, the folder of its images, and what to do about mistakes in another format than JSONL.
-
-    Returns:
-        The samples, and what a user should know about them.
 
     Raises:
         DataError: naming everything that cannot be used.
@@ -34,21 +46,39 @@ def open_dataset(data: Path, how: Conversion | None = None) -> tuple[list[Sample
     source = detect_format(data) if how.source == "auto" else how.source
     if source == "jsonl":
         file = _measured_split(data) if data.is_dir() else data
-        samples = list(SampleFile(file, how.image_dir))
-        require_images(samples)
-        return samples, [f"{data} is a folder: {file.name} is measured."] if data.is_dir() else []
+        notes = [f"{data} is a folder: {file.name} is measured."] if data.is_dir() else []
+        found = SampleFile(file, how.image_dir)
+        return _usable(Samples(len(found), found.__getitem__), notes, how)
     with TemporaryDirectory() as temporary:
         converted = Path(temporary) / "data"
         report = convert_dataset(data, converted, how)
         file = _measured_split(converted)
-        samples = [
-            replace(sample, where=f"{data}: {sample.student.image}")
-            for sample in SampleFile(file, report.data_root)
-        ]
-    require_images(samples)
+        found = SampleFile(file, report.data_root)
+        samples = [replace(sample, where=f"{data}: {sample.student.image}") for sample in found]
     # They stay where they are, so that data.root, which the last note is about, is nothing to set.
     notes = conversion_notes(replace(report, data_root=None))
-    return samples, [f"{data} was read where it lies: its {file.stem} split is measured.", *notes]
+    notes = [f"{data} was read where it lies: its {file.stem} split is measured.", *notes]
+    usable = _usable(samples, notes, how)
+    return usable._replace(left_out=[*report.left_out, *usable.left_out])
+
+
+def _usable(samples: Sequence[Sample], notes: list[str], how: Conversion) -> Dataset:
+    """All samples, or an error that names each broken one; with ``skip_bad`` those that are sound.
+
+    Raises:
+        DataError: without ``skip_bad``, and if all are broken.
+    """
+    usable: list[Sample] = []
+    problems: list[Problem] = []
+    for index in range(len(samples)):
+        try:
+            facts_of(sample := samples[index])
+            usable.append(sample)
+        except DataError as error:
+            problems += error.problems
+    if problems and not (how.skip_bad and usable):
+        raise DataError.of(problems)
+    return Dataset(usable, [*notes, *told_left_out(problems)], problems)
 
 
 def _measured_split(folder: Path) -> Path:

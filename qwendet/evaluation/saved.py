@@ -7,13 +7,11 @@ predictions alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from qwendet.answers.diagnostics import AnswerFacts
 from qwendet.errors import DataError
-from qwendet.inference.detections import Detection, Prediction, Source
+from qwendet.inference.detections import Prediction, Source
 
 SOURCES: tuple[Source, ...] = ("head", "text")
 _FIX = "give a JSON file of `qwendet eval --json`, a JSONL file of `infer` or `train`, or a checkpoint"
@@ -31,11 +29,13 @@ def read_runs(file: Path) -> dict[str, tuple[Source, list[Prediction]]]:
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".jsonl":
-            predictions = [_prediction(json.loads(line)) for line in text.splitlines() if line.strip()]
+            predictions = [
+                Prediction.from_record(json.loads(line)) for line in text.splitlines() if line.strip()
+            ]
             return {source: (source, predictions) for source in SOURCES if _has(predictions, source)}
         runs = json.loads(text)["runs"]
         return {
-            run["name"]: (run["source"], [_prediction(record) for record in run["predictions"]])
+            run["name"]: (run["source"], [Prediction.from_record(record) for record in run["predictions"]])
             for run in runs
         }
     except OSError as error:
@@ -47,22 +47,6 @@ def read_runs(file: Path) -> dict[str, tuple[Source, list[Prediction]]]:
 
 def _has(predictions: Sequence[Prediction], source: Source) -> bool:
     return any(item.source == source for prediction in predictions for item in prediction.detections)
-
-
-def _prediction(record: Mapping[str, Any]) -> Prediction:
-    detections = tuple(
-        Detection(tuple(item["bbox_2d"]), item["desc"], item["score"], item["source"])
-        for item in record["detections"]
-    )
-    answer = record.get("answer")
-    return Prediction(
-        record["image"],
-        record["width"],
-        record["height"],
-        detections,
-        record["rejected"],
-        None if answer is None else AnswerFacts(**answer),
-    )
 
 
 def align(predictions: Iterable[Prediction], images: Sequence[str], where: str) -> list[Prediction]:

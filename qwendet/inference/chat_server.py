@@ -10,7 +10,7 @@ import base64
 import io
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +119,8 @@ class ChatServer:
 
     def ask_all(
         self,
-        questions: Sequence[Callable[[], Question | None]],
+        numbers: Iterable[int],
+        make: Callable[[int], Question | None],
         done: Callable[[int, Reply], None],
         at_once: int | None = None,
     ) -> None:
@@ -136,12 +137,15 @@ class ChatServer:
             async with self._client() as client, asyncio.TaskGroup() as group:
 
                 async def one(number: int) -> None:
-                    async with gate:
-                        question = await asyncio.to_thread(questions[number])
+                    try:
+                        question = await asyncio.to_thread(make, number)
                         if question is not None:
                             done(number, await self._ask(client, question))
+                    finally:
+                        gate.release()
 
-                for number in range(len(questions)):
+                for number in numbers:
+                    await gate.acquire()
                     group.create_task(one(number))
 
         try:
@@ -152,7 +156,7 @@ class ChatServer:
     def ask(self, question: Question) -> Reply:
         """Ask one question; raises as :meth:`ask_all`."""
         replies: list[Reply] = []
-        self.ask_all([lambda: question], lambda _, reply: replies.append(reply))
+        self.ask_all([0], lambda _: question, lambda _, reply: replies.append(reply))
         return replies[0]
 
     def _client(self, retries: int | None = None) -> AsyncOpenAI:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qwendet.answers.diagnostics import AnswerFacts
 from qwendet.files import atomic_file
@@ -51,16 +51,32 @@ class Prediction:
     rejected: int
     answer: AnswerFacts | None = None
 
+    def to_record(self) -> dict[str, Any]:
+        """What is written of it, as JSON can hold it."""
+        # asdict would copy every number of it, which takes longer than writing them.
+        record = {**vars(self), "detections": [vars(item) for item in self.detections]}
+        del record["answer"]
+        return record
+
     def to_json(self, model: Mapping[str, object] | None = None) -> str:
         """One line of the output file.
 
         Args:
             model: who trained what predicted, and how it was asked, where no manifest tells it.
         """
-        # asdict would copy every number of it, which takes longer than writing them.
-        record = {**vars(self), "detections": [vars(item) for item in self.detections]}
-        del record["answer"]
+        record = self.to_record()
         return json.dumps(record if model is None else record | {"model": model}, ensure_ascii=False)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Prediction:
+        """What :meth:`to_record` gave, with ``answer`` if it is there."""
+        detections = tuple(
+            Detection(tuple(item["bbox_2d"]), item["desc"], item["score"], item["source"])
+            for item in record["detections"]
+        )
+        answer = record.get("answer")
+        facts = None if answer is None else AnswerFacts(**answer)
+        return cls(record["image"], record["width"], record["height"], detections, record["rejected"], facts)
 
 
 def write_predictions(

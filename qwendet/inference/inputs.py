@@ -1,19 +1,71 @@
-"""What is asked about: images, folders of images, sample files, and the demonstrations shown before."""
+"""What is asked about: images, folders of images, sample files, and the demonstrations shown before.
+
+Nothing here holds the samples: each is made when it is asked for, so that memory does not grow with them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import os
+import sys
+from bisect import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from itertools import accumulate
+from pathlib import Path, PurePath
+from typing import overload
 
 from qwendet.config.schema import Config
 from qwendet.data.formats.coco_layout import is_coco
-from qwendet.data.images import IMAGE_SUFFIXES, image_size
+from qwendet.data.images import IMAGE_SUFFIXES, inspect_image
 from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.data.teachers import choose_teachers, is_same_image, without_own_image
 from qwendet.encoding.dataset import open_samples, teacher_pool
 from qwendet.errors import DataError, Problem
 from qwendet.files import files_below
+from qwendet.inference.sharding import is_first_process, of_first_process
+from qwendet.progress import track
+
+
+class Samples(Sequence[Sample]):
+    """Samples that are made when they are asked for.
+
+    Args:
+        length: how many.
+        make: makes one, by its number; may raise a ``DataError``.
+    """
+
+    def __init__(self, length: int, make: Callable[[int], Sample]) -> None:
+        self._length = length
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice | range) -> Samples: ...
+    def __getitem__(self, index: int | slice | range) -> Sample | Samples:
+        if isinstance(index, int):
+            return self._make(range(self._length)[index])
+        chosen = range(self._length)[index] if isinstance(index, slice) else index
+        return Samples(len(chosen), lambda number: self._make(chosen[number]))
+
+    def map(self, change: Callable[[Sample], Sample]) -> Samples:
+        """The samples, each changed."""
+        return Samples(self._length, lambda number: change(self._make(number)))
+
+    @staticmethod
+    def joined(parts: Sequence[Samples]) -> Samples:
+        """All samples of several, in order."""
+        starts = list(accumulate(map(len, parts), initial=0))
+
+        def make(number: int) -> Sample:
+            at = bisect(starts, number) - 1
+            return parts[at][number - starts[at]]
+
+        return Samples(starts[-1], make)
 
 
 def sample_of_image(path: Path) -> Sample:
@@ -21,25 +73,65 @@ def sample_of_image(path: Path) -> Sample:
     return Sample(Turn(image=path.name, objects=(), root=path.parent), where=str(path))
 
 
-def collect_samples(inputs: Sequence[Path]) -> list[Sample]:
-    """The samples of images, folders and JSONL files, each image looked at as far as its header."""
-    samples = [sample for path in inputs for sample in _samples_of(path)]
-    require_images(samples)
+def collect_samples(inputs: Sequence[Path]) -> Samples:
+    """The samples of images, folders and JSONL files, each image looked at as far as its header.
+
+    Raises:
+        DataError: naming every input that cannot be used.
+    """
+    samples = find_samples(inputs)
+    digest_of(samples)
     return samples
 
 
-def require_images(samples: Iterable[Sample]) -> None:
-    """Look at each image as far as its header."""
+def find_samples(inputs: Sequence[Path]) -> Samples:
+    """The samples of images, folders and JSONL files; no image is opened.
+
+    Raises:
+        DataError: for an input that is not there or holds no images.
+    """
+    return Samples.joined([_samples_of(path) for path in inputs])
+
+
+def digest_of(samples: Sequence[Sample], *, skip_bad: bool = False) -> str:
+    """A digest of what is asked about: names, sizes of files, and what the demonstrations show.
+
+    Raises:
+        DataError: without ``skip_bad``, naming each image whose header cannot be used, and each demonstration
+            that gives the answer away.
+    """
     problems: list[Problem] = []
-    for sample in samples:
-        for turn in (*sample.teachers, sample.student):
+    digest = hashlib.sha256()
+    with track("looking at images", len(samples)) as advance:
+        for index in range(len(samples)):
             try:
-                image_size(turn.image, turn.root, sample.where)
+                told = facts_of(samples[index])
             except DataError as error:
-                problems += error.problems
-        problems += _own_answers(sample)
+                problems += [] if skip_bad else error.problems
+                told = str(error)
+            digest.update(told.encode("utf-8", "surrogateescape"))
+            advance(index + 1, "")
     if problems:
         raise DataError.of(problems)
+    return digest.hexdigest()
+
+
+def facts_of(sample: Sample) -> str:
+    """What a prediction depends on, but for the bytes of the images, which are looked at up to their header.
+
+    Raises:
+        DataError: for an image that cannot be used, and a demonstration that gives the answer away.
+    """
+    facts, problems = [], _own_answers(sample)
+    for turn in (*sample.teachers, sample.student):
+        try:
+            size = inspect_image(turn.image, turn.root, sample.where).num_bytes
+            facts.append((turn.image, size, turn.declared_size))
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError.of(problems)
+    return repr((facts, [turn.objects for turn in sample.teachers]))
 
 
 def _own_answers(sample: Sample) -> list[Problem]:
@@ -55,14 +147,39 @@ def _own_answers(sample: Sample) -> list[Problem]:
     ]
 
 
-def _samples_of(path: Path) -> Iterable[Sample]:
+def _listed_on_stdin() -> Samples:
+    """Images whose paths standard input names, a line each, or with NUL between (``find -print0``).
+
+    Raises:
+        DataError: if it names none.
+    """
+    read = sys.stdin.buffer.read() if is_first_process() else b""
+    lines = read.split(b"\0" if b"\0" in read else b"\n")
+    names = of_first_process([os.fsdecode(name) for line in lines if (name := line.strip(b"\r\n"))])
+    if not names:
+        fix = "for example: find photos -name '*.jpg' | qwendet infer MODEL - --output found.jsonl"
+        raise DataError("standard input names no image", "-", fix)
+
+    def make(number: int) -> Sample:
+        name = names[number]
+        name = str(Path(name).absolute().resolve()) if ".." in PurePath(name).parts else name
+        return Sample(Turn(name, (), root=Path(PurePath(name).anchor)), where=f"standard input:{number + 1}")
+
+    return Samples(len(names), make)
+
+
+def _samples_of(path: Path) -> Samples:
+    if str(path) == "-":
+        return _listed_on_stdin()
     if path.is_dir():
-        images = sorted(files_below(path, IMAGE_SUFFIXES))
-        if not images:
+        names = [str(file.relative_to(path)) for file in files_below(path, IMAGE_SUFFIXES)]
+        if not names:
             raise DataError(
                 "the folder holds no images", str(path), "give a folder of images or a JSONL file"
             )
-        return [Sample(Turn(str(file.relative_to(path)), (), root=path), where=str(file)) for file in images]
+        return Samples(
+            len(names), lambda at: Sample(Turn(names[at], (), root=path), where=str(path / names[at]))
+        )
     if path.suffix.lower() == ".json" and path.is_file() and is_coco(path):
         raise DataError(
             "this is a COCO file, and infer takes images, folders of images and JSONL",
@@ -70,22 +187,27 @@ def _samples_of(path: Path) -> Iterable[Sample]:
             "give the folder of its images, or convert it first: qwendet data convert SRC DST",
         )
     if path.suffix.lower() in (".jsonl", ".json"):
-        return SampleFile(path)
+        file = SampleFile(path)
+        return Samples(len(file), file.__getitem__)
     if not path.exists():
         raise DataError("there is no such image, folder or JSONL file", str(path), "correct the path")
-    return [sample_of_image(path)]
+    return Samples(1, lambda _: sample_of_image(path))
 
 
-def with_teachers(samples: Sequence[Sample], config: Config, count: int) -> list[Sample]:
-    """Give demonstrations from the pool, of other images, to samples that have none of their own."""
+def with_teachers(samples: Sequence[Sample], config: Config, count: int) -> Sequence[Sample]:
+    """Give demonstrations from the pool to samples that have none of their own, of other images than theirs.
+
+    Raises:
+        DataError: if the pool cannot be read.
+    """
     if count == 0 or all(sample.teachers for sample in samples):
-        return list(samples)
+        return samples
     pool = teacher_pool(config, open_samples(config, "train")).samples
     chosen = choose_teachers(config.train.seed, 0, 0, len(pool), count + 1, ratio=1.0)
     drawn = [pool[index].student for index in chosen]
-    return [
-        sample
-        if sample.teachers
-        else replace(sample, teachers=without_own_image(drawn, sample.student, count))
-        for sample in samples
-    ]
+
+    def shown(sample: Sample) -> Sample:
+        own = sample.teachers or without_own_image(drawn, sample.student, count)
+        return replace(sample, teachers=own)
+
+    return Samples(len(samples), samples.__getitem__).map(shown)

@@ -28,14 +28,14 @@ from qwendet.data.samples import Sample
 from qwendet.encoding.collate import Batch, require_left_padding, to_device
 from qwendet.encoding.encode import EncodedSample
 from qwendet.encoding.image_tokens import num_image_tokens
-from qwendet.errors import ConfigError
+from qwendet.errors import ConfigError, DataError
 from qwendet.families.family import PixelLimits
+from qwendet.inference.batches import Plan, Results, Skipped, predict_in_memory
 from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary
 from qwendet.inference.detections import Detection, Prediction, Source
 from qwendet.inference.drafts import AnswerDrafts, Drafter
 from qwendet.inference.generation import generate_answers
 from qwendet.inference.inputs import sample_of_image
-from qwendet.inference.sharding import map_batches
 from qwendet.inference.text_answers import (
     NO_TEXT,
     answer_size,
@@ -137,14 +137,58 @@ class Predictor:
             advance: told how many are done.
             alone: this process predicts all of them, and only it has the predictions.
         """
-        order = sorted(range(len(samples)), key=lambda index: -self._num_tokens(samples[index]))
-        longest_first = [samples[index] for index in order]
-        batch_size = self.bundle.config.infer.batch_size
-        found = map_batches(
-            lambda own: self.predict(own, mode), longest_first, batch_size, advance, alone=alone
-        )
-        place = {index: at for at, index in enumerate(order)}
-        return [found[place[index]] for index in range(len(samples))]
+        plan = Plan(samples, self.batch_size, length=self._num_tokens)
+        return predict_in_memory(self, plan, mode, advance, alone=alone)
+
+    def plan(self, samples: Sequence[Sample], window: int) -> Plan:
+        """The batches that samples are predicted in, of similar length within ``window`` samples."""
+        return Plan(samples, self.batch_size, window, self._num_tokens)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a batch."""
+        return self.bundle.config.infer.batch_size
+
+    def predict_batches(
+        self,
+        plan: Plan,
+        batches: Iterable[int],
+        mode: str | None,
+        keep: Callable[[int, Results], None],
+        *,
+        skip_bad: bool = False,
+    ) -> None:
+        """Predict batches of a plan.
+
+        Args:
+            plan: what is asked about.
+            batches: which of its batches.
+            mode: as for :meth:`predict`.
+            keep: told the number and the results of each.
+            skip_bad: a sample that cannot be used is :class:`Skipped`, and does not end the run.
+
+        Raises:
+            ConfigError: as :meth:`predict`.
+            DataError: without ``skip_bad``, for a sample that cannot be used.
+        """
+        sources = self.sources(mode)
+        self.bundle.detector.eval()
+        for number in batches:
+            results: Results = {}
+            usable: dict[int, tuple[Sample, EncodedSample]] = {}
+            for index in plan.batch(number):
+                try:
+                    sample = plan.samples[index]
+                    usable[index] = sample, self.encoder.encode(sample, with_answer=False)
+                except DataError as error:
+                    if not skip_bad:
+                        raise
+                    results[index] = Skipped(error.problems)
+            if usable:
+                samples, encoded = zip(*usable.values(), strict=True)
+                found = self.predict_encoded(samples, encoded, sources)
+                results |= zip(usable, found, strict=True)
+            keep(number, results)
 
     def _num_tokens(self, sample: Sample) -> int:
         """About as many as the prompt will have, beside what all prompts have: images and shown boxes."""
@@ -177,7 +221,8 @@ class Predictor:
         remaining = iter(samples)
         self.bundle.detector.eval()
         while chunk := list(islice(remaining, self.bundle.config.infer.batch_size)):
-            yield from self._predict_batch(chunk, sources)
+            encoded = [self.encoder.encode(sample, with_answer=False) for sample in chunk]
+            yield from self.predict_encoded(chunk, encoded, sources)
 
     def sources(self, mode: str | None = None) -> tuple[Source, ...]:
         """What answers in a mode; ``None`` takes ``infer.mode``.
@@ -187,10 +232,6 @@ class Predictor:
         """
         has_head = self.bundle.detector.head is not None
         return sources_of(mode or self.bundle.config.infer.mode, has_head=has_head)
-
-    def _predict_batch(self, samples: Sequence[Sample], sources: Sequence[Source]) -> list[Prediction]:
-        encoded = [self.encoder.encode(sample, with_answer=False) for sample in samples]
-        return self.predict_encoded(samples, encoded, sources)
 
     @torch.inference_mode()
     def predict_encoded(

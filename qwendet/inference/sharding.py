@@ -1,22 +1,20 @@
-"""Work shared out among the processes that a launcher started, put together again in order.
-
-    batches   0 1 2 3 4      process 0 of 2: 0 2 4      process 1 of 2: 1 3      each gets 0 1 2 3 4
-
-Whole batches are dealt, so that every batch is the one that a single process would have made.
-"""
+"""The processes that a launcher started: joined, told apart, waited for."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
-from typing import Any, TypeVar
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 from qwendet.errors import EnvironmentLacksError
 
-Item = TypeVar("Item")
-Found = TypeVar("Found")
+Value = TypeVar("Value")
+LONGEST_WAIT = timedelta(days=30)
+"""For processes that have more to do; one that is gone is noticed at once."""
 
 
 def is_first_process() -> bool:
@@ -36,7 +34,7 @@ def joined_processes() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     with peers_needed():
-        distributed.init_process_group("gloo")
+        distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
         try:
             yield
         finally:
@@ -67,61 +65,34 @@ def peers_needed() -> Iterator[None]:
         ) from error
 
 
-def deal(items: Sequence[Item], batch_size: int, rank: int, world: int) -> list[Item]:
-    """The items of every ``world``-th batch, from batch ``rank``.
-
-    Example:
-        >>> deal("abcdefg", 2, 0, 2), deal("abcdefg", 2, 1, 2)
-        (['a', 'b', 'e', 'f'], ['c', 'd', 'g'])
-    """
-    starts = range(rank * batch_size, len(items), world * batch_size)
-    return [item for start in starts for item in items[start : start + batch_size]]
-
-
-def collect(found: Sequence[Sequence[Found]], batch_size: int) -> list[Found]:
-    """Put what the processes made of their items into the order of all items.
-
-    Example:
-        >>> "".join(collect(["abef", "cdg"], 2))
-        'abcdefg'
-    """
-    remaining = [iter(part) for part in found]
-    together: list[Found] = []
-    while batch := [item for part in remaining for item in islice(part, batch_size)]:
-        together += batch
-    return together
-
-
-def map_batches(
-    function: Callable[[Sequence[Item]], Iterable[Found]],
-    items: Sequence[Item],
-    batch_size: int,
-    advance: Callable[[int, str], object],
-    *,
-    alone: bool = False,
-) -> list[Found]:
-    """Apply a function that works in batches and in order, this process' share here, the others' elsewhere.
-
-    Args:
-        function: gives one result an item.
-        items: all items, the same on every process.
-        batch_size: items of a batch of the function.
-        advance: told how many items are done, all processes taken to be as fast as this one.
-        alone: the other processes have no part in it.
-
-    Returns:
-        The results of all items, on every process of :func:`joined_processes` that has a part in it.
-    """
+def wait_for_all() -> None:
+    """Wait until all joined processes are here."""
     from torch import distributed
 
-    is_shared = distributed.is_initialized() and not alone
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if is_shared else (0, 1)
-    own: list[Found] = []
-    for result in function(deal(items, batch_size, rank, world)):
-        own.append(result)
-        advance(min(len(own) * world, len(items)), "")
-    if world == 1:
-        return own
-    gathered: list[Any] = [None] * world
-    distributed.all_gather_object(gathered, own)
-    return collect(gathered, batch_size)
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for all joined processes, removed in the end."""
+    with TemporaryDirectory(prefix="qwendet-") as own:
+        yield Path(of_first_process(own))
+        wait_for_all()
+
+
+def of_first_process(value: Value) -> Value:
+    """What the first of the joined processes gives here, on all of them."""
+    from torch import distributed
+
+    values = [value]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Which of the joined processes this is, and how many there are."""
+    from torch import distributed
+
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 from qwendet.data.images import open_image
 from qwendet.data.samples import Sample
 from qwendet.files import atomic_file
-from qwendet.inference.detections import Detection, Prediction
+from qwendet.inference.batches import Result, Skipped
+from qwendet.inference.detections import Detection
 from qwendet.visualization.fonts import font_for
 
 GOLDEN_RATIO = 0.618034
@@ -83,13 +84,16 @@ def draw_detections(
 
 
 def save_pictures(
-    samples: Sequence[Sample], predictions: Sequence[Prediction], folder: Path, threshold: float
+    samples: Sequence[Sample], results: Iterable[Result], folder: Path, threshold: float
 ) -> None:
     """Draw the detections of each image into ``folder``, one PNG an image."""
-    for index, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):
-        image = open_image(sample.student.image, sample.student.root, sample.where)
-        with atomic_file(folder / f"{index:05d}_{Path(prediction.image).stem}.png") as path:
-            draw_detections(image, prediction.detections, threshold).save(path, format="PNG")
+    for index, result in enumerate(results):
+        if isinstance(result, Skipped):
+            continue
+        turn = samples[index].student
+        image = open_image(turn.image, turn.root, samples[index].where)
+        with atomic_file(folder / f"{index:05d}_{Path(result.image).stem}.png") as path:
+            draw_detections(image, result.detections, threshold).save(path, format="PNG")
 
 
 def shrunk(image: Image.Image, most_side: int) -> tuple[Image.Image, float]:

@@ -331,7 +331,7 @@ def test_infer__prints_lines_on_stdout_only(qwendet: Qwendet, monkeypatch: pytes
     def infer(checkpoint: Path, inputs: list[Path], **options: Any) -> Any:
         calls.append({"checkpoint": checkpoint, "inputs": inputs, **options})
         return SimpleNamespace(
-            images=2, detections=1, rejected=0, output=None, lines=['{"a": 1}', '{"b": 2}']
+            images=2, detections=1, rejected=0, output=None, lines=['{"a": 1}', '{"b": 2}'], skipped=[]
         )
 
     fake_module(monkeypatch, "qwendet.infer", infer=infer)

@@ -53,8 +53,8 @@ def url(stand_in: StandIn) -> Iterator[str]:
         yield url
 
 
-def served(url: str, *settings: str, kept: Path | None = None) -> ServedPredictor:
-    predictor = predictor_of(TINY, url, kept, overrides=[*SETTINGS, *settings])
+def served(url: str, *settings: str) -> ServedPredictor:
+    predictor = predictor_of(TINY, url, overrides=[*SETTINGS, *settings])
     assert isinstance(predictor, ServedPredictor)
     return predictor
 
@@ -78,13 +78,13 @@ def test_predict_all__gives_what_the_checkpoint_gives_in_order(
 
 def test_eval__of_the_server_equals_that_of_the_checkpoint(scenes: Path, url: str, tmp_path: Path) -> None:
     settings = {"overrides": SETTINGS, "mode": "text"}
-    kept = tmp_path / "run.json.partial"
+    kept = tmp_path / "run.json.part"
     by_server = evaluate_model(TINY, scenes, server=url, kept=kept, **settings)  # type: ignore[arg-type]
     by_checkpoint = evaluate_model(TINY, scenes, **settings)  # type: ignore[arg-type]
     (found,), (wanted,) = by_server.runs, by_checkpoint.runs
     assert found.metrics == pytest.approx(wanted.metrics, nan_ok=True)
     assert found.answers == wanted.answers
-    assert len(kept.read_text(encoding="utf-8").splitlines()) == 4
+    assert (kept / "text" / "process-0.jsonl").read_text(encoding="utf-8").count("\n") == 4
 
 
 def test_teachers__are_sent_as_turns_before(
@@ -116,22 +116,6 @@ def test_other_prompt__ends_the_run_at_once(url: str, stand_in: StandIn, scenes:
         predictor.predict_all(list(SampleFile(scenes)))
 
 
-def test_interrupted_run__goes_on_with_what_is_kept(
-    url: str, stand_in: StandIn, scenes: Path, tmp_path: Path
-) -> None:
-    samples, kept = list(SampleFile(scenes)), tmp_path / "out.jsonl.partial"
-    wanted = served(url).predict_all(samples)
-    done = len(stand_in.requests)
-    first = served(url, kept=kept).predict_all(samples[:3])
-    kept.write_text(kept.read_text(encoding="utf-8") + '["cut', encoding="utf-8")
-    asked = len(stand_in.requests)
-    assert served(url, kept=kept).predict_all(samples) == wanted
-    probes = 1
-    assert len(stand_in.requests) - asked == probes + 1, "one image was left"
-    assert first == wanted[:3]
-    assert done == probes + 4
-
-
 @pytest.mark.parametrize("command", [["infer", "--output"], ["eval", "--json"]])
 def test_interrupted_command__says_where_answers_are_and_what_goes_on(
     url: str,
@@ -145,7 +129,7 @@ def test_interrupted_command__says_where_answers_are_and_what_goes_on(
     """The server answers twice, then fails; the second call asks for the rest alone."""
     name, option = command
     output = tmp_path / "out file"
-    kept = tmp_path / "out file.partial"
+    kept = tmp_path / "out file.part"
     words = [name, str(TINY), str(scenes), "--server", url, option, str(output), "--mode", "text"]
     for setting in (*SETTINGS, "infer.server_requests=1"):
         words += ["--set", setting]
@@ -155,16 +139,17 @@ def test_interrupted_command__says_where_answers_are_and_what_goes_on(
     with pytest.raises(SystemExit) as ending:
         run(words)
     assert (ending.value.code, output.exists()) == (3, False)
-    assert len(kept.read_text(encoding="utf-8").splitlines()) == 2
-    again = shlex.join(["qwendet", *words])
-    said = f"The answers so far are kept in {kept}; the same command goes on from there: {again}"
+    (answers,) = kept.rglob("process-0.jsonl")
+    assert answers.read_text(encoding="utf-8").count("\n") == 2
+    again = shlex.join(["qwendet", *words, "--resume"])
+    said = f"What is predicted is kept in {kept}; this goes on from there: {again}"
     assert said in capsys.readouterr().err
     stand_in.respond, asked = None, len(stand_in.requests)
     with pytest.raises(SystemExit) as ending:
-        run(words)
+        run([*words, "--resume"])
     assert (ending.value.code in (0, None), kept.exists()) == (True, False)
     assert len(stand_in.requests) - asked == 1 + 2, "a probe, and the two images that were left"
-    assert "are kept in" not in capsys.readouterr().err
+    assert "is kept in" not in capsys.readouterr().err
 
 
 def test_infer__writes_the_output_and_removes_what_was_kept(
@@ -179,7 +164,7 @@ def test_infer__writes_the_output_and_removes_what_was_kept(
     assert ending.value.code in (0, None)
     records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert [record["image"] for record in records] == [sample.student.image for sample in SampleFile(scenes)]
-    assert not (tmp_path / "found.jsonl.partial").exists()
+    assert not (tmp_path / "found.jsonl.part").exists()
     told = {"server": f"{url}/v1", "server_model": "stand-in"}
     assert all(record["model"] | told == record["model"] for record in records), "a server is told"
     assert f"--server {url}" in capsys.readouterr().err

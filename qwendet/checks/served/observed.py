@@ -199,7 +199,7 @@ class Observed:
 
     def _ask_all(self, questions: Sequence[Callable[[], Question]], at_once: int) -> list[Reply]:
         found: dict[int, Reply] = {}
-        self.server.ask_all(questions, found.__setitem__, at_once)
+        self.server.ask_all(range(len(questions)), lambda at: questions[at](), found.__setitem__, at_once)
         return [found[number] for number in range(len(questions))]
 
     @cached_property

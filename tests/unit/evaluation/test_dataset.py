@@ -22,7 +22,7 @@ SAMPLE = json.dumps({"images": ["a.jpg"], "objects": []})
 )  # fmt: skip
 def test_open_dataset__images_elsewhere(tmp_path: Path, annotations: dict[str, str], source: str) -> None:
     folder = lay_out(tmp_path, {"pictures/a.jpg": 1} | annotations)
-    samples, _ = open_dataset(folder / "voc", Conversion(source, image_dir=folder / "pictures"))
+    samples, *_ = open_dataset(folder / "voc", Conversion(source, image_dir=folder / "pictures"))
     assert [sample.student.image for sample in samples] == ["a.jpg"]
     with pytest.raises(DataError):
         open_dataset(folder / "voc")
@@ -33,6 +33,6 @@ def test_open_dataset__broken_annotations_are_left_out_and_told(tmp_path: Path) 
     folder = lay_out(tmp_path, files | {"JPEGImages/a.jpg": 1, "JPEGImages/b.jpg": 2})
     with pytest.raises(DataError, match="expected an XML annotation"):
         open_dataset(folder)
-    samples, notes = open_dataset(folder, Conversion(skip_bad=True))
+    samples, notes, _ = open_dataset(folder, Conversion(skip_bad=True))
     assert [sample.student.image for sample in samples] == ["JPEGImages/a.jpg"]
     assert any("Left out 1" in note and "b.xml" in note for note in notes)

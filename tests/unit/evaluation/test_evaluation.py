@@ -160,7 +160,7 @@ def test_metrics_by_size__of_polygons_are_pycocotools_own_on_the_original_file(
     source = shared / "data" / "nuts" / "data"
     if through is not None:
         convert_dataset(source, tmp_path / "data", Conversion(target=through))
-    samples, _ = open_dataset(source if through is None else tmp_path / "data")
+    samples, *_ = open_dataset(source if through is None else tmp_path / "data")
     predictions = near_misses(samples)
     labels = tuple(dict.fromkeys(item.desc for sample in samples for item in sample.student.objects))
     metrics = scored(samples, predictions, labels).metrics

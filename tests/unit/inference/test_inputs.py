@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,11 +32,52 @@ def pool(scenes_file: Path, tmp_path: Path) -> Path:
     return folder / "pool.jsonl"
 
 
+def listed(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(text)))
+
+
+def test_standard_input__names_images_as_they_are_written(
+    pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pool.parent)
+    absolute = str(pool.with_name("copy.png"))
+    for text in (f"copy.png\r\n\n./link.png\n{absolute}", f"copy.png\0./link.png\0{absolute}\0"):
+        listed(monkeypatch, text.encode())
+        asked = collect_samples([Path("-")])
+        assert [sample.student.image for sample in asked] == ["copy.png", "./link.png", absolute]
+        assert asked[1].where == "standard input:2"
+    monkeypatch.chdir(pool.parent / "images" if (pool.parent / "images").is_dir() else "/")
+    listed(monkeypatch, os.path.relpath(absolute).encode())
+    (sample,) = collect_samples([Path("-")])
+    assert (sample.student.root / sample.student.image).samefile(absolute)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [(b"\n\n", "standard input names no image"), (b"absent.png\n", "the image 'absent.png' is absent")],
+)
+def test_standard_input__of_no_images_is_refused(
+    text: bytes, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refusal: Callable[..., DataError]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed(monkeypatch, text)
+    assert what in refusal(collect_samples, [Path("-")]).problems[0].what
+
+
+def test_folder__thumbnails_and_copies_are_none_of_its_images(pool: Path) -> None:
+    folder = pool.parent / "photos"
+    for name in ("a.png", "b/c.png", "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "b/@eaDir/c.jpg",
+                 ".ipynb_checkpoints/a-checkpoint.png", "b/.ipynb_checkpoints/c-checkpoint.png"):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(pool.with_name("copy.png"), folder / name)
+    assert [sample.student.image for sample in collect_samples([folder])] == ["a.png", "b/c.png"]
+
+
 def config_of(pool: Path) -> Config:
     return Config(data=DataConfig(train=str(pool), teachers=str(pool)))
 
 
-def shown(samples: list[Sample]) -> list[set[str]]:
+def shown(samples: Sequence[Sample]) -> list[set[str]]:
     return [{turn.image for turn in sample.teachers} for sample in samples]
 
 

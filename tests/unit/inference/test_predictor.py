@@ -12,6 +12,7 @@ import pytest
 from qwendet.answers.format import format_answer
 from qwendet.data.samples import DetectedObject, Sample, SampleFile
 from qwendet.demo.shapes import PRETRAIN
+from qwendet.encoding.encode import EncodedSample
 from qwendet.evaluation.validation import Validation, validate
 from qwendet.inference.predictor import Predictor, tell_near_misses
 from qwendet.inference.token_scores import GeneratedAnswer
@@ -50,14 +51,14 @@ def test_predict_all__batches_are_of_similar_length_and_the_longest_come_first(
 ) -> None:
     samples = list(SampleFile(scenes_file))
     shapes: list[tuple[int, int]] = []
-    sound = predictor._predict_batch
+    sound = predictor.predict_encoded
 
-    def predict(batch: Sequence[Sample], sources: Any) -> Any:
-        lengths = [len(predictor.encoder.encode(sample, with_answer=False).input_ids) for sample in batch]
+    def predict(batch: Any, encoded: Sequence[EncodedSample], sources: Any) -> Any:
+        lengths = [len(sample.input_ids) for sample in encoded]
         shapes.append((sum(lengths), max(lengths) * len(lengths)))
-        return sound(batch, sources)
+        return sound(batch, encoded, sources)
 
-    monkeypatch.setattr(predictor, "_predict_batch", predict)
+    monkeypatch.setattr(predictor, "predict_encoded", predict)
     in_order = list(predictor.predict(samples))
     unsorted, shapes[:] = list(shapes), []
     together = predictor.predict_all(samples)

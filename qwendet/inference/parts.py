@@ -1,0 +1,246 @@
+"""Predictions as they come, in a folder beside the output; a run that was cut off goes on from them.
+
+found.jsonl.part/header.json        checkpoint, settings and inputs that they belong to
+/process-0.jsonl    a batch a line, in the order in which they came; one file a process
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwendet.config.schema import ModelConfig
+from qwendet.errors import ConfigError, DataError, Problem
+from qwendet.files import atomic_file, sha256_of_file
+from qwendet.inference.batches import Plan, Result, Results, Skipped, predict_share
+from qwendet.inference.detections import Prediction
+from qwendet.inference.predictor import Predictor
+from qwendet.inference.served import ServedPredictor
+from qwendet.inference.sharding import rank_and_world, wait_for_all
+from qwendet.loading.checkpoint import MANIFEST
+from qwendet.progress import track
+from qwendet.source import SETTINGS, find_source
+
+HEADER = "header.json"
+MOST_TOLD = 4
+"""Differences between two runs that an error names."""
+NEVER_MATTERS = (
+    ("model", "path"),
+    ("infer", "mode"),
+    ("infer", "picture_threshold"),
+    ("infer", "server_requests"),
+    ("infer", "server_timeout"),
+)
+"""Settings that no prediction depends on, beside what else is compared."""
+
+
+class Parts:
+    """What is predicted so far, a batch a line.
+
+    Args:
+        folder: where it is kept; absent, or of a run that was cut off.
+        header: what the predictions depend on, in sections.
+
+    Raises:
+        ConfigError: if what is there depends on something else.
+    """
+
+    def __init__(self, folder: Path, header: Mapping[str, Mapping[str, Any]]) -> None:
+        self.folder = folder
+        header = json.loads(json.dumps(header))
+        known = self.known_header(folder)
+        if known is not None:
+            self._require_same(known, header)
+        wait_for_all()  # nobody writes before all have looked
+        rank, _ = rank_and_world()
+        if known is None and rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            with atomic_file(folder / HEADER) as path:
+                path.write_text(json.dumps(header, indent=1), encoding="utf-8")
+        wait_for_all()
+        self._own = folder / f"process-{rank}.jsonl"
+        self.scan()
+
+    @staticmethod
+    def known_header(folder: Path) -> dict[str, dict[str, Any]] | None:
+        """The header of an earlier run; ``None`` if there is none."""
+        try:
+            found: dict[str, dict[str, Any]] = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return found
+
+    def _require_same(self, known: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+        before, now = dict(_flat(known)), dict(_flat(header))
+        others = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if others:
+            told = [f"{key} was {before.get(key)} and is {now.get(key)}" for key in others[:MOST_TOLD]]
+            changed = "; ".join(told + [f"and {len(others) - len(told)} more"] * (len(others) > len(told)))
+            what = f"the predictions in {self.folder} were begun with something else: {changed}"
+            fix = f"repeat the command that began them, or start over: {_removal(self.folder)}"
+            raise ConfigError(what, "--resume", fix)
+
+    def scan(self) -> None:
+        """Find each whole line; the end of a line that was cut off is cut off this process' own file."""
+        self._places: dict[int, tuple[Path, int]] = {}
+        for path in self.folder.glob("process-*.jsonl"):
+            end = 0
+            with path.open("rb") as file:
+                for line in file:
+                    batch, tab, _ = line.partition(b"\t")
+                    if not tab or not line.endswith(b"]\n"):
+                        break
+                    self._places[int(batch)] = (path, end)
+                    end += len(line)
+            if path == self._own:
+                os.truncate(path, end)
+
+    def __contains__(self, batch: object) -> bool:
+        return batch in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def keep(self, batch: int, results: Results) -> None:
+        """Write down what a batch gave, at once."""
+        rows = [[index, _record(result)] for index, result in results.items()]
+        with self._own.open("ab", buffering=0) as file:
+            line = memoryview(f"{batch}\t{json.dumps(rows)}\n".encode())
+            while line:  # a disk that is nearly full takes a part
+                line = line[file.write(line) :]
+
+    def read(self, plan: Plan) -> Iterator[Result]:
+        """All results, in the order of the samples.
+
+        Raises:
+            DataError: if some are not here.
+        """
+        for batches in plan.windows():
+            found: Results = {}
+            for batch in batches:
+                found |= self._batch(batch)
+            for index in sorted(found):
+                yield found[index]
+
+    def _batch(self, batch: int) -> Results:
+        if batch not in self._places:
+            what = f"batch {batch} is not here, though all processes have ended"
+            raise DataError(what, str(self.folder), "see that all processes write to one shared folder")
+        path, place = self._places[batch]
+        with path.open("rb") as file:
+            file.seek(place)
+            _, _, rows = file.readline().partition(b"\t")
+        return {index: _result(record) for index, record in json.loads(rows)}
+
+
+def require_free(folder: Path | None, option: str, *, resume: bool) -> None:
+    """Refuse to throw away what a run that was cut off has predicted.
+
+    Args:
+        folder: beside the output; ``None`` without one.
+        option: that names the output.
+        resume: go on from there.
+
+    Raises:
+        ConfigError: if something is there and ``resume`` is not asked for; for ``resume`` without an output.
+    """
+    if folder is None and resume:
+        raise ConfigError("nothing is kept without an output", "--resume", f"add {option} FILE")
+    if folder is not None and folder.exists() and not resume:
+        what = "it holds what a run that was cut off has predicted"
+        raise ConfigError(what, str(folder), f"add --resume to go on, or start over: {_removal(folder)}")
+
+
+def _removal(folder: Path) -> str:
+    return shlex.join(["rm", "-r", str(folder)])
+
+
+def predict_parts(
+    predictor: Predictor | ServedPredictor,
+    plan: Plan,
+    mode: str | None,
+    folder: Path,
+    inputs: Mapping[str, Any],
+    *,
+    skip_bad: bool = False,
+) -> Parts:
+    """Predict what is not predicted yet, by all processes of the launcher together.
+
+    Args:
+        predictor: predicts.
+        plan: what is asked about, in batches.
+        mode: who answers.
+        folder: where predictions are kept as they come.
+        inputs: what tells these inputs from others.
+        skip_bad: samples that cannot be used do not end the run.
+
+    Returns:
+        All predictions, on every process.
+
+    Raises:
+        ConfigError: if the folder holds predictions of another checkpoint, other settings or inputs.
+        DataError: without ``skip_bad``, for a sample that cannot be used.
+    """
+    config = predictor.bundle.config
+    settings = config.model_dump(mode="json") | {"sources": predictor.sources(mode)}
+    settings |= {"torch": torch.__version__, "batches": [plan.batch_size, plan.window], "skip_bad": skip_bad}
+    for section, name in NEVER_MATTERS:
+        del settings[section][name]
+    if isinstance(predictor, ServedPredictor):
+        settings |= {"server": predictor.server.url, "server_model": predictor.server.model}
+    elif config.model.device == "cpu":
+        # Sums on other numbers of threads are rounded otherwise.
+        known = Parts.known_header(folder) or {}
+        settings["threads"] = known.get("settings", {}).get("threads", torch.get_num_threads())
+        torch.set_num_threads(settings["threads"])
+    checkpoint = {"sha256": _digest_of(config.model)}
+    parts = Parts(folder, {"checkpoint": checkpoint, "settings": settings, "inputs": inputs})
+    with track(f"predicting by {' and '.join(predictor.sources(mode))}", len(plan.samples)) as advance:
+        predict_share(predictor, plan, mode, parts.keep, advance, done=parts, skip_bad=skip_bad)
+    wait_for_all()
+    parts.scan()
+    return parts
+
+
+def _digest_of(model: ModelConfig) -> str:
+    """A digest of the manifest, which has those of all weights, or of all files of a model without one."""
+    source = find_source(model.path, model.revision, weights=False)
+    if source.commit is not None:
+        return source.commit
+    manifest = source.folder / MANIFEST
+    patterns = [*SETTINGS, "*.safetensors"]
+    files = [manifest] if manifest.is_file() else [*chain(*map(source.folder.glob, patterns))]
+    digests = [f"{file.name} {sha256_of_file(file)}" for file in sorted(files)]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _record(result: Result) -> dict[str, Any]:
+    if isinstance(result, Skipped):
+        return {"problems": [asdict(problem) for problem in result.problems]}
+    answer = None if result.answer is None else asdict(result.answer)
+    return {**result.to_record(), "answer": answer}
+
+
+def _result(record: Mapping[str, Any]) -> Result:
+    if "problems" in record:
+        return Skipped(tuple(Problem(**problem) for problem in record["problems"]))
+    return Prediction.from_record(record)
