@@ -95,8 +95,29 @@ CheckpointOption = Annotated[
     typer.Option("--checkpoint", metavar="DIR", help="Compare a saved run with what CONFIG would build."),
 ]
 FromOption = Annotated[
-    Literal["coco", "voc", "yolo", "jsonl", "conversations", "auto"],
-    typer.Option("--from", help="Format of what is read; auto looks into it."),
+    Literal[
+        "coco",
+        "voc",
+        "yolo",
+        "jsonl",
+        "conversations",
+        "cvat",
+        "labelstudio",
+        "labelme",
+        "via",
+        "createml",
+        "datumaro",
+        "supervisely",
+        "openimages",
+        "huggingface",
+        "auto",
+    ],
+    typer.Option(
+        "--from",
+        metavar="FORMAT",
+        help="Format of what is read: coco, voc, yolo, jsonl, conversations, cvat, labelstudio, labelme, "
+        "via, createml, datumaro, supervisely, openimages or huggingface; auto looks into it.",
+    ),
 ]
 FrameOption = Annotated[
     Literal["pixels", "resized", "thousandths", "fractions"] | None,

@@ -92,9 +92,8 @@ WAYS = (  # the more usual first: of two that explain the boxes equally well it 
 
 
 XYWH, YOLO = WAYS[0], WAYS[3]
-OWN_WAYS: Mapping[Format, Way] = {
-    "jsonl": PIXELS, "voc": PIXELS, "coco": XYWH, "yolo": YOLO, "conversations": PIXELS,
-}  # fmt: skip
+OWN_WAYS: Mapping[Format, Way] = {"coco": XYWH, "yolo": YOLO}
+"""Of formats whose own way is not that of our samples, or that of a reader that makes pixels of any."""
 
 
 def boxes_are_as_declared(dataset: Dataset) -> Iterable[Problem]:
@@ -128,7 +127,7 @@ def as_written(rows: Floats, way: Way) -> Floats:
 
 def _impossible(rows: Floats, stats: SplitStats) -> list[Problem]:
     """Many boxes are impossible in their format's way, and (nearly) none is in another."""
-    own = OWN_WAYS[stats.format]
+    own = OWN_WAYS.get(stats.format, PIXELS)
     rows = as_written(rows, own)
     wrong = is_impossible(rows, own)
     count = int(wrong.sum())

@@ -15,6 +15,7 @@ import numpy as np
 
 from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.json_stream import stream_lists
+from qwendet.data.formats.masks import from_mask
 from qwendet.data.formats.records import Box, Finding
 from qwendet.data.samples import check_label
 from qwendet.errors import DataError, Problem
@@ -208,9 +209,9 @@ def read_table(path: Path) -> CocoTable:
     }
     begins: dict[str, str] = {}
     for key, index, element in stream_lists(path):
-        if index < 0:
+        if index == -1:
             begins[key] = element
-        elif key in takers:
+        elif index >= 0 and key in takers:
             takers[key](index, element)
     if "annotations" not in begins:
         other, fix = foreign(path) or ("", "give a COCO file")
@@ -311,7 +312,7 @@ def _is_number(value: Any) -> bool:
 
 def _from_segmentation(segmentation: Any, where: str) -> Box:
     if isinstance(segmentation, dict):
-        return _from_mask(segmentation, where)
+        return from_mask(segmentation, where)
     polygons = segmentation if isinstance(segmentation, list) else []
     if not any(isinstance(polygon, list) for polygon in polygons):
         polygons = [polygons]  # one alone, without a list around it
@@ -334,31 +335,6 @@ def _is_polygon(polygon: Any) -> bool:
         and len(polygon) % 2 == 0
         and all(map(_is_number, polygon))
     )
-
-
-def _from_mask(mask: Mapping[str, Any], where: str) -> Box:
-    """The box around a run-length encoded mask, compressed or not."""
-    from pycocotools import mask as coco_mask
-
-    size, counts = mask.get("size"), mask.get("counts")
-    is_size = (
-        isinstance(size, list)
-        and len(size) == 2
-        and all(type(side) is int and 0 < side < 2**16 for side in size)
-    )
-    is_list = isinstance(counts, list) and all(type(run) is int and 0 <= run < 2**32 for run in counts)
-    if not is_size or not (is_list or (isinstance(counts, str) and counts.isascii())):
-        raise DataError(
-            f"segmentation: expected a mask, got {mask!r:.80}", where, "draw the box or remove it"
-        )
-    height, width = size  # type: ignore[misc]
-    encoded = coco_mask.frPyObjects(mask, height, width) if is_list else mask
-    if is_list and sum(counts) != height * width:  # type: ignore[arg-type]
-        raise DataError(
-            "segmentation: the mask's counts do not fill its size", where, "draw the box or remove it"
-        )
-    x, y, w, h = (float(value) for value in coco_mask.toBbox(encoded))
-    return x, y, x + w, y + h
 
 
 def _flag(entry: Mapping[str, Any], name: str, where: str) -> int:

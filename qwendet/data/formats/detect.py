@@ -15,6 +15,7 @@ from qwendet.data.formats.fitting import fitted
 from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.jsonl import jsonl_files, open_jsonl
 from qwendet.data.formats.records import Format, Item, Source
+from qwendet.data.formats.tools import TOOLS, open_tool, tool_of
 from qwendet.data.formats.voc import open_voc
 from qwendet.data.formats.voc_layout import is_voc
 from qwendet.data.formats.yolo import open_yolo
@@ -56,7 +57,8 @@ def detect_format(path: Path) -> Format:
         raise DataError(
             "no data set found: expected a .jsonl file, a folder with train.jsonl or all.jsonl, "
             "VOC (Annotations/*.xml, JPEGImages/), COCO (a .json with annotations), "
-            "YOLO (data.yaml, obj.data or classes.txt), or conversations (messages in .json or .jsonl)",
+            "YOLO (data.yaml, obj.data or classes.txt), conversations (messages in .json or .jsonl), "
+            f"or {', '.join(tool.what for tool in TOOLS.values())}",
             str(path),
             "give the folder that holds these directly",
         )
@@ -92,6 +94,8 @@ def _below(path: Path) -> list[Path]:
 def _detect_file(path: Path) -> Format | None:
     if path.suffix.lower() in (".json", ".jsonl") and is_conversations(path):
         return "conversations"
+    if tool := tool_of(path):
+        return tool
     if path.suffix.lower() == ".jsonl":
         return "jsonl"
     if path.suffix.lower() == ".json":
@@ -104,11 +108,11 @@ def _detect_folder(folder: Path) -> Format | None:
         return "conversations" if any(map(is_conversations, jsonl_files(folder).values())) else "jsonl"
     if is_voc(folder):
         return "voc"
-    if coco_files(folder):
-        return "coco"
+    if files := coco_files(folder):
+        return tool_of(files[0]) or "coco"
     if conversation_files(folder):
         return "conversations"
-    return "yolo" if is_yolo(folder) else None
+    return "yolo" if is_yolo(folder) else tool_of(folder)
 
 
 def open_source(
@@ -150,6 +154,8 @@ def open_written(
         raise DataError(what, str(path), "leave --frame out")
     if source == "conversations":
         opened = open_conversations(path, image_dir, frame)
+    elif tool := {str(name): tool for name, tool in TOOLS.items()}.get(source):
+        opened = open_tool(path, tool, image_dir)
     elif source in ("yolo", "jsonl"):
         opened = (open_yolo if source == "yolo" else open_jsonl)(path, image_dir)
     else:

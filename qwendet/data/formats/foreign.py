@@ -5,30 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from qwendet.data.formats.tools import HEAD_BYTES, TOOLS, files_near, tool_of
 from qwendet.files import list_folder
 
-HEAD_BYTES = 1 << 18
-"""What is looked at of a file."""
-MAX_FILES = 200
-"""Files of a folder that are looked at."""
-_EXPORT = "export it as COCO, Pascal VOC or YOLO there"
 _WRITE = "write it as COCO, VOC, YOLO or JSONL"
-_VIA = "annotations of VIA (VGG Image Annotator)"
-_LABELME = "labelme2voc.py and labelme2coco.py, which come with it, write VOC and COCO"
 _COCO_BOXES = (
     "write it as COCO, whose bbox is [x, y, width, height] as well, and not the corners of our JSONL"
 )
 _LISTS = 'give one that begins like {"images": […], "annotations": […], "categories": […]}'
 _RESULTS = "give the file with the annotations: predictions are no ground truth"
 SIGNS: tuple[tuple[str, tuple[bytes, ...], str, str], ...] = (
-    (".json", (b'"regions"', b'"shape_attributes"'), _VIA, "open it in VIA and export it as COCO"),
-    (".json", (b'"shapes"', b'"imagePath"'), "annotations of Labelme", _LABELME),
-    (".json", (b'"annotations"', b'"coordinates"'), "CreateML's annotations", _EXPORT),
-    (".json", (b'"from_name"', b'"to_name"'), "Label Studio's own JSON", _EXPORT),
+    (".json", (b'"original_width"',), "Label Studio's JSON-MIN", "export it as JSON there"),
+    (".json", (b'"metadata"', b'"vid"', b'"xy"'), "a project of VIA 3", "export it as COCO there"),
     (".json", (b'"asset"', b'"regions"'), "a project of VoTT", "export it as Pascal VOC there"),
     (".json", (b'"image_id"', b'"score"'), "a list of detections (COCO results)", _RESULTS),
     (".json", (b'"images"', b'"file_name"'), "a COCO file without annotations at its top", _LISTS),
-    (".json", (b'"items"', b'"categories"', b'"label"'), "Datumaro's own JSON", _EXPORT),
     (".jsonl", (b'"file_name":', b'"objects":'), "metadata of a Hugging Face image folder", _COCO_BOXES),
     (".csv", (b"",), "a table of boxes", _WRITE),
     (".tsv", (b"",), "a table of boxes", _WRITE),
@@ -45,6 +36,9 @@ FOLDERS = {
 
 def foreign(path: Path) -> tuple[str, str] | None:
     """What a file or folder without a data set of ours holds instead; and what to do about it."""
+    name = tool_of(path)
+    if name is not None:
+        return TOOLS[name].what, f"--from {name} reads it"
     for file in _candidates(path):
         if file.is_dir():
             what, fix = FOLDERS[file.name.lower()]
@@ -62,11 +56,12 @@ def foreign(path: Path) -> tuple[str, str] | None:
 
 def _candidates(path: Path) -> Iterator[Path]:
     """Files, and folders of telling names, in a folder and those directly in it."""
-    if path.is_file():
-        yield path
-        return
-    children = list_folder(path)
-    for folder in (path, *(child for child in children if child.is_dir())):
-        files = children if folder == path else list_folder(folder)
-        yield from (file for file in files if file.name.lower() in FOLDERS and file.is_dir())
-        yield from [file for file in files if file.suffix.lower() in {sign[0] for sign in SIGNS}][:MAX_FILES]
+    if path.is_dir():
+        near = [path, *(child for child in list_folder(path) if child.is_dir())]
+        yield from (
+            inner
+            for folder in near
+            for inner in list_folder(folder)
+            if inner.name.lower() in FOLDERS and inner.is_dir()
+        )
+    yield from files_near(path, {sign[0] for sign in SIGNS}, depth=1)

@@ -26,7 +26,7 @@ def stream_lists(path: Path) -> Iterator[tuple[str, int, Any]]:
 
     Yields:
         The list's key, the element's index and the element; before these, and for every other value alone,
-        the key, -1 and the value's first character.
+        the key, -1 and the value's first character; then, for these, the key, -2 and the value.
 
     Raises:
         DataError: naming the place, if the file is unreadable, broken or no object.
@@ -67,7 +67,7 @@ def _members(window: _Window) -> Iterator[tuple[str, int, Any]]:
         if window.peek() == "[":
             yield from _elements(window, key)
         else:
-            window.value()
+            yield key, -2, window.value()
         if not window.goes_on("}", key):
             break
     if window.peek():

@@ -16,7 +16,11 @@ from typing import Literal
 from qwendet.data.samples import Sample
 from qwendet.errors import Problem
 
-Format = Literal["jsonl", "voc", "coco", "yolo", "conversations"]
+Format = Literal[
+    "jsonl", "voc", "coco", "yolo", "conversations",
+    "cvat", "labelstudio", "labelme", "via", "createml", "datumaro", "supervisely", "openimages",
+    "huggingface",
+]  # fmt: skip
 Target = Literal["jsonl", "webdataset", "voc", "coco", "yolo", "swift", "llamafactory"]
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the image as displayed."""
@@ -24,6 +28,7 @@ FindingKind = Literal[
     "zero_area", "clipped", "cut", "derived", "repeated", "same_label", "unused", "renamed",
     "placed_as", "resized", "absent", "unlabelled", "unlisted", "other_task", "no_split", "no_annotation",
     "same_image", "demonstrations", "listed_again", "no_boxes", "flags_lost", "frame", "asked_of_some",
+    "no_extent", "not_there", "label_sets",
 ]  # fmt: skip
 
 FINDING_TITLES: Mapping[FindingKind, str] = {
@@ -49,6 +54,9 @@ FINDING_TITLES: Mapping[FindingKind, str] = {
     "flags_lost": "images have crowds, which answers leave out, or difficult objects, which they do not mark",
     "frame": "files whose boxes are read in this frame",
     "asked_of_some": "images are asked about some of the labels alone: others may be there",
+    "no_extent": "shapes that are no boxes (tags, points, lines, what is outside) left out",
+    "not_there": "files whose images are not all there; those of as many were left out",
+    "label_sets": "files with labels of several sets, which became one",
     "demonstrations": "samples lost their demonstrations: only their own image was converted",
 }
 HARMLESS: frozenset[FindingKind] = frozenset(

@@ -96,20 +96,12 @@ def test_detect_format__the_only_data_set_of_a_folder(shared: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        (
-            "train/via_region_data.json",
-            '{"a": {"regions": [{"shape_attributes": {}}]}}',
-            "annotations of VIA",
-        ),
-        ("a.json", '{"version": "5", "shapes": [], "imagePath": "a.jpg"}', "annotations of Labelme"),
-        ("x.json", '[{"annotations": [{"coordinates": {}}]}]', "CreateML's annotations"),
-        ("x.json", '[{"result": [{"from_name": "a", "to_name": "b"}]}]', "Label Studio's own JSON"),
+        ("a.json", '[{"image": "a.jpg", "label": [{"original_width": 1}]}]', "Label Studio's JSON-MIN"),
+        ("a.json", '{"metadata": {"1_a": {"vid": "1", "xy": [2, 1, 1, 9, 9]}}}', "a project of VIA 3"),
         ("x.json", '[{"image_id": 1, "bbox": [], "score": 0.5}]', "a list of detections (COCO results)"),
         ("image_info_test.json", '{"images": [{"file_name": "a"}]}', "a COCO file without annotations"),
         ("data/boxes.csv", "filename,class,xmin,ymin", "a table of boxes"),
-        ("boxes.csv", "ImageID,XMin,XMax,YMin,YMax", "a table of boxes"),
         ("labels.csv", "images/a.jpg,1,2,3,4,bolt", "a table of boxes"),
-        ("a.json", '{"categories": {"label": {}}, "items": []}', "Datumaro's own JSON"),
         ("train/metadata.jsonl", '{"file_name": "a.jpg", "objects": {}}', "metadata of a Hugging Face image"),
         ("labelTxt/a.txt", "", "DOTA's label files"),
         ("training/label_2/a.txt", "", "KITTI's label files"),

@@ -1,0 +1,45 @@
+"""CreateML's annotations: a list of images, boxes by centre and size in pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qwendet.data.formats.drawn import Drawn, Row, Shape, corners, numbers, read_as
+from qwendet.data.formats.json_stream import stream_list
+from qwendet.data.formats.records import Item
+from qwendet.errors import DataError
+
+
+class _Object(Row):
+    label: Any = None
+    coordinates: dict[str, Any]
+
+
+class _Image(Row):
+    image: str
+    annotations: list[_Object]
+
+
+def read_createml(file: Path) -> Iterator[Drawn | Item]:
+    """Read a file of CreateML, image by image."""
+    for index, value in stream_list(file):
+        where = f"{file}: [{index}]"
+        try:
+            found = read_as(_Image, value, where, imagefilename="image", annotation="annotations")
+            objects = enumerate(found.annotations)
+            yield Drawn(
+                where, found.image, [_shape(own, f"{where}: annotations[{at}]") for at, own in objects]
+            )
+        except DataError as error:
+            yield from error.problems
+
+
+def _shape(found: _Object, where: str) -> Shape:
+    x, y, width, height = values = numbers(found.coordinates, "x y width height", where)
+    if max(values) <= 1:
+        raise DataError(f"expected pixels, got fractions: {values}", where, "multiply by the image's size")
+    if min(width, height) < 0:
+        raise DataError(f"expected a width and a height, got {values}", where, "x and y are the centre")
+    return Shape(found.label, corners(x - width / 2, y - height / 2, width, height), where)

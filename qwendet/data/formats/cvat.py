@@ -1,0 +1,117 @@
+"""CVAT's XML for images, image by image; the tracks of its XML for videos name no image and are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from defusedxml import DefusedXmlException, ElementTree
+
+from qwendet.data.formats.drawn import (
+    Drawn,
+    Number,
+    Point,
+    Row,
+    Shape,
+    Size,
+    corners,
+    ellipse,
+    numbers,
+    read_as,
+    turned,
+)
+from qwendet.data.formats.records import Item, Labels, split_of
+from qwendet.errors import DataError, Problem
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+SHAPES = ("box", "polygon", "ellipse", "mask", "cuboid", "polyline", "points", "skeleton", "tag")
+
+
+CUBOID = " ".join(f"x{end} y{end}" for end in ("tl1", "bl1", "tr1", "br1", "tl2", "bl2", "tr2", "br2"))
+
+
+class _Image(Row):
+    name: str
+    width: Size | None = None
+    height: Size | None = None
+    subset: str = ""
+
+
+def read_cvat(file: Path) -> Iterator[Drawn | Item]:
+    """Read an export as "CVAT for images 1.1", element by element.
+
+    Raises:
+        DataError: if it is broken, or declares entities.
+    """
+    try:
+        parsing = ElementTree.iterparse(file, events=("start", "end"))
+        root = next(parsing)[1]
+        for event, element in parsing:
+            if event == "end" and element.tag == "image":
+                try:
+                    yield _image(element, f"{file}: image {element.get('name', '?')!r}")
+                except DataError as error:
+                    yield from error.problems
+            elif event == "end" and element.tag == "labels":
+                names = [found.findtext("name") or "" for found in element.findall("label")]
+                yield Labels(tuple(filter(None, names)))
+            elif event == "end" and element.tag == "track":
+                what = "this is a track of a video: its boxes name frames, and no images"
+                yield Problem(
+                    what, f"{file}: track {element.get('id', '?')}", "export as CVAT for images 1.1"
+                )
+            if event == "end" and element.tag in ("image", "track"):
+                root.clear()
+    except DefusedXmlException as error:
+        what = "the XML declares entities, which can read other files or fill the memory"
+        raise DataError(what, str(file), "remove its <!DOCTYPE …>") from error
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise DataError(
+            f"expected CVAT's XML, got a broken file ({error})", str(file), "export it again"
+        ) from error
+
+
+def _image(element: Element, where: str) -> Drawn:
+    image = read_as(_Image, element.attrib, where)
+    shapes = [
+        _shape(found, f"{where}: {found.tag} {index}")
+        for index, found in enumerate((child for child in element if child.tag in SHAPES), start=1)
+    ]
+    size = (image.width, image.height) if image.width and image.height else None
+    return Drawn(where, image.name, shapes, size, split_of(image.subset))
+
+
+def _shape(element: Element, where: str) -> Shape:
+    attributes = {item.get("name", ""): (item.text or "").strip() for item in element.iter("attribute")}
+    kind, points = _points(element, where)
+    if element.get("outside") == "1":
+        kind, points = f"{element.tag} that is marked as outside of the image", []
+    return Shape(element.get("label"), points, where, kind, attributes)
+
+
+def _points(element: Element, where: str) -> tuple[str, list[Point]]:
+    """What a shape is, and the points it extends to; none for points, lines and tags."""
+    given, degrees = {"rotation": "0", **element.attrib}, 0.0
+    if element.tag in ("box", "ellipse"):
+        (degrees,) = numbers(given, "rotation", where)
+    if element.tag == "box":
+        x1, y1, x2, y2 = numbers(given, "xtl ytl xbr ybr", where)
+        if not degrees % 360:
+            return "box", [(x1, y1), (x2, y2)]
+        centre = ((x1 + x2) / 2, (y1 + y2) / 2)
+        return "rotated box", turned(corners(x1, y1, x2 - x1, y2 - y1), degrees, centre)
+    if element.tag == "ellipse":
+        cx, cy, rx, ry = numbers(given, "cx cy rx ry", where)
+        return "ellipse", ellipse(cx, cy, rx, ry, degrees)
+    if element.tag == "mask":
+        return "mask", corners(*numbers(given, "left top width height", where))
+    if element.tag == "cuboid":
+        values = numbers(given, CUBOID, where)
+        return "cuboid", list(zip(values[::2], values[1::2], strict=True))
+    if element.tag == "polygon":
+        written = [pair.split(",") for pair in given.get("points", "").split(";")]
+        return "polygon", read_as(list[tuple[Number, Number]], written, where)
+    return element.tag, []

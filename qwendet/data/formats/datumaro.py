@@ -1,0 +1,102 @@
+"""Datumaro's own JSON: items with their annotations, one file a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from qwendet.data.formats.drawn import (
+    Drawn,
+    Number,
+    Point,
+    Row,
+    Shape,
+    Size,
+    corners,
+    numbers,
+    read_as,
+    turned,
+)
+from qwendet.data.formats.json_stream import stream_lists
+from qwendet.data.formats.masks import from_mask
+from qwendet.data.formats.records import Item, Labels
+from qwendet.errors import DataError
+
+NO_EXTENT = ("label", "points", "polyline", "caption")
+
+
+class _Label(Row):
+    name: str
+
+
+class _Labels(Row):
+    labels: list[_Label] = Field(default_factory=list)
+
+
+class _Categories(Row):
+    label: _Labels = _Labels()
+
+
+class _Media(Row):
+    path: str = ""
+    size: tuple[Size, Size] | None = None
+
+
+class _Annotation(Row):
+    type: str
+    label_id: int | None = None
+    attributes: dict[str, Any] = Field(default_factory=dict)
+    group: int = 0
+    bbox: list[Number] = Field(default_factory=list)
+    points: list[Number] = Field(default_factory=list)
+    rle: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Item(Row):
+    id: str
+    annotations: list[_Annotation]
+    media: _Media = _Media()
+
+
+def read_datumaro(file: Path) -> Iterator[Drawn | Item]:
+    """Read a file of Datumaro, item by item; annotations of one group and label are one object."""
+    names: list[str] = []
+    for key, index, value in stream_lists(file):
+        where = f"{file}: {key}[{index}]"
+        if key == "categories" and isinstance(value, dict):
+            names = [found.name for found in read_as(_Categories, value, f"{file}: categories").label.labels]
+            yield Labels(tuple(names))
+        elif key == "items" and index >= 0:
+            try:
+                item = read_as(_Item, value, where, image="media")
+                shapes = [
+                    _shape(own, names, f"{where}.annotations[{at}]")
+                    for at, own in enumerate(item.annotations)
+                ]
+                size = item.media.size and (item.media.size[1], item.media.size[0])
+                yield Drawn(where, item.media.path or item.id, shapes, size)
+            except DataError as error:
+                yield from error.problems
+
+
+def _shape(found: _Annotation, names: Sequence[str], where: str) -> Shape:
+    label = found.label_id
+    if label is None or not 0 <= label < len(names):
+        raise DataError(f"label_id: there is no label {label} among {len(names)}", where, "correct it")
+    kind, points = "box" if found.type == "bbox" else found.type, list[Point]()
+    if found.type == "bbox":
+        points = corners(*numbers(dict(zip("xywh", found.bbox, strict=False)), "x y w h", where))
+    elif found.type in ("polygon", "ellipse", "cuboid_2d"):
+        points = list(zip(found.points[::2], found.points[1::2], strict=False))
+    elif found.type == "rotated_bbox":
+        x, y, w, h, degrees = numbers(dict(zip("xywhr", found.bbox, strict=False)), "x y w h r", where)
+        points = turned(corners(x - w / 2, y - h / 2, w, h), degrees, (x, y))
+    elif found.type == "mask":
+        x1, y1, x2, y2 = from_mask(found.rle, where)
+        points = [(x1, y1), (x2, y2)]
+    elif found.type not in NO_EXTENT:
+        raise DataError(f"an annotation of the type {found.type!r} is not read", where, "export as COCO")
+    return Shape(names[label], points, where, kind, found.attributes, found.group or None)

@@ -1,0 +1,49 @@
+"""Labelme's JSON, a file an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from qwendet.data.formats.drawn import Drawn, Number, Row, Shape, Size, ellipse, read_as, read_json
+from qwendet.data.formats.records import Item
+
+NO_EXTENT = ("point", "points", "line", "linestrip")
+
+
+class _Shape(Row):
+    points: Annotated[list[tuple[Number, Number]], Field(min_length=1)]
+    label: Any = None
+    shape_type: str = "polygon"
+    flags: dict[str, Any] | None = None
+    difficult: Any = False
+    group_id: Any = None
+
+
+class _File(Row):
+    shapes: list[_Shape]
+    imagePath: str  # noqa: N815
+    imageWidth: Size | None = None  # noqa: N815
+    imageHeight: Size | None = None  # noqa: N815
+
+
+def read_labelme(file: Path) -> Iterator[Drawn | Item]:
+    """Read a file of Labelme; shapes of one group and label are one object, as its own converters have it."""
+    found = read_as(_File, read_json(file), str(file))
+    shapes = [_shape(shape, f"{file}: shapes[{index}]") for index, shape in enumerate(found.shapes)]
+    size = (found.imageWidth, found.imageHeight) if found.imageWidth and found.imageHeight else None
+    yield Drawn(str(file), found.imagePath, shapes, size)
+
+
+def _shape(shape: _Shape, where: str) -> Shape:
+    kind, points = shape.shape_type, shape.points
+    if kind == "circle":
+        (cx, cy), edge = points[0], points[-1]
+        points = ellipse(cx, cy, *[math.dist((cx, cy), edge)] * 2)
+    flags = (shape.flags or {}) | ({"difficult": True} if shape.difficult else {})
+    kind = "box" if kind == "rectangle" else kind
+    return Shape(shape.label, [] if kind in NO_EXTENT else points, where, kind, flags, shape.group_id)
