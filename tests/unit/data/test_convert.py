@@ -313,11 +313,11 @@ def test_source__whose_images_are_elsewhere(tmp_path: Path) -> None:
 
 
 def test_unreadable_folder(voc: Voc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path) -> None:
+    def refuse(folder: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
     voc.add("a")
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr("os.listdir", refuse)
     for source in ("auto", "voc", "coco", "yolo"):
         with pytest.raises(DataError) as error:
             open_source(voc.folder, source)
