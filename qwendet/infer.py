@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from qwendet.inference.inputs import digest_of, find_samples, with_teachers
 from qwendet.inference.parts import predict_parts, require_free
 from qwendet.inference.served import predictor_of
 from qwendet.inference.sharding import is_first_process, joined_processes, temporary_folder
+from qwendet.inference.tiles import require_tiles_that_fit
 from qwendet.visualization.pictures import save_pictures
 
 
@@ -102,7 +104,13 @@ def infer(
     with joined_processes():
         found = find_samples(inputs)
         predictor = predictor_of(
-            model, server, labels=labels, overrides=[*overrides, *forced], given=given, mode=mode
+            model,
+            server,
+            labels=labels,
+            overrides=[*overrides, *forced],
+            given=given,
+            mode=mode,
+            check=partial(require_tiles_that_fit, samples=found),
         )
         if constrained:
             _require_text(predictor.sources(mode))

@@ -80,6 +80,8 @@ class Interface:
             "min_pixels": data.min_pixels,
             "max_pixels": data.max_pixels,
             "draft": self.config.infer.draft,
+            "tiles": self.config.infer.tiles,
+            "overlap": self.config.infer.overlap,
         }
 
     def encoder(self) -> Encoder:

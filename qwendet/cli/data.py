@@ -98,6 +98,35 @@ def split(
 
 
 @app.command()
+def tile(
+    src: Source,
+    dst: Target,
+    tiles: Annotated[
+        str, typer.Option("--tiles", metavar="CxR|PIXELS", help="Columns x rows, or the side of a window.")
+    ],
+    overlap: Annotated[
+        float, typer.Option("--overlap", min=0, max=0.9, help="Least share that two neighbours show.")
+    ] = 0.2,
+    min_visible: Annotated[
+        float,
+        typer.Option("--min-visible", min=0, max=1, help="A box of which a window shows less is dropped."),
+    ] = 0.3,
+    negatives: Annotated[
+        float, typer.Option("--negatives", min=0, max=1, help="Share of windows without boxes that is kept.")
+    ] = 0.1,
+    seed: SeedOption = 0,
+    image_dir: ImageDirOption = None,
+    output_format: RecordFormatOption = "human",
+) -> None:
+    """Cut large images into windows to train on; those of an image stay in its split."""
+    console.set_format(output_format)
+    from qwendet.data.tile import Tiling, read_tiles, tile_dataset
+
+    how = Tiling(read_tiles(tiles), overlap, min_visible, negatives, seed, image_dir)
+    _show(tile_dataset(src, dst, how), dst)
+
+
+@app.command()
 def teachers(
     train: Annotated[Path, typer.Argument(metavar="TRAIN", help="JSONL file to choose from.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="JSONL file to write, for data.teachers.")],

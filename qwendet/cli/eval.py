@@ -19,14 +19,17 @@ from qwendet.cli.options import (
     ImageDirOption,
     ModelArgument,
     ModeOption,
+    OverlapOption,
     RecordFormatOption,
     ResumeOption,
     ServerOption,
     SetOption,
     SkipImagesOption,
+    TilesOption,
     command_line,
     kept_parts,
     next_of,
+    with_tiles,
 )
 from qwendet.console import console
 from qwendet.files import partial_of, require_place
@@ -93,6 +96,8 @@ def evaluate(
     compare: CompareOption = None,
     config: ForeignOption = None,
     server: ServerOption = None,
+    tiles: TilesOption = None,
+    overlap: OverlapOption = None,
     source: FromOption = "auto",
     image_dir: ImageDirOption = None,
     skip_bad: SkipImagesOption = False,
@@ -112,6 +117,7 @@ def evaluate(
 ) -> None:
     """Measure a model on annotated images: COCO metrics, the best score threshold, label by label."""
     console.set_format(output_format)
+    settings = with_tiles(settings, tiles, overlap)
     if benchmark is not None or output is not None or train or shots is not None:
         others = {
             "--teachers": teachers,
@@ -157,7 +163,7 @@ def evaluate(
             mode=mode,
             teachers=teachers,
             compare=compare,
-            overrides=settings or (),
+            overrides=settings,
             given=given,
             how=how,
             server=server,
@@ -175,7 +181,7 @@ def evaluate(
         chosen += [] if config is None else ["--config", config]
         chosen += [] if server is None else ["--server", server]
         words = ("eval", str(model), str(data), *chosen, "--report", "report")
-        further = command_line(*words, settings=settings or ())
+        further = command_line(*words, settings=settings)
     else:
         further = next_of(model, found.models[str(model)])
     if console.is_for_machine():

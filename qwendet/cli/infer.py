@@ -13,16 +13,19 @@ from qwendet.cli.options import (
     ForeignOption,
     ModelArgument,
     ModeOption,
+    OverlapOption,
     RecordFormatOption,
     ResumeOption,
     ServerOption,
     SetOption,
     SkipImagesOption,
+    TilesOption,
     command_line,
     kept_parts,
     next_of,
     split_labels,
     split_shard,
+    with_tiles,
 )
 from qwendet.console import console
 from qwendet.errors import told_left_out
@@ -82,12 +85,15 @@ def infer(
     resume: ResumeOption = False,
     skip_bad: SkipImagesOption = False,
     shard: ShardOption = None,
+    tiles: TilesOption = None,
+    overlap: OverlapOption = None,
     output_format: RecordFormatOption = "human",
     settings: SetOption = None,
 ) -> None:
     """Detect objects: one JSON line an image, boxes in pixels of the image as displayed."""
     console.set_format(output_format)
     wanted, part = split_labels(labels), split_shard(shard)
+    settings = with_tiles(settings, tiles, overlap)
     if output is not None:
         require_place(output, "--output")
     if visualize is not None:
@@ -107,7 +113,7 @@ def infer(
             labels=wanted,
             constrained=constrained,
             visualize=visualize,
-            overrides=settings or (),
+            overrides=settings,
             given=given,
             server=server,
             resume=resume,
@@ -125,7 +131,7 @@ def infer(
         chosen += [] if server is None else ["--server", server]
         chosen += ["--skip-bad"] * skip_bad
         words = ("infer", str(model), *map(str, inputs), *chosen, "--visualize", "pictures")
-        further = command_line(*words, settings=settings or ())
+        further = command_line(*words, settings=settings)
     else:
         further = next_of(model, summary.model)
     _report(summary, visualize, further)

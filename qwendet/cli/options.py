@@ -80,6 +80,16 @@ ServerOption = Annotated[
     str | None,
     typer.Option("--server", metavar="URL", help="Ask the server that serves MODEL, in text."),
 ]
+TilesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tiles", metavar="auto|CxR|PIXELS", help="Look at windows of large images, too (infer.tiles)."
+    ),
+]
+OverlapOption = Annotated[
+    float | None,
+    typer.Option("--overlap", metavar="SHARE", help="Least overlap of windows, 0 to 0.9 (infer.overlap)."),
+]
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -202,6 +212,12 @@ def split_shard(text: str | None) -> tuple[int, int] | None:
         what = f"expected I/N with I from 0 to N - 1, got {text!r}"
         raise ConfigError(what, "--shard", "the parts of 4 are 0/4, 1/4, 2/4 and 3/4")
     return int(number), int(count)
+
+
+def with_tiles(settings: Sequence[str] | None, tiles: str | None, overlap: float | None) -> list[str]:
+    """``--set`` of a command, and what ``--tiles`` and ``--overlap`` set."""
+    given = {"tiles": tiles, "overlap": overlap}
+    return [*(settings or ()), *(f"infer.{key}={value}" for key, value in given.items() if value is not None)]
 
 
 def command_line(*words: str, settings: Sequence[str] = ()) -> str:

@@ -313,6 +313,17 @@ class TrainConfig(Section):
         return {group: self.learning_rate if rate is None else rate for group, rate in own.items()}
 
 
+def require_tiles(value: Any) -> Any:
+    """``off``, ``auto``, columns x rows, or the side of a window; else a ``ValueError`` says so."""
+    value = _off_is_a_word(value)
+    is_side = isinstance(value, int) and value > 0 and value is not True
+    if value in ("off", "auto") or is_side or re.fullmatch(r"[1-9]\d{0,2}x[1-9]\d{0,2}", str(value)):
+        return value
+    raise ValueError(
+        f"expected tiles, got {value!r}; write off, auto, columns x rows such as 3x2, or a window's pixels"
+    )
+
+
 class InferConfig(Section):
     """How predictions are made and which are kept."""
 
@@ -328,6 +339,11 @@ class InferConfig(Section):
     """Most tokens of a text answer."""
     draft: Annotated[Literal["auto", "off"], BeforeValidator(_off_is_a_word)] = "auto"
     """``auto`` writes as many tokens of a text answer in one forward as a draft foresees, ``off`` one."""
+    tiles: Annotated[int | str, BeforeValidator(require_tiles)] = "off"
+    """Windows of large images that are looked at beside the whole: ``auto`` are as large as the model sees
+    without shrinking, ``3x2`` are columns and rows, a number is their side in pixels; see docs/tiles.md."""
+    overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.2
+    """Least share of a window's side that its neighbour shows as well."""
     constrained: bool = False
     """Keep text answers inside the grammar of a valid one: labels of the set, boxes inside the image."""
     picture_threshold: Share = 0.3

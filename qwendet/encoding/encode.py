@@ -181,6 +181,13 @@ class Encoder:
             images = [image.resize(size, resample) for image, size in zip(images, sizes, strict=True)]
         return conversation(self.system_prompt, self._request, answers[:-1]), images
 
+    @property
+    def limits(self) -> PixelLimits:
+        """Pixel limits of the processor."""
+        processor = self.image_processor
+        unit = processor.patch_size * processor.merge_size
+        return PixelLimits(processor.size["shortest_edge"], processor.size["longest_edge"], unit)
+
     def token_counts(self, sample: Sample, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """Count a sample's tokens without opening its images.
 
@@ -219,10 +226,8 @@ class Encoder:
 
     def _unopened(self, size: tuple[int, int]) -> _Picture:
         """An image as the processor would make it, without pixels."""
-        processor = self.image_processor
-        limits, patch = processor.size, processor.patch_size
-        unit = patch * processor.merge_size
-        width, height = PixelLimits(limits["shortest_edge"], limits["longest_edge"], unit).resized(size)
+        patch = self.image_processor.patch_size
+        width, height = self.limits.resized(size)
         return _Picture(torch.empty(0), (1, height // patch, width // patch), size, (width, height))
 
     def _answer(self, turn: Turn, picture: _Picture) -> str:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from qwendet.inference.parts import predict_parts
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.served import ServedPredictor, predictor_of
 from qwendet.inference.sharding import temporary_folder
+from qwendet.inference.tiles import require_tiles_that_fit
 from qwendet.loader import config_of_model
 
 
@@ -139,6 +141,7 @@ def evaluate_model(
         overrides=overrides,
         given=given_to(model),
         labels_of_data=labels_of(samples, skip_bad=False),
+        check=partial(require_tiles_that_fit, samples=samples),
     )
     sources = predictor.sources(mode)
     if base is not None and not asked[base][0].detection.enabled and "text" not in sources:

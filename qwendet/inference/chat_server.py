@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 
@@ -32,6 +32,9 @@ RETRIES = 5
 START_IT = "start the server (docs/serving.md), or correct the URL: http://HOST:PORT, with or without /v1"
 LOG_PROBS, TOKEN_IDS = "logprobs", "return_token_ids"
 """What not every server takes: fields of a request for log-probabilities, and for token ids (vLLM)."""
+
+Key = TypeVar("Key")
+"""What tells one question from another."""
 
 
 class ServerError(EnvironmentLacksError):
@@ -119,9 +122,9 @@ class ChatServer:
 
     def ask_all(
         self,
-        numbers: Iterable[int],
-        make: Callable[[int], Question | None],
-        done: Callable[[int, Reply], None],
+        numbers: Iterable[Key],
+        make: Callable[[Key], Question | None],
+        done: Callable[[Key, Reply], None],
         at_once: int | None = None,
     ) -> None:
         """Ask, several at a time, and tell each reply with the number of its question when it comes.
@@ -136,7 +139,7 @@ class ChatServer:
             gate = asyncio.Semaphore(at_once or self.at_once)
             async with self._client() as client, asyncio.TaskGroup() as group:
 
-                async def one(number: int) -> None:
+                async def one(number: Key) -> None:
                     try:
                         question = await asyncio.to_thread(make, number)
                         if question is not None:

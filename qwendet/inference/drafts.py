@@ -180,7 +180,7 @@ def with_digits(digits: bytes, number: int) -> int:
     """
     if digits == b"0":
         return 0
-    ranges = [(int(digits) * 10**more, (int(digits) + 1) * 10**more - 1) for more in range(4)]
+    ranges = [(int(digits) * 10**more, (int(digits) + 1) * 10**more - 1) for more in range(5)]
     nearest: list[int] = [min(max(number, low), high) for low, high in ranges]
     return min(nearest, key=lambda near: abs(near - number))
 

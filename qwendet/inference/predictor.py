@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -29,7 +30,6 @@ from qwendet.encoding.collate import Batch, require_left_padding, to_device
 from qwendet.encoding.encode import EncodedSample
 from qwendet.encoding.image_tokens import num_image_tokens
 from qwendet.errors import ConfigError, DataError
-from qwendet.families.family import PixelLimits
 from qwendet.inference.batches import Plan, Results, Skipped, predict_in_memory
 from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary
 from qwendet.inference.detections import Detection, Prediction, Source
@@ -44,6 +44,7 @@ from qwendet.inference.text_answers import (
     read_answer,
     rounded,
 )
+from qwendet.inference.tiles import Tiles, View
 from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.loader import Bundle, config_of_model, load
 from qwendet.model.head import HeadOutput
@@ -81,6 +82,7 @@ class Predictor:
         given: Config | None = None,
         mode: str | None = None,
         labels_of_data: Sequence[str] = (),
+        check: Callable[[Config], None] | None = None,
     ) -> Predictor:
         """Load a checkpoint with its own prompts, pixel limits and labels, or any model of a family.
 
@@ -92,6 +94,7 @@ class Predictor:
             given: how a model without a manifest was trained.
             mode: that will be asked for, so that a head that is lacking is told before weights are read.
             labels_of_data: to look for where nothing else names any.
+            check: refuses a config before weights are read.
 
         Raises:
             CheckpointError: for a model that cannot be used.
@@ -104,6 +107,7 @@ class Predictor:
             given=given,
             mode=mode,
             labels_of_data=labels_of_data,
+            check=check,
         )
         bundle = load(config, for_inference=True)
         if is_foreign:
@@ -171,24 +175,37 @@ class Predictor:
             ConfigError: as :meth:`predict`.
             DataError: without ``skip_bad``, for a sample that cannot be used.
         """
-        sources = self.sources(mode)
+        tiles, sources = self._tiles(), self.sources(mode)
         self.bundle.detector.eval()
         for number in batches:
-            results: Results = {}
-            usable: dict[int, tuple[Sample, EncodedSample]] = {}
+            keep(number, self._predict_views(plan, number, tiles, sources, skip_bad=skip_bad))
+
+    def _predict_views(
+        self, plan: Plan, number: int, tiles: Tiles, sources: Sequence[Source], *, skip_bad: bool
+    ) -> Results:
+        """Predict a batch of samples, the views of them all in batches of their own."""
+        results: Results = {}
+        views: dict[int, list[View]] = {}
+        found: dict[int, list[Prediction]] = defaultdict(list)
+
+        def encoded() -> Iterator[tuple[int, Sample, EncodedSample]]:
             for index in plan.batch(number):
                 try:
-                    sample = plan.samples[index]
-                    usable[index] = sample, self.encoder.encode(sample, with_answer=False)
+                    views[index] = tiles.views(plan.samples[index])
+                    for sample in map(tiles.opened, views[index]):
+                        yield index, sample, self.encoder.encode(sample, with_answer=False)
                 except DataError as error:
                     if not skip_bad:
                         raise
                     results[index] = Skipped(error.problems)
-            if usable:
-                samples, encoded = zip(*usable.values(), strict=True)
-                found = self.predict_encoded(samples, encoded, sources)
-                results |= zip(usable, found, strict=True)
-            keep(number, results)
+
+        waiting = encoded()
+        while chunk := list(islice(waiting, self.batch_size)):
+            owners, samples, items = zip(*chunk, strict=True)
+            for index, prediction in zip(owners, self.predict_encoded(samples, items, sources), strict=True):
+                found[index].append(prediction)
+        usable = (index for index in found if index not in results)
+        return results | {index: tiles.merged(views[index], found[index]) for index in usable}
 
     def _num_tokens(self, sample: Sample) -> int:
         """About as many as the prompt will have, beside what all prompts have: images and shown boxes."""
@@ -197,17 +214,10 @@ class Predictor:
             turn.declared_size or image_size(turn.image, turn.root, sample.where)
             for turn in (*sample.teachers, sample.student)
         )
-        return shown + sum(num_image_tokens(size, self._image_limits) for size in sizes)
-
-    @cached_property
-    def _image_limits(self) -> PixelLimits:
-        processor = self.bundle.processor.image_processor
-        size = processor.size
-        side = processor.patch_size * processor.merge_size
-        return PixelLimits(size["shortest_edge"], size["longest_edge"], side)
+        return shown + sum(num_image_tokens(size, self.encoder.limits) for size in sizes)
 
     def predict(self, samples: Iterable[Sample], mode: str | None = None) -> Iterator[Prediction]:
-        """Predict samples, in batches of ``infer.batch_size``, in order.
+        """Predict samples, in batches of ``infer.batch_size``, in order; large images by ``infer.tiles``.
 
         Args:
             samples: the student turn is asked for, teachers are shown.
@@ -218,6 +228,12 @@ class Predictor:
             DataError: for an image that cannot be used.
         """
         sources = self.sources(mode)
+        return self._tiles().predict(samples, lambda views: self._in_batches(views, sources))
+
+    def _tiles(self) -> Tiles:
+        return Tiles(self.bundle.config.infer, self.encoder.limits)
+
+    def _in_batches(self, samples: Iterable[Sample], sources: Sequence[Source]) -> Iterator[Prediction]:
         remaining = iter(samples)
         self.bundle.detector.eval()
         while chunk := list(islice(remaining, self.bundle.config.infer.batch_size)):
@@ -320,6 +336,7 @@ def config_to_ask(
     given: Config | None = None,
     mode: str | None = None,
     labels_of_data: Sequence[str] = (),
+    check: Callable[[Config], None] | None = None,
 ) -> tuple[Config, bool]:
     """The config that a model is asked with, and whether this project did not train it.
 
@@ -331,6 +348,8 @@ def config_to_ask(
         overrides = ["train.autocast=auto", *overrides]  # the products are of the type that is asked for
     config = override_config(trained, overrides)
     require_same_settings(trained, config, is_foreign=is_foreign)
+    if check is not None:
+        check(config)
     sources_of(mode or config.infer.mode, has_head=config.detection.enabled)
     if labels is None and config.data.labels is None and config.data.train is None:
         labels = labels_of_data

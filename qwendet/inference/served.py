@@ -7,7 +7,7 @@ sample ─► encode ─► number of tokens ───────────�
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from qwendet.inference.chat_server import ChatServer, Question, Reply, ServerErr
 from qwendet.inference.detections import Prediction, Source
 from qwendet.inference.predictor import Predictor, config_to_ask
 from qwendet.inference.text_answers import prediction_of, read_answer
+from qwendet.inference.tiles import Tiles, View
 from qwendet.loader import Interface, load_interface
 from qwendet.progress import Advance, no_advance
 
@@ -77,26 +78,51 @@ class ServedPredictor:
         """
         require_text(mode)
         settings = self.bundle.config.infer
-        waiting: dict[int, tuple[Sample, EncodedSample]] = {}
+        tiles = Tiles(settings, self.encoder.limits)
+        views: dict[int, list[View]] = {}
+        found: dict[int, dict[int, Prediction]] = {}
+        waiting: dict[tuple[int, int], tuple[Sample, EncodedSample]] = {}
 
-        def make(number: int) -> Question | None:
+        def asked() -> Iterator[tuple[int, int]]:
+            for number in batches:
+                try:
+                    views[number] = tiles.views(plan.samples[number])
+                except DataError as error:
+                    if not skip_bad:
+                        raise
+                    keep(number, {number: Skipped(error.problems)})
+                    continue
+                found[number] = {}
+                yield from ((number, at) for at in range(len(views[number])))
+
+        def make(place: tuple[int, int]) -> Question | None:
+            number, at = place
+            if number not in found:  # another view of it could not be used
+                return None
             try:
-                sample = plan.samples[number]
-                waiting[number] = sample, self.encoder.encode(sample, with_answer=False)
+                sample = tiles.opened(views[number][at])
+                waiting[place] = sample, self.encoder.encode(sample, with_answer=False)
                 return question_of(self.encoder, sample, settings.max_new_tokens)
             except DataError as error:
                 if not skip_bad:
                     raise
-                keep(number, {number: Skipped(error.problems)})
+                if found.pop(number, None) is not None:
+                    keep(number, {number: Skipped(error.problems)})
                 return None
 
-        def done(number: int, reply: Reply) -> None:
-            sample, item = waiting.pop(number)
+        def done(place: tuple[int, int], reply: Reply) -> None:
+            number, at = place
+            sample, item = waiting.pop(place)
             require_same_prompt(item, reply, self.server)
+            if number not in found:
+                return
             text = read_answer(self.bundle, reply.answer(), item)
-            keep(number, {number: prediction_of(sample, item, (), text, settings)})
+            found[number][at] = prediction_of(sample, item, (), text, settings)
+            if len(found[number]) == len(views[number]):
+                seen, all_views = found.pop(number), views.pop(number)
+                keep(number, {number: tiles.merged(all_views, [seen[at] for at in range(len(seen))])})
 
-        self.server.ask_all(batches, make, done)
+        self.server.ask_all(asked(), make, done)
 
 
 def question_of(encoder: Encoder, sample: Sample, max_tokens: int, *, resized: bool = True) -> Question:

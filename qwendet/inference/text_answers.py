@@ -59,13 +59,16 @@ def prediction_of(
     settings: InferConfig,
 ) -> Prediction:
     """The best of each source, as many as if it answered alone; together sorted by score."""
-    kept: list[Detection] = []
-    for detections in (by_head, by_text.detections):
-        best = sorted(detections, key=lambda detection: -detection.score)[: settings.max_detections]
-        kept += [detection for detection in best if detection.score >= settings.score_threshold]
+    kept = best_of(by_head, settings) + best_of(by_text.detections, settings)
     kept.sort(key=lambda detection: -detection.score)
     width, height = item.image_size
     return Prediction(sample.student.image, width, height, tuple(kept), by_text.rejected, by_text.facts)
+
+
+def best_of(detections: Sequence[Detection], settings: InferConfig) -> list[Detection]:
+    """Those of one source that are kept of an image, best first."""
+    best = sorted(detections, key=lambda detection: -detection.score)[: settings.max_detections]
+    return [detection for detection in best if detection.score >= settings.score_threshold]
 
 
 def _displayed(

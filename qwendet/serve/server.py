@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
+from qwendet.config.schema import Config
 from qwendet.errors import ConfigError
 from qwendet.inference.predictor import Predictor
 from qwendet.serve.app import create_app
@@ -52,7 +53,7 @@ def serve(
                 "--host",
                 "set the environment variable QWENDET_TOKEN, or leave --host out",
             )
-        predictor = Predictor.from_checkpoint(model, **loading)
+        predictor = Predictor.from_checkpoint(model, check=refuse_tiles, **loading)
         app = create_app(predictor, str(model), limits, token)
         most = limits.waiting + CONNECTIONS_BESIDE + 1  # uvicorn counts the one that asks
         quiet: dict[str, Any] = {"log_config": None, "log_level": "error", "access_log": False}
@@ -64,6 +65,18 @@ def serve(
         # uvicorn raises the signal that ended it once more when all is answered: that is no error here.
         with suppress(KeyboardInterrupt, SystemExit):
             server.run(sockets=[listening])
+
+
+def refuse_tiles(config: Config) -> None:
+    """Refuse ``infer.tiles``, which a server does not honour.
+
+    Raises:
+        ConfigError: naming what does.
+    """
+    if config.infer.tiles != "off":
+        what = f"infer.tiles is {config.infer.tiles}, but a server looks at whole images alone"
+        fix = "add --set infer.tiles=off; qwendet infer looks at windows"
+        raise ConfigError(what, "infer.tiles", fix)
 
 
 def bound(host: str, port: int) -> socket.socket:

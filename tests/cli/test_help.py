@@ -19,6 +19,7 @@ COMMANDS = [
     "data",
     "data convert",
     "data split",
+    "data tile",
     "data teachers",
     "data check",
     "data stats",

@@ -72,6 +72,9 @@ infer tiny-untrained tiny/images --labels dot --config tiny.yaml --set data.fram
 infer tiny-untrained tiny/images --labels dot --set model.path=tiny
 infer tiny tiny/images --config tiny.yaml
 infer run coco.json
+infer tiny-untrained tiny/images --labels dot --mode text --tiles 9000
+infer tiny-untrained tiny/images --labels dot --mode text --tiles 20
+infer tiny-untrained tiny/images --labels dot --tiles 3y --overlap 1
 eval run tiny --json tiny
 eval run tiny --coco tiny.yaml/x.json
 eval run tiny --report tiny.yaml
@@ -99,6 +102,10 @@ data convert tiny out --to coco --from voc
 data convert tiny out --to coco --image-dir nowhere
 data split tiny out --val 2
 data split tiny out --val 0.5 --test 0.5
+data tile tiny out --tiles auto
+data tile tiny out --tiles 9000
+data tile tiny out --tiles 50 --overlap 1
+data tile tiny tiny --tiles 50
 data teachers tiny/train.jsonl tiny/val.jsonl
 data teachers nowhere pool.jsonl
 data check nowhere

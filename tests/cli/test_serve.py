@@ -121,6 +121,7 @@ def waiting(connection: http.client.HTTPConnection, number: int) -> None:
         (["--allow-url", "example.org"], ("expected http(s)://HOST/, got 'example.org'", "https://")),
         (["--allow-url", "https://example.org"], ("got 'https://example.org'", "--allow-url")),
         (["--set", "infer.mode=tail"], ("infer.mode", "'tail'")),
+        (["--set", "infer.tiles=auto"], ("a server looks at whole images alone", "--set infer.tiles=off")),
         (["--queue", "0"], ("it should be greater than or equal to 1", "see: qwendet serve --help")),
     ],
 )  # fmt: skip

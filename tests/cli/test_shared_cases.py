@@ -25,7 +25,7 @@ READ: dict[str, list[tuple[str, list[list[float]]]]] = {
     "coco_no_ext": [("a.jpg", [BOX]), ("b.jpg", [BOX])],
     "coco_poly_flat_nobbox": [("a.jpg", [BOX])],
     "coco_url_encoded": [("my photo.jpg", [BOX]), ("b.jpg", [BOX])],
-    "datumaro_json": [("a.jpg", [BOX])],
+    "datumaro_json": [("default/a.jpg", [BOX])],
     "ipynb_checkpoints_voc": [("a.jpg", [BOX]), ("b.jpg", [BOX])],
     "ipynb_checkpoints_yolo": [("a.jpg", [ROUNDED]), ("b.jpg", [ROUNDED])],
     "jpeg_no_eoi": [("a.jpg", [BOX])],

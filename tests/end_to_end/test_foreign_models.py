@@ -192,6 +192,8 @@ def test_infer_and_eval__of_every_family(
         "min_pixels": family.limits.min_pixels,
         "max_pixels": family.limits.max_pixels,
         "draft": "auto",
+        "tiles": "off",
+        "overlap": 0.2,
     }
     assert read(output)["model"] == told
     assert f"{model}: trained by: unknown; prompt: {family.request}" in err
@@ -243,6 +245,7 @@ def test_config__frame_prompt_and_limits_are_those_of_the_file(
     assert predictor.bundle.origin() == {
         "trained_by": "unknown", "prompt": "Find {labels}.", "system_prompt": "Be brief.",
         "frame": "thousandths", "min_pixels": 3136, "max_pixels": 12544, "draft": "auto",
+        "tiles": "off", "overlap": 0.2,
     }  # fmt: skip
 
 

@@ -76,6 +76,23 @@ def test_predict_all__gives_what_the_checkpoint_gives_in_order(
     assert any(prediction.detections for prediction in found)
 
 
+def test_predict_all__asks_the_server_about_windows_too(
+    own: Predictor, scenes: Path, url: str, stand_in: StandIn
+) -> None:
+    samples = list(SampleFile(scenes))[:2]
+    tiles = ["infer.tiles=2x1", "infer.overlap=0.3"]
+    found = served(url, *tiles).predict_all(samples)
+    tiled = Predictor.from_checkpoint(TINY, overrides=[*SETTINGS, *tiles])
+    for prediction, expected in zip(found, tiled.predict_all(samples, "text"), strict=True):
+        assert prediction.answer == expected.answer
+        assert [(item.bbox_2d, item.desc) for item in prediction.detections] == [
+            (item.bbox_2d, item.desc) for item in expected.detections
+        ]
+        assert (prediction.width, prediction.height) == (expected.width, expected.height)
+    assert found != served(url).predict_all(samples)
+    assert served(url, *tiles).origin()["tiles"] == "2x1"
+
+
 def test_eval__of_the_server_equals_that_of_the_checkpoint(scenes: Path, url: str, tmp_path: Path) -> None:
     settings = {"overrides": SETTINGS, "mode": "text"}
     kept = tmp_path / "run.json.part"

@@ -29,6 +29,7 @@ FindingKind = Literal[
     "placed_as", "resized", "absent", "unlabelled", "unlisted", "other_task", "no_split", "no_annotation",
     "same_image", "demonstrations", "listed_again", "no_boxes", "flags_lost", "frame", "asked_of_some",
     "no_extent", "not_there", "label_sets",
+    "empty_windows", "cut_everywhere",
 ]  # fmt: skip
 
 FINDING_TITLES: Mapping[FindingKind, str] = {
@@ -57,6 +58,8 @@ FINDING_TITLES: Mapping[FindingKind, str] = {
     "no_extent": "shapes that are no boxes (tags, points, lines, what is outside) left out",
     "not_there": "files whose images are not all there; those of as many were left out",
     "label_sets": "files with labels of several sets, which became one",
+    "empty_windows": "splits have windows without boxes, of which these were kept",
+    "cut_everywhere": "boxes are whole in no window: raise --overlap, or take larger windows",
     "demonstrations": "samples lost their demonstrations: only their own image was converted",
 }
 HARMLESS: frozenset[FindingKind] = frozenset(
