@@ -92,6 +92,11 @@ def num_bytes(file: Stored) -> int:
     return file.size if isinstance(file, Member) else file.stat().st_size
 
 
+def changed_at(file: Stored) -> int:
+    """When it was last written, or its tar, in nanoseconds."""
+    return (file.archive if isinstance(file, Member) else file).stat().st_mtime_ns
+
+
 def digest(file: Stored) -> str:
     """SHA-256 of its bytes."""
     if isinstance(file, Member):

@@ -63,6 +63,8 @@ class Turn:
         height: declared height.
         root: folder that the image's path starts from and must stay in.
         pixels: the image itself, where it is not the file's: training images that were augmented.
+        window: xyxy pixels of the file's image as displayed, where the turn shows that part of it alone; then
+            ``width`` and ``height`` are the window's.
     """
 
     image: str
@@ -71,6 +73,7 @@ class Turn:
     height: int | None = None
     root: Path = Path()
     pixels: Image.Image | None = field(default=None, compare=False, repr=False)
+    window: tuple[int, int, int, int] | None = None
 
     @property
     def declared_size(self) -> tuple[int, int] | None:

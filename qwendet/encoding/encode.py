@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,8 @@ from torch import Tensor
 
 from qwendet.boxes import xyxy_to_cxcywh
 from qwendet.config.schema import DataConfig
-from qwendet.data.images import open_image
+from qwendet.data.archives import changed_at
+from qwendet.data.images import open_image, resolve_image
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.encoding.prompts import Message, answer_text, conversation, request_text
 from qwendet.encoding.resize import model_image_size, require_inside, rescale_xyxy
@@ -64,6 +67,12 @@ class EncodedSample:
     boxes_cxcywh: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
     label_ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     where: str = ""
+
+
+@lru_cache(maxsize=2)
+def _opened_once(image: str, root: Path, where: str, changed: int) -> Image.Image:
+    """An image of which several windows are shown one after the other; ``changed`` tells a new file."""
+    return open_image(image, root, where)
 
 
 @dataclass(frozen=True)
@@ -305,10 +314,13 @@ class Encoder:
 
 
 def _displayed(turn: Turn, where: str) -> Image.Image:
-    """A turn's image as displayed."""
-    return (
-        open_image(turn.image, turn.root, where, turn.declared_size) if turn.pixels is None else turn.pixels
-    )
+    """A turn's image as displayed, or the window that it shows."""
+    if turn.pixels is not None:
+        return turn.pixels
+    if turn.window is not None:
+        changed = changed_at(resolve_image(turn.image, turn.root, where))
+        return _opened_once(turn.image, turn.root, where, changed).crop(turn.window)
+    return open_image(turn.image, turn.root, where, turn.declared_size)
 
 
 def trainable_objects(turn: Turn) -> list[DetectedObject]:

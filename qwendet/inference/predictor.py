@@ -44,7 +44,7 @@ from qwendet.inference.text_answers import (
     read_answer,
     rounded,
 )
-from qwendet.inference.tiles import Tiles, View
+from qwendet.inference.tiles import Tiles
 from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.loader import Bundle, config_of_model, load
 from qwendet.model.head import HeadOutput
@@ -185,14 +185,14 @@ class Predictor:
     ) -> Results:
         """Predict a batch of samples, the views of them all in batches of their own."""
         results: Results = {}
-        views: dict[int, list[View]] = {}
+        views: dict[int, list[Sample]] = {}
         found: dict[int, list[Prediction]] = defaultdict(list)
 
         def encoded() -> Iterator[tuple[int, Sample, EncodedSample]]:
             for index in plan.batch(number):
                 try:
                     views[index] = tiles.views(plan.samples[index])
-                    for sample in map(tiles.opened, views[index]):
+                    for sample in views[index]:
                         yield index, sample, self.encoder.encode(sample, with_answer=False)
                 except DataError as error:
                     if not skip_bad:

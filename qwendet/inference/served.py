@@ -19,7 +19,7 @@ from qwendet.inference.chat_server import ChatServer, Question, Reply, ServerErr
 from qwendet.inference.detections import Prediction, Source
 from qwendet.inference.predictor import Predictor, config_to_ask
 from qwendet.inference.text_answers import prediction_of, read_answer
-from qwendet.inference.tiles import Tiles, View
+from qwendet.inference.tiles import Tiles
 from qwendet.loader import Interface, load_interface
 from qwendet.progress import Advance, no_advance
 
@@ -79,7 +79,7 @@ class ServedPredictor:
         require_text(mode)
         settings = self.bundle.config.infer
         tiles = Tiles(settings, self.encoder.limits)
-        views: dict[int, list[View]] = {}
+        views: dict[int, list[Sample]] = {}
         found: dict[int, dict[int, Prediction]] = {}
         waiting: dict[tuple[int, int], tuple[Sample, EncodedSample]] = {}
 
@@ -100,7 +100,7 @@ class ServedPredictor:
             if number not in found:  # another view of it could not be used
                 return None
             try:
-                sample = tiles.opened(views[number][at])
+                sample = views[number][at]
                 waiting[place] = sample, self.encoder.encode(sample, with_answer=False)
                 return question_of(self.encoder, sample, settings.max_new_tokens)
             except DataError as error:

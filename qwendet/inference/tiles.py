@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
 from qwendet.answers.diagnostics import AnswerFacts
 from qwendet.config.schema import Config, InferConfig
-from qwendet.data.images import MIN_IMAGE_SIDE, image_size, open_image
+from qwendet.data.images import MIN_IMAGE_SIDE, image_size
 from qwendet.data.samples import Sample
 from qwendet.data.windows import Window, require_windows, windows_by
 from qwendet.encoding.image_tokens import image_limits
@@ -31,65 +31,43 @@ SAME = 0.5
 """Least overlap of two boxes of one object: IoU, or the share of a box that a better view's covers."""
 
 
-@dataclass(frozen=True)
-class View:
-    """One look at a sample's image.
+class Tiles(NamedTuple):
+    """How large images are looked at.
 
     Attributes:
-        sample: the sample itself, or one whose image has the size of the window.
-        window: part of the image that is seen; ``None`` is the whole.
+        settings: which windows, and how many detections are kept.
+        limits: of the model's processor.
     """
 
-    sample: Sample
-    window: Window | None = None
+    settings: InferConfig
+    limits: PixelLimits
 
-
-class Tiles:
-    """Views of samples, and their predictions put together; made anew for each run, as it keeps images."""
-
-    def __init__(self, settings: InferConfig, limits: PixelLimits) -> None:
-        self._settings, self._limits = settings, limits
-        self._open = lru_cache(maxsize=2)(open_image)
-
-    def views(self, sample: Sample) -> list[View]:
-        """The whole image, then its windows, if there are several."""
-        turn, whole = sample.student, View(sample)
-        if self._settings.tiles == "off":  # nobody needs the image's size
-            return [whole]
+    def views(self, sample: Sample) -> list[Sample]:
+        """The sample with its whole image, then with each window alone, if there are several."""
+        turn = sample.student
+        if self.settings.tiles == "off":  # nobody needs the image's size
+            return [sample]
         size = turn.declared_size or image_size(turn.image, turn.root, sample.where)
-        windows = windows_by(self._settings, size, self._limits)
-        return [whole, *(_view(sample, window) for window in windows)] if len(windows) > 1 else [whole]
-
-    def opened(self, view: View) -> Sample:
-        """The sample to predict; of a window with its pixels."""
-        if view.window is None:
-            return view.sample
-        turn, where = view.sample.student, view.sample.where
-        image = self._open(turn.image, turn.root, where)
-        return replace(view.sample, student=replace(turn, pixels=image.crop(view.window)))
+        windows = windows_by(self.settings, size, self.limits)
+        return [sample, *(_shown(sample, window) for window in windows)] if len(windows) > 1 else [sample]
 
     def predict(
         self, samples: Iterable[Sample], predict: Callable[[Iterator[Sample]], Iterator[Prediction]]
     ) -> Iterator[Prediction]:
-        """Predict samples as they come, in order.
+        """Predict samples as they come, in order; ``predict`` does so with views, of several samples."""
+        waiting: deque[list[Sample]] = deque()
 
-        Args:
-            samples: with their whole images.
-            predict: predicts views in order; its batches may be of several samples.
-        """
-        waiting: deque[list[View]] = deque()
-
-        def opened() -> Iterator[Sample]:
+        def views() -> Iterator[Sample]:
             for sample in samples:
                 waiting.append(self.views(sample))
-                yield from map(self.opened, waiting[-1])
+                yield from waiting[-1]
 
-        found = predict(opened())
+        found = predict(views())
         for first in found:
-            views = waiting.popleft()
-            yield self.merged(views, [first, *islice(found, len(views) - 1)])
+            own = waiting.popleft()
+            yield self.merged(own, [first, *islice(found, len(own) - 1)])
 
-    def merged(self, views: Sequence[View], found: Sequence[Prediction]) -> Prediction:
+    def merged(self, views: Sequence[Sample], found: Sequence[Prediction]) -> Prediction:
         """One prediction of all views of an image; the whole image's own if there is no other."""
         whole, *_ = found
         if len(found) == 1:
@@ -98,48 +76,44 @@ class Tiles:
         kept: list[Detection] = []
         for source in ("head", "text"):
             seen = [
-                _Seen(item, index, *_moved(item, view.window, size))
+                _Seen(*_moved(item, view.student.window, size), index)
                 for index, (view, prediction) in enumerate(zip(views, found, strict=True))
                 for item in prediction.detections
                 if item.source == source
             ]
             labels = dict.fromkeys(item.detection.desc for item in seen)
             each = [merge([item for item in seen if item.detection.desc == label]) for label in labels]
-            kept += best_of([item for items in each for item in items], self._settings)
+            kept += best_of([item for items in each for item in items], self.settings)
         kept.sort(key=lambda item: -item.score)
         rejected = sum(prediction.rejected for prediction in found)
         return replace(whole, detections=tuple(kept), rejected=rejected, answer=_facts(found))
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """A detection of a view.
+class _Seen(NamedTuple):
+    """A detection of a view, in pixels of the image.
 
     Attributes:
-        detection: as it was found, in the view's own pixels.
-        view: which view.
-        box: the same in pixels of the image.
+        detection: what was found.
         rank: 0 for a whole object in a window, 1 for one in the whole image, 2 for what an edge cuts.
+        view: which view.
     """
 
     detection: Detection
-    view: int
-    box: tuple[float, float, float, float]
     rank: int
+    view: int
 
 
-def _view(sample: Sample, window: Window) -> View:
+def _shown(sample: Sample, window: Window) -> Sample:
     left, top, right, bottom = window
-    turn = replace(sample.student, objects=(), width=right - left, height=bottom - top)
-    return View(replace(sample, student=turn), window)
+    width, height = right - left, bottom - top
+    turn = replace(sample.student, objects=(), width=width, height=height, window=window)
+    return replace(sample, student=turn)
 
 
-def _moved(
-    item: Detection, window: Window | None, size: tuple[int, int]
-) -> tuple[tuple[float, float, float, float], int]:
-    """A window's box in pixels of the image, and its rank."""
+def _moved(item: Detection, window: Window | None, size: tuple[int, int]) -> tuple[Detection, int]:
+    """A view's detection in pixels of the image, and its rank."""
     if window is None:
-        return item.bbox_2d, 1
+        return item, 1
     (left, top, right, bottom), (x1, y1, x2, y2) = window, item.bbox_2d
     near_x, near_y = EDGE * (right - left), EDGE * (bottom - top)
     is_cut = (
@@ -148,7 +122,7 @@ def _moved(
         or (right < size[0] and x2 >= right - left - near_x)
         or (bottom < size[1] and y2 >= bottom - top - near_y)
     )
-    return rounded((x1 + left, y1 + top, x2 + left, y2 + top)), 2 * is_cut
+    return replace(item, bbox_2d=rounded((x1 + left, y1 + top, x2 + left, y2 + top))), 2 * is_cut
 
 
 def merge(seen: Sequence[_Seen]) -> list[Detection]:
@@ -159,8 +133,8 @@ def merge(seen: Sequence[_Seen]) -> list[Detection]:
     never suppress each other.
     """
     order = sorted(seen, key=lambda item: (item.rank, -item.detection.score))
-    boxes = np.array([item.box for item in order], dtype=np.float64).reshape(-1, 4)
-    views, ranks = (np.array([getattr(item, name) for item in order]) for name in ("view", "rank"))
+    boxes = np.array([item.detection.bbox_2d for item in order])
+    ranks, views = np.array([(item.rank, item.view) for item in order]).T
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     is_left_out = np.zeros(len(order), dtype=np.bool_)
     for index, box in enumerate(boxes):
@@ -170,8 +144,7 @@ def merge(seen: Sequence[_Seen]) -> list[Detection]:
         common = np.prod(np.maximum(high - low, 0), axis=1)
         of = np.where(ranks == 0, area + area[index] - common, area)
         is_left_out[index + 1 :] |= ((common >= SAME * of) & (views != views[index]))[index + 1 :]
-    kept = zip(order, is_left_out, strict=True)
-    return [replace(item.detection, bbox_2d=item.box) for item, is_out in kept if not is_out]
+    return [item.detection for item, is_out in zip(order, is_left_out, strict=True) if not is_out]
 
 
 def _facts(found: Sequence[Prediction]) -> AnswerFacts | None:

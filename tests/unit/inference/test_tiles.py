@@ -24,7 +24,7 @@ from qwendet.inference import tiles as tiling
 from qwendet.inference.detections import Detection, Prediction, Source
 from qwendet.inference.inputs import sample_of_image
 from qwendet.inference.predictor import Predictor
-from qwendet.inference.tiles import Tiles, View, require_tiles_that_fit
+from qwendet.inference.tiles import Tiles, require_tiles_that_fit
 from qwendet.loader import Bundle
 
 LIMITS = PixelLimits(56**2, 224**2, 28)
@@ -49,7 +49,7 @@ def merged(
 
     views = Tiles(config, LIMITS).views(sample)
     predictions = [
-        Prediction("a.png", *(view.sample.student.declared_size or size), tuple(seen.get(at, ())), 0)
+        Prediction("a.png", *(view.student.declared_size or size), tuple(seen.get(at, ())), 0)
         for at, view in enumerate(views)
     ]
     prediction = Tiles(config, LIMITS).merged(views, predictions)
@@ -104,11 +104,11 @@ def test_predict__a_window_is_what_a_crop_of_the_image_would_be(
     width, height = sample.student.declared_size or (0, 0)
     windows = windows_of((width, height), "2x1", 0.2)
     predictor = predictor_with(bundle, tiles="2x1", score_threshold=0.0)
-    seen: list[tuple[list[View], list[Prediction]]] = []
+    seen: list[tuple[list[Sample], list[Prediction]]] = []
     monkeypatch.setattr(Tiles, "merged", lambda _, views, found: seen.append((views, found)) or found[0])
     predictor.predict_all([sample])
     ((views, predictions),) = seen
-    assert [view.window for view in views] == [None, *windows]
+    assert [view.student.window for view in views] == [None, *windows]
     for number, window in enumerate(windows, start=1):
         file = tmp_path / f"{number}.png"
         with Image.open(sample.student.root / sample.student.image) as image:
@@ -130,9 +130,9 @@ def test_moved__adds_whole_pixels_to_hundredths_of_pixels_exactly(
     window = data.draw(st.sampled_from(windows_of(size, tiles, 0.2)))
     side = st.tuples(hundredths(0, tiles), hundredths(0, tiles)).map(sorted)
     (x1, x2), (y1, y2) = data.draw(side), data.draw(side)
-    box, _ = tiling._moved(Detection((x1, y1, x2, y2), "cell", 0.5, "head"), window, size)
+    found, _ = tiling._moved(Detection((x1, y1, x2, y2), "cell", 0.5, "head"), window, size)
     starts = (*window[:2], *window[:2])
-    moved = [Decimal(str(number)) - start for number, start in zip(box, starts, strict=True)]
+    moved = [Decimal(str(number)) - start for number, start in zip(found.bbox_2d, starts, strict=True)]
     assert moved == [Decimal(str(number)) for number in (x1, y1, x2, y2)]
 
 
@@ -157,15 +157,18 @@ def test_predict__finds_each_drawn_rectangle_once_where_it_is(
 
     def predict(samples: Iterator[Sample]) -> Iterator[Prediction]:
         for sample in samples:
-            image = sample.student.pixels
-            shown = np.zeros((1, 1)) if image is None else np.asarray(image)[..., 0]
+            window = sample.student.window
+            shown = np.zeros((1, 1)) if window is None else pixels[..., 0]
+            if window is not None:
+                left, top, right, bottom = window
+                shown = shown[top:bottom, left:right]
             hits = []
             for value in np.unique(shown[shown > 0]):
                 rows, columns = np.nonzero(shown == value)
                 box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
                 x1, y1, x2, y2 = map(float, box)
                 hits.append(Detection((x1, y1, x2, y2), "cell", float(rng.uniform(0.2, 1)), "head"))
-            size = (260, 230) if image is None else image.size
+            size = sample.student.declared_size or (260, 230)
             yield Prediction(sample.student.image, *size, tuple(hits), 0)
 
     tiled = Tiles(InferConfig(tiles=tiles, overlap=overlap), LIMITS)
@@ -244,15 +247,15 @@ def test_views__auto_windows_are_seen_without_shrinking() -> None:
     for size in ((2048, 2048), (5000, 90), (230, 1000)):
         sample = Sample(Turn("a.png", (), *size), where="a.png")
         whole, *windows = Tiles(config, LIMITS).views(sample)
-        assert whole.sample is sample
+        assert whole is sample
         for view in windows:
-            width, height = view.sample.student.declared_size or (0, 0)
+            width, height = view.student.declared_size or (0, 0)
             resized = LIMITS.resized((width, height))
             assert abs(resized[0] - width) <= 14
             assert abs(resized[1] - height) <= 14
     assert len(windows) > 3
     fits = Sample(Turn("a.png", (), 230, 230), where="a.png")
-    assert Tiles(config, LIMITS).views(fits) == [View(fits)]
+    assert Tiles(config, LIMITS).views(fits) == [fits]
 
 
 @pytest.mark.parametrize(
