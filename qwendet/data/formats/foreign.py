@@ -9,9 +9,6 @@ from qwendet.data.formats.tools import HEAD_BYTES, TOOLS, files_near, tool_of
 from qwendet.files import list_folder
 
 _WRITE = "write it as COCO, VOC, YOLO or JSONL"
-_COCO_BOXES = (
-    "write it as COCO, whose bbox is [x, y, width, height] as well, and not the corners of our JSONL"
-)
 _LISTS = 'give one that begins like {"images": […], "annotations": […], "categories": […]}'
 _RESULTS = "give the file with the annotations: predictions are no ground truth"
 SIGNS: tuple[tuple[str, tuple[bytes, ...], str, str], ...] = (
@@ -20,10 +17,9 @@ SIGNS: tuple[tuple[str, tuple[bytes, ...], str, str], ...] = (
     (".json", (b'"asset"', b'"regions"'), "a project of VoTT", "export it as Pascal VOC there"),
     (".json", (b'"image_id"', b'"score"'), "a list of detections (COCO results)", _RESULTS),
     (".json", (b'"images"', b'"file_name"'), "a COCO file without annotations at its top", _LISTS),
-    (".jsonl", (b'"file_name":', b'"objects":'), "metadata of a Hugging Face image folder", _COCO_BOXES),
     (".csv", (b"",), "a table of boxes", _WRITE),
     (".tsv", (b"",), "a table of boxes", _WRITE),
-    (".parquet", (b"",), "a Parquet file", _WRITE),
+    (".parquet", (b"",), "a Parquet file without a column objects", _WRITE),
     (".tfrecord", (b"",), "TFRecords", _WRITE),
     (".record", (b"",), "TFRecords", _WRITE),
 )  # fmt: skip

@@ -102,7 +102,6 @@ def test_detect_format__the_only_data_set_of_a_folder(shared: Path, tmp_path: Pa
         ("image_info_test.json", '{"images": [{"file_name": "a"}]}', "a COCO file without annotations"),
         ("data/boxes.csv", "filename,class,xmin,ymin", "a table of boxes"),
         ("labels.csv", "images/a.jpg,1,2,3,4,bolt", "a table of boxes"),
-        ("train/metadata.jsonl", '{"file_name": "a.jpg", "objects": {}}', "metadata of a Hugging Face image"),
         ("labelTxt/a.txt", "", "DOTA's label files"),
         ("training/label_2/a.txt", "", "KITTI's label files"),
     ],
