@@ -56,7 +56,7 @@ TOLD = {
     "coco_images_dict": 'expected a list "images", got an object',
     "coco_null_ann": 'expected a list "annotations", got null',
     "fair1m_annotations": "expected <name> and <bndbox> in <object>, got <coordinate>",
-    "hf_metadata_jsonl": "a Hugging Face image folder (metadata.jsonl): not read",
+    "hf_metadata_jsonl": "label: expected a label text, got 0",
     "kaggle_csv_retinanet": "a table of boxes (annotations.csv): not read",
     "llamafactory_json": "the frame of the boxes cannot be told: of 1 boxes 0 leave their image as pixels",
     "openimages_csv": "there is no name for the class '/m/0abc'",
