@@ -4,7 +4,8 @@ Every function takes plain numbers, so that each can be asked with numbers alone
 
 - ``data.max_pixels``: images are shrunk as long as 95 % of the boxes cover 4 image tokens (2 × 2 squares of
   the family's unit in the model's image), between the least and the most that the model is given.
-- ``data.min_pixels``: images are enlarged until 95 % of the boxes cover half an image token.
+- ``data.min_pixels``: images are enlarged until 95 % of the boxes cover half an image token,
+  and half of them a whole one.
 - ``data.max_tokens``: what 99.9 % of the samples need and a quarter more, at least the largest image.
 - the length of training: a number of passes, raised for small sets to the steps that a new head needs.
 """
@@ -155,7 +156,8 @@ def choose_pixels(
     largest = max(_rounded_up(width, side) * _rounded_up(height, side) for width, height in image_sizes)
     smallest = min(width * height for width, height in image_sizes)
     high = min(most, max(least, min(largest, _pixels_for(boxes, TOKENS_WANTED, side))))
-    low = min(most, _pixels_for(boxes, TOKENS_NEEDED, side))
+    # Of the median box `config.images.small_objects` asks for a whole token.
+    low = min(most, max(_pixels_for(boxes, TOKENS_NEEDED, side), _pixels_for(boxes, 1, side, 0.5)))
     chosen = {}
     if low > max(smallest, limits.min_pixels):
         chosen["min_pixels"] = Setting(low, "smaller images are enlarged: their boxes are small")
@@ -173,11 +175,11 @@ def _rounded_up(length: int, side: int) -> int:
     return math.ceil(length / side) * side
 
 
-def _pixels_for(boxes: npt.NDArray[np.float64], tokens: float, side: int) -> int:
-    """Pixels of the model's image with which ``BOXES_SEEN`` of the boxes cover so many tokens."""
+def _pixels_for(boxes: npt.NDArray[np.float64], tokens: float, side: int, share: float = BOXES_SEEN) -> int:
+    """Pixels of the model's image with which a share of the boxes covers so many tokens."""
     width, height, image_width, image_height = boxes.T
     pixels = image_width * image_height * tokens * side**2 / (width * height)
-    return math.ceil(float(np.quantile(pixels, BOXES_SEEN, method="higher")) / side**2) * side**2
+    return math.ceil(float(np.quantile(pixels, share, method="higher")) / side**2) * side**2
 
 
 def _tokens_of_small_boxes(boxes: npt.NDArray[np.float64], high: int, low: int, side: int) -> float:

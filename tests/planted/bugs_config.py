@@ -8,6 +8,7 @@ import shutil
 from tests.planted.bug import Bug
 from tests.planted.bugs_data import BOX_BUGS, IMAGE_BUGS, LABEL_BUGS
 from tests.planted.planting import Project
+from tests.planted.sound import sized
 from tests.planted.spoiling import (
     also_in_train,
     blocked_output,
@@ -160,6 +161,23 @@ CONFIG_BUGS: list[Bug[Project]] = [
         "config.augment.crowds",
         ("has a crowd of", "set data.augment to off"),
         lambda p: (in_object("crowd", True)(p), p.set("data.augment", "strong")),
+    ),
+    Bug(
+        "small objects in large images",
+        "config.images.small_objects",
+        ("the median box of train.jsonl", "--set data.max_pixels=", "--tiles", "infer.tiles="),
+        lambda p: (
+            sized((2048, 1536))(p),
+            [item.update(bbox_2d=[at, at, at + 40, at + 40]) for at, item in enumerate(p.objects())],
+        ),
+    ),
+    Bug(
+        "small objects in small images",
+        "config.images.small_objects",
+        ("the median box of val.jsonl has a side of 12", "--set data.min_pixels="),
+        lambda p: [
+            item.update(bbox_2d=[at, at, at + 12, at + 12]) for at, item in enumerate(p.objects("val"))
+        ],
     ),
     Bug("output folder is a file", "config.train.output_dir", ("occupied is a file",), blocked_output),
     Bug("no such model", "config.model.path", ("no folder",), setting("model.path", "./nowhere")),

@@ -97,6 +97,14 @@ def crowds_and_borders(project: Project) -> None:
     ]
 
 
+def setting(key: str, value: object) -> Change:
+    return lambda project: project.set(key, value)
+
+
+def both(*changes: Change) -> Change:
+    return lambda project: [change(project) for change in changes]
+
+
 SOUND: dict[str, Change] = {
     "as it is": lambda project: None,
     "negatives only": negatives_only,
@@ -107,7 +115,7 @@ SOUND: dict[str, Change] = {
     "labels that are nearly the same": relabelled("C", "C++", "C#", "type 1", "type 2", "t-shirt", "shirt"),
     "not square": sized((400, 30), (30, 400), (161, 97)),
     "large images": sized((2400, 1800), (1800, 2400)),
-    "small images": sized((28, 28), (40, 30)),
+    "small images": both(sized((28, 28), (40, 30)), setting("data.min_pixels", 96**2)),
     "one image": one_image,
     "every format": every_format,
     "demonstrations of their own": own_demonstrations,
@@ -116,14 +124,6 @@ SOUND: dict[str, Change] = {
     "still camera": still_camera,
     "crowds and borders": crowds_and_borders,
 }
-
-
-def setting(key: str, value: object) -> Change:
-    return lambda project: project.set(key, value)
-
-
-def both(*changes: Change) -> Change:
-    return lambda project: [change(project) for change in changes]
 
 
 def without_head(project: Project) -> None:

@@ -37,7 +37,7 @@ def test_planted_bug__is_found(bug: Bug[Project], family: str, tmp_path: Path, i
 
 
 def test_every_check__has_a_bug_that_it_finds() -> None:
-    names = ("gpu", "flash_attention", "boards", "launcher")
+    names = ("gpu", "flash_attention", "report_to", "launcher")
     of_the_machine = {f"config.environment.{name}" for name in names}
     assert set(known_ids()) - {bug.check for bug in BUGS} == of_the_machine  # these in tests/unit
     assert len(BUGS) > 80

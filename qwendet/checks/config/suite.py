@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwendet.checks.config import dataset, frames, overlap, settings
+from qwendet.checks.config import dataset, frames, overlap, settings, small_objects
 from qwendet.checks.config.annotated import ANNOTATIONS, scan_data
 from qwendet.checks.config.dataset import Check, Dataset
 from qwendet.checks.config.sample_files import Given
@@ -16,7 +16,7 @@ from qwendet.checks.config.samples import RULES, Split
 from qwendet.checks.config.scan import CUT, OPEN, PARSE, PASS_IDS, Depth
 from qwendet.checks.config.stats import SplitStats
 from qwendet.checks.config.summary import summary_tables
-from qwendet.checks.result import Result, Table
+from qwendet.checks.result import NotApplicableError, Result, Table
 from qwendet.checks.runner import Findings, unknown_id
 from qwendet.config.schema import Config
 from qwendet.encoding.image_tokens import image_limits
@@ -130,6 +130,7 @@ def known_checks() -> dict[str, Check]:
         **dataset.CHECKS,
         **overlap.CHECKS,
         **frames.CHECKS,
+        **small_objects.CHECKS,
     }
 
 
@@ -171,7 +172,10 @@ def _run_check(id: str, check: Check, seen: Dataset) -> list[Result]:
     if empty:
         return [Result(id, "skip", f"{' and '.join(empty)}: no sample that can be read")]
     findings = Findings(id)
-    findings.collect(lambda: check.find(seen))
+    try:
+        findings.collect(lambda: check.find(seen))
+    except NotApplicableError as error:
+        return [Result(id, "skip", str(error))]
     return findings.results(check.good, seen.config.data.allow)
 
 

@@ -54,16 +54,21 @@ def pixels(
         (65, None, 228_144, "larger images are shrunk; 95 % of 100 boxes cover 4 image tokens or more"),
         # 9 pixels cover a tenth of a token: the image would become 5 times as large, more than is given.
         (9, 1_003_520, 1_003_520, "no image is shrunk; 95 % of 100 boxes cover 0.3 image tokens or more"),
-        # 0.5·784/256 of 307,200 is 470,400 = 600 squares.
-        # A box of 20 has 0.51 of a token in the whole image, which is enough.
-        (16, 470_400, 470_400, "no image is shrunk; 95 % of 100 boxes cover 0.5 image tokens or more"),
-        (20, None, 324_576, "no image is shrunk; 95 % of 100 boxes cover 0.5 image tokens or more"),
+        # 784/256 of 307,200 is 940,800 = 1,200 squares: the median box covers one.
+        (16, 940_800, 940_800, "no image is shrunk; 95 % of 100 boxes cover 1 image token or more"),
+        (29, None, 324_576, "no image is shrunk; 95 % of 100 boxes cover 1 image token or more"),
     ],
 )
 def test_pixels__by_the_size_of_boxes(side: float, low: int | None, high: int, comment: str) -> None:
     found = pixels(boxes_of(side))
     assert found[:2] == (low, high)
     assert found[2].startswith(comment)
+
+
+def test_pixels__half_a_token_is_enough_for_most_and_half_of_the_boxes_have_a_whole_one() -> None:
+    """0.5·784/256 of 307,200 is 470,400 = 600 squares."""
+    mixed = np.concatenate([boxes_of(40, count=60), boxes_of(16, count=40)])
+    assert pixels(mixed)[:2] == (470_400, 470_400)
 
 
 def test_pixels__one_box_in_twenty_may_be_a_mistake() -> None:

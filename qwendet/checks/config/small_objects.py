@@ -1,0 +1,107 @@
+"""Are objects large enough, as the model sees them, for one image token to be theirs?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwendet.checks.config.dataset import Check, Dataset
+from qwendet.checks.config.frames import Floats, box_table
+from qwendet.checks.config.samples import Split
+from qwendet.checks.config.stats import SplitStats
+from qwendet.checks.result import NotApplicableError
+from qwendet.config.schema import InferConfig
+from qwendet.data.windows import windows_by
+from qwendet.encoding.image_tokens import image_limits
+from qwendet.errors import Problem
+from qwendet.families.family import PixelLimits
+
+STEP = 1.05
+"""Factor between two pixel limits that are tried."""
+NEARLY = 0.9
+"""Of the side of windows with which objects are just large enough: some are cut, and smaller then."""
+WITHOUT_LIMIT = 2**62
+WHOLE = InferConfig()
+
+
+class _Boxes(NamedTuple):
+    """Boxes of a split.
+
+    Attributes:
+        sides: ``(N,)`` square root of the area, pixels of the displayed image.
+        sizes: different widths and heights of images.
+        image: ``(N,)`` index into ``sizes``.
+    """
+
+    sides: Floats
+    sizes: list[tuple[int, int]]
+    image: NDArray[np.integer[Any]]
+
+    def median(self, limits: PixelLimits, tiles: InferConfig = WHOLE) -> float:
+        """Median side as the model sees it, in the view that shows an image largest."""
+        scales = np.array([_scale(size, limits, tiles) for size in self.sizes])
+        return float(np.median(self.sides * scales[self.image]))
+
+
+def _scale(size: tuple[int, int], limits: PixelLimits, tiles: InferConfig) -> float:
+    left, top, right, bottom = windows_by(tiles, size, limits)[0]
+    views = (size, (right - left, bottom - top))
+    return max(math.sqrt(math.prod(limits.resized(view)) / math.prod(view)) for view in views)
+
+
+def objects_cover_a_token(dataset: Dataset) -> Iterable[Problem]:
+    """The median box, as the model sees it, is as large as what one image token covers."""
+    config, limits = dataset.config, image_limits(dataset.config)
+    if limits is None:
+        raise NotApplicableError("only a download of the model would tell how it resizes images")
+    # Validation images are looked at as inference does it, training images as they are.
+    views: Mapping[Split, InferConfig] = {"train": WHOLE, "val": config.infer}
+    found = {split: _boxes(dataset.splits[split]) for split in views if split in dataset.splits}
+    if not any(boxes for boxes in found.values()):
+        raise NotApplicableError("there is no box in an image of known size")
+    for split, boxes in found.items():
+        if boxes is not None and (median := boxes.median(limits, views[split])) < limits.unit:
+            stats = dataset.splits[split]
+            seen = f"{median:.3g} pixels as the model sees it, where one image token covers {limits.unit}"
+            what = f"the median box of {stats.name} has a side of {seen}"
+            yield Problem(what, f"data.{split}", _mend(boxes, limits, stats))
+
+
+def _boxes(stats: SplitStats) -> _Boxes | None:
+    """Those in images of known size, if there are any; what has no pixel is no box in pixels."""
+    x1, y1, x2, y2, width, height, _ = table = box_table(stats).T
+    sides = np.sqrt(np.maximum(0, x2 - x1) * np.maximum(0, y2 - y1))
+    known = (width > 0) & (height > 0) & (sides >= 1)
+    if not known.any():
+        return None
+    sizes, image = np.unique(table[4:6, known].astype(int).T, axis=0, return_inverse=True)
+    return _Boxes(sides[known], [(int(width), int(height)) for width, height in sizes], image.reshape(-1))
+
+
+def _mend(boxes: _Boxes, limits: PixelLimits, stats: SplitStats) -> str:
+    """The pixel limit, and the windows, with which the median box is large enough."""
+    unit = limits.unit
+    is_small_in_files = boxes.median(replace(limits, max_pixels=WITHOUT_LIMIT)) < unit
+    keys = ("max_pixels", "min_pixels") if is_small_in_files else ("max_pixels",)
+    pixels = limits.max_pixels
+    while boxes.median(replace(limits, **dict.fromkeys(keys, pixels))) < unit:
+        pixels = math.ceil(STEP * pixels / unit**2) * unit**2
+    fix = "enlarge the images: " + " ".join(f"--set data.{key}={pixels}" for key in keys)
+    side = int(NEARLY * math.sqrt(limits.max_pixels) * float(np.median(boxes.sides)) / unit)
+    if side >= max(map(max, boxes.sizes)):
+        return fix
+    enlarged = f" and data.min_pixels={limits.max_pixels}" if is_small_in_files else ""
+    tile = f"qwendet data tile {stats.path.parent} DST --tiles {side}"
+    return f"{fix}; or take windows: {tile}, with infer.tiles={side}{enlarged}"
+
+
+CHECKS: Mapping[str, Check] = {
+    "config.images.small_objects": Check(
+        objects_cover_a_token, "objects are large enough for the model to see", is_of_data=False
+    ),
+}
