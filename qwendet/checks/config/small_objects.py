@@ -92,7 +92,11 @@ def _mend(boxes: _Boxes, limits: PixelLimits, stats: SplitStats) -> str:
     while boxes.median(replace(limits, **dict.fromkeys(keys, pixels))) < unit:
         pixels = math.ceil(STEP * pixels / unit**2) * unit**2
     fix = "enlarge the images: " + " ".join(f"--set data.{key}={pixels}" for key in keys)
-    side = int(NEARLY * math.sqrt(limits.max_pixels) * float(np.median(boxes.sides)) / unit)
+    displayed = float(np.median(boxes.sides))
+    side = int(NEARLY * math.sqrt(limits.max_pixels) * displayed / unit)
+    in_windows = replace(limits, min_pixels=limits.max_pixels) if is_small_in_files else limits
+    while displayed * _scale((side, side), in_windows, WHOLE) < unit:  # the model's size is in steps
+        side -= 1
     if side >= max(map(max, boxes.sizes)):
         return fix
     enlarged = f" and data.min_pixels={limits.max_pixels}" if is_small_in_files else ""
