@@ -63,7 +63,7 @@ def main() -> None:
     labels = read_manifest(folder / "run" / "final").labels
     samples, predictions = list(SampleFile(test)), read_predictions(output)
     truth = coco_ground_truth(samples, predictions, labels)
-    metrics = coco_metrics(truth, coco_results(predictions, labels, "head"))
+    metrics = coco_metrics(truth, coco_results(samples, predictions, labels, "head"))
     report(
         {f"test_{name}": value for name, value in metrics.items()}
         | {"training_seconds": training, "infer_seconds": infer, "steps": options.steps},

@@ -86,7 +86,7 @@ def main() -> None:
     predictor = Predictor.from_checkpoint(summary.final)
     after, truth, predictions = score(predictor, samples, "after")
 
-    write_coco(folder / "eval", truth, coco_results(predictions, predictor.bundle.labels, "head"))
+    write_coco(folder / "eval", truth, coco_results(samples, predictions, predictor.bundle.labels, "head"))
     head_only = [keep_source(prediction, "head") for prediction in predictions]
     save_pictures(samples[:PICTURES], head_only[:PICTURES], folder / "pictures", threshold=0.3)
     rows = [
@@ -116,7 +116,7 @@ def score(
     truth = coco_ground_truth(samples, predictions, labels)
     metrics: dict[str, float] = {}
     for source in ("head", "text"):
-        found = coco_metrics(truth, coco_results(predictions, labels, source))
+        found = coco_metrics(truth, coco_results(samples, predictions, labels, source))
         metrics |= {f"{source}/{key}": value for key, value in found.items()}
     metrics["text/parse_rate"] = parse_rate(predictions)
     return metrics, truth, predictions

@@ -48,11 +48,11 @@ class Answering:
 
     def drafted(self, samples: Sequence[Any]) -> list[str]:
         """By the head's boxes."""
-        return self._answers(samples, lambda head, items: self.predictor._by_head(head, items))
+        return self._answers(samples, self.predictor._by_head)
 
     def drafted_without_head(self, samples: Sequence[Any]) -> list[str]:
         """By the form and what the answer repeats."""
-        return self._answers(samples, lambda _, items: [None for _ in items])
+        return self._answers(samples, lambda _, items, batch: [None for _ in items])
 
     def drafted_by_wrong_boxes(self, samples: Sequence[Any]) -> list[str]:
         """By boxes drawn at random, of whose every one the head is sure."""
@@ -82,7 +82,7 @@ class Answering:
 
         def drafting(head: Any) -> Any:
             assert by_head is not None
-            return [*map(self.drafts.of, items, by_head(head, items))]
+            return [*map(self.drafts.of, items, by_head(head, items, batch))]
 
         drafters = None if by_head is None else drafting
         answers = generate_answers(self.detector, self.tokenizer, batch, NEW_TOKENS, drafting=drafters)

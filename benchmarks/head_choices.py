@@ -26,6 +26,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.report import parser
 from qwendet.config.load import build_config
@@ -97,10 +98,10 @@ class Frozen(nn.Module):
         super().__init__()
         self.head = head
         self.seen = seen
-        collator = bundle.collator()
+        rows = [torch.tensor(tokens) for tokens in bundle.encoder().label_tokens()]
         with torch.no_grad():
-            self.labels = bundle.detector.vlm.get_input_embeddings()(collator.label_input_ids)
-        self.label_mask = collator.label_attention_mask
+            self.labels = bundle.detector.vlm.get_input_embeddings()(pad_sequence(rows, batch_first=True))
+        self.label_mask = pad_sequence([torch.ones_like(row).bool() for row in rows], batch_first=True)
 
     def forward(self, batch: dict[str, Any], *, with_tokens: bool = False) -> DetectorOutput:
         """Detect in the images of ``batch["where"]``."""
@@ -116,7 +117,8 @@ class Frozen(nn.Module):
         mask = torch.zeros(len(seen), rows, columns, dtype=torch.bool)
         for row, item in enumerate(seen):
             mask[row, : item.patches.shape[0], : item.patches.shape[1]] = True
-        found = self.head(padded("patches"), padded("context"), mask, self.labels, self.label_mask)
+        asked = torch.ones(len(seen), len(self.labels), dtype=torch.bool)
+        found = self.head(padded("patches"), padded("context"), mask, self.labels, self.label_mask, asked)
         return DetectorOutput(None, found)
 
 
@@ -338,7 +340,7 @@ class Laboratory:
         predictor = Predictor(replace(self.bundle, detector=in_its_place))
         predictions = list(predictor.predict(self.test))
         truth = coco_ground_truth(self.test, predictions, self.bundle.labels)
-        return coco_metrics(truth, coco_results(predictions, self.bundle.labels, "head"))["AP50"]
+        return coco_metrics(truth, coco_results(self.test, predictions, self.bundle.labels, "head"))["AP50"]
 
 
 Key = tuple[str, str, int, int]

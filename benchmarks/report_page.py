@@ -81,7 +81,7 @@ def invented_evaluation(
     samples = tuple(scene.sample for scene in scenes)
     predictions = {source: [scene.found[source] for scene in scenes] for source in sources}
     truth = coco_ground_truth(samples, predictions[sources[0]], LABELS)
-    runs = tuple(score_run(truth, predictions[source], LABELS, source) for source in sources)
+    runs = tuple(score_run(truth, samples, predictions[source], LABELS, source) for source in sources)
     return Evaluation("run/final", {}, "invented", LABELS, samples, truth, runs, (), ())
 
 

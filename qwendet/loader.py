@@ -69,6 +69,11 @@ class Interface:
         """The label set, in the order of request and class logits."""
         return self.config.data.labels or ()
 
+    @property
+    def request_labels(self) -> tuple[str, ...]:
+        """Those of one request: the first of the set, where ``data.labels_per_request`` is less than all."""
+        return self.labels[: self.config.data.labels_per_request]
+
     def origin(self) -> dict[str, Any]:
         """Who trained the model, and how it is asked: what results are recorded with."""
         data = self.config.data
@@ -109,7 +114,6 @@ class Bundle(Interface):
         return StandardDataCollator(
             self.processor.tokenizer.pad_token_id,
             self.processor.image_processor.merge_size,
-            self.encoder().label_tokens(),
             packing=packing,
         )
 

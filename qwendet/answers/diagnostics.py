@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
 
 from qwendet.answers.format import ParsedAnswer
 
@@ -59,3 +59,11 @@ def answer_facts(
         ),
         unknown_labels=sum(item.desc not in labels for item in objects),
     )
+
+
+def joined_facts(facts: Sequence[AnswerFacts]) -> AnswerFacts:
+    """Of several answers about one image: texts one after another, flags that hold of any, counts added."""
+    values = {one.name: [getattr(fact, one.name) for fact in facts] for one in fields(AnswerFacts)}
+    text = "\n".join(values.pop("text"))
+    flags = {name: any(values.pop(name)) for name in ("truncated", "unreadable")}
+    return AnswerFacts(text, **flags, **{name: sum(counts) for name, counts in values.items()})

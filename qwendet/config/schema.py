@@ -112,6 +112,12 @@ class DataConfig(Section):
     """Folder that image paths start from and must stay in; ``null`` is the JSONL's own folder."""
     labels: tuple[str, ...] | None = None
     """Label set in the order of the request; ``null`` takes those of the training samples, sorted."""
+    labels_per_request: Count | None = None
+    """Most labels of a request. Of more, training names those in the image and others drawn at random; at
+    inference each request names the next so many, and the answers are put together; ``null`` names all."""
+    repeat_rare: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Take training samples with rare labels more than once in an epoch: those of labels that less than this
+    share of the samples shows, the rarer the more often; ``null`` takes each once."""
     teacher_ratio: Share = 0.0
     """Share of training samples without teachers of their own that are given demonstrations."""
     num_teachers: Annotated[int, Field(ge=0, le=16)] = 1

@@ -47,16 +47,22 @@ PRESETS: Mapping[Preset, tuple[AugmentStep, ...]] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and what is in it."""
+    """An image and what is in it.
+
+    Attributes:
+        image: RGB.
+        objects: boxes in pixels of ``image``.
+        labels: of the turn, where it says itself what is asked: nobody knows where other objects are.
+    """
 
     image: Image.Image
     objects: tuple[DetectedObject, ...]
+    labels: tuple[str, ...] | None = None
 
     def moved(self, image: Image.Image, move: Callable[[Box], Box]) -> Scene:
         """Another image, with every box moved."""
-        return Scene(
-            image, tuple(replace(item, bbox_2d=move(item.bbox_2d), area=None) for item in self.objects)
-        )
+        objects = (replace(item, bbox_2d=move(item.bbox_2d), area=None) for item in self.objects)
+        return replace(self, image=image, objects=tuple(objects))
 
     def seen(self, window: Box, size: tuple[int, int], min_visible: float) -> Scene:
         """A window of the image in another size.
@@ -81,7 +87,8 @@ class Scene:
         scene = self.moved(image, move)
         pairs = zip(self.objects, scene.objects, strict=True)
         least = min_visible * across * down
-        return Scene(image, tuple(new for old, new in pairs if _is_left(new.bbox_2d, old.bbox_2d, least)))
+        kept = (new for old, new in pairs if _is_left(new.bbox_2d, old.bbox_2d, least))
+        return replace(scene, objects=tuple(kept))
 
 
 def _is_left(new: Box, old: Box, least: float) -> bool:
@@ -109,7 +116,8 @@ class Augmenter:
         """A turn as training sees it this time."""
         scene = self.scene(scene_of(turn, where), generator, draw)
         width, height = scene.image.size
-        return replace(turn, objects=scene.objects, width=width, height=height, pixels=scene.image)
+        moved = replace(turn, objects=scene.objects, labels=scene.labels, pixels=scene.image)
+        return replace(moved, width=width, height=height)
 
     def scene(self, scene: Scene, generator: Random, draw: Draw) -> Scene:
         """Take each step with its probability."""
@@ -120,18 +128,21 @@ class Augmenter:
 
     def _taken(self, step: AugmentStep, scene: Scene, generator: Random, draw: Draw) -> Scene:
         if step.name == "mosaic":
-            others = [draw(generator) for _ in range(3)]
-            return mosaic(step, [scene, *others], generator)
+            scenes = [scene, *(draw(generator) for _ in range(3))]
+            whole = all(part.labels is None for part in scenes)
+            return mosaic(step, scenes, generator) if whole else scene
         scene = STEPS[step.name](step, scene, generator)
         if step.name != "horizontal_flip":
             return scene
         named = (replace(item, desc=self.flipped.get(item.desc, item.desc)) for item in scene.objects)
-        return Scene(scene.image, tuple(named))
+        asked = scene.labels and tuple(self.flipped.get(label, label) for label in scene.labels)
+        return replace(scene, objects=tuple(named), labels=asked)
 
 
 def scene_of(turn: Turn, where: str) -> Scene:
     """A turn as it is in its file; raises as :func:`~qwendet.data.images.open_image`."""
-    return Scene(open_image(turn.image, turn.root, where, turn.declared_size), turn.objects)
+    image = open_image(turn.image, turn.root, where, turn.declared_size)
+    return Scene(image, turn.objects, turn.labels)
 
 
 def _horizontal_flip(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
@@ -182,19 +193,19 @@ def _color(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
     image = scene.image
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = enhance(image).enhance(generator.uniform(*step.limits()))
-    return Scene(image, scene.objects)
+    return replace(scene, image=image)
 
 
 def _blur(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
     blurred = scene.image.filter(ImageFilter.GaussianBlur(generator.uniform(*step.limits())))
-    return Scene(blurred, scene.objects)
+    return replace(scene, image=blurred)
 
 
 def _jpeg(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
     file = io.BytesIO()
     scene.image.save(file, "JPEG", quality=round(generator.uniform(*step.limits())))
     with Image.open(file) as stored:
-        return Scene(stored.convert("RGB"), scene.objects)
+        return replace(scene, image=stored.convert("RGB"))
 
 
 def mosaic(step: AugmentStep, scenes: Sequence[Scene], generator: Random) -> Scene:

@@ -3,7 +3,8 @@
     {"images": ["a.jpg"], "objects": [{"bbox_2d": [x1, y1, x2, y2], "desc": "red circle"}]}
     {"teachers": [{"images": [...], "objects": [...]}], "student": {"images": [...], "objects": [...]}}
 
-``bbox_2d`` is xyxy in pixels of the image as displayed (EXIF orientation applied).
+``bbox_2d`` is xyxy in pixels of the image as displayed (EXIF orientation applied). ``"labels": [...]`` beside
+``images`` is what is asked about this image; without it that is the label set of the config.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import json
 import sys
 import unicodedata
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from qwendet.errors import DataError
 
 SPECIAL_TOKEN_MARKS = ("<|", "|>")
 MAX_SIDE = 2**31 - 1  # pixels; formats of images cannot say more
-TURN_KEYS = frozenset({"images", "objects", "width", "height"})
+TURN_KEYS = frozenset({"images", "objects", "width", "height", "labels"})
 CONVERSATION_KEYS = frozenset({"messages", "conversations", "instruction", "query"})
 SAMPLE_KEYS = frozenset({"teachers", "student"})
 EXAMPLE_LINE = '{"images": ["a.jpg"], "objects": [{"bbox_2d": [x1, y1, x2, y2], "desc": "label"}]}'
@@ -61,6 +62,7 @@ class Turn:
         objects: the boxes in it; empty for a negative.
         width: declared width of the displayed image in pixels, if the file says so.
         height: declared height.
+        labels: what is asked, at least one; ``None`` is what the student is asked, and there the label set.
         root: folder that the image's path starts from and must stay in.
         pixels: the image itself, where it is not the file's: training images that were augmented.
         window: xyxy pixels of the file's image as displayed, where the turn shows that part of it alone; then
@@ -71,6 +73,7 @@ class Turn:
     objects: tuple[DetectedObject, ...]
     width: int | None = None
     height: int | None = None
+    labels: tuple[str, ...] | None = None
     root: Path = Path()
     pixels: Image.Image | None = field(default=None, compare=False, repr=False)
     window: tuple[int, int, int, int] | None = None
@@ -80,6 +83,12 @@ class Turn:
         """Width and height, if the file says both."""
         return (self.width, self.height) if self.width and self.height else None
 
+    def asking(self, labels: tuple[str, ...]) -> Turn:
+        """The turn with what is asked, ``labels`` where it does not say, and objects of that alone."""
+        asked = self.labels or labels
+        found = (item for item in self.objects if item.desc in asked)
+        return replace(self, labels=asked, objects=tuple(found))
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -88,6 +97,13 @@ class Sample:
     student: Turn
     teachers: tuple[Turn, ...] = ()
     where: str = ""
+
+    def asking(self, labels: tuple[str, ...]) -> Sample:
+        """The sample with what is asked in each turn; ``labels`` is the label set."""
+        student = self.student.asking(labels)
+        assert student.labels is not None
+        teachers = tuple(turn.asking(student.labels) for turn in self.teachers)
+        return replace(self, student=student, teachers=teachers)
 
 
 def parse_sample(line: str, where: str, root: Path = Path()) -> Sample:
@@ -173,15 +189,39 @@ def _parse_turn(record: Any, where: str, root: Path, path: str) -> Turn:
         raise DataError(
             f"{path}objects: expected a list, got {objects!r}", where, 'write "objects": [] for a negative'
         )
+    found = tuple(_parse_object(item, where, f"{path}objects[{index}]") for index, item in enumerate(objects))
     return Turn(
         image=images[0],
-        objects=tuple(
-            _parse_object(item, where, f"{path}objects[{index}]") for index, item in enumerate(objects)
-        ),
+        objects=found,
+        labels=_parse_labels(record.get("labels"), found, where, path),
         width=_parse_size(record, "width", where, path),
         height=_parse_size(record, "height", where, path),
         root=root,
     )
+
+
+def _parse_labels(
+    value: Any, objects: Sequence[DetectedObject], where: str, path: str
+) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value:
+        what = f"{path}labels: expected a list of label texts, got {value!r:.80}"
+        raise DataError(
+            what, where, "name what is asked, or leave labels out: the set of the config is asked"
+        )
+    labels = tuple(check_label(label, where, f"{path}labels[{at}]") for at, label in enumerate(value))
+    twice = next((label for at, label in enumerate(labels) if label in labels[:at]), None)
+    if twice is not None:
+        raise DataError(f"{path}labels names {twice!r} twice", where, "name each label once")
+    for index, item in enumerate(objects):
+        if item.desc not in labels:
+            shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
+            what = (
+                f"{path}objects[{index}].desc: {item.desc!r} is not among the labels of the sample ({shown})"
+            )
+            raise DataError(what, where, "add it to labels, or remove the object: nobody asks for it")
+    return labels
 
 
 def _parse_size(record: dict[str, Any], key: str, where: str, path: str) -> int | None:

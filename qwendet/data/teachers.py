@@ -45,12 +45,18 @@ def choose_teachers(
     return [candidate + (candidate >= exclude) for candidate in drawn]
 
 
-def without_own_image(drawn: Iterable[Turn], asked: Turn, count: int) -> tuple[Turn, ...]:
+def without_own_image(
+    drawn: Iterable[Turn], asked: Turn, count: int, labels: tuple[str, ...]
+) -> tuple[Turn, ...]:
     """The first demonstrations, at most ``count``, that do not show the image that is asked about.
 
-    Training and inference choose by it alike. Draw one more than is wanted: a pool may hold the image.
+    Training and inference choose by it alike. Draw one more than is wanted: a pool may hold the image. Where
+    the image is asked about labels of its own, one annotated for the label set is asked for those in it.
     """
+    known = tuple(label for label in asked.labels or labels if label in labels)
     others = [turn for turn in drawn if not is_same_image(turn.root / turn.image, asked.root / asked.image)]
+    if asked.labels is not None:
+        others = [turn if turn.labels else turn.asking(known) for turn in others if turn.labels or known]
     return tuple(others[:count])
 
 

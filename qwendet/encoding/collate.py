@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
 from qwendet.encoding.encode import EncodedSample, Span
@@ -77,29 +77,20 @@ class StandardDataCollator:
     Args:
         pad_token_id: token of the padding.
         merge_size: side of a block of patches that become one image token.
-        label_tokens: token ids of each label text, in label order.
         packing: one row without padding, for training.
     """
 
-    def __init__(
-        self,
-        pad_token_id: int,
-        merge_size: int,
-        label_tokens: Sequence[Sequence[int]],
-        *,
-        packing: bool = False,
-    ) -> None:
+    def __init__(self, pad_token_id: int, merge_size: int, *, packing: bool = False) -> None:
         self.pad_token_id = pad_token_id
         self.merge_size = merge_size
         self.packing = packing
-        self.label_input_ids, self.label_attention_mask = _pad_labels(label_tokens, pad_token_id)
 
     def __call__(self, samples: Sequence[EncodedSample]) -> Batch:
         """Collate.
 
         Returns:
             For S samples in B rows of L tokens (S rows, or one row if packed), with N boxes in all, on grids
-            of at most H × W patches:
+            of at most H × W patches, asked about C different labels together:
 
             - ``input_ids``, ``attention_mask``, ``mm_token_type_ids``: ``(B, L)`` int64
             - ``position_ids``: ``(3, B, L)`` int64, time, row and column of each token, 0 at padding; packed,
@@ -114,8 +105,9 @@ class StandardDataCollator:
             - ``patch_index``: ``(S, H, W)`` int64, row of ``pixel_values`` of the student's patch
             - ``context_index``: ``(S, H, W)`` int64, its token in the flattened ``(B * L)`` sequence
             - ``patch_mask``: ``(S, H, W)`` bool, False beyond a sample's own grid
-            - ``label_input_ids``, ``label_attention_mask``: ``(C, T)`` tokens of the label texts
-            - ``target_boxes_cxcywh``: ``(N, 4)``; ``target_label_ids``: ``(N,)``
+            - ``label_texts``: list of C; ``label_input_ids``, ``label_attention_mask``: ``(C, T)`` tokens
+            - ``asked``: ``(S, C)`` bool, True at the labels that the head scores for a sample
+            - ``target_boxes_cxcywh``: ``(N, 4)``; ``target_label_ids``: ``(N,)``, index among the C
             - ``num_boxes``, ``num_tokens``: lists of S counts
             - ``where``: list of S sources, for error messages
         """
@@ -145,10 +137,8 @@ class StandardDataCollator:
             "image_grid_thw": grids,
             "grids": grids.tolist(),
             **self._student_patches(samples, place),
-            "label_input_ids": self.label_input_ids,
-            "label_attention_mask": self.label_attention_mask,
+            **self._labels(samples),
             "target_boxes_cxcywh": torch.cat([sample.boxes_cxcywh for sample in samples]),
-            "target_label_ids": torch.cat([sample.label_ids for sample in samples]),
             "num_boxes": [len(sample.label_ids) for sample in samples],
             "num_tokens": lengths,
             "where": [sample.where for sample in samples],
@@ -165,6 +155,29 @@ class StandardDataCollator:
         if self.packing:
             own = [torch.cat([torch.arange(one.shape[1])[None], one]) for one in own]
         return torch.stack([place.spread(axis, 0) for axis in zip(*own, strict=True)])
+
+    def _labels(self, samples: Sequence[EncodedSample]) -> dict[str, Any]:
+        """All labels of the batch, which of them each sample is asked, and which each box has."""
+        tokens: dict[str, Sequence[int]] = {}
+        for sample in samples:
+            tokens |= sample.scored
+        places = {label: place for place, label in enumerate(tokens)}
+        own = [torch.tensor([places[label] for label in s.scored], dtype=torch.int64) for s in samples]
+        asked = torch.zeros(len(samples), len(tokens), dtype=torch.bool)
+        for row, columns in enumerate(own):
+            asked[row, columns] = True
+        texts = [torch.tensor(row, dtype=torch.int64) for row in tokens.values()]
+        return {
+            "label_texts": [*tokens],
+            "label_input_ids": nn.utils.rnn.pad_sequence(
+                texts, batch_first=True, padding_value=self.pad_token_id
+            ),
+            "label_attention_mask": nn.utils.rnn.pad_sequence(
+                [torch.ones_like(row).bool() for row in texts], batch_first=True
+            ),
+            "asked": asked,
+            "target_label_ids": torch.cat([o[s.label_ids] for o, s in zip(own, samples, strict=True)]),
+        }
 
     def _student_patches(self, samples: Sequence[EncodedSample], place: _Place) -> dict[str, Tensor]:
         """Point at the patches and tokens of each student image, in raster order."""
@@ -228,17 +241,6 @@ def _rows_before(place: _Place, spans: Sequence[Sequence[Span]]) -> Tensor:
         for start, end in own
     ]
     return torch.cat(flat) if flat else torch.zeros(0, dtype=torch.int64)
-
-
-def _pad_labels(label_tokens: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    rows = [torch.tensor(tokens, dtype=torch.int64) for tokens in label_tokens]
-    length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), pad_token_id, dtype=torch.int64)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-        mask[index, : len(row)] = True
-    return ids, mask
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -1,4 +1,4 @@
-"""The training samples as a map-style dataset: read, given demonstrations, encoded."""
+"""The training samples as a map-style dataset: read, given demonstrations and questions, encoded."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from random import Random
 from qwendet.config.schema import Config
 from qwendet.data.augment import Augmenter, Scene, scene_of
 from qwendet.data.images import image_size
+from qwendet.data.labels import choose_labels
+from qwendet.data.repeat_rare import repeats
 from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.data.teachers import choose_teachers, without_own_image
 from qwendet.encoding.encode import EncodedSample, Encoder, TooManyTokensError
@@ -35,14 +37,17 @@ class TeacherPool:
 
 
 class TrainingSamples:
-    """Encoded training samples by index; demonstrations and augmentation change with the epoch.
+    """Encoded training samples by index; demonstrations, labels and augmentation change with the epoch.
 
-    Whoever asks for an index gets what training gets; :meth:`sample` is the sample as it is in its file.
+    Whoever asks for an index gets what training gets; :meth:`sample` is the same without augmentation.
 
     Args:
         config: the resolved config.
         encoder: encodes a sample.
         indices: samples to use; ``None`` is all.
+
+    Attributes:
+        indices: of the file: those samples, then what ``data.repeat_rare`` takes again.
     """
 
     def __init__(self, config: Config, encoder: Encoder, indices: Sequence[int] | None = None) -> None:
@@ -51,8 +56,26 @@ class TrainingSamples:
         self.samples = open_samples(config, "train")
         self.pool = teacher_pool(config, self.samples)
         self.indices = range(len(self.samples)) if indices is None else indices
+        self._origins: Sequence[int] = range(len(self.indices))
+        self._num_samples = len(self.indices)
+        if config.data.repeat_rare is not None:
+            often = repeats([*map(self._shown, self.indices)], config.data.repeat_rare, config.train.seed)
+            again = (at for at, times in enumerate(often) for _ in range(times - 1))
+            self._origins = [*self._origins, *again]
+            self.indices = [self.indices[at] for at in self._origins]
         self.epoch = 0
         self.augmenter = None if config.data.augment == "off" else Augmenter(config.data)
+
+    def _shown(self, index: int) -> set[str]:
+        """Labels of a sample; none of a broken one, which is told where it is read."""
+        with suppress(DataError):
+            return {item.desc for item in self.samples[index].student.objects}
+        return set()
+
+    def _number(self, position: int) -> int:
+        """What is drawn for a sample depends on: its index, or another number where it is taken again."""
+        again = position >= self._num_samples
+        return len(self.samples) + position if again else self.indices[position]
 
     def set_epoch(self, epoch: int) -> None:
         """Draw demonstrations anew; called by the Trainer at the start of each epoch."""
@@ -67,11 +90,12 @@ class TrainingSamples:
         Raises:
             DataError: if the sample, its image or a demonstration is broken.
         """
-        sample = self.sample(position)
+        sample = self._with_teachers(position)
         if self.augmenter is not None:
             with suppress(TooManyTokensError):  # such a one is taken as it is
-                return self.encoder.encode(self.augmented(sample, position), with_answer=True)
-        return self.encoder.encode(sample, with_answer=True)
+                moved = self._asking(self.augmented(sample, position), position)
+                return self.encoder.encode(moved, with_answer=True)
+        return self.encoder.encode(self._asking(sample, position), with_answer=True)
 
     def augmented(self, sample: Sample, position: int) -> Sample:
         """A sample as ``data.augment`` changes it in this epoch, each of its images for itself.
@@ -79,7 +103,7 @@ class TrainingSamples:
         One that would have more objects than the head has queries stays as it is.
         """
         moved = [
-            self._moved(turn, sample.where, f"{self.indices[position]}/{number}")
+            self._moved(turn, sample.where, f"{self._number(position)}/{number}")
             for number, turn in enumerate((sample.student, *sample.teachers))
         ]
         most = max(self.config.detection.num_queries, len(sample.student.objects))
@@ -100,12 +124,21 @@ class TrainingSamples:
         return scene_of(other.student, other.where)
 
     def sample(self, position: int) -> Sample:
-        """The sample with its demonstrations of this epoch."""
+        """The sample with its demonstrations and the labels that it is asked in this epoch."""
+        return self._asking(self._with_teachers(position), position)
+
+    def _asking(self, sample: Sample, position: int) -> Sample:
+        generator = Random(f"labels/{self.config.train.seed}/{self.epoch}/{self._number(position)}")
+        most = self.config.data.labels_per_request
+        return replace(sample, student=choose_labels(sample.student, self.encoder.labels, most, generator))
+
+    def _with_teachers(self, position: int) -> Sample:
         sample = self.samples[self.indices[position]]
         if sample.teachers or self.config.data.teacher_ratio == 0:
             return sample
         drawn = (self.pool.samples[at].student for at in self._drawn(position))
-        shown = without_own_image(drawn, sample.student, self.config.data.num_teachers)
+        count = self.config.data.num_teachers
+        shown = without_own_image(drawn, sample.student, count, self.encoder.labels)
         return replace(sample, teachers=shown)
 
     def lengths(self) -> list[tuple[int, int]]:
@@ -120,15 +153,16 @@ class TrainingSamples:
     def _drawn(self, position: int) -> list[int]:
         """Samples of the pool that are drawn for a sample in this epoch, whether or not it has its own."""
         own = self.pool.is_training_set
-        pool = self.indices if own else range(len(self.pool.samples))  # no sample that was left out
+        # No sample that was left out, and none twice.
+        pool = self.indices[: self._num_samples] if own else range(len(self.pool.samples))
         chosen = choose_teachers(
             seed=self.config.train.seed,
             epoch=self.epoch,
-            index=self.indices[position],
+            index=self._number(position),
             pool_size=len(pool),
             count=self.config.data.num_teachers + 1,  # one to spare: the pool may hold the sample's own image
             ratio=self.config.data.teacher_ratio,
-            exclude=position if own else None,
+            exclude=self._origins[position] if own else None,
         )
         return [pool[at] for at in chosen]
 
@@ -140,12 +174,13 @@ def training_samples(config: Config, encoder: Encoder) -> TrainingSamples:
         DataError: for a file that cannot be read.
         ConfigError: if no sample is left.
     """
-    samples = TrainingSamples(config, encoder)
+    usable = None
     if config.data.on_bad_sample == "skip":
-        samples.indices, problems = usable_samples(samples.samples, config.data.labels or ())
+        usable, problems = usable_samples(open_samples(config, "train"), config.data.labels or ())
         logger.warning("data.on_bad_sample is skip: %d samples left out", len(problems))
         for problem in problems:
             logger.warning("left out: %s: %s", problem.where, problem.what)
+    samples = TrainingSamples(config, encoder, usable)
     if len(samples) == 0:
         raise ConfigError("no usable training sample is left", "data.train", "mend the samples listed above")
     return samples
@@ -198,7 +233,8 @@ def _require_usable(sample: Sample, labels: frozenset[str]) -> None:
             what = f"{turn.image!r} is {size[0]}×{size[1]}, declared as {declared}"
             raise DataError(what, sample.where, "correct width and height, and see that the boxes fit")
         require_inside(turn, size, sample.where)
-        strange = sorted({item.desc for item in turn.objects} - labels)
+        known = labels.union(turn.labels or (), sample.student.labels or ())
+        strange = sorted({item.desc for item in turn.objects} - known)
         if strange:
             what = f"the label {strange[0]!r} is not in the label set"
             raise DataError(what, sample.where, "add it to data.labels or correct it")

@@ -10,7 +10,7 @@ tokens are made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -51,8 +51,10 @@ class EncodedSample:
         image_size: width and height of the student's displayed image, pixels.
         teacher_assistant_spans: token ranges of the demonstrations' answers.
         student_assistant_spans: token range of the student's answer; none at inference.
+        labels: what the student is asked, in the order of the request.
+        scored: labels that the head scores, each with its token ids.
         boxes_cxcywh: ``(N, 4)`` float32, the student's boxes in the unit square.
-        label_ids: ``(N,)`` int64, index into the label set.
+        label_ids: ``(N,)`` int64, index into ``scored``.
         where: file and line, for error messages.
     """
 
@@ -64,6 +66,8 @@ class EncodedSample:
     image_size: tuple[int, int]
     teacher_assistant_spans: tuple[Span, ...] = ()
     student_assistant_spans: tuple[Span, ...] = ()
+    labels: tuple[str, ...] = ()
+    scored: Mapping[str, Sequence[int]] = field(default_factory=dict)
     boxes_cxcywh: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
     label_ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     where: str = ""
@@ -102,12 +106,16 @@ class Encoder:
         self.settings = settings
         own = settings.system_prompt
         self.system_prompt = self.family.system_prompt if own is None else own
-        self._label_ids = {label: index for index, label in enumerate(self.labels)}
         self._image_token_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        self._request = request_text(settings.request, self.labels)
+        self._label_tokens: list[list[int]] | None = None
 
     def encode(
-        self, sample: Sample, *, with_answer: bool, images: Sequence[Image.Image] | None = None
+        self,
+        sample: Sample,
+        *,
+        with_answer: bool,
+        images: Sequence[Image.Image] | None = None,
+        scored: tuple[str, ...] | None = None,
     ) -> EncodedSample:
         """Encode one sample.
 
@@ -116,19 +124,23 @@ class Encoder:
             with_answer: append the student's answer (training); without it the sequence ends where
                 the answer begins (inference).
             images: of the turns, as displayed; ``None`` opens their files.
+            scored: labels that the head scores; ``None`` is those that are asked.
 
         Raises:
             DataError: for images, boxes or labels that cannot be used, or too many tokens.
         """
-        turns = (*sample.teachers, sample.student)
-        for turn in turns if with_answer else sample.teachers:
-            self._require_known_labels(turn, sample.where)
+        for turn in (*sample.teachers, sample.student) if with_answer else sample.teachers:
+            self._require_known_labels(turn, sample)
+        sample = sample.asking(self.labels)
+        turns, asked = (*sample.teachers, sample.student), sample.student.labels or ()
         given = [None] * len(turns) if images is None else images
         pictures = [self._picture(*pair, sample.where) for pair in zip(turns, given, strict=True)]
         answers = [self._answer(turn, picture) for turn, picture in zip(turns, pictures, strict=True)]
-        ids, spans = self._tokens(pictures, answers if with_answer else answers[:-1])
+        ids, spans = self._tokens(turns, pictures, answers if with_answer else answers[:-1])
         encoded = replace(
             self._encoded(ids, pictures, sample.where),
+            labels=asked,
+            scored=self._scored(scored or asked),
             teacher_assistant_spans=tuple(spans[: len(sample.teachers)]),
             student_assistant_spans=tuple(spans[len(sample.teachers) :]),
         )
@@ -152,7 +164,8 @@ class Encoder:
         ids = self._tokenize(first)
         for text, picture in zip(others, pictures, strict=True):
             ids += [self._image_token_id] * self._num_tokens(picture) + self._tokenize(text)
-        return self._encoded(ids, pictures, where)
+        encoded = self._encoded(ids, pictures, where)
+        return replace(encoded, labels=self.labels, scored=self._scored(self.labels))
 
     def _encoded(self, ids: Sequence[int], pictures: Sequence[_Picture], where: str) -> EncodedSample:
         if len(ids) > self.settings.max_tokens:
@@ -180,6 +193,7 @@ class Encoder:
             sample: as for :meth:`encode`; its answer is left out.
             resized: images in the size that the model sees, so that the server has nothing to resize.
         """
+        sample = sample.asking(self.labels)
         turns = (*sample.teachers, sample.student)
         images = [_displayed(turn, sample.where) for turn in turns]
         pictures = [self._unopened(image.size) for image in images]
@@ -188,7 +202,7 @@ class Encoder:
             sizes = [picture.model_size for picture in pictures]
             resample = self.image_processor.resample
             images = [image.resize(size, resample) for image, size in zip(images, sizes, strict=True)]
-        return conversation(self.system_prompt, self._request, answers[:-1]), images
+        return conversation(self.system_prompt, self._requests(turns), answers[:-1]), images
 
     @property
     def limits(self) -> PixelLimits:
@@ -207,16 +221,24 @@ class Encoder:
         Returns:
             Tokens of the whole sample with its answer, and of the student's answer alone.
         """
+        sample = sample.asking(self.labels)
         turns = (*sample.teachers, sample.student)
         pictures = [self._unopened(size) for size in sizes]
         answers = [self._answer(turn, picture) for turn, picture in zip(turns, pictures, strict=True)]
-        ids, spans = self._tokens(pictures, answers)
+        ids, spans = self._tokens(turns, pictures, answers)
         start, end = spans[-1]
         return len(ids), end - start
 
-    def label_tokens(self) -> list[list[int]]:
-        """Token ids of each label text, in label order."""
-        return [self._tokenize(label) for label in self.labels]
+    def label_tokens(self, labels: tuple[str, ...] | None = None) -> list[list[int]]:
+        """Token ids of each label text; ``None`` is the label set, whose tokens are kept."""
+        if labels not in (None, self.labels):
+            return [self._tokenize(label) for label in labels or ()]
+        if self._label_tokens is None:
+            self._label_tokens = [self._tokenize(label) for label in self.labels]
+        return self._label_tokens
+
+    def _scored(self, labels: tuple[str, ...]) -> dict[str, Sequence[int]]:
+        return dict(zip(labels, self.label_tokens(labels), strict=True))
 
     def _picture(self, turn: Turn, image: Image.Image | None, where: str) -> _Picture:
         image = _displayed(turn, where) if image is None else image
@@ -242,9 +264,12 @@ class Encoder:
     def _answer(self, turn: Turn, picture: _Picture) -> str:
         return answer_text(trainable_objects(turn), picture.displayed_size, picture.model_size, self.family)
 
-    def _tokens(self, pictures: Sequence[_Picture], answers: Sequence[str]) -> tuple[list[int], list[Span]]:
+    def _tokens(
+        self, turns: Sequence[Turn], pictures: Sequence[_Picture], answers: Sequence[str]
+    ) -> tuple[list[int], list[Span]]:
         """Join prompt pieces and answers; returns the ids and the span of each answer."""
-        prompt = self._render(answers[: len(pictures) - 1])
+        messages = conversation(self.system_prompt, self._requests(turns), answers[: len(pictures) - 1])
+        prompt = self._rendered(messages)
         ids: list[int] = []
         spans: list[Span] = []
         done = 0
@@ -272,9 +297,9 @@ class Encoder:
             )
         return found
 
-    def _render(self, answers: Sequence[str]) -> str:
-        """The prompt, up to where the student's answer begins."""
-        return self._rendered(conversation(self.system_prompt, self._request, answers))
+    def _requests(self, turns: Sequence[Turn]) -> list[str]:
+        """What stands behind each image."""
+        return [request_text(self.settings.request, turn.labels or ()) for turn in turns]
 
     def _rendered(self, messages: Sequence[Message]) -> str:
         text = self.tokenizer.apply_chat_template(
@@ -296,19 +321,21 @@ class Encoder:
 
     def _with_targets(self, encoded: EncodedSample, sample: Sample) -> EncodedSample:
         objects = trainable_objects(sample.student)
+        places = {label: place for place, label in enumerate(encoded.scored)}
         boxes = rescale_xyxy([item.bbox_2d for item in objects], encoded.image_size, (1, 1))
         return replace(
             encoded,
             boxes_cxcywh=xyxy_to_cxcywh(torch.from_numpy(boxes).float()),
-            label_ids=torch.tensor([self._label_ids[item.desc] for item in objects], dtype=torch.int64),
+            label_ids=torch.tensor([places[item.desc] for item in objects], dtype=torch.int64),
         )
 
-    def _require_known_labels(self, turn: Turn, where: str) -> None:
+    def _require_known_labels(self, turn: Turn, sample: Sample) -> None:
+        known = turn.labels or (*self.labels, *(sample.student.labels or ()))
         for item in turn.objects:
-            if item.desc not in self._label_ids:
+            if item.desc not in known:
                 raise DataError(
-                    f"the label {item.desc!r} is not in the label set ({', '.join(self.labels[:10])})",
-                    where,
+                    f"the label {item.desc!r} is not in the label set ({', '.join(known[:10])})",
+                    sample.where,
                     "add it to data.labels or correct it",
                 )
 

@@ -21,7 +21,7 @@ def request_text(template: str, labels: Sequence[str]) -> str:
 
     Args:
         template: ``data.request``, with the placeholder ``{labels}``.
-        labels: the label set in manifest order.
+        labels: what is asked, in order.
 
     Example:
         >>> request_text("Locate every {labels}.", ["cat", "dog"])
@@ -53,23 +53,25 @@ def answer_text(
     )
 
 
-def conversation(system_prompt: str, request: str, answers: Sequence[str]) -> list[Message]:
+def conversation(system_prompt: str, requests: Sequence[str], answers: Sequence[str]) -> list[Message]:
     """Messages of demonstrations and student, up to the last request.
 
         system | user: image + request | assistant: answer | ... | user: image + request
 
     Args:
         system_prompt: text of the system turn; empty for none.
-        request: text after each image.
-        answers: answer texts of the demonstrations, one a demonstration.
+        requests: text after each image, the student's last.
+        answers: answer texts of the demonstrations.
 
     Returns:
         Messages for ``apply_chat_template``.
     """
-    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": request}]}
+    *shown, asked = (
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]} for text in requests
+    )
     messages: list[Message] = []
     if system_prompt:
         messages.append({"role": "system", "content": [{"type": "text", "text": system_prompt}]})
-    for answer in answers:
+    for question, answer in zip(shown, answers, strict=True):
         messages += [question, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-    return [*messages, question]
+    return [*messages, asked]

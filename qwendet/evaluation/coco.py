@@ -24,11 +24,9 @@ def coco_ground_truth(
         samples: the samples that were predicted, in order. Crowds and difficult objects are not scored: a
             crowd takes in any number of detections that lie in it, a difficult object the one that fits it.
         predictions: their predictions, which know the images' sizes.
-        labels: the label set; labels beside it become categories after it, which nothing can find.
+        labels: the label set; other labels become categories after it. What nobody asks for is missed.
     """
-    known = dict.fromkeys(labels)
-    unknown = {item.desc for sample in samples for item in sample.student.objects} - known.keys()
-    category_of = {label: index for index, label in enumerate([*labels, *sorted(unknown)], start=1)}
+    category_of = _categories(samples, labels)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):
@@ -57,11 +55,27 @@ def coco_ground_truth(
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
+def _categories(samples: Sequence[Sample], labels: Sequence[str]) -> dict[str, int]:
+    """Category ids from 1: of the label set, then of what else is asked in samples or is there."""
+    turns = [sample.student for sample in samples]
+    others = {label for turn in turns for label in (turn.labels or [item.desc for item in turn.objects])}
+    return {
+        label: index for index, label in enumerate([*labels, *sorted(others.difference(labels))], start=1)
+    }
+
+
 def coco_results(
-    predictions: Sequence[Prediction], labels: Sequence[str], source: Source
+    samples: Sequence[Sample], predictions: Sequence[Prediction], labels: Sequence[str], source: Source
 ) -> list[dict[str, Any]]:
-    """Detections of one source in COCO's results form; labels outside the set cannot be scored."""
-    category_of = {label: index for index, label in enumerate(labels, start=1)}
+    """Detections of one source in COCO's results form, of labels that their samples ask for.
+
+    Args:
+        samples: what was predicted.
+        predictions: one a sample.
+        labels: the label set, which samples ask for that do not say what they ask.
+        source: whose detections.
+    """
+    category_of, default = _categories(samples, labels), frozenset(labels)
     return [
         {
             "image_id": image_id,
@@ -69,9 +83,9 @@ def coco_results(
             "bbox": list(xywh(detection.bbox_2d)),
             "score": detection.score,
         }
-        for image_id, prediction in enumerate(predictions)
+        for image_id, (sample, prediction) in enumerate(zip(samples, predictions, strict=True))
         for detection in prediction.detections
-        if detection.source == source and detection.desc in category_of
+        if detection.source == source and detection.desc in (sample.student.labels or default)
     ]
 
 

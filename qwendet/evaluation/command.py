@@ -140,7 +140,7 @@ def evaluate_model(
         mode=mode,
         overrides=overrides,
         given=given_to(model),
-        labels_of_data=labels_of(samples, skip_bad=False),
+        labels_of_data=labels_of(samples, skip_bad=False) or samples[0].student.labels or (),
         check=partial(require_tiles_that_fit, samples=samples),
     )
     sources = predictor.sources(mode)
@@ -171,7 +171,7 @@ def evaluate_model(
     samples = [samples[index] for index in usable]
     truth = coco_ground_truth(samples, _kept(next(iter(found.values()))[2], usable), labels)
     runs = tuple(
-        score_run(truth, _kept(results, usable), labels, source, count)
+        score_run(truth, samples, _kept(results, usable), labels, source, count)
         for source, count, results in found.values()
     )
     if base is not None:
@@ -184,7 +184,7 @@ def evaluate_model(
         samples=tuple(samples),
         ground_truth=truth,
         runs=runs,
-        comparisons=_compare(runs, others, truth, labels, str(compare)),
+        comparisons=_compare(runs, others, truth, samples, labels, str(compare)),
         notes=tuple(notes),
         left_out=tuple(left_out),
     )
@@ -238,6 +238,7 @@ def _compare(
     runs: Sequence[Run],
     others: dict[str, tuple[Source, list[Prediction]]],
     truth: dict[str, Any],
+    samples: Sequence[Sample],
     labels: Sequence[str],
     where: str,
 ) -> tuple[Comparison, ...]:
@@ -252,7 +253,7 @@ def _compare(
             continue
         name = run.name if run.name in same_source else same_source[0]
         predictions = align(others[name][1], images, where)
-        other = score_run(truth, predictions, labels, run.source, run.teachers)
+        other = score_run(truth, samples, predictions, labels, run.source, run.teachers)
         comparisons.append(compare_runs(run, other, (run.name, f"{where} ({name})"), truth))
     if not comparisons:
         measured = " and ".join(sorted({run.source for run in runs}))

@@ -96,7 +96,8 @@ def foreign_labels(samples: Sequence[Sample], labels: Collection[str], where: st
     Raises:
         DataError: if it knows none of them.
     """
-    present = {item.desc for sample in samples for item in sample.student.objects}
+    asked = [sample.student for sample in samples if sample.student.labels is None]
+    present = {item.desc for turn in asked for item in turn.objects}
     strange = sorted(present - set(labels))
     if present and len(strange) == len(present):
         raise DataError(
@@ -106,7 +107,7 @@ def foreign_labels(samples: Sequence[Sample], labels: Collection[str], where: st
         )
     if not strange:
         return []
-    boxes = sum(item.desc in strange for sample in samples for item in sample.student.objects)
+    boxes = sum(item.desc in strange for turn in asked for item in turn.objects)
     return [f"The model does not know {_some(strange)}: {boxes} boxes count as missed."]
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qwendet.data.samples import Sample
 from qwendet.evaluation.coco import coco_results, match, summarise
 from qwendet.evaluation.matches import FloatArray, Matches, f1_over_ious, matches_of
 from qwendet.inference.detections import Prediction, Source
@@ -139,6 +140,7 @@ def run_name(source: Source, teachers: int | None) -> str:
 
 def score_run(
     ground_truth: dict[str, Any],
+    samples: Sequence[Sample],
     predictions: Sequence[Prediction],
     labels: Sequence[str],
     source: Source,
@@ -148,13 +150,14 @@ def score_run(
 
     Args:
         ground_truth: from :func:`~qwendet.evaluation.coco.coco_ground_truth`.
-        predictions: in the order of its images.
+        samples: what was predicted, in the order of its images.
+        predictions: one a sample.
         labels: the label set.
         source: whose detections.
         teachers: demonstrations asked for.
     """
     own = tuple(_of_source(prediction, source) for prediction in predictions)
-    results = coco_results(own, labels, source)
+    results = coco_results(samples, own, labels, source)
     categories = ground_truth["categories"]
     evaluation = match(ground_truth, results)
     metrics = summarise(evaluation)

@@ -75,7 +75,7 @@ def _metrics(
     truth = coco_ground_truth(samples, predictions, labels)
     metrics: dict[str, float] = {}
     for source in sources:
-        scores = coco_metrics(truth, coco_results(predictions, labels, source))
+        scores = coco_metrics(truth, coco_results(samples, predictions, labels, source))
         metrics |= {f"{source}/{name}": value for name, value in scores.items()}
     return metrics
 

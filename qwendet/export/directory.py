@@ -150,8 +150,8 @@ def _merge(bundle: Bundle) -> float:
 def _logits(bundle: Bundle) -> Tensor:
     """Logits of the answer's first token for a picture of noise."""
     pixels = np.random.default_rng(0).integers(0, 256, (84, 112, 3), dtype=np.uint8)
-    request = request_text(bundle.config.data.request, bundle.labels)
-    messages = conversation(bundle.config.data.system_prompt or "", request, [])
+    request = request_text(bundle.config.data.request, bundle.request_labels)
+    messages = conversation(bundle.config.data.system_prompt or "", [request], [])
     text = bundle.processor.tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
     )

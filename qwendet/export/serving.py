@@ -33,6 +33,7 @@ class Serving:
         system: text of the system turn; empty for none.
         request: text after the image, labels filled in.
         labels: in the order of the request.
+        labels_per_request: a request names so many of them at a time; ``None`` names all.
         answer_form: of the boxes in answers: ``json`` or ``box_tokens``.
         frame: of their coordinates: ``pixels`` of the resized image, or ``thousandths`` of the image.
         min_pixels: smaller images are enlarged to at least this many pixels.
@@ -52,6 +53,7 @@ class Serving:
     system: str
     request: str
     labels: tuple[str, ...]
+    labels_per_request: int | None
     answer_form: AnswerForm
     frame: Frame
     min_pixels: int
@@ -97,8 +99,9 @@ def serving_of(bundle: Bundle, name: str, licence: str) -> Serving:
         licence=licence or UNKNOWN_LICENCE,
         dtype=bundle.config.model.dtype,
         system=data.system_prompt or "",
-        request=request_text(data.request, bundle.labels),
+        request=request_text(data.request, bundle.request_labels),
         labels=bundle.labels,
+        labels_per_request=data.labels_per_request,
         answer_form=family.answer_form,
         frame=family.frame,
         min_pixels=size["shortest_edge"],

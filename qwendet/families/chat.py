@@ -27,19 +27,23 @@ IN_CONFIG = {
 
 
 def prompt_text(
-    system_prompt: str, request: str, answers: Sequence[str], image_tokens: Sequence[int], answer_prefix: str
+    system_prompt: str,
+    requests: Sequence[str],
+    answers: Sequence[str],
+    image_tokens: Sequence[int],
+    answer_prefix: str,
 ) -> str:
     """The prompt in the families' chat format, image tokens written out, up to where the answer begins.
 
     Args:
         system_prompt: text of the system turn.
-        request: text after each image.
+        requests: text after each image.
         answers: answers of the demonstrations.
         image_tokens: tokens of each image, the student's last; one more than there are answers.
         answer_prefix: what stands before the student's answer in its turn.
     """
     text = f"{START_OF_TURN}system\n{system_prompt}{END_OF_TURN}\n" if system_prompt else ""
-    for index, count in enumerate(image_tokens):
+    for index, (count, request) in enumerate(zip(image_tokens, requests, strict=True)):
         image = VISION_START + IMAGE_TOKEN * count + VISION_END
         text += f"{START_OF_TURN}user\n{image}{request}{END_OF_TURN}\n{ASSISTANT}"
         text += f"{answers[index]}{END_OF_TURN}\n" if index < len(answers) else answer_prefix

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from qwendet.answers.diagnostics import AnswerFacts
+from qwendet.answers.diagnostics import AnswerFacts, joined_facts
 from qwendet.files import atomic_file
 
 Source = Literal["head", "text"]
@@ -77,6 +77,28 @@ class Prediction:
         answer = record.get("answer")
         facts = None if answer is None else AnswerFacts(**answer)
         return cls(record["image"], record["width"], record["height"], detections, record["rejected"], facts)
+
+
+def joined(parts: Sequence[Prediction], most: int, *, head_of_first: bool) -> Prediction:
+    """One prediction of several of an image, each about other labels.
+
+    Args:
+        parts: at least one.
+        most: detections of each source.
+        head_of_first: the head scored all labels in the first; else each part has its own.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    kept: list[Detection] = []
+    for source in ("head", "text"):
+        shown = parts[:1] if source == "head" and head_of_first else parts
+        found = [item for part in shown for item in part.detections if item.source == source]
+        kept += sorted(found, key=lambda item: -item.score)[:most]
+    kept.sort(key=lambda item: -item.score)
+    answers = [part.answer for part in parts if part.answer is not None]
+    rejected = sum(part.rejected for part in parts)
+    answer = joined_facts(answers) if answers else None
+    return replace(parts[0], detections=tuple(kept), rejected=rejected, answer=answer)
 
 
 def write_predictions(

@@ -263,10 +263,16 @@ class AnswerDrafts:
         self._example = [*self._tokens.ids(example.encode()), self._tokens.end_id]
 
     def of(self, item: EncodedSample, found: Sequence[Detection] | None) -> Drafter:
-        """Draft the answer about a sample."""
-        size, labels = answer_size(self._interface, item), self._interface.labels
-        rows = None if found is None else self._rows(found, item.image_size, size)
-        boxes = BoxDraft(AnswerGrammar(labels, size, self._form), labels, rows)
+        """Draft the answer about a sample.
+
+        Args:
+            item: the sample.
+            found: by the head, boxes in pixels of the displayed image; ``None`` without a head.
+        """
+        size = answer_size(self._interface, item)
+        asked = found and [hit for hit in found if hit.desc in item.labels]
+        rows = None if asked is None else self._rows(asked, item.image_size, size)
+        boxes = BoxDraft(AnswerGrammar(item.labels, size, self._form), item.labels, rows)
         return AnswerDrafter(self._tokens, self._example, boxes)
 
     def _rows(

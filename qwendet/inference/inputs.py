@@ -206,8 +206,10 @@ def with_teachers(samples: Sequence[Sample], config: Config, count: int) -> Sequ
     chosen = choose_teachers(config.train.seed, 0, 0, len(pool), count + 1, ratio=1.0)
     drawn = [pool[index].student for index in chosen]
 
+    labels = config.data.labels or ()
+
     def shown(sample: Sample) -> Sample:
-        own = sample.teachers or without_own_image(drawn, sample.student, count)
+        own = sample.teachers or without_own_image(drawn, sample.student, count, labels)
         return replace(sample, teachers=own)
 
     return Samples(len(samples), samples.__getitem__).map(shown)

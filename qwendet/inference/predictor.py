@@ -12,12 +12,14 @@ import difflib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from qwendet.answers.grammar import AnswerGrammar
 from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
@@ -25,6 +27,7 @@ from qwendet.config.load import override_config
 from qwendet.config.same_settings import require_same_settings
 from qwendet.config.schema import Config
 from qwendet.data.images import image_size
+from qwendet.data.labels import label_chunks
 from qwendet.data.samples import Sample
 from qwendet.encoding.collate import Batch, require_left_padding, to_device
 from qwendet.encoding.encode import EncodedSample
@@ -32,7 +35,7 @@ from qwendet.encoding.image_tokens import num_image_tokens
 from qwendet.errors import ConfigError, DataError
 from qwendet.inference.batches import Plan, Results, Skipped, predict_in_memory
 from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary
-from qwendet.inference.detections import Detection, Prediction, Source
+from qwendet.inference.detections import Detection, Prediction, Source, joined
 from qwendet.inference.drafts import AnswerDrafts, Drafter
 from qwendet.inference.generation import generate_answers
 from qwendet.inference.inputs import sample_of_image
@@ -71,6 +74,8 @@ class Predictor:
         self.bundle = bundle
         self.encoder = bundle.encoder()
         self.collator = bundle.collator()
+        self._alphabet: frozenset[int] = frozenset()
+        self._vocabulary: AnswerVocabulary
 
     @classmethod
     def from_checkpoint(
@@ -183,29 +188,33 @@ class Predictor:
     def _predict_views(
         self, plan: Plan, number: int, tiles: Tiles, sources: Sequence[Source], *, skip_bad: bool
     ) -> Results:
-        """Predict a batch of samples, the views of them all in batches of their own."""
+        """Predict a batch of samples, the requests about all their views in batches of their own."""
         results: Results = {}
         views: dict[int, list[Sample]] = {}
+
+        @contextmanager
+        def told(index: int) -> Iterator[None]:
+            try:
+                yield
+            except DataError as error:
+                if not skip_bad:
+                    raise
+                results[index] = Skipped(error.problems)
+
+        def requests(index: int, view: Sample) -> Iterator[EncodedSample]:
+            with told(index):
+                yield from self.requests(view, sources)
+
+        for index in plan.batch(number):
+            with told(index):
+                views[index] = tiles.views(plan.samples[index])
+        shown = [(index, view) for index, own in views.items() for view in own]
+        parts = self._parts([view for _, view in shown], [requests(*place) for place in shown], sources)
         found: dict[int, list[Prediction]] = defaultdict(list)
-
-        def encoded() -> Iterator[tuple[int, Sample, EncodedSample]]:
-            for index in plan.batch(number):
-                try:
-                    views[index] = tiles.views(plan.samples[index])
-                    for sample in views[index]:
-                        yield index, sample, self.encoder.encode(sample, with_answer=False)
-                except DataError as error:
-                    if not skip_bad:
-                        raise
-                    results[index] = Skipped(error.problems)
-
-        waiting = encoded()
-        while chunk := list(islice(waiting, self.batch_size)):
-            owners, samples, items = zip(*chunk, strict=True)
-            for index, prediction in zip(owners, self.predict_encoded(samples, items, sources), strict=True):
-                found[index].append(prediction)
-        usable = (index for index in found if index not in results)
-        return results | {index: tiles.merged(views[index], found[index]) for index in usable}
+        for (index, view), own in zip(shown, parts, strict=True):
+            if index not in results:
+                found[index].append(self._joined(view, own))
+        return results | {index: tiles.merged(views[index], own) for index, own in found.items()}
 
     def _num_tokens(self, sample: Sample) -> int:
         """About as many as the prompt will have, beside what all prompts have: images and shown boxes."""
@@ -236,9 +245,8 @@ class Predictor:
     def _in_batches(self, samples: Iterable[Sample], sources: Sequence[Source]) -> Iterator[Prediction]:
         remaining = iter(samples)
         self.bundle.detector.eval()
-        while chunk := list(islice(remaining, self.bundle.config.infer.batch_size)):
-            encoded = [self.encoder.encode(sample, with_answer=False) for sample in chunk]
-            yield from self.predict_encoded(chunk, encoded, sources)
+        while chunk := list(islice(remaining, self.batch_size)):
+            yield from self.predict_requests(chunk, [self.requests(one, sources) for one in chunk], sources)
 
     def sources(self, mode: str | None = None) -> tuple[Source, ...]:
         """What answers in a mode; ``None`` takes ``infer.mode``.
@@ -248,6 +256,49 @@ class Predictor:
         """
         has_head = self.bundle.detector.head is not None
         return sources_of(mode or self.bundle.config.infer.mode, has_head=has_head)
+
+    def requests(
+        self, sample: Sample, sources: Sequence[Source], images: Sequence[Image.Image] | None = None
+    ) -> Iterator[EncodedSample]:
+        """What is asked about a sample: one request, or one for each ``data.labels_per_request`` labels.
+
+        The head sees nothing of the request, which stands behind the image: one forward is for all labels,
+        but where demonstrations show some of them.
+        """
+        labels = self.bundle.labels
+        chunks = label_chunks(sample, labels, self.bundle.config.data.labels_per_request)
+        scored = (sample.student.labels or labels) if "head" in sources and not sample.teachers else None
+        for chunk in chunks if scored is None or "text" in sources else chunks[:1]:
+            yield self.encoder.encode(chunk, with_answer=False, images=images, scored=scored)
+            scored = None
+
+    def predict_requests(
+        self,
+        samples: Sequence[Sample],
+        requests: Sequence[Iterable[EncodedSample]],
+        sources: Sequence[Source],
+    ) -> list[Prediction]:
+        """Predict samples by the :meth:`requests` of each, in batches of ``infer.batch_size``."""
+        return [*map(self._joined, samples, self._parts(samples, requests, sources))]
+
+    def _parts(
+        self,
+        samples: Sequence[Sample],
+        requests: Sequence[Iterable[EncodedSample]],
+        sources: Sequence[Source],
+    ) -> list[list[Prediction]]:
+        """A prediction of each request about each sample."""
+        parts: list[list[Prediction]] = [[] for _ in samples]
+        waiting = ((number, item) for number, items in enumerate(requests) for item in items)
+        while batch := list(islice(waiting, self.batch_size)):
+            numbers, items = zip(*batch, strict=True)
+            found = self.predict_encoded([samples[number] for number in numbers], items, sources)
+            for number, prediction in zip(numbers, found, strict=True):
+                parts[number].append(prediction)
+        return parts
+
+    def _joined(self, sample: Sample, parts: Sequence[Prediction]) -> Prediction:
+        return joined(parts, self.bundle.config.infer.max_detections, head_of_first=not sample.teachers)
 
     @torch.inference_mode()
     def predict_encoded(
@@ -264,11 +315,11 @@ class Predictor:
         def drafting(head: HeadOutput | None) -> list[Drafter]:
             if head is None:
                 return [self._drafts.of(item, None) for item in encoded]
-            by_head[:] = self._by_head(head, encoded)
+            by_head[:] = self._by_head(head, encoded, batch)
             return [*map(self._drafts.of, encoded, by_head)]
 
         if "head" in sources and not is_drafted:
-            by_head[:] = self._by_head(self.bundle.detector(batch, with_tokens=False).head, encoded)
+            by_head[:] = self._by_head(self.bundle.detector(batch, with_tokens=False).head, encoded, batch)
         if "text" in sources:
             answers = self._answers(batch, encoded, drafting if is_drafted else None)
             by_text = [read_answer(self.bundle, *row) for row in zip(answers, encoded, strict=True)]
@@ -277,18 +328,21 @@ class Predictor:
         rows = zip(samples, encoded, by_head, by_text, strict=True)
         return [prediction_of(*row, self.bundle.config.infer) for row in rows]
 
-    def _by_head(self, output: HeadOutput, encoded: Sequence[EncodedSample]) -> Iterator[list[Detection]]:
+    def _by_head(
+        self, output: HeadOutput, encoded: Sequence[EncodedSample], batch: Batch
+    ) -> Iterator[list[Detection]]:
         logits, boxes, valid = (part.cpu() for part in output.final())
         for row, item in enumerate(encoded):
-            scores = logits[row].float().sigmoid() * valid[row][:, None]
+            asked = batch["asked"][row].nonzero().flatten().tolist()
+            scores = logits[row][:, asked].float().sigmoid() * valid[row][:, None]
             best = scores.flatten().topk(min(self.bundle.config.infer.max_detections, scores.numel()))
             width, height = item.image_size
             unclipped = cxcywh_to_xyxy(boxes[row].double()) * torch.tensor([width, height, width, height])
             xyxy = clip_xyxy(unclipped, width, height).tolist()
             yield [
-                Detection(rounded(xyxy[query]), self.bundle.labels[label], score, "head")
+                Detection(rounded(xyxy[query]), batch["label_texts"][asked[label]], score, "head")
                 for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-                for query, label in [divmod(index, len(self.bundle.labels))]
+                for query, label in [divmod(index, len(asked))]
                 if has_area(xyxy[query])
             ]
 
@@ -314,18 +368,12 @@ class Predictor:
     def _constraint(self, encoded: Sequence[EncodedSample]) -> AnswerConstraint:
         infer = self.bundle.config.infer
         form = self.bundle.processor.family.answer_form
-        grammars = [
-            AnswerGrammar(self.bundle.labels, answer_size(self.bundle, item), form) for item in encoded
-        ]
+        grammars = [AnswerGrammar(item.labels, answer_size(self.bundle, item), form) for item in encoded]
+        alphabet = self._alphabet.union(*(grammar.alphabet for grammar in grammars))
+        if alphabet > self._alphabet:  # a second's work with the published vocabulary
+            self._alphabet = alphabet
+            self._vocabulary = AnswerVocabulary(self.bundle.processor.tokenizer, alphabet)
         return AnswerConstraint(self._vocabulary, grammars, infer.max_detections, infer.max_new_tokens)
-
-    @cached_property
-    def _vocabulary(self) -> AnswerVocabulary:
-        """The tokens of constrained answers: a second's work with the published vocabulary."""
-        alphabet = AnswerGrammar(
-            self.bundle.labels, (1, 1), self.bundle.processor.family.answer_form
-        ).alphabet
-        return AnswerVocabulary(self.bundle.processor.tokenizer, alphabet)
 
 
 def config_to_ask(

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwendet.data.labels import label_chunks
 from qwendet.data.samples import Sample
 from qwendet.encoding.encode import EncodedSample, Encoder
 from qwendet.errors import ConfigError, DataError
 from qwendet.inference.batches import Plan, Results, Skipped, predict_in_memory
 from qwendet.inference.chat_server import ChatServer, Question, Reply, ServerError, with_images
-from qwendet.inference.detections import Prediction, Source
+from qwendet.inference.detections import Prediction, Source, joined
 from qwendet.inference.predictor import Predictor, config_to_ask
 from qwendet.inference.text_answers import prediction_of, read_answer
 from qwendet.inference.tiles import Tiles
@@ -77,13 +78,14 @@ class ServedPredictor:
             DataError: without ``skip_bad``, for a sample that cannot be used.
         """
         require_text(mode)
-        settings = self.bundle.config.infer
+        settings, most = self.bundle.config.infer, self.bundle.config.data.labels_per_request
         tiles = Tiles(settings, self.encoder.limits)
         views: dict[int, list[Sample]] = {}
-        found: dict[int, dict[int, Prediction]] = {}
-        waiting: dict[tuple[int, int], tuple[Sample, EncodedSample]] = {}
+        requests: dict[int, list[list[Sample]]] = {}
+        found: dict[int, dict[tuple[int, int], Prediction]] = {}
+        waiting: dict[_Place, EncodedSample] = {}
 
-        def asked() -> Iterator[tuple[int, int]]:
+        def asked() -> Iterator[_Place]:
             for number in batches:
                 try:
                     views[number] = tiles.views(plan.samples[number])
@@ -92,16 +94,18 @@ class ServedPredictor:
                         raise
                     keep(number, {number: Skipped(error.problems)})
                     continue
+                requests[number] = [label_chunks(view, self.bundle.labels, most) for view in views[number]]
                 found[number] = {}
-                yield from ((number, at) for at in range(len(views[number])))
+                for view, chunks in enumerate(requests[number]):
+                    yield from ((number, view, chunk) for chunk in range(len(chunks)))
 
-        def make(place: tuple[int, int]) -> Question | None:
-            number, at = place
+        def make(place: _Place) -> Question | None:
+            number, view, chunk = place
             if number not in found:  # another view of it could not be used
                 return None
             try:
-                sample = views[number][at]
-                waiting[place] = sample, self.encoder.encode(sample, with_answer=False)
+                sample = requests[number][view][chunk]
+                waiting[place] = self.encoder.encode(sample, with_answer=False)
                 return question_of(self.encoder, sample, settings.max_new_tokens)
             except DataError as error:
                 if not skip_bad:
@@ -110,19 +114,31 @@ class ServedPredictor:
                     keep(number, {number: Skipped(error.problems)})
                 return None
 
-        def done(place: tuple[int, int], reply: Reply) -> None:
-            number, at = place
-            sample, item = waiting.pop(place)
+        def done(place: _Place, reply: Reply) -> None:
+            number, view, chunk = place
+            item = waiting.pop(place)
             require_same_prompt(item, reply, self.server)
             if number not in found:
                 return
-            text = read_answer(self.bundle, reply.answer(), item)
-            found[number][at] = prediction_of(sample, item, (), text, settings)
-            if len(found[number]) == len(views[number]):
-                seen, all_views = found.pop(number), views.pop(number)
-                keep(number, {number: tiles.merged(all_views, [seen[at] for at in range(len(seen))])})
+            own, text = requests[number], read_answer(self.bundle, reply.answer(), item)
+            found[number][view, chunk] = prediction_of(own[view][chunk], item, (), text, settings)
+            if len(found[number]) == sum(map(len, own)):
+                parts = found.pop(number)
+                each = [
+                    joined(
+                        [parts[view, chunk] for chunk in range(len(chunks))],
+                        settings.max_detections,
+                        head_of_first=False,
+                    )
+                    for view, chunks in enumerate(requests.pop(number))
+                ]
+                keep(number, {number: tiles.merged(views.pop(number), each)})
 
         self.server.ask_all(asked(), make, done)
+
+
+_Place = tuple[int, int, int]
+"""Which sample, which view of it, which of its labels."""
 
 
 def question_of(encoder: Encoder, sample: Sample, max_tokens: int, *, resized: bool = True) -> Question:

@@ -47,7 +47,7 @@ def read_answer(interface: Interface, answer: GeneratedAnswer, item: EncodedSamp
         for entry in parsed.objects
         if has_area(box := _displayed(entry, size, item.image_size))
     ]
-    facts = answer_facts(answer.text, parsed, truncated=answer.truncated, size=size, labels=interface.labels)
+    facts = answer_facts(answer.text, parsed, truncated=answer.truncated, size=size, labels=item.labels)
     return FoundInText(detections, parsed.rejected + len(parsed.objects) - len(detections), facts)
 
 

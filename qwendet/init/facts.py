@@ -132,6 +132,6 @@ def _trained(turn: Turn) -> list[DetectedObject]:
 def prompt_tokens(labels: tuple[str, ...], family: Family, count: CountTokens) -> tuple[int, int]:
     """Tokens around image and answer: of a turn alone with the system prompt, and of one more turn."""
     request = request_text(DataConfig().request, labels)
-    alone = prompt_text(family.system_prompt, request, [], [0], family.answer_prefix)
-    two = prompt_text(family.system_prompt, request, [""], [0, 0], family.answer_prefix)
+    alone = prompt_text(family.system_prompt, [request], [], [0], family.answer_prefix)
+    two = prompt_text(family.system_prompt, [request] * 2, [""], [0, 0], family.answer_prefix)
     return count(alone), count(two) - count(alone) - count(END_OF_TURN)

@@ -127,8 +127,8 @@ def template_problems(tokenizer: Any, family: Family, name: str) -> Iterator[Pro
     template = str(tokenizer.chat_template)
     settings = {name: value for name, value in family.template_settings.items() if name in template}
     for system in {"Be brief.", family.system_prompt}:
-        messages = conversation(system, "Where?", ["[]"])
-        due = prompt_text(system, "Where?", ["[]"], [1, 1], family.answer_prefix)
+        messages = conversation(system, ["Where?"] * 2, ["[]"])
+        due = prompt_text(system, ["Where?"] * 2, ["[]"], [1, 1], family.answer_prefix)
         for wanted, with_prompt in ((due, True), (due.removesuffix(ASSISTANT + family.answer_prefix), False)):
             try:
                 found = tokenizer.apply_chat_template(

@@ -245,5 +245,6 @@ class Qwen25VLWithDetection(nn.Module):
                 batch["patch_mask"],
                 label_embeds.to(dtype),
                 batch["label_attention_mask"],
+                batch["asked"],
             )
         return predictions

@@ -23,6 +23,9 @@ from torch import Tensor, nn
 
 from qwendet.boxes import cxcywh_to_xyxy
 
+NOT_ASKED = -1e4
+"""Logit of a label that a sample is not asked: probability, loss and gradient are exactly 0 in every type;
+those of minus infinity are not."""
 PRIOR = 0.01  # probability of any class before training, so that the many negatives don't swamp it
 FIRST_BOX_PATCHES = 4.0  # side of a proposal's box before regression
 MAX_LOG_SCALE = 4.0
@@ -52,7 +55,7 @@ class HeadOutput:
     """Predictions of every stage, the dense one first and the last decoder layer last.
 
     Attributes:
-        logits: ``(B, K, C)``, K the sum of ``stage_sizes``.
+        logits: ``(B, K, C)``, K the sum of ``stage_sizes``; ``NOT_ASKED`` at labels a sample is not asked.
         boxes_cxcywh: ``(B, K, 4)`` in the unit square of the student image, not clipped.
         valid: ``(B, K)`` bool, False where a sample has fewer patches than the batch's largest.
         stage_sizes: predictions of each stage.
@@ -101,7 +104,13 @@ class DetectionHead(nn.Module):
         return self.classify.bias.dtype
 
     def forward(
-        self, patches: Tensor, context: Tensor, mask: Tensor, label_embeds: Tensor, label_mask: Tensor
+        self,
+        patches: Tensor,
+        context: Tensor,
+        mask: Tensor,
+        label_embeds: Tensor,
+        label_mask: Tensor,
+        asked: Tensor,
     ) -> HeadOutput:
         """Detect.
 
@@ -111,6 +120,7 @@ class DetectionHead(nn.Module):
             mask: ``(B, H, W)`` bool, True at the sample's own patches, whole rows and columns of them.
             label_embeds: ``(C, T, text_size)`` token embeddings of the label texts.
             label_mask: ``(C, T)`` bool.
+            asked: ``(B, C)`` bool, True at the labels that a sample is asked; others change nothing.
 
         Returns:
             Predictions of all stages.
@@ -118,7 +128,7 @@ class DetectionHead(nn.Module):
         labels = self.labels(label_embeds, label_mask)
         memory, valid = self.memory(patches, context, mask).flatten(1, 2), mask.flatten(1)
         cells = cell_boxes(mask)  # boxes stay float32: bfloat16 would place them to 1/256 of the image
-        logits = [self.classify(memory, labels)]
+        logits = [self.classify(memory, labels, asked)]
         boxes = [refine(cells, self.dense_box(memory))]
         chosen, chosen_valid = self._choose(logits[0], valid)
         queries = self.query(take(memory, chosen))
@@ -130,7 +140,7 @@ class DetectionHead(nn.Module):
             queries = layer(queries, position, memory, offsets, chosen_valid)
             answer = self.norm(queries)
             boxes.append(refine(reference, regress(answer)))
-            logits.append(self.classify(answer, labels))
+            logits.append(self.classify(answer, labels, asked))
             reference = boxes[-1].detach()
         stages = [valid] + [chosen_valid] * len(self.layers)
         return HeadOutput(
@@ -223,10 +233,10 @@ class Classifier(nn.Module):
         self.project = nn.Linear(size, size)
         self.bias = nn.Parameter(torch.tensor([-math.log((1 - PRIOR) / PRIOR)]))
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Logits ``(B, N, C)`` of features ``(B, N, size)`` for labels ``(C, size)``."""
+    def forward(self, features: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
+        """Logits ``(B, N, C)`` of features ``(B, N, size)`` for labels ``(C, size)``, asked ``(B, C)``."""
         logits: Tensor = self.project(features) @ labels.T / math.sqrt(labels.shape[1]) + self.bias
-        return logits
+        return logits.masked_fill(~asked[:, None], NOT_ASKED)
 
 
 class DecoderLayer(nn.Module):

@@ -54,28 +54,29 @@ class Answerer:
         self._bundle = replace(predictor.bundle, config=config.model_copy(update={"infer": every}))
         self._predictor = lru_cache(LABEL_SETS_KEPT)(self._made_for)
 
-    def prepare(self, settings: Detect | Chat, question: Question) -> EncodedSample:
-        """Decode and encode a question."""
+    def prepare(self, settings: Detect | Chat, question: Question) -> list[EncodedSample]:
+        """Decode and encode a question, for as many requests as its labels take."""
         images = [decode_image(content, place, place) for content, place in question.pictures]
         if isinstance(settings, Chat):
-            return self._predictor(None).encoder.encode_chat(question.messages, images, "messages")
-        encoder = self._predictor(settings.labels).encoder
-        return encoder.encode(_sample(question.pictures[0].place), with_answer=False, images=images)
+            return [self._predictor(None).encoder.encode_chat(question.messages, images, "messages")]
+        predictor = self._predictor(settings.labels)
+        sample = _sample(question.pictures[0].place)
+        return list(predictor.requests(sample, predictor.sources(settings.mode), images))
 
-    def length(self, encoded: EncodedSample) -> int:
+    def length(self, prepared: Sequence[EncodedSample]) -> int:
         """Tokens of its prompt."""
-        return len(encoded.input_ids)
+        return len(prepared[0].input_ids)
 
     def answer(
-        self, settings: Detect | Chat, encoded: Sequence[EncodedSample]
+        self, settings: Detect | Chat, prepared: Sequence[Sequence[EncodedSample]]
     ) -> list[Prediction] | list[tuple[GeneratedAnswer, int]]:
         """Answer prepared questions in one batch; a chat's answer comes with the tokens of its prompt."""
         try:
             if isinstance(settings, Chat):
-                return self._replies(settings, encoded)
+                return self._replies(settings, [encoded for (encoded,) in prepared])
             predictor = self._predictor(settings.labels)
-            samples = [_sample(item.where) for item in encoded]
-            return predictor.predict_encoded(samples, encoded, predictor.sources(settings.mode))
+            samples = [_sample(items[0].where) for items in prepared]
+            return predictor.predict_requests(samples, prepared, predictor.sources(settings.mode))
         except torch.OutOfMemoryError as error:
             fix = "try again, or start the server with --set infer.batch_size=1"
             raise EnvironmentLacksError("too little memory", "server", fix) from error
@@ -92,7 +93,7 @@ class Answerer:
         answers = generate_answers(
             detector, tokenizer, to_device(batch, detector.device), chat.max_new_tokens
         )
-        return list(zip(answers, map(self.length, encoded), strict=True))
+        return list(zip(answers, (len(item.input_ids) for item in encoded), strict=True))
 
 
 def _sample(place: str) -> Sample:

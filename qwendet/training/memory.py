@@ -358,6 +358,7 @@ def _detect(detector: Qwen25VLWithDetection, work: Workload) -> Tensor:
         torch.ones(work.batch_size, rows, columns, dtype=torch.bool, device="meta"),
         states(LABELS, LABEL_TOKENS, shape.text_size),
         torch.ones(LABELS, LABEL_TOKENS, dtype=torch.bool, device="meta"),
+        torch.ones(work.batch_size, LABELS, dtype=torch.bool, device="meta"),
     )
     result: Tensor = predictions.logits.float().sum() + predictions.boxes_cxcywh.float().sum()
     return result

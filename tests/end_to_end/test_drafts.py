@@ -82,7 +82,7 @@ def test_drafts__without_a_head_repeat_the_form(
     scenes: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, _, steps = answers_of("tiny", scenes[:40], monkeypatch, draft="off", batch_size=8)
-    monkeypatch.setattr(Predictor, "_by_head", lambda self, head, encoded: [None for _ in encoded])
+    monkeypatch.setattr(Predictor, "_by_head", lambda self, head, encoded, _: [None for _ in encoded])
     drafted, _, forwards = answers_of("tiny", scenes[:40], monkeypatch, batch_size=8)
     require_equal(drafted, plain)
     assert forwards < steps / 1.6

@@ -64,7 +64,7 @@ def scene() -> Any:
         [Prediction("a.jpg", 100, 100, detections, 0)],
     )
     truth = coco_ground_truth(samples, predictions, ["cat", "dog"])
-    run = score_run(truth, predictions, ["cat", "dog"], "head")
+    run = score_run(truth, samples, predictions, ["cat", "dog"], "head")
     return replace(run, at_best=run.at_best._replace(threshold=0.5)), truth
 
 
@@ -105,7 +105,7 @@ def test_render__without_objects_or_detections(evaluation: Evaluation) -> None:
     samples = [Sample(Turn("a.jpg", ()))]
     predictions = [Prediction("a.jpg", 100, 100, (), 0)]
     truth = coco_ground_truth(samples, predictions, ["cat"])
-    runs = (score_run(truth, predictions, ["cat"], "head"),)
+    runs = (score_run(truth, samples, predictions, ["cat"], "head"),)
     html = render(replace(evaluation, samples=tuple(samples), ground_truth=truth, runs=runs))
     assert "There are no objects to be found." in html
     assert "Nothing was detected." in html

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,14 +17,17 @@ from torch import Tensor
 from qwendet.checks.consistency.images import looked_at
 from qwendet.checks.consistency.noise import compare, noise
 from qwendet.checks.consistency.pair import exact_pair, pair
+from qwendet.checks.consistency.runs import as_in_training
 from qwendet.checks.reference import FloatArray, patch_places
 from qwendet.checks.result import NotApplicableError
 from qwendet.checks.subject import Subject
+from qwendet.data.samples import Sample
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
 from qwendet.inference.detections import Detection
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.model.head import NOT_ASKED
 from tests.invariants.runs import alone, forced, serving, training
 from tests.invariants.trace import Look, run, without, zeroed
 
@@ -32,6 +36,7 @@ ORDER_FIX = "patches come out of the vision tower in window order: put them back
 BOX_TOLERANCE = 0.02
 """Pixels; boxes are reported to a hundredth."""
 SCORE_TOLERANCE = 1e-5
+ASKED_FIX = "see Classifier in qwendet/model/head.py and asked in collate: each sample has labels of its own"
 LABEL_FIX = "keep one order of labels: request, class logits and label ids"
 
 
@@ -94,7 +99,7 @@ def _differences(
 
 def _own_parts(look: Look, row: int) -> dict[str, Tensor]:
     """Inputs and outputs of one sample, padding left out."""
-    mask, output = look.inputs["mask"][row], look.output
+    mask, asked, output = look.inputs["mask"][row], look.inputs["asked"][row], look.output
     dense = output.stage_sizes[0]
     own = mask.flatten()
     valid = output.valid[row].clone()
@@ -102,9 +107,9 @@ def _own_parts(look: Look, row: int) -> dict[str, Tensor]:
     return {
         "patches": look.inputs["patches"][row][mask],
         "context": look.inputs["context"][row][mask],
-        "dense logits": output.logits[row, :dense][own],
+        "dense logits": output.logits[row, :dense, asked][own],
         "dense boxes": output.boxes_cxcywh[row, :dense][own],
-        "final logits": output.logits[row][valid],
+        "final logits": output.logits[row, :, asked][valid],
         "final boxes": output.boxes_cxcywh[row][valid],
     }
 
@@ -193,6 +198,39 @@ def cells(subject: Subject) -> list[Problem]:
     return problems
 
 
+def asked(subject: Subject) -> list[Problem]:
+    """Beside samples that are asked about other labels, a sample gets the predictions that it gets alone."""
+    _require_head(subject)
+    bundle, problems = exact_pair(subject).trained, []
+    detector, collator, encoder = as_in_training(bundle.detector), bundle.collator(), bundle.encoder()
+    samples = [_asked_apart(sample, bundle.labels, at) for at, sample in enumerate(subject.samples)]
+    items = [encoder.encode(sample, with_answer=True) for sample in samples]
+    batch = collator(items)
+    together = run(detector, batch).looks[0]
+    for row, (item, sample) in enumerate(zip(items, samples, strict=True)):
+        own = [batch["label_texts"].index(label) for label in item.labels]
+        others = [label for label in range(len(batch["label_texts"])) if label not in own]
+        if (together.output.logits[row][:, others] > NOT_ASKED).any():
+            problems.append(Problem("labels that were not asked have a score", sample.where, ASKED_FIX))
+        places = torch.tensor(own).argsort().argsort()  # among its own, in the order of the batch
+        expected = _own_parts(run(detector, collator([item])).looks[0], 0)
+        for quantity, part in _own_parts(together, row).items():
+            kind, wanted = quantity.split()[-1], expected[quantity]
+            if kind in ("logits", "boxes"):
+                what = f"head outputs alone and beside samples of other labels: {quantity}"
+                found = part[:, places] if kind == "logits" else part
+                tolerance = noise(subject).tolerance(kind, wanted)
+                problems += compare(found, wanted, tolerance, what, sample.where, ASKED_FIX)
+    return problems
+
+
+def _asked_apart(sample: Sample, labels: Sequence[str], at: int) -> Sample:
+    """A sample that is asked about what is in it and what no other is, in an order of its own."""
+    student = sample.student
+    names = [*dict.fromkeys(item.desc for item in student.objects), labels[at % len(labels)], f"a thing {at}"]
+    return replace(sample, student=replace(student, labels=tuple(dict.fromkeys(names))[::-1]))
+
+
 def labels(subject: Subject) -> list[Problem]:
     """Class c is label c: its tokens, whatever other labels stand beside it."""
     _require_head(subject)
@@ -207,9 +245,8 @@ def labels(subject: Subject) -> list[Problem]:
 
 
 def _label_text_problems(bundle: Bundle, name: str) -> Iterator[Problem]:
-    collator, tokenizer = bundle.collator(), bundle.processor.tokenizer
-    rows = zip(collator.label_input_ids, collator.label_attention_mask, strict=True)
-    found = [tokenizer.decode(ids[mask.bool()].tolist()) for ids, mask in rows]
+    tokens, tokenizer = bundle.encoder().label_tokens(), bundle.processor.tokenizer
+    found = [tokenizer.decode(ids) for ids in tokens]
     if found != list(bundle.labels):
         what = f"the head's classes are {found[:5]}, the labels {list(bundle.labels)[:5]}"
         yield Problem(what, f"{name} collator", LABEL_FIX)
@@ -219,14 +256,13 @@ def _permutation_problems(subject: Subject) -> Iterator[Problem]:
     """Reversed labels, and a longer one beside them, must reverse the logits and change nothing else."""
     detector, inputs = exact_pair(subject).trained.detector, training(subject).looks[0].inputs
     assert detector.head is not None
-    embeds, mask = inputs["label_embeds"], inputs["label_mask"].bool()
+    embeds, mask, asked = inputs["label_embeds"], inputs["label_mask"].bool(), inputs["asked"]
     longer = torch.cat([embeds, embeds[:, :1].expand(-1, 3, -1)], dim=1)
     longer_mask = torch.cat([mask, mask.new_zeros(len(mask), 3)], dim=1)
     with torch.no_grad():
         expected = detector.head(*inputs.values())
-        found = detector.head(
-            inputs["patches"], inputs["context"], inputs["mask"], longer.flip(0), longer_mask.flip(0)
-        )
+        seen = inputs["patches"], inputs["context"], inputs["mask"]
+        found = detector.head(*seen, longer.flip(0), longer_mask.flip(0), asked.flip(1))
     dense = slice(expected.stage_sizes[0])
     own = expected.valid[:, dense]
     wanted = expected.logits[:, dense][own]
@@ -239,34 +275,43 @@ def scores(subject: Subject) -> list[Problem]:
     """The Predictor reads the head's numbers as they were learned: sigmoid once, own boxes, own labels."""
     _require_head(subject)
     shown, bundle = serving(subject), exact_pair(subject).served
-    output = _served_look(subject).output
+    look = _served_look(subject)
+    output = look.output
     last, total = slice(-output.stage_sizes[-1], None), 0
     problems: list[Problem] = []
     for row, (prediction, item) in enumerate(zip(shown.predictions, subject.encoded, strict=True)):
         valid = output.valid[row, last]
-        logits, boxes = output.logits[row, last][valid], output.boxes_cxcywh[row, last][valid]
+        asked = look.inputs["asked"][row]
+        logits, boxes = output.logits[row, last, asked][valid], output.boxes_cxcywh[row, last][valid]
         expected = _decoded(logits, boxes, item.image_size)
         by_head = (detection for detection in prediction.detections if detection.source == "head")
         found = [detection for detection in by_head if detection.score]  # 0 is a query beyond the image
         total += len(found)
-        problems += _score_problems(found, *expected, bundle, shown.samples[row].where)
+        texts = shown.trace.batches[0]["label_texts"]
+        most, labels = bundle.config.infer.max_detections, [texts[at] for at in asked.nonzero()]
+        problems += _score_problems(found, *expected, labels, most, shown.samples[row].where)
     return problems
 
 
 def _score_problems(
-    found: Sequence[Detection], scores: FloatArray, boxes: FloatArray, bundle: Bundle, where: str
+    found: Sequence[Detection],
+    scores: FloatArray,
+    boxes: FloatArray,
+    labels: Sequence[str],
+    most: int,
+    where: str,
 ) -> Iterator[Problem]:
     """Each detection is a query's box and a class's score, and none that scores better was left out."""
     fix = "a score is the sigmoid of its class logit, once; a box is cxcywh times the displayed size"
-    most = min(bundle.config.infer.max_detections, scores.size)
+    most = min(most, scores.size)
     best = np.sort(scores, axis=None)[::-1][:most]
     if not most or (best[-1] > 1e-6 and not found):
         return
     for detection in found:
-        if detection.desc not in bundle.labels:
+        if detection.desc not in labels:
             yield Problem(f"the label {detection.desc!r} is not in the label set", where, LABEL_FIX)
             return
-        column = scores[:, bundle.labels.index(detection.desc)]
+        column = scores[:, labels.index(detection.desc)]
         gap = np.abs(boxes - np.array(detection.bbox_2d)).max(axis=1)
         same_box = gap <= BOX_TOLERANCE
         if not same_box.any():

@@ -73,21 +73,22 @@ def answers(subject: Subject) -> list[Problem]:
         if len(spans) != len(turns):
             problems.append(Problem(f"{len(spans)} answers to {len(turns)} turns", sample.where, BOX_FIX))
             continue
+        asked = sample.student.labels or bundle.labels
         for (start, end), turn in zip(spans, turns, strict=True):
             found = tokenizer.decode(item.input_ids[start : end - 1].tolist())
-            expected = _expected_answer(turn, facts, published_family(bundle))
+            expected = _expected_answer(turn, turn.labels or asked, facts, published_family(bundle))
             if expected is not None and found != expected:
                 what = f"the answer is {found[:200]!r}, expected {expected[:200]!r}"
                 problems.append(Problem(what, f"{sample.where}, {turn.image}", BOX_FIX))
     return problems
 
 
-def _expected_answer(turn: Turn, facts: ImageFacts, family: Family) -> str | None:
+def _expected_answer(turn: Turn, labels: Sequence[str], facts: ImageFacts, family: Family) -> str | None:
     picture = displayed_pixels(turn.root / turn.image)
     if picture is None:
         return None
     size = (picture.shape[1], picture.shape[0])
-    objects = [item for item in turn.objects if not item.crowd]
+    objects = [item for item in turn.objects if not item.crowd and item.desc in labels]
     boxes, names = [item.bbox_2d for item in objects], [item.desc for item in objects]
     shown = family.answer_size(model_size(*size, facts))
     return answer_text(boxes, names, size, shown, family.answer_form)
@@ -107,7 +108,7 @@ def targets(subject: Subject) -> list[Problem]:
         wanted = [_unit_cxcywh(found, width, height) for found in objects]
         expected = np.array(wanted, dtype=np.float64).reshape(-1, 4)
         boxes = batch["target_boxes_cxcywh"][own].double().numpy()
-        names = [bundle.labels[index] for index in batch["target_label_ids"][own]]
+        names = [batch["label_texts"][index] for index in batch["target_label_ids"][own]]
         if boxes.shape != expected.shape or np.abs(boxes - expected).max(initial=0) > 1e-6:
             problems.append(Problem("the head's boxes are not the student's", sample.where, BOX_FIX))
         elif names != [found.desc for found in objects]:

@@ -76,14 +76,14 @@ def detection(watched: Watched) -> list[Problem]:
         ]
         for row in range(len(logits))
     ]
-    truths = [_truth(sample, watched.subject.bundle.labels) for sample in watched.subject.samples]
+    truths = [_truth(sample, watched.batch["label_texts"]) for sample in watched.subject.samples]
     expected = detection_terms(stages, truths, config.loss, config.detection.one_to_many)
     found = {name: term.item() for name, term in share.losses.terms.items()}
     reason = "other targets, another matching, or another mean"
     return _differences(found, expected, reason)
 
 
-def _truth(sample: Sample, labels: tuple[str, ...]) -> Truth:
+def _truth(sample: Sample, labels: list[str]) -> Truth:
     """The student's boxes in the unit square of the image as displayed."""
     turn = sample.student
     with Image.open(turn.root / turn.image) as stored:

@@ -119,13 +119,14 @@ def _head_leaves(head: HeadOutput | None, dtype: torch.dtype | None) -> HeadOutp
     return HeadOutput(logits, boxes, head.valid, head.stage_sizes)
 
 
-def row_of(output: DetectorOutput, row: int, tokens: slice) -> DetectorOutput:
+def row_of(output: DetectorOutput, row: int, tokens: slice, asked: Tensor) -> DetectorOutput:
     """One sample's part of a batch's outputs, in float64.
 
     Args:
         output: of the batch.
         row: the sample.
         tokens: its part of the supervised tokens.
+        asked: ``(C,)`` bool, its labels among those of the batch.
     """
     assert output.tokens is not None
     of_row = {"nll": output.tokens.nll[tokens], "is_student": output.tokens.is_student[tokens]}
@@ -133,7 +134,9 @@ def row_of(output: DetectorOutput, row: int, tokens: slice) -> DetectorOutput:
     head = output.head
     if head is not None:
         mine = slice(row, row + 1)
-        head = HeadOutput(head.logits[mine], head.boxes_cxcywh[mine], head.valid[mine], head.stage_sizes)
+        head = HeadOutput(
+            head.logits[mine][..., asked], head.boxes_cxcywh[mine], head.valid[mine], head.stage_sizes
+        )
     return leaves(DetectorOutput(own, head), torch.float64)
 
 

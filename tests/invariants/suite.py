@@ -76,6 +76,7 @@ INVARIANTS: dict[str, Property] = {
     "test.head.mates": head.mates,
     "test.head.order": head.order,
     "test.head.cells": head.cells,
+    "test.head.asked": head.asked,
     "test.head.labels": head.labels,
     "test.head.scores": head.scores,
 }

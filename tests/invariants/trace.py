@@ -65,7 +65,7 @@ class Trace:
     logits: list[Tensor] = field(default_factory=list)
 
 
-HEAD_INPUTS = ("patches", "context", "mask", "label_embeds", "label_mask")
+HEAD_INPUTS = ("patches", "context", "mask", "label_embeds", "label_mask", "asked")
 
 
 @contextmanager

@@ -135,7 +135,8 @@ class Watched:
         """The outputs of single samples in float64, from those of the whole batch."""
         lengths = [sum(end - start for start, end in own) for own in self.spans]
         ends = np.cumsum(lengths).tolist()
-        return [row_of(self.share.output, row, slice(ends[row] - lengths[row], ends[row])) for row in which]
+        tokens = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+        return [row_of(self.share.output, row, tokens[row], self.batch["asked"][row]) for row in which]
 
     def outputs(self, dtype: torch.dtype) -> DetectorOutput:
         """The outputs of the whole batch, as leaves of a new graph."""

@@ -11,6 +11,7 @@ from tests.planted.planting import Project
 from tests.planted.sound import sized
 from tests.planted.spoiling import (
     also_in_train,
+    asked_twice,
     blocked_output,
     copied_image,
     cut_file,
@@ -242,6 +243,18 @@ LINE_BUGS: list[Bug[Project]] = [
     Bug("box with NaN", "config.data.samples", ("finite",), in_object("bbox_2d", [1, 2, float("nan"), 9])),
     Bug(
         "box of three numbers", "config.data.samples", ("[x1, y1, x2, y2]",), in_object("bbox_2d", [1, 2, 3])
+    ),
+    Bug(
+        "an object whose label the sample does not ask",
+        "config.data.samples",
+        ("objects[0].desc: 'red cell' is not among the labels of the sample (white cell, platelet)",),
+        lambda project: project.at(2).update(labels=["white cell", "platelet"]),
+    ),
+    Bug(
+        "two answers to one question",
+        "config.data.contradiction",
+        ("with other objects than in line 1",),
+        asked_twice,
     ),
     Bug("sample repeated", "config.data.repeated", ("repeats that of line 3",), twice),
     Bug(

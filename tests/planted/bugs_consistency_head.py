@@ -12,7 +12,7 @@ from qwendet.encoding.collate import Batch
 from qwendet.encoding.encode import Encoder
 from qwendet.model import head as head_module
 from qwendet.model.detector import Qwen25VLWithDetection
-from qwendet.model.head import HeadOutput, LabelEncoder
+from qwendet.model.head import Classifier, HeadOutput, LabelEncoder
 from qwendet.model.windows import plan
 from tests.planted.bug import Bug
 from tests.planted.in_code import in_head_inputs, replacing
@@ -55,7 +55,7 @@ def sigmoid_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reversed_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = Encoder.label_tokens
-    monkeypatch.setattr(Encoder, "label_tokens", lambda self: sound(self)[::-1])
+    monkeypatch.setattr(Encoder, "label_tokens", lambda self, labels=None: sound(self, labels)[::-1])
 
 
 def mean_over_padding(self: LabelEncoder, embeds: Tensor, mask: Tensor) -> Tensor:
@@ -65,6 +65,15 @@ def mean_over_padding(self: LabelEncoder, embeds: Tensor, mask: Tensor) -> Tenso
 def swapped_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = head_module.cell_boxes
     monkeypatch.setattr(head_module, "cell_boxes", lambda mask: sound(mask)[..., [1, 0, 3, 2]])
+
+
+def all_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = Classifier.forward
+
+    def forward(self: Classifier, features: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
+        return sound(self, features, labels, torch.ones_like(asked))
+
+    monkeypatch.setattr(Classifier, "forward", forward)
 
 
 HEAD_BUGS: list[Bug[pytest.MonkeyPatch]] = [
@@ -78,6 +87,7 @@ HEAD_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug("patches in window order", "test.head.order", ("patches", "turned.jpg"), window_order),
     Bug("rows and columns of proposals swapped", "test.head.cells", ("centres",), swapped_cells),
+    Bug("the mask of labels left out", "test.head.asked", ("were not asked",), all_are_asked),
     Bug("labels reordered", "test.head.labels", ("the head's classes are",), reversed_labels),
     Bug(
         "padding of labels counts",

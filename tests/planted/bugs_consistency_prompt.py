@@ -25,8 +25,8 @@ def newline_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_generation_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = Encoder.encode
 
-    def encode_sample(self: Encoder, sample: Any, *, with_answer: bool) -> EncodedSample:
-        item = sound(self, sample, with_answer=with_answer)
+    def encode_sample(self: Encoder, sample: Any, *, with_answer: bool, **given: Any) -> EncodedSample:
+        item = sound(self, sample, with_answer=with_answer, **given)
         if with_answer:
             return item
         ids = item.input_ids[: -len(self._tokenize("<|im_start|>assistant\n"))]

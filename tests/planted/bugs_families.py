@@ -96,18 +96,18 @@ def read_up_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def think_block(*, in_training: bool) -> Plant:
     """The empty think block stands before the answer in training alone, or at inference alone."""
-    encode_sound, render_sound = Encoder.encode, Encoder._render
+    encode_sound, render_sound = Encoder.encode, Encoder._rendered
 
-    def encoded(self: Any, sample: Any, *, with_answer: bool) -> Any:
+    def encoded(self: Any, sample: Any, *, with_answer: bool, **given: Any) -> Any:
         self.thinks = with_answer == in_training
-        return encode_sound(self, sample, with_answer=with_answer)
+        return encode_sound(self, sample, with_answer=with_answer, **given)
 
-    def rendered(self: Any, answers: Any) -> str:
-        return render_sound(self, answers).removesuffix(THINK_BLOCK) + THINK_BLOCK * self.thinks
+    def rendered(self: Any, messages: Any) -> str:
+        return render_sound(self, messages).removesuffix(THINK_BLOCK) + THINK_BLOCK * self.thinks
 
     def plant(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Encoder, "encode", encoded)
-        monkeypatch.setattr(Encoder, "_render", rendered)
+        monkeypatch.setattr(Encoder, "_rendered", rendered)
         monkeypatch.setattr(Encoder, "thinks", False, raising=False)
 
     return plant
@@ -121,8 +121,8 @@ def ended_by_endoftext(monkeypatch: pytest.MonkeyPatch) -> None:
     """The student's answer ends with the token that config.json of Qwen3.5 names."""
     sound = Encoder._tokens
 
-    def tokens(self: Encoder, pictures: Any, answers: Any) -> Any:
-        ids, spans = sound(self, pictures, answers)
+    def tokens(self: Encoder, turns: Any, pictures: Any, answers: Any) -> Any:
+        ids, spans = sound(self, turns, pictures, answers)
         if len(answers) == len(pictures):
             ids[-1] = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
         return ids, spans

@@ -55,8 +55,8 @@ def encoded(change: Callable[[encode.EncodedSample], dict[str, Any]]) -> Plant:
     """Change encoded samples."""
     sound = encode.Encoder.encode
 
-    def spoilt(self: encode.Encoder, sample: Any, *, with_answer: bool) -> encode.EncodedSample:
-        found = sound(self, sample, with_answer=with_answer)
+    def spoilt(self: encode.Encoder, sample: Any, *, with_answer: bool, **given: Any) -> encode.EncodedSample:
+        found = sound(self, sample, with_answer=with_answer, **given)
         return replace(found, **change(found))
 
     return replacing(encode.Encoder, "encode", spoilt)

@@ -151,6 +151,14 @@ def no_labels(project: Project) -> None:
             project.at(index, split)["objects"] = []
 
 
+def asked_twice(project: Project) -> None:
+    """The same labels of an image asked twice, one object then left out."""
+    record = project.at(0)
+    record["labels"] = ["white cell", "red cell"]
+    other = {"labels": ["red cell", "white cell"], "objects": record["objects"][1:]}
+    project.files["train"].append({**record, **other})
+
+
 def one_box_a_sample(project: Project) -> None:
     record = project.files["train"].pop(0)
     assert isinstance(record, dict)

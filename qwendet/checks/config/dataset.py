@@ -82,7 +82,12 @@ def no_line_is_repeated(dataset: Dataset) -> Iterable[Problem]:
 
 def labels_read_differently(dataset: Dataset) -> Iterable[Problem]:
     """No two labels differ only in case, blanks, dots, unicode form or letters that look alike."""
-    uses = {label: use.where for stats in dataset.splits.values() for label, use in stats.labels.items()}
+    uses = {
+        label: use.where
+        for stats in dataset.splits.values()
+        for label, use in stats.labels.items()
+        if label not in stats.asked
+    }
     listed = dataset.config.data.labels or ()
     for first, *others in lookalikes([*listed, *(label for label in uses if label not in listed)]):
         for other in others:
@@ -101,10 +106,10 @@ def _escaped(label: str) -> str:
 
 
 def val_labels_are_trained(dataset: Dataset) -> Iterable[Problem]:
-    """Every label of the validation samples is in training samples too."""
+    """Every label of the validation samples that say not what they ask is in training samples too."""
     train, val = dataset.splits["train"], dataset.splits["val"]
     for label, use in val.labels.items():
-        if label not in train.labels:
+        if label not in train.labels and label not in val.asked:
             near = nearest_lookalike(label, train.labels)
             fix = "add training samples with it, or remove it from validation"
             yield Problem(
@@ -164,8 +169,9 @@ def best_metric_is_measured(dataset: Dataset) -> Iterable[Problem]:
 
 def directions_stay_true(dataset: Dataset) -> Iterable[Problem]:
     """No label names a direction that ``data.augment`` changes."""
-    data = dataset.config.data
-    return direction_problems(data, steps_of(data), data.labels or sorted(dataset.splits["train"].labels))
+    data, train = dataset.config.data, dataset.splits["train"]
+    labels = dict.fromkeys([*(data.labels or sorted(train.labels)), *train.asked])
+    return direction_problems(data, steps_of(data), [*labels])
 
 
 def pool_is_large_enough(dataset: Dataset) -> Iterable[Problem]:

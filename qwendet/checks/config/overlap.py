@@ -69,19 +69,19 @@ def _own_answers(stats: SplitStats) -> Iterable[Problem]:
 
 
 def answers_agree(dataset: Dataset) -> Iterable[Problem]:
-    """No image is asked about twice with different objects, be it under one name or two."""
+    """No image is asked about the same labels twice with different objects, be it under one name or two."""
     for split, stats in dataset.splits.items():
         students = [seen for seen in stats.images if not seen.is_demonstration]
         first: dict[object, SeenImage] = {}
         for seen in students:
-            first.setdefault(seen.file_id, seen)
+            first.setdefault((seen.file_id, seen.labels), seen)
         sizes = Counter(seen.num_bytes for seen in first.values())
         by_probe = _by_probe(first.values(), {size for size, count in sizes.items() if count > 1})
         for seen in students:
-            earlier = first[seen.file_id]
+            earlier = first[seen.file_id, seen.labels]
             if earlier is seen:
                 earlier = _same_bytes(seen, by_probe) or seen
-            if earlier.answer != seen.answer:
+            if earlier.answer != seen.answer and earlier.labels == seen.labels:
                 what = (
                     f"{_named(seen, earlier)} is asked about with other objects than in"
                     f" {stats.place(earlier.line)}: each answer would be learned as complete"

@@ -147,10 +147,11 @@ def no_box_is_repeated(visit: Visit) -> Iterable[Problem]:
 
 
 def labels_are_listed(visit: Visit) -> Iterable[Problem]:
-    """Every label is in ``data.labels``, where that is given."""
+    """Every label is in ``data.labels``, where that is given and the sample does not say what it asks."""
     listed = visit.config.data.labels
-    if listed is None:
+    if listed is None or visit.turn.labels is not None:
         return
+    listed = (*listed, *(visit.sample.student.labels or ()))
     for label in sorted({item.desc for item in visit.turn.objects} - set(listed)):
         near = nearest_lookalike(label, listed)
         fix = "add it there or correct it" if near is None else f"write {near!r}, which is in data.labels"
@@ -159,7 +160,7 @@ def labels_are_listed(visit: Visit) -> Iterable[Problem]:
 
 def labels_have_no_stray_blanks(visit: Visit) -> Iterable[Problem]:
     """No label begins or ends with a blank, or holds two in a row."""
-    for label in sorted({item.desc for item in visit.turn.objects}):
+    for label in sorted({item.desc for item in visit.turn.objects}.union(visit.turn.labels or ())):
         plain = " ".join(label.split())
         if label != plain:
             yield Problem(f"the label {label!r} has stray blanks", visit.where, f"write {plain!r}")

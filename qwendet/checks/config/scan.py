@@ -285,6 +285,8 @@ class Pass:
     def _count(self, visit: Visit, number: int) -> None:
         stats, turn, is_student = self.stats, visit.turn, visit.turn is visit.sample.student
         stats.images.append(_seen(visit, number))
+        for label in turn.labels or ():
+            stats.asked.setdefault(label, visit.where)
         for item in turn.objects:
             use = stats.labels.setdefault(item.desc, LabelUse(visit.where))
             use.num_boxes += is_student and is_counted(item)
@@ -301,12 +303,14 @@ def _seen(visit: Visit, number: int) -> SeenImage:
     turn, facts = visit.turn, visit.facts
     is_demonstration = turn is not visit.sample.student
     answer = hash(tuple(sorted(_as_numbers(item.bbox_2d, item.desc) for item in turn.objects)))
+    asked = (
+        hash(tuple(zlib.crc32(label.encode()) for label in sorted(turn.labels or ()))) if turn.labels else 0
+    )
     if facts is None:
         path = os.path.normpath(turn.root / turn.image)
-        return SeenImage(number, turn.image, path, path, 0, visit.size, is_demonstration, answer)
-    return SeenImage(
-        number, turn.image, facts.path, facts.file_id, facts.num_bytes, facts.size, is_demonstration, answer
-    )
+        return SeenImage(number, turn.image, path, path, 0, visit.size, is_demonstration, answer, asked)
+    file = facts.path, facts.file_id, facts.num_bytes, facts.size
+    return SeenImage(number, turn.image, *file, is_demonstration, answer, asked)
 
 
 def _as_numbers(box: tuple[float, ...], label: str) -> tuple[float, ...]:

@@ -25,6 +25,7 @@ class SeenImage(NamedTuple):
         size: displayed width and height in pixels; None if unknown.
         is_demonstration: it stands in front of the image that is asked about.
         answer: a number that differs where the objects differ.
+        labels: one that differs where something else is asked; 0 for the label set.
     """
 
     line: int
@@ -35,6 +36,7 @@ class SeenImage(NamedTuple):
     size: tuple[int, int] | None
     is_demonstration: bool
     answer: int
+    labels: int = 0
 
 
 @dataclass
@@ -61,6 +63,7 @@ class SplitStats:
         num_negatives: student turns without boxes.
         num_with_teachers: samples with demonstrations of their own.
         labels: each label, in the order seen.
+        asked: those that samples name themselves, and where the first does.
         images: each use of an image.
         boxes: x1, y1, x2, y2 as written, width and height of the image (0 if unknown) and line of each box of
             student turns, also of lines that are no sample.
@@ -82,6 +85,7 @@ class SplitStats:
     num_negatives: int = 0
     num_with_teachers: int = 0
     labels: dict[str, LabelUse] = field(default_factory=dict)
+    asked: dict[str, str] = field(default_factory=dict)
     images: list[SeenImage] = field(default_factory=list)
     boxes: array[float] = field(default_factory=lambda: array("f"))
     lines: dict[bytes, int] = field(default_factory=dict)
@@ -110,6 +114,7 @@ class SplitStats:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for label, use in other.labels.items():
             self.labels.setdefault(label, LabelUse(use.where)).num_boxes += use.num_boxes
+        self.asked = other.asked | self.asked
         self.images += other.images
         self.boxes.extend(other.boxes)
         for digest, line in other.lines.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -118,12 +118,25 @@ class _Counter:
         findings: dict[str, Findings],
     ) -> None:
         config = self.dataset.config
+        sample = _with_longest_labels(sample, encoder, config.data.labels_per_request)
         total, answer = encoder.token_counts(sample, sizes)
         alone = total if not sample.teachers else _alone(sample.student, sizes[-1], encoder)
         counts.totals.append(total)
         counts.turns.append(alone)
         findings[LIMIT].collect(lambda: _too_long(total, config.data.max_tokens, sample.where))
         findings[ANSWER].collect(lambda: _answer_too_long(answer, config, sample.where))
+
+
+def _with_longest_labels(sample: Sample, encoder: Encoder, most: int | None) -> Sample:
+    """The sample asked about its objects and the longest others: what no draw and no chunk exceeds."""
+    labels = sample.student.labels or encoder.labels
+    if most is None or len(labels) <= most:
+        return sample
+    there = {item.desc for item in sample.student.objects}
+    tokens = dict(zip(labels, map(len, encoder.label_tokens(labels)), strict=True))
+    longest = sorted(labels, key=lambda label: (label not in there, -tokens[label]))
+    bare = replace(sample.student, labels=None)
+    return replace(sample, student=bare.asking(tuple(longest[:most])))
 
 
 def _alone(turn: Turn, size: Size, encoder: Encoder) -> int:

@@ -52,7 +52,7 @@ def looked_at(subject: Subject) -> list[tuple[Sample, EncodedSample]]:
     """The first samples, and a drawn one, as training encodes them."""
     trained = pair(subject).trained
     frame = published_family(trained).answer_size(model_size(WIDTH, HEIGHT, facts_of(trained)))
-    drawn = synthetic_sample(subject.folder / "drawn", trained.labels, frame)
+    drawn = synthetic_sample(subject.folder / "drawn", trained.request_labels, frame)
     encoded = [*subject.encoded, trained.encoder().encode(drawn, with_answer=True)]
     return list(zip([*subject.samples, drawn], encoded, strict=True))
 

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from qwendet.checks.consistency.pair import pair
 from qwendet.checks.result import Verdict
 from qwendet.checks.subject import Subject
+from qwendet.data.samples import Sample
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
 from qwendet.families.chat import END_OF_TURN, IN_CONFIG, PADDING, START_OF_TURN, prompt_text
@@ -27,22 +28,24 @@ def text(subject: Subject) -> Verdict:
     both, problems = pair(subject), []
     tokenizer = Tokenizer.from_file(str(both.folder / "tokenizer.json"))
     for item, sample in zip(subject.encoded, subject.samples, strict=True):
-        expected = tokenizer.encode(_conversation(item, both.trained), add_special_tokens=False).ids
+        expected = tokenizer.encode(_conversation(item, sample, both.trained), add_special_tokens=False).ids
         what = "the encoder's tokens are not those of the published chat format"
         own = both.trained.processor.tokenizer
         problems += first_difference(item.input_ids.tolist(), expected, own, what, sample.where)
     return Verdict("conversations are tokenised as the published format has it", tuple(problems))
 
 
-def _conversation(item: EncodedSample, bundle: Bundle) -> str:
+def _conversation(item: EncodedSample, sample: Sample, bundle: Bundle) -> str:
     """The sample written out, its answers as they stand in its tokens."""
     data, ids = bundle.config.data, item.input_ids.tolist()
     answers = [_decode(bundle, ids[start : end - 1]) for start, end in _spans(item)]
     merge = bundle.detector.config.vision_config.spatial_merge_size
     image_tokens = [int(grid.prod()) // merge**2 for grid in item.image_grid_thw]
-    request = data.request.replace("{labels}", ", ".join(bundle.labels))
+    asked = sample.student.labels or bundle.labels
+    labels = [*(turn.labels or asked for turn in sample.teachers), asked]
+    requests = [data.request.replace("{labels}", ", ".join(own)) for own in labels]
     prefix = bundle.detector.family.answer_prefix
-    prompt = prompt_text(data.system_prompt or "", request, answers[:-1], image_tokens, prefix)
+    prompt = prompt_text(data.system_prompt or "", requests, answers[:-1], image_tokens, prefix)
     return prompt + answers[-1] + END_OF_TURN
 
 

@@ -31,7 +31,8 @@ def synthetic_sample(folder: Path, labels: Sequence[str], frame: tuple[int, int]
         for index, box in enumerate(BOXES)
     )
     crowd = DetectedObject((1.0, 1.0, WIDTH / 2, HEIGHT / 2), labels[0], crowd=True)  # nobody's target
-    return Sample(Turn(NAME, (*objects, crowd), root=folder), where=f"{NAME} (drawn for this check)")
+    turn = Turn(NAME, (*objects, crowd), labels=tuple(labels), root=folder)
+    return Sample(turn, where=f"{NAME} (drawn for this check)")
 
 
 def _whole_units(box: Sequence[float], frame: tuple[int, int]) -> tuple[float, float, float, float]:

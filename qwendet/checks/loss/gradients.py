@@ -171,7 +171,7 @@ def _input_problems(
     """What the vision tower and the language model give the head carries a gradient back to them."""
     if not inputs:
         return []
-    patches, context, _, label_embeds, _ = inputs
+    patches, context, _, label_embeds, *_ = inputs
     from_vision = bool(trainable["vision"])
     needed = [("vision patches", patches, from_vision)]
     any_before = from_vision or bool(trainable["merger"]) or bool(trainable["language"])

@@ -245,8 +245,8 @@ class Observed:
     def text_messages(self) -> list[dict[str, Any]]:
         """System text and request, without an image."""
         bundle = self.predictor.bundle
-        request = request_text(bundle.config.data.request, bundle.labels)
-        messages = conversation(self.predictor.encoder.system_prompt, request, [])
+        request = request_text(bundle.config.data.request, bundle.request_labels)
+        messages = conversation(self.predictor.encoder.system_prompt, [request], [])
         return [
             {**message, "content": [part for part in message["content"] if part["type"] == "text"]}
             for message in messages

@@ -12,6 +12,7 @@ from qwendet.checks.served import answers, prompt
 from qwendet.checks.served.calibration import calibration_samples
 from qwendet.checks.served.observed import Observed
 from qwendet.config.load import override_config
+from qwendet.data.labels import label_chunks
 from qwendet.inference.chat_server import ChatServer
 from qwendet.inference.inputs import collect_samples
 from qwendet.inference.predictor import Predictor
@@ -47,7 +48,10 @@ def run_served_checks(
     server = ChatServer.find(url, predictor.bundle)
     with tempfile.TemporaryDirectory(prefix="qwendet-served-") as folder:
         limits = prompt.limits_of(predictor.bundle)
-        drawn = calibration_samples(Path(folder), predictor.bundle.labels, limits)
-        observed = Observed(predictor, server, [*drawn, *samples], checkpoint)
+        bundle = predictor.bundle
+        drawn = calibration_samples(Path(folder), bundle.request_labels, limits)
+        most = bundle.config.data.labels_per_request
+        asked = [label_chunks(sample, bundle.labels, most)[0] for sample in [*drawn, *samples]]
+        observed = Observed(predictor, server, asked, checkpoint)
         checks = {id: check for id, check in CHECKS.items() if not only or id in only}
         return run_checks(checks, observed, override_config(predictor.bundle.config, ()).data.allow)

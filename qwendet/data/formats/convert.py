@@ -219,6 +219,8 @@ class _Job:
             found.crowd or found.difficult for found in turn.objects
         ):
             self.findings["flags_lost"].append(f"{record.sample.where}: {turn.image!r}")
+        if self.how.target != "jsonl" and turn.labels is not None:
+            self.findings["labels_lost"].append(f"{record.sample.where}: {turn.image!r}")
         for finding in record.findings:
             self.findings[finding.kind].append(finding.note)
 

@@ -36,11 +36,13 @@ class JsonlWriter:
 
 
 def sample_line(turn: Turn, image: str) -> str:
-    """One line of a sample file, with its line break; size, flags and areas only where set."""
+    """One line of a sample file, with its line break; labels, size, flags and areas only where set."""
     record: dict[str, Any] = {
         "images": [image],
         "objects": [_object_record(found) for found in turn.objects],
     }
+    if turn.labels is not None:
+        record["labels"] = turn.labels
     if turn.declared_size:
         record |= {"width": turn.width, "height": turn.height}
     return json.dumps(record, ensure_ascii=False) + "\n"

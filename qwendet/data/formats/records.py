@@ -30,6 +30,7 @@ FindingKind = Literal[
     "same_image", "demonstrations", "listed_again", "no_boxes", "flags_lost", "frame", "asked_of_some",
     "no_extent", "not_there", "label_sets",
     "empty_windows", "cut_everywhere",
+    "labels_lost",
 ]  # fmt: skip
 
 FINDING_TITLES: Mapping[FindingKind, str] = {
@@ -53,6 +54,7 @@ FINDING_TITLES: Mapping[FindingKind, str] = {
     "listed_again": "lines of split lists name an image again and were left out",
     "no_boxes": "files hold answers without boxes (captions, questions), which were left out",
     "flags_lost": "images have crowds, which answers leave out, or difficult objects, which they do not mark",
+    "labels_lost": "images say what is asked, which this format cannot: other labels count as absent",
     "frame": "files whose boxes are read in this frame",
     "asked_of_some": "images are asked about some of the labels alone: others may be there",
     "no_extent": "shapes that are no boxes (tags, points, lines, what is outside) left out",

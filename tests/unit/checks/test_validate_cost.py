@@ -46,6 +46,7 @@ def large(repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     folder = Path(shutil.copytree(TINY_FOLDER, tmp_path / "model"))
     monkeypatch.setattr(subject_module, "SMALL", 0)
     settings = [f"model.path={folder}", "model.device=cpu", "data.max_pixels=6272", "data.min_pixels=3136"]
+    settings.append("data.allow=[config.images.small_objects]")
     return load_config(repo_root / "examples" / "tiny.yaml", settings)
 
 

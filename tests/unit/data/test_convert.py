@@ -17,6 +17,7 @@ from qwendet.data.formats.convert import (
     write_source,
 )
 from qwendet.data.formats.detect import open_source
+from qwendet.data.formats.jsonl_writer import sample_line
 from qwendet.data.formats.placing import Names, Placement
 from qwendet.data.formats.records import Format, Record
 from qwendet.data.images import open_image
@@ -300,6 +301,18 @@ def test_demonstrations__are_told(tmp_path: Path) -> None:
     (source / "train.jsonl").write_text(json.dumps({"teachers": [turn], "student": turn}) + "\n")
     report = convert_dataset(source, tmp_path / "out", Conversion(target="coco"))
     assert report.findings["demonstrations"] == (f"{source}/train.jsonl:1: 1",)
+
+
+def test_labels_of_samples__are_kept_or_told(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    Image.new("RGB", (40, 30)).save(source / "a.png")
+    line = {"images": ["a.png"], "objects": [], "labels": ["a red hat", "cat"]}
+    (source / "train.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    (sample,) = SampleFile(source / "train.jsonl")
+    assert json.loads(sample_line(sample.student, "b.png")) == {**line, "images": ["b.png"]}
+    report = convert_dataset(source, tmp_path / "coco", Conversion(target="coco"))
+    assert report.findings["labels_lost"] == (f"{source / 'train.jsonl'}:1: 'a.png'",)
 
 
 def test_source__whose_images_are_elsewhere(tmp_path: Path) -> None:

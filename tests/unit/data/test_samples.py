@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qwendet.data.samples import DetectedObject, SampleFile, check_label, parse_sample
+from qwendet.data.samples import DetectedObject, Sample, SampleFile, Turn, check_label, parse_sample
 from qwendet.errors import DataError
 
 Refusal = Callable[..., DataError]
@@ -37,7 +37,7 @@ REFUSED = {
     "nested without end": ("[" * 100_000, "expected one JSON object a line, got '[[["),
     "unknown key": (
         '{"image": ["a.png"], "objects": []}',
-        "unknown key image; known here: height, images, o",
+        "unknown key image; known here: height, images, labels, o",
     ),
     "unknown key of the turn": (f'{{{IMAGE}, "objects": [], "boxes": 1}}', "unknown key boxes; known here: "),
     "unknown key of an object": (
@@ -50,6 +50,23 @@ REFUSED = {
     ),
     "teachers of a bare turn": (f'{{{IMAGE}, "objects": [], "teachers": []}}', "unknown key teachers; known"),
     "neither images nor student": ('{"objects": []}', 'expected "images" or "student", got neither'),
+    "no labels": (
+        f'{{{IMAGE}, "objects": [], "labels": []}}',
+        "labels: expected a list of label texts, got []",
+    ),
+    "a label twice": (
+        f'{{{IMAGE}, "objects": [], "labels": ["cat", "dog", "cat"]}}',
+        "labels names 'cat' twice",
+    ),
+    "an empty label": (
+        f'{{{IMAGE}, "objects": [], "labels": ["cat", " "]}}',
+        "labels[1]: expected a label text, got ' '",
+    ),
+    "an object that is not asked": (
+        '{"student": {"images": ["a.png"], "objects": [{"bbox_2d": [1, 2, 3, 4], "desc": "cat"}],'
+        ' "labels": ["dog"]}}',
+        "student.objects[0].desc: 'cat' is not among the labels of the sample (dog)",
+    ),
     "teachers no list": (
         f'{{"teachers": {{}}, "student": {{{IMAGE}, "objects": []}}}}',
         "teachers: expected a list, got dict",
@@ -176,6 +193,21 @@ def test_parse_sample__reads_both_forms() -> None:
     assert bare.student.objects == (DetectedObject((1.0, 2.0, 3.0, 4.0), "cat"),)
     assert (bare.student.declared_size, full.teachers[0].declared_size) == ((640, 480), None)
     assert (bare.student.root, bare.teachers, bare.where) == (Path("root"), (), "x:1")
+
+
+def test_parse_sample__labels() -> None:
+    asked = parse_sample(f'{{{IMAGE}, "objects": [], "labels": ["red\u00a0ring", "cat"]}}', "x:1")
+    assert asked.student.labels == ("red ring", "cat")
+    assert parse_sample(json.dumps(GOOD), "x:1").student.labels is None
+
+
+def test_asking__what_no_turn_says_is_the_students_and_there_the_label_set() -> None:
+    cat, dog = (DetectedObject((1, 2, 3, 4), desc) for desc in ("cat", "dog"))
+    shown, own = Turn("a.png", (cat, dog)), Turn("b.png", (dog,), labels=("dog", "cow"))
+    asked = Sample(Turn("c.png", (cat,), labels=("cat",)), (shown, own)).asking(("cat", "dog"))
+    assert [turn.labels for turn in (asked.student, *asked.teachers)] == [("cat",), ("cat",), ("dog", "cow")]
+    assert [turn.objects for turn in (asked.student, *asked.teachers)] == [(cat,), (cat,), (dog,)]
+    assert Sample(Turn("c.png", (cat,)), (shown,)).asking(("cat", "dog")).teachers[0].objects == (cat, dog)
 
 
 def test_parse_sample__flags() -> None:

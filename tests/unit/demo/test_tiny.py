@@ -77,7 +77,7 @@ def test_tokens_and_template__are_the_published_ones(name: str, shared: Path) ->
     own = AutoTokenizer.from_pretrained(embedded_folder(name))
     in_order = [token.content for _, token in sorted(published.added_tokens_decoder.items())]
     assert list(SIZES[family.model_type].special_tokens) == in_order
-    asked = conversation(family.system_prompt or "Look.", "Where?", ["[]"])
+    asked = conversation(family.system_prompt or "Look.", ["Where?"] * 2, ["[]"])
     for messages, is_prompt in ((asked, True), ([*asked, {"role": "assistant", "content": "[1]"}], False)):
         settings = {"tokenize": False, "add_generation_prompt": is_prompt, **family.template_settings}
         assert own.apply_chat_template(messages, **settings) == published.apply_chat_template(

@@ -29,6 +29,7 @@ def bare_sample(length: int, rows: int = 2, columns: int = 2) -> EncodedSample:
         image_grid_thw=torch.tensor([[1, rows, columns]]),
         student_image_start=1,
         image_size=(20, 20),
+        scored={"red ring": [5, 6, 7], "cat": [8]},
     )
 
 
@@ -46,7 +47,7 @@ def answered_sample(
 
 @pytest.fixture
 def collator() -> StandardDataCollator:
-    return StandardDataCollator(pad_token_id=0, merge_size=2, label_tokens=[[5, 6, 7], [8]])
+    return StandardDataCollator(pad_token_id=0, merge_size=2)
 
 
 def test_padding__is_on_the_left(collator: StandardDataCollator) -> None:
@@ -73,7 +74,7 @@ def test_rows__are_the_tokens_before_those_of_the_answers(collator: StandardData
 
 def test_packing__by_hand() -> None:
     """Samples of 5, 7 and 3 tokens, with images of 1 × 2, 2 × 1 and 1 × 1 of them."""
-    packing = StandardDataCollator(pad_token_id=0, merge_size=2, label_tokens=[[5]], packing=True)
+    packing = StandardDataCollator(pad_token_id=0, merge_size=2, packing=True)
     batch = packing(
         [
             answered_sample(5, ((3, 4),), (4, 5), (2, 4)),

@@ -217,7 +217,7 @@ def own_inputs(
     processor: ImageTextProcessor, sample: Sample, request: str, answers: Sequence[str], tail: str
 ) -> Any:
     """What ``apply_chat_template`` and the processor's own call make of the same turns."""
-    messages = conversation(QWEN2_5_VL.system_prompt, request, answers)
+    messages = conversation(QWEN2_5_VL.system_prompt, [request] * (1 + len(answers)), answers)
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     images = [open_image(turn.image, turn.root, "") for turn in (*sample.teachers, sample.student)]
     return processor(text=[text + tail], images=images, return_tensors="pt")

@@ -113,7 +113,8 @@ def by_pycocotools_alone(samples: Sequence[Sample], predictions: Sequence[Predic
 def scored(
     samples: Sequence[Sample], predictions: Sequence[Prediction], labels: Sequence[str] = LABELS
 ) -> Run:
-    return score_run(coco_ground_truth(samples, predictions, labels), predictions, labels, "head")
+    truth = coco_ground_truth(samples, predictions, labels)
+    return score_run(truth, samples, predictions, labels, "head")
 
 
 # COCO
@@ -355,9 +356,28 @@ def test_answers__are_added_up() -> None:
     samples = [sample(index, DetectedObject((1, 1, 9, 9), "cat")) for index in range(2)]
     predictions = [replace(prediction(index), answer=fact) for index, fact in enumerate(facts)]
     truth = coco_ground_truth(samples, predictions, LABELS)
-    assert score_run(truth, predictions, LABELS, "text").answers == (2, 1, 1, 1, 5, 1, 2, 1, 3)
-    assert score_run(truth, predictions, LABELS, "head").answers is None
-    assert score_run(truth, [prediction(0), predictions[1]], LABELS, "text").answers is None
+    assert score_run(truth, samples, predictions, LABELS, "text").answers == (2, 1, 1, 1, 5, 1, 2, 1, 3)
+    assert score_run(truth, samples, predictions, LABELS, "head").answers is None
+    assert score_run(truth, samples, [prediction(0), predictions[1]], LABELS, "text").answers is None
+
+
+def test_labels_of_samples__what_they_do_not_ask_is_no_false_alarm() -> None:
+    """A hat is asked in the first image alone, a dog in the second alone."""
+    box, hat = (10.0, 10.0, 90.0, 90.0), "a red hat"
+    samples = [
+        Sample(Turn("0.jpg", (DetectedObject(box, "cat"),), labels=("cat", hat))),
+        Sample(Turn("0.jpg", (DetectedObject(box, "dog"),))),
+    ]
+    found = [(box, "cat", 0.9), (box, "dog", 0.8), (box, hat, 0.7)]
+    predictions = [replace(prediction(index, *found), image="0.jpg") for index in range(2)]
+    run = scored(samples, predictions)
+    assert [label.label for label in run.labels] == [*LABELS, hat]
+    names = {1: "cat", 2: "dog", 4: hat}
+    assert [(item["image_id"], names[item["category_id"]]) for item in run.results] == [
+        (0, "cat"), (0, hat), (1, "cat"), (1, "dog"),
+    ]  # fmt: skip
+    assert [label.AP50 for label in run.labels[:2]] == pytest.approx([1.0, 1.0])
+    assert align(predictions, ["0.jpg", "0.jpg"], "x") == predictions
 
 
 # Comparison
@@ -366,7 +386,7 @@ def test_answers__are_added_up() -> None:
 def test_resampler__is_pycocotools_over_the_images_written_out_again() -> None:
     samples, predictions = random_world(3)
     truth = coco_ground_truth(samples, predictions, LABELS)
-    resampler = Resampler(truth, coco_results(predictions, LABELS, "head"))
+    resampler = Resampler(truth, coco_results(samples, predictions, LABELS, "head"))
     for seed in range(4):
         chosen = np.random.default_rng(seed).integers(len(samples), size=len(samples))
         again = by_pycocotools_alone([samples[i] for i in chosen], [predictions[i] for i in chosen])

@@ -95,7 +95,7 @@ def test_family__makes_images_as_the_published_processor(folder: Path) -> None:
 def test_family__writes_prompts_as_the_published_template(folder: Path) -> None:
     """With one demonstration: no thought stands before its answer, the empty one before the next."""
     family, tokenizer = family_in(folder), AutoTokenizer.from_pretrained(folder)
-    messages = conversation(family.system_prompt, "Where?", ["[]"])
+    messages = conversation(family.system_prompt, ["Where?"] * 2, ["[]"])
     found = tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, **family.template_settings
     )

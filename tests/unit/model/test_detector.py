@@ -30,6 +30,7 @@ Mosaic = Callable[[int, int], tuple[Sample, np.ndarray]]
 Found = tuple[Tensor, Tensor]
 
 EMPTY_TURN = Turn("", ())
+LABEL_KEYS = ("label_input_ids", "label_attention_mask")
 MODEL_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "labels")
 
 
@@ -417,7 +418,7 @@ def test_labels__permuting_the_set_permutes_the_logits(
     detector64: Qwen25VLWithDetection, batch: Batch
 ) -> None:
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
-    permuted = batch | {key: batch[key][order] for key in ("label_input_ids", "label_attention_mask")}
+    permuted = batch | {key: batch[key][order] for key in LABEL_KEYS}
     for (logits, boxes), (expected, expected_boxes) in zip(
         detect(detector64, permuted), detect(detector64, batch), strict=True
     ):
@@ -426,7 +427,7 @@ def test_labels__permuting_the_set_permutes_the_logits(
 
 def test_labels__a_subset_keeps_its_dense_logits(detector64: Qwen25VLWithDetection, batch: Batch) -> None:
     """An open set: what a patch scores for a label does not depend on which other labels are asked for."""
-    few = batch | {key: batch[key][[2, 7]] for key in ("label_input_ids", "label_attention_mask")}
+    few = batch | {key: batch[key][[2, 7]] for key in LABEL_KEYS} | {"asked": batch["asked"][:, [2, 7]]}
     with torch.no_grad():
         found, expected = (detector64(b, with_tokens=False).head for b in (few, batch))
     dense = expected.stage_sizes[0]

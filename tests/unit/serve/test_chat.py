@@ -37,7 +37,7 @@ def test_encode_chat__is_what_encode_makes(bundle: Bundle, lessons: list[Sample]
         spans = expected.teacher_assistant_spans
         answers = [encoder.tokenizer.decode(expected.input_ids[start : end - 1]) for start, end in spans]
         request = request_text(data.request, bundle.labels)
-        messages = conversation(encoder.system_prompt, request, answers)
+        messages = conversation(encoder.system_prompt, [request] * (1 + len(answers)), answers)
         turns = [*lesson.teachers, lesson.student]
         images = [open_image(turn.image, turn.root, "x") for turn in turns]
         found = encoder.encode_chat(messages, images, "x")
