@@ -69,6 +69,20 @@ def own_demonstrations(project: Project) -> None:
     ]
 
 
+def labels_of_their_own(project: Project) -> None:
+    """Phrases, and what is not there; an image asked about twice; validation asks what was never trained."""
+    for split, records in project.files.items():
+        for index in range(0, len(records), 2):
+            record = project.at(index, split)
+            for item in record["objects"][1:]:
+                item["desc"] = f"the cell left of {split} {index}"
+            named = dict.fromkeys(item["desc"] for item in record["objects"])
+            record["labels"] = [*named, f"a platelet near {split} {index}"]
+    again = project.at(0)
+    largest = {**again["objects"][0], "desc": "the largest cell"}
+    project.files["train"].append({**again, "objects": [largest], "labels": ["the largest cell"]})
+
+
 def pool_of_training_samples(project: Project) -> None:
     project.files["teachers"] = project.files["train"][:5]
     project.set("data.teachers", "teachers.jsonl")
@@ -119,6 +133,7 @@ SOUND: dict[str, Change] = {
     "one image": one_image,
     "every format": every_format,
     "demonstrations of their own": own_demonstrations,
+    "labels of their own": labels_of_their_own,
     "pool of training samples": pool_of_training_samples,
     "frozen vision tower": frozen_tower,
     "still camera": still_camera,
@@ -137,6 +152,16 @@ SOUND_RUNS: dict[str, Change] = {
     "text alone": without_head,
     "a new head": both(setting("model.path", "tiny-untrained"), setting("detection.num_layers", 1)),
     "demonstrations of their own": own_demonstrations,
+    "labels of their own": both(labels_of_their_own, setting("data.teacher_ratio", 0.5)),
+    "labels of their own, augmented and packed": both(
+        labels_of_their_own,
+        setting("data.augment", "strong"),
+        setting("train.packing", True),
+        setting(
+            "data.augment_flips_labels",
+            {f"the cell left of train {n}": f"the cell left of train {n}" for n in range(0, 12, 2)},
+        ),
+    ),
     "augmented": both(own_demonstrations, setting("data.augment", "strong")),
     "demonstrations from a pool": pool_of_training_samples,
     "demonstrations from the training set": setting("data.teacher_ratio", 0.5),
