@@ -1,9 +1,12 @@
-"""What a user's mistake looks like: what happened, where, and how to mend it."""
+"""What is said of a user's mistakes, and of what was checked: what, where, and how to mend it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["pass", "fail", "skip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +15,6 @@ class Problem:
 
     Attributes:
         what: what was expected and what was found.
-        where: file, line, key or image it was found at; empty if there is no such place.
         fix: a value or a command that mends it; empty if none is known.
         id: the check that found it, such as ``config.boxes.inside``; empty outside checks.
     """
@@ -27,6 +29,25 @@ def told_left_out(problems: Sequence[Problem]) -> list[str]:
     """The note that lists what was left out."""
     lines = [f"  {problem.where}: {problem.what}" for problem in problems]
     return ["\n".join([f"Left out {len(lines)}:", *lines])] if lines else []
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One finding of a check, or that it has none.
+
+    Attributes:
+        id: the check, such as ``config.boxes.inside``; several findings share it.
+        status: ``skip`` says in ``what`` why; a check that could not run has failed.
+        what: what was expected and what was found.
+        seconds: time that the check took, on its first finding.
+    """
+
+    id: str
+    status: Status
+    what: str
+    where: str = ""
+    fix: str = ""
+    seconds: float = 0.0
 
 
 class QwendetError(Exception):

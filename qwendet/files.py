@@ -16,7 +16,6 @@ from qwendet.errors import ConfigError, DataError
 
 logger = logging.getLogger("qwendet")
 
-CHUNK_BYTES = 1 << 20
 REPLACED = ".replaced"
 """How the name ends that a folder has while another one takes its place."""
 
@@ -114,12 +113,9 @@ def tell_unreadable() -> Iterator[None]:
     except OSError as error:
         path = Path(error.filename or "")
         if isinstance(error, PermissionError):
-            path = next((folder for folder in reversed(path.parents) if not _is_open(folder)), path)
+            closed = (place for place in reversed(path.parents) if not os.access(place, os.R_OK | os.X_OK))
+            path = next(closed, path)
         raise DataError(f"it cannot be read ({error.strerror})", str(path), _fix_of(error, path)) from error
-
-
-def _is_open(folder: Path) -> bool:
-    return os.access(folder, os.R_OK | os.X_OK)
 
 
 def _fix_of(error: OSError, path: Path) -> str:
@@ -190,9 +186,6 @@ def files_below(folder: Path, suffixes: Set[str]) -> Iterator[Path]:
     Args:
         folder: may be absent.
         suffixes: with their dot, in lower case.
-
-    Raises:
-        DataError: if a folder may not be looked into.
     """
     yield from _files_below(folder, suffixes, [folder.resolve()])
 
@@ -232,8 +225,5 @@ def _sync(path: Path) -> None:
 
 def sha256_of_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -96,11 +96,7 @@ class Interface:
 
 @dataclass(frozen=True)
 class Bundle(Interface):
-    """A model and all that belongs to it.
-
-    Attributes:
-        detector: the model.
-    """
+    """A model and all that belongs to it."""
 
     detector: Qwen25VLWithDetection = field(kw_only=True)
 
@@ -213,10 +209,6 @@ def config_of_model(
         path: as in ``model.path``, of a checkpoint or of any model of a family.
         revision: of a hub id.
         given: how a model without a manifest was trained; what it leaves open is the publication's.
-
-    Raises:
-        CheckpointError: for a model that cannot be used.
-        ConfigError: if ``given`` would say again what a manifest says.
     """
     source = find_source(path, revision, weights=False)
     if (manifest := find_manifest(source.folder)) is not None:

@@ -37,9 +37,6 @@ def find_source(path: str, revision: str | None, *, weights: bool = True) -> Sou
         path: as in ``model.path``.
         revision: branch, tag or commit of a hub id; ``None`` is its default branch.
         weights: ``False`` leaves the weights of a hub id on the hub.
-
-    Raises:
-        CheckpointError: if there is no such folder, or the hub id or its revision cannot be reached.
     """
     folder = embedded_folder(path) if path in EMBEDDED_MODELS else Path(path)
     if find_folder(folder):

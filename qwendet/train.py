@@ -42,7 +42,6 @@ class RunSummary:
     """How a run ended.
 
     Attributes:
-        output_dir: folder of the run.
         final: the last checkpoint; ``None`` if the run was stopped before its end.
         metrics: of the validation samples; ``None`` if there are none, and on all ranks but the first.
         stopped_by: signal that stopped it; empty if it came to its end.
@@ -60,10 +59,6 @@ class RunSummary:
 
 def train(config: Config, *, resume: bool = False) -> RunSummary:
     """Train, save and evaluate.
-
-    Args:
-        config: the config.
-        resume: continue from the newest complete checkpoint of ``train.output_dir``.
 
     Raises:
         QwendetError: before anything is written, for a config, data or model that cannot be used;

@@ -13,11 +13,9 @@ class AnswerFacts:
     """One answer, counted.
 
     Attributes:
-        text: what the model wrote.
         truncated: it was cut at the most tokens.
         unreadable: neither a box nor an empty list can be read in it.
-        boxes: boxes read.
-        rejected: incomplete or impossible ones, which were not.
+        rejected: incomplete or impossible boxes, which were not read.
         repeated: of the boxes read, those that an earlier one equals, with its label.
         outside: of the boxes read, those that reach over the edge of the image.
         unknown_labels: of the boxes read, those whose label is not in the set.

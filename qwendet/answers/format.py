@@ -39,10 +39,8 @@ class ParsedObject:
     Attributes:
         bbox_2d: x1, y1, x2, y2 as written, finite, with x1 < x2 and y1 < y2; in the frame of
             answers.
-        desc: the label; empty where the answer has none.
         start: index in the text of the object's first character (of the box's alone, where an object
             holds several boxes).
-        end: index after its last character.
     """
 
     bbox_2d: tuple[float, float, float, float]
@@ -56,7 +54,6 @@ class ParsedAnswer:
     """All that could be read of an answer.
 
     Attributes:
-        objects: the boxes, in the answer's order.
         rejected: number of boxes that were left out because they are incomplete or impossible.
     """
 

@@ -18,12 +18,12 @@ from qwendet.checks.config.suite import EMPTY, MEMORY, Thoroughness, known_ids, 
 from qwendet.checks.consistency import suite as consistency
 from qwendet.checks.ids import all_ids
 from qwendet.checks.loss import suite as loss
-from qwendet.checks.result import Result, Table
+from qwendet.checks.result import Table
 from qwendet.checks.runner import require_known
 from qwendet.checks.served import suite as served
 from qwendet.checks.subject import temporary_subject
 from qwendet.config.schema import Config
-from qwendet.errors import ConfigError, Problem, QwendetError
+from qwendet.errors import ConfigError, Problem, QwendetError, Result
 from qwendet.loader import Bundle
 
 logger = logging.getLogger("qwendet")

@@ -29,13 +29,10 @@ class ImageFacts:
     """How an image becomes patches.
 
     Attributes:
-        min_pixels: least pixels of the model's image.
-        max_pixels: most pixels of the model's image.
         patch_size: side of a patch, pixels.
         temporal_patch_size: frames of a patch; a still image is repeated.
         merge_size: side of the block of patches that becomes one token.
         mean: of red, green and blue, in the unit interval.
-        std: likewise.
     """
 
     min_pixels: int

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from qwendet.checks.moved import MOVED
-from qwendet.checks.result import NotApplicableError, Result, Status, Table, Verdict
-from qwendet.errors import ConfigError, Problem, QwendetError
+from qwendet.checks.result import NotApplicableError, Table, Verdict
+from qwendet.errors import ConfigError, Problem, QwendetError, Result, Status
 from qwendet.progress import track
 
 logger = logging.getLogger("qwendet")
@@ -47,10 +47,7 @@ class Findings:
     """What one check found over all that it looked at: the first problems, and how many there were.
 
     Attributes:
-        id: the check's id.
-        seconds: time that it took.
         shown: the first problems, by why they do not count; those that do have no excuse.
-        counts: how many there were.
     """
 
     id: str
@@ -64,12 +61,7 @@ class Findings:
         return self.counts[""]
 
     def collect(self, find: Callable[[], Iterable[Problem]], excuse: str = "") -> bool:
-        """Run the check once more; returns whether it found nothing.
-
-        Args:
-            find: the check.
-            excuse: why its problems do not count; empty if they do.
-        """
+        """Run the check once more; returns whether it found nothing."""
         began = time.perf_counter()
         problems = attempt(find)
         self.seconds += time.perf_counter() - began
@@ -129,11 +121,7 @@ def run_checks(
     subject: Subject,
     allowed: Collection[str],
 ) -> tuple[list[Result], list[Table]]:
-    """Run checks of one subject, each come what may.
-
-    Returns:
-        At least one result for each check, and the figures behind them.
-    """
+    """Run checks of one subject, each come what may."""
     results: list[Result] = []
     tables: list[Table] = []
     with track("checking", len(checks)) as advance:

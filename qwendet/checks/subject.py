@@ -40,13 +40,7 @@ WANTED = 4
 
 
 class Subject:
-    """One config's model and first samples; every part is built at most once.
-
-    Args:
-        config: the config, as loaded from its file.
-        folder: where a temporary checkpoint may be written.
-        bundle: the training build, where it is there already; ``None`` loads it.
-    """
+    """One config's model and first samples; every part is built at most once."""
 
     def __init__(self, config: Config, folder: Path, bundle: Bundle | None = None) -> None:
         self.config = config
@@ -122,9 +116,6 @@ class Subject:
         """At most four training samples: with and without demonstrations, with and without boxes.
 
         A kind that the first samples lack is made of one of them, and ``where`` says so.
-
-        Raises:
-            ConfigError: if there is no training sample to look at.
         """
         first = list(islice(self._readable(), LOOKED_AT))
         if not first:

@@ -27,7 +27,8 @@ from qwendet.cli.options import (
 from qwendet.console import console
 
 if TYPE_CHECKING:
-    from qwendet.checks.result import Result, Table
+    from qwendet.checks.result import Table
+    from qwendet.errors import Result
 
 
 def validate_config(

@@ -64,9 +64,6 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Returns:
         The config, with data and output paths made absolute from the file's folder.
-
-    Raises:
-        ConfigError: with every problem found.
     """
     path = find_config(name)
     text = _read(path)
@@ -163,16 +160,13 @@ def _apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
             raise ConfigError(what, f"--set {override}", f"write --set {shorter}=…")
         values = inner
     try:
-        values[parts[-1]] = _number_or(yaml.safe_load(raw))
+        value = yaml.safe_load(raw)
+        # YAML 1.1 takes 1e-4 for a text.
+        values[parts[-1]] = float(value) if looks_like_number(value) else value
     except yaml.YAMLError as error:
         fix = "write a list as [a, b], and put other signs into quotes: --set 'key=\"a: b\"'"
         raise ConfigError(f"{raw!r} is not a YAML value", f"--set {override}", fix) from error
     return tuple(parts)
-
-
-def _number_or(value: Any) -> Any:
-    """Read ``1e-4`` as the number that YAML 1.1 takes for a text."""
-    return float(value) if looks_like_number(value) else value
 
 
 def build_config(

@@ -42,8 +42,6 @@ class Places:
     """Where the values of a config came from.
 
     Attributes:
-        source: the file; empty without one.
-        lines: line of each key path in it.
         overridden: key paths that ``--set`` gave.
     """
 

@@ -16,16 +16,7 @@ AS_TRAINED = (
 
 
 def require_same_settings(trained: Config, config: Config, *, is_foreign: bool = False) -> None:
-    """Refuse settings that would show a checkpoint's model what it was not trained on.
-
-    Args:
-        trained: the checkpoint's config.
-        config: the same with overrides.
-        is_foreign: nothing tells what the model was trained with; only that it is this model.
-
-    Raises:
-        ConfigError: naming the first such setting.
-    """
+    """Refuse settings that would show a checkpoint's model what it was not trained on."""
     for section, name in AS_TRAINED[:1] if is_foreign else AS_TRAINED:
         wanted, found = (getattr(getattr(source, section), name) for source in (trained, config))
         if found != wanted:

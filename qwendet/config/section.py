@@ -19,6 +19,16 @@ def one_or_many(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def flat(record: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    if not isinstance(record, dict):
+        return {prefix: record}
+    found: dict[str, Any] = {}
+    for key, value in record.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
 class Section(BaseModel):
     """A group of settings: unknown keys refused, no coercion, read-only."""
 

@@ -5,53 +5,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
 from xml.etree import ElementTree
 
-from qwendet.errors import CheckpointError, ConfigError, DataError, EnvironmentLacksError, QwendetError
-
-Status = Literal["pass", "fail", "skip"]
+from qwendet.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EnvironmentLacksError,
+    QwendetError,
+    Result,
+)
 
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, even escaped."""
 FILE_AND_LINE = re.compile(r"^(?P<file>[^\n]*?):(?P<line>\d+)(?:\D.*)?$", re.DOTALL)
 
 
-class CheckResult(Protocol):
-    """What is printed of a check; :class:`qwendet.checks.result.Result` is one."""
-
-    @property
-    def id(self) -> str: ...  # noqa: D102
-    @property
-    def status(self) -> Status: ...  # noqa: D102
-    @property
-    def what(self) -> str: ...  # noqa: D102
-    @property
-    def where(self) -> str: ...  # noqa: D102
-    @property
-    def fix(self) -> str: ...  # noqa: D102
-    @property
-    def seconds(self) -> float: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A problem that no check found."""
-
-    id: str
-    what: str
-    where: str
-    fix: str
-    status: Status = "fail"
-    seconds: float = 0.0
-
-
-def failures_of(error: QwendetError) -> list[CheckResult]:
+def failures_of(error: QwendetError) -> list[Result]:
     """The problems of an error, as checks that failed."""
     return [
-        _Failure(problem.id or _error_id(error), problem.what, problem.where, problem.fix)
+        Result(problem.id or _error_id(error), "fail", problem.what, problem.where, problem.fix)
         for problem in error.problems
     ]
 
@@ -66,25 +41,15 @@ def _error_id(error: QwendetError) -> str:
     return next((kinds[kind] for kind in type(error).__mro__ if kind in kinds), "error")
 
 
-def to_json(results: Iterable[CheckResult]) -> str:
+def to_json(results: Iterable[Result]) -> str:
     """The one object of ``--format json``; ASCII, so that any encoding of stdout will do."""
-    checks: list[dict[str, Any]] = [
-        {
-            "id": result.id,
-            "status": result.status,
-            "what": result.what,
-            "where": result.where,
-            "fix": result.fix,
-            "seconds": round(result.seconds, 3),
-        }
-        for result in results
-    ]
+    checks = [asdict(result) | {"seconds": round(result.seconds, 3)} for result in results]
     return json.dumps({"ok": all(check["status"] != "fail" for check in checks), "checks": checks}, indent=2)
 
 
-def to_junit(results: Sequence[CheckResult]) -> str:
+def to_junit(results: Sequence[Result]) -> str:
     """JUnit XML: a test suite for each family (``config``, ``loss``, …), a test case for each check."""
-    families: dict[str, dict[str, list[CheckResult]]] = {}
+    families: dict[str, dict[str, list[Result]]] = {}
     for result in results:
         families.setdefault(result.id.partition(".")[0], {}).setdefault(result.id, []).append(result)
     root = ElementTree.Element("testsuites", name="qwendet")
@@ -98,7 +63,7 @@ def to_junit(results: Sequence[CheckResult]) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode")
 
 
-def _add_case(suite: ElementTree.Element, family: str, id: str, findings: Sequence[CheckResult]) -> None:
+def _add_case(suite: ElementTree.Element, family: str, id: str, findings: Sequence[Result]) -> None:
     seconds = sum(finding.seconds for finding in findings)
     case = ElementTree.SubElement(
         suite, "testcase", classname=_xml(family), name=_xml(id), time=f"{seconds:.3f}"
@@ -121,7 +86,7 @@ def _count(element: ElementTree.Element, cases: Sequence[ElementTree.Element]) -
     element.set("time", f"{sum(float(case.get('time', 0)) for case in cases):.3f}")
 
 
-def _paragraph(finding: CheckResult) -> str:
+def _paragraph(finding: Result) -> str:
     pairs = (("", finding.what), ("where: ", finding.where), ("fix: ", finding.fix))
     return "\n".join(name + value for name, value in pairs if value)
 
@@ -130,11 +95,11 @@ def _xml(text: str) -> str:
     return NOT_XML.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
-def to_github(results: Iterable[CheckResult], repository: Path) -> list[str]:
+def to_github(results: Iterable[Result], repository: Path) -> list[str]:
     """GitHub Actions' workflow commands: an error for each failure, a notice for each check that was skipped.
 
     Example:
-        >>> from qwendet.checks.result import Result
+        >>> from qwendet.errors import Result
         >>> to_github([Result("config.a", "fail", "50% of it", "/r/x,y.jsonl:3", "mend it")], Path("/r"))
         ['::error file=x%2Cy.jsonl,line=3,title=config.a::50%25 of it%0Afix: mend it']
     """

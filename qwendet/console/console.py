@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qwendet.console.check_formats import CheckResult, Status, failures_of, to_github, to_json, to_junit
+from qwendet.console.check_formats import failures_of, to_github, to_json, to_junit
 from qwendet.console.tables import build_table, stacked_lines
 from qwendet.console.terminal import bar, open_console, print_pairs, print_text, printable
-from qwendet.errors import QwendetError
+from qwendet.errors import QwendetError, Result, Status
 from qwendet.inference.sharding import is_first_process
 from qwendet.progress import Advance, PlainProgress, no_advance
 
@@ -176,7 +176,7 @@ def _print_traceback() -> None:
         print_text(_stderr(), traceback.format_exc())
 
 
-def report_checks(results: Sequence[CheckResult]) -> None:
+def report_checks(results: Sequence[Result]) -> None:
     """Print the results of checks on stdout, in the format that was set."""
     if _state.format == "json":
         print(to_json(results))
@@ -200,13 +200,13 @@ def nothing_but_results() -> Iterator[None]:
         yield
 
 
-def _summary(results: Sequence[CheckResult]) -> str:
+def _summary(results: Sequence[Result]) -> str:
     counts = Counter(result.status for result in results)
     seconds = sum(result.seconds for result in results)
     return f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped in {seconds:.1f} s"
 
 
-def _print_checks(results: Sequence[CheckResult]) -> None:
+def _print_checks(results: Sequence[Result]) -> None:
     from rich.text import Text
 
     width = max((len(result.id) for result in results), default=0)

@@ -26,7 +26,6 @@ class PoolReport:
     """What was chosen.
 
     Attributes:
-        file: the pool.
         images: chosen images by density.
         shown: for each label of the training samples, chosen images that show it.
         available: for each, images that could be chosen and show it.
@@ -62,10 +61,6 @@ def choose_pool(
         held_out: sample files, such as validation, whose images may not be chosen, nor copies of them.
         root: ``data.root``, if the config sets it.
         seed: decides between equals.
-
-    Raises:
-        ConfigError: if the pool would overwrite something or could not name its images.
-        DataError: if a sample is broken, or none can be chosen.
     """
     samples = SampleFile(train, root)
     prefix = "" if root else _prefix(train, out)

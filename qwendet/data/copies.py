@@ -11,11 +11,7 @@ from qwendet.progress import track
 
 
 def copies(files: Collection[Stored]) -> dict[Stored, object]:
-    """What files of the same bytes have in common, and others have not; those of equal length alone are read.
-
-    Returns:
-        Something for each file, those of equal length together.
-    """
+    """Something for each file, alike for those of the same bytes; only those of equal length are read."""
     lengths = {file: _length(file) for file in files}
     counts, found = Counter(lengths.values()), dict[Stored, object]()
     order = {length: at for at, length in enumerate(counts)}

@@ -74,7 +74,6 @@ class ImageFacts:
         size: displayed width and height in pixels, EXIF orientation applied.
         is_turned: orientation swaps the sides between the stored and the displayed image.
         path: the real path of its file.
-        num_bytes: size of its file.
         file_id: equal for every path and hard link that leads to the same file.
     """
 
@@ -202,11 +201,6 @@ def _upright(source: Stored | bytes, image: str, where: str) -> tuple[Image.Imag
 def image_size(image: str, root: Path, where: str) -> tuple[int, int]:
     """Displayed width and height in pixels; raises as :func:`inspect_image`."""
     return inspect_image(image, root, where).size
-
-
-def is_turned(image: str, root: Path, where: str) -> bool:
-    """Whether EXIF orientation swaps width and height; raises as :func:`inspect_image`."""
-    return inspect_image(image, root, where).is_turned
 
 
 def inspect_image(image: str, root: Path, where: str, *, decode: bool = False) -> ImageFacts:

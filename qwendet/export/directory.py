@@ -42,10 +42,6 @@ class ExportSummary:
     """What was exported.
 
     Attributes:
-        output: the directory.
-        num_parameters: of model and head.
-        dtype: type of the weights.
-        files: the weight files, by their paths in it.
         merge_error: relative difference of the logits before and after merging; ``None`` without an adapter.
         launch: the line that starts vLLM on it.
     """

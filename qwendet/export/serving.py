@@ -27,21 +27,14 @@ class Serving:
     """How a model is served in text mode, and asked.
 
     Attributes:
-        family: ``model_type``.
-        licence: of the base model.
-        dtype: of the weights, and of a server's products.
         system: text of the system turn; empty for none.
         request: text after the image, labels filled in.
-        labels: in the order of the request.
         labels_per_request: a request names so many of them at a time; ``None`` names all.
         answer_form: of the boxes in answers: ``json`` or ``box_tokens``.
         frame: of their coordinates: ``pixels`` of the resized image, or ``thousandths`` of the image.
-        min_pixels: smaller images are enlarged to at least this many pixels.
-        max_pixels: larger images are shrunk to at most this many pixels.
         factor: both sides of a resized image are multiples of it.
         resizer: what resized the images in training; bicubic.
         chat_template_kwargs: what the chat template is given besides.
-        sampling: what each request says of decoding.
         vllm: the line that starts vLLM in the exported directory.
         sglang: the same of SGLang.
         limits: what a server cannot do with it.

@@ -61,15 +61,10 @@ class Family:
         model_type: of ``config.json``.
         name: as people write it, in hub ids too.
         other_names: of later releases of the same kind.
-        model_class: of transformers.
-        processor_class: of transformers, as ``preprocessor_config.json`` names it.
-        image_processor_class: of transformers, likewise.
+        image_processor_class: of transformers, as ``preprocessor_config.json`` names it.
         resizer_class: of transformers: the same image processor, resizing by PIL.
-        frame: of the coordinates in answers.
-        answer_form: how answers are written.
         limits: published ones; what a model's own processor says goes first.
         image_mean: of red, green and blue, in the unit interval; pixels are normalised by it.
-        image_std: likewise.
         request: the question that its publication asks for boxes; ``{labels}`` becomes the label set.
         system_prompt: text of the system turn that the published template writes; empty for no such turn.
         template_settings: given to the chat template, in training and at inference.

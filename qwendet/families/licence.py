@@ -15,13 +15,7 @@ LONGEST = 80
 
 
 def licence_of(path: str, folder: Path | None, family: Family) -> str:
-    """The licence of a model in a few words; empty if nothing tells.
-
-    Args:
-        path: as in ``model.path``.
-        folder: where its files are, if they are on this disk.
-        family: of the model, which knows the published licences.
-    """
+    """The licence of a model in a few words; empty if nothing tells."""
     if path in EMBEDDED_MODELS:
         return APACHE
     own = "" if folder is None else _in_card(folder / "README.md") or _in_text(folder / "LICENSE")

@@ -26,11 +26,7 @@ _OF_A_PROMPT = ("input_ids", "pixel_values", "image_grid_thw")
 
 
 class AnswersInProgress:
-    """The answers of a batch that have not ended; one that has leaves the batch.
-
-    Attributes:
-        rows: which of the batch they are.
-    """
+    """The answers of a batch that have not ended; one that has leaves the batch."""
 
     def __init__(self, detector: Qwen25VLWithDetection, batch: Batch) -> None:
         self._detector, self.vlm = detector, detector.vlm

@@ -78,11 +78,7 @@ class ChatServer:
     """A server, and the model on it that is asked.
 
     Attributes:
-        url: ends with ``/v1``.
-        model: its name there.
-        family: of the model.
         at_once: most requests at a time.
-        timeout: seconds that one request may take.
         asks: of :data:`LOG_PROBS` and :data:`TOKEN_IDS`, those that the server takes.
         max_model_len: most tokens of prompt and answer, where the server tells it.
     """

@@ -20,9 +20,7 @@ class Detection:
 
     Attributes:
         bbox_2d: xyxy in pixels of the image as displayed, inside it.
-        desc: the label.
         score: in ``[0, 1]``; the head's probability, or exp(mean log-probability of the box's tokens).
-        source: what found it.
     """
 
     bbox_2d: tuple[float, float, float, float]
@@ -36,9 +34,6 @@ class Prediction:
     """All that was found in one image.
 
     Attributes:
-        image: path as it was given.
-        width: of the displayed image, pixels.
-        height: of the displayed image, pixels.
         detections: sorted by score, best first.
         rejected: boxes of a text answer that were incomplete, impossible or outside the image.
         answer: what can be said of the text answer; ``None`` without one. No part of the output file.

@@ -46,9 +46,6 @@ def peers_needed() -> Iterator[None]:
     """Say in plain words that another process of the run is gone; its launcher says which.
 
     torch has classes for what NCCL and the rendezvous tell, but only words for what gloo does.
-
-    Raises:
-        EnvironmentLacksError: in place of the error that the loss of a peer causes here.
     """
     try:
         yield

@@ -24,7 +24,6 @@ class GeneratedAnswer:
     Attributes:
         text: what was written, without the end of turn.
         token_ends: for each token, the index in ``text`` after its last whole character.
-        log_probs: log-probability of each token.
         truncated: the answer was cut at the most tokens.
     """
 

@@ -40,7 +40,6 @@ class DataFacts:
             image as displayed; boxes without area or in images of unknown size are left out.
         image_sizes: width and height of each image whose size is known.
         most_boxes: most boxes of an image, validation included.
-        files: the sample files.
         size_of: displayed size of each image, by the file's split and the image's name.
     """
 
@@ -54,16 +53,7 @@ class DataFacts:
 
 
 def look_at(files: Mapping[Split, Path], root: Path | None = None) -> DataFacts:
-    """Read every sample once, by all cores.
-
-    Args:
-        files: ``train`` and perhaps ``val``.
-        root: folder that image paths start from; without it that of each file.
-
-    Raises:
-        DataError: for a file that cannot be read or is empty. What is wrong with a sample is left to the
-            checks; it does not count here.
-    """
+    """Read every sample once, by all cores."""
     num_lines = sum(len(SampleFile(path)) for path in files.values())
     depth: Depth = "header" if num_lines <= OPENED_AT_MOST else "none"
     config = Config(data=DataConfig(root=None if root is None else str(root)))

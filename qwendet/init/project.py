@@ -61,7 +61,6 @@ class InitSummary:
     """What was written.
 
     Attributes:
-        config: the config.
         next_command: what to run next.
         notes: what else a user should know, in words.
         left_out: broken images and annotations that were skipped, as the user wished.
@@ -95,9 +94,6 @@ class _Data:
 
     Attributes:
         train: training samples, relative to the config or absolute.
-        val: validation samples.
-        files: both as paths; empty where there are none yet.
-        notes: what a user should know, in words.
         root: folder that image paths start from, if not the files' own.
         left_out: broken images and annotations that were skipped.
     """

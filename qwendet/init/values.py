@@ -62,16 +62,10 @@ class Recipe:
     Attributes:
         least_tokens: images are not shrunk below so many image tokens.
         most_tokens: of an image, by what they cost.
-        batch_size: samples of a forward pass.
-        accumulation: forward passes of a step.
         passes: over the training samples, at least.
         most_passes: … however few there are; None where steps are counted.
         least_steps: that a new head needs.
         most_steps: None where passes are counted.
-        learning_rate: of the model.
-        head_learning_rate: of the head.
-        why_rate: words on the first.
-        why_head_rate: words on the second.
     """
 
     least_tokens: int

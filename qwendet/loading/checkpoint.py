@@ -68,19 +68,12 @@ class Manifest:
     Attributes:
         config: the resolved config of the run, with the label set filled in.
         head: the head's shape; ``None`` without a head.
-        min_pixels: least pixels of the model's image.
-        max_pixels: most pixels of the model's image.
-        attn_implementation: attention that it was trained with.
         dtype: type of the weights in training, but for those that ``parameters`` has as float32.
         parameters: shape, dtype and hash of each parameter, by name in the detector.
         files: hash of each file but the manifest.
-        versions: of Python and the libraries that made it.
-        step: optimizer steps done.
-        padding_side: always left.
         resizer: of images.
         family: ``model_type`` of the model.
         coordinates: frame of the numbers in answers, in words.
-        format_version: of the manifest.
         loss_version: of what the weights were trained for.
     """
 

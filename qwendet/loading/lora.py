@@ -57,11 +57,6 @@ def add_adapter(vlm: Any, lora: LoraConfig, seed: int) -> None:
     """Put an adapter that changes nothing yet into a model, and freeze the rest of it.
 
     Its matrices are float32 where the model is in half precision: small updates would be rounded away.
-
-    Args:
-        vlm: the base model, changed in place.
-        lora: the settings.
-        seed: seed of the random matrices; the global random state is left alone.
     """
     from peft import inject_adapter_in_model
 

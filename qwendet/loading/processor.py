@@ -31,9 +31,7 @@ class ImageTextProcessor(ProcessorMixin):
     """A published processor for images and text: the same ids, pixels and grids, no torchvision.
 
     Attributes:
-        family: of the model that it belongs to.
         tokenizer: pads on the left.
-        image_processor: PIL's.
     """
 
     family: Family
@@ -63,14 +61,7 @@ def _class_of(family: Family) -> Any:
 def load_processor(
     path: str, family: Family, min_pixels: int | None, max_pixels: int | None
 ) -> ImageTextProcessor:
-    """Load tokenizer, chat template and image processor.
-
-    Args:
-        path: directory.
-        family: of the model that they belong to.
-        min_pixels: images are enlarged to at least this many pixels; ``None`` keeps the stored limit.
-        max_pixels: images are shrunk to at most this many pixels; ``None`` keeps the stored limit.
-    """
+    """Load tokenizer, chat template and image processor."""
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
     image_processor = getattr(transformers, family.resizer_class).from_pretrained(path)
     limits = dict(image_processor.size)
@@ -84,14 +75,7 @@ def load_processor(
 def require_fitting(
     processor: ImageTextProcessor, vlm_config: Any, source: str, *, has_manifest: bool = False
 ) -> None:
-    """Refuse tokenizer, chat template or image processor of another model.
-
-    Args:
-        processor: as loaded; transformers makes a tokenizer up where files are missing.
-        vlm_config: of the base model.
-        source: where both are from, for the message.
-        has_manifest: a manifest says that it was trained with this template.
-    """
+    """Refuse tokenizer, chat template or image processor of another model."""
     problems = list(_unfitting(processor, vlm_config, source))
     if not problems and not has_manifest:
         problems = list(template_problems(processor.tokenizer, processor.family, source))

@@ -43,9 +43,6 @@ def load_vlm(
         model: dtype, attention and 4 bits, with nothing left open.
         weights: under the names that files give them, if they are in memory: no file of them is read.
         in_float32: groups whose weights are float32 where dtype is half precision.
-
-    Raises:
-        CheckpointError: for files that cannot be read; for a weight missing, left over or of another shape.
     """
     vlm_config = base_config(source)
     family = family_in(Path(source))

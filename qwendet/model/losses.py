@@ -50,7 +50,6 @@ class Losses:
     """What is back-propagated, and its parts, all scalars on the graph.
 
     Attributes:
-        total: the weighted sum.
         terms: unweighted terms by name, see :data:`TERMS`.
     """
 

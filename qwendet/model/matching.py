@@ -26,7 +26,6 @@ class Targets:
     Attributes:
         boxes_cxcywh: ``(N, 4)`` in the unit square, samples one after another.
         label_ids: ``(N,)`` int64.
-        num_boxes: boxes of each sample.
     """
 
     boxes_cxcywh: Tensor

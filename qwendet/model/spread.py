@@ -18,17 +18,7 @@ from qwendet.errors import CheckpointError
 
 @torch.no_grad()
 def fill(own: Mapping[str, Tensor], folder: Path, files: str, what: str) -> None:
-    """Copy the tensors of files over those of their names: every one, and no other.
-
-    Args:
-        own: tensors of a model, changed in place.
-        folder: where the files are.
-        files: pattern of their names; they are safetensors, and a tensor is read when it is copied.
-        what: the part of the model, for the messages.
-
-    Raises:
-        CheckpointError: for a file that cannot be read; for a tensor missing, left over or of another shape.
-    """
+    """Copy the tensors of files over those of their names: every one, and no other."""
     missing = dict(own)
     for file in sorted(folder.glob(files)):
         try:

@@ -30,9 +30,7 @@ class Bin(NamedTuple):
 
     Attributes:
         low: least score.
-        mean: mean score.
         right: share that found an object.
-        total: how many there are.
     """
 
     low: float
@@ -47,7 +45,6 @@ class Confusion(NamedTuple):
     Attributes:
         rows: labels, and last what is nothing.
         columns: labels, and last what was missed.
-        counts: ``rows × columns``.
         shades: how dark each cell is, of 8 steps, by its share of the row.
     """
 

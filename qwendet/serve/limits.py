@@ -12,7 +12,6 @@ class Limits:
     Attributes:
         body_megabytes: of one request, and of an image that is fetched.
         seconds: from the first byte of a request to its answer.
-        waiting: images that may wait while others are computed.
         url_prefixes: beginnings of the URLs that are fetched; none are without one.
     """
 

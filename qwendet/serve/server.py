@@ -36,9 +36,6 @@ def serve(
 
     ``ready`` is told the address and who trained the model, when calls are taken; ``loading`` are further
     arguments of :meth:`qwendet.Predictor.from_checkpoint`.
-
-    Raises:
-        QwendetError: for an address or a model that cannot be used; for no token where others can call.
     """
     for prefix in limits.url_prefixes:
         parts = urlsplit(prefix)

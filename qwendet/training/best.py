@@ -34,13 +34,7 @@ History = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Best:
-    """The evaluation whose model is kept.
-
-    Attributes:
-        step: optimizer steps done.
-        metric: ``train.best_metric``.
-        value: what was measured.
-    """
+    """The evaluation whose model is kept."""
 
     step: int
     metric: str
@@ -123,7 +117,6 @@ class Judgement(NamedTuple):
     Attributes:
         best: it, if its model is to be kept.
         ends: ``train.early_stopping`` ends the run.
-        warnings: what a user should know.
     """
 
     best: Best | None

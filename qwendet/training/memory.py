@@ -48,10 +48,7 @@ class Workload:
     """What one forward pass of a device is given.
 
     Attributes:
-        batch_size: samples.
-        patches: vision patches of a sample, all its images.
         student_grid: rows and columns of patches of the student image.
-        tokens: tokens of a sample, padding included.
         supervised: tokens of a sample that have a loss.
         token_sets: 2 if some are a demonstration's and some the student's, else 1.
     """
@@ -69,9 +66,6 @@ class MemoryEstimate:
     """Bytes on one device.
 
     Attributes:
-        weights: the parameters.
-        optimizer: its state.
-        gradients: after the backward pass.
         activations: at the end of the forward pass, the head's included.
         logits: of the chunk that exists at a time.
         moments: what there is besides weights and optimizer, by moment of the step.

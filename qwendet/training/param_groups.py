@@ -26,11 +26,7 @@ def freeze_groups(detector: nn.Module, family: Family, learning_rates: dict[str,
 def parameter_groups(
     detector: nn.Module, family: Family, learning_rates: dict[str, float], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Optimizer groups: a learning rate a group, weight decay on matrices only.
-
-    Returns:
-        Groups with ``params``, ``lr``, ``weight_decay`` and ``name``; empty ones are left out.
-    """
+    """Optimizer groups: a learning rate a group, weight decay on matrices only."""
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:

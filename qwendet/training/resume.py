@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 from safetensors import SafetensorError
 
 from qwendet.config.schema import Config
+from qwendet.config.section import flat
 from qwendet.errors import CheckpointError, EnvironmentLacksError, Problem
 from qwendet.families.choose import family_of
 from qwendet.families.family import Family
@@ -48,7 +48,7 @@ def require_same_run(stored: Manifest, here: Config, family: Family, checkpoint:
             checkpoint,
             "restore model.path, or start another run with another train.output_dir",
         )
-    before, now = _flat(stored.config.model_dump()), _flat(here.model_dump())
+    before, now = flat(stored.config.model_dump()), flat(here.model_dump())
     # Told by where the checkpoint is, by the machine, and by the base's fingerprint.
     elsewhere = ("model.path", "model.device", "model.lora.base", "model.lora.revision")
     differing = [key for key in before | now if before.get(key) != now.get(key) and key not in elsewhere]
@@ -65,14 +65,6 @@ def require_same_run(stored: Manifest, here: Config, family: Family, checkpoint:
     ]
     if problems:
         raise CheckpointError.of(problems)
-
-
-def _flat(dump: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    flat: dict[str, Any] = {}
-    for name, value in dump.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 # Which checkpoint

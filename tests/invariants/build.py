@@ -9,10 +9,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from qwendet.checks.consistency.build import WEIGHTS_FIX, flat, tensor_difference
+from qwendet.checks.consistency.build import WEIGHTS_FIX, tensor_difference
 from qwendet.checks.consistency.pair import pair
 from qwendet.checks.loss.parts import parts
 from qwendet.checks.subject import Subject
+from qwendet.config.section import flat
 from qwendet.errors import Problem
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle

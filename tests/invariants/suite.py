@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 
-from qwendet.checks.result import NotApplicableError, Result
+from qwendet.checks.result import NotApplicableError
 from qwendet.checks.runner import attempt
 from qwendet.checks.subject import Subject
-from qwendet.errors import Problem
+from qwendet.errors import Problem, Result
 from tests.invariants import (
     build,
     compute,

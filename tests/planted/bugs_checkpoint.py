@@ -168,7 +168,7 @@ FILE_BUGS: list[Bug[Path]] = [
         ended_by_config,
         is_plain=True,
     ),
-    Bug("byte flipped", "consistency.checkpoint.files", ("hash differs", WEIGHTS), flip_a_byte),
+    Bug("byte flipped", "consistency.checkpoint.files", ("differs from its hash", WEIGHTS), flip_a_byte),
     Bug(
         "an older head beside",
         "consistency.checkpoint.files",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from qwendet.checks.result import Result
 from qwendet.config.load import load_config, override_config
 from qwendet.config.schema import Config
+from qwendet.errors import Result
 from qwendet.loader import Bundle, load
 from tests.planted.by_family import FIRST
 from tests.planted.large import take_for_large, write_deep_model

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from qwendet.checks.consistency.suite import IDS, run_consistency_checks
-from qwendet.checks.result import Result
 from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config.load import override_config
 from qwendet.config.schema import Config
-from qwendet.errors import ConfigError
+from qwendet.errors import ConfigError, Result
 from qwendet.files import atomic_folder
 from qwendet.loading.checkpoint import HEAD_WEIGHTS, save_checkpoint
 from tests.invariants.suite import INVARIANTS, broken

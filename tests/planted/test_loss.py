@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from qwendet.checks.loss.suite import CHECKS, run_loss_checks
-from qwendet.checks.result import Result
 from qwendet.checks.subject import temporary_subject
+from qwendet.errors import Result
 from qwendet.loader import Bundle
 from tests.invariants.suite import INVARIANTS, broken
 from tests.planted.bug import Bug

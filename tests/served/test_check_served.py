@@ -19,7 +19,6 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from qwendet.checks.ids import SERVED_IDS
-from qwendet.checks.result import Result
 from qwendet.checks.runner import run_checks
 from qwendet.checks.served.calibration import calibration_samples
 from qwendet.checks.served.observed import Observed
@@ -29,6 +28,7 @@ from qwendet.config.load import override_config
 from qwendet.data.samples import Sample, SampleFile
 from qwendet.demo.shapes import PRETRAIN, write_dataset
 from qwendet.demo.tiny import ASSETS
+from qwendet.errors import Result
 from qwendet.families.qwen2_5_vl import QWEN2_5_VL
 from qwendet.files import atomic_folder
 from qwendet.inference.chat_server import ChatServer

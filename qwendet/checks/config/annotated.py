@@ -110,8 +110,6 @@ class _Reader:
     """Reads a data set into batches of samples, and notes what its reader finds.
 
     Attributes:
-        task: how its samples are judged; the split is that of each batch.
-        format: the data set's.
         frame: of its boxes; ``None`` is what its reader finds.
     """
 

@@ -32,7 +32,6 @@ class Check:
     """A check.
 
     Attributes:
-        find: returns the problems.
         good: what is so when there are none.
         needs: files without whose samples it is skipped.
         is_of_data: it looks at sample files alone, so that it can run without a config.

@@ -38,10 +38,8 @@ class Way(NamedTuple):
     """A way of writing boxes.
 
     Attributes:
-        name: for people.
         to_xyxy: from the four numbers as written, each ``(N,)``.
         frame: width and height that x and y then range over; None is the image's own.
-        fix: how to mend it.
     """
 
     name: str

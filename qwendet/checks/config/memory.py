@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from qwendet.checks.config.suite import MEMORY
-from qwendet.checks.result import Result
 from qwendet.checks.runner import Findings
 from qwendet.config.schema import Config
 from qwendet.encoding.image_tokens import require_image_limits
-from qwendet.errors import Problem
+from qwendet.errors import Problem, Result
 from qwendet.loading.weights import base_config
 from qwendet.source import find_source
 from qwendet.training.launcher import num_shards
@@ -31,11 +30,7 @@ SAVINGS: tuple[tuple[str, str, Any], ...] = (
 
 
 def run_memory_check(config: Config) -> list[Result]:
-    """Estimate the peak of the largest batch that the config lets through, and hold it against the device.
-
-    Returns:
-        One result: it fails if the estimate is above ``train.max_memory`` or, without it, the GPU's memory.
-    """
+    """Estimate the peak of the largest batch that the config lets through, and hold it against the device."""
     findings = Findings(MEMORY)
     estimates: list[MemoryEstimate] = []
 

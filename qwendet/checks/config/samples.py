@@ -33,10 +33,7 @@ class Visit:
     """One turn of a sample, as the rules see it.
 
     Attributes:
-        config: the config.
         split: the file that the sample is in.
-        turn: the turn.
-        sample: the sample that it belongs to.
         field: the turn's place in the line, such as ``teachers[0].``; empty for a flat sample.
         facts: of the image; None where it was not opened, or cannot be.
         limits: how the model's processor resizes; None where that is not known without a download.
@@ -204,7 +201,6 @@ class Rule(NamedTuple):
     """A rule.
 
     Attributes:
-        find: returns the problems of a visit.
         good: what is so when there are none.
         needs_images: it says nothing while images are not opened.
         leaves_out: ``data.on_bad_sample: skip`` leaves samples out that it speaks against.

@@ -1,7 +1,7 @@
-"""One pass over every sample file, in pieces of some hundred lines, each read and judged by a worker process.
+"""One pass over every sample file, in pieces of some hundred lines, each judged by a worker process.
 
-    file ─► pieces (byte ranges of whole lines) ─► worker: Sample, image header, every rule
-                                                   └► SplitStats, Findings ─► merged
+    file ─► pieces of lines ─► worker: Sample, image header, every rule
+                               └► SplitStats, Findings ─► merged
 
 Only what the checks of the whole data set need is kept of a sample: its labels, boxes and images as
 numbers, so memory grows by some 300 bytes a sample and not with the files. Nothing here imports torch, so
@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 from qwendet.checks.config.samples import RULES, Split, Visit, is_counted
 from qwendet.checks.config.stats import LabelUse, SeenImage, SplitStats
@@ -61,9 +60,7 @@ class Task:
     """How every piece of a file is read.
 
     Attributes:
-        config: the config.
         split: which of its files.
-        path: that file.
         root: folder that image paths start from.
         depth: ``none`` opens no image, ``header`` reads header, EXIF and end mark, ``full`` every pixel.
         limits: how the model's processor resizes, if that is known.
@@ -77,13 +74,8 @@ class Task:
     limits: PixelLimits | None
 
 
-class Lines(NamedTuple):
-    """A byte range of whole lines, and the number of the first."""
-
-    start: int
-    end: int
-    first_line: int
-    num_samples: int
+Lines = Sequence[tuple[int, bytes]]
+"""Some lines of a file, each with its number."""
 
 
 def scan_files(
@@ -94,21 +86,17 @@ def scan_files(
     workers: int = 1,
     limits: PixelLimits | None = None,
 ) -> tuple[dict[Split, SplitStats], dict[str, Findings]]:
-    """Hold every sample of every file against every rule.
-
-    Returns:
-        What was seen, by split; and what each rule found, by id.
-    """
+    """Hold every sample of every file against every rule."""
     findings = {id: Findings(id) for id in PASS_IDS}
     splits = {split: SplitStats(path) for split, path in files.items()}
     pieces = []
     for split, path in files.items():
         root = path.parent if config.data.root is None else Path(config.data.root)
         task = Task(config, split, path, root, depth, limits)
-        pieces += [(task, piece) for piece in cut_into_pieces(path)]
+        pieces.append(pieces_of(task))
     names = ", ".join(path.name for path in files.values())
-    with track(f"checking {names}", sum(piece.num_samples for _, piece in pieces)) as advance:
-        for judged in in_order(scan_piece, pieces, workers):
+    with track(f"checking {names}", sum(map(num_lines, files.values()))) as advance:
+        for judged in in_order(scan_piece, chain.from_iterable(pieces), workers):
             take_in(splits, findings, judged)
             advance(sum(stats.num_samples for stats in splits.values()), "")
     return splits, findings
@@ -147,30 +135,26 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cut_into_pieces(path: Path) -> Iterator[Lines]:
-    """Byte ranges of at most ``PIECE_SAMPLES`` samples each, blank lines not counted."""
-    start, first_line, count, offset = 0, 1, 0, 0
+def num_lines(path: Path) -> int:
+    """Lines of a file that are not blank."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            offset += len(line)
-            count += not line.isspace()
-            if count == PIECE_SAMPLES:
-                yield Lines(start, offset, first_line, count)
-                start, first_line, count = offset, number + 1, 0
-    if count:
-        yield Lines(start, offset, first_line, count)
+        return sum(not line.isspace() for line in file)
+
+
+def pieces_of(task: Task) -> Iterator[tuple[Task, Lines]]:
+    """The lines of a task's file that are not blank, at most ``PIECE_SAMPLES`` at a time."""
+    with task.path.open("rb") as file:  # split at \n alone, as training does
+        numbered = ((number, line) for number, line in enumerate(file, start=1) if not line.isspace())
+        while some := list(islice(numbered, PIECE_SAMPLES)):
+            yield task, some
 
 
 def scan_piece(work: tuple[Task, Lines]) -> Judged:
-    """Read some lines of a file and hold them against every rule."""
-    task, piece = work
+    """Hold some lines of a file against every rule."""
+    task, lines = work
     reading = Pass(task)
-    with task.path.open("rb") as file:
-        file.seek(piece.start)
-        lines = BytesIO(file.read(piece.end - piece.start))  # split at \n alone, as training does
-    for number, line in enumerate(lines, start=piece.first_line):
-        if not line.isspace():
-            reading.read(line, number)
+    for number, line in lines:
+        reading.read(line, number)
     return reading.judged()
 
 
@@ -302,7 +286,10 @@ class Pass:
 def _seen(visit: Visit, number: int) -> SeenImage:
     turn, facts = visit.turn, visit.facts
     is_demonstration = turn is not visit.sample.student
-    answer = hash(tuple(sorted(_as_numbers(item.bbox_2d, item.desc) for item in turn.objects)))
+    answer = hash(
+        # A label as a number: the hash of a text differs from process to process.
+        tuple(sorted((*item.bbox_2d, float(zlib.crc32(item.desc.encode()))) for item in turn.objects))
+    )
     asked = (
         hash(tuple(zlib.crc32(label.encode()) for label in sorted(turn.labels or ()))) if turn.labels else 0
     )
@@ -311,11 +298,6 @@ def _seen(visit: Visit, number: int) -> SeenImage:
         return SeenImage(number, turn.image, path, path, 0, visit.size, is_demonstration, answer, asked)
     file = facts.path, facts.file_id, facts.num_bytes, facts.size
     return SeenImage(number, turn.image, *file, is_demonstration, answer, asked)
-
-
-def _as_numbers(box: tuple[float, ...], label: str) -> tuple[float, ...]:
-    """A box and its label as numbers, whose hash is the same in every process, as that of a text is not."""
-    return (*box, float(zlib.crc32(label.encode())))
 
 
 def _say_cut(raw: bytes, where: str) -> list[Problem]:

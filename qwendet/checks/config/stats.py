@@ -18,8 +18,6 @@ class SeenImage(NamedTuple):
 
     Attributes:
         line: of the sample; its number, from 1, in a data set.
-        image: path as written.
-        path: path of the file.
         file_id: device and inode, or the path where the image was not opened.
         num_bytes: size of the file; 0 where it was not opened.
         size: displayed width and height in pixels; None if unknown.
@@ -61,17 +59,12 @@ class SplitStats:
         num_usable: those that no finding of ``LEAVES_OUT`` speaks against.
         num_boxes: boxes to be trained on, of student turns.
         num_negatives: student turns without boxes.
-        num_with_teachers: samples with demonstrations of their own.
-        labels: each label, in the order seen.
-        asked: those that samples name themselves, and where the first does.
-        images: each use of an image.
+        asked: labels that samples name themselves, and where the first does.
         boxes: x1, y1, x2, y2 as written, width and height of the image (0 if unknown) and line of each box of
             student turns, also of lines that are no sample.
         lines: first line of each different sample text, by its digest.
         repeated: lines that repeat an earlier one, and that one.
-        num_absent: images without a file.
         num_forbidden: images that may not be read.
-        first_absent: what was said of the first of these.
     """
 
     path: Path

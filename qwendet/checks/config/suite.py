@@ -16,11 +16,11 @@ from qwendet.checks.config.samples import RULES, Split
 from qwendet.checks.config.scan import CUT, OPEN, PARSE, PASS_IDS, Depth
 from qwendet.checks.config.stats import SplitStats
 from qwendet.checks.config.summary import summary_tables
-from qwendet.checks.result import NotApplicableError, Result, Table
+from qwendet.checks.result import NotApplicableError, Table
 from qwendet.checks.runner import Findings, unknown_id
 from qwendet.config.schema import Config
 from qwendet.encoding.image_tokens import image_limits
-from qwendet.errors import DataError, EnvironmentLacksError, Problem, QwendetError
+from qwendet.errors import DataError, EnvironmentLacksError, Problem, QwendetError, Result
 
 ENVIRONMENT = "config.environment."
 FILES = "config.data.files"
@@ -51,11 +51,7 @@ class Thoroughness:
 
 
 def run_config_checks(config: Config, how: Thoroughness | None = None) -> tuple[list[Result], list[Table]]:
-    """Run every check of the config and its data.
-
-    Returns:
-        At least one result for each check, causes before what follows from them; and the data in figures.
-    """
+    """Run every check of the config and its data."""
     files: dict[Split, Path] = {
         split: Path(name) for split in ORDER if (name := getattr(config.data, split)) is not None
     }

@@ -15,13 +15,13 @@ import numpy as np
 
 from qwendet.checks.config.dataset import Dataset
 from qwendet.checks.config.samples import Split
-from qwendet.checks.result import Result, Table
+from qwendet.checks.result import Table
 from qwendet.checks.runner import Findings
 from qwendet.config.schema import Config
-from qwendet.data.samples import Sample, SampleFile, Turn
+from qwendet.data.samples import Sample, SampleFile
 from qwendet.encoding.dataset import TrainingSamples
 from qwendet.encoding.encode import Encoder
-from qwendet.errors import DataError, Problem
+from qwendet.errors import DataError, Problem, Result
 from qwendet.loader import load_interface
 from qwendet.progress import track
 
@@ -120,7 +120,9 @@ class _Counter:
         config = self.dataset.config
         sample = _with_longest_labels(sample, encoder, config.data.labels_per_request)
         total, answer = encoder.token_counts(sample, sizes)
-        alone = total if not sample.teachers else _alone(sample.student, sizes[-1], encoder)
+        alone = total
+        if sample.teachers:
+            alone, _ = encoder.token_counts(Sample(sample.student), sizes[-1:])
         counts.totals.append(total)
         counts.turns.append(alone)
         findings[LIMIT].collect(lambda: _too_long(total, config.data.max_tokens, sample.where))
@@ -137,10 +139,6 @@ def _with_longest_labels(sample: Sample, encoder: Encoder, most: int | None) -> 
     longest = sorted(labels, key=lambda label: (label not in there, -tokens[label]))
     bare = replace(sample.student, labels=None)
     return replace(sample, student=bare.asking(tuple(longest[:most])))
-
-
-def _alone(turn: Turn, size: Size, encoder: Encoder) -> int:
-    return encoder.token_counts(Sample(turn), [size])[0]
 
 
 def _too_long(tokens: int, limit: int, where: str, note: str = "") -> Iterable[Problem]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -44,16 +43,6 @@ def tensor_difference(
         share, most = (gap != 0).double().mean().item(), gap.max().item()
         what = f"{share:.1%} of the values differ between {expected_in} and {found_in}, at most by {most:.3g}"
         yield Problem(what, name, WEIGHTS_FIX)
-
-
-def flat(record: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested record with dotted keys."""
-    if not isinstance(record, dict):
-        return {prefix: record}
-    found: dict[str, Any] = {}
-    for key, value in record.items():
-        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
 
 
 def source(subject: Subject) -> Verdict:

@@ -1,13 +1,13 @@
 """``consistency.checkpoint.*``: a directory of files against what the config would build.
 
 It may be a checkpoint with a manifest, or a plain Hugging Face directory that was trained elsewhere, without
-hashes to compare. No weights are loaded into a model, and nothing here uses the loader's own comparisons.
+hashes to compare. No weights are loaded into a model.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,22 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 
-from qwendet.checks.consistency.build import flat, own_name
+from qwendet.checks.consistency.build import own_name
 from qwendet.checks.consistency.images import LIMITS, STANDARD, processor_problems, settings_of
 from qwendet.checks.consistency.prompt import special_token_problems
 from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.checks.subject import Subject
+from qwendet.config.section import flat
 from qwendet.errors import CheckpointError, Problem
-from qwendet.files import sha256_of_file
 from qwendet.loading.checkpoint import (
-    FORMAT_VERSION,
     HEAD_WEIGHTS,
     MANIFEST,
-    RESUME,
-    TRAINER_STATE,
     dtype_name,
+    read_manifest,
     sha256_of_tensor,
+    verify_files,
 )
 from qwendet.loading.processor import template_problems
-from qwendet.model.losses import LOSS_VERSION
 
 ADAPTER = "adapter_config.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -48,12 +46,10 @@ OF_ANSWERS = (
     "num_beams",
     "length_",
 )
-RETRAIN = "retrain, because the weights were trained for something else"
 COPY = "copy the checkpoint again, or take another one"
 FROM_ORIGIN = "copy the file from the model's origin, or train from this one: set model.path to it"
 LM_HEAD = "vlm.lm_head.weight"
 EMBEDDING = "vlm.model.language_model.embed_tokens.weight"
-READ = (".safetensors", ".json", ".jinja")
 MUST_MATCH = ("data.system_prompt", "data.request", "data.frame", "data.labels", "data.min_pixels",
               "data.max_pixels", "detection.enabled", "detection.hidden_size", "detection.num_layers",
               "detection.num_heads", "model.lora.rank", "model.lora.alpha", "model.lora.targets")  # fmt: skip
@@ -64,28 +60,10 @@ NOT_ARCHITECTURE = ("dtype", "torch_dtype", "transformers_version", "_name_or_pa
 
 def files(subject: Subject, folder: Path) -> Verdict:
     """The manifest is of this format and loss, and has the hash of every file that would be read."""
-    manifest, problems = _manifest(folder), []
-    path = folder / MANIFEST
-    for name, wanted in (("format_version", FORMAT_VERSION), ("loss_version", LOSS_VERSION)):
-        if manifest.get(name) != wanted:
-            problems.append(Problem(f"{name} is {manifest.get(name)}, expected {wanted}", str(path), RETRAIN))
-    if manifest.get("padding_side") != "left":
-        what = f"padding_side is {manifest.get('padding_side')!r}, expected 'left'"
-        problems.append(Problem(what, str(path), RETRAIN))
-    known = manifest.get("files", {})
-    for name, digest in known.items():
-        file = folder / name
-        if not file.is_file():
-            problems.append(Problem("a file of the manifest is missing", str(file), COPY))
-        elif sha256_of_file(file) != digest:
-            problems.append(
-                Problem("the file is not the one that was saved: its hash differs", str(file), COPY)
-            )
-    read = {file.name for file in folder.iterdir() if file.suffix in READ}
-    read |= {HEAD_WEIGHTS} if (folder / HEAD_WEIGHTS).is_file() else set()
-    for name in sorted(read - known.keys() - {MANIFEST, TRAINER_STATE, RESUME}):
-        problems.append(Problem("the manifest does not know this file", str(folder / name), "remove it"))
-    return Verdict(f"{len(known)} files are those of the manifest", tuple(problems))
+    _require_manifest(folder)
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    return Verdict(f"{len(manifest.files)} files are those of the manifest")
 
 
 def parameters(subject: Subject, folder: Path) -> Verdict:
@@ -98,7 +76,7 @@ def parameters(subject: Subject, folder: Path) -> Verdict:
         own |= {f"head.{name}": tuple(tensor.shape) for name, tensor in detector.head.constants().items()}
     if detector.config.tie_word_embeddings:
         own.pop("vlm.lm_head.weight")
-    recorded = _manifest(folder)["parameters"] if (folder / MANIFEST).is_file() else {}
+    recorded = _read(folder / MANIFEST)["parameters"] if (folder / MANIFEST).is_file() else {}
     problems, seen = [], set()
     for place, name, tensor in _weights(folder):
         if name in seen:
@@ -153,7 +131,7 @@ def _index_problems(folder: Path) -> Iterator[Problem]:
 
 def dtypes(subject: Subject, folder: Path) -> Verdict:
     """Each weight's stored type is the one that the manifest names, and config.json one of them."""
-    recorded = _manifest(folder)["parameters"] if (folder / MANIFEST).is_file() else {}
+    recorded = _read(folder / MANIFEST)["parameters"] if (folder / MANIFEST).is_file() else {}
     found: dict[str, str] = {}
     problems: dict[str, Problem] = {}
     for place, name, tensor in _weights(folder):
@@ -202,15 +180,7 @@ def architecture(subject: Subject, folder: Path) -> Verdict:
     config = type(subject.bundle.detector.config).from_pretrained(folder)
     found, wanted = (_architecture(each) for each in (config, subject.bundle.detector.config))
     found["model_type"] = _read(folder / "config.json").get("model_type")  # whatever class was to read it
-    problems = [
-        Problem(
-            f"{key} is {found.get(key)!r}, the config's model has {wanted.get(key)!r}",
-            str(folder / "config.json"),
-            FROM_ORIGIN,
-        )
-        for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key)
-    ]
+    problems = _differences(found, wanted, folder / "config.json")
     return Verdict(f"{len(wanted)} settings of config.json are those of the config's model", tuple(problems))
 
 
@@ -251,12 +221,8 @@ def special_tokens(subject: Subject, folder: Path) -> Verdict:
     """Special tokens are one token each, and the model's own."""
     ours, theirs = subject.bundle.processor.tokenizer, _tokenizer(folder)
     problems = list(special_token_problems(theirs, subject.bundle.detector.config, str(folder)))
-    for name in ("eos_token", "pad_token"):
-        wanted, found = getattr(ours, name), getattr(theirs, name)
-        if wanted != found:
-            problems.append(
-                Problem(f"{name} is {found}, the config's model has {wanted}", str(folder), FROM_ORIGIN)
-            )
+    wanted, found = ({"eos_token": each.eos_token, "pad_token": each.pad_token} for each in (ours, theirs))
+    problems += _differences(found, wanted, folder)
     return Verdict("special tokens are those of the config's model", tuple(problems))
 
 
@@ -307,24 +273,18 @@ def generation(subject: Subject, folder: Path) -> Verdict:
     if pad not in (None, own.pad_token_id):
         what = f"pad_token_id is {pad}, the tokenizer pads with {own.pad_token_id}"
         problems.append(Problem(what, str(path), FROM_ORIGIN))
-    wanted = subject.bundle.detector.vlm.generation_config.to_diff_dict()
-    found = GenerationConfig(**record).to_diff_dict()
-    problems += [
-        Problem(
-            f"{name} is {found.get(name)}, the config's model has {wanted.get(name)}:"
-            " other servers would answer otherwise",
-            str(path),
-            FROM_ORIGIN,
-        )
-        for name in sorted(wanted.keys() | found.keys())
-        if name.startswith(OF_ANSWERS) and found.get(name) != wanted.get(name)
-    ]
+    wanted, found = (
+        {name: value for name, value in made.to_diff_dict().items() if name.startswith(OF_ANSWERS)}
+        for made in (subject.bundle.detector.vlm.generation_config, GenerationConfig(**record))
+    )
+    problems += _differences(found, wanted, path, ": other servers would answer otherwise")
     return Verdict("the end of turn ends generation, tokens are chosen as by the model", tuple(problems))
 
 
 def settings(subject: Subject, folder: Path) -> Verdict:
     """The config that it was trained with asks the same of the model; other differences are listed."""
-    trained, own = _manifest(folder)["config"], subject.bundle.config.model_dump(mode="json")
+    _require_manifest(folder)
+    trained, own = _read(folder / MANIFEST)["config"], subject.bundle.config.model_dump(mode="json")
     found, wanted = flat(trained), flat(own)
     keys = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
     problems = [
@@ -344,10 +304,24 @@ def settings(subject: Subject, folder: Path) -> Verdict:
     return Verdict(seen, tuple(problems), tuple(tables))
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _differences(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path, note: str = ""
+) -> list[Problem]:
+    """Settings that are not those of the config's model."""
+    return [
+        Problem(
+            f"{name} is {found.get(name)!r}, the config's model has {wanted.get(name)!r}{note}",
+            str(where),
+            FROM_ORIGIN,
+        )
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+
+
+def _require_manifest(folder: Path) -> None:
     if not (folder / MANIFEST).is_file():
         raise NotApplicableError("a plain Hugging Face directory: there is no manifest to compare with")
-    return _read(folder / MANIFEST)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -35,9 +35,7 @@ class Foreseen:
     """Drafts an answer that is known, the last token of each draft wrong; notes what is written.
 
     Attributes:
-        answer: its tokens; none drafts nothing.
         right: how many tokens of a draft are right.
-        written: what was written.
     """
 
     answer: Sequence[int] = ()

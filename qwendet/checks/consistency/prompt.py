@@ -38,7 +38,8 @@ def text(subject: Subject) -> Verdict:
 def _conversation(item: EncodedSample, sample: Sample, bundle: Bundle) -> str:
     """The sample written out, its answers as they stand in its tokens."""
     data, ids = bundle.config.data, item.input_ids.tolist()
-    answers = [_decode(bundle, ids[start : end - 1]) for start, end in _spans(item)]
+    spans = (*item.teacher_assistant_spans, *item.student_assistant_spans)
+    answers = [_decode(bundle, ids[start : end - 1]) for start, end in spans]
     merge = bundle.detector.config.vision_config.spatial_merge_size
     image_tokens = [int(grid.prod()) // merge**2 for grid in item.image_grid_thw]
     asked = sample.student.labels or bundle.labels
@@ -47,10 +48,6 @@ def _conversation(item: EncodedSample, sample: Sample, bundle: Bundle) -> str:
     prefix = bundle.detector.family.answer_prefix
     prompt = prompt_text(data.system_prompt or "", requests, answers[:-1], image_tokens, prefix)
     return prompt + answers[-1] + END_OF_TURN
-
-
-def _spans(item: EncodedSample) -> list[tuple[int, int]]:
-    return [*item.teacher_assistant_spans, *item.student_assistant_spans]
 
 
 def _decode(bundle: Bundle, ids: Sequence[int]) -> str:

@@ -9,10 +9,10 @@ from qwendet.checks.consistency import build, compute, images, prompt
 from qwendet.checks.consistency import checkpoint as checkpoints
 from qwendet.checks.consistency.generation import generation
 from qwendet.checks.consistency.noise import noise_is_small
-from qwendet.checks.result import NotApplicableError, Result, Table, Verdict
+from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.checks.runner import require_known, run_after
 from qwendet.checks.subject import Subject
-from qwendet.errors import CheckpointError
+from qwendet.errors import CheckpointError, Result
 from qwendet.files import find_folder
 
 LOAD = "consistency.build.load"
@@ -50,15 +50,11 @@ IDS = (*CHECKS, *CHECKPOINT_CHECKS)
 def run_consistency_checks(
     subject: Subject, *, checkpoint: Path | None = None, only: Collection[str] = ()
 ) -> tuple[list[Result], list[Table]]:
-    """Run the ``consistency.*`` checks.
-
-    Returns:
-        At least one result for each check, and the figures behind them. Where the model cannot be built, that
-        check fails and the others are skipped.
-    """
+    """Run the ``consistency.*`` checks."""
     require_known(only, IDS)
     require_checkpoint(checkpoint)
-    chosen = {id: check for id, check in _all(checkpoint).items() if not only or id in only}
+    checks = {**CHECKS, **{id: _of(check, checkpoint) for id, check in CHECKPOINT_CHECKS.items()}}
+    chosen = {id: check for id, check in checks.items() if not only or id in only}
     return run_after(LOAD, build.load_both, chosen, subject, subject.config.data.allow)
 
 
@@ -66,10 +62,6 @@ def require_checkpoint(checkpoint: Path | None) -> None:
     """Refuse a checkpoint that was named and is not there."""
     if checkpoint is not None and not find_folder(checkpoint):
         raise CheckpointError("there is no such checkpoint", str(checkpoint), "give a checkpoint's folder")
-
-
-def _all(checkpoint: Path | None) -> dict[str, Callable[[Subject], Verdict]]:
-    return {**CHECKS, **{id: _of(check, checkpoint) for id, check in CHECKPOINT_CHECKS.items()}}
 
 
 def _of(check: Callable[[Subject, Path], Verdict], checkpoint: Path | None) -> Callable[[Subject], Verdict]:

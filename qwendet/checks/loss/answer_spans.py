@@ -26,13 +26,7 @@ def answers_of(subject: Subject) -> list[tuple[list[int], Spans]]:
 
 
 def answer_spans(input_ids: Sequence[int], tokenizer: Any, answer_prefix: str) -> Spans:
-    """Half-open ranges of the assistant's answers, each with its end of turn.
-
-    Args:
-        input_ids: one sequence without padding.
-        tokenizer: the model's.
-        answer_prefix: what stands before the last answer in its turn, such as an empty thought.
-    """
+    """Half-open ranges of the assistant's answers, each with its end of turn."""
     prefix = tokenizer(answer_prefix, add_special_tokens=False)["input_ids"]
     begins, ends = tokenizer.convert_tokens_to_ids([START_OF_TURN, END_OF_TURN])
     spans = []

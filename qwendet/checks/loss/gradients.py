@@ -176,9 +176,8 @@ def _input_problems(
     needed = [("vision patches", patches, from_vision)]
     any_before = from_vision or bool(trainable["merger"]) or bool(trainable["language"])
     needed.append(("language model's hidden states", context, any_before))
-    needed.append(
-        ("label embeddings", label_embeds, "language" in trainable and _embeds(trainable["language"]))
-    )
+    trains_embeddings = any("embed_tokens" in name for name in trainable.get("language", ()))
+    needed.append(("label embeddings", label_embeds, trains_embeddings))
     problems = []
     for name, tensor, is_needed in needed:
         if not is_needed:
@@ -190,7 +189,3 @@ def _input_problems(
             what = f"the head gets the {name} cut off from the graph: its loss does not train what made them"
             problems.append(Problem(what, "DetectionHead.forward", PATHS))
     return problems
-
-
-def _embeds(language: Mapping[str, nn.Parameter]) -> bool:
-    return any("embed_tokens" in name for name in language)

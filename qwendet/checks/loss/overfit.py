@@ -79,11 +79,7 @@ def _still(name: str, curve: list[float]) -> Problem:
 
 @contextmanager
 def restored(detector: Qwen25VLWithDetection) -> Iterator[dict[str, Tensor]]:
-    """Put the trained parameters back at the end of the block.
-
-    Yields:
-        A fingerprint of every parameter by name, as it was.
-    """
+    """Put the trained parameters back at the end of the block."""
     kept = {name: p.detach().cpu().clone() for name, p in detector.named_parameters() if p.requires_grad}
     named = dict(detector.named_parameters())
     try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from qwendet.checks.loss import gradients, labels, moves, optimizer, overfit, tokens
-from qwendet.checks.result import NotApplicableError, Result, Table, Verdict
+from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.checks.runner import run_after
 from qwendet.checks.subject import Subject
+from qwendet.errors import Result
 
 BUILD = "loss.build"
 OVERFIT = "loss.overfit"
@@ -42,12 +43,7 @@ CHECKS: dict[str, Callable[[Subject], Verdict]] = {
 def run_loss_checks(
     subject: Subject, *, only: Collection[str] = (), with_overfit: bool = True
 ) -> tuple[list[Result], list[Table]]:
-    """Run the ``loss.*`` checks.
-
-    Returns:
-        At least one result for each check, and the figures behind them. Where the model cannot be built, that
-        check fails and the others are skipped.
-    """
+    """Run the ``loss.*`` checks."""
     chosen = {id: check for id, check in CHECKS.items() if not only or id in only}
     if not with_overfit and OVERFIT in chosen:
         chosen[OVERFIT] = _left_out

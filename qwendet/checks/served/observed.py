@@ -118,11 +118,7 @@ class Observed:
 
         The difference of the log-probabilities where the server tells its own, else how far its tokens are
         behind the model's likeliest; NaN where the answer has no tokens that are known, infinite where the
-        server's numbers are none.
-
-        Args:
-            number: of the sample.
-            detector: the model; ``None`` is the checkpoint.
+        server's numbers are none. Without a ``detector`` the model is the checkpoint.
         """
         reply = self.replies[number]
         forced = self._forced_by(detector, number, reply) if detector else self.forced(number, reply)

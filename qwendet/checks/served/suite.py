@@ -6,13 +6,14 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from qwendet.checks.result import Result, Table, Verdict
+from qwendet.checks.result import Table, Verdict
 from qwendet.checks.runner import require_known, run_checks
 from qwendet.checks.served import answers, prompt
 from qwendet.checks.served.calibration import calibration_samples
 from qwendet.checks.served.observed import Observed
 from qwendet.config.load import override_config
 from qwendet.data.labels import label_chunks
+from qwendet.errors import Result
 from qwendet.inference.chat_server import ChatServer
 from qwendet.inference.inputs import collect_samples
 from qwendet.inference.predictor import Predictor

@@ -76,9 +76,6 @@ def from_pixels(found: DetectedObject, frame: BoxFrame, size: Size) -> DetectedO
 def tell_frame(images: Sequence[tuple[Size, Sequence[Box]]]) -> tuple[BoxFrame | None, str]:
     """The frame of boxes, and how it is known; None, and why not, where it cannot be told.
 
-    Args:
-        images: width and height of each, and its boxes as they are written.
-
     Example:
         >>> tell_frame([((640, 480), [(100, 100, 900, 950)])])[0]
         'thousandths'

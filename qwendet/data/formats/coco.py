@@ -26,13 +26,7 @@ from qwendet.files import list_folder
 
 
 def open_coco(path: Path, image_dir: Path | None = None, *, may_be_absent: bool = False) -> Source:
-    """Open a COCO data set.
-
-    Args:
-        path: a folder or an annotation file; see :mod:`qwendet.data.formats.coco_layout`.
-        image_dir: where the images are instead; their ``file_name`` starts there.
-        may_be_absent: images need not be there.
-    """
+    """Open a COCO data set."""
     layout = find_coco(path)
     root = image_dir or layout.root
 

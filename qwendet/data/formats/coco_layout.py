@@ -127,14 +127,7 @@ def _one_a_split(files: Sequence[Path], root: Path) -> tuple[CocoFile, ...]:
 
 
 def image_folder(root: Path, coco: CocoFile, names: Sequence[str], *, may_be_absent: bool) -> str:
-    """The folder that a file's image names start from, relative to the root.
-
-    Args:
-        root: the data set's folder, or that of ``--image-dir``.
-        coco: the annotation file.
-        names: file names of its first images.
-        may_be_absent: the images need not be there.
-    """
+    """The folder that a file's image names start from, relative to the root."""
     probed = [name.replace("\\", "/") for name in names[:PROBED]]
     if all(map(is_absolute, probed)):  # those are told one by one
         return ""

@@ -48,12 +48,10 @@ class CocoTable:
     """What a COCO file holds.
 
     Attributes:
-        path: the file.
         labels: label by category id.
         images: entry by slot, in the order of the file; a slot stands for an image id.
         broken: what is wrong with an image's entry or one of its annotations, by slot.
         problems: what is wrong with annotations of no image.
-        findings: what is worth telling about the file.
     """
 
     path: Path

@@ -32,8 +32,6 @@ class Conversation:
 
     Attributes:
         messages: role and text of each; an image in it stands as ``<image>``.
-        images: their paths, in the order of the marks.
-        where: file and line.
         frame: of the boxes, where the record declares it.
     """
 

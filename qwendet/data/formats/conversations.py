@@ -56,11 +56,6 @@ def open_conversations(path: Path, image_dir: Path | None = None, frame: BoxFram
 
     What a file says of an image becomes one record. Answers without boxes (captions, questions) are left out
     and counted.
-
-    Args:
-        path: a file, or a folder with one a split.
-        image_dir: the folder that image paths start from; the end of a path of another machine will do.
-        frame: of the boxes; ``None`` tells it from all of a file.
     """
     files = conversation_files(path)
     if not files:

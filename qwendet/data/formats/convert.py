@@ -96,9 +96,6 @@ class ConversionReport:
 
     Attributes:
         files: what a user opens.
-        images: images per split.
-        boxes: boxes per split and label.
-        target: the format written.
         data_root: what the images' paths start from where they stay; None where they lie beside.
         findings: what was mended, left out or is worth knowing, in words, by kind.
         left_out: broken images and annotations that ``skip_bad`` left out.

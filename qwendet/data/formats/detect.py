@@ -32,9 +32,6 @@ def detect_format(path: Path) -> Format:
     """Tell which data set format a path holds, from names and not from contents as far as they suffice.
 
     Where a folder holds several, the first of JSONL, VOC, COCO, YOLO counts.
-
-    Raises:
-        DataError: if it is absent or none of them.
     """
     if path.is_file():
         found = _detect_file(path)
@@ -123,11 +120,7 @@ def open_source(
     may_be_absent: bool = False,
     frame: BoxFrame | None = None,
 ) -> Source:
-    """Open a data set of any format, its boxes held against its images.
-
-    Raises:
-        DataError: if it is of no known format, or has not what the format asks for.
-    """
+    """Open a data set of any format, its boxes held against its images."""
     written = open_written(path, source, image_dir, may_be_absent=may_be_absent, frame=frame)
     return fitted(written, may_be_absent=may_be_absent)
 

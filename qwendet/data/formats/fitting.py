@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qwendet.data.characters import ESCAPED_BYTES, unseen_character
 from qwendet.data.formats.records import MEASURED, Box, Finding, FindingKind, Item, Record, Source
-from qwendet.data.images import image_size, is_turned
+from qwendet.data.images import inspect_image
 from qwendet.data.samples import DetectedObject
 from qwendet.errors import DataError
 
@@ -28,11 +28,8 @@ class Frame:
     """The image that boxes are given for.
 
     Attributes:
-        width: in pixels of the image as displayed.
-        height: the same.
         is_sure: the boxes are known to be given for this size: the annotation claims it, or they are
             fractions; None if nothing speaks for it or against it.
-        findings: where the annotation is at odds with the image.
     """
 
     width: int
@@ -74,11 +71,6 @@ def fit_record(record: Record, root: Path, *, may_be_absent: bool) -> Record:
 
 def join_image(folder: str, name: str, where: str) -> str:
     """An image's path relative to the data set's root, from what an annotation says.
-
-    Args:
-        folder: the folder, relative to the root, that ``name`` starts from.
-        name: as written; Windows' separators are read as such.
-        where: put into errors.
 
     Raises:
         DataError: if the path is absolute, leaves the root, or holds control characters.
@@ -138,13 +130,14 @@ def image_frame(
     """
     if may_be_absent and not _is_there(root / image, where):
         return _absent_frame(image, where, claimed)
-    size = image_size(image, root, where)
+    facts = inspect_image(image, root, where)
+    size = facts.size
     if claimed is None:
         return Frame(*size, is_sure=None)
     if claimed == size:
         return Frame(*size, is_sure=True)
     shown = f"{tag} is {claimed[0]}×{claimed[1]}"
-    if claimed == size[::-1] and is_turned(image, root, where):
+    if claimed == size[::-1] and facts.is_turned:
         raise DataError(
             f"{shown}, that of {image!r} before its EXIF orientation is "
             f"applied; displayed it is {size[0]}×{size[1]}, and the boxes would lie elsewhere",

@@ -64,11 +64,7 @@ def _key(path: PurePosixPath) -> str:
 def place_images(
     placed: Mapping[str, tuple[str, str]], root: Path, folder: Path, placement: Literal["copy", "link"]
 ) -> Iterator[int]:
-    """Copy or hard-link images; links are hard because symbolic ones would leave the data root.
-
-    Yields:
-        How many are done.
-    """
+    """Copy or hard-link images; links are hard because symbolic ones would leave the data root."""
     for done, (name, (image, where)) in enumerate(placed.items(), start=1):
         source = resolve_image(image, root, where)
         target = folder / name

@@ -119,7 +119,6 @@ class Record:
             written, corners in order; once held against the image, width and height are those displayed.
         name: the image's path below the folder that holds the images of its split: what it is placed as.
         places: where each object is written.
-        findings: what is worth telling, and what was mended.
         size: where width and height come from: what the format calls them, or ``MEASURED``.
     """
 

@@ -33,11 +33,6 @@ def open_voc(path: Path, image_dir: Path | None = None, *, may_be_absent: bool =
     The splits are those of the lists; ``trainval.txt`` without ``train.txt`` gives ``train``, less what
     ``val.txt`` names, and is ignored otherwise; without any list all samples are in ``all``. Boxes are taken
     as they stand. The image is the file that shares the annotation's name, whatever ``<filename>`` says.
-
-    Args:
-        path: the folder, or its parent where that holds no other; see :mod:`qwendet.data.formats.voc_layout`.
-        image_dir: the folder that holds the images instead.
-        may_be_absent: images need not be there; their names are then those of the annotations.
     """
     root, folders = find_voc(path)
     reader = _Reader(image_dir or root, own_folders=image_dir is None, may_be_absent=may_be_absent)

@@ -45,7 +45,6 @@ class VocFolder:
         annotations: annotation file by stem, which is its path below its folder without the ending.
         images: the folder of the images, relative to the root; empty is the root.
         listed: stems by split; what is in none is left out.
-        problems: lines of the lists that cannot be used.
         findings: lists without a line, lines that name an annotation again.
     """
 
@@ -67,11 +66,7 @@ def is_voc(path: Path) -> bool:
 
 
 def find_voc(path: Path) -> tuple[Path, tuple[VocFolder, ...]]:
-    """The root of a VOC data set, and its folders of annotations.
-
-    Args:
-        path: the root, or its parent where that holds no other.
-    """
+    """The root of a VOC data set, and its folders of annotations."""
     roots = _roots(path)
     splits = [split_of(root.name) for root in roots]
     if len(roots) > 1 and None not in splits and len(set(splits)) == len(roots):

@@ -26,9 +26,6 @@ class Writer(Protocol):
             split: its split.
             turn: its size and objects.
             image: its name, or, where images stay where they are, its path relative to their root.
-
-        Raises:
-            DataError: if the format cannot hold it.
         """
 
     def finish(self) -> list[str]:

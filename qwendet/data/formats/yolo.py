@@ -37,12 +37,7 @@ Flags = Mapping[str, Mapping[str, list[int]]]
 
 
 def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
-    """Open a YOLO data set; its images are opened for their sizes, which YOLO does not record.
-
-    Args:
-        path: a folder or its settings; see :mod:`qwendet.data.formats.yolo_layout`.
-        image_dir: the folder that the images' paths start from instead.
-    """
+    """Open a YOLO data set; its images are opened for their sizes, which YOLO does not record."""
     layout = find_yolo(path, image_dir)
     root = image_dir or layout.root
     entries = {

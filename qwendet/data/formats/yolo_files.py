@@ -34,8 +34,6 @@ class EntryImages:
 
     Attributes:
         names: by path relative to the root, what the list calls the image; its own path for a folder.
-        problems: lines of the list that lead to no image.
-        repeated: lines that name an image again.
     """
 
     names: dict[str, str]
@@ -67,13 +65,7 @@ def tails(entry: str) -> Iterator[str]:
 
 
 def images_of(home: Path, root: Path, entry: str) -> EntryImages:
-    """The images of an entry of the settings.
-
-    Args:
-        home: the data set's folder.
-        root: the folder that holds the images; another one than ``home`` with ``--image-dir``.
-        entry: a folder, or a list of images.
-    """
+    """The images of an entry of the settings."""
     listing = home / entry
     if listing.suffix.lower() == ".txt" and listing.is_file():
         return _listed(listing, home, root)

@@ -38,7 +38,6 @@ class YoloLayout:
 
     Attributes:
         root: the folder that its paths start from.
-        names: label by class index.
         entries: what each split consists of: folders, and ``.txt`` lists of images, relative to the root.
         settings: the file that says so, put into errors.
         absent: what is wrong with splits that are named but not there.

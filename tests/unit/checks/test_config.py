@@ -15,11 +15,10 @@ from PIL import Image
 from qwendet.checks.config import samples as sample_rules
 from qwendet.checks.config import scan, settings
 from qwendet.checks.config import suite as config_checks
-from qwendet.checks.result import Result
 from qwendet.checks.runner import MAX_SHOWN
 from qwendet.config.load import build_config
 from qwendet.config.schema import Config
-from qwendet.errors import DataError, EnvironmentLacksError, QwendetError
+from qwendet.errors import DataError, EnvironmentLacksError, QwendetError, Result
 from qwendet.progress import Advance, shown_by
 
 ALL_IDS = set(config_checks.known_ids()) - set(config_checks.TOKENS)

@@ -10,9 +10,9 @@ import pytest
 
 from qwendet.checks import subject as subject_module
 from qwendet.checks.consistency.suite import run_consistency_checks
-from qwendet.checks.result import Result
 from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config.load import load_config
+from qwendet.errors import Result
 from qwendet.model.detector import Qwen25VLWithDetection
 
 

@@ -17,6 +17,7 @@ from qwendet.checks.config.sample_files import find_data
 from qwendet.checks.config.suite import Thoroughness, read_data, run_data_checks
 from qwendet.checks.config.summary import summary_tables
 from qwendet.cli.main import run
+from qwendet.config.schema import Config
 from qwendet.errors import DataError
 from qwendet.visualization.augmented import CELL, COLUMNS, ROWS
 from tests.planted.planting import Project
@@ -145,11 +146,11 @@ def test_pieces__hold_every_line_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(scan, "PIECE_SAMPLES", 3)
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b"\n1\n2\n\n3\n4\n \n5\n6\r\n7")
-    pieces = list(scan.cut_into_pieces(path))
-    assert [piece.num_samples for piece in pieces] == [3, 3, 1]
-    assert [piece.first_line for piece in pieces] == [1, 6, 10]
-    whole = path.read_bytes()
-    assert b"".join(whole[piece.start : piece.end] for piece in pieces) == whole
+    task = scan.Task(Config(), "train", path, tmp_path, "none", None)
+    pieces = [lines for _, lines in scan.pieces_of(task)]
+    assert [[number for number, _ in lines] for lines in pieces] == [[2, 3, 5], [6, 8, 9], [10]]
+    assert b"".join(line for lines in pieces for _, line in lines) == b"1\n2\n3\n4\n5\n6\r\n7"
+    assert scan.num_lines(path) == 7
 
 
 # What augmentation makes of it

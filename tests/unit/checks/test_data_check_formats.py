@@ -14,9 +14,8 @@ from qwendet.checks.config import annotated, scan
 from qwendet.checks.config.sample_files import find_data
 from qwendet.checks.config.suite import Thoroughness, read_data, run_data_checks
 from qwendet.checks.config.summary import summary_tables
-from qwendet.checks.result import Result
 from qwendet.data.formats.convert import Conversion, convert_dataset
-from qwendet.errors import DataError
+from qwendet.errors import DataError, Result
 from tests.planted.planting import HEIGHT, WIDTH, Project
 
 FORMATS = ("coco", "voc", "yolo")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from qwendet.checks.loss.suite import run_loss_checks
-from qwendet.checks.result import Result
 from qwendet.checks.subject import temporary_subject
 from qwendet.config.load import load_config
+from qwendet.errors import Result
 from qwendet.init.project import init_project
 from tests.planted.bugs_loss_terms import in_tokens
 from tests.planted.planting import Project

@@ -11,11 +11,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from qwendet.checks.config.lookalikes import lookalikes, nearest_lookalike
 from qwendet.checks.config.suite import Thoroughness, exit_code, require_files, run_config_checks
-from qwendet.checks.result import Result
 from qwendet.config.load import load_config
 from qwendet.config.schema import Config, ModelConfig
 from qwendet.encoding.image_tokens import image_limits
-from qwendet.errors import DataError
+from qwendet.errors import DataError, Result
 from qwendet.families.family import PixelLimits
 from qwendet.loader import Bundle, load_interface
 from tests.planted.planting import Project

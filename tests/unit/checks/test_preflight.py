@@ -12,10 +12,9 @@ from qwendet.checks.ids import CONSISTENCY_IDS, LOSS_IDS, all_ids
 from qwendet.checks.loss import suite as loss
 from qwendet.checks.moved import MOVED
 from qwendet.checks.preflight import PreflightError, require_preflight
-from qwendet.checks.result import Result
 from qwendet.checks.runner import require_known
 from qwendet.config.schema import Config
-from qwendet.errors import ConfigError
+from qwendet.errors import ConfigError, Result
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from defusedxml import ElementTree
 
-from qwendet.checks.result import Result
 from qwendet.console import console
 from qwendet.console.check_formats import to_github, to_json, to_junit
-from qwendet.errors import ConfigError, Problem
+from qwendet.errors import ConfigError, Problem, Result
 
 HOSTILE = 'a <b> & "c" ]]> \x07\x1b[31m \ud800 é 漢\nnext'
 RESULTS = [

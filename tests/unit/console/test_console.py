@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from qwendet.checks.result import Result
 from qwendet.console import console
-from qwendet.errors import ConfigError, Problem
+from qwendet.errors import ConfigError, Problem, Result
 
 
 class Terminal(io.StringIO):

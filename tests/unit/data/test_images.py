@@ -20,7 +20,7 @@ from qwendet.data.images import (
     MAX_IMAGE_PIXELS,
     decode_image,
     image_size,
-    is_turned,
+    inspect_image,
     open_image,
     resolve_image,
 )
@@ -161,7 +161,8 @@ def test_open_image__exif_orientation_6(tmp_path: Path, image_format: str) -> No
     assert np.abs(np.asarray(image)[35, 10] - np.array(BLUE)).max() < 6
     assert image.getexif().get(ExifTags.Base.Orientation) is None  # nobody turns it a second time
     assert image_size("a", tmp_path, WHERE) == (20, 40)
-    assert is_turned("a", tmp_path, WHERE) is (image_format != "TIFF")  # Pillow's TIFF reader turns by itself
+    # Pillow's TIFF reader turns by itself.
+    assert inspect_image("a", tmp_path, WHERE).is_turned is (image_format != "TIFF")
 
 
 @pytest.mark.parametrize("value", range(9))
@@ -413,7 +414,7 @@ def test_jpeg__without_its_end_mark(tmp_path: Path, options: dict[str, object], 
 def test_jpeg__without_its_end_mark__is_turned(tmp_path: Path) -> None:
     two_halves().save(tmp_path / "a.jpg", exif=orientation(6))
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-2])
-    assert is_turned("a.jpg", tmp_path, WHERE)
+    assert inspect_image("a.jpg", tmp_path, WHERE).is_turned
     assert open_image("a.jpg", tmp_path, WHERE).size == image_size("a.jpg", tmp_path, WHERE) == (20, 40)
 
 
