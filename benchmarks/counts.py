@@ -21,9 +21,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.report import parser
+from benchmarks.worlds import PRETRAIN
 from qwendet.config.load import build_config
 from qwendet.console.console import print_table
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 from qwendet.encoding import encode
 from qwendet.model import detector
 from qwendet.training.build import create_trainer

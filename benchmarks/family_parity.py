@@ -21,11 +21,12 @@ import torch.nn.functional as F
 
 from benchmarks.narrow_model import write_narrow_model
 from benchmarks.report import machine, parser, shown
+from benchmarks.worlds import PRETRAIN
 from qwendet.config.load import build_config
 from qwendet.console.console import print_table
 from qwendet.data.images import open_image
 from qwendet.data.samples import Sample
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 from qwendet.encoding.collate import IGNORED, Batch
 from qwendet.encoding.dataset import TrainingSamples
 from qwendet.encoding.encode import EncodedSample

@@ -21,10 +21,11 @@ import torch
 from torch.utils.data import RandomSampler
 
 from benchmarks.probes import Probes
+from benchmarks.worlds import PRETRAIN, PRIMER
 from qwendet.config.load import load_config, override_config
 from qwendet.config.schema import Config
 from qwendet.console.console import progress, setup
-from qwendet.demo.shapes import PRETRAIN, PRIMER, World, write_dataset
+from qwendet.demo.shapes import World, write_dataset
 from qwendet.demo.tiny import ASSETS
 from qwendet.encoding.dataset import TrainingSamples
 from qwendet.encoding.encode import EncodedSample

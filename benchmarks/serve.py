@@ -237,7 +237,8 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3, help="rounds of infer and of each load (3)")
     arguments.add_argument("--malformed", type=int, default=1000, help="broken requests (1000)")
     options = arguments.parse_args()
-    from qwendet.demo.shapes import PRETRAIN, write_dataset
+    from benchmarks.worlds import PRETRAIN
+    from qwendet.demo.shapes import write_dataset
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "images"

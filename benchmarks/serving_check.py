@@ -33,11 +33,12 @@ import transformers
 from PIL import Image
 
 from benchmarks.report import machine, parser
+from benchmarks.worlds import PRETRAIN
 from qwendet.checks.served.suite import run_served_checks
 from qwendet.config.schema import Config, DataConfig, InferConfig, ModelConfig
 from qwendet.data.images import open_image
 from qwendet.data.samples import Sample
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 from qwendet.demo.tiny import image_processor, tiny_config, tokenizer_texts, train_tokenizer
 from qwendet.encoding.encode import EncodedSample
 from qwendet.encoding.image_tokens import num_image_tokens

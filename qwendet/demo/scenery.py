@@ -25,40 +25,19 @@ Outline = Callable[[np.random.Generator], Polygons]  # draws polygons within abo
 Field = Callable[[np.random.Generator, int, int], Floats]  # (rng, width, height) -> (height, width), 0-1
 
 
-def _polar(angles: NDArray[np.float64], radii: NDArray[np.float64] | float) -> Floats:
+def polar(angles: NDArray[np.float64], radii: NDArray[np.float64] | float) -> Floats:
+    """Points at these angles, so far from the middle."""
     return np.stack([np.cos(angles) * radii, np.sin(angles) * radii], axis=1).astype(np.float32)
 
 
-def _regular(corners: int, first: float = -math.pi / 2) -> Floats:
-    return _polar(np.linspace(first, first + 2 * math.pi, corners, endpoint=False), 1.0)
-
-
-def circle(rng: np.random.Generator) -> Polygons:
-    """A disc whose edge wobbles by up to 6 %, as that of a cell does."""
-    angles = np.linspace(0, 2 * math.pi, 40, endpoint=False)
-    waves = np.cos(np.outer(angles, (2.0, 3.0, 5.0)) + rng.uniform(0, 2 * math.pi, 3))
-    return (_polar(angles, 1.0 + waves @ rng.uniform(0, 0.02, 3)),)
-
-
-def ring(rng: np.random.Generator) -> Polygons:
-    """A disc with a round hole of half to three quarters of its diameter."""
-    (edge,) = circle(rng)
-    return edge, edge * np.float32(rng.uniform(0.5, 0.75))
-
-
-def square(_: np.random.Generator) -> Polygons:
-    """Four corners; a rectangle once stretched."""
-    return (_regular(4, first=math.pi / 4),)
-
-
-def triangle(_: np.random.Generator) -> Polygons:
-    """Three corners, one up."""
-    return (_regular(3),)
+def regular(corners: int, first: float = -math.pi / 2) -> Floats:
+    """Corners on the unit circle, evenly spread, the first of them up."""
+    return polar(np.linspace(first, first + 2 * math.pi, corners, endpoint=False), 1.0)
 
 
 def star(rng: np.random.Generator) -> Polygons:
     """Five points, one up."""
-    edge = _regular(10)
+    edge = regular(10)
     edge[1::2] *= np.float32(rng.uniform(0.4, 0.5))
     return (edge,)
 
@@ -77,8 +56,8 @@ def crescent(rng: np.random.Generator) -> Polygons:
     meet_x = (1 - bite**2 + offset**2) / (2 * offset)
     outer = math.acos(meet_x)
     inner = math.atan2(math.sin(outer), meet_x - offset)
-    away = _polar(np.linspace(outer, 2 * math.pi - outer, 20), 1.0)
-    back = _polar(np.linspace(2 * math.pi - inner, inner, 20), bite)
+    away = polar(np.linspace(outer, 2 * math.pi - outer, 20), 1.0)
+    back = polar(np.linspace(2 * math.pi - inner, inner, 20), bite)
     return (np.concatenate([away, back + np.array([offset, 0], dtype=np.float32)]),)
 
 
@@ -110,26 +89,20 @@ def stencil(polygons: Polygons, softness_px: float) -> Floats:
 
 
 def shading(mask: Floats, opacity: float, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Vary the paint inside one object: a gradient, a rim, a darker or paler nucleus; each in a third.
-
-    Args:
-        mask: ``(h, w)`` coverage in 0-1.
-        opacity: of the object's inside, 0-1; its rim and its nucleus are more opaque.
-        rng: source of the variation.
-    """
+    """Vary the paint inside one object: a gradient, a rim, a darker or paler nucleus; each in a third."""
     cover, shade = mask * np.float32(opacity), np.ones_like(mask)
     height, width = mask.shape
     has_gradient, has_rim, has_nucleus = rng.random(3) < 1 / 3
     if has_gradient:
         slope = np.float32(rng.uniform(0.1, 0.35) / max(height, width))
-        shade += slope * _along(rng.uniform(0, 2 * math.pi), width, height)
+        shade += slope * along(rng.uniform(0, 2 * math.pi), width, height)
     if has_rim:
         blur = ImageFilter.GaussianBlur(rng.uniform(0.8, 2))
         rim = _clip01(2 * (mask - as_floats(Image.fromarray((mask * 255).astype(np.uint8)).filter(blur))))
         shade *= 1 + rim * np.float32(rng.choice((-0.6, -0.4, 0.3)))
         cover += (mask - cover) * rim
     if has_nucleus:
-        x, y = _along(0, width, height) / width, _along(math.pi / 2, width, height) / height
+        x, y = along(0, width, height) / width, along(math.pi / 2, width, height) / height
         centre_x, centre_y = rng.uniform(-0.25, 0.25, 2).tolist()
         nucleus = _clip01((rng.uniform(0.25, 0.5) - np.hypot(x - centre_x, y - centre_y)) * 8)
         shade *= 1 + nucleus * np.float32(rng.choice((-0.55, -0.4, -0.25, 0.2)))
@@ -151,40 +124,16 @@ def rgb(hue_degrees: float, saturation: float, value: float) -> Floats:
     return np.array(colorsys.hsv_to_rgb(hue_degrees / 360 % 1, saturation, value), dtype=np.float32)
 
 
-def flat(_: np.random.Generator, width: int, height: int) -> Floats:
-    """One tone."""
-    return np.zeros((height, width), dtype=np.float32)
-
-
-def gradient(rng: np.random.Generator, width: int, height: int) -> Floats:
-    """From one tone to the other, in any direction."""
-    return _along(rng.uniform(0, 2 * math.pi), width, height) / (2 * math.hypot(width, height)) + 0.5
-
-
-def _along(angle: float, width: int, height: int) -> Floats:
+def along(angle: float, width: int, height: int) -> Floats:
     """Twice the distance in pixels from the middle, in the direction of ``angle``."""
     x = np.arange(width, dtype=np.float32) * 2 - width
     y = np.arange(height, dtype=np.float32)[:, None] * 2 - height
     return np.float32(math.cos(angle)) * x + np.float32(math.sin(angle)) * y
 
 
-def clouds(rng: np.random.Generator, width: int, height: int) -> Floats:
-    """Smooth noise of 2 to 6 bumps a side."""
-    columns, rows = rng.integers(3, 8, 2).tolist()
-    coarse = Image.fromarray(rng.integers(0, 256, (rows, columns), dtype=np.uint8))
-    return as_floats(coarse.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def speckle(rng: np.random.Generator, width: int, height: int) -> Floats:
-    """Fine grain, one to three pixels wide."""
-    grain = int(rng.integers(1, 4))
-    coarse = rng.integers(0, 256, (height // grain + 1, width // grain + 1), dtype=np.uint8)
-    return as_floats(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
-
-
 def stripes(rng: np.random.Generator, width: int, height: int) -> Floats:
     """Parallel bands, 5 to 14 pixels wide, in any direction."""
-    phase = _along(rng.uniform(0, math.pi), width, height) * np.float32(math.pi / rng.uniform(10, 28))
+    phase = along(rng.uniform(0, math.pi), width, height) * np.float32(math.pi / rng.uniform(10, 28))
     return _clip01(3 * np.sin(phase) + 0.5)
 
 

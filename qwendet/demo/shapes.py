@@ -1,8 +1,7 @@
-"""Generated detection data: coloured shapes, in one world to pre-train on and another to transfer to.
+"""Generated detection data: coloured shapes, drawn from the ranges of a world.
 
-``PRETRAIN`` varies what real photographs vary (contrast, blur, shading, crowds, touching and cut objects),
-``PRIMER`` shows the same kinds of objects plainly;
-``DEMO`` shares no colour, no shape, no kind of background and no word of a label with it.
+``DEMO`` shares no colour, no shape, no kind of background and no word of a label with the world that the
+embedded models were pre-trained on.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import colorsys
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +40,9 @@ class World:
     """What scenes are drawn from; a pair of floats is a range, drawn from evenly unless said otherwise.
 
     Attributes:
-        name: for people.
         labels: each a word of ``hues``, a space, a word of ``outlines``.
         hues: colour word to hue range in degrees; below 0 is the red side of 360.
         outlines: shape word to what draws it.
-        backgrounds: kinds of background, equally likely.
         side_px: width and height of the image, each drawn for itself, inclusive.
         size: diameter of an object as a share of the image's shorter side, evenly by its logarithm.
         vividness: HSV saturation and value of an object, each drawn for itself.
@@ -80,43 +77,6 @@ class World:
     wear: float
     counts: tuple[float, ...] = (0.03, 0.2, 0.19, 0.18, 0.15, 0.1, 0.07, 0.05, 0.03)
 
-
-PRETRAIN = World(
-    name="pretrain",
-    labels=tuple(
-        f"{c} {s}" for c in ("red", "green", "blue") for s in ("circle", "square", "triangle", "ring")
-    ),
-    hues={"red": (-14, 12), "green": (88, 150), "blue": (204, 240)},
-    outlines={f.__name__: f for f in (scenery.circle, scenery.square, scenery.triangle, scenery.ring)},
-    backgrounds=(scenery.flat, scenery.gradient, scenery.clouds, scenery.speckle),
-    side_px=(84, 168),
-    size=(0.1, 0.5),
-    vividness=(0.25, 1.0),
-    opacity=(0.35, 1.0),
-    contrast=0.2,
-    softness=0.06,
-    stretch=1.35,
-    overlap=0.35,
-    crowds=0.1,
-    cuts=0.25,
-    distractors=0.3,
-    wear=1.0,
-)
-
-# Fewer, larger and plainer objects of the same kinds, to learn to read and write places from.
-PRIMER = replace(
-    PRETRAIN,
-    name="primer",
-    side_px=(100, 124),
-    size=(0.18, 0.5),
-    opacity=(0.6, 1.0),
-    overlap=0.1,
-    crowds=0.0,
-    cuts=0.05,
-    distractors=0.1,
-    wear=0.4,
-    counts=(0.02, 0.26, 0.24, 0.2, 0.14, 0.09, 0.05),
-)
 
 DEMO = World(
     name="demo",

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from benchmarks.worlds import PRETRAIN
 from qwendet.config.load import load_config
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 from tests.cli.conftest import Ending
 
 PUBLISHED = {"Qwen2-VL-2B-Instruct": 28, "Qwen3-VL-4B-Instruct": 32, "Qwen3.5-0.8B": 32}

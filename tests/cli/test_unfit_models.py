@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from benchmarks.worlds import PRETRAIN
+from qwendet.demo.shapes import write_dataset
 from tests.cli.conftest import Ending, Qwendet
 
 QWEN2, QWEN3, QWEN3_5 = "Qwen2-VL-2B-Instruct", "Qwen3-VL-4B-Instruct", "Qwen3.5-4B"

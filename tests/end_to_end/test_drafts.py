@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.worlds import PRETRAIN
 from qwendet.data.samples import Sample, SampleFile
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 from qwendet.inference import predictor as inference
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.token_scores import GeneratedAnswer

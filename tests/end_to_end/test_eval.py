@@ -13,9 +13,10 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from benchmarks.worlds import PRETRAIN
 from qwendet.cli.main import run
 from qwendet.config.schema import Config, DataConfig, InferConfig, ModelConfig
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 
 Command = Callable[..., tuple[int, str, str]]
 

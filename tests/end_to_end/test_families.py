@@ -9,13 +9,14 @@ import torch
 import transformers
 
 from benchmarks.narrow_model import write_narrow_model
+from benchmarks.worlds import PRETRAIN
 from qwendet import Predictor
 from qwendet.checks.consistency.suite import run_consistency_checks
 from qwendet.checks.subject import temporary_subject
 from qwendet.config.load import build_config
 from qwendet.config.schema import EMBEDDED_MODELS, Config
 from qwendet.data.samples import SampleFile
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 from qwendet.demo.tiny import SHIPPED
 from qwendet.export.directory import export
 from qwendet.loading.checkpoint import read_manifest

@@ -13,12 +13,13 @@ import transformers
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 from benchmarks.narrow_model import write_narrow_model
+from benchmarks.worlds import PRETRAIN
 from qwendet import Predictor
 from qwendet.cli.main import run
 from qwendet.config.load import load_config
 from qwendet.config.schema import DEFAULT_REQUEST
 from qwendet.data.samples import Sample, SampleFile
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 from qwendet.demo.tiny import TINY_FOLDER
 from qwendet.errors import CheckpointError
 from qwendet.evaluation.command import Evaluation, evaluate_model

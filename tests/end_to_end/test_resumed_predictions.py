@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from benchmarks.worlds import PRETRAIN
+from qwendet.demo.shapes import write_dataset
 from qwendet.demo.tiny import ASSETS
 from qwendet.errors import ConfigError, DataError
 from qwendet.infer import infer

@@ -16,7 +16,8 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from benchmarks.worlds import PRETRAIN
+from qwendet.demo.shapes import write_dataset
 from qwendet.inference.detections import Prediction
 from qwendet.inference.predictor import Predictor
 from qwendet.serve.app import create_app

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from benchmarks import serving_check
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from benchmarks.worlds import PRETRAIN
+from qwendet.demo.shapes import write_dataset
 from qwendet.families.choose import FAMILIES
 from qwendet.inference.inputs import collect_samples
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.worlds import PRETRAIN
 from qwendet.checks.runner import run_checks
 from qwendet.checks.served.calibration import calibration_samples
 from qwendet.checks.served.observed import Observed
@@ -19,7 +20,7 @@ from qwendet.checks.served.prompt import limits_of
 from qwendet.checks.served.suite import CHECKS
 from qwendet.config.schema import Config, DataConfig, ModelConfig
 from qwendet.data.samples import SampleFile
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 from qwendet.inference.predictor import Predictor
 from tests.planted.large import write_deep_model
 from tests.served.stand_in import StandIn, serving

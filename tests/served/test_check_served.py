@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from benchmarks.worlds import PRETRAIN
 from qwendet.checks.ids import SERVED_IDS
 from qwendet.checks.runner import run_checks
 from qwendet.checks.served.calibration import calibration_samples
@@ -26,7 +27,7 @@ from qwendet.checks.served.prompt import limits_of
 from qwendet.checks.served.suite import CHECKS
 from qwendet.config.load import override_config
 from qwendet.data.samples import Sample, SampleFile
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 from qwendet.demo.tiny import ASSETS
 from qwendet.errors import Result
 from qwendet.families.qwen2_5_vl import QWEN2_5_VL

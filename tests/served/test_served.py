@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.worlds import PRETRAIN
 from qwendet import Predictor
 from qwendet.cli.main import run
 from qwendet.data.samples import SampleFile
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 from qwendet.demo.tiny import ASSETS
 from qwendet.errors import ConfigError
 from qwendet.evaluation.command import evaluate_model

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.worlds import PRETRAIN
 from qwendet import Predictor
 from qwendet.checks.served.suite import run_served_checks
 from qwendet.data.samples import SampleFile
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 from qwendet.demo.tiny import ASSETS
 from qwendet.inference.served import predictor_of
 

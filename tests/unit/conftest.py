@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.worlds import PRETRAIN
 from qwendet.config.schema import Config, DataConfig, DetectionConfig, ModelConfig
 from qwendet.data.samples import Sample, SampleFile, Turn
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 from qwendet.encoding.collate import Batch
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import DataError

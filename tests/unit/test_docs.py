@@ -100,6 +100,7 @@ def test_benchmarks__say_how_to_run_them(repo_root: Path) -> None:
             "plain_training",
             "probes",
             "drafts",
+            "worlds",
         )
         assert path.stem in shared or f"python -m benchmarks.{path.stem}" in text, path.name
 

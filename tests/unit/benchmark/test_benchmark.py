@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.worlds import PRETRAIN
 from qwendet.benchmark.layouts import sets_of
 from qwendet.benchmark.run import few_shots
 from qwendet.cli.main import run
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.samples import DetectedObject, Sample, Turn
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 from qwendet.errors import DataError
 
 Command = Callable[..., tuple[int, str, str]]

@@ -13,9 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks import worlds
+from benchmarks.worlds import PRETRAIN
 from qwendet.data.samples import SampleFile
 from qwendet.demo import scenery, shapes
-from qwendet.demo.shapes import DEMO, PRETRAIN, Scene, World, draw_scene, write_dataset
+from qwendet.demo.shapes import DEMO, Scene, World, draw_scene, write_dataset
 from qwendet.errors import DataError
 
 WORLDS = [pytest.param(PRETRAIN, id="pretrain"), pytest.param(DEMO, id="demo")]
@@ -28,7 +30,7 @@ def draw_scenes(world: World, count: int) -> list[Scene]:
 
 def plain(world: World) -> World:
     """The world with nothing but whole, sharp, opaque objects on one tone."""
-    flat = (scenery.flat,)
+    flat = (worlds.flat,)
     return replace(world, backgrounds=flat, opacity=(1, 1), softness=0, crowds=0, distractors=0, wear=0)
 
 
@@ -67,7 +69,7 @@ def test_stencil__equals_an_exact_rendering(outline: scenery.Outline) -> None:
 
 
 def test_stencil__blur_keeps_the_box() -> None:
-    polygons = scenery.transform(scenery.circle(np.random.default_rng(0)), 15, 1.2, 0.3)
+    polygons = scenery.transform(worlds.circle(np.random.default_rng(0)), 15, 1.2, 0.3)
     sharp, soft = (
         shapes.tight_box(scenery.stencil(polygons, softness_px) >= shapes.VISIBLE_COVERAGE)
         for softness_px in (0.0, 1.5)
@@ -77,7 +79,7 @@ def test_stencil__blur_keeps_the_box() -> None:
 
 
 def test_ring__has_a_hole() -> None:
-    mask = scenery.stencil(scenery.transform(scenery.ring(np.random.default_rng(0)), 12, 1, 0), 0.0)
+    mask = scenery.stencil(scenery.transform(worlds.ring(np.random.default_rng(0)), 12, 1, 0), 0.0)
     assert mask[mask.shape[0] // 2, mask.shape[1] // 2] == 0
     assert mask.max() == 1
 

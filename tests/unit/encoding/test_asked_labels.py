@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.worlds import PRETRAIN
 from qwendet.answers.format import parse_answer
 from qwendet.config.schema import LossConfig
 from qwendet.data.samples import Sample
-from qwendet.demo.shapes import PRETRAIN
 from qwendet.encoding.collate import Batch
 from qwendet.encoding.encode import EncodedSample
 from qwendet.loader import Bundle

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.worlds import PRETRAIN
 from qwendet.answers.diagnostics import AnswerFacts
 from qwendet.data.repeat_rare import repeats
 from qwendet.data.samples import Sample
-from qwendet.demo.shapes import PRETRAIN
 from qwendet.encoding.dataset import TrainingSamples
 from qwendet.inference.detections import Detection, Prediction, joined
 from qwendet.inference.predictor import Predictor

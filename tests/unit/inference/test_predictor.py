@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.worlds import PRETRAIN
 from qwendet.answers.format import format_answer
 from qwendet.data.samples import DetectedObject, Sample, SampleFile
-from qwendet.demo.shapes import PRETRAIN
 from qwendet.encoding.encode import EncodedSample
 from qwendet.evaluation.validation import Validation, validate
 from qwendet.inference.predictor import Predictor, tell_near_misses
