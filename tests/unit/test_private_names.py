@@ -30,10 +30,11 @@ import qwendet
 LIBRARIES = ("torch", "transformers", "accelerate", "accelerate.tracking", "peft", "pycocotools")
 BOUNDED = ("accelerate", "peft", "torch", "transformers")
 PUBLIC_MODULES = {
-    "torch", "torch.nn", "torch.nn.functional", "torch.optim", "torch.optim.lr_scheduler",
-    "torch.optim.swa_utils", "torch.distributed", "torch.distributed.fsdp", "torch.distributed.tensor",
-    "torch.overrides", "torch.utils.data", "transformers", "accelerate", "accelerate.tracking", "peft",
-    "pycocotools", "pycocotools.coco", "pycocotools.cocoeval", "pycocotools.mask",
+    "torch", "torch.nn", "torch.nn.functional", "torch.nn.utils.rnn", "torch.optim",
+    "torch.optim.lr_scheduler", "torch.optim.swa_utils", "torch.distributed", "torch.distributed.fsdp",
+    "torch.distributed.tensor", "torch.overrides", "torch.utils.data", "transformers", "accelerate",
+    "accelerate.tracking", "peft", "pycocotools", "pycocotools.coco", "pycocotools.cocoeval",
+    "pycocotools.mask",
 }  # fmt: skip
 OF_LIBRARIES = (Tensor, nn.Module, PreTrainedConfig, PreTrainedModel, Trainer)
 OF_NAMED_TUPLES = {"_asdict", "_fields", "_replace"}
