@@ -127,6 +127,32 @@ def tile(
 
 
 @app.command()
+def predictions(
+    found: Annotated[Path, typer.Argument(metavar="FOUND", help="What infer wrote: JSONL.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="JSON file to write.")],
+    tool: Annotated[
+        Literal["labelstudio", "fiftyone"], typer.Option("--to", help="The tool that is to show them.")
+    ] = "labelstudio",
+    least: Annotated[
+        float, typer.Option("--min-score", min=0, max=1, help="Leave out boxes with lower scores.")
+    ] = 0.3,
+    url: Annotated[
+        str, typer.Option("--image-url", help="What Label Studio finds the paths of images behind.")
+    ] = "/data/local-files/?d=",
+    output_format: RecordFormatOption = "human",
+) -> None:
+    """Write what infer found for Label Studio (pre-annotations with scores) or FiftyOne (labels.json)."""
+    console.set_format(output_format)
+    from qwendet.data.formats.predictions import write_predictions_for
+
+    count = write_predictions_for(tool, found, out, least, url)
+    if console.is_for_machine():
+        console.print_record({"file": str(out), "images": count})
+    else:
+        console.say(f"{count} images → {out}")
+
+
+@app.command()
 def teachers(
     train: Annotated[Path, typer.Argument(metavar="TRAIN", help="JSONL file to choose from.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="JSONL file to write, for data.teachers.")],

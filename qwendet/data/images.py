@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from qwendet.data.archives import Stored, file_at, identity, num_bytes
@@ -48,6 +49,8 @@ ABSENT_FIX = (
 )
 SENSOR_BITS = (8, 10, 12, 14, 16)
 """Of cameras, microscopes, X-ray and thermal images; 16-bit files hold any of them."""
+HOT_PIXELS = 1000
+"""Of as many, one may be brighter than its sensor's range as the others show it: it becomes white."""
 MOST_ALPHA_OF_NOTHING = 1
 """Of 255, where no pixel has more: a channel that was never filled, or holds 0 and 1 instead of 0 and 255."""
 TURNED_ORIENTATIONS = frozenset({5, 6, 7, 8})
@@ -322,7 +325,7 @@ def _loaded(stored: Image.Image, source: Stored | bytes, image: str, where: str)
         if whole is None:
             raise
         return whole
-    if is_deep and np.asarray(stored.convert("RGB")).max() < 16:
+    if is_deep and _brightest(np.asarray(stored.convert("RGB"))) < 16:
         raise DataError(
             f"the image {image!r} is nearly black: of the 16 bits of its colours at most 12 are used",
             where,
@@ -342,13 +345,25 @@ def _to_rgb(upright: Image.Image) -> Image.Image:
     if upright.mode.startswith("I"):
         # Pillow's own conversion clips at 255 instead of scaling: nearly everything would be white.
         pixels = np.asarray(upright)
-        upright = Image.fromarray((pixels >> _shift(int(pixels.max()))).astype(np.uint8))
+        scaled = pixels >> _shift(_brightest(pixels))
+        upright = Image.fromarray(np.minimum(scaled, 255).astype(np.uint8))
     if upright.has_transparency_data:
         layers = upright.convert("RGBA")
         if np.asarray(layers.getchannel("A")).max() > MOST_ALPHA_OF_NOTHING:
             return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), layers).convert("RGB")
         return layers.convert("RGB")  # tools that leave alpha empty mean no transparency
     return upright.convert("RGB")
+
+
+def _brightest(values: npt.NDArray[np.integer[Any]]) -> int:
+    """The largest value, hot pixels apart: one in a thousand, and one at least, may have a larger one.
+
+    Example:
+        >>> _brightest(np.array([40, 65_535, 90, 12]))
+        90
+    """
+    hot = max(1, values.size // HOT_PIXELS)
+    return int(np.partition(values, -hot - 1, axis=None)[-hot - 1])
 
 
 def _shift(most: int) -> int:

@@ -143,3 +143,15 @@ def test_split__bad_fraction(qwendet: Qwendet, tmp_path: Path) -> None:
     ending = qwendet("data", "split", source, tmp_path / "out", "--val", "1.5")
     assert ending.code == 2
     assert "expected a fraction from 0 to 1, got 1.5" in ending.err
+
+
+def test_predictions__for_label_studio(qwendet: Qwendet, tmp_path: Path) -> None:
+    found = {"image": "a.jpg", "width": 64, "height": 48, "detections": [], "rejected": 0}
+    (tmp_path / "found.jsonl").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    out = tmp_path / "tasks.json"
+    ending = qwendet("data", "predictions", str(tmp_path / "found.jsonl"), str(out))
+    assert (ending.code, ending.err.strip()) == (0, f"1 images → {out}")
+    assert json.loads(out.read_text("utf-8"))[0]["data"] == {"image": "/data/local-files/?d=a.jpg"}
+    broken = qwendet("data", "predictions", str(out), str(tmp_path / "again.json"))
+    assert broken.code == 2
+    assert "image: it is absent" in broken.err

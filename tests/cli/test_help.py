@@ -20,6 +20,7 @@ COMMANDS = [
     "data convert",
     "data split",
     "data tile",
+    "data predictions",
     "data teachers",
     "data check",
     "data stats",

@@ -352,6 +352,17 @@ def test_open_image__values_of_a_sensor_in_sixteen_bits(
     assert image_size(name, tmp_path, WHERE) == (8, 8)
 
 
+@pytest.mark.parametrize("hot", [1, 4])
+def test_open_image__hot_pixels_are_white_and_leave_the_others_as_they_are(tmp_path: Path, hot: int) -> None:
+    """One among 12-bit values left the picture nearly black; of a larger share nothing is assumed."""
+    pixels = np.full((50, 64), 4_095, np.uint16)
+    pixels[25:] = 0
+    pixels[0, :hot] = 65_535
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = np.asarray(open_image("a.png", tmp_path, WHERE))
+    assert (found[0, 0, 0], found[10, 10, 0], found[30, 0, 0]) == (255, 255 if hot == 1 else 15, 0)
+
+
 @pytest.mark.parametrize("kind", [2, 6])
 @pytest.mark.parametrize(("bits", "is_told"), [(12, True), (8, True), (16, False), (14, False)])
 def test_colours_of_sixteen_bits__nearly_black_is_told(
