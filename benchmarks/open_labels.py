@@ -24,10 +24,11 @@ import yaml
 from benchmarks.bccd import run
 from benchmarks.memory import make_config, measure
 from benchmarks.report import parser, report
-from qwendet.demo import scenery
-from qwendet.demo.shapes import DEMO, PRETRAIN, PRIMER, World, write_dataset
+from benchmarks.worlds import PRETRAIN, PRIMER, circle, square, triangle
+from qwendet.demo.scenery import cross, star
+from qwendet.demo.shapes import DEMO, World, write_dataset
 
-SHAPES = (scenery.circle, scenery.square, scenery.triangle, scenery.star, scenery.cross)
+SHAPES = (circle, square, triangle, star, cross)
 HUES = {
     **PRETRAIN.hues, **DEMO.hues, "yellow": (52, 64), "pink": (306, 330),
 }  # fmt: skip

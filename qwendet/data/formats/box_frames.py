@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from qwendet.data.formats.records import Box
 from qwendet.data.samples import DetectedObject
@@ -73,36 +72,55 @@ def from_pixels(found: DetectedObject, frame: BoxFrame, size: Size) -> DetectedO
     return replace(found, bbox_2d=(x1 * across, y1 * down, x2 * across, y2 * down))
 
 
-def tell_frame(images: Sequence[tuple[Size, Sequence[Box]]]) -> tuple[BoxFrame | None, str]:
-    """The frame of boxes, and how it is known; None, and why not, where it cannot be told.
+class FrameEvidence:
+    """What the boxes of many images, seen one after another, say of their frame.
 
     Example:
-        >>> tell_frame([((640, 480), [(100, 100, 900, 950)])])[0]
+        >>> evidence = FrameEvidence()
+        >>> evidence.add((640, 480), [(100, 100, 900, 950)], is_new=True)
+        >>> evidence.tell()[0]
         'thousandths'
     """
-    images = [(size, boxes) for size, boxes in images if boxes]
-    corners = np.array([box for _, boxes in images for box in boxes], dtype=np.float64).reshape(-1, 4)
-    count = len(corners)
-    if not count or corners.max() <= 1:
-        return "fractions", f"no number of {count} boxes is above 1"
-    out = {frame: _outside(corners, frame, images) for frame in NAMES if frame != "fractions"}
-    fits = [frame for frame in out if out[frame] <= MOST_STRAYS * count]
-    told = (
-        f"of {count} boxes {out['pixels']} leave their image as pixels, {out['resized']} as pixels of the"
-        f" resized image, {out['thousandths']} as 0-1000"
-    )
-    if not fits or fits[0] == "thousandths" or "thousandths" not in fits:
-        return (fits[0] if fits else None), told
-    sides = np.array([frame_size(fits[0], size) for size, _ in images]) / THOUSANDTHS
-    is_small, is_large = (np.log(np.minimum(1, ratio)).sum() < UNLIKELY for ratio in (sides, 1 / sides))
-    if is_small == is_large:
-        return None, f"{told}, and the images are too few, or too near to 1000 pixels, to say more"
-    frame: BoxFrame = fits[0] if is_small else "thousandths"
-    return frame, f"{told}; in {len(images)} {'small' if is_small else 'large'} images that is no chance"
 
+    def __init__(self) -> None:
+        self.count = self.num_images = 0
+        self.most = 0.0
+        self.out: dict[BoxFrame, int] = {frame: 0 for frame in NAMES if frame != "fractions"}
+        self.small, self.large = dict.fromkeys(self.out, 0.0), dict.fromkeys(self.out, 0.0)
 
-def _outside(
-    corners: npt.NDArray[np.float64], frame: BoxFrame, images: Sequence[tuple[Size, Sequence[Box]]]
-) -> int:
-    frames = [(*frame_size(frame, size),) * 2 for size, boxes in images for _ in boxes]
-    return int(((corners > np.array(frames) + ROUNDING) | (corners < -ROUNDING)).any(axis=1).sum())
+    def add(self, size: Size, boxes: Sequence[Box], *, is_new: bool) -> None:
+        """Take boxes as they are written; ``is_new`` for the first ones of an image."""
+        if not boxes:
+            return
+        corners = np.array(boxes, dtype=np.float64)
+        self.count += len(boxes)
+        self.num_images += is_new
+        self.most = max(self.most, float(corners.max()))
+        for frame in self.out:
+            sides = frame_size(frame, size)
+            outside = (corners > np.array(sides * 2) + ROUNDING) | (corners < -ROUNDING)
+            self.out[frame] += int(outside.any(axis=1).sum())
+            for side in sides if is_new else ():
+                self.small[frame] += min(0.0, math.log(side / THOUSANDTHS))
+                self.large[frame] += min(0.0, math.log(THOUSANDTHS / side))
+
+    def tell(self) -> tuple[BoxFrame | None, str]:
+        """The frame, and how it is known; None, and why not, where it cannot be told."""
+        if self.most <= 1:
+            return "fractions", f"no number of {self.count} boxes is above 1"
+        out = self.out
+        fits = [frame for frame in out if out[frame] <= MOST_STRAYS * self.count]
+        told = (
+            f"of {self.count} boxes {out['pixels']} leave their image as pixels, {out['resized']} as pixels"
+            f" of the resized image, {out['thousandths']} as 0-1000"
+        )
+        if not fits or fits[0] == "thousandths" or "thousandths" not in fits:
+            return (fits[0] if fits else None), told
+        is_small, is_large = (sums[fits[0]] < UNLIKELY for sums in (self.small, self.large))
+        if is_small == is_large:
+            return None, f"{told}, and the images are too few, or too near to 1000 pixels, to say more"
+        frame: BoxFrame = fits[0] if is_small else "thousandths"
+        return (
+            frame,
+            f"{told}; in {self.num_images} {'small' if is_small else 'large'} images that is no chance",
+        )

@@ -6,13 +6,15 @@ record ─► Conversation(messages, images) ─► boxes of each answer ─► 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
 from qwendet.answers.format import parse_answer
-from qwendet.data.formats.box_frames import NAMES, BoxFrame, tell_frame, to_pixels
+from qwendet.data.formats.box_frames import NAMES, BoxFrame, FrameEvidence, to_pixels
 from qwendet.data.formats.coco_layout import end_in
 from qwendet.data.formats.conversation_layouts import (
     IMAGE,
@@ -70,9 +72,13 @@ def open_conversations(path: Path, image_dir: Path | None = None, frame: BoxFram
     return Source(root, 0, items())
 
 
+Answer = tuple[str, str, str, Sequence[tuple[Box, str]] | None]
+"""Image, question, place and boxes; None instead of boxes if it is about none."""
+
+
 @dataclass
 class _Annotated:
-    """What a file says of one image: boxes with label, place and declared frame, and the questions."""
+    """What a file says of one image: boxes with label, place and declared frame, and the labels asked for."""
 
     where: str
     boxes: list[tuple[Box, str, str, BoxFrame | None]] = field(default_factory=list)
@@ -80,58 +86,89 @@ class _Annotated:
 
 
 class _File:
-    """One file: what it says of each image."""
+    """One file, read twice: for what all of it tells, then image by image.
+
+    Between the passes an image's path, its size and how many conversations are about it are kept; in the
+    second one what has been said of images that others will speak of.
+    """
 
     def __init__(self, file: Path, split: str, root: Path, *, seek: bool) -> None:
         self.file, self.split, self.root, self.seek = file, split, root, seek
-        self.images: dict[str, _Annotated] = {}
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self.mentions: Counter[str] = Counter()
         self.broken: set[str] = set()  # images of conversations that cannot be read
         self.num_left_out = 0
         self.labels: dict[str, None] = {}
+        self.declared: set[BoxFrame] = set()
+        self.evidence = FrameEvidence()
 
     def items(self, frame: BoxFrame | None) -> Iterator[Item]:
-        """Records of all images, when all conversations are read."""
-        for where, record in records(self.file):
-            try:
-                self._take(read_conversation(record, where))
-            except DataError as error:
-                yield from error.problems
+        """Records of all images, each when the last conversation about it is read."""
+        for conversation, answers in self._conversations(problems := []):
+            yield from problems
+            problems.clear()
+            yield from self._survey(conversation, answers)
+        yield from problems
         yield Labels(tuple(self.labels))
         if self.num_left_out:
             yield Finding("no_boxes", f"{self.file}: {self.num_left_out}")
-        if not self.images and not self.broken:
+        if not self.mentions and not self.broken:
             yield Problem("no answer holds boxes", str(self.file), "give conversations that ask for boxes")
-        sizes: dict[str, tuple[int, int]] = {}
-        for image, found in self.images.items():
-            try:
-                if image not in self.broken:
-                    sizes[image] = image_size(image, self.root, found.where)
-            except DataError as error:
-                yield from error.problems
-        frame, told = self._frame(frame, sizes)
+        frame, told = self._frame(frame)
         yield from (Finding("frame", f"{self.file}: {NAMES[own]} ({why})") for own, why in told)
-        asked_of = self._asked()
-        for image, size in sizes.items():
-            found = self.images[image]
-            asked = set().union(*(asked_of[question] for question in found.asked))
-            yield self._record(image, found, size, frame, asked)
+        yield from self._records(frame)
 
-    def _take(self, conversation: Conversation) -> None:
-        """Note the boxes of each answer with the image that is asked about."""
-        paths = {image: self._path(image, conversation.where) for image in conversation.images}
-        try:
-            answers = list(_answers(conversation))
-        except DataError:
-            self.broken.update(paths.values())
-            raise
-        for image, question, place, boxes in answers:
+    def _conversations(self, problems: list[Problem]) -> Iterator[tuple[Conversation, list[Answer]]]:
+        """Each conversation with its answers; to ``problems`` is added what is wrong with others."""
+        for where, record in records(self.file):
+            paths: dict[str, str] = {}
+            try:
+                conversation = read_conversation(record, where)
+                paths = {image: self._path(image, where) for image in conversation.images}
+                answers = [(paths.get(image, ""), *rest) for image, *rest in _answers(conversation)]
+            except DataError as error:
+                self.broken.update(paths.values())
+                problems += error.problems
+                continue
+            yield conversation, answers
+
+    def _survey(self, conversation: Conversation, answers: Sequence[Answer]) -> Iterator[Problem]:
+        """Note what a conversation says of the whole file; yields images that cannot be opened."""
+        self.mentions.update({image for image, _, _, boxes in answers if boxes is not None})
+        for image, _, _, boxes in answers:
             if boxes is None:
                 self.num_left_out += 1
                 continue
-            found = self.images.setdefault(paths[image], _Annotated(conversation.where))
-            found.asked.add(question)
-            found.boxes += [(box, label, f"{place} ({label})", conversation.frame) for box, label in boxes]
             self.labels |= dict.fromkeys(label for _, label in boxes)
+            if image in self.broken:
+                continue
+            is_new = image not in self.sizes
+            try:
+                size = self.sizes[image] if not is_new else image_size(image, self.root, conversation.where)
+            except DataError as error:
+                self.broken.add(image)
+                yield from error.problems
+                continue
+            self.sizes[image] = size
+            if conversation.frame is None:
+                self.evidence.add(size, [box for box, _ in boxes], is_new=is_new)
+            elif boxes:
+                self.declared.add(conversation.frame)
+
+    def _records(self, frame: BoxFrame) -> Iterator[Record]:
+        waiting: dict[str, _Annotated] = {}
+        asked_of = cache(self._asked)
+        for conversation, answers in self._conversations([]):
+            for image, question, place, boxes in answers:
+                if boxes is not None and image not in self.broken:
+                    found = waiting.setdefault(image, _Annotated(conversation.where))
+                    found.asked |= asked_of(question)
+                    own = conversation.frame
+                    found.boxes += [(box, label, f"{place} ({label})", own) for box, label in boxes]
+            for image in {image for image, _, _, boxes in answers if boxes is not None}:
+                self.mentions[image] -= 1
+                if not self.mentions[image] and image in waiting:
+                    yield self._record(image, waiting.pop(image), self.sizes[image], frame)
 
     def _path(self, image: str, where: str) -> str:
         """An image's path relative to the root."""
@@ -145,36 +182,28 @@ class _File:
             name = Path(name).relative_to(home).as_posix()
         return join_image("", name, where)
 
-    def _frame(
-        self, given: BoxFrame | None, sizes: Mapping[str, tuple[int, int]]
-    ) -> tuple[BoxFrame, list[tuple[BoxFrame, str]]]:
+    def _frame(self, given: BoxFrame | None) -> tuple[BoxFrame, list[tuple[BoxFrame, str]]]:
         """The frame of the boxes that declare none; and all frames, with how they are known."""
-        found = [(sizes[image], self.images[image].boxes) for image in sizes]
-        declared = sorted({own for _, boxes in found for *_, own in boxes if own})
-        told = [(own, "objects.bbox_type says so") for own in declared]
-        others = [(size, [box for box, _, _, own in boxes if own is None]) for size, boxes in found]
-        if given is not None or not any(boxes for _, boxes in others):
+        told = [(own, "objects.bbox_type says so") for own in sorted(self.declared)]
+        if given is not None or not self.evidence.count:
             return given or "pixels", told
-        frame, why = tell_frame(others)
+        frame, why = self.evidence.tell()
         if frame is None:
             fix = f"say it: --frame {'|'.join(NAMES)}"
             raise DataError(f"the frame of the boxes cannot be told: {why}", str(self.file), fix)
         return frame, [*told, (frame, why)]
 
-    def _asked(self) -> Mapping[str, set[str]]:
-        """Of each question the labels that it names; all of them where it names none."""
-        lowered = {label: label.lower() for label in self.labels if len(self.labels) <= MAX_LABELS}
-        texts = {text: text.lower() for found in self.images.values() for text in found.asked}
-        named = {text: {label for label in lowered if lowered[label] in low} for text, low in texts.items()}
-        return {text: found or set(lowered) for text, found in named.items()}
+    def _asked(self, question: str) -> set[str]:
+        """The labels that a question names; all of them where it names none."""
+        labels = self.labels if len(self.labels) <= MAX_LABELS else ()
+        lowered = question.lower()
+        return {label for label in labels if label.lower() in lowered} or set(labels)
 
-    def _record(
-        self, image: str, found: _Annotated, size: tuple[int, int], frame: BoxFrame, asked: set[str]
-    ) -> Record:
+    def _record(self, image: str, found: _Annotated, size: tuple[int, int], frame: BoxFrame) -> Record:
         objects = tuple(
             DetectedObject(to_pixels(box, own or frame, size), label) for box, label, _, own in found.boxes
         )
-        asked |= {item.desc for item in objects}
+        asked = found.asked | {item.desc for item in objects}
         findings: tuple[Finding, ...] = ()
         if asked != set(self.labels):
             names = ", ".join(map(repr, sorted(asked)[:3])) + " …" * (len(asked) > 3)
@@ -184,7 +213,7 @@ class _File:
         return Record(self.split, sample, image.removeprefix("images/"), places, findings, size=MEASURED)
 
 
-def _answers(conversation: Conversation) -> Iterator[tuple[str, str, str, Sequence[tuple[Box, str]] | None]]:
+def _answers(conversation: Conversation) -> Iterator[Answer]:
     """Image, question, place and boxes of each answer; None instead of boxes if it is about none."""
     shown, image, question = iter(conversation.images), "", ""
     for number, (role, text) in enumerate(conversation.messages, start=1):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from qwendet.checks.config.sample_files import find_data
 from qwendet.checks.config.suite import Thoroughness, run_data_checks
-from qwendet.data.formats.box_frames import BoxFrame, from_pixels, tell_frame
+from qwendet.data.formats.box_frames import BoxFrame, FrameEvidence, from_pixels
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.formats.detect import open_source
 from qwendet.data.formats.records import Finding, Record
@@ -144,6 +144,13 @@ def drawn_boxes(size: Size, count: int = 30) -> list[Box]:
         (x * size[0], y * size[1], (x + draw.uniform(0.05, 0.3)) * size[0], (y + 0.3) * size[1])
         for x, y in corners
     ]
+
+
+def tell_frame(images: list[tuple[Size, list[Box]]]) -> tuple[BoxFrame | None, str]:
+    evidence = FrameEvidence()
+    for size, boxes in images:
+        evidence.add(size, boxes, is_new=True)
+    return evidence.tell()
 
 
 @pytest.mark.parametrize("size", [(300, 200), (640, 480), (1920, 1080), (4000, 6000)])
@@ -336,3 +343,34 @@ def test_llamafactory__is_told_how_to_read_it(tmp_path: Path) -> None:
         {"role": "user", "content": "<image>Locate every bolt. Output bbox_2d and label of each in JSON."},
         {"role": "assistant", "content": '[{"bbox_2d": [16, 42, 938, 979], "label": "bolt"}]'},
     ]
+
+
+def test_image_of_several_conversations__is_one_sample_when_the_last_is_read(tmp_path: Path) -> None:
+    pairs = ((BOXES[0], 0), (BOXES[1], 1), (BOXES[1], 0))
+    first, other, last = (numbered(said(ASKED, answer(box)), number) for box, number in pairs)
+    boxes, _, problems = read(write(tmp_path, [first, other, last]))
+    assert problems == []
+    assert {image: len(found) for image, found in boxes.items()} == {"pics/1.png": 1, "pics/0.png": 2}
+    assert list(boxes) == ["pics/1.png", "pics/0.png"]
+
+
+def test_memory__of_a_file_of_conversations(tmp_path: Path) -> None:
+    """Between the passes only path, size and count of an image stay: a kilobyte, where boxes took six."""
+    import tracemalloc
+
+    def peak(count: int) -> int:
+        folder = tmp_path / str(count)
+        boxes = [{"bbox_2d": [10 * at, 20, 10 * at + 9, 990], "label": "bolt"} for at in range(30)]
+        record = numbered(said(f"{'long ' * 100}find every bolt", json.dumps(boxes)), 0)
+        write(folder, [record])
+        lines = [json.dumps(record).replace("pics/0.png", f"pics/{at}.png") for at in range(count)]
+        (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        for at in range(1, count):
+            (folder / f"pics/{at}.png").hardlink_to(folder / "pics/0.png")
+        tracemalloc.start()
+        assert sum(isinstance(item, Record) for item in open_source(folder).items) == count
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    assert peak(400) - peak(100) < 300 * 1500
