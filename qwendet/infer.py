@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from qwendet.config.schema import Config
+from qwendet.data.shards import import_parquet
 from qwendet.errors import ConfigError, Problem
 from qwendet.files import partial_of
 from qwendet.inference.batches import Result, Skipped, shard_of, window_size
 from qwendet.inference.detections import Prediction, Source, write_predictions
-from qwendet.inference.inputs import digest_of, find_samples, with_teachers
+from qwendet.inference.inputs import coco_ids, digest_of, find_samples, with_teachers
 from qwendet.inference.parts import predict_parts, require_free
 from qwendet.inference.served import predictor_of
 from qwendet.inference.sharding import is_first_process, joined_processes, temporary_folder
@@ -81,8 +82,10 @@ def infer(
 
     Args:
         model: a checkpoint, or any model of a family, in a folder or on the hub.
-        inputs: image files, folders of images, JSONL files.
-        output: JSONL file to write; it appears when all is done. Until then predictions are kept beside it.
+        inputs: images, folders of them, JSONL and COCO files, shards (``.tar``, ``.parquet``); ``-`` for
+            paths on standard input.
+        output: file to write, ``.jsonl``, ``.parquet`` or COCO results as ``.json``. It appears when all is
+            done; until then predictions are kept beside it.
         mode: ``head``, ``text`` or ``both``; ``None`` takes the config's.
         teachers: demonstrations to show where a sample has none of its own.
         labels: other labels to look for.
@@ -99,6 +102,8 @@ def infer(
         QwendetError: for a checkpoint, image or option that cannot be used; the output is not written.
     """
     kept = None if output is None else partial_of(output)
+    if output is not None and output.suffix == ".parquet":
+        import_parquet()  # what is lacking is told before the work
     require_free(kept, "--output", resume=resume)
     forced = ["infer.constrained=true"] if constrained else []
     with joined_processes():
@@ -133,7 +138,9 @@ def infer(
             if output is None:
                 summary.lines = [prediction.to_json(stated) for prediction in predictions]
             else:
-                write_predictions(predictions, output, stated)
+                is_coco_output = output.suffix == ".json"
+                ids = coco_ids(inputs, predictor.bundle.labels) if is_coco_output else ({}, {})
+                write_predictions(predictions, output, stated, ids)
                 shutil.rmtree(folder)
     return summary
 

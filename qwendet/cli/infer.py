@@ -39,12 +39,18 @@ if TYPE_CHECKING:
 InputsArgument = Annotated[
     list[Path],
     typer.Argument(
-        metavar="IMAGE|DIR|JSONL|-", help="Images, folders of images, JSONL files, or - for paths on stdin."
+        metavar="IMAGE|DIR|FILE|-",
+        help="Images, folders, JSONL or COCO files, .tar or .parquet shards; - reads paths from stdin.",
     ),
 ]
 OutputOption = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="JSONL file to write; without it, stdout."),
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="File to write, .jsonl, .parquet, or COCO results as .json; without it, stdout.",
+    ),
 ]
 TeachersOption = Annotated[
     int,

@@ -12,6 +12,7 @@ import filecmp
 import hashlib
 import io
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -111,17 +112,28 @@ def same_bytes(one: Stored, other: Stored) -> bool:
     return num_bytes(one) == num_bytes(other) and one.read_bytes() == other.read_bytes()
 
 
+def member_names(archive: Path) -> list[str]:
+    """The files in a tar, in order."""
+    return [name for name, *_ in _members(archive)]
+
+
 @cache
 def _index(archive: Path, size: int, changed: int) -> npt.NDArray[np.void]:
     """Hash of the name, offset and size of each file in a tar, sorted by hash; the last of a name counts."""
-    found: dict[int, tuple[int, int]] = {}
+    found = {hash(name): place for name, *place in _members(archive)}
+    rows = [(name, *place) for name, place in found.items()]
+    return np.sort(np.array(rows, dtype=ENTRY), order="name")
+
+
+def _members(archive: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of each file in a tar."""
     end = 0
     try:
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
                 if member.isreg():
-                    found[hash(member.name.removeprefix("./"))] = (member.offset_data, member.size)
+                    yield member.name.removeprefix("./"), member.offset_data, member.size
                 tar.members = []  # type: ignore[attr-defined]  # it keeps them all
         with archive.open("rb") as file:
             file.seek(end)
@@ -129,9 +141,7 @@ def _index(archive: Path, size: int, changed: int) -> npt.NDArray[np.void]:
                 raise tarfile.ReadError(f"it is cut: no end mark at byte {end:,}")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(
-            f"the tar cannot be read ({error}; {size:,} bytes)",
+            f"the tar cannot be read ({error}; {archive.stat().st_size:,} bytes)",
             str(archive),
             "fetch or write it again, uncompressed: members are read at random",
         ) from error
-    rows = [(name, *place) for name, place in found.items()]
-    return np.sort(np.array(rows, dtype=ENTRY), order="name")

@@ -13,10 +13,10 @@ import json
 import sys
 import unicodedata
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -53,6 +53,13 @@ class DetectedObject:
     area: float | None = field(default=None, compare=False)
 
 
+class StoredImage(NamedTuple):
+    """An image file inside of another file: its length, or that file's, and its content."""
+
+    num_bytes: int
+    read: Callable[[], bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """An image and the objects in it: one question and its answer.
@@ -67,6 +74,7 @@ class Turn:
         pixels: the image itself, where it is not the file's: training images that were augmented.
         window: xyxy pixels of the file's image as displayed, where the turn shows that part of it alone; then
             ``width`` and ``height`` are the window's.
+        content: the image's file, where it is inside of a shard.
     """
 
     image: str
@@ -77,6 +85,7 @@ class Turn:
     root: Path = Path()
     pixels: Image.Image | None = field(default=None, compare=False, repr=False)
     window: tuple[int, int, int, int] | None = None
+    content: StoredImage | None = field(default=None, compare=False, repr=False)
 
     @property
     def declared_size(self) -> tuple[int, int] | None:

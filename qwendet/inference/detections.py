@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from qwendet.answers.diagnostics import AnswerFacts, joined_facts
+from qwendet.data.shards import import_parquet
 from qwendet.files import atomic_file
 
 Source = Literal["head", "text"]
+ROWS_OF_A_GROUP = 1000
+CocoIds = tuple[Mapping[str, int | str], Mapping[str, int | str]]
+"""Of images by their names, and of labels."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,61 @@ def joined(parts: Sequence[Prediction], most: int, *, head_of_first: bool) -> Pr
 
 
 def write_predictions(
-    predictions: Iterable[Prediction], output: Path, model: Mapping[str, object] | None = None
+    predictions: Iterable[Prediction],
+    output: Path,
+    model: Mapping[str, object] | None = None,
+    ids: CocoIds = ({}, {}),
 ) -> None:
-    """Write predictions, one JSON object a line; ``model`` as in :meth:`Prediction.to_json`."""
-    with atomic_file(output) as path, path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(prediction.to_json(model) + "\n" for prediction in predictions)
+    """Write predictions by the output's ending: ``.parquet``, COCO results as ``.json``, else JSON lines.
+
+    Args:
+        predictions: what was found.
+        output: the file, which appears when all is written.
+        model: as in :meth:`Prediction.to_json`; in Parquet the schema's metadata have it.
+        ids: of images and labels in COCO results.
+    """
+    with atomic_file(output) as path:
+        if output.suffix == ".parquet":
+            _write_parquet(predictions, path, model)
+            return
+        lines: Iterable[str] = (prediction.to_json(model) + "\n" for prediction in predictions)
+        if output.suffix == ".json":
+            lines = chain("[", _coco_results(predictions, ids), "\n]\n")
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(lines)
+
+
+def _coco_results(predictions: Iterable[Prediction], ids: CocoIds) -> Iterator[str]:
+    """COCO's results. Images without an id are counted, and named; labels without one are left out."""
+    images, labels = ids
+    before = "\n"
+    for number, prediction in enumerate(predictions):
+        name = prediction.image
+        image = {"image_id": images[name]} if name in images else {"image_id": number, "file_name": name}
+        for item in prediction.detections:
+            if item.desc in labels:
+                x1, y1, x2, y2 = item.bbox_2d
+                box = [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]
+                result = {**image, "category_id": labels[item.desc], "bbox": box, "score": item.score}
+                yield before + json.dumps({**result, "source": item.source}, ensure_ascii=False)
+                before = ",\n"
+
+
+def _write_parquet(predictions: Iterable[Prediction], path: Path, model: Mapping[str, object] | None) -> None:
+    pyarrow, parquet = import_parquet()
+    text, number = pyarrow.string(), pyarrow.float64()
+    fields = [("bbox_2d", pyarrow.list_(number, 4)), ("desc", text), ("score", number), ("source", text)]
+    columns = [
+        ("image", text),
+        ("width", pyarrow.int32()),
+        ("height", pyarrow.int32()),
+        ("detections", pyarrow.list_(pyarrow.struct(fields))),
+        ("rejected", pyarrow.int32()),
+    ]
+    schema = pyarrow.schema(columns, None if model is None else {"model": json.dumps(model)})
+    remaining = (prediction.to_record() for prediction in predictions)
+    with parquet.ParquetWriter(path, schema) as writer:
+        while rows := list(islice(remaining, ROWS_OF_A_GROUP)):
+            for row in rows:
+                row["image"] = row["image"].encode("utf-8", "backslashreplace").decode()
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema))

@@ -9,6 +9,7 @@ import hashlib
 import os
 import sys
 from bisect import bisect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -16,13 +17,16 @@ from pathlib import Path, PurePath
 from typing import overload
 
 from qwendet.config.schema import Config
+from qwendet.data.formats.coco import coco_images
 from qwendet.data.formats.coco_layout import is_coco
 from qwendet.data.images import IMAGE_SUFFIXES, inspect_image
 from qwendet.data.samples import Sample, SampleFile, Turn
+from qwendet.data.shards import open_parquet, open_tar
 from qwendet.data.teachers import choose_teachers, is_same_image, without_own_image
 from qwendet.encoding.dataset import open_samples, teacher_pool
 from qwendet.errors import DataError, Problem
 from qwendet.files import files_below
+from qwendet.inference.detections import CocoIds
 from qwendet.inference.sharding import is_first_process, of_first_process
 from qwendet.progress import track
 
@@ -88,8 +92,11 @@ def find_samples(inputs: Sequence[Path]) -> Samples:
     """The samples of images, folders and JSONL files; no image is opened.
 
     Raises:
-        DataError: for an input that is not there or holds no images.
+        DataError: for an input that is not there, is given twice or holds no images.
     """
+    given = Counter(path.resolve() for path in inputs)
+    if twice := [str(path) for path, times in given.items() if times > 1]:
+        raise DataError("this is given twice", twice[0], "give each input once")
     return Samples.joined([_samples_of(path) for path in inputs])
 
 
@@ -125,8 +132,8 @@ def facts_of(sample: Sample) -> str:
     facts, problems = [], _own_answers(sample)
     for turn in (*sample.teachers, sample.student):
         try:
-            size = inspect_image(turn.image, turn.root, sample.where).num_bytes
-            facts.append((turn.image, size, turn.declared_size))
+            stored = turn.content or inspect_image(turn.image, turn.root, sample.where)
+            facts.append((turn.image, stored.num_bytes, turn.declared_size))
         except DataError as error:
             problems += error.problems
     if problems:
@@ -181,17 +188,34 @@ def _samples_of(path: Path) -> Samples:
             len(names), lambda at: Sample(Turn(names[at], (), root=path), where=str(path / names[at]))
         )
     if path.suffix.lower() == ".json" and path.is_file() and is_coco(path):
-        raise DataError(
-            "this is a COCO file, and infer takes images, folders of images and JSONL",
-            str(path),
-            "give the folder of its images, or convert it first: qwendet data convert SRC DST",
+        root, images, _ = coco_images(path)
+        names = list(images)
+        return Samples(
+            len(names), lambda at: Sample(Turn(names[at], (), root=root), where=f"{path}: {names[at]}")
+        )
+    if path.suffix.lower() in (".tar", ".parquet") and path.is_file():
+        shard = open_tar(path) if path.suffix.lower() == ".tar" else open_parquet(path)
+        return Samples(
+            len(shard.names), lambda at: Sample(shard.turn(path, at), where=f"{path}: {shard.names[at]}")
         )
     if path.suffix.lower() in (".jsonl", ".json"):
         file = SampleFile(path)
         return Samples(len(file), file.__getitem__)
     if not path.exists():
-        raise DataError("there is no such image, folder or JSONL file", str(path), "correct the path")
+        raise DataError(
+            "there is no such image, folder, JSONL or COCO file, or shard", str(path), "correct the path"
+        )
     return Samples(1, lambda _: sample_of_image(path))
+
+
+def coco_ids(inputs: Sequence[Path], labels: Sequence[str]) -> CocoIds:
+    """The ids that COCO results are written with: those of the COCO file that is asked about.
+
+    Of other inputs images are counted from 0 and labels from 1.
+    """
+    if len(inputs) == 1 and inputs[0].suffix.lower() == ".json" and is_coco(inputs[0]):
+        return coco_images(inputs[0])[1:]
+    return {}, {label: number for number, label in enumerate(labels, start=1)}
 
 
 def with_teachers(samples: Sequence[Sample], config: Config, count: int) -> Sequence[Sample]:

@@ -1,7 +1,7 @@
 """Predictions as they come, in a folder beside the output; a run that was cut off goes on from them.
 
-found.jsonl.part/header.json        checkpoint, settings and inputs that they belong to
-/process-0.jsonl    a batch a line, in the order in which they came; one file a process
+found.jsonl.part/header.json       checkpoint, settings and inputs that they belong to
+found.jsonl.part/process-0.jsonl   a batch a line, in the order in which they came; one file a process
 """
 
 from __future__ import annotations
@@ -108,9 +108,6 @@ class Parts:
 
     def __contains__(self, batch: object) -> bool:
         return batch in self._places
-
-    def __len__(self) -> int:
-        return len(self._places)
 
     def keep(self, batch: int, results: Results) -> None:
         """Write down what a batch gave, at once."""

@@ -17,8 +17,9 @@ import numpy as np
 
 from qwendet.answers.diagnostics import AnswerFacts
 from qwendet.config.schema import Config, InferConfig
-from qwendet.data.images import MIN_IMAGE_SIDE, image_size
+from qwendet.data.images import MIN_IMAGE_SIDE
 from qwendet.data.samples import Sample
+from qwendet.data.shards import turn_size
 from qwendet.data.windows import Window, require_windows, windows_by
 from qwendet.encoding.image_tokens import image_limits
 from qwendet.families.family import PixelLimits
@@ -47,7 +48,7 @@ class Tiles(NamedTuple):
         turn = sample.student
         if self.settings.tiles == "off":  # nobody needs the image's size
             return [sample]
-        size = turn.declared_size or image_size(turn.image, turn.root, sample.where)
+        size = turn.declared_size or turn_size(turn, sample.where)
         windows = windows_by(self.settings, size, self.limits)
         return [sample, *(_shown(sample, window) for window in windows)] if len(windows) > 1 else [sample]
 
@@ -169,7 +170,7 @@ def require_tiles_that_fit(config: Config, samples: Sequence[Sample]) -> None:
     """
     if config.infer.tiles not in ("off", "auto"):
         turns = ((sample.student, sample.where) for sample in samples)
-        sizes = {turn.declared_size or image_size(turn.image, turn.root, where) for turn, where in turns}
+        sizes = {turn.declared_size or turn_size(turn, where) for turn, where in turns}
         limits = image_limits(config)
         least = MIN_IMAGE_SIDE if limits is None else limits.unit
         require_windows(sizes, config.infer.tiles, config.infer.overlap, least, "infer.tiles")

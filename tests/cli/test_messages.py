@@ -261,13 +261,14 @@ def test_train__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folde
 
 def test_infer__as_json(qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     done = SimpleNamespace(images=1, detections=2, rejected=0, output=None, lines=['{"image": "a"}'])
+    done.skipped = []
     done.model = {"trained_by": "qwendet"}
     fake(monkeypatch, "qwendet.infer", infer=lambda *_, **__: done)
     _, record = run_json(qwendet, "infer", "run", "tiny", "--visualize", "pictures")
     assert record == {
         "ok": True, "checks": [], "images": 1, "detections": 2, "rejected": 0, "output": None,
         "model": {"trained_by": "qwendet"}, "pictures": "pictures", "predictions": [{"image": "a"}],
-        "next": "qwendet export run OUT",
+        "left_out": [], "next": "qwendet export run OUT",
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.worlds import PRETRAIN
 from qwendet.demo.shapes import write_dataset
@@ -27,6 +29,15 @@ SETTINGS = [
     "model.device=cpu", "model.dtype=float32", f"infer.batch_size={BATCH}", "infer.max_new_tokens=12",
 ]  # fmt: skip
 SET = [word for setting in SETTINGS for word in ("--set", setting)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As each of a launcher's processes has: sums are rounded by the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +218,45 @@ def test_image_that_breaks_while_predicting__leaves_what_was_predicted(
     assert output.read_bytes() == undisturbed
 
 
+def test_full_disk__leaves_what_was_predicted(
+    scenes: Path,
+    tmp_path: Path,
+    qwendet: Qwendet,  # noqa: F811
+    undisturbed: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is full in the middle of a line, and once more when the output is written."""
+    output = tmp_path / "found.jsonl"
+    words = ["infer", str(TINY), str(scenes), "--output", str(output), *SET]
+    monkeypatch.setattr("sys.argv", ["qwendet", *words])
+    keep = Parts.keep
+
+    def keep_first(self: Parts, batch: int, results: Any) -> None:
+        if batch:
+            with self._own.open("ab") as file:
+                file.write(b"1\t[[4, ")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        keep(self, batch, results)
+
+    monkeypatch.setattr(Parts, "keep", keep_first)
+    ending = qwendet(*words)
+    assert (ending.code, output.exists()) == (3, False)
+    assert "No space left on device" in ending.err
+    assert "this goes on from there: qwendet infer" in ending.err
+    monkeypatch.setattr(Parts, "keep", keep)
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("qwendet.files._sync", full)
+    ending = qwendet(*words, "--resume")
+    assert (ending.code, output.exists()) == (2, False)
+    assert "cannot write (No space left on device)" in ending.err
+    monkeypatch.undo()
+    assert qwendet(*words, "--resume").code == 0
+    assert output.read_bytes() == undisturbed
+
+
 def test_shards__together_are_the_file_of_one_run(scenes: Path, undisturbed: bytes, tmp_path: Path) -> None:
     parts = []
     for number in range(3):
@@ -284,19 +334,19 @@ keep, left = Parts.keep, [int(sys.argv[1])]
 def keep_some(self, batch, results):
     keep(self, batch, results)
     left[0] -= 1
-    if not left[0] and os.environ.get("RANK", "0") == "0":
+    if not left[0] and os.environ["RANK"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
 Parts.keep = keep_some
 run(sys.argv[2:])
 """
 
 
-def launched(processes: int, script: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+def in_two_processes(dies_after: int, folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command under ``torchrun``; the first process is killed after so many batches."""
+    (folder / "dies.py").write_text(DIES, encoding="utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.run(
-        [*launcher, str(script), *map(str, words)],
+        [*launcher, str(folder / "dies.py"), str(dies_after), *map(str, words)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -306,22 +356,31 @@ def launched(processes: int, script: Path, *words: str | Path) -> subprocess.Com
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_killed_run__goes_on_with_another_number_of_processes(
-    before: int, after: int, scenes: Path, tmp_path: Path
-) -> None:
-    script, output = tmp_path / "dies.py", tmp_path / "found.jsonl"
-    script.write_text(DIES, encoding="utf-8")
-    words = ["infer", str(TINY), str(scenes), "--output", *SET]
-    whole = launched(1, script, "1000", *words[:4], tmp_path / "whole.jsonl", *SET)
-    assert whole.returncode == 0, whole.stderr
-    killed = launched(before, script, "2", *words[:4], output, *SET)
+def test_killed_processes__are_gone_on_from_by_one(scenes: Path, undisturbed: bytes, tmp_path: Path) -> None:
+    output = tmp_path / "found.jsonl"
+    killed = in_two_processes(2, tmp_path, "infer", TINY, scenes, "--output", output, *SET)
     assert killed.returncode != 0
     assert not output.exists()
-    rows = [path.read_text().count("\n") for path in (tmp_path / "found.jsonl.part").glob("process-*.jsonl")]
-    assert len(rows) in (1, before)
-    assert 2 <= sum(rows) < -(-IMAGES // BATCH)
-    resumed = launched(after, script, "1000", *words[:4], output, *SET, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    kept = [path.read_bytes().count(b"\n") for path in tmp_path.glob("found.jsonl.part/process-*.jsonl")]
+    assert 2 <= sum(kept) < -(-IMAGES // BATCH)
+    infer(TINY, [scenes], output=output, overrides=SETTINGS, resume=True)
+    assert output.read_bytes() == undisturbed
     assert not (tmp_path / "found.jsonl.part").exists()
+
+
+@pytest.mark.slow
+def test_killed_process__is_gone_on_from_by_two(
+    scenes: Path,
+    undisturbed: bytes,
+    tmp_path: Path,
+    cut_after: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "found.jsonl"
+    part = cut_off(cut_after, 2, output, scenes)
+    monkeypatch.undo()
+    words = ["infer", TINY, scenes, "--output", output, *SET, "--resume"]
+    resumed = in_two_processes(1000, tmp_path, *words)
+    assert resumed.returncode == 0, resumed.stderr
+    assert output.read_bytes() == undisturbed
+    assert not part.exists()

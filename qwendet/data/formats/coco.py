@@ -15,6 +15,7 @@ from qwendet.data.formats.coco_table import (
     CocoBox,
     CocoImage,
     CocoTable,
+    Key,
     read_table,
 )
 from qwendet.data.formats.fitting import join_image, show
@@ -43,6 +44,26 @@ def open_coco(path: Path, image_dir: Path | None = None, *, may_be_absent: bool 
             yield from _unnamed(root, named)
 
     return Source(root, 0, items())
+
+
+def coco_images(path: Path) -> tuple[Path, dict[str, Key], dict[str, Key]]:
+    """The folder of a COCO file's images, the ids of images by their paths in it, and those of labels.
+
+    Raises:
+        DataError: for a file that is broken, and if none of the first images is found.
+    """
+    layout, table = find_coco(path), read_table(path)
+    if table.broken:
+        raise DataError.of([*table.broken.values()])
+    if not table.images:
+        raise DataError('the list "images" is empty', str(path), "give a file that names images")
+    names = [image.name for image in table.images.values()]
+    folder = image_folder(layout.root, layout.files[0], names, may_be_absent=False)
+    found = (on_disk(layout.root / folder, name) or name for name in names)
+    paths = (posixpath.normpath(posixpath.join(folder, name)) for name in found)
+    ids = table.image_ids()
+    labels = {label: key for key, label in reversed(table.labels.items())}
+    return layout.root, dict(zip(paths, map(ids.__getitem__, table.images), strict=True)), labels
 
 
 def _unnamed(root: Path, named: set[str]) -> Iterator[Finding]:

@@ -74,6 +74,10 @@ class CocoTable:
         """Elements of ``annotations``, broken ones included."""
         return len(self._index) + len(self.problems)
 
+    def image_ids(self) -> dict[int, Key]:
+        """The id of each image, by its slot."""
+        return {slot: key for key, slot in self._slots.items()}
+
     def add_image(self, index: int, entry: Any) -> None:
         """Take an element of ``images``."""
         where = f"{self.path}: images[{index}]"

@@ -104,7 +104,8 @@ class _File:
 
     def items(self, frame: BoxFrame | None) -> Iterator[Item]:
         """Records of all images, each when the last conversation about it is read."""
-        for conversation, answers in self._conversations(problems := []):
+        problems: list[Problem] = []
+        for conversation, answers in self._conversations(problems):
             yield from problems
             problems.clear()
             yield from self._survey(conversation, answers)
@@ -125,7 +126,10 @@ class _File:
             try:
                 conversation = read_conversation(record, where)
                 paths = {image: self._path(image, where) for image in conversation.images}
-                answers = [(paths.get(image, ""), *rest) for image, *rest in _answers(conversation)]
+                answers: list[Answer] = [
+                    (paths.get(image, ""), question, place, boxes)
+                    for image, question, place, boxes in _answers(conversation)
+                ]
             except DataError as error:
                 self.broken.update(paths.values())
                 problems += error.problems
