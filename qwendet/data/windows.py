@@ -91,7 +91,7 @@ def require_windows(
         ConfigError: naming sizes.
     """
     windows = {size: window_size(size, tiles, overlap) for size in sizes}
-    if all(window == size for size, window in windows.items()):
+    if windows and all(window == size for size, window in windows.items()):
         largest = "{}x{}".format(*max(sizes, key=max))
         what = f"tiles of {tiles} would cut no image: the largest has {largest} pixels"
         raise ConfigError(what, where, "take smaller windows, or none")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from qwendet.data.samples import Sample
 from qwendet.data.shards import turn_size
 from qwendet.data.windows import Window, require_windows, windows_by
 from qwendet.encoding.image_tokens import image_limits
+from qwendet.errors import DataError
 from qwendet.families.family import PixelLimits
 from qwendet.inference.detections import Detection, Prediction
 from qwendet.inference.text_answers import best_of, rounded
@@ -169,8 +171,11 @@ def require_tiles_that_fit(config: Config, samples: Sequence[Sample]) -> None:
         ConfigError: naming sizes.
     """
     if config.infer.tiles not in ("off", "auto"):
-        turns = ((sample.student, sample.where) for sample in samples)
-        sizes = {turn.declared_size or turn_size(turn, where) for turn, where in turns}
+        sizes = set()
+        for sample in samples:
+            with suppress(DataError):  # what is broken is told, or skipped, when it is predicted
+                turn = sample.student
+                sizes.add(turn.declared_size or turn_size(turn, sample.where))
         limits = image_limits(config)
         least = MIN_IMAGE_SIDE if limits is None else limits.unit
         require_windows(sizes, config.infer.tiles, config.infer.overlap, least, "infer.tiles")

@@ -274,6 +274,15 @@ def test_require_tiles_that_fit__refuses_what_shows_nothing(
     assert caught.value.problems[0].where == "infer.tiles"
 
 
+def test_require_tiles_that_fit__leaves_broken_images_to_whoever_predicts_them(tiny_config: Config) -> None:
+    config = override_config(tiny_config, ["infer.tiles=640"])
+    absent = Sample(Turn("absent.png", ()), where="absent.png")
+    require_tiles_that_fit(config, [absent])
+    small = Sample(Turn("a.png", (), 200, 100), where="a.png")
+    with pytest.raises(ConfigError, match="the largest has 200x100 pixels"):
+        require_tiles_that_fit(config, [absent, small])
+
+
 @pytest.mark.parametrize("value", ["off", "auto", "3x2", 640])
 def test_require_tiles_that_fit__takes_all_else(tiny_config: Config, value: str | int) -> None:
     large = Sample(Turn("a.png", (), 2000, 1000), where="a.png")
