@@ -180,7 +180,7 @@ class Predictor:
             ConfigError: as :meth:`predict`.
             DataError: without ``skip_bad``, for a sample that cannot be used.
         """
-        tiles, sources = self._tiles(), self.sources(mode)
+        tiles, sources = Tiles(self.bundle.config.infer, self.encoder.limits), self.sources(mode)
         self.bundle.detector.eval()
         for number in batches:
             keep(number, self._predict_views(plan, number, tiles, sources, skip_bad=skip_bad))
@@ -235,17 +235,9 @@ class Predictor:
             ConfigError: if the head is asked for and there is none.
             DataError: for an image that cannot be used.
         """
-        sources = self.sources(mode)
-        return self._tiles().predict(samples, lambda views: self._in_batches(views, sources))
-
-    def _tiles(self) -> Tiles:
-        return Tiles(self.bundle.config.infer, self.encoder.limits)
-
-    def _in_batches(self, samples: Iterable[Sample], sources: Sequence[Source]) -> Iterator[Prediction]:
         remaining = iter(samples)
-        self.bundle.detector.eval()
         while chunk := list(islice(remaining, self.batch_size)):
-            yield from self.predict_requests(chunk, [self.requests(one, sources) for one in chunk], sources)
+            yield from self.predict_all(chunk, mode, alone=True)
 
     def sources(self, mode: str | None = None) -> tuple[Source, ...]:
         """What answers in a mode; ``None`` takes ``infer.mode``.

@@ -7,11 +7,9 @@ What a window shows whole comes first, then what the whole image shows, then wha
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -53,22 +51,6 @@ class Tiles(NamedTuple):
         size = turn.declared_size or turn_size(turn, sample.where)
         windows = windows_by(self.settings, size, self.limits)
         return [sample, *(_shown(sample, window) for window in windows)] if len(windows) > 1 else [sample]
-
-    def predict(
-        self, samples: Iterable[Sample], predict: Callable[[Iterator[Sample]], Iterator[Prediction]]
-    ) -> Iterator[Prediction]:
-        """Predict samples as they come, in order; ``predict`` does so with views, of several samples."""
-        waiting: deque[list[Sample]] = deque()
-
-        def views() -> Iterator[Sample]:
-            for sample in samples:
-                waiting.append(self.views(sample))
-                yield from waiting[-1]
-
-        found = predict(views())
-        for first in found:
-            own = waiting.popleft()
-            yield self.merged(own, [first, *islice(found, len(own) - 1)])
 
     def merged(self, views: Sequence[Sample], found: Sequence[Prediction]) -> Prediction:
         """One prediction of all views of an image; the whole image's own if there is no other."""
