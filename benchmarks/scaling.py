@@ -35,7 +35,7 @@ from qwendet.data.samples import DetectedObject, Sample, SampleFile
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.encoding.encode import Encoder
 from qwendet.infer import infer
-from qwendet.inference.batches import Plan, Results
+from qwendet.inference.batches import Keep, Plan
 from qwendet.inference.detections import Detection, Prediction
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, load
@@ -43,7 +43,6 @@ from qwendet.model.losses import LossManager, step_counts
 from qwendet.model.matching import Targets
 
 ROUNDS = 3
-Keep = Callable[[int, Results], None]
 
 
 def make_bundle(scenes: Path) -> Bundle:
@@ -94,7 +93,7 @@ def predict_all(predictor: Predictor, images: int) -> float:
     """``infer`` over a folder of so many images; returns the most that its process has held, in MB."""
     detections = tuple(Detection((1.0, 2.0, 30.5, 40.25), "red circle", 0.5, "head") for _ in range(20))
 
-    def predict(plan: Plan, batches: Iterable[int], mode: str | None, keep: Keep, *, skip_bad: bool) -> None:
+    def predict(plan: Plan, batches: Iterable[int], keep: Keep, **_: object) -> None:
         for batch in batches:
             names = {index: plan.samples[index].student.image for index in plan.batch(batch)}
             keep(batch, {at: Prediction(name, 64, 64, detections, 0) for at, name in names.items()})
@@ -108,7 +107,7 @@ def predict_all(predictor: Predictor, images: int) -> float:
         (folder / "images").mkdir()
         for number in range(images):
             (folder / "images" / f"{number}.png").symlink_to(folder / "image.png")
-        predictor.predict_batches = predict  # type: ignore[method-assign,assignment]
+        predictor.predict_batches = predict  # type: ignore[method-assign]
         with patch("qwendet.infer.predictor_of", lambda *_, **__: predictor):
             return pool.submit(_infer, folder).result()
 

@@ -33,7 +33,7 @@ from qwendet.cli.options import (
 )
 from qwendet.console import console
 from qwendet.files import partial_of, require_place
-from qwendet.inference.sharding import is_first_process, joined_processes
+from qwendet.inference.sharding import is_first_process, joined_processes, wait_for_all
 
 if TYPE_CHECKING:
     from qwendet.evaluation.command import Evaluation
@@ -170,6 +170,7 @@ def evaluate(
             kept=kept,
         )
         written = places.write(found) if is_first_process() else []
+        wait_for_all()  # until each process has read what is kept
         if kept is not None and is_first_process():
             shutil.rmtree(kept, ignore_errors=True)
     if not is_first_process():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from qwendet.data.samples import Sample
 from qwendet.errors import DataError, Problem
@@ -31,6 +31,8 @@ class Skipped:
 Result = Prediction | Skipped
 Results = dict[int, Result]
 """By the number of the sample."""
+Keep = Callable[[int, Results], None]
+"""Takes the number of a batch and its results."""
 
 
 class Plan:
@@ -105,42 +107,23 @@ def shard_of(num_samples: int, window: int, shard: tuple[int, int]) -> range:
     return range(start, min(end, num_samples))
 
 
-class PredictsBatches(Protocol):
-    """What :func:`predict_share` needs of a predictor."""
-
-    def predict_batches(
-        self,
-        plan: Plan,
-        batches: Iterable[int],
-        mode: str | None,
-        keep: Callable[[int, Results], None],
-        *,
-        skip_bad: bool = False,
-    ) -> None:
-        """Predict batches of a plan, and tell the results of each when they come."""
-
-
 def predict_share(
-    predictor: PredictsBatches,
+    predict: Callable[[Iterable[int], Keep], None],
     plan: Plan,
-    mode: str | None,
-    keep: Callable[[int, Results], None],
+    keep: Keep,
     advance: Advance,
     *,
     done: Container[int] = (),
-    skip_bad: bool = False,
     alone: bool = False,
 ) -> None:
     """Predict this process' share of the batches that are not done.
 
     Args:
-        predictor: predicts them.
+        predict: predicts batches by their numbers, and tells the results of each.
         plan: the batches, the same on every process.
-        mode: as for the predictor.
-        keep: told the results of each batch.
+        keep: told the results.
         advance: told how many samples are done, all processes taken to be as fast as this one.
         done: batches that are left out.
-        skip_bad: results of samples that cannot be used are :class:`Skipped`; else the first ends the run.
         alone: the other processes have no part in it.
     """
     rank, world = (0, 1) if alone else rank_and_world()
@@ -154,17 +137,17 @@ def predict_share(
         advance(min(finished, total), "")
 
     todo = (number for number in range(rank, len(plan), world) if number not in done)
-    predictor.predict_batches(plan, todo, mode, keep_and_tell, skip_bad=skip_bad)
+    predict(todo, keep_and_tell)
 
 
 def predict_in_memory(
-    predictor: PredictsBatches, plan: Plan, mode: str | None, advance: Advance, *, alone: bool = False
+    predict: Callable[[Iterable[int], Keep], None], plan: Plan, advance: Advance, *, alone: bool = False
 ) -> list[Prediction]:
     """Predict all samples by all processes together; each has all predictions, in order."""
     from torch import distributed
 
     found: dict[int, Any] = {}
-    predict_share(predictor, plan, mode, lambda _, results: found.update(results), advance, alone=alone)
+    predict_share(predict, plan, lambda _, results: found.update(results), advance, alone=alone)
     if distributed.is_initialized() and not alone:
         gathered: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(gathered, found)

@@ -13,6 +13,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,8 @@ def predict_parts(
     checkpoint = {"sha256": _digest_of(config.model)}
     parts = Parts(folder, {"checkpoint": checkpoint, "settings": settings, "inputs": inputs})
     with track(f"predicting by {' and '.join(predictor.sources(mode))}", len(plan.samples)) as advance:
-        predict_share(predictor, plan, mode, parts.keep, advance, done=parts, skip_bad=skip_bad)
+        predict = partial(predictor.predict_batches, plan, mode=mode, skip_bad=skip_bad)
+        predict_share(predict, plan, parts.keep, advance, done=parts)
     wait_for_all()
     parts.scan()
     return parts

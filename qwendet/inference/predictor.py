@@ -13,7 +13,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from qwendet.encoding.collate import Batch, require_left_padding, to_device
 from qwendet.encoding.encode import EncodedSample
 from qwendet.encoding.image_tokens import num_image_tokens
 from qwendet.errors import ConfigError, DataError
-from qwendet.inference.batches import Plan, Results, Skipped, predict_in_memory
+from qwendet.inference.batches import Keep, Plan, Results, Skipped, predict_in_memory
 from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary
 from qwendet.inference.detections import Detection, Prediction, Source, joined
 from qwendet.inference.drafts import AnswerDrafts, Drafter
@@ -147,7 +147,7 @@ class Predictor:
             alone: this process predicts all of them, and only it has the predictions.
         """
         plan = Plan(samples, self.batch_size, length=self._num_tokens)
-        return predict_in_memory(self, plan, mode, advance, alone=alone)
+        return predict_in_memory(partial(self.predict_batches, plan, mode=mode), plan, advance, alone=alone)
 
     def plan(self, samples: Sequence[Sample], window: int) -> Plan:
         """The batches that samples are predicted in, of similar length within ``window`` samples."""
@@ -162,9 +162,9 @@ class Predictor:
         self,
         plan: Plan,
         batches: Iterable[int],
-        mode: str | None,
-        keep: Callable[[int, Results], None],
+        keep: Keep,
         *,
+        mode: str | None = None,
         skip_bad: bool = False,
     ) -> None:
         """Predict batches of a plan.
@@ -172,8 +172,8 @@ class Predictor:
         Args:
             plan: what is asked about.
             batches: which of its batches.
-            mode: as for :meth:`predict`.
             keep: told the number and the results of each.
+            mode: as for :meth:`predict`.
             skip_bad: a sample that cannot be used is :class:`Skipped`, and does not end the run.
 
         Raises:

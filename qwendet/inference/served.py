@@ -7,7 +7,8 @@ sample ─► encode ─► number of tokens ───────────�
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from qwendet.data.labels import label_chunks
 from qwendet.data.samples import Sample
 from qwendet.encoding.encode import EncodedSample, Encoder
 from qwendet.errors import ConfigError, DataError
-from qwendet.inference.batches import Plan, Results, Skipped, predict_in_memory
+from qwendet.inference.batches import Keep, Plan, Skipped, predict_in_memory
 from qwendet.inference.chat_server import ChatServer, Question, Reply, ServerError, with_images
 from qwendet.inference.detections import Prediction, Source, joined
 from qwendet.inference.predictor import Predictor, config_to_ask
@@ -54,7 +55,8 @@ class ServedPredictor:
             ServerError: if a request gets no answer, or its prompt has other tokens than the checkpoint's.
             DataError: for an image that cannot be used.
         """
-        return predict_in_memory(self, Plan(samples, 1), mode, advance)
+        plan = Plan(samples, 1)
+        return predict_in_memory(partial(self.predict_batches, plan, mode=mode), plan, advance)
 
     batch_size = 1
 
@@ -66,9 +68,9 @@ class ServedPredictor:
         self,
         plan: Plan,
         batches: Iterable[int],
-        mode: str | None,
-        keep: Callable[[int, Results], None],
+        keep: Keep,
         *,
+        mode: str | None = None,
         skip_bad: bool = False,
     ) -> None:
         """Ask about samples, as :meth:`Predictor.predict_batches` does.

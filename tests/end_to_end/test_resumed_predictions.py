@@ -384,3 +384,15 @@ def test_killed_process__is_gone_on_from_by_two(
     assert resumed.returncode == 0, resumed.stderr
     assert output.read_bytes() == undisturbed
     assert not part.exists()
+
+
+@pytest.mark.slow
+def test_kill_infer__nothing_is_lost_and_nothing_predicted_twice(repo_root: Path, tmp_path: Path) -> None:
+    words = ["benchmarks.kill_infer", "--kills", "3", "--images", "12", "--json", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=repo_root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads((tmp_path / "out").read_text(encoding="utf-8"))
+    assert [figures[name] for name in ("kills", "survived", "lost", "twice")] == [3, 3, 0, 0]
+    assert "survived 3 of 3, lost 0, twice 0" in done.stdout
