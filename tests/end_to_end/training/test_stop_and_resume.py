@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -35,6 +36,32 @@ def test_resume__gives_bitwise_what_the_uninterrupted_run_gave(
     assert_same(parameters_of(trainer.bundle.detector), weights_of(finished.output_dir / "final"))
     found, wanted = (rows_of(run / "checkpoint-6") for run in (tmp_path / "run", finished.output_dir))
     assert found == wanted
+
+
+def test_resume__asks_the_same_labels_and_repeats_the_same_samples(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    data = {"labels_per_request": 4, "repeat_rare": 0.6}
+    whole, part = (create_trainer(make_config(tmp_path / name, data=data)) for name in ("whole", "part"))
+    assert len(whole.train_dataset) > 20
+    whole.train()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "part" / "checkpoint-3")
+    part.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-3"))
+    assert_same(parameters_of(part.bundle.detector), parameters_of(whole.bundle.detector))
+
+
+def test_samples_that_name_the_label_set__train_bitwise_as_those_that_name_none(
+    finished: RunSummary, scenes: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    named = scenes / "named.jsonl"
+    with named.open("w", encoding="utf-8") as file:
+        for line in (scenes / "train.jsonl").read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            record.get("student", record)["labels"] = list(DEMO.labels)
+            file.write(json.dumps(record) + "\n")
+    trainer = create_trainer(make_config(tmp_path / "run", data={"train": str(named)}))
+    trainer.train()
+    assert_same(parameters_of(trainer.bundle.detector), weights_of(finished.output_dir / "final"))
 
 
 @pytest.mark.parametrize(
