@@ -126,10 +126,7 @@ class _File:
             try:
                 conversation = read_conversation(record, where)
                 paths = {image: self._path(image, where) for image in conversation.images}
-                answers: list[Answer] = [
-                    (paths.get(image, ""), question, place, boxes)
-                    for image, question, place, boxes in _answers(conversation)
-                ]
+                answers = [(paths.get(answer[0], ""), *answer[1:]) for answer in _answers(conversation)]
             except DataError as error:
                 self.broken.update(paths.values())
                 problems += error.problems
