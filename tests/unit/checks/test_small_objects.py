@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from qwendet.checks.config.suite import run_config_checks
-from qwendet.checks.result import Result
 from qwendet.config.load import load_config
 from qwendet.data.tile import Tiling, read_tiles, tile_dataset
+from qwendet.errors import Result
 from tests.unit.data.test_tile import Objects, write
 
 ID = "config.images.small_objects"
