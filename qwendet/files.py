@@ -160,13 +160,22 @@ def require_place(target: Path, where: str, *, is_folder: bool = False) -> None:
 def list_folder(folder: Path) -> list[Path]:
     """What a folder holds, sorted by name; nothing if it is absent.
 
-    What is hidden is no part of it: ``._a.jpg`` of a Mac, ``.ipynb_checkpoints`` of Jupyter; nor are the
-    thumbnails that a Synology keeps in ``@eaDir``.
+    What :func:`is_hidden` is no part of it.
 
     Raises:
         DataError: if it may not be looked into.
     """
     return list(_children(folder))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is none of the user's: ``._a.jpg`` of a Mac, Jupyter's copies, a Synology's thumbnails.
+
+    Example:
+        >>> [is_hidden(name) for name in ("._a.jpg", ".ipynb_checkpoints", "@eaDir", "a.jpg")]
+        [True, True, True, False]
+    """
+    return name.startswith((".", "@eaDir"))
 
 
 def _children(folder: Path) -> Iterator[Path]:
@@ -175,7 +184,7 @@ def _children(folder: Path) -> Iterator[Path]:
     except OSError as error:
         what = f"cannot look into the folder ({error.strerror})"
         raise DataError(what, str(folder), _fix_of(error, folder)) from error
-    return (folder / name for name in names if not name.startswith((".", "@eaDir")))
+    return (folder / name for name in names if not is_hidden(name))
 
 
 def files_below(folder: Path, suffixes: Set[str]) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from qwendet.data.archives import member_names
 from qwendet.data.images import IMAGE_SUFFIXES, decode_image, header_size, image_size, open_image
 from qwendet.data.samples import StoredImage, Turn
 from qwendet.errors import DataError, EnvironmentLacksError
+from qwendet.files import is_hidden
 
 PARQUET_EXTRA = "pip install 'qwendet[parquet]'"
 IMAGE_COLUMNS = ("image", "images", "img", "image_path", "path", "file_name", "filename", "jpg", "png")
@@ -59,11 +60,15 @@ def turn_size(turn: Turn, where: str) -> tuple[int, int]:
 def open_tar(path: Path) -> Shard:
     """The images of a tar file, which is not compressed, so that each can be read by itself."""
     members = member_names(path)
-    images = [name for name in members if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+    images = [name for name in members if _is_image(PurePosixPath(name))]
     if not images:
         found = ", ".join(map(repr, members[:3])) or "nothing"
         raise DataError(f"the shard holds no images, but {found}", str(path), "give shards of images")
     return Shard([f"{path.name}/{name}" for name in images], None, lambda _: 0)
+
+
+def _is_image(name: PurePosixPath) -> bool:
+    return name.suffix.lower() in IMAGE_SUFFIXES and not any(map(is_hidden, name.parts))
 
 
 def open_parquet(path: Path) -> Shard:

@@ -65,9 +65,9 @@ def require_shown(samples: Samples, pictures: list[tuple[bytes, Image.Image]]) -
 def test_tar__gives_the_pixels_of_its_members(
     pictures: list[tuple[bytes, Image.Image]], tmp_path: Path
 ) -> None:
-    members: dict[str, bytes] = {}
+    members: dict[str, bytes] = {"./._0000.png": b"of a Mac", "a/@eaDir/0000.png": b"of a Synology"}
     for at, (content, _) in enumerate(pictures):
-        members |= {f"{at:04}.png": content, f"{at:04}.json": b"{}"}
+        members |= {f"./{at:04}.png": content, f"./{at:04}.json": b"{}"}
     samples = collect_samples([write_tar(tmp_path / "a-000.tar", members)])
     assert [sample.student.image for sample in samples] == [f"a-000.tar/000{at}.png" for at in range(3)]
     require_shown(samples, pictures)
