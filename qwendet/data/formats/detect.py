@@ -15,7 +15,7 @@ from qwendet.data.formats.fitting import fitted
 from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.jsonl import jsonl_files, open_jsonl
 from qwendet.data.formats.records import Format, Item, Source
-from qwendet.data.formats.tools import TOOLS, open_tool, tool_of
+from qwendet.data.formats.tools import TOOLS, files_near, open_tool, tool_of
 from qwendet.data.formats.voc import open_voc
 from qwendet.data.formats.voc_layout import is_voc
 from qwendet.data.formats.yolo import open_yolo
@@ -104,7 +104,8 @@ def _detect_folder(folder: Path) -> Format | None:
     if jsonl_files(folder):
         return "conversations" if any(map(is_conversations, jsonl_files(folder).values())) else "jsonl"
     if is_voc(folder):
-        return "voc"
+        first = next(files_near(folder, {".xml"}), None)
+        return "cvat" if first and TOOLS["cvat"].wrote(first) else "voc"
     if files := coco_files(folder):
         return tool_of(files[0]) or "coco"
     if conversation_files(folder):

@@ -125,3 +125,11 @@ def test_images_without_annotation__are_told(tmp_path: Path) -> None:
 def test_absent_images__with_reference(tmp_path: Path) -> None:
     found = read_one(tmp_path, {"annotations.xml": cvat_xml(cvat_image(BOX))}, may_be_absent=True)
     assert (found.boxes, list(found.findings)) == ({"a.jpg": [("bolt", (1, 2, 30, 40))]}, ["absent"])
+
+
+def test_folder_named_as_that_of_voc__is_recognised(tmp_path: Path) -> None:
+    found = read_one(tmp_path, {"annotations/train.xml": cvat_xml(cvat_image(BOX)), **IMAGE})
+    assert (found.boxes, found.splits) == (
+        {"images/a.jpg": [("bolt", (1, 2, 30, 40))]},
+        {"images/a.jpg": "train"},
+    )
