@@ -47,24 +47,8 @@ def read_cvat(file: Path) -> Iterator[Drawn | Item]:
         DataError: if it is broken, or declares entities.
     """
     try:
-        parsing = ElementTree.iterparse(file, events=("start", "end"))
-        root = next(parsing)[1]
-        for event, element in parsing:
-            if event == "end" and element.tag == "image":
-                try:
-                    yield _image(element, f"{file}: image {element.get('name', '?')!r}")
-                except DataError as error:
-                    yield from error.problems
-            elif event == "end" and element.tag == "labels":
-                names = [found.findtext("name") or "" for found in element.findall("label")]
-                yield Labels(tuple(filter(None, names)))
-            elif event == "end" and element.tag == "track":
-                what = "this is a track of a video: its boxes name frames, and no images"
-                yield Problem(
-                    what, f"{file}: track {element.get('id', '?')}", "export as CVAT for images 1.1"
-                )
-            if event == "end" and element.tag in ("image", "track"):
-                root.clear()
+        with file.open("rb") as opened:
+            yield from _elements(file, ElementTree.iterparse(opened, events=("start", "end")))
     except DefusedXmlException as error:
         what = "the XML declares entities, which can read other files or fill the memory"
         raise DataError(what, str(file), "remove its <!DOCTYPE …>") from error
@@ -72,6 +56,25 @@ def read_cvat(file: Path) -> Iterator[Drawn | Item]:
         raise DataError(
             f"expected CVAT's XML, got a broken file ({error})", str(file), "export it again"
         ) from error
+
+
+def _elements(file: Path, parsing: Iterator[tuple[str, Element]]) -> Iterator[Drawn | Item]:
+    """Images and labels as they come; what has been read is dropped."""
+    root = next(parsing)[1]
+    for event, element in parsing:
+        if event == "end" and element.tag == "image":
+            try:
+                yield _image(element, f"{file}: image {element.get('name', '?')!r}")
+            except DataError as error:
+                yield from error.problems
+        elif event == "end" and element.tag == "labels":
+            names = [found.findtext("name") or "" for found in element.findall("label")]
+            yield Labels(tuple(filter(None, names)))
+        elif event == "end" and element.tag == "track":
+            what = "this is a track of a video: its boxes name frames, and no images"
+            yield Problem(what, f"{file}: track {element.get('id', '?')}", "export as CVAT for images 1.1")
+        if event == "end" and element.tag in ("image", "track"):
+            root.clear()
 
 
 def _image(element: Element, where: str) -> Drawn:

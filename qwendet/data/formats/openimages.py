@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
@@ -24,21 +24,28 @@ def read_openimages(file: Path) -> Iterator[Drawn | Item]:
     """
     names = _names(file)
     yield Labels(tuple(dict.fromkeys(names.values())))
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            yield from _images(file, names, csv.DictReader(opened))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"expected a table in UTF-8 ({error})", str(file), "fetch it again") from error
+
+
+def _images(file: Path, names: Mapping[str, str], table: Iterable[dict[str, str]]) -> Iterator[Drawn | Item]:
     done: set[str] = set()
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        rows = ((line, row) for line, row in enumerate(csv.DictReader(opened), start=2))
-        for image, group in groupby(rows, key=lambda pair: pair[1].get("ImageID") or ""):
-            own = list(group)
-            where = f"{file}:{own[0][0]}"
-            if image in done:
-                yield Problem(f"the rows of {image!r} are not together", where, "sort the table by ImageID")
-                continue
-            done.add(image)
-            try:
-                shapes = [_shape(row, names, f"{file}:{line}") for line, row in own]
-                yield Drawn(where, image, shapes, in_fractions=True, may_lack=True)
-            except DataError as error:
-                yield from error.problems
+    rows = enumerate(table, start=2)
+    for image, group in groupby(rows, key=lambda pair: pair[1].get("ImageID") or ""):
+        own = list(group)
+        where = f"{file}:{own[0][0]}"
+        if image in done:
+            yield Problem(f"the rows of {image!r} are not together", where, "sort the table by ImageID")
+            continue
+        done.add(image)
+        try:
+            shapes = [_shape(row, names, f"{file}:{line}") for line, row in own]
+            yield Drawn(where, image, shapes, in_fractions=True, may_lack=True)
+        except DataError as error:
+            yield from error.problems
 
 
 def _names(file: Path) -> dict[str, str]:

@@ -43,7 +43,10 @@ class _Image(Row):
 
 def read_via(file: Path) -> Iterator[Drawn | Item]:
     """Read a file of VIA; a region's label is its only attribute, or the one called as a label is."""
-    images = _rows(file) if file.suffix.lower() == ".csv" else _members(file)
+    try:
+        images = list(_rows(file) if file.suffix.lower() == ".csv" else _members(file))
+    except csv.Error as error:
+        raise DataError(f"expected a table ({error})", str(file), "export it as JSON") from error
     for where, value in images:
         try:
             image = read_as(_Image, value, where)

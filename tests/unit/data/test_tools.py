@@ -30,6 +30,7 @@ from tests.unit.data.tool_files import (
     datumaro_item,
     labelme,
     labelme_shape,
+    read,
     read_one,
     refusal,
     supervisely,
@@ -246,6 +247,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         rows(ROW.format("1,50", "2,60")) | {"a.jpg": 1},
         "expected fractions of the image, got",
     ),
+    "open images in another code": (
+        {"train-annotations-bbox.csv": rows()["train-annotations-bbox.csv"].encode() + b"\xff\n", "a.jpg": 1},
+        "train-annotations-bbox.csv: expected a table in UTF-8",
+    ),
+    "via with a polygon beyond a table's limits": (
+        {
+            "v.csv": "filename,region_id,region_shape_attributes\na.jpg,0," + "1" * 140_000,
+            **IMAGE,
+        },
+        "v.csv: expected a table (field larger than field limit",
+    ),
     "open images apart": (
         rows(*(ROW.format(".1,.5", ".2,.6").replace("a,", f"{name},", 1) for name in "aba"))
         | {"a.jpg": 1, "b.jpg": 2},
@@ -373,3 +385,30 @@ def test_from__another_format_is_refused(tmp_path: Path, tool: str) -> None:
     folder = lay_out(tmp_path / "in", {"readme.txt": "", **IMAGE})
     with pytest.raises(DataError, match=r"expected .*, got none"):
         open_source(folder, tool)
+
+
+def coco_of(image: dict[str, Any], **annotation: Any) -> str:
+    own = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [4, 8, 16, 20], "area": 320.0, "iscrowd": 0}
+    content = {
+        "images": [{"id": 7, "width": 64, "height": 48} | image],
+        "annotations": [own | annotation],
+        "categories": [{"id": 3, "name": "bolt"}],
+    }
+    return json.dumps(content)
+
+
+def test_objects365__is_coco(tmp_path: Path) -> None:
+    """Names hold folders of the publisher; with --image-dir their end counts."""
+    text = coco_of({"file_name": "images/v1/patch0/objects365_v1_1.jpg"}, isfake=0, isreflected=0)
+    folder = lay_out(tmp_path, {"zhiyuan_objv2_train.json": text, "train/patch0/objects365_v1_1.jpg": 1})
+    found = read(folder, image_dir=folder / "train")
+    assert (found.boxes, found.problems) == ({"patch0/objects365_v1_1.jpg": [("bolt", (4, 8, 20, 28))]}, [])
+    assert found.splits == {"patch0/objects365_v1_1.jpg": "train"}
+
+
+def test_lvis__is_coco(tmp_path: Path) -> None:
+    """Images have a URL and no name."""
+    image = {"coco_url": "http://images.cocodataset.org/train2017/000000000007.jpg", "neg_category_ids": []}
+    folder = lay_out(tmp_path, {"lvis_v1_train.json": coco_of(image), "train2017/000000000007.jpg": 1})
+    found = read(folder)
+    assert (found.boxes, found.problems) == ({"train2017/000000000007.jpg": [("bolt", (4, 8, 20, 28))]}, [])
