@@ -237,7 +237,9 @@ class Predictor:
         """
         remaining = iter(samples)
         while chunk := list(islice(remaining, self.batch_size)):
-            yield from self.predict_all(chunk, mode, alone=True)
+            plan = Plan(chunk, self.batch_size)
+            ask = partial(self.predict_batches, plan, mode=mode)
+            yield from predict_in_memory(ask, plan, no_advance, alone=True)
 
     def sources(self, mode: str | None = None) -> tuple[Source, ...]:
         """What answers in a mode; ``None`` takes ``infer.mode``.

@@ -12,7 +12,7 @@ from PIL import Image
 from qwendet import loader
 from qwendet.config.augment_steps import AugmentStep
 from qwendet.config.schema import DataConfig
-from qwendet.data import images
+from qwendet.data import images, shards
 from qwendet.data.augment import Augmenter, scene_of
 from qwendet.data.samples import Sample
 from qwendet.encoding import encode, prompts
@@ -73,10 +73,10 @@ def transposed_blocks(item: EncodedSample) -> EncodedSample:
 class Augmenting(Encoder):
     """Flips every image that it encodes."""
 
-    def encode(self, sample: Sample, *, with_answer: bool) -> EncodedSample:
+    def encode(self, sample: Sample, *, with_answer: bool, **others: Any) -> EncodedSample:
         step = AugmentStep(name="horizontal_flip", probability=1.0)
         turn = Augmenter(DataConfig(augment=(step,))).turn(sample.student, "", Random(0), scene_of)  # type: ignore[arg-type]
-        return super().encode(replace(sample, student=turn), with_answer=with_answer)
+        return super().encode(replace(sample, student=turn), with_answer=with_answer, **others)
 
 
 class AugmentingBundle(Bundle):
@@ -101,7 +101,7 @@ IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "channels in another order",
         "consistency.images.pixels",
         ("of the pixel values differ",),
-        changing(encode, "open_image", lambda image: Image.merge("RGB", image.split()[::-1])),
+        changing(shards, "open_image", lambda image: Image.merge("RGB", image.split()[::-1])),
     ),
     Bug(
         "patches of a token transposed",

@@ -46,7 +46,7 @@ def test_prompts_of_one_length__pass(tmp_path: Path) -> None:
     """One camera and no room for a demonstration: nothing is padded, and `generate` drops the mask."""
     project = Project.sound(tmp_path)
     sized((160, 120))(project)
-    project.set("data.max_tokens", 170)
+    project.set("data.max_tokens", 176)
     config = load_config(project.write(), ["model.device=cpu"])
     with temporary_subject(config) as subject:
         results = run_consistency_checks(subject)[0] + broken(subject)
