@@ -108,6 +108,8 @@ def infer(
     forced = ["infer.constrained=true"] if constrained else []
     with joined_processes():
         found = find_samples(inputs)
+        # Of all inputs as they are, before a model is loaded.
+        digest = "" if shard or teachers else digest_of(found, skip_bad=skip_bad)
         predictor = predictor_of(
             model,
             server,
@@ -122,7 +124,8 @@ def infer(
         window = window_size(len(found), predictor.batch_size)
         own = found if shard is None else found[shard_of(len(found), window, shard)]
         samples = with_teachers(own, predictor.bundle.config, teachers)
-        told = {"images": len(samples), "shard": shard, "sha256": digest_of(samples, skip_bad=skip_bad)}
+        digest = digest or digest_of(samples, skip_bad=skip_bad)
+        told = {"images": len(samples), "shard": shard, "sha256": digest}
         plan = predictor.plan(samples, window)
         origin = predictor.origin()
         summary = InferSummary(output, origin)
