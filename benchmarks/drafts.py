@@ -56,7 +56,7 @@ class Answering:
 
     def drafted_by_wrong_boxes(self, samples: Sequence[Any]) -> list[str]:
         """By boxes drawn at random, of whose every one the head is sure."""
-        return self._answers(samples, lambda _, items: [*map(self._drawn, items)])
+        return self._answers(samples, lambda _, items, batch: [*map(self._drawn, items)])
 
     def _drawn(self, item: Any) -> list[Any]:
         from qwendet.inference.detections import Detection

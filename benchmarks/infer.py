@@ -83,13 +83,12 @@ def ways_of(predictor: Any, new_tokens: int) -> dict[str, Callable[[list[Any]], 
 
     def drafted(samples: list[Any]) -> int:
         items = [predictor.encoder.encode(sample, with_answer=False) for sample in samples]
+        batch = predictor.collator(items)
 
         def drafting(head: Any) -> list[Any]:
-            return [*map(drafts.of, items, predictor._by_head(head, items))]
+            return [*map(drafts.of, items, predictor._by_head(head, items, batch))]
 
-        answers = generate_answers(
-            bundle.detector, tokenizer, predictor.collator(items), new_tokens, drafting=drafting
-        )
+        answers = generate_answers(bundle.detector, tokenizer, batch, new_tokens, drafting=drafting)
         return sum(len(answer.log_probs) for answer in answers)
 
     @torch.inference_mode()

@@ -15,6 +15,7 @@ def train(qwendet: Qwendet, repo_root: Path, folder: Path, preflight: str) -> En
     settings = {
         "model.device": "cpu",
         "data.max_pixels": 6272,
+        "data.allow": "[config.images.small_objects]",
         "train.output_dir": folder,
         "train.max_steps": 1,
         "train.evaluate": "false",

@@ -127,7 +127,12 @@ def write_config(folder: Path, model: Path, scenes: Path, **train: Any) -> Path:
     settings = {"output_dir": str(folder / "run"), "max_steps": 1, "batch_size": 1, "learning_rate": 1e-4}
     values = {
         "model": {"path": str(model), "device": "cpu", "dtype": "float32"},
-        "data": {"train": str(scenes), "labels": list(PRETRAIN.labels), "max_pixels": 65_536},
+        "data": {
+            "train": str(scenes),
+            "labels": list(PRETRAIN.labels),
+            "max_pixels": 65_536,
+            "allow": ["config.images.small_objects"],
+        },
         "detection": {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_queries": 20},
         "train": settings | train,
     }

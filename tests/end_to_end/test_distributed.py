@@ -158,7 +158,7 @@ def test_distributed_evaluation__in_training_and_at_its_end_is_shared_and_the_sa
         settings |= {"evaluate_base": True, "ema": {"decay": 0.5}, "best_metric": "head/AR_100"}
         config = write_config(tmp_path / f"run-{ranks}", 4 // ranks, **settings)
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
-        values["data"]["val"] = str(val)
+        values["data"] |= {"val": str(val), "allow": ["config.images.small_objects"]}
         values["infer"] = {"batch_size": 2, "max_new_tokens": 8}
         config.write_text(yaml.safe_dump(values), encoding="utf-8")
         words = tmp_path / f"train-{ranks}"

@@ -38,7 +38,11 @@ def config_of(model: str, folder: Path) -> Config:
     return build_config(
         {
             "model": {"path": model, "device": "cpu"},
-            "data": files | {"max_pixels": 65536, "allow": ["config.data.train_val_overlap"]},
+            "data": files
+            | {
+                "max_pixels": 65536,
+                "allow": ["config.data.train_val_overlap", "config.images.small_objects"],
+            },
             "detection": {"hidden_size": 32, "num_layers": 1, "num_queries": 10},
             "train": {"output_dir": str(folder / "run"), "max_steps": 3, "preflight": "off"},
             "infer": {"max_new_tokens": 4},

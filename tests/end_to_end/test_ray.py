@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.worlds import PRETRAIN
 from qwendet import Predictor
-from qwendet.demo.shapes import PRETRAIN, write_dataset
+from qwendet.demo.shapes import write_dataset
 from qwendet.demo.tiny import ASSETS
 from qwendet.inference.inputs import collect_samples
 

@@ -58,7 +58,9 @@ def test_promise__evaluation_in_training_is_what_infer_gives(
         ),
         pytest.param({"model": {"attn_implementation": "eager"}}, id="eager"),
         pytest.param({"model": {"gradient_checkpointing": True}}, id="gradient checkpointing"),
-        pytest.param({"data": {"max_pixels": 8000}}, id="pixel limit"),
+        pytest.param(
+            {"data": {"max_pixels": 8000, "allow": ("config.images.small_objects",)}}, id="pixel limit"
+        ),
     ],
 )
 def test_promise__in_other_modes(
