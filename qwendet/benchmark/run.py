@@ -74,6 +74,9 @@ class Asked:
         """
         if shots is not None and not train:
             raise ConfigError("nothing is trained", "--shots", "add --train, or leave it out")
+        if any(setting.startswith("train.output_dir") for setting in overrides):
+            what = "each set is trained in a folder of its own below --output"
+            raise ConfigError(what, "--set train.output_dir", "leave it out")
         manifest = model / MANIFEST
         digest = sha256_of_file(manifest) if manifest.is_file() else ""
         return cls(benchmark, str(model), digest, mode, tuple(overrides), train, shots)
@@ -88,11 +91,13 @@ class Table:
         rows: set, source (``head`` or ``text``), number of images, then :data:`COLUMNS`; ``None`` where there
             is nothing to measure.
         means: source, then the means over the sets.
+        left_out: images and annotations of a set that are broken and were not measured; only sets with some.
     """
 
     asked: Asked
     rows: tuple[tuple[Any, ...], ...]
     means: tuple[tuple[Any, ...], ...]
+    left_out: dict[str, int]
 
     def to_record(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -101,6 +106,7 @@ class Table:
             "asked": asdict(self.asked),
             "sets": [dict(zip(names, row, strict=True)) for row in self.rows],
             "means": [dict(zip(mean_names, row, strict=True)) for row in self.means],
+            "left_out": self.left_out,
         }
 
 
@@ -184,7 +190,8 @@ def _measure(
         how=_read(item.measured),
         kept=kept,
     )
-    return found.to_record(with_predictions=False)
+    left_out = [asdict(problem) for problem in found.left_out]
+    return found.to_record(with_predictions=False) | {"left_out": left_out}
 
 
 def _trained(asked: Asked, item: BenchmarkSet, project: Path) -> Path:
@@ -229,4 +236,5 @@ def _table(asked: Asked, records: dict[str, Any]) -> Table:
         own = [row[3:] for row in rows if row[1] == source]
         columns = ([value for value in column if value is not None] for column in zip(*own, strict=True))
         means.append((source, *(fmean(column) if column else None for column in columns)))
-    return Table(asked, tuple(rows), tuple(means))
+    left_out = {name: len(record["left_out"]) for name, record in records.items() if record["left_out"]}
+    return Table(asked, tuple(rows), tuple(means), left_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -27,6 +28,8 @@ def refuse_beside_benchmark(benchmark: str | None, output: Path | None, others: 
         raise ConfigError(f"unknown benchmark {benchmark!r}", "--benchmark", f"one of {names}")
     if output is None:
         raise ConfigError("the results need a folder", "--benchmark", "add --output DIR")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a benchmark runs in one process", "--benchmark", "start qwendet without torchrun")
     if others:
         what = f"{', '.join(others)} cannot be used for a whole benchmark"
         raise ConfigError(what, "command line", "leave it out, or eval one of its sets alone")
@@ -60,4 +63,6 @@ def measure_benchmark(
     rows = [*table.rows, *(("mean", source, None, *values) for source, *values in table.means)]
     shown = [["–" if value is None else value for value in row] for row in rows]
     console.print_table(f"{benchmark}: {model}", ("set", "source", "images", *COLUMNS), shown)
+    for name, count in table.left_out.items():
+        console.say(f"{name}: {count} left out, listed in {output / 'sets' / name}.json.")
     console.say(f"Wrote {', '.join(files)}.")

@@ -128,6 +128,7 @@ def evaluate(
             "--server": server,
             "--image-dir": image_dir,
             "--frame": frame,
+            "--from": source != "auto",
         }
         refuse_beside_benchmark(benchmark, output, [name for name, value in others.items() if value])
         assert benchmark is not None

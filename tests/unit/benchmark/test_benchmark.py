@@ -166,6 +166,31 @@ def test_benchmark__trains_on_the_shots_and_goes_on(rf100vl: Path, command: Comm
     assert "mean" in out
 
 
+def test_benchmark__tells_what_of_a_set_is_broken(rf100vl: Path, command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "rf"
+    shutil.copytree(rf100vl / "pills", folder / "pills")
+    file = folder / "pills" / "test" / "_annotations.coco.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    next(item for item in record["annotations"])["bbox"] = ["x", 1, 2, 3]
+    file.write_text(json.dumps(record), encoding="utf-8")
+    output = tmp_path / "out"
+    code, out, err = command("eval", "tiny", folder, "--benchmark", "rf100vl", "--output", output, *FAST)
+    assert code == 0, err
+    assert "pills: 1 left out, listed in" in (out + err).replace("\n", " ")
+    table = json.loads((output / "table.json").read_text(encoding="utf-8"))
+    assert table["left_out"] == {"pills": 1}
+    assert table["sets"][0]["images"] == 5
+
+
+def test_benchmark__is_refused_under_a_launcher(
+    rf100vl: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = command("eval", "tiny", rf100vl, "--benchmark", "rf100vl", "--output", tmp_path / "out")
+    assert code == 2
+    assert "a benchmark runs in one process" in err
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [
@@ -174,6 +199,11 @@ def test_benchmark__trains_on_the_shots_and_goes_on(rf100vl: Path, command: Comm
         (("--train",), "are about a benchmark"),
         (("--benchmark", "coco", "--output", "out", "--shots", "3"), "nothing is trained"),
         (("--benchmark", "coco", "--output", "out", "--report", "r"), "--report cannot be used"),
+        (("--benchmark", "coco", "--output", "out", "--from", "yolo"), "--from cannot be used"),
+        (
+            ("--benchmark", "coco", "--output", "out", "--train", "--set", "train.output_dir=x"),
+            "each set is trained in a folder of its own",
+        ),
         (("--benchmark", "coco", "--output", "out"), "not the layout of coco"),
     ],
 )
