@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from qwendet.data.formats.conversation_layouts import records
 from qwendet.data.formats.drawn import Number, Row, Size, read_as
+from qwendet.errors import DataError
 from qwendet.files import atomic_file
 
 Tool = Literal["labelstudio", "fiftyone"]
@@ -46,7 +47,7 @@ def write_predictions_for(tool: Tool, found: Path, output: Path, least: float, u
         How many images there are.
 
     Raises:
-        DataError: for a line that is none of ``infer``.
+        DataError: for a line that is none of ``infer``, and for no line at all.
     """
     begin, end = ("[\n", "\n]\n") if tool == "labelstudio" else ('{"labels": {\n', "\n}}\n")
     count = 0
@@ -57,6 +58,8 @@ def write_predictions_for(tool: Tool, found: Path, output: Path, least: float, u
             kept = [own for own in image.detections if own.score >= least]
             file.write(",\n" * (count > 1))
             file.write(_task(image, kept, url) if tool == "labelstudio" else _entry(image, kept))
+        if not count:
+            raise DataError("the file holds no predictions", str(found), "give what infer --output wrote")
         file.write(end)
     return count
 

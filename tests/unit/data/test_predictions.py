@@ -75,3 +75,10 @@ def test_what_is_no_prediction__is_refused_and_nothing_written(tmp_path: Path, l
         write_predictions_for("labelstudio", tmp_path / "found.jsonl", tmp_path / "out.json", 0, "")
     assert what in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["found.jsonl"]
+
+
+def test_no_prediction_at_all__is_refused(tmp_path: Path) -> None:
+    (tmp_path / "found.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match="the file holds no predictions"):
+        write_predictions_for("labelstudio", tmp_path / "found.jsonl", tmp_path / "out.json", 0.3, "")
+    assert not (tmp_path / "out.json").exists()
