@@ -21,6 +21,7 @@ from qwendet.data.windows import windows_of
 from qwendet.errors import ConfigError
 from qwendet.families.family import PixelLimits
 from qwendet.inference import tiles as tiling
+from qwendet.inference.batches import Skipped
 from qwendet.inference.detections import Detection, Prediction, Source
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.tiles import Tiles, require_tiles_that_fit
@@ -117,6 +118,27 @@ def test_predict__a_window_is_what_a_crop_of_the_image_would_be(
         for ours, wanted in zip(predictions[number].detections, alone.detections, strict=True):
             assert ours.score == pytest.approx(wanted.score, abs=1e-5)
             assert ours.bbox_2d == pytest.approx(wanted.bbox_2d, abs=0.02)
+
+
+def test_predict__windows_few_labels_a_request_and_a_broken_image_go_together(
+    bundle: Bundle, scenes_file: Path
+) -> None:
+    """The head needs one forward for all labels: the same boxes, to rounding; a broken image is told."""
+    samples = list(SampleFile(scenes_file))[:3]
+    plain = predictor_with(bundle, tiles="2x1", batch_size=4)
+    data = plain.bundle.config.data.model_copy(update={"labels_per_request": 1})
+    few = Predictor(replace(plain.bundle, config=plain.bundle.config.model_copy(update={"data": data})))
+    assert len(list(few.requests(samples[0], ("text",)))) == len(plain.bundle.labels) > 1
+    for one, other in zip(few.predict_all(samples, "head"), plain.predict_all(samples, "head"), strict=True):
+        assert [item.desc for item in one.detections] == [item.desc for item in other.detections]
+        scores = [item.score for item in other.detections]
+        assert [item.score for item in one.detections] == pytest.approx(scores, abs=1e-5)
+    absent = Sample(Turn("absent.png", ()), where="absent.png")
+    results: dict[int, Any] = {}
+    plan = few.plan([samples[0], absent, samples[1]], 4)
+    few.predict_batches(plan, [0], lambda _, found: results.update(found), mode="head", skip_bad=True)
+    assert isinstance(results[1], Skipped)
+    assert [results[at].image for at in (0, 2)] == [sample.student.image for sample in samples[:2]]
 
 
 def hundredths(least: int, most: int) -> st.SearchStrategy[float]:
