@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -100,7 +101,7 @@ def _mend(boxes: _Boxes, limits: PixelLimits, stats: SplitStats) -> str:
     if side >= max(map(max, boxes.sizes)):
         return fix
     enlarged = f" and data.min_pixels={limits.max_pixels}" if is_small_in_files else ""
-    tile = f"qwendet data tile {stats.path.parent} DST --tiles {side}"
+    tile = f"qwendet data tile {shlex.quote(str(stats.path.parent))} DST --tiles {side}"
     return f"{fix}; or take windows: {tile}, with infer.tiles={side}{enlarged}"
 
 
