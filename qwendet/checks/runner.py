@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from qwendet.checks.moved import MOVED
 from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.errors import ConfigError, Problem, QwendetError, Result, Status
 from qwendet.progress import track
@@ -107,10 +106,7 @@ def require_known(ids: Collection[str], known: Sequence[str]) -> None:
 
 
 def unknown_id(id: str, known: Sequence[str], where: str) -> Problem:
-    """What is said of an id that no check has, or has any more."""
-    if id in MOVED:
-        what = f"{id!r} is a test of the project now: nothing that you have can make it fail"
-        return Problem(what, where, "leave it out")
+    """What is said of an id that no check has."""
     close = difflib.get_close_matches(id, known, n=1)
     hint = f"did you mean {close[0]}?" if close else "qwendet validate CONFIG --list prints them"
     return Problem(f"there is no check {id!r}", where, hint)

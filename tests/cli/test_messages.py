@@ -43,7 +43,6 @@ validate-config tiny.yaml --set data.train=absent.jsonl --set data.val=tiny --se
 validate-config tiny.yaml --decode --no-images
 validate tiny.yaml --only loss.padd
 validate-loss tiny.yaml --only consistency.images.pixels
-validate tiny.yaml --only loss.weights
 train tiny.yaml --set train.output_dir=tiny.yaml
 train tiny.yaml --resume
 train empty.yaml

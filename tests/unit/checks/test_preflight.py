@@ -10,7 +10,6 @@ import pytest
 from qwendet.checks.consistency import suite as consistency
 from qwendet.checks.ids import CONSISTENCY_IDS, LOSS_IDS, all_ids
 from qwendet.checks.loss import suite as loss
-from qwendet.checks.moved import MOVED
 from qwendet.checks.preflight import PreflightError, require_preflight
 from qwendet.checks.runner import require_known
 from qwendet.config.schema import Config
@@ -63,19 +62,6 @@ def test_ids__are_unique_and_unknown_ones_refused() -> None:
     with pytest.raises(ConfigError, match=r"did you mean loss\.labels") as caught:
         require_known(["loss.label"], ids)
     assert caught.value.exit_code == 2
-
-
-def test_moved_ids__are_told_apart_from_mistyped_ones() -> None:
-    assert not MOVED & set(all_ids())
-    with pytest.raises(ConfigError) as caught:
-        require_known(["loss.weights", "loss.label"], all_ids())
-    assert [(problem.what, problem.fix) for problem in caught.value.problems] == [
-        (
-            "'loss.weights' is a test of the project now: nothing that you have can make it fail",
-            "leave it out",
-        ),
-        ("there is no check 'loss.label'", "did you mean loss.labels?"),
-    ]
 
 
 def test_ids__are_those_of_the_suites() -> None:
