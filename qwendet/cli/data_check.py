@@ -35,13 +35,6 @@ PathsArgument = Annotated[
 ]
 
 
-def _again(paths: list[Path], source: str, root: Path | None, frame: str | None) -> str:
-    given = [] if source == "auto" else ["--from", source]
-    rooted = [] if root is None else ["--root", str(root)]
-    framed = [] if frame is None else ["--frame", frame]
-    return command_line("data", "check", *map(str, paths), *given, *rooted, *framed)
-
-
 def check(
     paths: PathsArgument,
     source: FromOption = "auto",
@@ -60,8 +53,7 @@ def check(
 
     how = Thoroughness(image_depth(decode, no_images), workers=workers or available_cores())
     results, tables = run_data_checks(find_data(paths, source, frame), root, how)
-    again = _again(paths, source, root, frame)
-    report_and_exit(results, tables, again, command_line("init", "DIR", "--data", str(paths[0])))
+    report_and_exit(results, tables, command_line("init", "DIR", "--data", str(paths[0])))
 
 
 def stats(
@@ -106,7 +98,9 @@ def stats(
         files.append(save_augmented(samples, augment, output))
     if output is not None:
         files += save_plots(seen.splits, output)
-    further = _again(paths, source, root, frame)
+    reading = {"--from": source if source != "auto" else None, "--root": root, "--frame": frame}
+    read_as = [str(word) for option in reading.items() if option[1] for word in option]
+    further = command_line("data", "check", *map(str, paths), *read_as)
     if console.is_for_machine():
         shown = [
             {"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}

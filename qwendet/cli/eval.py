@@ -26,7 +26,7 @@ from qwendet.cli.options import (
     SetOption,
     SkipImagesOption,
     TilesOption,
-    command_line,
+    again,
     kept_parts,
     next_of,
     with_tiles,
@@ -176,16 +176,7 @@ def evaluate(
             shutil.rmtree(kept, ignore_errors=True)
     if not is_first_process():
         return
-    if report is None:
-        chosen = [] if mode is None else ["--mode", mode]
-        chosen += ["--teachers", str(teachers)] if teachers else []
-        chosen += how.options()
-        chosen += [] if config is None else ["--config", config]
-        chosen += [] if server is None else ["--server", server]
-        words = ("eval", str(model), str(data), *chosen, "--report", "report")
-        further = command_line(*words, settings=settings)
-    else:
-        further = next_of(model, found.models[str(model)])
+    further = again("--report", "report") if report is None else next_of(model, found.models[str(model)])
     if console.is_for_machine():
         record = found.to_record(with_predictions=False)
         record |= {"files": list(map(str, written)), "next": further}

@@ -20,7 +20,7 @@ from qwendet.cli.options import (
     SetOption,
     SkipImagesOption,
     TilesOption,
-    command_line,
+    again,
     kept_parts,
     next_of,
     split_labels,
@@ -128,18 +128,7 @@ def infer(
         )
     if not is_first_process():  # of those that a launcher started
         return
-    if visualize is None:
-        chosen = [] if mode is None else ["--mode", mode]
-        chosen += ["--teachers", str(teachers)] if teachers else []
-        chosen += [] if labels is None else ["--labels", labels]
-        chosen += ["--constrained"] if constrained else []
-        chosen += [] if config is None else ["--config", config]
-        chosen += [] if server is None else ["--server", server]
-        chosen += ["--skip-bad"] * skip_bad
-        words = ("infer", str(model), *map(str, inputs), *chosen, "--visualize", "pictures")
-        further = command_line(*words, settings=settings)
-    else:
-        further = next_of(model, summary.model)
+    further = again("--visualize", "pictures") if visualize is None else next_of(model, summary.model)
     _report(summary, visualize, further)
     if summary.skipped:
         raise typer.Exit(LEFT_SOMETHING_OUT)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from qwendet.cli import data, data_check, eval, export, infer, init, serve, train, validate
+from qwendet.cli import data, data_check, eval, export, infer, init, options, serve, train, validate
 from qwendet.cli.group import StagedGroup
 from qwendet.console import console
 from qwendet.errors import ConfigError, EnvironmentLacksError, QwendetError
@@ -94,6 +94,7 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     # soon as another process wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
+    options.typed[:] = words
     try:
         with shown_by(console.progress):
             code = app(args=_flags_first(words), prog_name="qwendet", standalone_mode=False)

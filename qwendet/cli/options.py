@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -198,9 +197,6 @@ def split_labels(text: str | None) -> tuple[str, ...] | None:
 def split_shard(text: str | None) -> tuple[int, int] | None:
     """Read ``--shard``.
 
-    Raises:
-        ConfigError: if it is not ``i/n`` with i from 0 to n - 1.
-
     Example:
         >>> split_shard("0/4")
         (0, 4)
@@ -231,6 +227,15 @@ def command_line(*words: str, settings: Sequence[str] = ()) -> str:
     return shlex.join(["qwendet", *words, *options])
 
 
+typed: list[str] = []
+"""The words of the command that runs."""
+
+
+def again(*more: str) -> str:
+    """The command that runs, to copy, with more words behind it."""
+    return command_line(*typed, *more)
+
+
 @contextmanager
 def kept_parts(folder: Path | None) -> Iterator[None]:
     """Say, where a run ends early, where its predictions are kept, and what goes on from there."""
@@ -240,7 +245,6 @@ def kept_parts(folder: Path | None) -> Iterator[None]:
         raise
     except BaseException:
         if folder is not None and folder.is_dir() and is_first_process():
-            words = sys.argv[1:] + ["--resume"] * ("--resume" not in sys.argv)
-            again = shlex.join(["qwendet", *words])
-            console.say(f"What is predicted is kept in {folder}; this goes on from there: {again}")
+            command = again() if "--resume" in typed else again("--resume")
+            console.say(f"What is predicted is kept in {folder}; this goes on from there: {command}")
         raise

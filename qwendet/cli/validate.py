@@ -20,6 +20,7 @@ from qwendet.cli.options import (
     OverfitOption,
     SetOption,
     WorkersOption,
+    again,
     command_line,
     config_name,
     image_depth,
@@ -52,8 +53,7 @@ def validate_config(
     how = Thoroughness(image_depth(decode, no_images), tokens, workers or available_cores())
     name = config_name(config, named)
     results, tables = run_config_checks(load_config(name, settings or ()), how)
-    again = command_line("validate-config", name, settings=settings or ())
-    report_and_exit(results, tables, again, command_line("validate", name, settings=settings or ()))
+    report_and_exit(results, tables, command_line("validate", name, settings=settings or ()))
 
 
 def validate_loss(
@@ -78,9 +78,8 @@ def validate_loss(
 
     with console.nothing_but_results(), temporary_subject(loaded) as subject:
         results, tables = run_loss_checks(subject, only=only or (), with_overfit=overfit)
-    again = command_line("validate-loss", name, settings=settings or ())
     further = command_line("check-consistency", name, settings=settings or ())
-    report_and_exit(results, tables, again, again if only else further)
+    report_and_exit(results, tables, further)
 
 
 def check_consistency(
@@ -105,13 +104,11 @@ def check_consistency(
 
     with console.nothing_but_results(), temporary_subject(loaded) as subject:
         results, tables = run_consistency_checks(subject, checkpoint=checkpoint, only=only or ())
-    of_checkpoint = [] if checkpoint is None else ["--checkpoint", str(checkpoint)]
-    again = command_line("check-consistency", name, *of_checkpoint, settings=settings or ())
     if checkpoint is None:
         further = command_line("train", name, settings=settings or ())
     else:
         further = command_line("eval", str(checkpoint), loaded.data.val or "DATA")
-    report_and_exit(results, tables, again, again if only else further)
+    report_and_exit(results, tables, further)
 
 
 def check_served(
@@ -139,11 +136,8 @@ def check_served(
         results, tables = run_served_checks(
             url, checkpoint, data=data, overrides=settings or (), only=only or ()
         )
-    chosen = [] if data is None else ["--data", str(data)]
-    words = (url, "--checkpoint", str(checkpoint), *chosen)
-    again = command_line("check-served", *words, settings=settings or ())
     further = command_line("eval", str(checkpoint), "DATA", "--server", url, settings=settings or ())
-    report_and_exit(results, tables, again, again if only else further)
+    report_and_exit(results, tables, further)
 
 
 def validate(
@@ -178,10 +172,8 @@ def validate(
         results, tables = run_all_checks(
             loaded, how, checkpoint=checkpoint, server=server, only=only or (), with_overfit=overfit
         )
-    again = command_line("validate", name, settings=settings or ())
-    report_and_exit(
-        results, tables, again, again if only else command_line("train", name, settings=settings or ())
-    )
+    further = command_line("train", name, settings=settings or ())
+    report_and_exit(results, tables, further)
 
 
 def _require_known_or_list(only: Sequence[str], ids: Sequence[str], *, list_ids: bool) -> None:
@@ -198,7 +190,7 @@ def _require_known_or_list(only: Sequence[str], ids: Sequence[str], *, list_ids:
     raise typer.Exit
 
 
-def report_and_exit(results: Sequence[Result], tables: Sequence[Table], again: str, further: str) -> NoReturn:
+def report_and_exit(results: Sequence[Result], tables: Sequence[Table], further: str) -> NoReturn:
     """Print figures, for people only, and results; name the next command; end as the results ask for."""
     from qwendet.checks.config.suite import exit_code
 
@@ -206,11 +198,11 @@ def report_and_exit(results: Sequence[Result], tables: Sequence[Table], again: s
         for table in tables:
             console.print_table(table.title, table.columns, table.rows)
     console.report_checks(results)
-    code = exit_code(results)
-    if code == 0:
-        console.next_step(further)
-    else:
-        console.next_step(
-            again, "mend what failed" if code == 1 else "go to a machine that has what is lacking"
-        )
-    raise typer.Exit(code)
+    match exit_code(results):
+        case 0:
+            console.next_step(further)
+        case 1:
+            console.next_step(again(), "mend what failed")
+        case _:
+            console.next_step(again(), "go to a machine that has what is lacking")
+    raise typer.Exit(exit_code(results))

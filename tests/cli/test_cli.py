@@ -340,7 +340,7 @@ def test_infer__prints_lines_on_stdout_only(qwendet: Qwendet, monkeypatch: pytes
     assert ending.out == '{"a": 1}\n{"b": 2}\n'
     assert ending.err == (
         "2 images, 1 detections, 0 rejected boxes\n"
-        "Next: qwendet infer run/final a.png b --mode both --labels 'cat, red dot' --visualize pictures\n"
+        "Next: qwendet infer run/final a.png b --labels 'cat, red dot' --mode both --visualize pictures\n"
     )
     (call,) = calls
     assert call["checkpoint"] == Path("run/final")
