@@ -59,8 +59,10 @@ def answer_facts(
     )
 
 
-def joined_facts(facts: Sequence[AnswerFacts]) -> AnswerFacts:
+def joined_facts(facts: Sequence[AnswerFacts]) -> AnswerFacts | None:
     """Of several answers about one image: texts one after another, flags that hold of any, counts added."""
+    if not facts:
+        return None
     values = {one.name: [getattr(fact, one.name) for fact in facts] for one in fields(AnswerFacts)}
     text = "\n".join(values.pop("text"))
     flags = {name: any(values.pop(name)) for name in ("truncated", "unreadable")}

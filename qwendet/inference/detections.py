@@ -59,11 +59,7 @@ class Prediction:
         return record
 
     def to_json(self, model: Mapping[str, object] | None = None) -> str:
-        """One line of the output file.
-
-        Args:
-            model: who trained what predicted, and how it was asked, where no manifest tells it.
-        """
+        """One line of the output file; ``model`` says how it was asked where no manifest tells it."""
         record = self.to_record()
         return json.dumps(record if model is None else record | {"model": model}, ensure_ascii=False)
 
@@ -80,12 +76,9 @@ class Prediction:
 
 
 def joined(parts: Sequence[Prediction], most: int, *, head_of_first: bool) -> Prediction:
-    """One prediction of several of an image, each about other labels.
+    """One prediction of several of an image, each about other labels; ``most`` detections of each source.
 
-    Args:
-        parts: at least one.
-        most: detections of each source.
-        head_of_first: the head scored all labels in the first; else each part has its own.
+    With ``head_of_first`` the head scored all labels in the first; else each part has its own.
     """
     if len(parts) == 1:
         return parts[0]
@@ -95,9 +88,8 @@ def joined(parts: Sequence[Prediction], most: int, *, head_of_first: bool) -> Pr
         found = [item for part in shown for item in part.detections if item.source == source]
         kept += sorted(found, key=lambda item: -item.score)[:most]
     kept.sort(key=lambda item: -item.score)
-    answers = [part.answer for part in parts if part.answer is not None]
+    answer = joined_facts([part.answer for part in parts if part.answer is not None])
     rejected = sum(part.rejected for part in parts)
-    answer = joined_facts(answers) if answers else None
     return replace(parts[0], detections=tuple(kept), rejected=rejected, answer=answer)
 
 
@@ -109,11 +101,8 @@ def write_predictions(
 ) -> None:
     """Write predictions by the output's ending: ``.parquet``, COCO results as ``.json``, else JSON lines.
 
-    Args:
-        predictions: what was found.
-        output: the file, which appears when all is written.
-        model: as in :meth:`Prediction.to_json`; in Parquet the schema's metadata have it.
-        ids: of images and labels in COCO results.
+    The file appears when all is written; ``model`` is as in :meth:`Prediction.to_json`, in Parquet part of
+    the schema's metadata; ``ids`` are those of images and labels in COCO results.
     """
     with atomic_file(output) as path:
         if output.suffix == ".parquet":

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qwendet.answers.diagnostics import AnswerFacts
+from qwendet.answers.diagnostics import joined_facts
 from qwendet.config.schema import Config, InferConfig
 from qwendet.data.images import MIN_IMAGE_SIDE
 from qwendet.data.samples import Sample
@@ -71,7 +71,8 @@ class Tiles(NamedTuple):
             kept += best_of([item for items in each for item in items], self.settings)
         kept.sort(key=lambda item: -item.score)
         rejected = sum(prediction.rejected for prediction in found)
-        return replace(whole, detections=tuple(kept), rejected=rejected, answer=_facts(found))
+        facts = joined_facts([item.answer for item in found if item.answer is not None])
+        return replace(whole, detections=tuple(kept), rejected=rejected, answer=facts)
 
 
 class _Seen(NamedTuple):
@@ -132,26 +133,8 @@ def merge(seen: Sequence[_Seen]) -> list[Detection]:
     return [item.detection for item, is_out in zip(order, is_left_out, strict=True) if not is_out]
 
 
-def _facts(found: Sequence[Prediction]) -> AnswerFacts | None:
-    """The answers of several views as one: texts in their order, counts added up."""
-    facts = [item.answer for item in found if item.answer is not None]
-    if not facts:
-        return None
-    numbers = ("boxes", "rejected", "repeated", "outside", "unknown_labels")
-    return AnswerFacts(
-        text="\n".join(fact.text for fact in facts),
-        truncated=any(fact.truncated for fact in facts),
-        unreadable=any(fact.unreadable for fact in facts),
-        **{name: sum(getattr(fact, name) for fact in facts) for name in numbers},
-    )
-
-
 def require_tiles_that_fit(config: Config, samples: Sequence[Sample]) -> None:
-    """Refuse windows that cut no image, or of fewer pixels than one image token covers.
-
-    Raises:
-        ConfigError: naming sizes.
-    """
+    """Refuse windows that cut no image, or of fewer pixels than one image token covers."""
     if config.infer.tiles not in ("off", "auto"):
         sizes = set()
         for sample in samples:
