@@ -105,10 +105,9 @@ def patch_places(rows: int, columns: int, merge_size: int) -> IntArray:
 
 
 def patch_values(pixels: ByteArray, facts: ImageFacts) -> tuple[FloatArray, tuple[int, int]]:
-    """Patches of a displayed image as the model must get them.
+    """Patches of a displayed image as the model must get them, and rows and columns of patches.
 
-    Returns:
-        ``(patches, 3 * frames * side * side)`` float64, and rows and columns of patches.
+    They are ``(patches, 3 * frames * side * side)`` float64.
     """
     height, width = pixels.shape[:2]
     wide, high = model_size(width, height, facts)

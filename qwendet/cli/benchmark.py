@@ -13,11 +13,7 @@ from qwendet.files import require_place
 
 
 def refuse_beside_benchmark(benchmark: str | None, output: Path | None, others: Sequence[str]) -> None:
-    """Say what of the command line does not go together.
-
-    Raises:
-        ConfigError: for options of a benchmark without its name, and the other way round.
-    """
+    """Refuse options of a benchmark without its name, and the other way round."""
     from qwendet.benchmark.layouts import Benchmark
 
     names = ", ".join(get_args(Benchmark))

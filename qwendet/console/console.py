@@ -53,10 +53,8 @@ _state = _State()
 def setup(*, debug: bool, quiet: bool) -> None:
     """Start anew: human output, the ``qwendet`` logger on stderr, other libraries quiet.
 
-    Args:
-        debug: log everything, and show the traceback of an error.
-        quiet: neither information nor progress; warnings and errors remain. Processes of a distributed
-            run other than the first are always quiet.
+    ``debug`` logs everything and shows tracebacks, ``quiet`` leaves warnings and errors; processes of a
+    distributed run other than the first are always quiet.
     """
     global _state
     _state = _State(debug=debug, quiet=quiet or not is_first_process())

@@ -21,8 +21,7 @@ def build_table(
 ) -> tuple[Table, int]:
     """A table for rich, in which texts may wrap between words, and numbers may not.
 
-    Returns:
-        The table, and the characters that it needs at least.
+    With it come the characters that it needs at least.
     """
     from rich import box
     from rich.table import Table

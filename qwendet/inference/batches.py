@@ -116,15 +116,10 @@ def predict_share(
     done: Container[int] = (),
     alone: bool = False,
 ) -> None:
-    """Predict this process' share of the batches that are not done.
+    """Predict this process' share of the batches that are not in ``done``; of all of them ``alone``.
 
-    Args:
-        predict: predicts batches by their numbers, and tells the results of each.
-        plan: the batches, the same on every process.
-        keep: told the results.
-        advance: told how many samples are done, all processes taken to be as fast as this one.
-        done: batches that are left out.
-        alone: the other processes have no part in it.
+    ``keep`` is told the results of each, ``advance`` the samples that all processes have done if they are as
+    fast as this one.
     """
     rank, world = (0, 1) if alone else rank_and_world()
     total = len(plan.samples)

@@ -57,10 +57,9 @@ class AnswersInProgress:
         return logits.float(), output.head
 
     def read(self, blocks: Sequence[Sequence[int]]) -> Tensor:
-        """Read a block of each row; float32 logits ``(B, K, V)`` of what comes after each token.
+        """Read a block of each row: its newest token, and tokens to try behind it.
 
-        Args:
-            blocks: of each row its newest token, and tokens to try behind it; K is the length of the longest.
+        Float32 logits ``(B, K, V)`` of what comes after each token, K the length of the longest.
         """
         longest, device = max(map(len, blocks)), self._slots.device
         pad = self._batch["input_ids"][0, 0]

@@ -96,10 +96,6 @@ class ChatServer:
         """Reach a server, choose the model, and learn what it can tell.
 
         The model's name there is ``infer.server_model``, else its path or the only one.
-
-        Raises:
-            ConfigError: if it is no URL.
-            ServerError: if it cannot be reached, is no such server, or serves several models of other names.
         """
         url = url.rstrip("/").removesuffix("/v1") + "/v1"
         if not url.startswith(("http://", "https://")):
@@ -125,10 +121,8 @@ class ChatServer:
     ) -> None:
         """Ask, several at a time, and tell each reply with the number of its question when it comes.
 
-        A question is made when its turn comes, in a thread of its own; ``None`` is not asked.
-
-        Raises:
-            ServerError: for the first that gets no usable reply; the others are given up.
+        A question is made when its turn comes, in a thread of its own; ``None`` is not asked. The first that
+        gets no usable reply ends the others.
         """
 
         async def ask_all() -> None:

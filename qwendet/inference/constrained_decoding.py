@@ -68,15 +68,10 @@ class AnswerVocabulary:
 
 
 class AnswerConstraint:
-    """Tells which tokens keep each answer of a batch inside its grammar.
+    """Tells which tokens keep each answer of a batch inside its grammar, of which there is one a row.
 
-    An object is begun only if it can be finished within the tokens that are left, so every answer closes.
-
-    Args:
-        vocabulary: the tokens.
-        grammars: one a row.
-        most_boxes: most objects of an answer.
-        max_new_tokens: most tokens of an answer; at least 3, which ``[]`` may take.
+    An object is begun only if it can be finished within the tokens that are left, so every answer closes;
+    ``max_new_tokens`` is at least 3, which ``[]`` may take.
     """
 
     def __init__(

@@ -263,12 +263,7 @@ class AnswerDrafts:
         self._example = [*self._tokens.ids(example.encode()), self._tokens.end_id]
 
     def of(self, item: EncodedSample, found: Sequence[Detection] | None) -> Drafter:
-        """Draft the answer about a sample.
-
-        Args:
-            item: the sample.
-            found: by the head, boxes in pixels of the displayed image; ``None`` without a head.
-        """
+        """Draft the answer about a sample; ``found`` by the head, in pixels of the displayed image."""
         size = answer_size(self._interface, item)
         asked = found and [hit for hit in found if hit.desc in item.labels]
         rows = None if asked is None else self._rows(asked, item.image_size, size)

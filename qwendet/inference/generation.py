@@ -49,8 +49,8 @@ def generate_answers(
         batch: prompts, padded on the left.
         max_new_tokens: most tokens of an answer.
         constraint: made for this batch and ``max_new_tokens``; ``None`` lets the model write anything.
-        drafting: makes of what the head found a drafter of each answer, which changes the time that it takes
-            and nothing else. ``None``, and a model with a recurrent state, writes one token at a time.
+        drafting: makes a drafter of each answer from what the head found. ``None``, and a model with a
+            recurrent state, writes one token at a time.
     """
     end_ids = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     progress = AnswersInProgress(detector, batch)

@@ -32,12 +32,7 @@ from qwendet.progress import track
 
 
 class Samples(Sequence[Sample]):
-    """Samples that are made when they are asked for.
-
-    Args:
-        length: how many.
-        make: makes one, by its number; may raise a ``DataError``.
-    """
+    """Samples that are made by their numbers when they are asked for."""
 
     def __init__(self, length: int, make: Callable[[int], Sample]) -> None:
         self._length = length
@@ -78,22 +73,14 @@ def sample_of_image(path: Path) -> Sample:
 
 
 def collect_samples(inputs: Sequence[Path]) -> Samples:
-    """The samples of images, folders and JSONL files, each image looked at as far as its header.
-
-    Raises:
-        DataError: naming every input that cannot be used.
-    """
+    """The samples of images, folders and JSONL files, each image looked at as far as its header."""
     samples = find_samples(inputs)
     digest_of(samples)
     return samples
 
 
 def find_samples(inputs: Sequence[Path]) -> Samples:
-    """The samples of images, folders and JSONL files; no image is opened.
-
-    Raises:
-        DataError: for an input that is not there, is given twice or holds no images.
-    """
+    """The samples of images, folders and JSONL files; no image is opened."""
     given = Counter(path.resolve() for path in inputs)
     if twice := [str(path) for path, times in given.items() if times > 1]:
         raise DataError("this is given twice", twice[0], "give each input once")
@@ -103,9 +90,7 @@ def find_samples(inputs: Sequence[Path]) -> Samples:
 def digest_of(samples: Sequence[Sample], *, skip_bad: bool = False) -> str:
     """A digest of what is asked about: names, sizes of files, and what the demonstrations show.
 
-    Raises:
-        DataError: without ``skip_bad``, naming each image whose header cannot be used, and each demonstration
-            that gives the answer away.
+    Without ``skip_bad`` each image whose header cannot be used is named in one error.
     """
     problems: list[Problem] = []
     digest = hashlib.sha256()
@@ -124,11 +109,7 @@ def digest_of(samples: Sequence[Sample], *, skip_bad: bool = False) -> str:
 
 
 def facts_of(sample: Sample) -> str:
-    """What a prediction depends on, but for the bytes of the images, which are looked at up to their header.
-
-    Raises:
-        DataError: for an image that cannot be used, and a demonstration that gives the answer away.
-    """
+    """What a prediction depends on; of images their names, headers and sizes of files."""
     facts, problems = [], _own_answers(sample)
     for turn in (*sample.teachers, sample.student):
         try:
@@ -155,11 +136,7 @@ def _own_answers(sample: Sample) -> list[Problem]:
 
 
 def _listed_on_stdin() -> Samples:
-    """Images whose paths standard input names, a line each, or with NUL between (``find -print0``).
-
-    Raises:
-        DataError: if it names none.
-    """
+    """Images whose paths standard input names, a line each, or with NUL between (``find -print0``)."""
     read = sys.stdin.buffer.read() if is_first_process() else b""
     lines = read.split(b"\0" if b"\0" in read else b"\n")
     names = of_first_process([os.fsdecode(name) for line in lines if (name := line.strip(b"\r\n"))])
@@ -219,11 +196,7 @@ def coco_ids(inputs: Sequence[Path], labels: Sequence[str]) -> CocoIds:
 
 
 def with_teachers(samples: Sequence[Sample], config: Config, count: int) -> Sequence[Sample]:
-    """Give demonstrations from the pool to samples that have none of their own, of other images than theirs.
-
-    Raises:
-        DataError: if the pool cannot be read.
-    """
+    """Give samples without demonstrations some from the pool, of other images than their own."""
     if count == 0 or all(sample.teachers for sample in samples):
         return samples
     pool = teacher_pool(config, open_samples(config, "train")).samples

@@ -46,14 +46,9 @@ NEVER_MATTERS = (
 
 
 class Parts:
-    """What is predicted so far, a batch a line.
+    """What is predicted so far, a batch a line, in a folder that is absent or of a run that was cut off.
 
-    Args:
-        folder: where it is kept; absent, or of a run that was cut off.
-        header: what the predictions depend on, in sections.
-
-    Raises:
-        ConfigError: if what is there depends on something else.
+    What the predictions depend on is its header; a folder with another one is refused.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Mapping[str, Any]]) -> None:
@@ -119,11 +114,7 @@ class Parts:
                 line = line[file.write(line) :]
 
     def read(self, plan: Plan) -> Iterator[Result]:
-        """All results, in the order of the samples.
-
-        Raises:
-            DataError: if some are not here.
-        """
+        """All results, in the order of the samples."""
         for batches in plan.windows():
             found: Results = {}
             for batch in batches:
@@ -143,15 +134,9 @@ class Parts:
 
 
 def require_free(folder: Path | None, option: str, *, resume: bool) -> None:
-    """Refuse to throw away what a run that was cut off has predicted.
+    """Refuse to throw away what a run that was cut off has predicted, unless it is to be resumed.
 
-    Args:
-        folder: beside the output; ``None`` without one.
-        option: that names the output.
-        resume: go on from there.
-
-    Raises:
-        ConfigError: if something is there and ``resume`` is not asked for; for ``resume`` without an output.
+    ``option`` names the output that the folder is beside; ``None`` is without one.
     """
     if folder is None and resume:
         raise ConfigError("nothing is kept without an output", "--resume", f"add {option} FILE")
@@ -175,20 +160,8 @@ def predict_parts(
 ) -> Parts:
     """Predict what is not predicted yet, by all processes of the launcher together.
 
-    Args:
-        predictor: predicts.
-        plan: what is asked about, in batches.
-        mode: who answers.
-        folder: where predictions are kept as they come.
-        inputs: what tells these inputs from others.
-        skip_bad: samples that cannot be used do not end the run.
-
-    Returns:
-        All predictions, on every process.
-
-    Raises:
-        ConfigError: if the folder holds predictions of another checkpoint, other settings or inputs.
-        DataError: without ``skip_bad``, for a sample that cannot be used.
+    All predictions are then in ``folder``, where they are kept as they come, for every process; ``inputs``
+    tell these inputs from others.
     """
     config = predictor.bundle.config
     settings = config.model_dump(mode="json") | {"sources": predictor.sources(mode)}

@@ -138,13 +138,7 @@ class Predictor:
         """Predict samples by all processes of the launcher together; each has all predictions in order.
 
         Batches are of similar length, so that little is padded; the longest come first, so that memory
-        that is lacking shows at once.
-
-        Args:
-            samples: as for :meth:`predict`.
-            mode: as for :meth:`predict`.
-            advance: told how many are done.
-            alone: this process predicts all of them, and only it has the predictions.
+        that is lacking shows at once. ``alone``, this process predicts all of them for itself.
         """
         plan = Plan(samples, self.batch_size, length=self._num_tokens)
         return predict_in_memory(partial(self.predict_batches, plan, mode=mode), plan, advance, alone=alone)
@@ -167,18 +161,9 @@ class Predictor:
         mode: str | None = None,
         skip_bad: bool = False,
     ) -> None:
-        """Predict batches of a plan.
+        """Predict batches of a plan, and tell ``keep`` the results of each.
 
-        Args:
-            plan: what is asked about.
-            batches: which of its batches.
-            keep: told the number and the results of each.
-            mode: as for :meth:`predict`.
-            skip_bad: a sample that cannot be used is :class:`Skipped`, and does not end the run.
-
-        Raises:
-            ConfigError: as :meth:`predict`.
-            DataError: without ``skip_bad``, for a sample that cannot be used.
+        With ``skip_bad`` a sample that cannot be used is :class:`Skipped`, and does not end the run.
         """
         tiles, sources = Tiles(self.bundle.config.infer, self.encoder.limits), self.sources(mode)
         self.bundle.detector.eval()
@@ -242,11 +227,7 @@ class Predictor:
             yield from predict_in_memory(ask, plan, no_advance, alone=True)
 
     def sources(self, mode: str | None = None) -> tuple[Source, ...]:
-        """What answers in a mode; ``None`` takes ``infer.mode``.
-
-        Raises:
-            ConfigError: if the head is asked for and there is none.
-        """
+        """What answers in a mode; ``None`` takes ``infer.mode``."""
         has_head = self.bundle.detector.head is not None
         return sources_of(mode or self.bundle.config.infer.mode, has_head=has_head)
 
@@ -404,11 +385,7 @@ def config_to_ask(
 
 
 def sources_of(mode: str, *, has_head: bool) -> tuple[Source, ...]:
-    """What answers in a mode.
-
-    Raises:
-        ConfigError: if the head is asked for and there is none.
-    """
+    """What answers in a mode."""
     if mode == "auto":
         return ("head",) if has_head else ("text",)
     if mode in ("head", "both") and not has_head:

@@ -49,12 +49,7 @@ class ServedPredictor:
         mode: str | None = None,
         advance: Advance = no_advance,
     ) -> list[Prediction]:
-        """Predict samples, in order, as :meth:`Predictor.predict_all` does.
-
-        Raises:
-            ServerError: if a request gets no answer, or its prompt has other tokens than the checkpoint's.
-            DataError: for an image that cannot be used.
-        """
+        """Predict samples, in order, as :meth:`Predictor.predict_all` does."""
         plan = Plan(samples, 1)
         return predict_in_memory(partial(self.predict_batches, plan, mode=mode), plan, advance)
 
@@ -75,9 +70,7 @@ class ServedPredictor:
     ) -> None:
         """Ask about samples, as :meth:`Predictor.predict_batches` does.
 
-        Raises:
-            ServerError: if a request gets no answer, or its prompt has other tokens than the checkpoint's.
-            DataError: without ``skip_bad``, for a sample that cannot be used.
+        A request without an answer, or whose prompt has other tokens than the checkpoint's, ends the run.
         """
         require_text(mode)
         settings, most = self.bundle.config.infer, self.bundle.config.data.labels_per_request

@@ -57,12 +57,9 @@ def decode_with_ends(tokenizer: Any, ids: list[int]) -> tuple[str, list[int]]:
 
 
 def text_with_ends(tokens: Iterable[bytes]) -> tuple[str, list[int]]:
-    """Join tokens and tell where in the text each one ends.
+    """Join tokens; the text, and for each token the number of characters complete after it.
 
     A character whose bytes are spread over several tokens belongs to the last of them.
-
-    Returns:
-        The text, and for each token the number of characters complete after it.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     pieces: list[str] = []

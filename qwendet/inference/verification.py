@@ -65,8 +65,8 @@ def verified(
         index: of the row in it.
         draft: what stands in the block behind the newest token.
         alone: logits after a token of the block, read alone; ``None`` takes what the forward says.
-        row: of the batch.
-        constraint: takes note of what is written.
+        row: of the batch, for the constraint, which takes note of what is written.
+        constraint: keeps answers inside their grammar, if there is one.
         end_ids: tokens that end an answer.
     """
     written: list[Choice] = []

@@ -121,8 +121,7 @@ def save_checkpoint(
         config: the resolved config, labels included.
         step: optimizer steps done.
         attn_implementation: attention that it was trained with; ``None`` is the config's.
-        weights: all of the model's tensors by name, gathered from the processes that share it; ``None`` if
-            it is whole on this one.
+        weights: all tensors by name, gathered from the processes that share the model, if they do.
         max_shard_size: most bytes of a weight file, as in ``5GB``.
         with_vlm: ``False`` leaves out the base model's weights, for a reader who has them in memory.
     """
@@ -226,11 +225,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def find_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a checkpoint; ``None`` for a model that this project did not train.
-
-    Raises:
-        CheckpointError: for a checkpoint without one, an adapter, and what is no model.
-    """
+    """The manifest of a checkpoint; ``None`` for a model that this project did not train."""
     if (folder / PEFT_CONFIG).is_file() and not (folder / MANIFEST).is_file():
         raise CheckpointError(
             f"this is an adapter ({PEFT_CONFIG}) without a manifest ({MANIFEST})",

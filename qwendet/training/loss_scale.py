@@ -22,10 +22,6 @@ def scale_was_too_high(accelerator: Any, model: nn.Module) -> bool:
 
     It skips if it found anything that is not finite; clipping has left none of that finite. At a scale of 1
     the gradients themselves are at fault. To be called on all processes, whose gradients may be spread.
-
-    Args:
-        accelerator: has the scaler, or ``None`` in its place.
-        model: its gradients are clipped.
     """
     scaler = accelerator.scaler
     if scaler is None or scaler.get_scale() <= 1:

@@ -12,13 +12,9 @@ from qwendet.config.schema import LrScheduler
 
 
 def schedule(optimizer: Optimizer, name: LrScheduler, warmup_ratio: float, num_steps: int) -> LambdaLR:
-    """Build the schedule of all parameter groups.
+    """Build the schedule of all parameter groups, which hold their highest learning rates.
 
-    Args:
-        optimizer: its groups hold their highest learning rates.
-        name: course after the warm-up.
-        warmup_ratio: share of the steps in which the rates rise; ``constant`` has no warm-up.
-        num_steps: optimizer steps of the run.
+    The rates rise in ``warmup_ratio`` of the steps; ``constant`` has no warm-up.
     """
     warmup = 0 if name == "constant" else math.ceil(warmup_ratio * num_steps)
     return LambdaLR(optimizer, partial(learning_rate_factor, name=name, warmup=warmup, num_steps=num_steps))

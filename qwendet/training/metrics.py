@@ -23,11 +23,7 @@ VOLUME = ("samples", "tokens", "positions")
 
 
 def step_volume(batches: Iterable[Batch]) -> Tensor:
-    """Count how much the micro-batches of a step hold.
-
-    Returns:
-        ``(3,)`` float64, see :data:`VOLUME`: samples, their tokens, and positions, padding included.
-    """
+    """Samples, tokens, and positions (padding included) of a step's micro-batches: ``(3,)`` float64."""
     volume = torch.zeros(len(VOLUME), dtype=torch.float64)
     for batch in batches:
         num_tokens = batch["num_tokens"]
@@ -37,14 +33,9 @@ def step_volume(batches: Iterable[Batch]) -> Tensor:
 
 
 def group_norms(groups: Sequence[Mapping[str, Any]], scale: float = 1.0) -> dict[str, Tensor]:
-    """Norm of the gradients of each parameter group, on its device.
+    """Norm of the gradients of each parameter group by name, a scalar on its device.
 
-    Args:
-        groups: an optimizer's groups with ``name`` and ``params``; those of one name are one group.
-        scale: what the gradients were multiplied by, for training in float16.
-
-    Returns:
-        A scalar a name. The root of the sum of their squares is the norm of all gradients.
+    Gradients that were multiplied by ``scale``, for training in float16, are divided by it.
     """
     gradients: dict[str, list[Tensor]] = {}
     for group in groups:

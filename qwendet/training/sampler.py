@@ -24,13 +24,8 @@ class EpochSamples(Protocol):
 class EpochOrder:
     """A sampler: neighbours have similar lengths, so batches hold little padding.
 
-    Samples are shuffled, sorted by length within groups of 50 batches, and the batches shuffled.
-
-    Args:
-        samples: what is put in order. They are told of each new epoch here, because accelerate passes the
-            epoch on to the sampler or to the dataset, but not to both.
-        batch_size: samples that will form a batch.
-        seed: ``train.seed``.
+    Samples are shuffled, sorted by length within groups of 50 batches, and the batches shuffled. They are
+    told of each new epoch here: accelerate passes it on to the sampler or to the dataset, not to both.
     """
 
     def __init__(self, samples: EpochSamples, batch_size: int, seed: int) -> None:

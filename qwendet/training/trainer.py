@@ -324,11 +324,7 @@ class DetectionTrainer(Trainer):
         return validation_samples(self.bundle.config)[: self.bundle.config.train.eval_samples]
 
     def show(self, measured: Mapping[str, float], validation: Validation | None) -> dict[str, float]:
-        """Log metrics and show pictures of predicted validation samples.
-
-        Returns:
-            What was logged: metrics by name, such as ``validation/head/AP50``, without those of nothing.
-        """
+        """Log metrics and show pictures of predicted validation samples; returns what was logged, by name."""
         metrics = {LOGGED + name: value for name, value in measured.items() if value >= 0}
         self.log(dict(metrics))
         if validation is not None and self.is_world_process_zero():

@@ -47,9 +47,6 @@ def find_data(
     """Find sample files and data sets, recognised as ``data convert`` does.
 
     The part of a sample file is told by its name; a single file of any name counts as training.
-
-    Raises:
-        DataError: for a path that is absent or holds no data set, or two files that play the same part.
     """
     formats = {path: detect_format(path) if source == "auto" else source for path in paths}
     files = [file for path in paths if formats[path] == "jsonl" for file in _files_of(path)]

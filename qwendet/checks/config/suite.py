@@ -77,11 +77,7 @@ def run_data_checks(given: Given, root: Path | None, how: Thoroughness) -> tuple
 
 
 def read_data(given: Given, root: Path | None, how: Thoroughness) -> tuple[Dataset, int]:
-    """See what data holds, without judging it.
-
-    Returns:
-        What was seen, and the number of samples or boxes that are broken.
-    """
+    """See what data holds, without judging it; and the number of samples or boxes that are broken."""
     config = _data_config(given.files, root)
     splits, findings = scan_data(config, given, depth=how.images, workers=how.workers)
     if not any(stats.num_samples for stats in splits.values()):

@@ -47,11 +47,7 @@ class _Counts:
 
 
 def count_tokens(dataset: Dataset) -> tuple[list[Result], list[Table]]:
-    """Hold the tokens of every sample against ``data.max_tokens`` and ``infer.max_new_tokens``.
-
-    Returns:
-        Results, and tokens per sample: median, 99th percentile, maximum.
-    """
+    """Hold the tokens of every sample against ``data.max_tokens`` and ``infer.max_new_tokens``."""
     config, counter = dataset.config, _Counter(dataset)
     findings = {id: Findings(id) for id in (LIMIT, ANSWER)}
     loaded: list[Encoder] = []

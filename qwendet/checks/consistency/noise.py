@@ -108,16 +108,7 @@ def compare(
 ) -> list[Problem]:
     """A problem that names the largest difference and its place, if it is beyond the tolerance.
 
-    Args:
-        found: one computation.
-        expected: the other.
-        tolerance: the largest difference that is taken for rounding.
-        what: which two are compared, such as ``"hidden states alone and left-padded"``.
-        where: sample, layer or parameter; the index of the largest difference is added.
-        fix: what to look at.
-
-    Raises:
-        NotApplicableError: for a tolerance above :data:`MOST_TOLERANCE` of the largest value.
+    A tolerance above :data:`MOST_TOLERANCE` of the largest value compares nothing: the check is skipped.
     """
     if found.shape != expected.shape:
         return [Problem(f"{what} differ in shape: {tuple(found.shape)}, {tuple(expected.shape)}", where, fix)]

@@ -71,11 +71,7 @@ def gradients(subject: Subject) -> Verdict:
 
 
 def _sample_of_all_terms(subject: Subject) -> tuple[EncodedSample, bool]:
-    """A sample with boxes, and whether it has demonstrations; without them only where none are configured.
-
-    Raises:
-        NotApplicableError: if they are configured, and none fits into ``data.max_tokens``.
-    """
+    """A sample with boxes, and whether it has demonstrations; without them only where none are configured."""
     pairs = list(zip(subject.samples, subject.encoded, strict=True))
     sample, encoded = max(pairs, key=lambda pair: (bool(pair[0].teachers), bool(pair[0].student.objects)))
     if not sample.teachers and subject.bundle.config.data.teacher_ratio > 0:
