@@ -1,8 +1,8 @@
 """Started by tests: imports once, then for each job in turn forks its ranks and does one thing in each.
 
-python ranks.py JOB CONFIG OUT NUM_RANKS [JOB CONFIG OUT NUM_RANKS ...]
-
-The exit codes of a job's ranks are written into OUT/codes.json.
+A job is a line on standard input, `["ddp", "config.yaml", "out", 2]`: what to do, with which config, where
+to write, and by how many ranks. Its answer is a line on standard output: the exit codes of the ranks. What
+a rank prints goes into out/RANK.out and out/RANK.err.
 """
 
 from __future__ import annotations
@@ -92,9 +92,7 @@ def plain(config: Config, out: Path) -> None:
 
 
 def _read_job(out: Path) -> dict[str, Any]:
-    """What `out/job.json` says; a plant in it is done, and what the rank says goes into a file of its own."""
-    with (out / f"{rank()}.err").open("w", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 2)
+    """What `out/job.json` says; a plant in it is done."""
     job: dict[str, Any] = json.loads((out / "job.json").read_text(encoding="utf-8"))
     exec(job.get("plant", ""), {})  # noqa: S102  # written by the test
     return job
@@ -152,9 +150,7 @@ def _fsdp_without_a_gpu() -> None:
 
 def command(config: Path, out: Path) -> None:
     """Run the command line that stands in a file, a word a line, and end with its exit code."""
-    with (out / f"{rank()}.out").open("w", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        run_command(config.read_text(encoding="utf-8").splitlines())
+    run_command(config.read_text(encoding="utf-8").splitlines())
 
 
 def rank() -> int:
@@ -170,6 +166,9 @@ def start(job: str, config: str, out: Path, number: int, of: int, port: int) -> 
         return process
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(of)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(of)}
+    for stream, ending in ((1, "out"), (2, "err")):
+        with (out / f"{number}.{ending}").open("w", encoding="utf-8") as file:
+            os.dup2(file.fileno(), stream)
     code: Any = 1
     try:
         torch.set_num_threads(1)  # makes the fork's own thread pool, before two threads of it would at once
@@ -190,20 +189,15 @@ def do(job: str, config: str, out: Path, of: int) -> list[int]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = [start(job, config, out, number, of, port) for number in range(of)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
-    (out / "codes.json").write_text(json.dumps(codes), encoding="utf-8")
-    return codes
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
 
 
 def main() -> None:
     torch.set_num_threads(1)
     write_untrained()
-    codes = [
-        code
-        for job, config, out, of in zip(*(sys.argv[first::4] for first in (1, 2, 3, 4)), strict=True)
-        for code in do(job, config, Path(out), int(of))
-    ]
-    sys.exit(max(codes, key=abs))
+    for line in sys.stdin:
+        job, config, out, of = json.loads(line)
+        print(json.dumps(do(job, config, Path(out), of)), flush=True)
 
 
 if __name__ == "__main__":

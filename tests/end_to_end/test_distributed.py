@@ -19,8 +19,8 @@ from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.demo.tiny import TINY_FOLDER
 from qwendet.training.best import Best, find_best
 
-RANKS = Path(__file__).with_name("ranks.py")
 pytestmark = pytest.mark.slow
+Run = Callable[[str, Path, Path, int], None]
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +64,15 @@ def write_config(four: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return write
 
 
-def start(job: str, config: Path, out: Path, ranks: int) -> subprocess.CompletedProcess[str]:
-    out.mkdir(exist_ok=True)
-    command = [sys.executable, str(RANKS), job, str(config), str(out), str(ranks)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+@pytest.fixture
+def run(by_ranks: Callable[[str, Path, Path, int], list[int]]) -> Run:
+    """Do a job that ends well."""
 
+    def do(job: str, config: Path, out: Path, number: int) -> None:
+        codes = by_ranks(job, config, out, number)
+        assert set(codes) == {0}, "".join(path.read_text() for path in sorted(out.glob("*.err")))[-4000:]
 
-def run(job: str, config: Path, out: Path, ranks: int) -> None:
-    done = start(job, config, out, ranks)
-    assert done.returncode == 0, done.stderr[-4000:]
+    return do
 
 
 def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -107,20 +107,20 @@ def assert_same_weights(found: Path, wanted: Path) -> None:
     ids=["batches of two", "two batches of one", "adapter, recomputed"],
 )
 def test_distributed_ddp__losses_gradients_and_weights_are_those_of_one_process(
-    write_config: Callable[..., Path], tmp_path: Path, batch_size: int, model: dict[str, Any]
+    run: Run, write_config: Callable[..., Path], tmp_path: Path, batch_size: int, model: dict[str, Any]
 ) -> None:
-    require_same_as_one_process(write_config, tmp_path, batch_size, model)
+    require_same_as_one_process(run, write_config, tmp_path, batch_size, model)
 
 
 @pytest.mark.parametrize("name", ["Qwen2-VL-2B-Instruct", "Qwen3-VL-4B-Instruct", "Qwen3.5-0.8B"])
 def test_distributed_ddp__of_each_family_is_one_process(
-    write_config: Callable[..., Path], small_model: Callable[[str], Path], tmp_path: Path, name: str
+    run: Run, write_config: Callable[..., Path], small_model: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
-    require_same_as_one_process(write_config, tmp_path, 2, {"path": str(small_model(name))})
+    require_same_as_one_process(run, write_config, tmp_path, 2, {"path": str(small_model(name))})
 
 
 def require_same_as_one_process(
-    write_config: Callable[..., Path], tmp_path: Path, batch_size: int, model: dict[str, Any]
+    run: Run, write_config: Callable[..., Path], tmp_path: Path, batch_size: int, model: dict[str, Any]
 ) -> None:
     """Ranks hold different numbers of teacher tokens and boxes, one of them none of either in every step."""
     found: dict[int, list[Any]] = {}
@@ -148,7 +148,7 @@ def require_same_as_one_process(
 
 
 def test_distributed_evaluation__in_training_and_at_its_end_is_shared_and_the_same(
-    write_config: Callable[..., Path], four: Path, tmp_path: Path
+    run: Run, write_config: Callable[..., Path], four: Path, tmp_path: Path
 ) -> None:
     """Three batches for two ranks; rows tell of both ranks' samples."""
     val = write_dataset(DEMO, four.parent / "val.jsonl", 5, seed=3)
@@ -193,14 +193,14 @@ def test_distributed_evaluation__in_training_and_at_its_end_is_shared_and_the_sa
 
 
 def test_distributed_signal__on_one_rank_ends_all_after_the_same_step_with_a_checkpoint(
-    write_config: Callable[..., Path], tmp_path: Path
+    run: Run, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     run("stop", write_config(tmp_path / "run", 2, max_steps=50), tmp_path / "out", 2)
     assert [(tmp_path / "out" / f"{rank}.txt").read_text() for rank in (0, 1)] == ["SIGTERM", "SIGTERM"]
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
-def test_distributed_infer__gives_what_one_process_gives(tmp_path: Path) -> None:
+def test_distributed_infer__gives_what_one_process_gives(run: Run, tmp_path: Path) -> None:
     """Five images in batches of two: three batches for two ranks, the last one short."""
     scenes = write_dataset(DEMO, tmp_path / "val.jsonl", 5, seed=3)
     infer = [
@@ -223,7 +223,7 @@ def test_distributed_infer__gives_what_one_process_gives(tmp_path: Path) -> None
     assert images == [f"images/val_{number:05d}.png" for number in range(5)]
 
 
-def test_distributed_eval__gives_what_one_process_gives(tmp_path: Path) -> None:
+def test_distributed_eval__gives_what_one_process_gives(run: Run, tmp_path: Path) -> None:
     scenes = write_dataset(DEMO, tmp_path / "val.jsonl", 5, seed=3)
     labels = f"data.labels={json.dumps(DEMO.labels)}"
     settings = ["--set", "infer.batch_size=2", "--set", labels]

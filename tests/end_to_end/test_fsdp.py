@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from qwendet.demo.tiny import write_untrained
 from qwendet.loading.checkpoint import read_manifest
 from qwendet.training.best import find_best
 
-RANKS = Path(__file__).with_name("ranks.py")
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -46,16 +44,12 @@ class Job:
     config: Path
     out: Path
     ranks: int
+    codes: list[int] = field(default_factory=list)
 
     @property
     def errors(self) -> list[str]:
         """What each rank wrote on stderr."""
         return [path.read_text(encoding="utf-8") for path in sorted(self.out.glob("*.err"))]
-
-    @property
-    def codes(self) -> list[int]:
-        found: list[int] = json.loads((self.out / "codes.json").read_text(encoding="utf-8"))
-        return found
 
     @property
     def run(self) -> Path:
@@ -64,7 +58,7 @@ class Job:
 
 
 class Jobs:
-    """Jobs that one process does one after the other, which imports torch once."""
+    """Jobs that are done one after the other."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -109,10 +103,10 @@ class Jobs:
         self.jobs.append(Job("fsdp" if "environment" in job else "plain", config, out, ranks))
         return self.jobs[-1]
 
-    def do(self) -> None:
+    def do(self, by_ranks: Callable[[str, Path, Path, int], list[int]]) -> None:
         """Do them all."""
-        words = [str(word) for job in self.jobs for word in (job.kind, job.config, job.out, job.ranks)]
-        subprocess.run([sys.executable, str(RANKS), *words], timeout=1100, check=False)
+        for job in self.jobs:
+            job.codes = by_ranks(job.kind, job.config, job.out, job.ranks)
 
 
 def fsdp(*, ram_efficient: bool) -> dict[str, str]:
@@ -214,7 +208,7 @@ def other_jobs(jobs: Jobs, model: dict[str, Any]) -> dict[str, Job]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+def done(tmp_path_factory: pytest.TempPathFactory, by_ranks: Callable[..., list[int]]) -> Done:
     """Two and four ranks, rank 0's weights sent or each its own, tied and untied: each pair of them is here.
 
     With the quick preflight, which the killed runs leave out: it changes nothing. Once in two micro-batches,
@@ -225,22 +219,22 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     models = [{"path": str(write_model(folder / f"tied-{tied}", tied=tied))} for tied in (True, False)]
     ones = [jobs.add(f"one-{number}", 1, model) for number, model in enumerate(models)]
     found: dict[int, list[Combination]] = {}
-    for ranks in (2, 4):
+    for size in (2, 4):
         for number, model in enumerate(models):
-            name, environment = f"{ranks}-{number}", fsdp(ram_efficient=(ranks == 2) == (number == 0))
-            parts = {"batch_size": 1, "gradient_accumulation_steps": 2} if (ranks, number) == (2, 1) else {}
-            how = model | ({"gradient_checkpointing": True} if (ranks, number) == (4, 1) else {})
-            many = jobs.add(f"many-{name}", ranks, how, train=parts, environment=environment)
+            name, environment = f"{size}-{number}", fsdp(ram_efficient=(size == 2) == (number == 0))
+            parts = {"batch_size": 1, "gradient_accumulation_steps": 2} if (size, number) == (2, 1) else {}
+            how = model | ({"gradient_checkpointing": True} if (size, number) == (4, 1) else {})
+            many = jobs.add(f"many-{name}", size, how, train=parts, environment=environment)
             resumed = None
-            if number == 0 or ranks == 2:
+            if number == 0 or size == 2:
                 killed, off = f"killed-{name}", parts | {"preflight": "off"}
-                jobs.add(killed, ranks, model, train=off, environment=environment, kill_at=1)
+                jobs.add(killed, size, model, train=off, environment=environment, kill_at=1)
                 resumed = jobs.add(
-                    f"resumed-{name}", ranks, model, killed, train=parts, environment=environment, resume=True
+                    f"resumed-{name}", size, model, killed, train=parts, environment=environment, resume=True
                 )
-            found.setdefault(ranks, []).append(Combination(ones[number], many, resumed))
+            found.setdefault(size, []).append(Combination(ones[number], many, resumed))
     others = other_jobs(jobs, models[0])
-    jobs.do()
+    jobs.do(by_ranks)
     for job in jobs.jobs:
         if job not in others.values():
             assert -9 in job.codes if "killed" in job.out.name else not any(job.codes), job.errors
