@@ -22,7 +22,7 @@ def config(tmp_path: Path) -> Path:
     settings = {
         "model": {"path": "tiny"},
         "data": {"train": "train.jsonl"},
-        "train": {"max_steps": 2000, "batch_size": 2, "preflight": "off"},
+        "train": {"max_steps": 100, "batch_size": 2, "preflight": "off"},
     }
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return path
