@@ -135,10 +135,7 @@ def partial_of(target: Path) -> Path:
 def require_place(target: Path, where: str, *, is_folder: bool = False) -> None:
     """Find out before the work, and not after it, that what it gives cannot be written.
 
-    Args:
-        target: the file or folder to be; may be there already.
-        where: what the user named it by, such as ``--output``.
-        is_folder: a folder is to be filled.
+    ``where`` is what the user named the file or folder by, such as ``--output``.
     """
     if target.is_dir() and not is_folder:
         raise ConfigError(f"expected a file, got the folder {target}", where, "name a file in it")
@@ -158,13 +155,7 @@ def require_place(target: Path, where: str, *, is_folder: bool = False) -> None:
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """What a folder holds, sorted by name; nothing if it is absent.
-
-    What :func:`is_hidden` is no part of it.
-
-    Raises:
-        DataError: if it may not be looked into.
-    """
+    """What a folder holds, sorted by name, but for what :func:`is_hidden`; nothing if it is absent."""
     return list(_children(folder))
 
 
@@ -188,13 +179,9 @@ def _children(folder: Path) -> Iterator[Path]:
 
 
 def files_below(folder: Path, suffixes: Set[str]) -> Iterator[Path]:
-    """Files of these endings in a folder and below it, its own first.
+    """Files with one of these endings (lower case, with their dot) in a folder and below it, its own first.
 
     Links to folders elsewhere are followed; those that lead to what is passed anyway, or back, are not.
-
-    Args:
-        folder: may be absent.
-        suffixes: with their dot, in lower case.
     """
     yield from _files_below(folder, suffixes, [folder.resolve()])
 

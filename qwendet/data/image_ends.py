@@ -50,9 +50,6 @@ def decoded_without_end(source: Stored | bytes) -> Image.Image | None:
 
     They are if the last scan is there and what stands behind the last byte does not matter: where pixels
     are missing, it would be taken for them.
-
-    Raises:
-        OSError: if it cannot be decoded at all.
     """
     data = (source if isinstance(source, bytes) else source.read_bytes()).rstrip(b"\xff")
     if not _has_all_scans(data):

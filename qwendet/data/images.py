@@ -91,18 +91,8 @@ def resolve_image(image: str, root: Path, where: str) -> Stored:
     """Find an image's file, whose path must stay inside the data root, and may go on inside a tar there.
 
     Links on the way are followed wherever they lead: who can make one in the data set's folder has put it
-    there, as the Hugging Face cache does. A path that is written in a file cannot lead out.
-
-    Args:
-        image: path as written in the data, relative to ``root``.
-        root: the data root; may itself be reached through symbolic links.
-        where: ``file:line``, put into errors.
-
-    Returns:
-        The real path of an existing regular file, or a member of a tar.
-
-    Raises:
-        DataError: for an absolute path, one that leaves ``root`` by ``..``, or no file.
+    there, as the Hugging Face cache does. A path that is written in a file cannot lead out: an absolute one,
+    and one that leaves ``root`` by ``..``, are refused, naming ``where`` (file and line).
     """
     if PurePath(image).is_absolute() and PurePath(image).anchor != str(root):
         raise DataError(
@@ -161,25 +151,14 @@ def _lookalikes(folder: Path) -> dict[str, str]:
 def open_image(
     image: str, root: Path, where: str, declared_size: tuple[int, int] | None = None
 ) -> Image.Image:
-    """Decode an image into RGB as displayed.
+    """Decode an image into RGB as displayed, no orientation left to apply.
 
     EXIF (or XMP) orientation is applied. Transparent pixels are composited on white, unless all are
     transparent. Palette, greyscale, CMYK and 16-bit images are converted; of 16 bits the upper 8 of those
     that are used count (a sensor's 12, say), of colour the upper 8. Of an animation the first frame counts.
 
-    Args:
-        image: path relative to ``root``.
-        root: the data root.
-        where: ``file:line``, put into errors.
-        declared_size: width and height in pixels that the data claims for the displayed image.
-
-    Returns:
-        Mode ``RGB``, fully decoded, the file closed, no orientation left to apply.
-
-    Raises:
-        DataError: for a path that :func:`resolve_image` refuses, a file that is no image, truncated, too
-            large, too small, too narrow or of a pixel type without a defined white, or another size than
-            ``declared_size``.
+    A file that is no image, truncated, too large, too small, too narrow, of a pixel type without a defined
+    white, or of another size than ``declared_size`` is refused, naming ``where`` (file and line).
     """
     rgb, stored_size = _upright(resolve_image(image, root, where), image, where)
     if declared_size is not None and declared_size != rgb.size:
@@ -217,10 +196,8 @@ def inspect_image(image: str, root: Path, where: str, *, decode: bool = False) -
     """Read an image's displayed size and see that its file is whole, decoding only where needed.
 
     JPEG, PNG and WebP carry an end mark or their length, and orientation in front of the pixels. A file
-    without these, or of another format, is decoded to find out.
-
-    Raises:
-        DataError: as :func:`open_image`; without ``decode``, pixel data that is broken yet complete passes.
+    without these, or of another format, is decoded to find out. Without ``decode``, pixel data that is broken
+    yet complete passes.
     """
     file = resolve_image(image, root, where)
     with _opened(file, image, where) as stored:

@@ -13,11 +13,7 @@ from qwendet.errors import DataError
 
 
 def resolve_labels(config: Config) -> tuple[str, ...]:
-    """The label set: ``data.labels``, else those of training samples that name none of their own, sorted.
-
-    Raises:
-        DataError: if neither names a label.
-    """
+    """The label set: ``data.labels``, else those of training samples that name none of their own, sorted."""
     if config.data.labels is not None:
         labels = tuple(check_label(label, "data.labels", label) for label in config.data.labels)
     elif config.data.train is not None:
@@ -36,14 +32,9 @@ def resolve_labels(config: Config) -> tuple[str, ...]:
 def choose_labels(turn: Turn, labels: tuple[str, ...], most: int | None, generator: Random) -> Turn:
     """A training turn that is asked about at most so many labels, in an order that tells nothing.
 
-    They are those of its objects and others, drawn evenly; where its objects have more, so many of them are
-    drawn, and the other objects are no targets.
-
-    Args:
-        turn: the turn; its own labels are chosen from, where it has some.
-        labels: the label set.
-        most: ``data.labels_per_request``.
-        generator: of the sample and the epoch; nothing else is read.
+    They are those of its objects and others (of its own labels, where it has some), drawn evenly; where its
+    objects have more, so many of them are drawn, and the other objects are no targets. The generator is that
+    of sample and epoch.
 
     Example:
         >>> from qwendet.data.samples import DetectedObject

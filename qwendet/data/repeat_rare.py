@@ -9,16 +9,11 @@ from random import Random
 
 
 def repeats(shown: Sequence[Collection[str]], threshold: float, seed: int) -> list[int]:
-    """How often each sample is taken in an epoch.
+    """How often each sample is taken in an epoch, by the labels of its objects.
 
     ``r(sample) = max over its labels c of max(1, sqrt(threshold / f(c)))``, ``f(c)`` the share of samples
     that show ``c`` (LVIS, Gupta et al. 2019, after Mahajan et al. 2018). A fraction is rounded up with that
     probability, once for the run, so that all epochs have one length.
-
-    Args:
-        shown: labels of each sample's objects.
-        threshold: ``data.repeat_rare``; labels that a larger share of samples shows are not repeated for.
-        seed: ``train.seed``.
 
     Example:
         >>> repeats([{"cat"}] * 99 + [{"cat", "owl"}], threshold=0.16, seed=0)[-2:]

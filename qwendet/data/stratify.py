@@ -16,16 +16,9 @@ from collections.abc import Set as AbstractSet
 def stratify(
     labels: Sequence[AbstractSet[str]], weights: Sequence[int], shares: Mapping[str, float], seed: int
 ) -> list[str]:
-    """Choose a part for each group.
+    """Choose a part for each group, by its labels and its number of images.
 
-    Args:
-        labels: the labels of each group, at least one.
-        weights: the number of images in each.
-        shares: each part's share of the images; above 0, together 1.
-        seed: another seed is another division.
-
-    Returns:
-        The part of each group.
+    ``shares`` are each part's share of the images, above 0 and together 1; another seed is another division.
 
     Example:
         >>> stratify([{"a"}, {"a"}, {"b"}, {"b"}], [1, 1, 1, 1], {"train": 0.5, "val": 0.5}, 0)

@@ -13,22 +13,10 @@ from qwendet.data.samples import Turn
 def choose_teachers(
     seed: int, epoch: int, index: int, pool_size: int, count: int, ratio: float, exclude: int | None = None
 ) -> list[int]:
-    """Draw demonstrations for one sample.
+    """Draw demonstrations for one sample: distinct indices into the pool, at most ``count``.
 
     No global random state is read, so the draw is the same in every worker process, on every rank
-    and after a resume.
-
-    Args:
-        seed: ``train.seed``.
-        epoch: pass over the data, from 0.
-        index: the sample's index in its file.
-        pool_size: number of possible demonstrations.
-        count: demonstrations wanted.
-        ratio: probability that the sample gets any, in ``[0, 1]``.
-        exclude: pool index that must not be drawn (the sample itself), if any.
-
-    Returns:
-        Distinct pool indices, at most ``count``.
+    and after a resume. The sample gets any with the probability ``ratio``, and never ``exclude`` (itself).
 
     Example:
         >>> choose_teachers(0, 0, 7, pool_size=5, count=2, ratio=0.0)

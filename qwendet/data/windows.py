@@ -19,15 +19,10 @@ Window = tuple[int, int, int, int]
 
 
 def windows_of(size: tuple[int, int], tiles: int | str, overlap: float) -> list[Window]:
-    """Cut an image; one that is no larger than a window is a single one.
+    """Cut an image, ``size`` pixels, row by row; one that is no larger than a window is a single one.
 
-    Args:
-        size: width and height of the image, pixels.
-        tiles: side of a window in pixels, or columns x rows.
-        overlap: least share of a window's side that its neighbour shows as well, from 0 to below 1.
-
-    Returns:
-        Row by row; their union is the image.
+    ``tiles`` is the side of a window in pixels, or columns x rows; ``overlap`` the least share of a window's
+    side that its neighbour shows as well, from 0 to below 1.
 
     Example:
         >>> windows_of((100, 40), 60, 0.2)
@@ -78,18 +73,7 @@ def _spans(length: int, side: int, count: int, overlap: float) -> list[tuple[int
 def require_windows(
     sizes: Collection[tuple[int, int]], tiles: int | str, overlap: float, least: int, where: str
 ) -> None:
-    """Refuse windows that cut no image, or are too small to show anything.
-
-    Args:
-        sizes: width and height of the images.
-        tiles: as for :func:`windows_of`.
-        overlap: likewise.
-        least: pixels of a window's side.
-        where: put into the error.
-
-    Raises:
-        ConfigError: naming sizes.
-    """
+    """Refuse windows that cut no image, or whose side is below ``least`` pixels."""
     windows = {size: window_size(size, tiles, overlap) for size in sizes}
     if windows and all(window == size for size, window in windows.items()):
         largest = "{}x{}".format(*max(sizes, key=max))

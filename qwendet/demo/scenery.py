@@ -69,14 +69,9 @@ def transform(polygons: Polygons, radius_px: float, stretch: float, angle: float
 
 
 def stencil(polygons: Polygons, softness_px: float) -> Floats:
-    """Rasterise one object, anti-aliased.
+    """Rasterise one object, anti-aliased: ``(h, w)`` coverage in 0-1, with an empty margin for the blur.
 
-    Args:
-        polygons: in pixels, anywhere in the plane.
-        softness_px: sigma of the blur of its edge; 0 for a sharp one.
-
-    Returns:
-        ``(h, w)`` coverage in 0-1, with an empty margin wide enough for the blur.
+    Polygons are in pixels, anywhere in the plane; ``softness_px`` is the sigma of the blur of the edge.
     """
     margin = 1 + math.ceil(2.5 * softness_px)
     low = np.floor(polygons[0].min(axis=0)) - margin
@@ -173,13 +168,10 @@ def distractors(rng: np.random.Generator, width: int, height: int) -> Floats:
 
 
 def photograph(pixels: Floats, wear: float, rng: np.random.Generator) -> Image.Image:
-    """Take the RGB picture, with a camera that has seen better days.
+    """Take the RGB picture of ``(h, w, 3)`` pixels, with a camera that has seen better days.
 
-    Args:
-        pixels: ``(h, w, 3)``.
-        wear: 0 changes nothing; at 1 brightness varies by 18 %, a channel by 3 %, and each of noise (to 4 %),
-            blur (sigma to 1 px) and JPEG compression (down to quality 40) strikes two pictures in five.
-        rng: source of the variation.
+    A wear of 0 changes nothing; at 1 brightness varies by 18 %, a channel by 3 %, and each of noise (to 4 %),
+    blur (sigma to 1 px) and JPEG compression (down to quality 40) strikes two pictures in five.
     """
     gain = 1 + wear * (rng.uniform(-0.18, 0.18) + rng.uniform(-0.03, 0.03, 3))
     pixels = pixels * gain.astype(np.float32)

@@ -108,15 +108,10 @@ class Scene:
 
 
 def draw_scene(world: World, rng: np.random.Generator) -> Scene:
-    """Draw one image; every decision comes from ``rng``.
+    """Draw one image and its objects; every decision comes from ``rng``: give each scene its own.
 
-    Args:
-        world: what to draw from.
-        rng: advanced by an amount that depends on the scene: give each scene its own.
-
-    Returns:
-        The image and its objects. A box bounds what the image's edge leaves of its object, whether or not
-        another one lies on top; it has whole numbers, x2 and y2 exclusive, and sides of at least 6.
+    A box bounds what the image's edge leaves of its object, whether or not another one lies on top; it has
+    whole numbers, x2 and y2 exclusive, and sides of at least 6.
 
     Example:
         >>> draw_scene(DEMO, np.random.default_rng(1)).image.mode
@@ -174,15 +169,8 @@ class _Canvas:
     ) -> tuple[Window, Window] | None:
         """Record an object as the topmost, if enough of it is in the image and of all objects in sight.
 
-        Args:
-            mask: ``(h, w)`` coverage in 0-1.
-            left: pixel of the image for the mask's first column, may be negative.
-            top: likewise for its first row.
-            label: what it shows.
-            overlap: as in :class:`World`.
-
-        Returns:
-            The windows of the image and of the mask that lie on each other; None if there is no room.
+        The ``(h, w)`` mask is its coverage in 0-1; ``left`` and ``top``, where its first pixel is, may be
+        negative. Returns the windows of image and mask that lie on each other; None if there is no room.
         """
         rows, mask_rows = _common(top, mask.shape[0], self.owner.shape[0])
         columns, mask_columns = _common(left, mask.shape[1], self.owner.shape[1])
@@ -291,15 +279,10 @@ def write_dataset(
     image_format: str = "PNG",
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Write a sample file and its images; the file appears once all images are there.
+    """Write a sample file and its images beside it; the file appears once all images are there.
 
-    Args:
-        world: what to draw from.
-        path: the JSONL file; images go to ``images/`` beside it, named after it.
-        count: number of scenes, at least 1.
-        seed: scene ``i`` is drawn from ``[seed, i]``: a larger ``count`` begins with the same scenes.
-        image_format: Pillow's name of it, such as PNG or JPEG.
-        progress: called after each scene with the number done.
+    Scene ``i`` is drawn from ``[seed, i]``: a larger ``count`` begins with the same scenes. ``progress`` is
+    called after each scene with the number done.
     """
     assert count > 0, count
     partial = path.with_name(path.name + ".partial")

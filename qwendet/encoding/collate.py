@@ -72,12 +72,9 @@ def _packed(lengths: Sequence[int]) -> _Place:
 
 
 class StandardDataCollator:
-    """Pads to the longest sample, on the left, or packs samples into one row.
+    """Pads to the longest sample, on the left; with ``packing`` puts all samples into one row, for training.
 
-    Args:
-        pad_token_id: token of the padding.
-        merge_size: side of a block of patches that become one image token.
-        packing: one row without padding, for training.
+    ``merge_size`` is the side of a block of patches that become one image token.
     """
 
     def __init__(self, pad_token_id: int, merge_size: int, *, packing: bool = False) -> None:
@@ -205,9 +202,7 @@ class StandardDataCollator:
 def require_left_padding(batch: Batch) -> None:
     """Refuse a batch that is padded anywhere but on the left, whoever made it.
 
-    Raises:
-        DataError: naming the sample. Under Flash Attention, and for generation, its outputs would be wrong
-            without a word.
+    Under Flash Attention, and for generation, its outputs would be wrong without a word.
     """
     mask = batch["attention_mask"].bool()
     rises = (mask[:, 1:] >= mask[:, :-1]).all(1) & mask[:, -1]

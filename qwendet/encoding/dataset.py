@@ -85,11 +85,7 @@ class TrainingSamples:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> EncodedSample:
-        """Read, augment and encode one sample.
-
-        Raises:
-            DataError: if the sample, its image or a demonstration is broken.
-        """
+        """Read, augment and encode one sample."""
         sample = self._with_teachers(position)
         if self.augmenter is not None:
             with suppress(TooManyTokensError):  # such a one is taken as it is
@@ -168,12 +164,7 @@ class TrainingSamples:
 
 
 def training_samples(config: Config, encoder: Encoder) -> TrainingSamples:
-    """The samples to train on; ``data.on_bad_sample: skip`` leaves out broken ones, and lists them.
-
-    Raises:
-        DataError: for a file that cannot be read.
-        ConfigError: if no sample is left.
-    """
+    """The samples to train on; ``data.on_bad_sample: skip`` leaves out broken ones, and lists them."""
     usable = None
     if config.data.on_bad_sample == "skip":
         usable, problems = usable_samples(open_samples(config, "train"), config.data.labels or ())
@@ -187,11 +178,7 @@ def training_samples(config: Config, encoder: Encoder) -> TrainingSamples:
 
 
 def open_samples(config: Config, split: str) -> SampleFile:
-    """Open ``data.train``, ``data.val`` or ``data.teachers``.
-
-    Raises:
-        ConfigError: if the config names no such file.
-    """
+    """Open ``data.train``, ``data.val`` or ``data.teachers``."""
     path = getattr(config.data, split)
     if path is None:
         raise ConfigError(f"data.{split} is not set", f"data.{split}", "give the path of a JSONL file")
@@ -206,12 +193,9 @@ def teacher_pool(config: Config, training_samples: SampleFile) -> TeacherPool:
 
 
 def usable_samples(samples: SampleFile, labels: Sequence[str]) -> tuple[list[int], list[Problem]]:
-    """Tell usable samples from broken ones, for ``data.on_bad_sample: skip``.
+    """Indices of the usable samples, and what is wrong with each of the others.
 
-    Images are read as far as their header and end marker.
-
-    Returns:
-        Indices of the usable samples, and what is wrong with each of the others.
+    For ``data.on_bad_sample: skip``; images are read as far as their header and end marker.
     """
     usable: list[int] = []
     problems: list[Problem] = []

@@ -93,10 +93,7 @@ class _Picture:
 class Encoder:
     """Turns samples into :class:`EncodedSample`, for training and inference alike.
 
-    Args:
-        processor: an ``ImageTextProcessor``, with its family, tokenizer and image processor.
-        labels: the label set in manifest order.
-        settings: prompts and limits.
+    ``labels`` is the label set in manifest order; ``settings`` has prompts and limits.
     """
 
     def __init__(self, processor: Any, labels: Sequence[str], settings: DataConfig) -> None:
@@ -126,9 +123,6 @@ class Encoder:
                 the answer begins (inference).
             images: of the turns, as displayed; ``None`` opens their files.
             scored: labels that the head scores; ``None`` is those that are asked.
-
-        Raises:
-            DataError: for images, boxes or labels that cannot be used, or too many tokens.
         """
         for turn in (*sample.teachers, sample.student) if with_answer else sample.teachers:
             self._require_known_labels(turn, sample)
@@ -152,13 +146,8 @@ class Encoder:
     ) -> EncodedSample:
         """Encode a conversation of a client's own, up to where the model's answer begins.
 
-        Args:
-            messages: for the chat template, without image tokens in their texts.
-            images: at least one, as displayed, in the order in which the messages show them.
-            where: put into errors.
-
-        Raises:
-            DataError: for too many tokens.
+        ``messages`` are for the chat template, without image tokens in their texts; ``images``, at least one,
+        are as displayed, in the order in which the messages show them.
         """
         pictures = [self._processed(image) for image in images]
         first, *others = self._rendered(messages).split(IMAGE_TOKEN)
@@ -190,9 +179,7 @@ class Encoder:
     def chat(self, sample: Sample, *, resized: bool = True) -> tuple[list[Message], list[Image.Image]]:
         """The prompt of :meth:`encode` as messages and images in order, for a server that encodes by itself.
 
-        Args:
-            sample: as for :meth:`encode`; its answer is left out.
-            resized: images in the size that the model sees, so that the server has nothing to resize.
+        ``resized`` images have the size that the model sees, so that the server has nothing to resize.
         """
         sample = sample.asking(self.labels)
         turns = (*sample.teachers, sample.student)
@@ -213,14 +200,9 @@ class Encoder:
         return PixelLimits(processor.size["shortest_edge"], processor.size["longest_edge"], unit)
 
     def token_counts(self, sample: Sample, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """Count a sample's tokens without opening its images.
+        """Count the tokens of a sample with its answer, and of the answer alone, without opening its images.
 
-        Args:
-            sample: demonstrations and student turn.
-            sizes: displayed width and height of each image in pixels, the student's last.
-
-        Returns:
-            Tokens of the whole sample with its answer, and of the student's answer alone.
+        ``sizes`` are displayed width and height of each image in pixels, the student's last.
         """
         sample = sample.asking(self.labels)
         turns = (*sample.teachers, sample.student)

@@ -35,11 +35,7 @@ def settings_folder(model: ModelConfig) -> Path | None:
 
 
 def known_family(model: ModelConfig) -> Family | None:
-    """The family of a model, without a download; None where neither a file nor a published name tells.
-
-    Raises:
-        CheckpointError: if its config is of none.
-    """
+    """The family of a model, without a download; None where neither a file nor a published name tells."""
     folder = settings_folder(model)
     if folder is None:
         return family_by_name(model.path)
@@ -71,11 +67,7 @@ def _limits(config: Config, low: int, high: int, side: int) -> PixelLimits:
 
 
 def require_image_limits(config: Config, folder: Path) -> PixelLimits:
-    """Limits of the config's model, whose settings lie in ``folder``.
-
-    Raises:
-        CheckpointError: if they cannot be read there.
-    """
+    """Limits of the config's model, whose settings lie in ``folder``."""
     model = ModelConfig(path=str(folder))
     limits = image_limits(config.model_copy(update={"model": model}))
     if limits is None:

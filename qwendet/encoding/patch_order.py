@@ -18,15 +18,9 @@ IntArray = npt.NDArray[np.int64]
 
 
 def raster_to_flat(rows: int, columns: int, merge_size: int) -> IntArray:
-    """Flat position of the patch at each raster position.
+    """Flat position of the patch at each raster position: ``(rows, columns)`` int64.
 
-    Args:
-        rows: rows of patches, a multiple of ``merge_size``.
-        columns: columns of patches, a multiple of ``merge_size``.
-        merge_size: side of a block of patches that become one token.
-
-    Returns:
-        ``(rows, columns)`` int64.
+    ``merge_size`` is the side of a block of patches that become one token; rows and columns are multiples.
 
     Example:
         >>> raster_to_flat(2, 4, 2).tolist()

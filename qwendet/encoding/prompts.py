@@ -17,11 +17,7 @@ Message = dict[str, Any]
 
 
 def request_text(template: str, labels: Sequence[str]) -> str:
-    """Word the request.
-
-    Args:
-        template: ``data.request``, with the placeholder ``{labels}``.
-        labels: what is asked, in order.
+    """Word the request: ``data.request`` with the labels in place of ``{labels}``.
 
     Example:
         >>> request_text("Locate every {labels}.", ["cat", "dog"])
@@ -36,13 +32,9 @@ def answer_text(
     model_size: tuple[int, int],
     family: Family,
 ) -> str:
-    """Write the answer to a request, without its end of turn.
+    """Write the answer to a request in the family's frame and form, without its end of turn.
 
-    Args:
-        objects: boxes in pixels of the image as displayed.
-        displayed_size: its width and height.
-        model_size: width and height of the resized image.
-        family: of the model, whose frame and form it is.
+    Boxes are in pixels of the image as displayed; ``model_size`` is that of the resized one.
     """
     width, height = family.answer_size(model_size)
     boxes = rescale_xyxy([item.bbox_2d for item in objects], displayed_size, (width, height))
@@ -54,17 +46,11 @@ def answer_text(
 
 
 def conversation(system_prompt: str, requests: Sequence[str], answers: Sequence[str]) -> list[Message]:
-    """Messages of demonstrations and student, up to the last request.
+    """Messages of demonstrations and student for ``apply_chat_template``, up to the last request.
 
         system | user: image + request | assistant: answer | ... | user: image + request
 
-    Args:
-        system_prompt: text of the system turn; empty for none.
-        requests: text after each image, the student's last.
-        answers: answer texts of the demonstrations.
-
-    Returns:
-        Messages for ``apply_chat_template``.
+    There is one more request than answers; an empty ``system_prompt`` makes no system turn.
     """
     *shown, asked = (
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]} for text in requests

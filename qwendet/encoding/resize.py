@@ -20,14 +20,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def model_image_size(grid_thw: Sequence[int], patch_size: int) -> tuple[int, int]:
-    """Size of the image as the model sees it.
-
-    Args:
-        grid_thw: frames, rows and columns of patches, a row of ``image_grid_thw``.
-        patch_size: pixels of a patch's side.
-
-    Returns:
-        Width and height in pixels.
+    """Width and height in pixels of the image as the model sees it, by a row of ``image_grid_thw``.
 
     Example:
         >>> model_image_size((1, 34, 46), 14)
@@ -42,15 +35,9 @@ def rescale_xyxy(
     source: tuple[float, float],
     target: tuple[float, float],
 ) -> FloatArray:
-    """Move boxes from one size of the same image to another.
+    """Move boxes ``(N, 4)`` from one size of the same image to another; not rounded.
 
-    Args:
-        boxes_xyxy: ``(N, 4)`` in pixels of the source frame.
-        source: width and height of the source frame.
-        target: width and height of the target frame; ``(1, 1)`` is the unit square.
-
-    Returns:
-        ``(N, 4)`` float64 in the target frame, not rounded.
+    Sizes are width and height; ``(1, 1)`` is the unit square.
 
     Example:
         >>> rescale_xyxy([[320, 240, 640, 480]], (640, 480), (644, 476)).tolist()
@@ -63,16 +50,7 @@ def rescale_xyxy(
 
 
 def require_inside(turn: Turn, size: tuple[int, int], where: str) -> None:
-    """Refuse a box that leaves its image.
-
-    Args:
-        turn: the image's objects, boxes in pixels of the displayed image.
-        size: width and height of the displayed image.
-        where: file and line.
-
-    Raises:
-        DataError: naming the box.
-    """
+    """Refuse a box that leaves its image, both in pixels of the displayed image."""
     width, height = size
     for index, item in enumerate(turn.objects):
         x1, y1, x2, y2 = item.bbox_2d

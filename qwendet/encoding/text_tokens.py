@@ -20,13 +20,9 @@ _SIGNS_PER_TOKEN = 2
 
 
 def token_counter(folder: Path | None) -> tuple[CountTokens, bool]:
-    """What counts the tokens of a text.
+    """What counts the tokens of a text, and whether it is the model's own tokenizer and not an estimate.
 
-    Args:
-        folder: of the model's settings, if it is on this disk.
-
-    Returns:
-        The counter, and whether it is the model's own tokenizer and not an estimate.
+    ``folder`` is that of the model's settings, if it is on this disk.
     """
     if folder is None or not (folder / "tokenizer.json").is_file():
         return estimate_tokens, False

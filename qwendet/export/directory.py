@@ -69,10 +69,6 @@ def export(
         dtype: type of all weights but the head's, which are float32; ``None`` takes ``model.dtype``, which
             servers compute in, for trained and frozen ones alike.
         max_shard_size: most bytes of a weight file, as in ``5GB``.
-
-    Raises:
-        ConfigError: if the directory is there already.
-        CheckpointError: if the checkpoint cannot be used, or what was written is not what was loaded.
     """
     if output.exists():
         raise ConfigError("there is something already", str(output), "remove it, or give another directory")

@@ -29,11 +29,7 @@ def require_repository(name: str) -> None:
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:
-    """Upload a directory in one commit; the repository is made if there is none.
-
-    Raises:
-        EnvironmentLacksError: if the hub cannot be reached, or does not allow it; the directory stays.
-    """
+    """Upload a directory in one commit; the repository is made if there is none."""
     api = HfApi()
     try:
         made = api.create_repo(name, private=private, exist_ok=True)

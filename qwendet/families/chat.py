@@ -35,12 +35,8 @@ def prompt_text(
 ) -> str:
     """The prompt in the families' chat format, image tokens written out, up to where the answer begins.
 
-    Args:
-        system_prompt: text of the system turn.
-        requests: text after each image.
-        answers: answers of the demonstrations.
-        image_tokens: tokens of each image, the student's last; one more than there are answers.
-        answer_prefix: what stands before the student's answer in its turn.
+    ``answers`` are those of the demonstrations; there is one more request, and one more number in
+    ``image_tokens`` (tokens of each image). ``answer_prefix`` stands before the student's answer in its turn.
     """
     text = f"{START_OF_TURN}system\n{system_prompt}{END_OF_TURN}\n" if system_prompt else ""
     for index, (count, request) in enumerate(zip(image_tokens, requests, strict=True)):

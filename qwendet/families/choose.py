@@ -46,9 +46,7 @@ def family_by_name(hub_id: str) -> Family | None:
 def family_in(folder: Path) -> Family:
     """The family that the ``config.json`` of a folder names.
 
-    Raises:
-        CheckpointError: if it is none, for which transformers would build a model of default size, tens of
-            gigabytes; if it names the class of another one; if there is no such file.
+    For one that is none transformers would build a model of default size, tens of gigabytes: it is refused.
     """
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -104,22 +104,15 @@ class Family:
         return self if frame in (None, self.frame) else replace(self, frame=frame)
 
     def answer_size(self, model_size: tuple[int, int]) -> tuple[int, int]:
-        """Width and height of the frame of an answer's coordinates.
+        """Width and height of the frame of an answer's coordinates, by the resized image's size in pixels.
 
         A box in pixels of the displayed image is written times this over the displayed size; each coordinate
         lies between 0 and this, both included.
-
-        Args:
-            model_size: width and height of the resized image, pixels.
         """
         return model_size if self.frame == "pixels" else (THOUSANDTHS, THOUSANDTHS)
 
     def part_of(self, name: str) -> str:
-        """``vision``, ``merger`` or ``language``: the part of the model that a parameter belongs to.
-
-        Args:
-            name: of the transformers class, such as ``model.visual.merger.norm.weight``.
-        """
+        """``vision``, ``merger`` or ``language``: the part that a published parameter is in."""
         if name.startswith(self.merger):
             return "merger"
         return "vision" if name.startswith("model.visual.") else "language"

@@ -142,11 +142,7 @@ def _tile(rows: Tensor, words: Tensor, labels: Tensor) -> _Tile:
 def _factors(tiles: list[_Tile], total: Tensor, nll: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
     """What makes each tile's ``others`` ``softmax / count``, and ``(softmax - 1) / count`` at the label.
 
-    Args:
-        tiles: all tiles of R rows.
-        total: ``(R, 1)``, ``log_sum`` over all tiles.
-        nll: ``(R, 1)``.
-        count: rows of all chunks.
+    ``total`` ``(R, 1)`` is ``log_sum`` over all tiles of R rows, ``count`` the rows of all chunks.
     """
     return [(tile.largest - total).exp() / count for tile in tiles], torch.expm1(-nll) / count
 

@@ -154,19 +154,8 @@ def attention_by_length(
 ) -> tuple[Tensor, None]:
     """Attention within segments, as transformers calls it; within the whole sequence where none are given.
 
-    Args:
-        module: the attention layer.
-        query: ``(1, heads, S, d)``, as are ``key`` and ``value``.
-        key: see ``query``.
-        value: see ``query``.
-        attention_mask: none for images.
-        scaling: of the logits.
-        dropout: share of the attention weights that is dropped.
-        segments: of each attention layer, from :func:`plan`.
-        settings: for transformers' own attention.
-
-    Returns:
-        ``(1, S, heads, d)``, and no weights.
+    Queries, keys and values are ``(1, heads, S, d)``, the result ``(1, S, heads, d)`` and no weights;
+    ``segments`` are those of each attention layer, from :func:`plan`.
     """
     if segments is None:
         result: tuple[Tensor, None] = sdpa_attention_forward(

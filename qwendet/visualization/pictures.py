@@ -34,16 +34,9 @@ def draw_boxes(
     labels: Sequence[str],
     scores: Sequence[float] | None = None,
 ) -> Image.Image:
-    """Draw captioned boxes on a copy of an image.
+    """Draw captioned boxes, in pixels of the RGB image, on a copy of it; a small image is enlarged.
 
-    Args:
-        image: RGB.
-        boxes_xyxy: boxes in pixels of ``image``.
-        labels: of each box; it chooses the colour.
-        scores: of each box, for its caption; ``None`` for boxes without.
-
-    Returns:
-        The picture; enlarged by a whole number if the image is small.
+    A box's label chooses its colour; scores stand in the captions, if there are any.
     """
     factor = max(1, -(-LEAST_SIDE // min(image.size)))
     picture = image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
