@@ -94,11 +94,7 @@ class Qwen25VLWithDetection(nn.Module):
         self.vlm.tie_weights()
 
     def require_ties(self) -> None:
-        """Refuse a model whose tied weights have come apart: it would train and save two of them.
-
-        Raises:
-            EnvironmentLacksError: if the output layer is not the embeddings, and the config says it is.
-        """
+        """Refuse a model whose tied weights have come apart: it would train and save two of them."""
         is_tied = self.vlm.lm_head.weight is self.vlm.get_input_embeddings().weight
         if self.config.tie_word_embeddings and not is_tied:
             raise EnvironmentLacksError(
@@ -148,9 +144,7 @@ class Qwen25VLWithDetection(nn.Module):
     def see(self, pixel_values: Tensor, grids: Tensor) -> tuple[Tensor, Any]:
         """Run vision tower and merger; called, as the other parts are, in :meth:`computing`.
 
-        Args:
-            pixel_values: ``(P, dim)``.
-            grids: ``(images, 3)`` int64 on the host, so that nobody waits for the device.
+        ``grids`` ``(images, 3)`` are on the host, so that nobody waits for the device.
 
         Returns:
             Patches ``(P, vision)`` in the processor's order, and the published output that

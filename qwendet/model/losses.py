@@ -58,13 +58,9 @@ class Losses:
 
 
 def step_counts(batches: Iterable[Batch]) -> Tensor:
-    """Count what the means of an optimizer step divide by.
+    """Teacher tokens, student tokens and boxes of a step's micro-batches on this rank: ``(3,)`` float64.
 
-    Args:
-        batches: the micro-batches of the step on this rank.
-
-    Returns:
-        ``(3,)`` float64: teacher tokens, student tokens, boxes. Ranks are added up by the caller.
+    The means of the step divide by them; ranks are added up by the caller.
     """
     counts = torch.zeros(3, dtype=torch.float64)
     for batch in batches:
@@ -81,9 +77,7 @@ def _tokens(spans: list[list[tuple[int, int]]]) -> int:
 class LossManager:
     """Computes the loss of a micro-batch as its share of the optimizer step's.
 
-    Args:
-        weights: weights of the terms.
-        one_to_many: times each box is matched on the dense stage.
+    On the dense stage each box is matched ``one_to_many`` times.
     """
 
     def __init__(self, weights: LossConfig, one_to_many: int) -> None:
@@ -94,13 +88,7 @@ class LossManager:
     def __call__(
         self, tokens: TokenLosses, head: HeadOutput | None, targets: Targets | None, counts: Tensor
     ) -> Losses:
-        """Add up the terms.
-
-        Args:
-            tokens: token losses of this micro-batch.
-            head: the head's predictions, if there is a head.
-            targets: ground truth for the head.
-            counts: ``(3,)`` from :func:`step_counts`, over the whole step.
+        """Add up the terms; ``counts`` are those of :func:`step_counts` over the whole step.
 
         Returns:
             Losses whose sum over the step's micro-batches is the step's loss. An empty set gives a 0
@@ -156,19 +144,11 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def detection_terms(head: HeadOutput, targets: Targets, matches: Matches, scale: Tensor) -> dict[str, Tensor]:
-    """Classification, L1 and GIoU loss, summed over all stages.
+    """Classification, L1 and GIoU loss, summed over all stages: scalars in float32 or float64.
 
     Classification is the quality focal loss (Li et al. 2020, eq. 6, beta 2): the matched class is to
-    score the IoU of its box, everything else 0, so a score tells how well the box fits.
-
-    Args:
-        head: predictions of all stages.
-        targets: ground truth.
-        matches: which prediction answers for which box.
-        scale: ``(K,)`` weight of a prediction, one over the number of boxes included.
-
-    Returns:
-        ``class``, ``l1`` and ``giou``: scalars in float32 or float64.
+    score the IoU of its box, everything else 0, so a score tells how well the box fits. ``scale`` ``(K,)``
+    is the weight of a prediction, one over the number of boxes included.
     """
     logits, boxes = at_least_float32(head.logits), at_least_float32(head.boxes_cxcywh)
     predicted = boxes[matches.sample, matches.prediction]

@@ -60,15 +60,9 @@ class Matches:
 def match(output: HeadOutput, targets: Targets, weights: CostWeights, repeats: Sequence[int]) -> Matches:
     """Assign every box to predictions, at the lowest total cost in each stage of each sample.
 
-    Args:
-        output: predictions of all stages.
-        targets: ground truth.
-        weights: weights of the cost's terms.
-        repeats: for each stage, how many predictions answer for one box. More than
-            one is the one-to-many branch of H-DETR (Jia et al. 2023, §3.2).
-
-    Returns:
-        All assignments. A stage with fewer predictions than wanted leaves the costliest boxes out.
+    A stage with fewer predictions than wanted leaves the costliest boxes out. ``repeats`` says for each stage
+    how many predictions answer for one box; more than one is the one-to-many branch of H-DETR (Jia et al.
+    2023, §3.2).
     """
     with torch.no_grad():
         cost = matching_cost(output, targets, weights).cpu().numpy()

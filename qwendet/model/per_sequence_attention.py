@@ -32,17 +32,9 @@ def per_sequence_inputs(
     num_tokens: Sequence[int],
     shape: Sequence[int],
 ) -> dict[str, Any]:
-    """What keeps the samples of a batch apart in the published language model.
+    """What keeps the samples of a batch apart in the published language model: arguments of its forward.
 
-    Args:
-        language_model: whose attention it is.
-        position_ids: ``(3, B, L)``; ``(4, B, L)`` of packed samples.
-        attention_mask: ``(B, L)``; ``None`` for packed samples.
-        num_tokens: of each sample.
-        shape: rows and tokens of a row.
-
-    Returns:
-        Keyword arguments of its forward.
+    ``position_ids`` are ``(3, B, L)``, of packed samples ``(4, B, L)`` and without ``attention_mask``.
     """
     config = language_model.config
     other_layers = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
@@ -56,9 +48,7 @@ def per_sequence_inputs(
 def lengths_in_order(num_tokens: Sequence[int], shape: Sequence[int]) -> list[int]:
     """Lengths of the padding before each sample and of the sample, in the order of the flattened batch.
 
-    Args:
-        num_tokens: of each sample.
-        shape: rows and tokens of a row: a row a sample, padded on the left, or one row of all.
+    ``shape`` is a row a sample, padded on the left, or one row of all.
 
     Example:
         >>> lengths_in_order([4, 6, 2], (3, 6))
@@ -84,17 +74,8 @@ def per_sequence_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within samples, as transformers calls it; under the mask where no lengths are given.
 
-    Args:
-        module: the attention layer.
-        query: ``(B, heads, L, d)``.
-        key: ``(B, key-value heads, L, d)``, as is ``value``.
-        value: see ``key``.
-        attention_mask: none beside ``lengths``.
-        lengths: from :func:`lengths_in_order`.
-        settings: for transformers' own attention.
-
-    Returns:
-        ``(B, L, heads, d)``, 0 at padding, and no weights.
+    Queries are ``(B, heads, L, d)``, keys and values ``(B, key-value heads, L, d)``, ``lengths`` those of
+    :func:`lengths_in_order`; the result is ``(B, L, heads, d)``, 0 at padding, and no weights.
     """
     if lengths is None:
         under_mask: tuple[Tensor, None] = sdpa_attention_forward(

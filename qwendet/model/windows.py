@@ -47,10 +47,7 @@ class Segments:
 def plan(visual: Any, grids: Tensor, device: torch.device) -> dict[str, Any]:
     """What the vision tower would find out from the grids in its forward, found on the host.
 
-    Args:
-        visual: the published vision tower.
-        grids: ``(images, 3)`` int64 on the host, frames, rows and columns.
-        device: where the tower computes; nothing is asked of it, and no copy to it is waited for.
+    Nothing is asked of the device, and no copy to it is waited for.
 
     Returns:
         Keyword arguments of the tower; ``window_index`` ``(tokens,)`` int64 is its order, if it has windows.
