@@ -6,7 +6,7 @@ A check is a function that returns what it saw and what is wrong; its id begins 
     loss/         loss.*         what is back-propagated is what is meant          validate-loss
     consistency/  consistency.*  the model that is trained is the one served       check-consistency
 
-    result.py     what a check says                subject.py    both builds and a few samples, made once
-    runner.py     runs a check, come what may      trace.py      what really went through a model
+    result.py     what a check says                subject.py    the training build and a few samples
+    runner.py     runs a check, come what may      shortened.py  a few layers of a large model
     preflight.py  all of them: validate            reference.py  what the model must be shown, computed anew
 """

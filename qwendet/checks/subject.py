@@ -1,11 +1,4 @@
-"""What the checks of the model look at: two builds and a few samples, each made once and when asked for.
-
-config ─► bundle   the training build, groups frozen as training freezes them
-             │
-             └► saved ─► served   what training would save at step 0, loaded as inference loads it
-
-Of a model too large to be written and read for a check, the loader is handed the weights in memory.
-"""
+"""What checks of the model look at: the training build and a few samples, made once and when asked for."""
 
 from __future__ import annotations
 
@@ -24,9 +17,7 @@ from qwendet.encoding.collate import Batch
 from qwendet.encoding.dataset import TrainingSamples
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import ConfigError, DataError
-from qwendet.files import atomic_folder
-from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.loading.checkpoint import base_weights, save_checkpoint
+from qwendet.loader import Bundle
 from qwendet.training.build import create_trainer, trainer_of
 from qwendet.training.trainer import DetectionTrainer
 
@@ -79,37 +70,6 @@ class Subject:
         if lora is not None and lora.load_in_4bit:
             return False
         return sum(parameter.numel() for parameter in self.bundle.detector.parameters()) <= SMALL
-
-    @cached_property
-    def saved(self) -> Path:
-        """A checkpoint of :attr:`bundle`, written as training writes one, at step 0.
-
-        Of a large model all but the base model's weights.
-        """
-        bundle, folder = self.bundle, self.folder / "step-0"
-        with atomic_folder(folder) as staging:
-            save_checkpoint(
-                staging,
-                bundle.detector,
-                bundle.processor,
-                bundle.config,
-                step=0,
-                with_vlm=self.is_small,
-            )
-        return folder
-
-    @cached_property
-    def served(self) -> Bundle:
-        """The inference build of the same weights, from :attr:`saved`, on the same device.
-
-        A large model's weights come from memory, by the names that its files would give them; those of a base
-        in 4 bits are read once more.
-        """
-        config = config_of_checkpoint(self.saved)
-        model = config.model.model_copy(update={"device": self.bundle.config.model.device})
-        in_4bit = model.lora is not None and model.lora.load_in_4bit
-        weights = None if self.is_small or in_4bit else base_weights(self.bundle.detector)
-        return load(config.model_copy(update={"model": model}), for_inference=True, weights=weights)
 
     @cached_property
     def samples(self) -> list[Sample]:

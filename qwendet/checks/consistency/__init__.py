@@ -3,7 +3,7 @@
 suite.py    every check and its id             pair.py       both builds, after an update
 build.py    one model, of the same weights     runs.py       the few runs that the checks share
 prompt.py   what is sent before the answer     noise.py      how far apart equal computations come out
-images.py   pixels, resizes and boxes          synthetic.py  a picture that no mistake leaves as it is
-compute.py  what a token depends on            head.py       what the head depends on
+images.py   what the model sees                synthetic.py  pictures that no mistake leaves as they are
+compute.py  served and trained, attention      generation.py  greedy answers
 checkpoint.py   a directory of files against what the config would build
 """

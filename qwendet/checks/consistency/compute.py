@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qwendet.checks.consistency.noise import MULTIPLE, compare, difference, noise
-from qwendet.checks.consistency.pair import exact_pair
+from qwendet.checks.consistency.pair import exact_pair, pair
 from qwendet.checks.consistency.runs import Run, attending, run, training
 from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.shortened import exact
@@ -21,7 +21,7 @@ from qwendet.loader import Bundle
 
 def served(subject: Subject) -> Verdict:
     """The prompt computes in the inference build what training computed of it."""
-    problems = [] if subject.is_small else [*_not_finite(_prompted(subject, subject.served))]
+    problems = [] if subject.is_small else [*_not_finite(_prompted(subject, pair(subject).served))]
     few = exact(subject)
     found, expected = _prompted(few, exact_pair(few).served), training(few)
     for own, row, sample in zip(found.hidden, expected.hidden, few.samples, strict=True):

@@ -4,9 +4,9 @@
                                                                 │ save_checkpoint, Predictor.from_checkpoint
                                                                 └► served
 
-Moved, because an untrained head is built from the seed: one that inference built anew would look the same. A
-large model is compared as it stands, name by name and byte by byte: its weights are handed to the loader
-instead of written and read. Of its first layers, on which numbers are compared, both builds are made so.
+Perturbed, because an untrained head is built from the seed: one that inference built anew would look the
+same. A large model is compared as it stands, name by name and byte by byte: its weights are handed to the
+loader instead of written and read. Numbers are compared on its first layers, which are perturbed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from qwendet.checks.shortened import Shortened
 from qwendet.checks.subject import Subject, once
 from qwendet.files import atomic_folder
 from qwendet.inference.predictor import Predictor
-from qwendet.loader import Bundle
-from qwendet.loading.checkpoint import save_checkpoint, stored_parameters
+from qwendet.loader import Bundle, config_of_checkpoint, load
+from qwendet.loading.checkpoint import base_weights, save_checkpoint, stored_parameters
 from qwendet.model.attention import exact_attention
 from qwendet.model.detector import Qwen25VLWithDetection
 
@@ -42,20 +42,31 @@ class Pair:
 @once
 def pair(subject: Subject) -> Pair:
     """Both builds, in the config's own type of number."""
-    if not subject.is_small:
-        return Pair(subject.bundle, subject.served, subject.saved)
-    trained = replace(subject.bundle, detector=perturbed(_own(subject, subject.bundle.detector)))
-    folder = subject.folder / "perturbed"
+    trained, folder = subject.bundle, subject.folder / "saved"
+    if subject.is_small:
+        trained = replace(trained, detector=perturbed(_own(subject, trained.detector)))
     with atomic_folder(folder) as staging:
         save_checkpoint(
             staging,
             trained.detector,
             trained.processor,
             trained.config,
-            step=1,
+            step=0,
+            with_vlm=subject.is_small,
         )
+    if not subject.is_small:
+        return Pair(trained, _served_from_memory(trained, folder), folder)
     device = f"model.device={trained.config.model.device}"
     return Pair(trained, Predictor.from_checkpoint(folder, overrides=[device]).bundle, folder)
+
+
+def _served_from_memory(trained: Bundle, folder: Path) -> Bundle:
+    """The inference build of weights in memory, by the names of their files; of 4 bits, of the files."""
+    config = config_of_checkpoint(folder)
+    model = config.model.model_copy(update={"device": trained.config.model.device})
+    in_4bit = model.lora is not None and model.lora.load_in_4bit
+    weights = None if in_4bit else base_weights(trained.detector)
+    return load(config.model_copy(update={"model": model}), for_inference=True, weights=weights)
 
 
 def _own(subject: Subject, detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:

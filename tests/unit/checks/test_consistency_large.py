@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qwendet.checks import subject as subject_module
+from qwendet.checks.consistency.pair import pair
 from qwendet.checks.consistency.suite import run_consistency_checks
 from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config.load import load_config
@@ -30,7 +31,9 @@ def failures(results: list[Result]) -> list[Result]:
 
 
 def test_large_model__is_run_once(large: Subject) -> None:
-    own: list[Any] = [bundle.detector.vlm.model.language_model for bundle in (large.bundle, large.served)]
+    own: list[Any] = [
+        bundle.detector.vlm.model.language_model for bundle in (large.bundle, pair(large).served)
+    ]
     lengths: list[int] = []
 
     def count(module: Any, args: Any, kwargs: Any, output: Any) -> None:

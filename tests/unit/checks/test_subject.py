@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from qwendet.checks.consistency.pair import pair
 from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config.schema import Config
 from qwendet.data.samples import Sample
@@ -112,8 +113,8 @@ def test_samples__broken_ones_are_left_out_only_if_asked_for(
 
 
 def test_served__is_the_training_build_in_evaluation_mode(subject: Subject) -> None:
-    """A new head too: inference never builds one, so it comes from the saved step 0."""
-    served, bundle = subject.served, subject.bundle
+    """A new head too: inference never builds one, so it comes from what was saved."""
+    served, bundle = pair(subject).served, pair(subject).trained
     assert served.detector is not bundle.detector
     assert not served.detector.training
     ours, theirs = (
