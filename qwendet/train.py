@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
-import stat
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,16 +57,13 @@ class RunSummary:
 def train(config: Config, *, resume: bool = False) -> RunSummary:
     """Train, save and evaluate.
 
-    Raises:
-        QwendetError: before anything is written, for a config, data or model that cannot be used;
-            later, for a loss that is not finite.
+    What cannot be used is refused before anything is written; a loss that is not finite ends the run later.
     """
     output_dir = Path(config.train.output_dir)
     checkpoint = latest_checkpoint(output_dir) if resume else None
     if not resume:
         _require_unused(output_dir)
     require_config_checks(config)
-    _require_writable(output_dir)
     with peers_needed():
         return _train_and_save(config, checkpoint)
 
@@ -143,26 +137,6 @@ def _base_metrics(trainer: DetectionTrainer) -> dict[str, float] | None:
     if not base:
         logger.warning("train.evaluate_base: the base was not measured when this run began")
     return base
-
-
-def _require_writable(output_dir: Path) -> None:
-    """Find out before the first checkpoint that nothing can be saved, or that anybody could change it."""
-    existing = next(folder for folder in (output_dir, *output_dir.parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            mode = existing.stat().st_mode if existing == output_dir else 0
-    except OSError as error:
-        raise EnvironmentLacksError(
-            f"the output directory cannot be written to: {error.strerror}",
-            str(output_dir),
-            "mend its permissions, or choose another with --set train.output_dir=DIR",
-        ) from error
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        raise ConfigError(
-            "every user of this machine may write to the output directory, and so change the checkpoints",
-            str(output_dir),
-            f"chmod o-w {shlex.quote(str(output_dir))}",
-        )
 
 
 def _require_unused(output_dir: Path) -> None:

@@ -8,18 +8,12 @@ from qwendet.loader import Bundle, load
 from qwendet.model.packing import require_isolation
 from qwendet.training.arguments import require_launcher, training_arguments
 from qwendet.training.callbacks import ProgressReport, StopOnSignal
-from qwendet.training.loggers import require_trackers
 from qwendet.training.param_groups import freeze_groups
 from qwendet.training.trainer import DetectionTrainer
 
 
 def create_trainer(config: Config) -> DetectionTrainer:
-    """Build the trainer that ``qwendet train`` uses.
-
-    Returns:
-        A trainer; its ``bundle`` is the model, its ``train()`` trains.
-    """
-    require_trackers(config)
+    """Build the trainer that ``qwendet train`` uses."""
     require_launcher(config)
     return trainer_of(load(config, for_inference=False))
 

@@ -5,7 +5,6 @@ Names are shown as they are logged, grouped by what they are: ``loss/…``, ``gr
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -54,16 +53,6 @@ def _wandb(config: Config, step: int) -> WandBTracker:
             "run `wandb login`, set WANDB_MODE=offline, or leave wandb out",
         ) from error
     return tracker
-
-
-def require_trackers(config: Config) -> None:
-    """Refuse ``train.report_to: wandb`` where the package is not installed."""
-    if "wandb" in config.train.report_to and importlib.util.find_spec("wandb") is None:
-        raise EnvironmentLacksError(
-            "wandb needs the package wandb",
-            "train.report_to",
-            "pip install 'qwendet[wandb]', or leave it out",
-        )
 
 
 class TrackerCallback(TrainerCallback):

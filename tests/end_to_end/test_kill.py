@@ -23,7 +23,7 @@ from qwendet.config.load import build_config
 from qwendet.config.schema import Config
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.encoding.dataset import TrainingSamples
-from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
+from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError, QwendetError
 from qwendet.evaluation.command import evaluate_model
 from qwendet.files import sha256_of_file
 from qwendet.infer import infer
@@ -237,8 +237,8 @@ def test_resume__without_a_complete_checkpoint_names_what_is_wrong_with_each(sto
     with pytest.raises(CheckpointError) as caught:
         latest_checkpoint(stopped)
     assert [(problem.where, problem.what) for problem in caught.value.problems] == [
-        (str(stopped / "checkpoint-4" / "optimizer.pt"), "the training state was changed"),
-        (str(stopped / "checkpoint-2" / "rng_state.pth"), "the training state is missing"),
+        (str(stopped / "checkpoint-4" / "optimizer.pt"), "the file differs from its hash in resume.json"),
+        (str(stopped / "checkpoint-2" / "rng_state.pth"), "a file of the checkpoint is missing"),
     ]
 
 
@@ -333,16 +333,16 @@ def test_read_only__is_said_before_training_starts(make_config: MakeConfig, tmp_
     folder = Path("/sys") if os.geteuid() == 0 else tmp_path
     if os.geteuid() != 0:
         tmp_path.chmod(0o555)
-    with pytest.raises(EnvironmentLacksError, match="the output directory cannot be written to") as caught:
+    with pytest.raises(QwendetError, match=f"the folder {folder} cannot be written to") as caught:
         train(make_config(folder / "qwendet-run"))
-    assert caught.value.exit_code == 3
+    assert caught.value.problems[0].id == "config.train.output_dir"
 
 
 def test_world_writable__output_directory_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     run.chmod(0o777)
-    with pytest.raises(ConfigError, match="every user of this machine may write") as caught:
+    with pytest.raises(QwendetError, match="every user of this machine may write") as caught:
         train(make_config(run))
     assert caught.value.problems[0].fix == f"chmod o-w {run}"
     assert list(run.iterdir()) == []

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -74,14 +77,14 @@ def trackers(dataset: Dataset) -> list[Problem]:
 
 
 def launcher(dataset: Dataset) -> Iterable[Problem]:
-    """What ``accelerate launch`` was told can be had here, and is what the config says."""
+    """What ``accelerate launch`` asks for can be had here, and is what the config says."""
     model = dataset.config.model
     has_gpu = model.device != "cpu" and has_nvidia_gpu()
     return launcher_problems(has_gpu=has_gpu, in_4bit=model.lora is not None and model.lora.load_in_4bit)
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether a GPU's driver is here and visible, as far as can be told without torch."""
+    """Whether a GPU's driver is here and visible, as far as can be known without torch."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return any(NVIDIA_DRIVER.glob("*")) or shutil.which("nvidia-smi") is not None
@@ -174,14 +177,22 @@ def demonstrations_are_given(dataset: Dataset) -> Iterable[Problem]:
 
 
 def output_can_be_written(dataset: Dataset) -> Iterable[Problem]:
-    """The run's folder can be made and written to."""
+    """The run's folder can be made and written to, and not by everybody."""
     target = Path(dataset.config.train.output_dir).absolute()
     nearest = next(path for path in (target, *target.parents) if path.exists())
     fix = "choose another with --set train.output_dir=DIR"
-    if not nearest.is_dir():
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except NotADirectoryError:
         yield Problem(f"{nearest} is a file", "train.output_dir", fix)
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        yield Problem(f"the folder {nearest} may not be written to", "train.output_dir", fix)
+    except OSError as error:
+        what = f"the folder {nearest} cannot be written to: {error.strerror}"
+        yield Problem(what, "train.output_dir", fix)
+    mode = target.stat().st_mode if nearest == target else 0
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        what = f"every user of this machine may write to {target}, and so change the checkpoints"
+        yield Problem(what, "train.output_dir", f"chmod o-w {shlex.quote(str(target))}")
 
 
 CHECKS: Mapping[str, Check] = {

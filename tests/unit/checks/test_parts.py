@@ -103,9 +103,13 @@ def test_unreadable_files__are_told_apart(tmp_path: Path, monkeypatch: pytest.Mo
 def test_folder_that_may_not_be_written__is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = Project.sound(tmp_path)
     project.write()
-    monkeypatch.setattr("os.access", lambda path, mode: mode == 4)  # reading alone
+
+    def refuse(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     failed = dict(project.failures())
-    assert "may not be written to" in failed["config.train.output_dir"]
+    assert "cannot be written to: Permission denied" in failed["config.train.output_dir"]
 
 
 def test_images_that_may_not_be_read__are_one_problem(
