@@ -37,8 +37,12 @@ Source = Annotated[
 ]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="Folder to write into; absent or empty.")]
 ToOption = Annotated[
-    Literal["jsonl", "webdataset", "coco", "voc", "yolo", "swift", "llamafactory"],
-    typer.Option("--to", help="Format to write."),
+    Literal["jsonl", "webdataset", "coco", "voc", "yolo", "yolo-seg", "swift", "llamafactory"],
+    typer.Option(
+        "--to",
+        metavar="FORMAT",
+        help="What to write: jsonl, webdataset, coco, voc, yolo, yolo-seg (polygons), swift or llamafactory.",
+    ),
 ]
 ImagesOption = Annotated[
     Literal["copy", "link", "reference"],

@@ -1,4 +1,4 @@
-"""Training images changed at random, and their boxes with them.
+"""Training images changed at random, and their boxes, polygons and masks with them.
 
     turn ─► image, objects ─► step ─► step … ─► the turn with pixels of its own and moved objects
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 from PIL import Image, ImageEnhance, ImageFilter
@@ -19,8 +20,7 @@ from qwendet.config.augment_steps import AugmentStep, Preset
 from qwendet.config.schema import DataConfig
 from qwendet.data.images import MIN_IMAGE_SIDE, open_image
 from qwendet.data.samples import DetectedObject, Turn
-
-Box = tuple[float, float, float, float]
+from qwendet.data.segmentation import Box, Move, cut, extent, fits, moved
 
 _FLIP, _COLOR = AugmentStep(name="horizontal_flip"), AugmentStep(name="color")
 PRESETS: Mapping[Preset, tuple[AugmentStep, ...]] = {
@@ -59,16 +59,39 @@ class Scene:
     objects: tuple[DetectedObject, ...]
     labels: tuple[str, ...] | None = None
 
-    def moved(self, image: Image.Image, move: Callable[[Box], Box]) -> Scene:
-        """Another image, with every box moved."""
-        objects = (replace(item, bbox_2d=move(item.bbox_2d), area=None) for item in self.objects)
-        return replace(self, image=image, objects=tuple(objects))
+    def moved(self, change: Callable[[Image.Image], Image.Image], move: Move) -> Scene:
+        """The image and the masks in it changed, every corner of a box and of a polygon moved."""
+
+        def box(x1: float, y1: float, x2: float, y2: float) -> Box:
+            (left, top), (right, bottom) = move(x1, y1), move(x2, y2)
+            return min(left, right), min(top, bottom), max(left, right), max(top, bottom)
+
+        objects = (
+            replace(
+                item,
+                bbox_2d=box(*item.bbox_2d),
+                area=None,
+                segmentation=moved(item.segmentation, change, move),
+            )
+            for item in self.objects
+        )
+        return replace(self, image=change(self.image), objects=tuple(objects))
+
+    def within(self, size: tuple[int, int], left: int, top: int) -> Scene:
+        """The scene as a part of a black image of this size."""
+
+        def place(image: Image.Image) -> Image.Image:
+            whole = Image.new(image.mode, size)
+            whole.paste(image, (left, top))
+            return whole
+
+        return self.moved(place, lambda x, y: (x + left, y + top))
 
     def seen(self, window: Box, size: tuple[int, int], min_visible: float) -> Scene:
         """A window of the image in another size.
 
         Boxes are cut at its edges; one is dropped if less than ``min_visible`` of its area, or less than a
-        pixel of a side, is left.
+        pixel of a side, is left. One that was its polygon's or mask's is that of what is left of it.
 
         Args:
             window: xyxy, pixels of the image.
@@ -78,22 +101,35 @@ class Scene:
         left, top, right, bottom = window
         across, down = size[0] / (right - left), size[1] / (bottom - top)
 
-        def move(box: Box) -> Box:
-            x1, x2 = (min(max(0.0, (x - left) * across), size[0]) for x in box[::2])
-            y1, y2 = (min(max(0.0, (y - top) * down), size[1]) for y in box[1::2])
-            return x1, y1, x2, y2
+        def is_near(box: Box) -> bool:
+            return box[0] < right and left < box[2] and box[1] < bottom and top < box[3]
 
-        image = self.image.resize(size, Image.Resampling.BICUBIC, box=window)
-        scene = self.moved(image, move)
-        pairs = zip(self.objects, scene.objects, strict=True)
+        shown = replace(self, objects=tuple(item for item in self.objects if is_near(item.bbox_2d)))
+        scene = shown.moved(
+            lambda image: image.resize(size, Image.Resampling.BICUBIC, box=window),
+            lambda x, y: ((x - left) * across, (y - top) * down),
+        )
+        pairs = zip(shown.objects, scene.objects, strict=True)
         least = min_visible * across * down
-        kept = (new for old, new in pairs if _is_left(new.bbox_2d, old.bbox_2d, least))
-        return replace(scene, objects=tuple(kept))
+        kept = (_cut(old, new, size, least) for old, new in pairs)
+        return replace(scene, objects=tuple(item for item in kept if item is not None))
 
 
-def _is_left(new: Box, old: Box, least: float) -> bool:
-    width, height = new[2] - new[0], new[3] - new[1]
-    return min(width, height) >= 1 and width * height >= least * (old[2] - old[0]) * (old[3] - old[1])
+def _cut(
+    old: DetectedObject, new: DetectedObject, size: tuple[int, int], least: float
+) -> DetectedObject | None:
+    """What an image of this size shows of an object; None if that is too little."""
+    x1, x2 = (min(max(0.0, x), size[0]) for x in new.bbox_2d[::2])
+    y1, y2 = (min(max(0.0, y), size[1]) for y in new.bbox_2d[1::2])
+    item = replace(new, bbox_2d=(x1, y1, x2, y2))
+    if new.segmentation is not None and item.bbox_2d != new.bbox_2d:
+        left = cut(new.segmentation, size)
+        if old.segmentation is not None and fits(old.segmentation, old.bbox_2d):
+            item = replace(item, bbox_2d=(left and extent(left)) or (0, 0, 0, 0))
+        item = replace(item, segmentation=left)
+    (x1, y1, x2, y2), (left_x, top_y, right_x, bottom_y) = item.bbox_2d, old.bbox_2d
+    is_left = (x2 - x1) * (y2 - y1) >= least * (right_x - left_x) * (bottom_y - top_y)
+    return item if is_left and min(x2 - x1, y2 - y1) >= 1 else None
 
 
 Draw = Callable[[Random], Scene]
@@ -142,28 +178,34 @@ class Augmenter:
 def scene_of(turn: Turn, where: str) -> Scene:
     """A turn as it is in its file; raises as :func:`~qwendet.data.images.open_image`."""
     image = open_image(turn.image, turn.root, where, turn.declared_size)
+    turn.require_masks_of(image.size, where)
     return Scene(image, turn.objects, turn.labels)
 
 
 def _horizontal_flip(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
     width = scene.image.width
-    flipped = scene.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return scene.moved(flipped, lambda box: (width - box[2], box[1], width - box[0], box[3]))
+    return scene.moved(_transposed(Image.Transpose.FLIP_LEFT_RIGHT), lambda x, y: (width - x, y))
 
 
 def _vertical_flip(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
     height = scene.image.height
-    flipped = scene.image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    return scene.moved(flipped, lambda box: (box[0], height - box[3], box[2], height - box[1]))
+    return scene.moved(_transposed(Image.Transpose.FLIP_TOP_BOTTOM), lambda x, y: (x, height - y))
 
 
 def _quarter_turn(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
     """One to three quarters, counterclockwise."""
     for _ in range(generator.randint(1, 3)):
-        width = scene.image.width
-        turned = scene.image.transpose(Image.Transpose.ROTATE_90)
-        scene = scene.moved(turned, lambda box, w=width: (box[1], w - box[2], box[3], w - box[0]))  # type: ignore[misc]
+        turn = partial(_turned, width=scene.image.width)
+        scene = scene.moved(_transposed(Image.Transpose.ROTATE_90), turn)
     return scene
+
+
+def _turned(x: float, y: float, width: int) -> tuple[float, float]:
+    return y, width - x
+
+
+def _transposed(how: Image.Transpose) -> Callable[[Image.Image], Image.Image]:
+    return lambda image: image.transpose(how)
 
 
 def _crop(step: AugmentStep, scene: Scene, generator: Random) -> Scene:
@@ -226,10 +268,7 @@ def mosaic(step: AugmentStep, scenes: Sequence[Scene], generator: Random) -> Sce
         window = start[0], start[1], start[0] + part[0], start[1] + part[1]
         view = scene.seen(window, size, step.min_visible)
         canvas.paste(view.image, (left, top))
-        objects += view.moved(
-            view.image,
-            lambda box, a=left, b=top: (box[0] + a, box[1] + b, box[2] + a, box[3] + b),  # type: ignore[misc]
-        ).objects
+        objects += view.within(canvas.size, left, top).objects
     return Scene(canvas, tuple(objects))
 
 

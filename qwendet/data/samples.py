@@ -3,7 +3,8 @@
     {"images": ["a.jpg"], "objects": [{"bbox_2d": [x1, y1, x2, y2], "desc": "red circle"}]}
     {"teachers": [{"images": [...], "objects": [...]}], "student": {"images": [...], "objects": [...]}}
 
-``bbox_2d`` is xyxy in pixels of the image as displayed (EXIF orientation applied). ``"labels": [...]`` beside
+``bbox_2d`` is xyxy in pixels of the image as displayed (EXIF orientation applied); an object may have a
+``polygon`` or COCO's ``rle`` beside it, which are kept and not trained on. ``"labels": [...]`` beside
 ``images`` is what is asked about this image; without it that is the label set of the config.
 """
 
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from qwendet.data.characters import SPACES, unseen_character
+from qwendet.data.segmentation import Segmentation, read_segmentation, require_size
 from qwendet.errors import DataError
 
 SPECIAL_TOKEN_MARKS = ("<|", "|>")
@@ -29,7 +31,7 @@ TURN_KEYS = frozenset({"images", "objects", "width", "height", "labels"})
 CONVERSATION_KEYS = frozenset({"messages", "conversations", "instruction", "query"})
 SAMPLE_KEYS = frozenset({"teachers", "student"})
 EXAMPLE_LINE = '{"images": ["a.jpg"], "objects": [{"bbox_2d": [x1, y1, x2, y2], "desc": "label"}]}'
-OBJECT_KEYS = frozenset({"bbox_2d", "desc", "crowd", "difficult", "area"})
+OBJECT_KEYS = frozenset({"bbox_2d", "desc", "crowd", "difficult", "area", "polygon", "rle"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class DetectedObject:
         difficult: VOC ``difficult``; trained on, not scored.
         area: COCO ``area``, what the object itself covers, in square pixels of the image as displayed; by it
             scores tell small from large. ``None`` takes the box's. It makes no other object of one.
+        segmentation: the polygons or the mask that its source has, in the frame of the box.
     """
 
     bbox_2d: tuple[float, float, float, float]
@@ -51,6 +54,7 @@ class DetectedObject:
     crowd: bool = False
     difficult: bool = False
     area: float | None = field(default=None, compare=False)
+    segmentation: Segmentation | None = field(default=None, compare=False, repr=False)
 
 
 class StoredImage(NamedTuple):
@@ -91,6 +95,11 @@ class Turn:
     def declared_size(self) -> tuple[int, int] | None:
         """Width and height, if the file says both."""
         return (self.width, self.height) if self.width and self.height else None
+
+    def require_masks_of(self, size: tuple[int, int], where: str, path: str = "") -> None:
+        """Refuse masks of images of another size."""
+        for index, item in enumerate(self.objects):
+            require_size(item.segmentation, size, where, f"{path}objects[{index}].rle")
 
     def asking(self, labels: tuple[str, ...]) -> Turn:
         """The turn with what is asked, ``labels`` where it does not say, and objects of that alone."""
@@ -199,7 +208,7 @@ def _parse_turn(record: Any, where: str, root: Path, path: str) -> Turn:
             f"{path}objects: expected a list, got {objects!r}", where, 'write "objects": [] for a negative'
         )
     found = tuple(_parse_object(item, where, f"{path}objects[{index}]") for index, item in enumerate(objects))
-    return Turn(
+    turn = Turn(
         image=images[0],
         objects=found,
         labels=_parse_labels(record.get("labels"), found, where, path),
@@ -207,6 +216,9 @@ def _parse_turn(record: Any, where: str, root: Path, path: str) -> Turn:
         height=_parse_size(record, "height", where, path),
         root=root,
     )
+    if turn.declared_size:
+        turn.require_masks_of(turn.declared_size, where, path)
+    return turn
 
 
 def _parse_labels(
@@ -255,6 +267,7 @@ def _parse_object(record: Any, where: str, path: str) -> DetectedObject:
         crowd=_parse_flag(record, "crowd", where, path),
         difficult=_parse_flag(record, "difficult", where, path),
         area=_parse_area(record.get("area"), where, f"{path}.area"),
+        segmentation=read_segmentation(record, where, path),
     )
 
 

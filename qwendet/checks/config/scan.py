@@ -27,6 +27,7 @@ from qwendet.checks.config.samples import RULES, Split, Visit, is_counted
 from qwendet.checks.config.stats import LabelUse, SeenImage, SplitStats
 from qwendet.checks.runner import Findings
 from qwendet.config.schema import Config
+from qwendet.data.formats.fitting import show
 from qwendet.data.images import (
     AbsentImageError,
     ForbiddenImageError,
@@ -34,6 +35,7 @@ from qwendet.data.images import (
     inspect_image,
 )
 from qwendet.data.samples import Sample, Turn, parse_sample
+from qwendet.data.segmentation import extent, fits
 from qwendet.errors import DataError, Problem
 from qwendet.families.family import PixelLimits
 from qwendet.progress import track
@@ -261,6 +263,9 @@ class Pass:
     def _is_usable(self, visit: Visit) -> bool:
         """Hold a turn against every rule; whether those of ``LEAVES_OUT`` let it pass."""
         held = {id: self._holds(id, partial(rule.find, visit)) for id, rule in RULES.items()}
+        if any(item.segmentation is not None for item in visit.turn.objects):
+            held[PARSE] = self._holds(PARSE, partial(_masks_are_of, visit))
+            self.findings[PARSE].collect(partial(_misfits, visit), "told")
         return all(held[id] for id in LEAVES_OUT & held.keys())
 
     def _holds(self, id: str, find: Callable[[], Iterable[Problem]]) -> bool:
@@ -298,6 +303,23 @@ def _seen(visit: Visit, number: int) -> SeenImage:
         return SeenImage(number, turn.image, path, path, 0, visit.size, is_demonstration, answer, asked)
     file = facts.path, facts.file_id, facts.num_bytes, facts.size
     return SeenImage(number, turn.image, *file, is_demonstration, answer, asked)
+
+
+def _masks_are_of(visit: Visit) -> Iterable[Problem]:
+    """Every mask has the size of its image."""
+    if visit.size is not None:
+        visit.turn.require_masks_of(visit.size, visit.where, visit.field)
+    return ()
+
+
+def _misfits(visit: Visit) -> Iterator[Problem]:
+    """Polygons and masks that are elsewhere than their boxes, of which the boxes are trained."""
+    for index, item in enumerate(visit.turn.objects):
+        if item.segmentation is not None and not fits(item.segmentation, item.bbox_2d):
+            around = extent(item.segmentation)
+            what = f"its polygon or mask extends over {'nothing' if around is None else show(around)}"
+            fix = "see which of the two is wrong; the box is what is trained"
+            yield Problem(f"{visit.box(index)}, but {what}", visit.place(index), fix)
 
 
 def _say_cut(raw: bytes, where: str) -> list[Problem]:

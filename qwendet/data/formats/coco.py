@@ -1,4 +1,4 @@
-"""COCO data sets, image by image as written; boxes become corners, polygons and masks are not kept."""
+"""COCO data sets, image by image as written; boxes become corners."""
 
 from __future__ import annotations
 
@@ -118,7 +118,12 @@ def _record(file: CocoFile, folder: str, table: CocoTable, entry: CocoImage, box
     places = tuple(f"{table.path}: annotations[{found.index}] ({found.label})" for found in boxes)
     objects = tuple(
         DetectedObject(
-            found.box, found.label, bool(found.flags & CROWD), bool(found.flags & DIFFICULT), found.area
+            found.box,
+            found.label,
+            bool(found.flags & CROWD),
+            bool(found.flags & DIFFICULT),
+            found.area,
+            found.segmentation,
         )
         for found in boxes
     )

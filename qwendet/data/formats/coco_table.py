@@ -1,7 +1,11 @@
-"""A COCO file in memory, 90 bytes a box: read in one pass, whatever the order of its lists."""
+"""A COCO file in memory, 90 bytes a box: read in one pass, whatever the order of its lists.
+
+Polygons and masks wait in a temporary file, if there are more than fit into ``MEMORY``.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from array import array
@@ -9,21 +13,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import SpooledTemporaryFile, gettempdir
 from typing import Any
 
 import numpy as np
 
 from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.json_stream import stream_lists
-from qwendet.data.formats.masks import from_mask
 from qwendet.data.formats.records import Box, Finding
+from qwendet.data.formats.writer import as_coco
 from qwendet.data.samples import check_label
+from qwendet.data.segmentation import Segmentation, extent, read_rings, read_rle
 from qwendet.errors import DataError, Problem
 
 Key = int | str
 """COCO's ids are numbers; some tools write them as texts, perhaps in one list and not in the other."""
 
 CROWD, DIFFICULT, DERIVED = 1, 2, 4
+MEMORY = 1 << 24
+"""Bytes of polygons and masks that are held."""
 DECIMALS = 4
 """Places that corners are rounded to: COCO holds sizes, and x + width is not exact."""
 OTHER_TASKS = {"caption": "captions", "segments_info": "panoptic segmentation"}
@@ -68,6 +76,7 @@ class CocoTable:
     _areas: array[float] = field(default_factory=lambda: array("d"))  # NaN where there is none
     _flags: bytearray = field(default_factory=bytearray)
     _index: array[int] = field(default_factory=lambda: array("q"))
+    _segmentations: _Segmentations = field(default_factory=lambda: _Segmentations())
 
     @property
     def num_annotations(self) -> int:
@@ -120,7 +129,8 @@ class CocoTable:
         try:
             slot = self._slots.setdefault(_key(entry, "image_id", where), len(self._slots))
             category = _key(entry, "category_id", where)
-            box, flags = _box(entry, where)
+            segmentation = self._segmentation(entry, where)
+            box, flags = _box(entry, segmentation, where)
             area = _area(entry, where)
             flags |= CROWD * _flag(entry, "iscrowd", where)
             flags |= DIFFICULT * (_flag(entry, "difficult", where) | _flag(entry, "ignore", where))
@@ -132,7 +142,19 @@ class CocoTable:
         self._corners.extend(box)
         self._areas.append(math.nan if area is None else area)
         self._flags.append(flags)
+        if segmentation is not None:
+            self._segmentations.add(len(self._index), segmentation)
         self._index.append(index)
+
+    def _segmentation(self, entry: Mapping[str, Any], where: str) -> Segmentation | None:
+        """What is drawn beside the box; what cannot be read is left out where there is a box."""
+        try:
+            return _segmentation(entry.get("segmentation"), where)
+        except DataError as error:
+            if not entry.get("bbox"):
+                raise
+            self.findings.append(Finding("unreadable", where, error.problems[0].what))
+            return None
 
     def _refuse(self, slot: int, error: DataError) -> None:
         """Note a problem: with its image, of which the first is enough, or with none."""
@@ -183,18 +205,48 @@ class CocoTable:
     def _row(self, row: int, labels: Mapping[int, str]) -> CocoBox:
         x1, y1, x2, y2 = self._corners[4 * row : 4 * row + 4]
         box, label, area = (x1, y1, x2, y2), labels[self._of_category[row]], self._areas[row]
-        return CocoBox(box, label, self._flags[row], self._index[row], None if math.isnan(area) else area)
+        flags, index, segmentation = self._flags[row], self._index[row], self._segmentations.get(row)
+        return CocoBox(box, label, flags, index, None if math.isnan(area) else area, segmentation)
+
+
+class _Segmentations:
+    """Polygons and masks by the row of their box, in a temporary file where they are many."""
+
+    def __init__(self) -> None:
+        self._places: array[int] = array("q")
+        self._file = SpooledTemporaryFile(MEMORY)  # noqa: SIM115
+
+    def __del__(self) -> None:
+        self._file.close()
+
+    def add(self, row: int, found: Segmentation) -> None:
+        """Put one down; rows come in order."""
+        self._places.extend([-1] * (row - len(self._places)))
+        try:
+            self._places.append(self._file.seek(0, 2))
+            self._file.write(json.dumps(as_coco(found)).encode() + b"\n")
+        except OSError as error:
+            what = f"the polygons need room for temporary files ({error.strerror})"
+            raise DataError(what, gettempdir(), "make room, or set TMPDIR to another folder") from error
+
+    def get(self, row: int) -> Segmentation | None:
+        """That of a row."""
+        if row >= len(self._places) or self._places[row] < 0:
+            return None
+        self._file.seek(self._places[row])
+        return _segmentation(json.loads(self._file.readline()), "")
 
 
 @dataclass(frozen=True, slots=True)
 class CocoBox:
-    """A box, its label, its flags, its index in ``annotations``, and the area that it claims."""
+    """A box, its label, its flags, its index in ``annotations``, its area and its polygons."""
 
     box: Box
     label: str
     flags: int
     index: int
     area: float | None
+    segmentation: Segmentation | None
 
 
 def read_table(path: Path) -> CocoTable:
@@ -276,11 +328,15 @@ def _size(entry: Mapping[str, Any], side: str, where: str) -> int | None:
     return value
 
 
-def _box(entry: Mapping[str, Any], where: str) -> tuple[Box, int]:
+def _box(entry: Mapping[str, Any], segmentation: Segmentation | None, where: str) -> tuple[Box, int]:
     """A box as xyxy, and ``DERIVED`` if it comes from a polygon or a mask."""
     bbox = entry.get("bbox")
     if bbox is None or bbox == []:
-        return _from_segmentation(entry.get("segmentation"), where), DERIVED
+        box = None if segmentation is None else extent(segmentation)
+        if box is None:
+            what = f"expected a bbox or a segmentation, got {entry.get('segmentation')!r:.80}"
+            raise DataError(what, where, "draw the box or remove it")
+        return box, DERIVED
     bbox = [_as_number(value) for value in bbox] if isinstance(bbox, list) else bbox
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         raise DataError(
@@ -312,31 +368,12 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
 
 
-def _from_segmentation(segmentation: Any, where: str) -> Box:
-    if isinstance(segmentation, dict):
-        return from_mask(segmentation, where)
-    polygons = segmentation if isinstance(segmentation, list) else []
-    if not any(isinstance(polygon, list) for polygon in polygons):
-        polygons = [polygons]  # one alone, without a list around it
-    polygons = [
-        [_as_number(value) for value in found] if isinstance(found, list) else found for found in polygons
-    ]
-    if not all(_is_polygon(polygon) for polygon in polygons):
-        raise DataError(
-            f"expected a bbox or a segmentation, got {segmentation!r:.80}", where, "draw the box or remove it"
-        )
-    xs = [x for polygon in polygons for x in polygon[0::2]]
-    ys = [y for polygon in polygons for y in polygon[1::2]]
-    return min(xs), min(ys), max(xs), max(ys)
-
-
-def _is_polygon(polygon: Any) -> bool:
-    return (
-        isinstance(polygon, list)
-        and len(polygon) >= 6
-        and len(polygon) % 2 == 0
-        and all(map(_is_number, polygon))
-    )
+def _segmentation(value: Any, where: str) -> Segmentation | None:
+    if isinstance(value, dict) and value:
+        return read_rle(value, where, "segmentation")
+    rings = value if isinstance(value, list) and any(isinstance(ring, list) for ring in value) else [value]
+    rings = [[*map(_as_number, ring)] if isinstance(ring, list) else ring for ring in rings if ring]
+    return read_rings(rings, where, "segmentation") if rings else None
 
 
 def _flag(entry: Mapping[str, Any], name: str, where: str) -> int:

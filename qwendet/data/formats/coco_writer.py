@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from qwendet.data.formats.writer import LabelTable, SplitFiles, number
+from qwendet.data.formats.writer import LabelTable, SplitFiles, as_coco, number
 from qwendet.data.samples import DetectedObject, Turn
 
 DECIMALS = 6
@@ -63,7 +63,7 @@ class CocoWriter:
             "bbox": [number(value) for value in (x1, y1, width, height)],
             "area": number(round(width * height, DECIMALS) if found.area is None else found.area),
             "iscrowd": int(found.crowd),
-            "segmentation": [],
+            "segmentation": [] if found.segmentation is None else as_coco(found.segmentation),
         }
         return record | {"difficult": 1} if found.difficult else record
 

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from qwendet.data.formats.box_frames import BoxFrame
@@ -34,7 +35,8 @@ from qwendet.data.formats.records import (
 from qwendet.data.formats.voc_writer import VocWriter
 from qwendet.data.formats.webdataset_writer import WebDatasetWriter, pack
 from qwendet.data.formats.writer import Writer
-from qwendet.data.formats.yolo_writer import YoloWriter
+from qwendet.data.formats.yolo_writer import YoloWriter, ring_of
+from qwendet.data.samples import DetectedObject
 from qwendet.errors import ConfigError, DataError, Problem
 from qwendet.progress import Advance, track
 
@@ -51,6 +53,7 @@ IMAGE_HINTS: Mapping[Target, str] = {
     "llamafactory": "their paths start from {}",
     "voc": "put those of {} into JPEGImages, beside Annotations",
     "yolo": "put those of {} into images/, beside labels/: YOLO looks there",
+    "yolo-seg": "put those of {} into images/, beside labels/: YOLO looks there",
 }
 
 
@@ -161,9 +164,9 @@ class _Job:
         self.folder = folder
         self.how = how
         self.writer = _writer(how, folder, stack)
-        self.names = Names(flat=how.target == "voc", by_split=how.target == "yolo")
+        self.names = Names(flat=how.target == "voc", by_split=how.target.startswith("yolo"))
         self.keeps_paths = how.target == "webdataset" or (
-            how.images == "reference" and how.target not in ("voc", "yolo")
+            how.images == "reference" and how.target not in ("voc", "yolo", "yolo-seg")
         )
         self.placed: dict[str, tuple[str, str]] = {}
         self.seen: set[tuple[str, str]] = set()
@@ -218,8 +221,16 @@ class _Job:
             self.findings["flags_lost"].append(f"{record.sample.where}: {turn.image!r}")
         if self.how.target != "jsonl" and turn.labels is not None:
             self.findings["labels_lost"].append(f"{record.sample.where}: {turn.image!r}")
+        if any(map(self._loses, turn.objects)):
+            self.findings["segmentations_lost"].append(f"{record.sample.where}: {turn.image!r}")
         for finding in record.findings:
             self.findings[finding.kind].append(finding.note)
+
+    def _loses(self, found: DetectedObject) -> bool:
+        """Whether an object has a polygon or a mask that is not written."""
+        if self.how.target in ("jsonl", "webdataset", "coco") or found.segmentation is None:
+            return False
+        return self.how.target != "yolo-seg" or ring_of(found) is None
 
     def judge(self) -> None:
         """Tell what only the end shows; refuse findings if that is wished."""
@@ -265,6 +276,7 @@ def _writer(how: Conversion, folder: Path, stack: ExitStack) -> Writer:
         "coco": CocoWriter,
         "voc": VocWriter,
         "yolo": YoloWriter,
+        "yolo-seg": partial(YoloWriter, is_segmented=True),
     }
     return writers[how.target](folder, stack)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
+from pydantic import Field
 
 from qwendet.data.formats.drawn import (
     Drawn,
@@ -22,14 +24,14 @@ from qwendet.data.formats.drawn import (
     turned,
 )
 from qwendet.data.formats.records import Item, Labels, split_of
+from qwendet.data.segmentation import Rle, placed
 from qwendet.errors import DataError, Problem
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 SHAPES = ("box", "polygon", "ellipse", "mask", "cuboid", "polyline", "points", "skeleton", "tag")
-
-
+Size0 = Annotated[int, Field(ge=0, lt=1e9)]
 CUBOID = " ".join(f"x{end} y{end}" for end in ("tl1", "bl1", "tr1", "br1", "tl2", "bl2", "tr2", "br2"))
 
 
@@ -79,20 +81,32 @@ def _elements(file: Path, parsing: Iterator[tuple[str, Element]]) -> Iterator[Dr
 
 def _image(element: Element, where: str) -> Drawn:
     image = read_as(_Image, element.attrib, where)
+    size = (image.width, image.height) if image.width and image.height else None
     shapes = [
-        _shape(found, f"{where}: {found.tag} {index}")
+        _shape(found, size, f"{where}: {found.tag} {index}")
         for index, found in enumerate((child for child in element if child.tag in SHAPES), start=1)
     ]
-    size = (image.width, image.height) if image.width and image.height else None
     return Drawn(where, image.name, shapes, size, split_of(image.subset))
 
 
-def _shape(element: Element, where: str) -> Shape:
+def _shape(element: Element, size: tuple[int, int] | None, where: str) -> Shape:
     attributes = {item.get("name", ""): (item.text or "").strip() for item in element.iter("attribute")}
     kind, points = _points(element, where)
     if element.get("outside") == "1":
         kind, points = f"{element.tag} that is marked as outside of the image", []
-    return Shape(element.get("label"), points, where, kind, attributes)
+    mask = _mask(element, size, where) if size and kind == "mask" else None
+    return Shape(element.get("label"), points, where, kind, attributes, mask=mask)
+
+
+def _mask(element: Element, size: tuple[int, int], where: str) -> Rle:
+    """The mask of a part of the image: lengths of runs, row by row, the first of the background."""
+    left, top, width, height = map(int, numbers(element.attrib, "left top width height", where))
+    runs = read_as(list[Size0], element.get("rle", "").split(","), where)
+    if sum(runs) != width * height:
+        what = f"rle: expected runs of {width * height} pixels, got {sum(runs)}"
+        raise DataError(what, where, "draw the mask again, or export as COCO")
+    drawn = np.repeat(np.arange(len(runs)) % 2, runs).reshape(height, width)
+    return placed(drawn, left, top, size)
 
 
 def _points(element: Element, where: str) -> tuple[str, list[Point]]:

@@ -17,12 +17,13 @@ from qwendet.data.formats.drawn import (
     Size,
     corners,
     numbers,
+    paired,
     read_as,
     turned,
 )
 from qwendet.data.formats.json_stream import stream_lists
-from qwendet.data.formats.masks import from_mask
 from qwendet.data.formats.records import Item, Labels
+from qwendet.data.segmentation import extent, read_rle
 from qwendet.errors import DataError
 
 NO_EXTENT = ("label", "points", "polyline", "caption")
@@ -86,17 +87,18 @@ def _shape(found: _Annotation, names: Sequence[str], where: str) -> Shape:
     label = found.label_id
     if label is None or not 0 <= label < len(names):
         raise DataError(f"label_id: there is no label {label} among {len(names)}", where, "correct it")
-    kind, points = "box" if found.type == "bbox" else found.type, list[Point]()
+    kind, points, mask = "box" if found.type == "bbox" else found.type, list[Point](), None
     if found.type == "bbox":
         points = corners(*numbers(dict(zip("xywh", found.bbox, strict=False)), "x y w h", where))
     elif found.type in ("polygon", "ellipse", "cuboid_2d"):
-        points = list(zip(found.points[::2], found.points[1::2], strict=False))
+        points = paired(found.points, where)
     elif found.type == "rotated_bbox":
         x, y, w, h, degrees = numbers(dict(zip("xywhr", found.bbox, strict=False)), "x y w h r", where)
         points = turned(corners(x - w / 2, y - h / 2, w, h), degrees, (x, y))
     elif found.type == "mask":
-        x1, y1, x2, y2 = from_mask(found.rle, where)
-        points = [(x1, y1), (x2, y2)]
+        mask = read_rle(found.rle, where, "rle")
+        around = extent(mask)
+        points = [] if around is None else [around[:2], around[2:]]
     elif found.type not in NO_EXTENT:
         raise DataError(f"an annotation of the type {found.type!r} is not read", where, "export as COCO")
-    return Shape(names[label], points, where, kind, found.attributes, found.group or None)
+    return Shape(names[label], points, where, kind, found.attributes, found.group or None, mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,14 +11,21 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from qwendet.data.formats.records import Item
+from qwendet.data.images import decode_image
+from qwendet.data.segmentation import Rle
 from qwendet.errors import DataError
 from qwendet.files import read_text
 
 FLAG_NAMES = {"crowd": ("crowd", "iscrowd", "is_crowd"), "difficult": ("difficult", "ignore")}
 """Attributes, in any case, that are flags of ours. Others, such as occluded and truncated, are not kept."""
+OUTLINES = ("polygon", "rotated box", "rotated_bbox")
+"""Kinds of shapes whose points are their corners, one after another."""
 DECIMALS = 4
 """Places that corners are rounded to."""
 
@@ -44,9 +52,10 @@ class Shape:
         label: as written.
         points: corners, of a box two opposite ones; none for what has no extent (tags, points, lines).
         where: its place in the file.
-        kind: what the tool calls it.
+        kind: what the tool calls it; those of ``OUTLINES`` are kept beside their boxes.
         attributes: those of ``FLAG_NAMES`` count.
         group: shapes of one group and label are one object; ``None`` is an object of its own.
+        mask: that the points are corners of.
     """
 
     label: Any
@@ -55,6 +64,7 @@ class Shape:
     kind: str = "box"
     attributes: Mapping[str, Any] | None = None
     group: Any = None
+    mask: Rle | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +127,30 @@ def numbers(values: Mapping[str, Any], names: str, where: str) -> list[float]:
     return list(
         read_as(dict[str, Number], {name: values.get(name) for name in names.split()}, where).values()
     )
+
+
+def mask_in_png(content: bytes, where: str) -> NDArray[np.bool_]:
+    """Where an object is, by a PNG that is transparent, or black, where it is not.
+
+    Raises:
+        DataError: for a file that is broken or too large.
+    """
+    decode_image(content, "the mask", where)
+    with Image.open(io.BytesIO(content)) as stored:
+        seen = stored.convert("RGBA").getchannel("A") if stored.has_transparency_data else stored.convert("L")
+    return np.asarray(seen) > 0
+
+
+def paired(values: Sequence[float], where: str) -> list[Point]:
+    """Numbers as points.
+
+    Raises:
+        DataError: for an odd number of them.
+    """
+    if len(values) % 2:
+        what = f"expected x and y of each corner, got {len(values)} numbers"
+        raise DataError(what, where, "draw the shape again")
+    return list(zip(values[::2], values[1::2], strict=True))
 
 
 def read_json(file: Path) -> Any:

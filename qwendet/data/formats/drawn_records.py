@@ -9,16 +9,17 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from qwendet.data.formats.drawn import DECIMALS, FLAG_NAMES, Drawn, Point, Reader, Shape
+from qwendet.data.formats.drawn import DECIMALS, FLAG_NAMES, OUTLINES, Drawn, Point, Reader, Shape
 from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import WHOLE, Box, Finding, Item, Record, Source, split_of
 from qwendet.data.images import IMAGE_SUFFIXES, image_size
 from qwendet.data.samples import DetectedObject, Sample, Turn, check_label
+from qwendet.data.segmentation import Segmentation, union
 from qwendet.errors import DataError, Problem
 from qwendet.files import files_below
 
@@ -102,7 +103,8 @@ class _Images:
             size, findings = self._whole(image, drawn)
         scale = size if drawn.in_fractions and size else (1, 1)
         objects, places = [], []
-        for shape in _grouped(drawn.shapes):
+        for own in _grouped(drawn.shapes):
+            shape = _one(own)
             if not shape.points:
                 findings.append(Finding("no_extent", shape.where, shape.kind))
                 continue
@@ -111,7 +113,8 @@ class _Images:
             box = _extent(shape.points, scale)
             if shape.kind != "box":
                 findings.append(Finding("derived", place, f"{show(box)} ({shape.kind})"))
-            objects.append(DetectedObject(box, label, **_flags(shape.attributes or {})))
+            segmentation, flags = _segmentation(own, scale, size), _flags(shape.attributes or {})
+            objects.append(DetectedObject(box, label, segmentation=segmentation, **flags))
             places.append(place)
         turn = Turn(image, tuple(objects), *(size or (None, None)))
         name = image.removeprefix("images/")
@@ -183,16 +186,32 @@ def _common(left: Iterable[str], right: Iterable[str]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
 
 
-def _grouped(shapes: Sequence[Shape]) -> Iterator[Shape]:
-    """Shapes, those of one object as one."""
+def _grouped(shapes: Sequence[Shape]) -> Iterable[list[Shape]]:
+    """The shapes of each object."""
     objects: dict[tuple[str, str], list[Shape]] = {}
     for index, shape in enumerate(shapes):
         key = ("", str(index)) if shape.group is None else (str(shape.label), f"group {shape.group}")
         objects.setdefault(key, []).append(shape)
-    for (_, group), own in objects.items():
-        points = [point for shape in own for point in shape.points]
-        kind = own[0].kind if len(own) == 1 else f"{len(own)} shapes of {group}"
-        yield replace(own[0], points=points, kind=kind)
+    return objects.values()
+
+
+def _one(own: Sequence[Shape]) -> Shape:
+    """The shapes of an object as one."""
+    points = [point for shape in own for point in shape.points]
+    kind = own[0].kind if len(own) == 1 else f"{len(own)} shapes of group {own[0].group}"
+    return replace(own[0], points=points, kind=kind)
+
+
+def _segmentation(
+    own: Sequence[Shape], scale: tuple[int, int], size: tuple[int, int] | None
+) -> Segmentation | None:
+    """The polygons and masks among the shapes of an object, in pixels."""
+    parts: list[Segmentation] = [shape.mask for shape in own if shape.mask is not None]
+    for shape in own:
+        if shape.kind in OUTLINES and len(shape.points) >= 3:
+            ring = chain.from_iterable((x * scale[0], y * scale[1]) for x, y in shape.points)
+            parts.append((tuple(ring if scale == (1, 1) else (round(at, DECIMALS) for at in ring)),))
+    return union(parts, size)
 
 
 def _extent(points: Sequence[Point], scale: tuple[int, int]) -> Box:

@@ -11,6 +11,7 @@ from qwendet.data.characters import ESCAPED_BYTES, unseen_character
 from qwendet.data.formats.records import MEASURED, Box, Finding, FindingKind, Item, Record, Source
 from qwendet.data.images import inspect_image
 from qwendet.data.samples import DetectedObject
+from qwendet.data.segmentation import cut, extent, fits, require_size
 from qwendet.errors import DataError
 
 ROUNDING = 0.01
@@ -183,11 +184,30 @@ def fit_objects(
         if box is None:
             continue
         found = item if box == item.bbox_2d else replace(item, bbox_2d=box)
+        if item.segmentation is not None:
+            found, told = _fit_segmentation(found, frame, where)
+            findings += told
         if found in seen:
             findings.append(Finding("repeated", where, show(box)))
         seen.add(found)
         objects.append(found)
     return tuple(objects), findings
+
+
+def _fit_segmentation(item: DetectedObject, frame: Frame, where: str) -> tuple[DetectedObject, list[Finding]]:
+    """Cut polygons at their image's edge; masks of another image are left out."""
+    size, found = (frame.width, frame.height), item.segmentation
+    try:
+        require_size(found, size, where, "segmentation")
+    except DataError as error:
+        return replace(item, segmentation=None), [Finding("unreadable", where, error.problems[0].what)]
+    around = found and extent(found)
+    if found and around and _clip(around, frame)[1]:
+        found = cut(found, size)
+        item = replace(item, segmentation=found)
+    if found is None:
+        return item, [Finding("unreadable", where, "it lies outside of the image")]
+    return item, [] if fits(found, item.bbox_2d) else [Finding("misfit", where, show(item.bbox_2d))]
 
 
 def fit_box(written: Box, frame: Frame, where: str) -> tuple[Box | None, Finding | None]:

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from qwendet.data.formats.writer import SplitFiles, number
+from qwendet.data.formats.writer import SplitFiles, as_coco, number
 from qwendet.data.samples import DetectedObject, Turn
+from qwendet.data.segmentation import Rle
 
 
 class JsonlWriter:
@@ -36,7 +37,7 @@ class JsonlWriter:
 
 
 def sample_line(turn: Turn, image: str) -> str:
-    """One line of a sample file, with its line break; labels, size, flags and areas only where set."""
+    """One line of a sample file, with its line break; what is not set is left out."""
     record: dict[str, Any] = {
         "images": [image],
         "objects": [_object_record(found) for found in turn.objects],
@@ -56,4 +57,7 @@ def _object_record(found: DetectedObject) -> dict[str, Any]:
         record["difficult"] = True
     if found.area is not None:
         record["area"] = number(found.area)
+    if found.segmentation is not None:
+        key = "rle" if isinstance(found.segmentation, Rle) else "polygon"
+        record[key] = as_coco(found.segmentation)
     return record

@@ -21,11 +21,12 @@ Format = Literal[
     "cvat", "labelstudio", "labelme", "via", "createml", "datumaro", "supervisely", "openimages",
     "huggingface",
 ]  # fmt: skip
-Target = Literal["jsonl", "webdataset", "voc", "coco", "yolo", "swift", "llamafactory"]
+Target = Literal["jsonl", "webdataset", "voc", "coco", "yolo", "yolo-seg", "swift", "llamafactory"]
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the image as displayed."""
 FindingKind = Literal[
-    "zero_area", "clipped", "cut", "derived", "repeated", "same_label", "unused", "renamed",
+    "zero_area", "clipped", "cut", "derived", "unreadable", "misfit", "segmentations_lost",
+    "repeated", "same_label", "unused", "renamed",
     "placed_as", "resized", "absent", "unlabelled", "unlisted", "other_task", "no_split", "no_annotation",
     "same_image", "demonstrations", "listed_again", "no_boxes", "flags_lost", "frame", "asked_of_some",
     "no_extent", "not_there", "label_sets",
@@ -38,6 +39,9 @@ FINDING_TITLES: Mapping[FindingKind, str] = {
     "clipped": "boxes cut at the image's edge, which they left by a pixel at most",
     "cut": "boxes cut at the image's edge, which they left by more than a pixel",
     "derived": "boxes derived from polygons or masks",
+    "unreadable": "polygons or masks that are none, left out: their boxes are kept",
+    "misfit": "polygons or masks are more than a pixel off their boxes: both are kept",
+    "segmentations_lost": "images have polygons or masks that this format cannot hold: boxes are written",
     "repeated": "boxes repeat another of the same image and label",
     "same_label": "labels are declared more than once and were merged",
     "unused": "declared labels have no box",
@@ -65,7 +69,7 @@ FINDING_TITLES: Mapping[FindingKind, str] = {
     "demonstrations": "samples lost their demonstrations: only their own image was converted",
 }
 HARMLESS: frozenset[FindingKind] = frozenset(
-    {"derived", "unused", "placed_as", "other_task", "no_boxes", "frame"}
+    {"derived", "misfit", "segmentations_lost", "unused", "placed_as", "other_task", "no_boxes", "frame"}
 )
 """Kinds of findings that leave every box, label and image as they were."""
 

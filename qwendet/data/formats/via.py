@@ -99,7 +99,10 @@ def _shape(region: _Region, where: str) -> Shape:
         points = ellipse(cx, cy, rx, ry, theta)
     elif kind == "polygon":
         xs, ys = (read_as(list[float], value.get(f"all_points_{axis}"), where) for axis in "xy")
-        points = list(zip(xs, ys, strict=False))
+        if len(xs) != len(ys):
+            what = f"expected x and y of each corner, got {len(xs)} and {len(ys)} numbers"
+            raise DataError(what, where, "draw the shape again")
+        points = list(zip(xs, ys, strict=True))
     elif kind not in ("point", "polyline"):
         raise DataError(f"shape_attributes.name: expected a shape of VIA, got {kind!r}", where, "correct it")
     label = _label(region.region_attributes, where)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from qwendet.data.samples import Turn
+from qwendet.data.segmentation import Rle, Segmentation
 
 
 class Writer(Protocol):
@@ -89,3 +90,10 @@ def number(value: float) -> int | float:
         (3, 3.5)
     """
     return int(value) if value == int(value) else value
+
+
+def as_coco(found: Segmentation) -> Any:
+    """Polygons or a mask as COCO writes them."""
+    if isinstance(found, Rle):
+        return found.to_coco()
+    return [[number(value) for value in ring] for ring in found]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 from qwendet.data.formats.fitting import show
 from qwendet.data.formats.foreign import foreign
-from qwendet.data.formats.records import MEASURED, Box, Finding, Item, Labels, Record, Source
+from qwendet.data.formats.records import MEASURED, Finding, Item, Labels, Record, Source
 from qwendet.data.formats.yolo_files import images_of, label_file, label_places, labels_without_image, tails
 from qwendet.data.formats.yolo_layout import YoloLayout, find_yolo
 from qwendet.data.formats.yolo_rows import (
@@ -126,17 +127,17 @@ class _Reader:
         objects: list[DetectedObject] = []
         for number, line in lines:
             place = f"{where}:{number}"
-            box, desc, is_derived = self._parse_line(line, place, size)
-            if is_derived:
-                findings.append(Finding("derived", f"{place} ({desc})", show(box)))
-            written.append(f"{place} ({desc})")
-            objects.append(self._flagged(DetectedObject(box, desc), file, number))
+            found = self._parse_line(line, place, size)
+            if found.segmentation is not None:
+                findings.append(Finding("derived", f"{place} ({found.desc})", show(found.bbox_2d)))
+            written.append(f"{place} ({found.desc})")
+            objects.append(self._flagged(found, file, number))
         name = image.removeprefix(f"{entry}/").removeprefix("images/")
         sample = Sample(Turn(image, tuple(objects), *size), where=where)
         return Record(split, sample, name, tuple(written), tuple(findings), size=MEASURED)
 
-    def _parse_line(self, line: str, where: str, size: tuple[int, int]) -> tuple[Box, str, bool]:
-        """Box in pixels, label, and whether the box was derived from a polygon."""
+    def _parse_line(self, line: str, where: str, size: tuple[int, int]) -> DetectedObject:
+        """The object of a line, in pixels."""
         layout = self.layout
         index, *values = numbers_of(line, where)
         if not index.is_integer() or int(index) not in layout.names:
@@ -153,19 +154,16 @@ class _Reader:
                 where,
                 "divide pixels by its size",
             )
-        x1, y1, x2, y2 = corners_of(values, where, polygons=is_long(values) and self.polygons)
-        width, height = size
-        box = (
-            round(x1 * width, DECIMALS),
-            round(y1 * height, DECIMALS),
-            round(x2 * width, DECIMALS),
-            round(y2 * height, DECIMALS),
-        )
-        return box, layout.names[int(index)], len(values) > 4
+        box, ring = corners_of(values, where, polygons=is_long(values) and self.polygons)
+        x1, y1, x2, y2 = _pixels(box, size)
+        found = DetectedObject((x1, y1, x2, y2), layout.names[int(index)])
+        return replace(found, segmentation=(_pixels(ring, size),)) if ring else found
 
     @cached_property
     def polygons(self) -> bool:
-        """Whether long lines are polygons, by those of all label files."""
+        """Whether long lines are polygons, by what the settings say, or by those of all label files."""
+        if self.layout.is_segmented:
+            return True
         files = (self._find(image, listed) for image, listed in self.images)
         return are_polygons(file for file in files if file is not None)
 
@@ -173,9 +171,8 @@ class _Reader:
         if not self.flags or file is None:
             return found
         own = self.flags.get(file.relative_to(self.layout.root).as_posix(), {})
-        return DetectedObject(
-            found.bbox_2d, found.desc, number in own.get("crowd", []), number in own.get("difficult", [])
-        )
+        flags = {flag: number in own.get(flag, []) for flag in ("crowd", "difficult")}
+        return replace(found, **flags)  # type: ignore[arg-type]
 
     def orphans(self, entries: Iterable[str]) -> list[Problem]:
         """Label files whose image is not there; its size, and so its boxes, nobody knows."""
@@ -185,6 +182,10 @@ class _Reader:
             Problem("the image of these labels is absent", str(file), "add the image or remove the labels")
             for file in dict.fromkeys(files)
         ]
+
+
+def _pixels(fractions: Sequence[float], size: tuple[int, int]) -> tuple[float, ...]:
+    return tuple(round(value * size[at % 2], DECIMALS) for at, value in enumerate(fractions))
 
 
 def _read_flags(file: Path) -> Flags:

@@ -42,6 +42,7 @@ class YoloLayout:
         settings: the file that says so, put into errors.
         absent: what is wrong with splits that are named but not there.
         columns: numbers after class and box that every line has (key points), 0 without.
+        is_segmented: the settings say that long lines are polygons.
     """
 
     root: Path
@@ -50,6 +51,7 @@ class YoloLayout:
     settings: Path
     absent: tuple[Problem, ...] = ()
     columns: int = 0
+    is_segmented: bool = False
 
 
 def is_yolo(path: Path) -> bool:
@@ -156,7 +158,8 @@ def _of_yaml(settings: _Settings) -> YoloLayout:
     if "train" in entries and entries["train"] == entries.get("val"):
         entries = {key: entries[key] for key in ("train", "test") if key in entries}
         entries = entries if "test" in entries else {WHOLE: entries["train"]}
-    return YoloLayout(file.parent, names, entries, file, tuple(absent), _key_point_columns(values, file))
+    columns, is_segmented = _key_point_columns(values, file), values.get("task") == "segment"
+    return YoloLayout(file.parent, names, entries, file, tuple(absent), columns, is_segmented)
 
 
 def _names_of(value: Any, where: str) -> dict[int, str]:

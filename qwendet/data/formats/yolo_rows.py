@@ -57,17 +57,17 @@ def numbers_of(line: str, where: str) -> list[float]:
     return numbers
 
 
-def corners_of(values: Sequence[float], where: str, *, polygons: bool) -> Box:
-    """Corners, as fractions, of a centre with sizes or of a polygon."""
+def corners_of(values: Sequence[float], where: str, *, polygons: bool) -> tuple[Box, Sequence[float]]:
+    """Corners, as fractions, of a centre with sizes or of a polygon; and the polygon."""
     if len(values) == 4:
         x, y, width, height = values
         if width < 0 or height < 0:
             what = f"expected sizes of at least 0, got {width:g} and {height:g}"
             raise DataError(what, where, "correct the line")
-        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        return (x - width / 2, y - height / 2, x + width / 2, y + height / 2), ()
     could_be = is_long(values)
     if could_be and polygons and max(map(abs, values)) <= FRACTION_LIMIT:
-        return min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2])
+        return (min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2])), values
     what = f"expected a class index and four numbers, or a polygon, got {len(values) + 1} numbers"
     if could_be:
         what = f"expected four numbers or a polygon, got a box and {len(values) - 4} numbers more"

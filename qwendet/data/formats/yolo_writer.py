@@ -1,4 +1,8 @@
-"""Records as YOLO: ``data.yaml``, ``images/<split>/``, ``labels/<split>/``, as Ultralytics reads them."""
+"""Records as YOLO: ``data.yaml``, ``images/<split>/``, ``labels/<split>/``, as Ultralytics reads them.
+
+A line is a box, or with ``yolo-seg`` a polygon. Ultralytics takes all lines of a file for polygons if one is,
+so there the box of an object without one is written as its four corners.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,13 @@ from typing import Any
 
 import yaml
 
+from qwendet.data.formats.fitting import ROUNDING
 from qwendet.data.formats.records import SPLITS, WHOLE
 from qwendet.data.formats.writer import LabelTable, SplitFiles
 from qwendet.data.formats.yolo import FLAGS_FILE
 from qwendet.data.formats.yolo_files import label_file
 from qwendet.data.samples import DetectedObject, Turn
+from qwendet.data.segmentation import Ring, Rle, fits
 from qwendet.errors import DataError
 
 DECIMALS = 8
@@ -24,8 +30,9 @@ DECIMALS = 8
 class YoloWriter:
     """Writes a label file an image, empty for a negative."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, *, is_segmented: bool = False) -> None:
         self._folder = folder
+        self._is_segmented = is_segmented
         self._labels = LabelTable()
         self._flags = SplitFiles(folder, FLAGS_FILE, stack)
         self._written: dict[str, None] = {}
@@ -53,21 +60,20 @@ class YoloWriter:
         if file.parent not in self._folders:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._folders.add(file.parent)
-        file.write_text(
-            "".join(self._line(found, turn) for found in turn.objects), encoding="utf-8", newline="\n"
+        rings = [ring_of(found) if self._is_segmented else None for found in turn.objects]
+        lines = (
+            self._line(found, turn, (ring or corners_of(found)) if any(rings) else None)
+            for found, ring in zip(turn.objects, rings, strict=True)
         )
+        file.write_text("".join(lines), encoding="utf-8", newline="\n")
         self._write_flags(name, turn.objects)
 
-    def _line(self, found: DetectedObject, turn: Turn) -> str:
+    def _line(self, found: DetectedObject, turn: Turn, ring: Ring | None) -> str:
         if not turn.width or not turn.height:
             raise DataError("YOLO's fractions need the image's size", turn.image, "declare width and height")
         x1, y1, x2, y2 = found.bbox_2d
-        values = (
-            (x1 + x2) / 2 / turn.width,
-            (y1 + y2) / 2 / turn.height,
-            (x2 - x1) / turn.width,
-            (y2 - y1) / turn.height,
-        )
+        pixels = ring or ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
+        values = (value / (turn.height if at % 2 else turn.width) for at, value in enumerate(pixels))
         numbers = " ".join(f"{value:.{DECIMALS}f}".rstrip("0").rstrip(".") for value in values)
         return f"{self._labels.number(found.desc)} {numbers}\n"
 
@@ -85,7 +91,22 @@ class YoloWriter:
         folders = {split: f"images/{split}" for split in SPLITS if split in self._splits}
         if WHOLE in self._splits:  # there are no splits; Ultralytics wants both keys
             folders |= {"train": f"images/{WHOLE}", "val": f"images/{WHOLE}"}
-        settings = folders | {"names": dict(enumerate(self._labels))}
+        task = {"task": "segment"} if self._is_segmented else {}
+        settings = folders | {"names": dict(enumerate(self._labels))} | task
         text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False, width=2**31)
         (self._folder / "data.yaml").write_text(text, encoding="utf-8", newline="\n")
         return ["data.yaml"]
+
+
+def ring_of(found: DetectedObject) -> Ring | None:
+    """The polygon of a line: a single one, whose extent is the object's box; None if there is none."""
+    rings = found.segmentation
+    if rings is None or isinstance(rings, Rle) or len(rings) > 1 or not fits(rings, found.bbox_2d, ROUNDING):
+        return None
+    return rings[0]
+
+
+def corners_of(found: DetectedObject) -> Ring:
+    """A box as a polygon."""
+    x1, y1, x2, y2 = found.bbox_2d
+    return x1, y1, x2, y1, x2, y2, x1, y2

@@ -83,6 +83,24 @@ def test_data_check__compares_training_with_the_test_split(project: Project) -> 
     assert "also in the test samples" in run_check(project)["config.data.train_val_overlap"]
 
 
+def test_data_check__tells_of_polygons_elsewhere_and_refuses_masks_of_another_size(project: Project) -> None:
+    x1, y1, x2, y2 = project.at(0)["objects"][0]["bbox_2d"]
+    project.at(0)["objects"][0]["polygon"] = [[x1, y1, x2, y1, x2, y2 + 1]]
+    project.at(1)["objects"][0]["polygon"] = [[0, 0, 3, 0, 3, 3]]
+    project.write()
+    results, _ = run_data_checks(find_data([project.folder]), None, Thoroughness())
+    (told,) = (result for result in results if result.what.startswith("told"))
+    assert (told.id, told.status, told.where) == (
+        "config.data.samples",
+        "pass",
+        f"{project.folder / 'train.jsonl'}:2",
+    )
+    assert told.what.endswith("but its polygon or mask extends over [0, 0, 3, 3]")
+    project.at(2)["objects"][0]["rle"] = {"size": [2, 3], "counts": [6]}
+    what = run_check(project)["config.data.samples"]
+    assert what.startswith("objects[0].rle: the mask is of 3×2, and the image ")
+
+
 def test_data_check__accepts_negatives_only(project: Project) -> None:
     for index in range(12):
         project.at(index)["objects"] = []

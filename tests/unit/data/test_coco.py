@@ -316,7 +316,7 @@ def test_quirks__told_apart(tmp_path: Path) -> None:
         (box(area=math.nan), "area: expected square pixels, got nan"),
         (box(area="4"), "area: expected square pixels, got '4'"),
         (box(bbox=[], segmentation=[]), "expected a bbox or a segmentation, got []"),
-        (box(bbox=[], segmentation=[[1, 2, 3, 4]]), "expected a bbox or a segmentation, got [[1, 2, 3, 4]]"),
+        (box(bbox=[], segmentation=[[1, 2, 3, 4]]), "segmentation[0]: expected x and y of three corners"),
         (box(bbox=[], segmentation={"size": [9, 9], "counts": [1, 2]}), "counts do not fill its size"),
         (box(bbox=[], segmentation={"size": [9], "counts": "ab"}), "segmentation: expected a mask"),
         ("text", "image_id: expected a number or a text, got the element 'text'"),

@@ -35,7 +35,11 @@ def test_images_boxes_and_splits(tmp_path: Path) -> None:
             (15, 10, 25, 30),
             "(ellipse)",
         ),
-        ('<mask label="bolt" rle="4" left="3" top="4" width="10" height="20"/>', (3, 4, 13, 24), "(mask)"),
+        (
+            '<mask label="bolt" rle="4,190,6" left="3" top="4" width="10" height="20"/>',
+            (3, 4, 13, 24),
+            "(mask)",
+        ),
     ],
 )
 def test_shapes__give_their_extent_and_are_told(
