@@ -17,9 +17,10 @@ from pathlib import Path, PurePath
 from typing import overload
 
 from qwendet.config.schema import Config
+from qwendet.data.archives import sampled_digest
 from qwendet.data.formats.coco import coco_images
 from qwendet.data.formats.coco_layout import is_coco
-from qwendet.data.images import IMAGE_SUFFIXES, inspect_image
+from qwendet.data.images import IMAGE_SUFFIXES, inspect_image, resolve_image
 from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.data.shards import open_parquet, open_tar
 from qwendet.data.teachers import choose_teachers, is_same_image, without_own_image
@@ -88,7 +89,7 @@ def find_samples(inputs: Sequence[Path]) -> Samples:
 
 
 def digest_of(samples: Sequence[Sample], *, skip_bad: bool = False) -> str:
-    """A digest of what is asked about: names, sizes of files, and what the demonstrations show.
+    """A digest of what is asked about: names, pieces of files, and what the demonstrations show.
 
     Without ``skip_bad`` each image whose header cannot be used is named in one error.
     """
@@ -109,12 +110,16 @@ def digest_of(samples: Sequence[Sample], *, skip_bad: bool = False) -> str:
 
 
 def facts_of(sample: Sample) -> str:
-    """What a prediction depends on; of images their names, headers and sizes of files."""
+    """What a prediction depends on; of each image, its name, length and some of its bytes."""
     facts, problems = [], _own_answers(sample)
     for turn in (*sample.teachers, sample.student):
         try:
-            stored = turn.content or inspect_image(turn.image, turn.root, sample.where)
-            facts.append((turn.image, stored.num_bytes, turn.declared_size))
+            if turn.content is not None:
+                told = str(turn.content.num_bytes)
+            else:
+                inspect_image(turn.image, turn.root, sample.where)
+                told = sampled_digest(resolve_image(turn.image, turn.root, sample.where))
+            facts.append((turn.image, told, turn.declared_size))
         except DataError as error:
             problems += error.problems
     if problems:

@@ -154,8 +154,15 @@ def test_other_run__is_refused_with_what_differs(
     fewer.write_text("".join(lines[:-1]), encoding="utf-8")
     assert "inputs.images was 22 and is 21" in refused(fewer)
     image = folder / json.loads(lines[0])["images"][0]
-    image.write_bytes(image.read_bytes() + b"\0")
+    content = image.read_bytes()
+    image.write_bytes(content + b"\0")
     assert "inputs.sha256 was" in refused()
+    middle = len(content) // 2
+    image.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    assert "inputs.sha256 was" in refused(), "of the same length"
+    image.unlink()
+    image.write_bytes(content)
+    infer(TINY, [folder / "val.jsonl"], output=output, overrides=SETTINGS, resume=True)
 
 
 def test_broken_image__ends_the_run_or_is_left_out(
