@@ -35,6 +35,12 @@ PathsArgument = Annotated[
 ]
 
 
+def _read_as(source: str, frame: str | None, root: Path | None, root_option: str = "--root") -> list[str]:
+    """How the data is read, in words of the command line."""
+    given = {"--from": None if source == "auto" else source, root_option: root, "--frame": frame}
+    return [word for name, value in given.items() if value is not None for word in (name, str(value))]
+
+
 def check(
     paths: PathsArgument,
     source: FromOption = "auto",
@@ -53,7 +59,8 @@ def check(
 
     how = Thoroughness(image_depth(decode, no_images), workers=workers or available_cores())
     results, tables = run_data_checks(find_data(paths, source, frame), root, how)
-    report_and_exit(results, tables, command_line("init", "DIR", "--data", str(paths[0])))
+    reading = _read_as(source, frame, root, "--image-dir")
+    report_and_exit(results, tables, command_line("init", "DIR", "--data", str(paths[0]), *reading))
 
 
 def stats(
@@ -98,9 +105,7 @@ def stats(
         files.append(save_augmented(samples, augment, output))
     if output is not None:
         files += save_plots(seen.splits, output)
-    reading = {"--from": source if source != "auto" else None, "--root": root, "--frame": frame}
-    read_as = [str(word) for option in reading.items() if option[1] for word in option]
-    further = command_line("data", "check", *map(str, paths), *read_as)
+    further = command_line("data", "check", *map(str, paths), *_read_as(source, frame, root))
     if console.is_for_machine():
         shown = [
             {"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}
