@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,8 @@ class DataFacts:
 
     Attributes:
         num_samples: training samples that can be read.
-        labels: boxes of each label of the training samples, labels sorted.
+        labels: boxes of each label of the training samples that do not say what is asked, labels sorted.
+        are_asked: samples say themselves what is asked.
         boxes: ``(N, 4)`` float: width and height of each training box, then of its image, in pixels of the
             image as displayed; boxes without area or in images of unknown size are left out.
         image_sizes: width and height of each image whose size is known.
@@ -45,6 +46,7 @@ class DataFacts:
 
     num_samples: int
     labels: Mapping[str, int]
+    are_asked: bool
     boxes: npt.NDArray[np.float64]
     image_sizes: frozenset[Size]
     most_boxes: int
@@ -62,7 +64,8 @@ def look_at(files: Mapping[Split, Path], root: Path | None = None) -> DataFacts:
     seen = [(split, image) for split, scan in splits.items() for image in scan.images]
     return DataFacts(
         num_samples=train.num_parsed,
-        labels={label: train.labels[label].num_boxes for label in sorted(train.labels)},
+        labels={label: train.labels[label].num_boxes for label in sorted(train.labels.keys() - train.asked)},
+        are_asked=bool(train.asked),
         boxes=_box_sides(train),
         image_sizes=frozenset(image.size for _, image in seen if image.size is not None),
         most_boxes=max(map(_most_boxes, splits.values())),
@@ -84,10 +87,10 @@ def _most_boxes(scan: SplitStats) -> int:
 
 
 def count_sample_tokens(
-    facts: DataFacts, limits: PixelLimits, family: Family, count: CountTokens
+    facts: DataFacts, labels: Sequence[str], limits: PixelLimits, family: Family, count: CountTokens
 ) -> list[int]:
-    """Tokens of each sample, its own demonstrations included; a file's first ones, evenly spread."""
-    first, further = prompt_tokens(tuple(facts.labels), family, count)
+    """Tokens of each sample asked for ``labels``, its demonstrations included; some, evenly spread."""
+    first, further = prompt_tokens(labels, family, count)
     totals = []
     for split, sample in _some_samples(facts):
         turns = (*sample.teachers, sample.student)
@@ -119,7 +122,7 @@ def _trained(turn: Turn) -> list[DetectedObject]:
     return [item for item in turn.objects if is_counted(item)]
 
 
-def prompt_tokens(labels: tuple[str, ...], family: Family, count: CountTokens) -> tuple[int, int]:
+def prompt_tokens(labels: Sequence[str], family: Family, count: CountTokens) -> tuple[int, int]:
     """Tokens around image and answer: of a turn alone with the system prompt, and of one more turn."""
     request = request_text(DataConfig().request, labels)
     alone = prompt_text(family.system_prompt, [request], [], [0], family.answer_prefix)

@@ -41,6 +41,7 @@ from qwendet.init.values import (
     Settings,
     choose_course,
     choose_labels,
+    choose_labels_per_request,
     choose_max_tokens,
     choose_pixels,
     choose_queries,
@@ -310,20 +311,26 @@ def _sections(model: _Model, data: _Data, directory: Path) -> tuple[dict[str, Se
 def _of_facts(facts: DataFacts, model: _Model) -> tuple[dict[str, Setting], list[str]]:
     """Labels and limits by what the samples hold."""
     limits = model.limits
-    settings = {"labels": choose_labels(facts.labels, facts.num_samples)}
+    settings = {"labels": choose_labels(facts.labels, facts.num_samples, are_asked=facts.are_asked)}
+    count, is_exact = token_counter(model.folder)
+    notes, tokens = [], {label: count(f", {label}") for label in facts.labels}
+    most = choose_labels_per_request(tokens)
+    asked = sorted(tokens, key=lambda label: -tokens[label])[:most]
+    if most is not None:
+        told = f"{len(tokens):,} labels would take {sum(tokens.values()):,} tokens of each request"
+        settings["labels_per_request"] = Setting(most, told)
+        notes.append(f"{told}: data.labels_per_request is {most}; see docs/data.md, many labels.")
     settings |= choose_pixels(facts.boxes, facts.image_sizes, limits, model.recipe)
     low = settings["min_pixels"].value if "min_pixels" in settings else limits.min_pixels
     seen = PixelLimits(low, settings["max_pixels"].value, limits.unit)
-    count, is_exact = token_counter(model.folder)
-    totals = count_sample_tokens(facts, seen, model.family, count)
-    around = prompt_tokens(tuple(facts.labels), model.family, count)[0]
+    totals = count_sample_tokens(facts, asked, seen, model.family, count)
+    around = prompt_tokens(asked, model.family, count)[0]
     of_largest = seen.max_pixels // seen.unit**2 + around
     max_tokens = choose_max_tokens(totals, of_largest, is_exact=is_exact)
     if max_tokens is None:
-        return settings, []
+        return settings, notes
     settings["max_tokens"] = max_tokens
     too_long = [total for total in totals if total > max_tokens.value]
-    notes = []
     if too_long:
         notes.append(
             f"{counted(len(too_long), 'sample')} of {len(totals):,} would have more than data.max_tokens ="

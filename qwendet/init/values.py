@@ -35,6 +35,9 @@ TOKENS_STEP = 128
 """``data.max_tokens`` is a multiple of it."""
 SPARE_QUERIES = 1.5
 MOST_LABELS_LISTED = 20
+REQUEST_TOKENS = 1024
+"""Tokens of a request's labels, nearly those of a large image; of more labels a request names some."""
+ANY_OBJECT = "object"
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,10 @@ FULL_RECIPE = Recipe(
 )
 
 
-def choose_labels(labels: Mapping[str, int], num_samples: int) -> Setting:
+def choose_labels(labels: Mapping[str, int], num_samples: int, *, are_asked: bool = False) -> Setting:
     """The label set: all of the training samples, sorted, with the number of boxes of each.
+
+    Where each sample says itself what is asked (``are_asked``), it is what images alone are asked for.
 
     Example:
         >>> choose_labels({"RBC": 2600, "WBC": 1}, 205)
@@ -121,12 +126,32 @@ def choose_labels(labels: Mapping[str, int], num_samples: int) -> Setting:
                 comment='those of 205 training samples, sorted', notes=('2,600 boxes', '1 box'))
     """
     if not labels:
-        return Setting(None)
+        note = "samples say what is asked; this is what images without labels are asked for"
+        return Setting([ANY_OBJECT], note) if are_asked else Setting(None)
     where = counted(num_samples, "training sample")
     if len(labels) > MOST_LABELS_LISTED:
         return Setting(None, f"all {len(labels):,} labels of {where}, sorted")
     notes = tuple(counted(count, "box") for count in labels.values())
     return Setting(list(labels), f"those of {where}, sorted", notes)
+
+
+def choose_labels_per_request(tokens: Mapping[str, int]) -> int | None:
+    """How many labels a request names, where all of them would take more than ``REQUEST_TOKENS``.
+
+    So many that the longest fit.
+
+    Args:
+        tokens: of each label, with what parts it from the next.
+
+    Example:
+        >>> choose_labels_per_request(dict.fromkeys("abc", 5))
+        >>> choose_labels_per_request({str(number): 5 for number in range(1203)})
+        204
+    """
+    if sum(tokens.values()) <= REQUEST_TOKENS:
+        return None
+    longest = np.cumsum(sorted(tokens.values(), reverse=True))
+    return max(1, int((longest <= REQUEST_TOKENS).sum()))
 
 
 def choose_pixels(

@@ -40,7 +40,7 @@ GIB = 2**30
 EIGHT_BIT_STATE = 2  # bytes a trained parameter
 FOUR_BIT = 0.52  # bytes a weight, with its share of the scales
 LABELS, LABEL_TOKENS = 16, 4
-TEXT_TOKENS = 512  # of an image's request and answer, in `largest_workload`
+TEXT_TOKENS = 512  # of an image's request, with so many labels, and answer, in `largest_workload`
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Workload:
         student_grid: rows and columns of patches of the student image.
         supervised: tokens of a sample that have a loss.
         token_sets: 2 if some are a demonstration's and some the student's, else 1.
+        labels: different ones of the batch, which the head scores.
     """
 
     batch_size: int
@@ -59,6 +60,7 @@ class Workload:
     tokens: int
     supervised: int
     token_sets: int = 1
+    labels: int = LABELS
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,10 @@ class MemoryEstimate:
         return self.weights + self.optimizer + max(self.moments.values())
 
 
-def largest_workload(config: Config, vlm_config: Any, max_pixels: int) -> Workload:
-    """What a batch of the largest samples that the config lets through is."""
+def largest_workload(config: Config, vlm_config: Any, max_pixels: int, num_labels: int = LABELS) -> Workload:
+    """What a batch of the largest samples that the config lets through is; ``num_labels`` are in the set."""
+    asked = min(num_labels, config.data.labels_per_request or num_labels)
+    text_tokens = TEXT_TOKENS + max(0, asked - LABELS) * (LABEL_TOKENS + 1)
     vision, data = vlm_config.vision_config, config.data
     side, merge = vision.patch_size, vision.spatial_merge_size
     images = 1 + (data.num_teachers if data.teacher_ratio else 0)
@@ -96,9 +100,10 @@ def largest_workload(config: Config, vlm_config: Any, max_pixels: int) -> Worklo
         batch_size=config.train.batch_size,
         patches=images * patches,
         student_grid=(rows, rows),
-        tokens=min(data.max_tokens, images * (patches // merge**2 + TEXT_TOKENS)),
+        tokens=min(data.max_tokens, images * (patches // merge**2 + text_tokens)),
         supervised=min(data.max_tokens, images * TEXT_TOKENS),
         token_sets=min(images, 2),
+        labels=min(num_labels, config.train.batch_size * asked),
     )
 
 
@@ -350,9 +355,9 @@ def _detect(detector: Qwen25VLWithDetection, work: Workload) -> Tensor:
         states(work.batch_size, rows, columns, shape.vision_size),
         states(work.batch_size, rows, columns, shape.text_size),
         torch.ones(work.batch_size, rows, columns, dtype=torch.bool, device="meta"),
-        states(LABELS, LABEL_TOKENS, shape.text_size),
-        torch.ones(LABELS, LABEL_TOKENS, dtype=torch.bool, device="meta"),
-        torch.ones(work.batch_size, LABELS, dtype=torch.bool, device="meta"),
+        states(work.labels, LABEL_TOKENS, shape.text_size),
+        torch.ones(work.labels, LABEL_TOKENS, dtype=torch.bool, device="meta"),
+        torch.ones(work.batch_size, work.labels, dtype=torch.bool, device="meta"),
     )
     result: Tensor = predictions.logits.float().sum() + predictions.boxes_cxcywh.float().sum()
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ import torch
 from qwendet.checks.config.suite import MEMORY
 from qwendet.checks.runner import Findings
 from qwendet.config.schema import Config
+from qwendet.data.labels import resolve_labels
 from qwendet.encoding.image_tokens import require_image_limits
-from qwendet.errors import Problem, Result
+from qwendet.errors import DataError, Problem, Result
 from qwendet.loading.weights import base_config
 from qwendet.source import find_source
 from qwendet.training.launcher import num_shards
-from qwendet.training.memory import GIB, MemoryEstimate, estimate_memory, largest_workload
+from qwendet.training.memory import GIB, LABELS, MemoryEstimate, estimate_memory, largest_workload
 
 PIXELS = "max_pixels"
 # What makes a training smaller, the cheapest first; each is added to those before it.
@@ -35,13 +37,13 @@ def run_memory_check(config: Config) -> list[Result]:
     estimates: list[MemoryEstimate] = []
 
     def find() -> list[Problem]:
-        estimate = _estimate(config)
+        estimate = _estimate(config, num_labels := _num_labels(config))
         estimates.append(estimate)
         limit = _limit(config)
         if limit is None or estimate.peak <= limit * GIB:
             return []
         what = f"{describe(estimate)}, but {limit:.1f} GiB are there"
-        return [Problem(what, "train.max_memory", _what_would_fit(config, limit))]
+        return [Problem(what, "train.max_memory", _what_would_fit(config, num_labels, limit))]
 
     findings.collect(find)
     limit = _limit(config)
@@ -67,10 +69,17 @@ def describe(estimate: MemoryEstimate) -> str:
     )
 
 
-def _estimate(config: Config) -> MemoryEstimate:
+def _num_labels(config: Config) -> int:
+    with suppress(DataError):  # what is wrong with labels and data is told by the checks of these
+        return len(resolve_labels(config))
+    return LABELS
+
+
+def _estimate(config: Config, num_labels: int) -> MemoryEstimate:
     folder = find_source(config.model.path, config.model.revision, weights=False).folder
     vlm_config = base_config(str(folder))
-    work = largest_workload(config, vlm_config, require_image_limits(config, folder).max_pixels)
+    most = require_image_limits(config, folder).max_pixels
+    work = largest_workload(config, vlm_config, most, num_labels)
     return estimate_memory(config, vlm_config, _dtype(config), work, _device(config), num_shards())
 
 
@@ -98,11 +107,11 @@ def _limit(config: Config) -> float | None:
     return float(torch.cuda.get_device_properties(0).total_memory) / GIB
 
 
-def _what_would_fit(config: Config, limit: float) -> str:
+def _what_would_fit(config: Config, num_labels: int, limit: float) -> str:
     changes: dict[str, str] = {}
     for name, smaller in _smaller(config):
         changes[name.partition("=")[0]] = name
-        estimate = _estimate(smaller)
+        estimate = _estimate(smaller, num_labels)
         if estimate.peak <= limit * GIB:
             return f"{', '.join(changes.values())} would need about {estimate.peak / GIB:.2f} GiB"
         config = smaller

@@ -285,6 +285,28 @@ def test_dense__room_for_every_box(tmp_path: Path) -> None:
     assert (config.detection.num_queries, config.infer.max_detections) == (600, 600)
 
 
+def test_many_labels__some_are_asked_at_a_time_which_is_said(tmp_path: Path) -> None:
+    data = write_samples(tmp_path / "d", "train")
+    boxes = [{"bbox_2d": [1, 2, 20, 25], "desc": f"kind of thing number {number}"} for number in range(600)]
+    (data / "train.jsonl").write_text(json.dumps({"images": ["train.png"], "objects": boxes}))
+    summary, config = start(tmp_path / "p", model="tiny", data=data)
+    most = config.data.labels_per_request
+    assert most is not None
+    assert 30 < most < 300
+    (note,) = [note for note in summary.notes if "labels_per_request" in note]
+    assert re.match(rf"600 labels would take [\d,]+ tokens of each request: .* is {most}; see docs", note)
+
+
+def test_expressions__each_sample_asks_its_own(tmp_path: Path) -> None:
+    data = write_samples(tmp_path / "d", "train")
+    found = {"bbox_2d": [1, 2, 20, 25], "desc": "the dot left"}
+    line = {"images": ["train.png"], "objects": [found], "labels": ["the dot left"]}
+    (data / "train.jsonl").write_text(json.dumps(line))
+    _, config = start(tmp_path / "p", model="tiny", data=data)
+    assert config.data.labels == ("object",)
+    assert config.data.labels_per_request is None
+
+
 def test_folder__splits_become_training_and_validation(tmp_path: Path) -> None:
     data = write_samples(tmp_path / "p" / "data", "train", "val", "test")
     summary, config = start(tmp_path / "p", model="tiny", data=data)

@@ -16,6 +16,7 @@ from qwendet.init.values import (
     Setting,
     choose_course,
     choose_labels,
+    choose_labels_per_request,
     choose_max_tokens,
     choose_pixels,
     choose_queries,
@@ -139,6 +140,22 @@ def test_labels__a_few_are_listed_many_are_counted() -> None:
     assert choose_labels({f"l{n:02}": 1 for n in range(20)}, 1).notes == ("1 box",) * 20
     many = choose_labels({f"l{n:02}": 1 for n in range(21)}, 7)
     assert many == Setting(None, "all 21 labels of 7 training samples, sorted")
+
+
+def test_labels__that_samples_bring_along() -> None:
+    found = choose_labels({}, 3, are_asked=True)
+    assert found.value == ["object"]
+    assert "samples say what is asked" in found.comment
+
+
+@pytest.mark.parametrize(("count", "most"), [(100, None), (102, None), (103, 102), (1203, 102)])
+def test_labels_per_request__are_those_that_fit_1024_tokens(count: int, most: int | None) -> None:
+    assert choose_labels_per_request({f"label {number}": 10 for number in range(count)}) == most
+
+
+def test_labels_per_request__makes_room_for_the_longest() -> None:
+    tokens = {"long": 1000} | {f"label {number}": 2 for number in range(100)}
+    assert choose_labels_per_request(tokens) == 13
 
 
 @pytest.mark.parametrize(("most", "queries"), [(0, None), (66, None), (67, 150), (213, 350), (900, 1000)])

@@ -17,7 +17,7 @@ from qwendet.config.load import build_config
 from qwendet.config.schema import Config
 from qwendet.demo.shapes import DEMO
 from qwendet.loader import load
-from qwendet.training.memory import GIB, Workload, estimate_memory
+from qwendet.training.memory import GIB, Workload, estimate_memory, largest_workload
 
 
 def make_config(**sections: dict[str, Any]) -> Config:
@@ -167,6 +167,25 @@ def test_check__the_tiny_model_fits_and_says_what_it_needs() -> None:
     (result,) = run_memory_check(make_config(model={"path": "tiny"}, train={"max_memory": 1e-3}))
     assert result.status == "fail"
     assert GIB == 1024**3
+
+
+def test_check__many_labels_need_more_and_fewer_a_request_less() -> None:
+    """The head's activations grow with the labels of a batch, the prompt with those of a request."""
+    peaks = []
+    for count, most in ((16, None), (500, None), (500, 20)):
+        data = {"labels": [f"label {number}" for number in range(count)], "labels_per_request": most}
+        config = make_config(data=data)
+        vlm_config = load(make_config(), for_inference=False).detector.vlm.config
+        work = largest_workload(config, vlm_config, 64 * 28 * 28, count)
+        peaks.append(
+            (work.tokens, work.labels, estimate_memory(config, vlm_config, torch.float32, work, "cpu"))
+        )
+    assert [tokens for tokens, *_ in peaks] == [576, 576 + 484 * 5, 576 + 4 * 5]
+    assert [labels for _, labels, _ in peaks] == [16, 500, 160]
+    few, many, some = (estimate.peak for *_, estimate in peaks)
+    assert few < some < many
+    (result,) = run_memory_check(make_config(data={"labels": [f"label {n}" for n in range(500)]}))
+    assert result.status == "pass"
 
 
 def test_check__a_model_that_cannot_be_reached_is_no_bug() -> None:
