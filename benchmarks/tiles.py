@@ -1,6 +1,6 @@
 """Small objects in large scenes, whole and in windows: head AP of the tiny model, trained on windows.
 
-    python -m benchmarks.tiles --json FILE [--output runs/tiles]
+    python -m benchmarks.tiles --json FILE [--output runs/tiles] [--seed 1]
 
 Scenes of 2,048 pixels with 60 objects of 24 to 48 pixels; images that fit have 224 pixels, and one to three
 such objects. Does what a user would: ``qwendet data tile``, ``qwendet train``, ``qwendet eval`` without and
@@ -38,6 +38,7 @@ data:
   train: data/train.jsonl
 train:
   output_dir: run
+  seed: {seed}
   max_steps: {steps}
   batch_size: 8
   learning_rate: 1.0e-3
@@ -60,6 +61,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--output", type=Path, default=Path("runs/tiles"))
     arguments.add_argument("--steps", type=int, default=500)
+    arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--scenes", type=int, default=20)
     arguments.add_argument("--test-scenes", type=int, default=6)
     options = arguments.parse_args()
@@ -69,7 +71,9 @@ def main() -> None:
     write_dataset(scenes, folder / "scenes" / "train.jsonl", options.scenes, 1)
     write_dataset(scenes, folder / "large" / "test.jsonl", options.test_scenes, 2)
     write_dataset(fitting, folder / "fit" / "test.jsonl", 200, 3)
-    (folder / "config.yaml").write_text(CONFIG.format(steps=options.steps), encoding="utf-8")
+    (folder / "config.yaml").write_text(
+        CONFIG.format(steps=options.steps, seed=options.seed), encoding="utf-8"
+    )
     run("data", "tile", str(folder / "scenes"), str(folder / "data"), "--tiles", str(FITTING))
     run("train", str(folder / "config.yaml"))
     figures = {
@@ -78,7 +82,8 @@ def main() -> None:
         "ap_fit_whole": average_precision(folder, "fit"),
         "ap_fit_tiled": average_precision(folder, "fit", "--tiles", "auto"),
     }
-    more = {"scenes": options.test_scenes, "steps": options.steps, "seconds": time.perf_counter() - began}
+    more = {"scenes": options.test_scenes, "steps": options.steps, "seed": options.seed}
+    more["seconds"] = time.perf_counter() - began
     report(figures | more, options.json)
 
 
