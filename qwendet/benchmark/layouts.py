@@ -1,24 +1,33 @@
 """Published benchmarks as they are downloaded: which annotations of each set are measured, which trained on.
 
-    odinw13, odinw35  DIR/SET/{train,valid}/annotations_without_background.json
+    odinw13, odinw35  DIR/SET/{train,valid,test}/annotations_without_background.json
     rf100vl           DIR/NAME/{train,test}/_annotations.coco.json
     coco              DIR/annotations/instances_{train,val}2017.json, DIR/{train,val}2017/
+    lvis              DIR/annotations/lvis_v1_{train,val,minival}.json, DIR/{train,val}2017/
+    refcoco           DIR/{refcoco,refcoco+,refcocog}/instances.json, refs(unc|umd).json, DIR/images/
 
-Folders of ODinW are GLIP's (Li et al. 2022); ``valid`` is measured, as by mmdetection's configs of Grounding
-DINO.
+Folders of ODinW are GLIP's (Li et al. 2022). Its zero-shot configs measure ``valid`` (of large sets a part of
+it), as mmdetection's configs of Grounding DINO do; what was fine-tuned is measured on ``test``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from qwendet.errors import DataError
 from qwendet.files import list_folder
 
-Benchmark = Literal["odinw13", "odinw35", "rf100vl", "coco"]
+Benchmark = Literal["odinw13", "odinw35", "rf100vl", "coco", "lvis", "refcoco"]
+REFERRED = {
+    "refcoco": ("unc", "val", "testA", "testB"),
+    "refcoco+": ("unc", "val", "testA", "testB"),
+    "refcocog": ("umd", "val", "test"),
+}
+"""Who divided the references, and the splits that are measured."""
 
 _ODINW13 = {
     "AerialMaritimeDrone_large": "AerialMaritimeDrone/large",
@@ -63,10 +72,11 @@ _ODINW35 = _ODINW13 | {
 
 @dataclass(frozen=True)
 class Part:
-    """COCO annotations and the folder that their file names start from."""
+    """COCO annotations and the folder that their file names start from; or references, and their split."""
 
     annotations: Path
     images: Path
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,22 +85,32 @@ class BenchmarkSet:
 
     Attributes:
         name: as tables name it.
+        project: folder of the model that is trained for it; sets may share it.
         measured: what is measured.
         train: what may be trained on.
     """
 
     name: str
+    project: str
     measured: Part
     train: Part
 
 
-def sets_of(benchmark: Benchmark, folder: Path) -> list[BenchmarkSet]:
-    """The sets of a benchmark, by name.
+def sets_of(benchmark: Benchmark, folder: Path, *, fine_tuned: bool = False) -> list[BenchmarkSet]:
+    """The sets of a benchmark, by name; of a model that is fine-tuned on each, or not.
 
     Raises:
         DataError: naming every annotation file of the layout that is absent.
     """
-    found = sorted(_LAYOUTS[benchmark](folder), key=lambda item: item.name)
+    layouts: dict[Benchmark, Callable[[Path], list[BenchmarkSet]]] = {
+        "odinw13": partial(_odinw, _ODINW13, fine_tuned),
+        "odinw35": partial(_odinw, _ODINW35, fine_tuned),
+        "rf100vl": _rf100vl,
+        "coco": _coco,
+        "lvis": _lvis,
+        "refcoco": _refcoco,
+    }
+    found = sorted(layouts[benchmark](folder), key=lambda item: item.name)
     absent = [str(item.measured.annotations) for item in found if not item.measured.annotations.is_file()]
     if absent or not found:
         some = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
@@ -104,9 +124,14 @@ def sets_of(benchmark: Benchmark, folder: Path) -> list[BenchmarkSet]:
     return found
 
 
-def _odinw(places: Mapping[str, str]) -> Callable[[Path], list[BenchmarkSet]]:
-    return lambda folder: [
-        BenchmarkSet(name, _odinw_part(folder / place, "valid"), _odinw_part(folder / place, "train"))
+def _odinw(places: Mapping[str, str], fine_tuned: bool, folder: Path) -> list[BenchmarkSet]:
+    return [
+        BenchmarkSet(
+            name,
+            name,
+            _odinw_part(folder / place, "test" if fine_tuned and name != "PascalVOC" else "valid"),
+            _odinw_part(folder / place, "train"),
+        )
         for name, place in places.items()
     ]
 
@@ -121,7 +146,11 @@ def _odinw_part(folder: Path, split: str) -> Part:
 def _rf100vl(folder: Path) -> list[BenchmarkSet]:
     file = "_annotations.coco.json"
     return [
-        BenchmarkSet(child.name, *(Part(child / split / file, child / split) for split in ("test", "train")))
+        BenchmarkSet(
+            child.name,
+            child.name,
+            *(Part(child / split / file, child / split) for split in ("test", "train")),
+        )
         for child in list_folder(folder)
         if any((child / split / file).is_file() for split in ("test", "train"))
     ]
@@ -132,12 +161,25 @@ def _coco(folder: Path) -> list[BenchmarkSet]:
         Part(folder / "annotations" / f"instances_{split}2017.json", folder / f"{split}2017")
         for split in ("val", "train")
     )
-    return [BenchmarkSet("coco", *parts)]
+    return [BenchmarkSet("coco", "coco", *parts)]
 
 
-_LAYOUTS: Mapping[Benchmark, Callable[[Path], list[BenchmarkSet]]] = {
-    "odinw13": _odinw(_ODINW13),
-    "odinw35": _odinw(_ODINW35),
-    "rf100vl": _rf100vl,
-    "coco": _coco,
-}
+def _lvis(folder: Path) -> list[BenchmarkSet]:
+    home = folder / "annotations" if (folder / "annotations").is_dir() else folder
+    names = ("lvis_v1_val", "lvis_v1_minival", "lvis_v1_minival_inserted_image_name")
+    there = [name for name in names if (home / f"{name}.json").is_file()]
+    train = Part(home / "lvis_v1_train.json", folder)
+    return [
+        BenchmarkSet(name, "lvis", Part(home / f"{name}.json", folder), train) for name in there or names[:1]
+    ]
+
+
+def _refcoco(folder: Path) -> list[BenchmarkSet]:
+    places = ("images/mscoco/images/train2014", "images/train2014", "train2014", "images")
+    images = next((folder / place for place in places if (folder / place).is_dir()), folder)
+    found = []
+    for name, (by, *splits) in REFERRED.items():
+        refs = folder / name / f"refs({by}).json"
+        train = Part(refs, images, "train")
+        found += [BenchmarkSet(f"{name}_{split}", name, Part(refs, images, split), train) for split in splits]
+    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -29,7 +29,14 @@ from qwendet.init.project import init_project
 from qwendet.loading.checkpoint import MANIFEST
 from qwendet.progress import track
 
-COLUMNS = ("AP", "AP50", "F1@mIoU")
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "lvis": ("AP", "AP_r", "AP_c", "AP_f", "F1@mIoU"),
+    "refcoco": ("accuracy",),
+}
+"""Metrics in the table of a benchmark; of the others :data:`OF_COCO`."""
+OF_COCO = ("AP", "AP50", "F1@mIoU")
+MOST_DETECTIONS = {"lvis": "infer.max_detections=300"}
+"""What a benchmark counts of an image, where it is more than ``infer.max_detections`` says by default."""
 SHOT_SEED = 3
 """Of the images that ``--shots`` chooses."""
 
@@ -74,6 +81,9 @@ class Asked:
         """
         if shots is not None and not train:
             raise ConfigError("nothing is trained", "--shots", "add --train, or leave it out")
+        if shots is not None and benchmark == "refcoco":
+            what = "--shots counts objects of each label, and each expression is a label of its own"
+            raise ConfigError(what, "--shots", "leave it out")
         if any(setting.startswith("train.output_dir") for setting in overrides):
             what = "each set is trained in a folder of its own below --output"
             raise ConfigError(what, "--set train.output_dir", "leave it out")
@@ -88,22 +98,25 @@ class Table:
 
     Attributes:
         asked: what it is of.
-        rows: set, source (``head`` or ``text``), number of images, then :data:`COLUMNS`; ``None`` where there
-            is nothing to measure.
+        columns: names of metrics.
+        rows: set, source (``head`` or ``text``), number of images, then the metrics; ``None`` where there is
+            nothing to measure.
         means: source, then the means over the sets.
         left_out: images and annotations of a set that are broken and were not measured; only sets with some.
     """
 
     asked: Asked
+    columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
     means: tuple[tuple[Any, ...], ...]
     left_out: dict[str, int]
 
     def to_record(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        names, mean_names = ("set", "source", "images", *COLUMNS), ("source", *COLUMNS)
+        names, mean_names = ("set", "source", "images", *self.columns), ("source", *self.columns)
         return {
             "asked": asdict(self.asked),
+            "columns": self.columns,
             "sets": [dict(zip(names, row, strict=True)) for row in self.rows],
             "means": [dict(zip(mean_names, row, strict=True)) for row in self.means],
             "left_out": self.left_out,
@@ -122,7 +135,7 @@ def run_benchmark(asked: Asked, folder: Path, output: Path, given: Config | None
     Raises:
         QwendetError: for a layout, model or output folder that cannot be used.
     """
-    sets = sets_of(asked.benchmark, folder)
+    sets = sets_of(asked.benchmark, folder, fine_tuned=asked.train)
     require_same(asked, output)
     records = {}
     with track(f"measuring {asked.benchmark}", len(sets)) as advance:
@@ -180,12 +193,13 @@ def _measure(
 ) -> dict[str, Any]:
     model = Path(asked.model)
     if asked.train:
-        model, given = _trained(asked, item, output / "trained" / item.name), None
+        model, given = _trained(asked, item, output / "trained" / item.project), None
+    most = [MOST_DETECTIONS[asked.benchmark]] if asked.benchmark in MOST_DETECTIONS else []
     found = evaluate_model(
         model,
         item.measured.annotations,
         mode=asked.mode,
-        overrides=() if asked.train else asked.overrides,
+        overrides=most if asked.train else [*most, *asked.overrides],
         given=given,
         how=_read(item.measured),
         kept=kept,
@@ -215,26 +229,21 @@ def _trained(asked: Asked, item: BenchmarkSet, project: Path) -> Path:
 
 
 def _read(part: Part) -> Conversion:
-    return Conversion("coco", image_dir=part.images, skip_bad=True)
+    source = "coco" if part.split is None else "refcoco"
+    return Conversion(source, image_dir=part.images, skip_bad=True, split=part.split)
 
 
 def _table(asked: Asked, records: dict[str, Any]) -> Table:
-    rows = [
-        (
-            name,
-            run["source"],
-            record["images"],
-            run["metrics"]["AP"],
-            run["metrics"]["AP50"],
-            run["f1_over_ious"],
-        )
-        for name, record in records.items()
-        for run in record["runs"]
-    ]
+    columns = COLUMNS.get(asked.benchmark, OF_COCO)
+    rows = []
+    for name, record in records.items():
+        for run in record["runs"]:
+            metrics = run["metrics"] | {"F1@mIoU": run["f1_over_ious"]}
+            rows.append((name, run["source"], record["images"], *(metrics.get(key) for key in columns)))
     means = []
     for source in dict.fromkeys(row[1] for row in rows):
         own = [row[3:] for row in rows if row[1] == source]
-        columns = ([value for value in column if value is not None] for column in zip(*own, strict=True))
-        means.append((source, *(fmean(column) if column else None for column in columns)))
+        known = ([value for value in column if value is not None] for column in zip(*own, strict=True))
+        means.append((source, *(fmean(values) if values else None for values in known)))
     left_out = {name: len(record["left_out"]) for name, record in records.items() if record["left_out"]}
-    return Table(asked, tuple(rows), tuple(means), left_out)
+    return Table(asked, columns, tuple(rows), tuple(means), left_out)

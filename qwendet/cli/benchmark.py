@@ -45,7 +45,7 @@ def measure_benchmark(
 ) -> None:
     """Measure all sets of a benchmark, and print and write their table."""
     require_place(output, "--output", is_folder=True)
-    from qwendet.benchmark.run import COLUMNS, Asked, run_benchmark
+    from qwendet.benchmark.run import Asked, run_benchmark
     from qwendet.config.load import load_config
     from qwendet.report import write_benchmark_page
 
@@ -58,7 +58,7 @@ def measure_benchmark(
         return
     rows = [*table.rows, *(("mean", source, None, *values) for source, *values in table.means)]
     shown = [["–" if value is None else value for value in row] for row in rows]
-    console.print_table(f"{benchmark}: {model}", ("set", "source", "images", *COLUMNS), shown)
+    console.print_table(f"{benchmark}: {model}", ("set", "source", "images", *table.columns), shown)
     for name, count in table.left_out.items():
         console.say(f"{name}: {count} left out, listed in {output / 'sets' / name}.json.")
     console.say(f"Wrote {', '.join(files)}.")

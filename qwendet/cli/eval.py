@@ -68,7 +68,7 @@ BenchmarkOption = Annotated[
     typer.Option(
         "--benchmark",
         metavar="NAME",
-        help="DATA is a published benchmark: odinw13, odinw35, rf100vl or coco.",
+        help="DATA is a published benchmark: odinw13, odinw35, rf100vl, coco, lvis or refcoco.",
     ),
 ]
 OutputOption = Annotated[

@@ -87,7 +87,9 @@ TilesOption = Annotated[
 ]
 OverlapOption = Annotated[
     float | None,
-    typer.Option("--overlap", metavar="SHARE", help="Least overlap of windows, 0 to 0.9 (infer.overlap)."),
+    typer.Option(
+        "--overlap", metavar="SHARE", min=0, max=0.9, help="Least overlap of windows (infer.overlap)."
+    ),
 ]
 OnlyOption = Annotated[
     list[str] | None,
@@ -103,29 +105,17 @@ CheckpointOption = Annotated[
     Path | None,
     typer.Option("--checkpoint", metavar="DIR", help="Compare a saved run with what CONFIG would build."),
 ]
+Formats = Literal[
+    "coco", "voc", "yolo", "jsonl", "conversations", "cvat", "labelstudio", "labelme", "via", "createml",
+    "datumaro", "supervisely", "openimages", "huggingface", "refcoco", "auto",
+]  # fmt: skip
 FromOption = Annotated[
-    Literal[
-        "coco",
-        "voc",
-        "yolo",
-        "jsonl",
-        "conversations",
-        "cvat",
-        "labelstudio",
-        "labelme",
-        "via",
-        "createml",
-        "datumaro",
-        "supervisely",
-        "openimages",
-        "huggingface",
-        "auto",
-    ],
+    Formats,
     typer.Option(
         "--from",
         metavar="FORMAT",
         help="Format of what is read: coco, voc, yolo, jsonl, conversations, cvat, labelstudio, labelme, "
-        "via, createml, datumaro, supervisely, openimages or huggingface; auto looks into it.",
+        "via, createml, datumaro, supervisely, openimages, huggingface or refcoco; auto looks into it.",
     ),
 ]
 FrameOption = Annotated[
@@ -211,7 +201,18 @@ def split_shard(text: str | None) -> tuple[int, int] | None:
 
 
 def with_tiles(settings: Sequence[str] | None, tiles: str | None, overlap: float | None) -> list[str]:
-    """``--set`` of a command, and what ``--tiles`` and ``--overlap`` set."""
+    """``--set`` of a command, and what ``--tiles`` and ``--overlap`` set.
+
+    Raises:
+        ConfigError: for what is no windows, and for an overlap of none.
+    """
+    if tiles not in (None, "auto", "off"):
+        from qwendet.data.tile import read_tiles
+
+        read_tiles(tiles)
+    if overlap is not None and tiles in (None, "off"):
+        what = "--overlap is about windows, and --tiles asks for none"
+        raise ConfigError(what, "--overlap", "add --tiles, such as --tiles auto")
     given = {"tiles": tiles, "overlap": overlap}
     return [*(settings or ()), *(f"infer.{key}={value}" for key, value in given.items() if value is not None)]
 

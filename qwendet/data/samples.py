@@ -5,7 +5,8 @@
 
 ``bbox_2d`` is xyxy in pixels of the image as displayed (EXIF orientation applied); an object may have a
 ``polygon`` or COCO's ``rle`` beside it, which are kept and not trained on. ``"labels": [...]`` beside
-``images`` is what is asked about this image; without it that is the label set of the config.
+``images`` is what is asked about this image; without it that is the label set of the config. What
+``neg_labels`` and ``not_exhaustive_labels`` are says :class:`Turn`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import sys
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +28,14 @@ from qwendet.errors import DataError
 
 SPECIAL_TOKEN_MARKS = ("<|", "|>")
 MAX_SIDE = 2**31 - 1  # pixels; formats of images cannot say more
-TURN_KEYS = frozenset({"images", "objects", "width", "height", "labels"})
+TURN_KEYS = frozenset(
+    {"images", "objects", "width", "height", "labels", "neg_labels", "not_exhaustive_labels"}
+)
 CONVERSATION_KEYS = frozenset({"messages", "conversations", "instruction", "query"})
 SAMPLE_KEYS = frozenset({"teachers", "student"})
 EXAMPLE_LINE = '{"images": ["a.jpg"], "objects": [{"bbox_2d": [x1, y1, x2, y2], "desc": "label"}]}'
-OBJECT_KEYS = frozenset({"bbox_2d", "desc", "crowd", "difficult", "area", "polygon", "rle"})
+OBJECT_KEYS = frozenset({"bbox_2d", "desc", "crowd", "difficult", "area", "polygon", "rle", "frequency"})
+FREQUENCIES = ("r", "c", "f")  # LVIS's words for rare, common and frequent
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class DetectedObject:
         area: COCO ``area``, what the object itself covers, in square pixels of the image as displayed; by it
             scores tell small from large. ``None`` takes the box's. It makes no other object of one.
         segmentation: the polygons or the mask that its source has, in the frame of the box.
+        frequency: LVIS's of the label: ``r``, ``c`` or ``f``.
     """
 
     bbox_2d: tuple[float, float, float, float]
@@ -55,6 +60,7 @@ class DetectedObject:
     difficult: bool = False
     area: float | None = field(default=None, compare=False)
     segmentation: Segmentation | None = field(default=None, compare=False, repr=False)
+    frequency: str | None = field(default=None, compare=False)
 
 
 class StoredImage(NamedTuple):
@@ -79,6 +85,9 @@ class Turn:
         window: xyxy pixels of the file's image as displayed, where the turn shows that part of it alone; then
             ``width`` and ``height`` are the window's.
         content: the image's file, where it is inside of a shard.
+        neg_labels: were looked for and not found. Where it is set, annotations are federated, as LVIS's: of a
+            label that is neither here nor among the objects nothing is known.
+        not_exhaustive_labels: some of their objects may have no box.
     """
 
     image: str
@@ -90,6 +99,8 @@ class Turn:
     pixels: Image.Image | None = field(default=None, compare=False, repr=False)
     window: tuple[int, int, int, int] | None = None
     content: StoredImage | None = field(default=None, compare=False, repr=False)
+    neg_labels: tuple[str, ...] | None = None
+    not_exhaustive_labels: tuple[str, ...] = ()
 
     @property
     def declared_size(self) -> tuple[int, int] | None:
@@ -142,11 +153,9 @@ def parse_sample(line: str, where: str, root: Path = Path()) -> Sample:
     try:
         record = json.loads(line, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"expected one JSON object a line, got {line[:60]!r} ({error})",
-            where,
-            "write each sample on one line of its own; a file cut in mid-line must be written again",
-        ) from error
+        what = f"expected one JSON object a line, got {line[:60]!r} ({error})"
+        fix = "write each sample on one line of its own; a file cut in mid-line must be written again"
+        raise DataError(what, where, fix) from error
     if not isinstance(record, dict):
         what = f"expected a JSON object, got {type(record).__name__}"
         raise DataError(what, where, f"write {EXAMPLE_LINE}")
@@ -183,11 +192,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_unknown_keys(record: dict[str, Any], known: frozenset[str], where: str, path: str) -> None:
     unknown = sorted(set(record) - known)
     if unknown:
-        raise DataError(
-            f"unknown key {path}{unknown[0]}; known here: {', '.join(sorted(known))}",
-            where,
-            "remove it or correct its name",
-        )
+        what = f"unknown key {path}{unknown[0]}; known here: {', '.join(sorted(known))}"
+        raise DataError(what, where, "remove it or correct its name")
 
 
 def _parse_turn(record: Any, where: str, root: Path, path: str) -> Turn:
@@ -197,21 +203,24 @@ def _parse_turn(record: Any, where: str, root: Path, path: str) -> Turn:
     _refuse_unknown_keys(record, TURN_KEYS, where, path)
     images = record.get("images")
     if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str) or not images[0]:
-        raise DataError(
-            f"{path}images: expected a list of one path, got {images!r}",
-            where,
-            "one image a turn: boxes of several images could not be told apart",
-        )
+        what = f"{path}images: expected a list of one path, got {images!r}"
+        raise DataError(what, where, "one image a turn: boxes of several images could not be told apart")
     objects = record.get("objects")
     if not isinstance(objects, list):
-        raise DataError(
-            f"{path}objects: expected a list, got {objects!r}", where, 'write "objects": [] for a negative'
-        )
+        what = f"{path}objects: expected a list, got {objects!r}"
+        raise DataError(what, where, 'write "objects": [] for a negative')
     found = tuple(_parse_object(item, where, f"{path}objects[{index}]") for index, item in enumerate(objects))
+    absent, partial = (
+        _parse_texts(record[key], where, f"{path}{key}") if key in record else None
+        for key in ("neg_labels", "not_exhaustive_labels")
+    )
+    require_absent(absent or (), found, where, f"{path}neg_labels")
     turn = Turn(
         image=images[0],
         objects=found,
         labels=_parse_labels(record.get("labels"), found, where, path),
+        neg_labels=absent,
+        not_exhaustive_labels=partial or (),
         width=_parse_size(record, "width", where, path),
         height=_parse_size(record, "height", where, path),
         root=root,
@@ -226,23 +235,33 @@ def _parse_labels(
 ) -> tuple[str, ...] | None:
     if value is None:
         return None
-    if not isinstance(value, list) or not value:
-        what = f"{path}labels: expected a list of label texts, got {value!r:.80}"
-        raise DataError(
-            what, where, "name what is asked, or leave labels out: the set of the config is asked"
-        )
-    labels = tuple(check_label(label, where, f"{path}labels[{at}]") for at, label in enumerate(value))
-    twice = next((label for at, label in enumerate(labels) if label in labels[:at]), None)
-    if twice is not None:
-        raise DataError(f"{path}labels names {twice!r} twice", where, "name each label once")
+    labels = _parse_texts(value, where, f"{path}labels", at_least=1)
     for index, item in enumerate(objects):
         if item.desc not in labels:
             shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
-            what = (
-                f"{path}objects[{index}].desc: {item.desc!r} is not among the labels of the sample ({shown})"
-            )
-            raise DataError(what, where, "add it to labels, or remove the object: nobody asks for it")
+            what = f"{path}objects[{index}].desc: {item.desc!r} is not among the labels of the sample"
+            fix = "add it to labels, or remove the object: nobody asks for it"
+            raise DataError(f"{what} ({shown})", where, fix)
     return labels
+
+
+def _parse_texts(value: Any, where: str, path: str, at_least: int = 0) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) < at_least:
+        what = f"{path}: expected a list of label texts, got {value!r:.80}"
+        raise DataError(what, where, "name labels, or leave it out")
+    labels = tuple(check_label(label, where, f"{path}[{at}]") for at, label in enumerate(value))
+    twice = next((label for at, label in enumerate(labels) if label in labels[:at]), None)
+    if twice is not None:
+        raise DataError(f"{path} names {twice!r} twice", where, "name each label once")
+    return labels
+
+
+def require_absent(absent: Collection[str], objects: Sequence[DetectedObject], where: str, path: str) -> None:
+    """Refuse labels that are said to be absent and have an object."""
+    there = next((item.desc for item in objects if item.desc in absent), None)
+    if there is not None:
+        what = f"{path} says that {there!r} is absent, but there is an object of it"
+        raise DataError(what, where, "remove the one or the other")
 
 
 def _parse_size(record: dict[str, Any], key: str, where: str, path: str) -> int | None:
@@ -250,9 +269,8 @@ def _parse_size(record: dict[str, Any], key: str, where: str, path: str) -> int 
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIDE:
-        raise DataError(
-            f"{path}{key}: expected a positive integer, got {value!r}", where, "give pixels, or leave it out"
-        )
+        what = f"{path}{key}: expected a positive integer, got {value!r}"
+        raise DataError(what, where, "give pixels, or leave it out")
     return value
 
 
@@ -268,7 +286,15 @@ def _parse_object(record: Any, where: str, path: str) -> DetectedObject:
         difficult=_parse_flag(record, "difficult", where, path),
         area=_parse_area(record.get("area"), where, f"{path}.area"),
         segmentation=read_segmentation(record, where, path),
+        frequency=parse_frequency(record.get("frequency"), where, f"{path}.frequency"),
     )
+
+
+def parse_frequency(value: Any, where: str, path: str) -> str | None:
+    """LVIS's frequency of a label; raises :class:`DataError` for another one."""
+    if value is not None and value not in FREQUENCIES:
+        raise DataError(f"{path}: expected r, c or f, got {value!r:.40}", where, "correct it or leave it out")
+    return None if value is None else str(value)
 
 
 def _parse_flag(record: dict[str, Any], key: str, where: str, path: str) -> bool:
@@ -295,20 +321,14 @@ def _parse_box(value: Any, where: str, path: str) -> tuple[float, float, float, 
         and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value)
     )
     if not is_box:
-        raise DataError(
-            f"{path}: expected [x1, y1, x2, y2], got {value!r}",
-            where,
-            "give four numbers, in pixels and not in quotes",
-        )
+        what = f"{path}: expected [x1, y1, x2, y2], got {value!r}"
+        raise DataError(what, where, "give four numbers, in pixels and not in quotes")
     if not all(abs(number) <= sys.float_info.max for number in value):  # NaN, infinity, integers beyond float
         raise DataError(f"{path}: expected finite numbers, got {value!r}", where, "remove this box")
     x1, y1, x2, y2 = (float(number) for number in value)
     if x2 <= x1 or y2 <= y1:
-        raise DataError(
-            f"{path}: expected x1 < x2 and y1 < y2, got {value!r}",
-            where,
-            "boxes are [x1, y1, x2, y2], not [x, y, width, height]; remove boxes without area",
-        )
+        fix = "boxes are [x1, y1, x2, y2], not [x, y, width, height]; remove boxes without area"
+        raise DataError(f"{path}: expected x1 < x2 and y1 < y2, got {value!r}", where, fix)
     return x1, y1, x2, y2
 
 
@@ -321,11 +341,8 @@ def check_label(value: Any, where: str, path: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{path}: expected a label text, got {value!r}", where, "name what the box shows")
     if any(mark in value for mark in SPECIAL_TOKEN_MARKS):
-        raise DataError(
-            f"{path}: the label {value!r} holds special-token text",
-            where,
-            "remove <| and |>: the tokenizer would read them as control tokens",
-        )
+        fix = "remove <| and |>: the tokenizer would read them as control tokens"
+        raise DataError(f"{path}: the label {value!r} holds special-token text", where, fix)
     unseen = unseen_character(value)
     if unseen is not None:
         what = f"{path}: the label {value!r} holds control characters ({unseen})"

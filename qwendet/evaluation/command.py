@@ -19,7 +19,7 @@ from qwendet.data.formats.convert import Conversion
 from qwendet.data.labels import labels_of
 from qwendet.data.samples import Sample
 from qwendet.errors import ConfigError, DataError, Problem, told_left_out
-from qwendet.evaluation.coco import coco_ground_truth
+from qwendet.evaluation.coco import MOST_OF_FEDERATED, coco_ground_truth
 from qwendet.evaluation.compare import Comparison, compare_runs
 from qwendet.evaluation.dataset import foreign_labels, open_dataset, without_teachers
 from qwendet.evaluation.matches import IOU_THRESHOLD
@@ -150,6 +150,13 @@ def evaluate_model(
         sources += ("text",)
         notes.append(f"{base} answers in text alone: text is measured as well.")
     labels, models = predictor.bundle.labels, {str(model): predictor.origin()}
+    if (most := predictor.bundle.config.infer.max_detections) < MOST_OF_FEDERATED and any(
+        sample.student.neg_labels is not None for sample in samples
+    ):
+        notes.append(
+            f"The annotations are federated, and LVIS counts {MOST_OF_FEDERATED} detections an image, but"
+            f" infer.max_detections is {most}: add --set infer.max_detections={MOST_OF_FEDERATED}."
+        )
     notes += foreign_labels(samples, labels, str(data))
     before: dict[str, Found] = {}
     with temporary_folder() if kept is None else nullcontext(kept) as folder:

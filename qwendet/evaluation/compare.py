@@ -138,7 +138,7 @@ class Resampler:
         with contextlib.redirect_stdout(io.StringIO()):
             self.evaluation.accumulate()
         precision, recall = (
-            self.evaluation.eval["precision"][..., 0, 0],
+            self.evaluation.eval["precision"][..., 0, -1],
             self.evaluation.eval["recall"][..., 0, 0],
         )
         present = recall[0] >= 0  # labels with objects among these images

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from qwendet.data.formats.convert import Conversion, conversion_notes, convert_dataset
 from qwendet.data.formats.detect import detect_format
+from qwendet.data.formats.records import TEST_PARTS
 from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.errors import DataError, Problem, told_left_out
 from qwendet.inference.inputs import Samples, facts_of
 
-MEASURED_SPLITS = ("test", "val", "all", "train")
+MEASURED_SPLITS = ("test", "val", *TEST_PARTS, "all", "train")
 """Splits in the order in which a folder's is chosen: best are images that training never saw."""
 
 

@@ -135,6 +135,12 @@ def f1_over_ious(done: BoxEvaluation, threshold: float | None) -> float | None:
     return 2 * precision * recall / (precision + recall) if right.any() else 0.0
 
 
+def accuracy(done: BoxEvaluation) -> float:
+    """Share of the images whose best detection has IoU 0.5 with their object: RefCOCO's, by expression."""
+    right = [record["dtMatches"][_THRESHOLD_INDEX, :1].any() for record in images_evaluated(done)]
+    return sum(map(bool, right)) / len(done.params.imgIds)
+
+
 def _truth(ground_truth: dict[str, Any]) -> dict[str, IntArray]:
     counted = [item for item in ground_truth["annotations"] if not item["ignore"]]
     return {

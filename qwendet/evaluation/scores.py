@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qwendet.data.samples import Sample
-from qwendet.evaluation.coco import coco_results, match, summarise
-from qwendet.evaluation.matches import FloatArray, Matches, f1_over_ious, matches_of
+from qwendet.evaluation.coco import are_expressions, coco_results, match, summarise
+from qwendet.evaluation.matches import FloatArray, Matches, accuracy, f1_over_ious, matches_of
 from qwendet.inference.detections import Prediction, Source
 
 SCORE_MEANINGS: dict[Source, str] = {
@@ -99,7 +99,8 @@ class Run:
         teachers: demonstrations asked for; ``None`` if samples kept what they have.
         predictions: one an image, of this source alone.
         results: the same in COCO's form.
-        metrics: COCO's twelve; ``None`` where there is nothing to measure.
+        metrics: COCO's twelve, of federated annotations LVIS's, too, of expressions the share whose best box
+            has IoU 0.5; ``None`` where there is nothing to measure.
         at_best: the score with the best F1, over all labels, chosen on these images.
         labels: label by label, in the order of the categories.
         curves: ``(K, 101)`` precision at IoU 0.5 over recall 0, 0.01 … 1; -1 for a label without objects.
@@ -161,6 +162,8 @@ def score_run(
     categories = ground_truth["categories"]
     evaluation = match(ground_truth, results)
     metrics = summarise(evaluation)
+    if are_expressions(samples):
+        metrics = {"accuracy": accuracy(evaluation), **metrics}
     precision = evaluation.eval["precision"][..., 0, -1]  # (T, 101, K): any size, 100 detections
     average = np.stack([precision.mean((0, 1)), precision[_AP50].mean(0)])  # AP and AP50 of each label
     matches = matches_of(ground_truth, results, evaluation)

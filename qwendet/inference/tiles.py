@@ -143,4 +143,4 @@ def require_tiles_that_fit(config: Config, samples: Sequence[Sample]) -> None:
                 sizes.add(turn.declared_size or turn_size(turn, sample.where))
         limits = image_limits(config)
         least = MIN_IMAGE_SIDE if limits is None else limits.unit
-        require_windows(sizes, config.infer.tiles, config.infer.overlap, least, "infer.tiles")
+        require_windows(sizes, config.infer.tiles, config.infer.overlap, least, "--tiles (infer.tiles)")

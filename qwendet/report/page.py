@@ -13,7 +13,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from qwendet.config.contradictions import METRICS
 from qwendet.data.images import open_image
 from qwendet.data.samples import Sample
 from qwendet.evaluation.command import Evaluation
@@ -57,7 +56,7 @@ def render(evaluation: Evaluation) -> str:
         .render(
             evaluation=evaluation,
             runs=[_run(run, evaluation.ground_truth) for run in evaluation.runs],
-            metrics=METRICS,
+            metrics=list(evaluation.runs[0].metrics),
             point_fields=OperatingPoint._fields,
             boxes=sum(not item["ignore"] for item in evaluation.ground_truth["annotations"]),
             score_meanings=SCORE_MEANINGS,
@@ -120,7 +119,7 @@ def _picture(
     sample: Sample, image: dict[str, Any], index: int, errors: Sequence[Sequence[ImageErrors]]
 ) -> dict[str, Any]:
     return {
-        "name": image["file_name"],
+        "name": ": ".join(image[key] for key in ("file_name", "expression") if key in image),
         "size": [image["width"], image["height"]],
         "jpeg": thumbnail(open_image(sample.student.image, sample.student.root, sample.where)),
         "runs": [

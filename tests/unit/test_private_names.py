@@ -92,6 +92,8 @@ PRIVATE: dict[str, tuple[str, ...] | None] = {
     # which boxes an evaluation leaves out of account
     "pycocotools.cocoeval.COCOeval._prepare": ("self",),
     "pycocotools.cocoeval.COCOeval._gts": None,
+    "pycocotools.cocoeval.COCOeval._dts": None,
+    "pycocotools.cocoeval.COCOeval._paramsEval": None,
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from qwendet.data.formats.coco_table import (
 from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import Finding, Item, Labels, Record, Source
 from qwendet.data.images import IMAGE_SUFFIXES
-from qwendet.data.samples import DetectedObject, Sample, Turn
+from qwendet.data.samples import DetectedObject, Sample, Turn, require_absent
 from qwendet.errors import DataError
 from qwendet.files import list_folder
 
@@ -124,6 +124,7 @@ def _record(file: CocoFile, folder: str, table: CocoTable, entry: CocoImage, box
             bool(found.flags & DIFFICULT),
             found.area,
             found.segmentation,
+            table.frequencies[found.label],
         )
         for found in boxes
     )
@@ -132,7 +133,16 @@ def _record(file: CocoFile, folder: str, table: CocoTable, entry: CocoImage, box
         for where, found in zip(places, boxes, strict=True)
         if found.flags & DERIVED
     )
-    turn = Turn(image, objects, entry.width, entry.height)
+    absent = table.named(entry.absent, entry.where)
+    require_absent(absent or (), objects, entry.where, "neg_category_ids")
+    turn = Turn(
+        image,
+        objects,
+        entry.width,
+        entry.height,
+        neg_labels=absent,
+        not_exhaustive_labels=table.named(entry.partial, entry.where) or (),
+    )
     name = image.removeprefix(f"{folder}/") if folder else image
     return Record(
         file.split, Sample(turn, where=entry.where), name, places, derived, size="the size in the file"

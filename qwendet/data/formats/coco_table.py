@@ -9,7 +9,7 @@ import json
 import math
 import re
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.json_stream import stream_lists
 from qwendet.data.formats.records import Box, Finding
 from qwendet.data.formats.writer import as_coco
-from qwendet.data.samples import check_label
+from qwendet.data.samples import check_label, parse_frequency
 from qwendet.data.segmentation import Segmentation, extent, read_rings, read_rle
 from qwendet.errors import DataError, Problem
 
@@ -43,12 +43,19 @@ CANONICAL = re.compile("0|-?[1-9][0-9]{0,17}")
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
-    """An entry of ``images``: its name, and the size that it claims (None where it claims none)."""
+    """An entry of ``images``: its name, and the size that it claims (None where it claims none).
+
+    Attributes:
+        absent: LVIS ``neg_category_ids``; ``None`` where annotations are not federated.
+        partial: LVIS ``not_exhaustive_category_ids``.
+    """
 
     name: str
     width: int | None
     height: int | None
     where: str
+    absent: tuple[Key, ...] | None = None
+    partial: tuple[Key, ...] | None = None
 
 
 @dataclass
@@ -57,6 +64,7 @@ class CocoTable:
 
     Attributes:
         labels: label by category id.
+        frequencies: LVIS's, by label.
         images: entry by slot, in the order of the file; a slot stands for an image id.
         broken: what is wrong with an image's entry or one of its annotations, by slot.
         problems: what is wrong with annotations of no image.
@@ -64,6 +72,7 @@ class CocoTable:
 
     path: Path
     labels: dict[Key, str] = field(default_factory=dict)
+    frequencies: dict[str, str | None] = field(default_factory=dict)
     images: dict[int, CocoImage] = field(default_factory=dict)
     broken: dict[int, Problem] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -92,8 +101,8 @@ class CocoTable:
         where = f"{self.path}: images[{index}]"
         slot = -1
         try:
-            slot = self._slots.setdefault(_key(entry, "id", where), len(self._slots))
-            image = _image(entry, where)
+            slot = self._slots.setdefault(key_of(entry, "id", where), len(self._slots))
+            image = read_image(entry, where)
             if slot in self.images:
                 raise DataError(
                     f"the image id {entry['id']!r} is that of {self.images[slot].name!r} too",
@@ -107,7 +116,7 @@ class CocoTable:
     def add_category(self, index: int, entry: Any) -> None:
         """Take an element of ``categories``; a broken one refuses the file."""
         where = f"{self.path}: categories[{index}]"
-        key = _key(entry, "id", where)
+        key = key_of(entry, "id", where)
         name = entry.get("name")
         name = str(name) if type(name) is int else name  # digits are told apart in some data sets
         label = check_label(name.strip() if isinstance(name, str) else name, where, "name")
@@ -120,6 +129,18 @@ class CocoTable:
         if label in self.labels.values():
             self.findings.append(Finding("same_label", where, repr(label)))
         self.labels[key] = label
+        self.frequencies[label] = parse_frequency(entry.get("frequency"), where, "frequency")
+
+    def named(self, ids: Sequence[Key] | None, where: str) -> tuple[str, ...] | None:
+        """Labels of category ids, each once.
+
+        Raises:
+            DataError: for an id that no category has.
+        """
+        if unknown := [key for key in ids or () if key not in self.labels]:
+            what = f"there is no category with the id {unknown[0]!r}, which the image names"
+            raise DataError(what, where, CATEGORY_FIX)
+        return None if ids is None else tuple(dict.fromkeys(self.labels[key] for key in ids))
 
     def add_annotation(self, index: int, entry: Any) -> None:
         """Take an element of ``annotations``; one of another task refuses the file."""
@@ -127,10 +148,10 @@ class CocoTable:
         _refuse_other_task(entry, where)
         slot = -1
         try:
-            slot = self._slots.setdefault(_key(entry, "image_id", where), len(self._slots))
-            category = _key(entry, "category_id", where)
+            slot = self._slots.setdefault(key_of(entry, "image_id", where), len(self._slots))
+            category = key_of(entry, "category_id", where)
             segmentation = self._segmentation(entry, where)
-            box, flags = _box(entry, segmentation, where)
+            box, flags = read_box(entry, segmentation, where)
             area = _area(entry, where)
             flags |= CROWD * _flag(entry, "iscrowd", where)
             flags |= DIFFICULT * (_flag(entry, "difficult", where) | _flag(entry, "ignore", where))
@@ -283,7 +304,8 @@ def read_table(path: Path) -> CocoTable:
     return table
 
 
-def _key(entry: Any, name: str, where: str) -> Key:
+def key_of(entry: Any, name: str, where: str) -> Key:
+    """An id of an entry; a number that is written as a text is a number."""
     value = entry.get(name) if isinstance(entry, dict) else None
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -307,14 +329,28 @@ def _refuse_other_task(entry: Any, where: str) -> None:
         raise DataError(f"this is a COCO file of {task}, without boxes", where, "give the instances_… file")
 
 
-def _image(entry: Mapping[str, Any], where: str) -> CocoImage:
+def read_image(entry: Mapping[str, Any], where: str) -> CocoImage:
+    """An element of ``images``."""
     name = entry.get("file_name")
     if name is None and isinstance(url := entry.get("coco_url"), str):  # LVIS: …org/train2017/1.jpg
         name = url.partition("://")[2].partition("/")[2]
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"file_name: expected a path, got {name!r}", where, "name the image's file")
     width, height = (_size(entry, side, where) for side in ("width", "height"))
-    return CocoImage(name, width, height, where)
+    return CocoImage(
+        name,
+        width,
+        height,
+        where,
+        *(_ids(entry, key, where) for key in ("neg_category_ids", "not_exhaustive_category_ids")),
+    )
+
+
+def _ids(entry: Mapping[str, Any], name: str, where: str) -> tuple[Key, ...] | None:
+    values = entry.get(name)
+    if values is not None and not isinstance(values, list):
+        raise DataError(f"{name}: expected a list of ids, got {values!r:.40}", where, "correct it")
+    return None if values is None else tuple(key_of({name: value}, name, where) for value in values)
 
 
 def _size(entry: Mapping[str, Any], side: str, where: str) -> int | None:
@@ -328,7 +364,7 @@ def _size(entry: Mapping[str, Any], side: str, where: str) -> int | None:
     return value
 
 
-def _box(entry: Mapping[str, Any], segmentation: Segmentation | None, where: str) -> tuple[Box, int]:
+def read_box(entry: Mapping[str, Any], segmentation: Segmentation | None, where: str) -> tuple[Box, int]:
     """A box as xyxy, and ``DERIVED`` if it comes from a polygon or a mask."""
     bbox = entry.get("bbox")
     if bbox is None or bbox == []:

@@ -28,6 +28,7 @@ class CocoWriter:
         self._images = SplitFiles(folder / "annotations", "instances_{}.json", stack)
         self._annotations = SplitFiles(folder / "annotations", ".annotations_{}.part", stack)
         self._labels = LabelTable()
+        self._frequencies: dict[str, dict[str, str]] = {}
         self._num_images: Counter[str] = Counter()
         self._num_boxes: Counter[str] = Counter()
 
@@ -44,14 +45,23 @@ class CocoWriter:
         is_first = not self._num_images[split]
         self._num_images[split] += 1
         image_id = self._num_images[split]
-        entry = {"id": image_id, "file_name": image, "width": turn.width, "height": turn.height}
+        entry: dict[str, Any] = {"id": image_id, "file_name": image}
+        entry |= {"width": turn.width, "height": turn.height}
+        if turn.neg_labels is not None:
+            entry["neg_category_ids"] = self._ids(turn.neg_labels)
+            entry["not_exhaustive_category_ids"] = self._ids(turn.not_exhaustive_labels)
         start = '{"images": [\n' if is_first else ",\n"
         self._images.write(split, start + json.dumps(entry, ensure_ascii=False))
         for found in turn.objects:
+            if found.frequency is not None:
+                self._frequencies[found.desc] = {"frequency": found.frequency}
             self._num_boxes[split] += 1
             box_id = self._num_boxes[split]
             line = json.dumps(self._annotation(found, image_id, box_id))
             self._annotations.write(split, line if box_id == 1 else ",\n" + line)
+
+    def _ids(self, labels: Sequence[str]) -> list[int]:
+        return [self._labels.number(label) + 1 for label in labels]
 
     def _annotation(self, found: DetectedObject, image_id: int, box_id: int) -> dict[str, Any]:
         x1, y1, x2, y2 = found.bbox_2d
@@ -70,7 +80,7 @@ class CocoWriter:
     def finish(self) -> list[str]:
         """Join images and annotations, add the categories."""
         categories = [
-            {"id": index, "name": label, "supercategory": ""}
+            {"id": index, "name": label, "supercategory": "", **self._frequencies.get(label, {})}
             for index, label in enumerate(self._labels, start=1)
         ]
         end = f'\n],\n"categories": {json.dumps(categories, ensure_ascii=False)}}}\n'

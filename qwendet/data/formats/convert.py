@@ -71,6 +71,7 @@ class Conversion:
         is_strict: refuse what would be mended or left out.
         skip_bad: leave out images with broken annotations instead of refusing them.
         frame: of the boxes of conversations; ``None`` tells it from them.
+        split: the only one to read; ``None`` reads all.
     """
 
     source: Format | str = "auto"
@@ -80,6 +81,7 @@ class Conversion:
     is_strict: bool = False
     skip_bad: bool = False
     frame: BoxFrame | None = None
+    split: str | None = None
 
     def options(self) -> list[str]:
         """How the source is read, in words of the command line."""
@@ -123,8 +125,9 @@ def convert_dataset(src: Path, dst: Path, how: Conversion) -> ConversionReport:
         fix = f"use it as it is: qwendet init DIR --data {shlex.quote(str(src))}; or give --to another format"
         raise DataError("this is JSONL already", str(src), fix)
     refuse_occupied(dst)
+    is_reference = how.images == "reference"
     source = open_source(
-        src, how.source, how.image_dir, may_be_absent=how.images == "reference", frame=how.frame
+        src, how.source, how.image_dir, may_be_absent=is_reference, frame=how.frame, split=how.split
     )
     return write_source(source, src.name, dst, how)
 
@@ -169,7 +172,7 @@ class _Job:
             how.images == "reference" and how.target not in ("voc", "yolo", "yolo-seg")
         )
         self.placed: dict[str, tuple[str, str]] = {}
-        self.seen: set[tuple[str, str]] = set()
+        self.seen: set[tuple[str, str, tuple[str, ...] | None]] = set()
         self.images: Counter[str] = Counter()
         self.boxes: dict[str, Counter[str]] = defaultdict(Counter)
         self.findings: dict[FindingKind, list[str]] = defaultdict(list)
@@ -209,9 +212,9 @@ class _Job:
         if not self.keeps_paths and not name.endswith(Path(record.name).name):
             self.findings["placed_as"].append(f"{turn.image!r} is now {name!r}")
         place = self.writer.place(split, name)
-        if (split, place) in self.seen:
+        if (split, place, turn.labels) in self.seen:
             self.findings["same_image"].append(f"{record.sample.where}: {turn.image!r}")
-        self.seen.add((split, place))
+        self.seen.add((split, place, turn.labels))
         self.placed[place] = (turn.image, record.sample.where)
         self.images[split] += 1
         self.boxes[split].update(found.desc for found in turn.objects)
@@ -219,7 +222,8 @@ class _Job:
             found.crowd or found.difficult for found in turn.objects
         ):
             self.findings["flags_lost"].append(f"{record.sample.where}: {turn.image!r}")
-        if self.how.target != "jsonl" and turn.labels is not None:
+        is_federated = turn.neg_labels is not None and self.how.target != "coco"
+        if self.how.target not in ("jsonl", "webdataset") and (turn.labels is not None or is_federated):
             self.findings["labels_lost"].append(f"{record.sample.where}: {turn.image!r}")
         if any(map(self._loses, turn.objects)):
             self.findings["segmentations_lost"].append(f"{record.sample.where}: {turn.image!r}")

@@ -14,7 +14,8 @@ from qwendet.data.formats.conversations import conversation_files, open_conversa
 from qwendet.data.formats.fitting import fitted
 from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.jsonl import jsonl_files, open_jsonl
-from qwendet.data.formats.records import Format, Item, Source
+from qwendet.data.formats.records import Format, Item, Record, Source
+from qwendet.data.formats.refcoco import open_refcoco
 from qwendet.data.formats.tools import TOOLS, files_near, open_tool, tool_of
 from qwendet.data.formats.voc import open_voc
 from qwendet.data.formats.voc_layout import is_voc
@@ -120,9 +121,13 @@ def open_source(
     *,
     may_be_absent: bool = False,
     frame: BoxFrame | None = None,
+    split: str | None = None,
 ) -> Source:
-    """Open a data set of any format, its boxes held against its images."""
+    """Open a data set of any format, or one split of it, its boxes held against its images."""
     written = open_written(path, source, image_dir, may_be_absent=may_be_absent, frame=frame)
+    if split is not None:
+        items = (item for item in written.items if not isinstance(item, Record) or item.split == split)
+        written = replace(written, items=items)
     return fitted(written, may_be_absent=may_be_absent)
 
 
@@ -150,8 +155,8 @@ def open_written(
         opened = open_conversations(path, image_dir, frame)
     elif tool := {str(name): tool for name, tool in TOOLS.items()}.get(source):
         opened = open_tool(path, tool, image_dir)
-    elif source in ("yolo", "jsonl"):
-        opened = (open_yolo if source == "yolo" else open_jsonl)(path, image_dir)
+    elif opener := {"yolo": open_yolo, "jsonl": open_jsonl, "refcoco": open_refcoco}.get(source):
+        opened = opener(path, image_dir)
     else:
         opened = (open_coco if source == "coco" else open_voc)(path, image_dir, may_be_absent=may_be_absent)
     return replace(opened, items=_told(opened.items))

@@ -114,7 +114,8 @@ class _Images:
             if shape.kind != "box":
                 findings.append(Finding("derived", place, f"{show(box)} ({shape.kind})"))
             segmentation, flags = _segmentation(own, scale, size), _flags(shape.attributes or {})
-            objects.append(DetectedObject(box, label, segmentation=segmentation, **flags))
+            marks = flags["crowd"], flags["difficult"]
+            objects.append(DetectedObject(box, label, *marks, segmentation=segmentation))
             places.append(place)
         turn = Turn(image, tuple(objects), *(size or (None, None)))
         name = image.removeprefix("images/")

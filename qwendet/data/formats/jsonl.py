@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwendet.data.formats.fitting import join_image
-from qwendet.data.formats.records import SPLITS, WHOLE, Finding, Item, Record, Source, split_of
+from qwendet.data.formats.records import SPLITS, TEST_PARTS, WHOLE, Finding, Item, Record, Source, split_of
 from qwendet.data.samples import SampleFile
 from qwendet.errors import DataError
 
@@ -36,7 +36,7 @@ def jsonl_files(path: Path) -> dict[str, Path]:
     """The sample file of each split; ``all.jsonl`` only where there is no ``train.jsonl``."""
     if path.is_file():
         return {split_of(path.stem) or WHOLE: path}
-    names = {split: path / f"{split}.jsonl" for split in (*SPLITS, WHOLE)}
+    names = {split: path / f"{split}.jsonl" for split in (*SPLITS, *TEST_PARTS, WHOLE)}
     found = {split: file for split, file in names.items() if file.is_file()}
     if "train" in found:
         found.pop(WHOLE, None)

@@ -44,6 +44,10 @@ def sample_line(turn: Turn, image: str) -> str:
     }
     if turn.labels is not None:
         record["labels"] = turn.labels
+    if turn.neg_labels is not None:
+        record["neg_labels"] = turn.neg_labels
+    if turn.not_exhaustive_labels:
+        record["not_exhaustive_labels"] = turn.not_exhaustive_labels
     if turn.declared_size:
         record |= {"width": turn.width, "height": turn.height}
     return json.dumps(record, ensure_ascii=False) + "\n"
@@ -60,4 +64,6 @@ def _object_record(found: DetectedObject) -> dict[str, Any]:
     if found.segmentation is not None:
         key = "rle" if isinstance(found.segmentation, Rle) else "polygon"
         record[key] = as_coco(found.segmentation)
+    if found.frequency is not None:
+        record["frequency"] = found.frequency
     return record

@@ -19,7 +19,7 @@ from qwendet.errors import Problem
 Format = Literal[
     "jsonl", "voc", "coco", "yolo", "conversations",
     "cvat", "labelstudio", "labelme", "via", "createml", "datumaro", "supervisely", "openimages",
-    "huggingface",
+    "huggingface", "refcoco",
 ]  # fmt: skip
 Target = Literal["jsonl", "webdataset", "voc", "coco", "yolo", "yolo-seg", "swift", "llamafactory"]
 Box = tuple[float, float, float, float]
@@ -58,7 +58,7 @@ FINDING_TITLES: Mapping[FindingKind, str] = {
     "listed_again": "lines of split lists name an image again and were left out",
     "no_boxes": "files hold answers without boxes (captions, questions), which were left out",
     "flags_lost": "images have crowds, which answers leave out, or difficult objects, which they do not mark",
-    "labels_lost": "images say what is asked, which this format cannot: other labels count as absent",
+    "labels_lost": "images say what is asked or was looked for, which is lost: other labels count as absent",
     "frame": "files whose boxes are read in this frame",
     "asked_of_some": "images are asked about some of the labels alone: others may be there",
     "no_extent": "shapes that are no boxes (tags, points, lines, what is outside) left out",
@@ -74,6 +74,8 @@ HARMLESS: frozenset[FindingKind] = frozenset(
 """Kinds of findings that leave every box, label and image as they were."""
 
 SPLITS = ("train", "val", "test")
+TEST_PARTS = ("testA", "testB")
+"""RefCOCO has two test splits: people, and all else."""
 WHOLE = "all"
 _SPLIT_WORDS: Mapping[str, str] = {
     "train": "train",

@@ -88,6 +88,37 @@ def test_layout__of_exports_shares_the_folder_of_images(tmp_path: Path) -> None:
     assert found["pothole"].measured.images == tmp_path / "pothole" / "valid"
 
 
+def test_layout__odinw_of_a_fine_tuned_model_is_measured_on_test(tmp_path: Path) -> None:
+    from qwendet.benchmark.layouts import _ODINW13
+
+    for name, place in _ODINW13.items():
+        split = "valid" if name == "PascalVOC" else "test"
+        file = f"{split}_" if place.endswith("export") else f"{split}/"
+        touch(tmp_path / place / f"{file}annotations_without_background.json")
+    found = {item.name: item for item in sets_of("odinw13", tmp_path, fine_tuned=True)}
+    assert found["pothole"].measured.images == tmp_path / "pothole" / "test"
+    assert found["PascalVOC"].measured.images == tmp_path / "PascalVOC" / "valid"
+    with pytest.raises(DataError, match="12 of its 13 sets lack annotations"):
+        sets_of("odinw13", tmp_path)
+
+
+def test_layout__lvis_and_refcoco(tmp_path: Path) -> None:
+    touch(tmp_path / "annotations" / "lvis_v1_minival.json")
+    (only,) = sets_of("lvis", tmp_path)
+    assert (only.name, only.measured.images) == ("lvis_v1_minival", tmp_path)
+    for name, by in (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd")):
+        touch(tmp_path / name / f"refs({by}).json")
+    (tmp_path / "train2014").mkdir()
+    found = sets_of("refcoco", tmp_path)
+    assert [item.name for item in found] == [
+        "refcoco+_testA", "refcoco+_testB", "refcoco+_val", "refcoco_testA", "refcoco_testB", "refcoco_val",
+        "refcocog_test", "refcocog_val",
+    ]  # fmt: skip
+    assert {item.project for item in found} == {"refcoco", "refcoco+", "refcocog"}
+    assert (found[0].measured.split, found[0].train.split) == ("testA", "train")
+    assert found[0].measured.images == tmp_path / "train2014"
+
+
 def test_layout__coco_and_rf100vl(rf100vl: Path, tmp_path: Path) -> None:
     assert [item.name for item in sets_of("rf100vl", rf100vl)] == ["bolts", "pills"]
     touch(tmp_path / "annotations" / "instances_val2017.json")
@@ -145,6 +176,63 @@ def test_benchmark__measures_each_set_once_and_tabulates(
     code, _, err = command(*words, "--set", "infer.score_threshold=0.5")
     assert code == 2
     assert "bolts.json was measured otherwise: overrides was" in err
+
+
+def test_benchmark__refcoco_is_told_by_accuracy(command: Command, tmp_path: Path) -> None:
+    write_part(tmp_path / "set" / "instances.json", 40, 3, tmp_path / "work")
+    drawn = json.loads((tmp_path / "set" / "instances.json").read_text(encoding="utf-8"))
+    names = {item["id"]: item["name"] for item in drawn["categories"]}
+    shutil.copytree(tmp_path / "set", tmp_path / "train2014", ignore=shutil.ignore_patterns("*.json"))
+    splits = {"refcoco": ("unc", "val", "testA", "testB"), "refcoco+": ("unc", "val", "testA", "testB")}
+    for name, (by, *parts) in (splits | {"refcocog": ("umd", "val", "test")}).items():
+        (tmp_path / name).mkdir()
+        shutil.copy(tmp_path / "set" / "instances.json", tmp_path / name)
+        references = [
+            {
+                "ann_id": item["id"],
+                "split": part,
+                "sentences": [{"sent": f"the {names[item['category_id']]}"}],
+            }
+            for part in parts
+            for item in drawn["annotations"][:3]
+        ]
+        (tmp_path / name / f"refs({by}).json").write_text(json.dumps(references), encoding="utf-8")
+    output = tmp_path / "out"
+    words = ("eval", "tiny", tmp_path, "--benchmark", "refcoco", "--output", output, *FAST)
+    code, out, err = command(*words, "--format", "json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert (record["columns"], len(record["sets"])) == (["accuracy"], 8)
+    assert all(row["images"] == 3 and 0 <= row["accuracy"] <= 1 for row in record["sets"])
+    mean = sum(row["accuracy"] for row in record["sets"]) / 8
+    assert record["means"] == [{"source": "head", "accuracy": pytest.approx(mean)}]
+    assert "accuracy" in (output / "index.html").read_text(encoding="utf-8")
+    code, _, err = command(*words, "--train", "--shots", "3")
+    assert code == 2
+    assert "each expression is a label of its own" in err
+
+
+def test_benchmark__lvis_counts_300_detections_by_frequency(command: Command, tmp_path: Path) -> None:
+    write_part(tmp_path / "val2017" / "own.json", 50, 4, tmp_path / "work")
+    drawn = json.loads((tmp_path / "val2017" / "own.json").read_text(encoding="utf-8"))
+    (tmp_path / "val2017" / "own.json").unlink()
+    for image in drawn["images"]:  # as LVIS has it: no file_name
+        image["coco_url"] = f"http://images.cocodataset.org/val2017/{image.pop('file_name')}"
+        image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    for number, category in enumerate(drawn["categories"]):
+        category["frequency"] = "rcf"[number % 3]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "lvis_v1_val.json").write_text(json.dumps(drawn), encoding="utf-8")
+    words = ("eval", "tiny", tmp_path, "--benchmark", "lvis", "--output", tmp_path / "out", *FAST)
+    code, out, err = command(*words, "--format", "json")
+    assert code == 0, err
+    (row,) = json.loads(out)["sets"]
+    assert list(row) == ["set", "source", "images", "AP", "AP_r", "AP_c", "AP_f", "F1@mIoU"]
+    known = [row[f"AP_{frequency}"] for frequency in "rcf" if row[f"AP_{frequency}"] is not None]
+    assert min(known) <= row["AP"] <= max(known)
+    stored = json.loads((tmp_path / "out" / "sets" / "lvis_v1_val.json").read_text(encoding="utf-8"))
+    assert "AR_300" in stored["runs"][0]["metrics"]
+    assert not any("300 detections" in note for note in stored["notes"])
 
 
 def test_benchmark__trains_on_the_shots_and_goes_on(rf100vl: Path, command: Command, tmp_path: Path) -> None:

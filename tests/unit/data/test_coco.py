@@ -226,6 +226,49 @@ def test_area__is_kept_from_coco_through_jsonl_to_coco(tmp_path: Path) -> None:
     assert [entry["area"] for entry in written["annotations"]] == [702.1057499999998, 1200, 30, 81]
 
 
+def test_lvis__federated_annotations_are_kept(tmp_path: Path) -> None:
+    """Into sample files and, numbered anew, into COCO."""
+    categories = [
+        CELL | {"frequency": "r"},
+        {"id": 3, "name": "worm", "frequency": "f"},
+        {"id": 5, "name": "egg"},
+    ]
+    lists = {"neg_category_ids": [3], "not_exhaustive_category_ids": [7, 7]}
+    path = write(tmp_path / "src", [box()], [IMAGE | lists], categories)
+    convert_dataset(path, tmp_path / "out", Conversion("coco"))
+    line = json.loads((tmp_path / "out" / "all.jsonl").read_text())
+    assert (line["neg_labels"], line["not_exhaustive_labels"]) == (["worm"], ["cell"])
+    assert line["objects"][0]["frequency"] == "r"
+    report = convert_dataset(tmp_path / "out", tmp_path / "coco", Conversion(target="coco"))
+    assert "labels_lost" not in report.findings
+    written = json.loads((tmp_path / "coco" / "annotations" / "instances_all.json").read_text())
+    ids = {category["name"]: category["id"] for category in written["categories"]}
+    assert written["images"][0]["neg_category_ids"] == [ids["worm"]]
+    assert written["images"][0]["not_exhaustive_category_ids"] == [ids["cell"]]
+    told = {category["name"]: category.get("frequency") for category in written["categories"]}
+    assert told == {"cell": "r", "worm": None}
+    report = convert_dataset(tmp_path / "out", tmp_path / "yolo", Conversion(target="yolo"))
+    assert len(report.findings["labels_lost"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("lists", "what"),
+    [
+        ({"neg_category_ids": [9]}, "there is no category with the id 9, which the image names"),
+        ({"neg_category_ids": 7}, "neg_category_ids: expected a list of ids, got 7"),
+        (
+            {"neg_category_ids": [7]},
+            "neg_category_ids says that 'cell' is absent, but there is an object of it",
+        ),
+        ({"not_exhaustive_category_ids": [True]}, "not_exhaustive_category_ids: expected a number or a text"),
+    ],
+)
+def test_lvis__mistakes(lists: dict[str, Any], what: str, tmp_path: Path) -> None:
+    (problem,) = problems(write(tmp_path, [box()], [IMAGE | lists]))
+    assert what in problem
+    assert "images[0]" in problem
+
+
 def test_negatives_and_order_of_lists(tmp_path: Path) -> None:
     content = {
         "annotations": [box(image_id=11)],

@@ -37,7 +37,7 @@ REFUSED = {
     "nested without end": ("[" * 100_000, "expected one JSON object a line, got '[[["),
     "unknown key": (
         '{"image": ["a.png"], "objects": []}',
-        "unknown key image; known here: height, images, labels, o",
+        "unknown key image; known here: height, images, labels, neg_labels, not_exhaustive_labels, o",
     ),
     "unknown key of the turn": (f'{{{IMAGE}, "objects": [], "boxes": 1}}', "unknown key boxes; known here: "),
     "unknown key of an object": (
@@ -57,6 +57,18 @@ REFUSED = {
     "a label twice": (
         f'{{{IMAGE}, "objects": [], "labels": ["cat", "dog", "cat"]}}',
         "labels names 'cat' twice",
+    ),
+    "an object that is absent": (
+        f'{{{IMAGE}, "objects": [{{"bbox_2d": [1, 2, 3, 4], "desc": "cat"}}], "neg_labels": ["cat"]}}',
+        "neg_labels says that 'cat' is absent, but there is an object of it",
+    ),
+    "absent labels that are no list": (
+        f'{{{IMAGE}, "objects": [], "neg_labels": "cat"}}',
+        "neg_labels: expected a list of label texts, got 'cat'",
+    ),
+    "a frequency of another kind": (
+        one_object('"bbox_2d": [1, 2, 3, 4], "desc": "a", "frequency": "often"'),
+        "objects[1].frequency: expected r, c or f, got 'often'",
     ),
     "an empty label": (
         f'{{{IMAGE}, "objects": [], "labels": ["cat", " "]}}',

@@ -287,7 +287,7 @@ def test_require_tiles_that_fit__refuses_what_shows_nothing(
 ) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         require_tiles_that_fit(override_config(tiny_config, overrides), list(SampleFile(scenes_file)))
-    assert caught.value.problems[0].where == "infer.tiles"
+    assert caught.value.problems[0].where == "--tiles (infer.tiles)"
 
 
 def test_require_tiles_that_fit__leaves_broken_images_to_whoever_predicts_them(tiny_config: Config) -> None:
