@@ -19,9 +19,9 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from benchmarks.worlds import PRETRAIN
+from qwendet.checks.consistency.synthetic import calibration_samples
 from qwendet.checks.ids import SERVED_IDS
 from qwendet.checks.runner import run_checks
-from qwendet.checks.served.calibration import calibration_samples
 from qwendet.checks.served.observed import Observed
 from qwendet.checks.served.prompt import limits_of
 from qwendet.checks.served.suite import CHECKS

@@ -248,7 +248,7 @@ def order(observed: Observed) -> Verdict:
     """Questions asked at once, in another order, get the answers that they got alone."""
     problems = []
     texts = [reply.text for reply in observed.replies]
-    for number, reply in enumerate(observed.replies_at_once):
+    for number, reply in enumerate(observed.asked(at_once=True)):
         if reply.text == texts[number] or is_near_tie(observed, number, reply):
             continue
         whose = [observed.samples[other].where for other, text in enumerate(texts) if text == reply.text]

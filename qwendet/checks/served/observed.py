@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -177,37 +177,26 @@ class Observed:
 
     # The server
 
-    def asked(self, *, resized: bool = True, max_tokens: int | None = None, **settings: Any) -> list[Reply]:
-        """Ask about each sample, one at a time."""
-        return self._ask_all(
-            [self._question(sample, resized, max_tokens, settings) for sample in self.samples], 1
-        )
+    def asked(
+        self, *, resized: bool = True, max_tokens: int | None = None, at_once: bool = False, **settings: Any
+    ) -> list[Reply]:
+        """Ask about each sample, one at a time; or about all at once, the last one first."""
 
-    def _question(
-        self, sample: Sample, resized: bool, max_tokens: int | None, settings: dict[str, Any]
-    ) -> Callable[[], Question]:
-        def make() -> Question:
-            most = max_tokens or self.max_tokens
+        def make(number: int) -> Question:
+            most, sample = max_tokens or self.max_tokens, self.samples[number]
             question = question_of(self.predictor.encoder, sample, most, resized=resized)
             return replace(question, settings=settings)
 
-        return make
-
-    def _ask_all(self, questions: Sequence[Callable[[], Question]], at_once: int) -> list[Reply]:
         found: dict[int, Reply] = {}
-        self.server.ask_all(range(len(questions)), lambda at: questions[at](), found.__setitem__, at_once)
-        return [found[number] for number in range(len(questions))]
+        numbers = range(len(self.samples))
+        order = reversed(numbers) if at_once else numbers
+        self.server.ask_all(order, make, found.__setitem__, len(numbers) if at_once else 1)
+        return [found[number] for number in numbers]
 
     @cached_property
     def replies(self) -> list[Reply]:
         """Answers about each sample."""
         return self.asked()
-
-    @cached_property
-    def replies_at_once(self) -> list[Reply]:
-        """The same questions, in the other order and all at once."""
-        questions = [self._question(sample, True, None, {}) for sample in reversed(self.samples)]
-        return self._ask_all(questions, len(questions))[::-1]
 
     @cached_property
     def unresized(self) -> list[Reply]:

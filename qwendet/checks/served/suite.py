@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+from qwendet.checks.consistency.synthetic import calibration_samples
 from qwendet.checks.result import Table, Verdict
 from qwendet.checks.runner import require_known, run_checks
 from qwendet.checks.served import answers, prompt
-from qwendet.checks.served.calibration import calibration_samples
 from qwendet.checks.served.observed import Observed
 from qwendet.config.load import override_config
 from qwendet.data.labels import label_chunks
