@@ -2,9 +2,8 @@
 
     python -m benchmarks.loss_noise [--json FILE]
 
-Tolerances in qwendet/checks/loss/noise.py and tests/invariants/loss_backward.py are 16 times these figures.
-float16 is measured where there is
-a GPU: its trainer scales the loss.
+Tolerances in qwendet/checks/loss/tokens.py and tests/invariants/loss_backward.py are 16 times these figures.
+float16 is measured where there is a GPU: its trainer scales the loss.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.report import parser, report
-from qwendet.checks.loss.noise import TOKEN_LOSS
-from qwendet.checks.loss.tokens import base_nll, batch_nll
+from qwendet.checks.loss.tokens import TOKEN_LOSS, base_nll, batch_nll
 from qwendet.checks.subject import temporary_subject
 from qwendet.config.load import load_config
 from qwendet.loading.checkpoint import dtype_name
@@ -35,7 +33,7 @@ def main() -> None:
         )
         with temporary_subject(config) as subject:
             detector, rows = subject.bundle.detector, range(len(subject.samples))
-            gaps = torch.from_numpy(batch_nll(subject, detector) - base_nll(subject, detector, rows))
+            gaps = batch_nll(subject, detector) - base_nll(subject, detector, rows)
             figures |= {
                 f"token_loss_{name}": gaps.square().mean().sqrt().item(),
                 f"token_loss_{name}_in_use": TOKEN_LOSS[dtype],

@@ -11,7 +11,16 @@ from torch import nn
 
 from qwendet.families.family import Family
 from qwendet.loading.lora import has_adapter, is_adapter
+from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.precision import group_of
+
+
+def parts(detector: Qwen25VLWithDetection) -> dict[str, dict[str, nn.Parameter]]:
+    """The parameters of each part by name: vision, merger, language, head."""
+    found: dict[str, dict[str, nn.Parameter]] = {}
+    for name, parameter in detector.named_parameters():
+        found.setdefault(group_of(name, detector.family), {})[name] = parameter
+    return found
 
 
 def freeze_groups(detector: nn.Module, family: Family, learning_rates: dict[str, float]) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from qwendet.checks.consistency.build import WEIGHTS_FIX, tensor_difference
 from qwendet.checks.consistency.pair import pair
-from qwendet.checks.loss.parts import parts
 from qwendet.checks.subject import Subject
 from qwendet.config.section import flat
 from qwendet.errors import Problem
@@ -19,6 +18,7 @@ from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import DetectionHead
+from qwendet.training.param_groups import parts
 
 BUILD_FIX = "build every model with qwendet.loader.load"
 PLAIN = (bool, int, float, str, tuple, list)

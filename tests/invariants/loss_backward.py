@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qwendet.checks.loss.answer_spans import Spans
-from qwendet.checks.loss.noise import MULTIPLE
+from qwendet.checks.loss.tokens import MULTIPLE
 from qwendet.errors import Problem
 from tests.invariants.watched import Watched
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qwendet.checks.loss.short_training import short_trainer
+from qwendet.checks.loss.overfit import short_trainer
 from qwendet.config.schema import Config
 from qwendet.encoding.collate import IGNORED, Batch, to_device
 from qwendet.errors import Problem

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from torch import nn
 
 from qwendet.checks.loss.moves import new_optimizer
-from qwendet.checks.loss.parts import parts
 from qwendet.checks.subject import Subject
 from qwendet.errors import Problem
 from qwendet.loading.lora import is_adapter
+from qwendet.training.param_groups import parts
 
 GROUPS_FIX = "see qwendet/training/param_groups.py and DetectionTrainer.create_optimizer"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from qwendet.checks.loss.tokens import numbers
 from qwendet.checks.result import NotApplicableError
 from qwendet.config.schema import LossConfig
 from qwendet.data.samples import Sample
@@ -29,6 +29,12 @@ from tests.invariants.watched import Watched
 TOLERANCE = 2e-5
 UNKNOWN_TERM = "add it to HEAD_TERMS in tests/invariants/formula.py: CONTRIBUTING.md has the recipe"
 FORMULA = "see LossManager in qwendet/model/losses.py and docs/losses.md"
+
+
+def numbers(tensor: Tensor) -> npt.NDArray[np.float64]:
+    """A tensor as float64 on the CPU."""
+    found: npt.NDArray[np.float64] = tensor.detach().double().cpu().numpy()
+    return found
 
 
 def formula(watched: Watched) -> list[Problem]:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from qwendet.checks.loss.parts import parts
 from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.encoding.collate import to_device
@@ -20,6 +19,7 @@ from qwendet.errors import Problem
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.losses import step_counts
 from qwendet.model.spread import of_this_process
+from qwendet.training.param_groups import parts
 
 TEXT, BOX_TERMS = ("lm", "teacher", "student"), ("l1", "giou")
 FROZEN, NO_PATH = "frozen", "no path"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qwendet.checks.loss.parts import parts
 from qwendet.checks.result import Table, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.errors import Problem
 from qwendet.loading.lora import is_adapter
 from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.training.param_groups import parts
 
 ADAPTER_FIX = (
     "name a part, such as language, or linear layers of every kind of attention, such as in_proj_qkv"
