@@ -133,7 +133,9 @@ def load(config: Config, *, for_inference: bool, weights: Mapping[str, Tensor] |
         EnvironmentLacksError: if a named device, dtype or attention is not to be had here.
     """
     require_hub_id(config.model)
-    config = _resolve(config)  # what the machine lacks is told before anything is downloaded
+    data = config.data.model_copy(update={"labels": resolve_labels(config)})
+    # What the machine lacks is an error before anything is downloaded.
+    config = resolve_environment(config.model_copy(update={"data": data}))
     origin, manifest = _source(config.model.path, config.model.revision)
     base = _base_of_adapter(config, manifest)
     processor = _processor(config, origin, base or origin, manifest)
@@ -325,7 +327,7 @@ def _processor(config: Config, origin: Source, base: Source, manifest: Manifest 
 
 
 def _verify(detector: Qwen25VLWithDetection, manifest: Manifest, folder: Path) -> None:
-    """Load the checkpoint's head, and compare all that its manifest can vouch for."""
+    """Load the checkpoint's head, and compare all that its manifest covers."""
     if detector.head is not None and manifest.head is not None:
         load_head_weights(detector, folder)
     elif manifest.head is not None:
@@ -348,14 +350,8 @@ def _in_float32(
     return {group_of(name, family) for name in in_float32} - {"head"}
 
 
-def _resolve(config: Config) -> Config:
-    """Fill in what ``auto`` and ``null`` leave open before the model is there, and say it."""
-    data = config.data.model_copy(update={"labels": resolve_labels(config)})
-    return resolve_environment(config.model_copy(update={"data": data}))
-
-
 def _known(detector: Qwen25VLWithDetection, manifest: Manifest) -> Qwen25VLWithDetection:
-    """The part of the detector that the manifest can vouch for: all but a head built anew."""
+    """The part of the detector that the manifest covers: all but a head built anew."""
     return detector if manifest.head is not None else Qwen25VLWithDetection(detector.vlm, None)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -155,7 +155,9 @@ def save_checkpoint(
         family=processor.family.model_type,
         coordinates=COORDINATES[processor.family.frame],
     )
-    _write_manifest(manifest, folder / MANIFEST)
+    record = asdict(manifest) | {"config": config.model_dump(mode="json")}
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def base_weights(detector: Qwen25VLWithDetection) -> dict[str, Tensor]:
@@ -167,11 +169,6 @@ def base_weights(detector: Qwen25VLWithDetection) -> dict[str, Tensor]:
     }
     weights: dict[str, Tensor] = revert_weight_conversion(detector.vlm, own)
     return weights
-
-
-def _write_manifest(manifest: Manifest, path: Path) -> None:
-    record = asdict(manifest) | {"config": manifest.config.model_dump(mode="json")}
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -302,21 +299,19 @@ def _parse_manifest(record: dict[str, Any]) -> Manifest:
     return Manifest(**(record | {"config": config, "parameters": parameters, "head": head, "files": files}))
 
 
+def file_problems(folder: Path, files: Mapping[str, str], record: str, fix: str) -> Iterator[Problem]:
+    """Files of a checkpoint that are missing, or differ from the hash that ``record`` has of them."""
+    there = files_of(folder)
+    for name, expected in files.items():
+        if name not in there:
+            yield Problem("a file of the checkpoint is missing", str(folder / name), fix)
+        elif sha256_of_file(folder / name) != expected:
+            yield Problem(f"the file differs from its hash in {record}", str(folder / name), fix)
+
+
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Compare every file with its hash, and refuse files that would be read without one."""
-    problems = []
-    for name, expected in manifest.files.items():
-        path = folder / name
-        if (Path(name).name != name and name != HEAD_WEIGHTS) or not path.is_file():
-            problems.append(
-                Problem("a file of the checkpoint is missing", str(path), "copy the checkpoint again")
-            )
-        elif sha256_of_file(path) != expected:
-            problems.append(
-                Problem(
-                    "the file differs from its hash in the manifest", str(path), "copy the checkpoint again"
-                )
-            )
+    problems = [*file_problems(folder, manifest.files, "the manifest", "copy the checkpoint again")]
     read = {p.name for p in folder.iterdir() if p.suffix in READ_SUFFIXES or p.name == READ_FOLDER}
     read |= {HEAD_WEIGHTS} if (folder / HEAD_WEIGHTS).is_file() else set()
     problems += [
@@ -330,7 +325,10 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
 def verify_parameters(detector: Qwen25VLWithDetection, manifest: Manifest, folder: Path) -> None:
     """Compare names, shapes and, unless the type was narrowed, the bytes of all parameters."""
     found = stored_parameters(detector)
-    wanted = {name: record for name, record in manifest.parameters.items() if _is_built(name, detector)}
+    has_head = detector.head is not None
+    wanted = {
+        name: own for name, own in manifest.parameters.items() if has_head or not name.startswith("head.")
+    }
     for name in sorted(set(found) ^ set(wanted)):
         state = "unexpected" if name in found else "missing"
         raise CheckpointError(f"the parameter {name} is {state}", str(folder), "take another checkpoint")
@@ -353,10 +351,6 @@ def _differs(tensor: Tensor, record: ParameterRecord) -> bool:
         return True
     is_exact = torch.promote_types(tensor.dtype, stored) == tensor.dtype  # same type, or a wider one
     return is_exact and sha256_of_tensor(tensor.to(stored)) != record.sha256
-
-
-def _is_built(name: str, detector: Qwen25VLWithDetection) -> bool:
-    return detector.head is not None or not name.startswith("head.")
 
 
 def head_file(folder: Path) -> Path:

@@ -48,7 +48,7 @@ def trained_in_float32(config: Config) -> frozenset[str]:
 
 @contextmanager
 def loading_in_float32(model_class: Any, family: Family, groups: Collection[str]) -> Iterator[None]:
-    """Have transformers load a class's weights of some groups in float32 and the others as it is told.
+    """Have transformers load a class's weights of some groups in float32 and the others in the given type.
 
     Each weight is read in its own type: none is rounded on the way, and no second copy is made.
     """

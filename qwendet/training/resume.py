@@ -1,7 +1,7 @@
 """Going on with a run: which checkpoint, whether all of it is there, and which settings must be the same.
 
-qwendet.json   vouches for model, head, tokenizer and processor      (read by every command)
-resume.json    vouches for optimizer, schedule and random states     (read by --resume alone)
+qwendet.json   hashes of model, head, tokenizer and processor      (read by every command)
+resume.json    hashes of optimizer, schedule and random states     (read by --resume alone)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qwendet.errors import CheckpointError, EnvironmentLacksError, Problem
 from qwendet.families.choose import family_of
 from qwendet.families.family import Family
 from qwendet.files import put_back_lost, sha256_of_file
-from qwendet.loading.checkpoint import MANIFEST, RESUME, Manifest, files_of, read_manifest, verify_files
+from qwendet.loading.checkpoint import RESUME, Manifest, file_problems, files_of, read_manifest, verify_files
 
 logger = logging.getLogger("qwendet")
 
@@ -49,7 +49,7 @@ def require_same_run(stored: Manifest, here: Config, family: Family, checkpoint:
             "restore model.path, or start another run with another train.output_dir",
         )
     before, now = flat(stored.config.model_dump()), flat(here.model_dump())
-    # Told by where the checkpoint is, by the machine, and by the base's fingerprint.
+    # Where the checkpoint is, the machine, and the base's fingerprint say these.
     elsewhere = ("model.path", "model.device", "model.lora.base", "model.lora.revision")
     differing = [key for key in before | now if before.get(key) != now.get(key) and key not in elsewhere]
     for key in differing:
@@ -139,21 +139,12 @@ def verify_training_state(folder: Path, manifest: Manifest) -> int:
         raise CheckpointError("there is no training state", str(path), "use it as model.path") from error
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"cannot be read ({error})", str(path), "take another checkpoint") from error
-    present = files_of(folder)
-    problems = [
-        Problem(
-            f"{what} is missing" if name not in present else f"{what} was changed",
-            str(folder / name),
-            "resume from an older checkpoint, or start another run with this one as model.path",
-        )
-        for name, expected in files.items()
-        for what in ["the manifest" if name == MANIFEST else "the training state"]
-        if name not in present or sha256_of_file(folder / name) != expected
-    ]
+    fix = "resume from an older checkpoint, or start another run with this one as model.path"
+    problems = [*file_problems(folder, files, RESUME, fix)]
     known = {*files, *manifest.files, RESUME}
     problems += [
         Problem("neither manifest nor resume.json knows this file", str(folder / name), "remove it")
-        for name in present
+        for name in files_of(folder)
         if name not in known
     ]
     if problems:

@@ -456,14 +456,12 @@ def test_load__a_manifest_of_another_form_is_refused(
     assert "the manifest cannot be read" in refusal(checkpoint)
 
 
-@pytest.mark.parametrize("name", ["../outside.txt", "sub/file.txt", "head/../../outside.txt", "{absolute}"])
+@pytest.mark.parametrize("name", ["../outside.txt", "head/../../outside.txt", "{absolute}"])
 def test_verify_files__a_name_that_leaves_the_folder_is_refused_though_its_hash_is_right(
     name: str, checkpoint: Path, edit_manifest: EditManifest
 ) -> None:
     outside = checkpoint.parent / "outside.txt"
-    (checkpoint / "sub").mkdir()
-    for path in (outside, checkpoint / "sub/file.txt"):
-        path.write_text("x")
+    outside.write_text("x")
     name = name.format(absolute=outside)
     edit_manifest(checkpoint, lambda record: record["files"].update({name: sha256_of_file(outside)}))
     with pytest.raises(CheckpointError, match="a file of the checkpoint is missing"):
