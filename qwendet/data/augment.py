@@ -124,7 +124,7 @@ def _cut(
     item = replace(new, bbox_2d=(x1, y1, x2, y2))
     if new.segmentation is not None and item.bbox_2d != new.bbox_2d:
         left = cut(new.segmentation, size)
-        if old.segmentation is not None and fits(old.segmentation, old.bbox_2d):
+        if old.segmentation is not None and fits(extent(old.segmentation), old.bbox_2d):
             item = replace(item, bbox_2d=(left and extent(left)) or (0, 0, 0, 0))
         item = replace(item, segmentation=left)
     (x1, y1, x2, y2), (left_x, top_y, right_x, bottom_y) = item.bbox_2d, old.bbox_2d

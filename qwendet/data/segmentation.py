@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import isnan
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from qwendet.data.images import MAX_IMAGE_PIXELS
 from qwendet.errors import DataError
 
 Box = tuple[float, float, float, float]
@@ -60,18 +62,24 @@ def read_rings(value: Any, where: str, name: str) -> tuple[Ring, ...]:
 
     Example:
         >>> read_rings([[1, 2, 5, 2, 5, 9]], "a.jsonl:1", "polygon")
-        ((1.0, 2.0, 5.0, 2.0, 5.0, 9.0),)
+        ((1, 2, 5, 2, 5, 9),)
     """
     if not isinstance(value, list) or not value:
         raise DataError(f"{name}: expected a list of polygons, got {value!r:.80}", where, RING_FIX)
     for index, ring in enumerate(value):
-        if not isinstance(ring, list) or not all(type(at) in (int, float) and abs(at) < 1e9 for at in ring):
+        if not isinstance(ring, list) or not _are_finite(ring):
             what = f"{name}[{index}]: expected [x1, y1, x2, y2, x3, y3, …], got {ring!r:.80}"
             raise DataError(what, where, RING_FIX)
         if len(ring) < 6 or len(ring) % 2:
             what = f"{name}[{index}]: expected x and y of three corners or more, got {len(ring)} numbers"
             raise DataError(what, where, RING_FIX)
-    return tuple(tuple(map(float, ring)) for ring in value)
+    return tuple(map(tuple, value))
+
+
+def _are_finite(ring: list[Any]) -> bool:
+    """Whether all are numbers of a size that pixels have; without a loop, since sets have millions."""
+    are_numbers = set(map(type, ring)) <= {int, float}
+    return are_numbers and min(ring, default=0) > -1e9 and max(ring, default=0) < 1e9 and not isnan(sum(ring))
 
 
 def read_rle(value: Any, where: str, name: str) -> Rle:
@@ -148,6 +156,17 @@ def rle_of(mask: Any) -> Rle:
     return Rle(height, width, coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii"))
 
 
+def require_drawable(size: tuple[int, int], where: str) -> None:
+    """Refuse to draw masks of images that are too large to be opened.
+
+    Raises:
+        DataError: naming the size.
+    """
+    if size[0] * size[1] > MAX_IMAGE_PIXELS:
+        what = f"the image is said to have {size[0]}×{size[1]} pixels, too many for a mask"
+        raise DataError(what, where, "correct its size")
+
+
 def holed(outer: tuple[Ring, ...], holes: tuple[Ring, ...], size: tuple[int, int]) -> Rle:
     """Polygons without the polygons inside of them, as a mask of an image of this width and height."""
     inside, outside = (_array(Rle(size[1], size[0], _drawn(rings, size))) for rings in (outer, holes))
@@ -173,7 +192,7 @@ def placed(mask: Any, left: int, top: int, size: tuple[int, int]) -> Rle:
     """
     whole = np.zeros((size[1], size[0]), dtype=np.uint8)
     x, y = max(0, left), max(0, top)
-    part = np.asarray(mask)[y - top : size[1] - top, x - left : size[0] - left]
+    part = np.asarray(mask)[y - top : max(0, size[1] - top), x - left : max(0, size[0] - left)]
     whole[y : y + part.shape[0], x : x + part.shape[1]] = part
     return rle_of(whole)
 
@@ -200,13 +219,13 @@ def extent(found: Segmentation) -> Box | None:
 
         x, y, width, height = map(float, coco.toBbox(_encoded(found)))
         return (x, y, x + width, y + height) if width and height else None
-    xs, ys = ([value for ring in found for value in ring[axis::2]] for axis in (0, 1))
-    return min(xs), min(ys), max(xs), max(ys)
+    x1, y1 = (min(min(ring[axis::2]) for ring in found) for axis in (0, 1))
+    x2, y2 = (max(max(ring[axis::2]) for ring in found) for axis in (0, 1))
+    return x1, y1, x2, y2
 
 
-def fits(found: Segmentation, box: Box, slack: float = FIT) -> bool:
-    """Whether a box is that of its polygon or mask."""
-    around = extent(found)
+def fits(around: Box | None, box: Box, slack: float = FIT) -> bool:
+    """Whether a box is that of its polygon or mask, whose extent is ``around``."""
     return around is not None and all(abs(a - b) <= slack for a, b in zip(around, box, strict=True))
 
 

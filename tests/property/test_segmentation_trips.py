@@ -31,6 +31,7 @@ from tests.unit.data.tool_files import (
     datumaro,
     datumaro_item,
     labelme,
+    refusal,
     supervisely,
     task,
     via,
@@ -363,6 +364,32 @@ def test_coco__malformed_ones_beside_a_box_are_told_and_refused_if_strict(tmp_pa
     file.write_text(json.dumps(content))
     (problem,) = (item for item in open_source(file).items if hasattr(item, "fix"))
     assert "annotations[0]" in problem.where
+
+
+TOO_LARGE = 'rle="1" left="0" top="0" width="1" height="1"'
+MASKS = {
+    "too few runs": (
+        'rle="4" left="4" top="8" width="10" height="20"',
+        "runs of 10×20 pixels of the image, got 4",
+    ),
+    "outside": ('rle="200" left="60" top="8" width="10" height="20"', "of the image, got 200 at 60, 8"),
+    "no number": ('rle="a" left="4" top="8" width="10" height="20"', "expected a valid integer"),
+    "none": ('left="4" top="8" width="10" height="20"', "expected a valid integer"),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_cvat__masks_that_are_none_are_refused(tmp_path: Path, kind: str) -> None:
+    mask, words = MASKS[kind]
+    message = refusal(tmp_path, {"a.xml": cvat_xml(cvat_image(f'<mask label="cat" {mask}/>')), "a.jpg": 1})
+    assert "mask 1" in message
+    assert words in message
+
+
+def test_cvat__the_mask_of_an_image_of_claimed_gigapixels_takes_no_memory(tmp_path: Path) -> None:
+    image = cvat_image(f'<mask label="cat" {TOO_LARGE}/>', size=(100_000, 100_000))
+    message = refusal(tmp_path, {"a.xml": cvat_xml(image), "a.jpg": 1})
+    assert "the image is said to have 100000×100000 pixels, too many for a mask" in message
 
 
 def test_polygon_elsewhere__is_told(tmp_path: Path) -> None:

@@ -315,8 +315,7 @@ def _masks_are_of(visit: Visit) -> Iterable[Problem]:
 def _misfits(visit: Visit) -> Iterator[Problem]:
     """Polygons and masks that are elsewhere than their boxes, of which the boxes are trained."""
     for index, item in enumerate(visit.turn.objects):
-        if item.segmentation is not None and not fits(item.segmentation, item.bbox_2d):
-            around = extent(item.segmentation)
+        if item.segmentation is not None and not fits(around := extent(item.segmentation), item.bbox_2d):
             what = f"its polygon or mask extends over {'nothing' if around is None else show(around)}"
             fix = "see which of the two is wrong; the box is what is trained"
             yield Problem(f"{visit.box(index)}, but {what}", visit.place(index), fix)

@@ -23,7 +23,7 @@ from qwendet.data.formats.json_stream import stream_lists
 from qwendet.data.formats.records import Box, Finding
 from qwendet.data.formats.writer import as_coco
 from qwendet.data.samples import check_label, parse_frequency
-from qwendet.data.segmentation import Segmentation, extent, read_rings, read_rle
+from qwendet.data.segmentation import Rle, Segmentation, extent, read_rings, read_rle
 from qwendet.errors import DataError, Problem
 
 Key = int | str
@@ -255,7 +255,11 @@ class _Segmentations:
         if row >= len(self._places) or self._places[row] < 0:
             return None
         self._file.seek(self._places[row])
-        return _segmentation(json.loads(self._file.readline()), "")
+        found = json.loads(self._file.readline())
+        if isinstance(found, list):
+            return tuple(map(tuple, found))
+        (height, width), counts = found["size"], found["counts"]
+        return Rle(height, width, counts if isinstance(counts, str) else tuple(counts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,7 +412,9 @@ def _segmentation(value: Any, where: str) -> Segmentation | None:
     if isinstance(value, dict) and value:
         return read_rle(value, where, "segmentation")
     rings = value if isinstance(value, list) and any(isinstance(ring, list) for ring in value) else [value]
-    rings = [[*map(_as_number, ring)] if isinstance(ring, list) else ring for ring in rings if ring]
+    rings = [ring for ring in rings if ring]
+    if any(isinstance(ring, list) and str in map(type, ring) for ring in rings):
+        rings = [[*map(_as_number, ring)] if isinstance(ring, list) else ring for ring in rings]
     return read_rings(rings, where, "segmentation") if rings else None
 
 

@@ -24,7 +24,7 @@ from qwendet.data.formats.drawn import (
     turned,
 )
 from qwendet.data.formats.records import Item, Labels, split_of
-from qwendet.data.segmentation import Rle, placed
+from qwendet.data.segmentation import Rle, placed, require_drawable
 from qwendet.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -102,9 +102,11 @@ def _mask(element: Element, size: tuple[int, int], where: str) -> Rle:
     """The mask of a part of the image: lengths of runs, row by row, the first of the background."""
     left, top, width, height = map(int, numbers(element.attrib, "left top width height", where))
     runs = read_as(list[Size0], element.get("rle", "").split(","), where)
-    if sum(runs) != width * height:
-        what = f"rle: expected runs of {width * height} pixels, got {sum(runs)}"
+    is_inside = 0 <= left <= left + width <= size[0] and 0 <= top <= top + height <= size[1]
+    if not is_inside or sum(runs) != width * height:
+        what = f"rle: expected runs of {width}×{height} pixels of the image, got {sum(runs)} at {left}, {top}"
         raise DataError(what, where, "draw the mask again, or export as COCO")
+    require_drawable(size, where)
     drawn = np.repeat(np.arange(len(runs)) % 2, runs).reshape(height, width)
     return placed(drawn, left, top, size)
 

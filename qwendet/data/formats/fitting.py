@@ -201,13 +201,13 @@ def _fit_segmentation(item: DetectedObject, frame: Frame, where: str) -> tuple[D
         require_size(found, size, where, "segmentation")
     except DataError as error:
         return replace(item, segmentation=None), [Finding("unreadable", where, error.problems[0].what)]
-    around = found and extent(found)
-    if found and around and _clip(around, frame)[1]:
+    around = None if found is None else extent(found)
+    if around is not None and _clip(around, frame)[1]:
         found = cut(found, size)
-        item = replace(item, segmentation=found)
+        item, around = replace(item, segmentation=found), None if found is None else extent(found)
     if found is None:
         return item, [Finding("unreadable", where, "it lies outside of the image")]
-    return item, [] if fits(found, item.bbox_2d) else [Finding("misfit", where, show(item.bbox_2d))]
+    return item, [] if fits(around, item.bbox_2d) else [Finding("misfit", where, show(item.bbox_2d))]
 
 
 def fit_box(written: Box, frame: Frame, where: str) -> tuple[Box | None, Finding | None]:

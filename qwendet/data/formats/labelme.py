@@ -23,7 +23,7 @@ from qwendet.data.formats.drawn import (
     read_json,
 )
 from qwendet.data.formats.records import Item
-from qwendet.data.segmentation import placed
+from qwendet.data.segmentation import placed, require_drawable
 from qwendet.errors import DataError
 
 NO_EXTENT = ("point", "points", "line", "linestrip")
@@ -61,6 +61,7 @@ def _shape(shape: _Shape, size: tuple[int, int] | None, where: str) -> Shape:
         points = ellipse(cx, cy, *[math.dist((cx, cy), edge)] * 2)
     mask = None
     if kind == "mask" and shape.mask and size:
+        require_drawable(size, where)
         try:
             drawn = mask_in_png(base64.b64decode(shape.mask), where)
         except binascii.Error as error:

@@ -25,7 +25,7 @@ from qwendet.data.formats.drawn import (
     read_json,
 )
 from qwendet.data.formats.records import Item, split_of
-from qwendet.data.segmentation import Rle, holed, placed
+from qwendet.data.segmentation import Rle, holed, placed, require_drawable
 from qwendet.errors import DataError
 
 Points = list[tuple[Number, Number]]
@@ -76,6 +76,7 @@ def _shape(found: _Object, size: tuple[int, int], where: str) -> Shape:
         points = read_as(Points, found.points.get("exterior"), where)
         holes = read_as(list[Points], found.points.get("interior") or [], where)
         if holes and len(points) > 2:
+            require_drawable(size, where)
             outer, *inner = ((*chain.from_iterable(own),) for own in (points, *holes))
             kind, mask = "polygon with holes", holed((outer,), tuple(inner), size)
     elif found.bitmap is not None:
@@ -92,5 +93,6 @@ def _mask(bitmap: dict[str, Any], size: tuple[int, int], where: str) -> tuple[li
         png = zlib.decompressobj().decompress(packed, MAX_BYTES)
     except (binascii.Error, zlib.error, ValueError) as error:
         raise DataError(f"bitmap.data cannot be read ({error})", where, "export it again") from error
+    require_drawable(size, where)
     drawn = mask_in_png(png, where)
     return corners(x, y, drawn.shape[1], drawn.shape[0]), placed(drawn, int(x), int(y), size)

@@ -94,6 +94,4 @@ def number(value: float) -> int | float:
 
 def as_coco(found: Segmentation) -> Any:
     """Polygons or a mask as COCO writes them."""
-    if isinstance(found, Rle):
-        return found.to_coco()
-    return [[number(value) for value in ring] for ring in found]
+    return found.to_coco() if isinstance(found, Rle) else found

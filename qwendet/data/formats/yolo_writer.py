@@ -20,7 +20,7 @@ from qwendet.data.formats.writer import LabelTable, SplitFiles
 from qwendet.data.formats.yolo import FLAGS_FILE
 from qwendet.data.formats.yolo_files import label_file
 from qwendet.data.samples import DetectedObject, Turn
-from qwendet.data.segmentation import Ring, Rle, fits
+from qwendet.data.segmentation import Ring, Rle, extent, fits
 from qwendet.errors import DataError
 
 DECIMALS = 8
@@ -101,9 +101,9 @@ class YoloWriter:
 def ring_of(found: DetectedObject) -> Ring | None:
     """The polygon of a line: a single one, whose extent is the object's box; None if there is none."""
     rings = found.segmentation
-    if rings is None or isinstance(rings, Rle) or len(rings) > 1 or not fits(rings, found.bbox_2d, ROUNDING):
+    if rings is None or isinstance(rings, Rle) or len(rings) > 1:
         return None
-    return rings[0]
+    return rings[0] if fits(extent(rings), found.bbox_2d, ROUNDING) else None
 
 
 def corners_of(found: DetectedObject) -> Ring:
