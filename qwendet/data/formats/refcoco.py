@@ -96,7 +96,8 @@ def _read_instances(file: Path) -> _Instances:
         if index >= 0 and key == "images":
             images[key_of(entry, "id", where)] = read_image(entry, where)
         elif index >= 0 and key == "annotations":
-            boxes[key_of(entry, "id", where)] = read_box(entry, None, where)[0], key_of(entry, "image_id", where)
+            box, _ = read_box(entry, None, where)
+            boxes[key_of(entry, "id", where)] = box, key_of(entry, "image_id", where)
     return _Instances(images, boxes)
 
 
