@@ -35,6 +35,11 @@ from qwendet.source import SETTINGS, find_source
 HEADER = "header.json"
 MOST_TOLD = 4
 """Differences between two runs that an error names."""
+DIGESTS = {
+    "checkpoint.sha256": "the checkpoint is another one",
+    "inputs.sha256": "an image or a demonstration is another one",
+}
+"""What is said of a digest that differs."""
 NEVER_MATTERS = (
     ("model", "path"),
     ("infer", "mode"),
@@ -81,7 +86,10 @@ class Parts:
         before, now = dict(_flat(known)), dict(_flat(header))
         others = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if others:
-            told = [f"{key} was {before.get(key)} and is {now.get(key)}" for key in others[:MOST_TOLD]]
+            told = [
+                DIGESTS.get(key, f"{key} was {before.get(key)} and is {now.get(key)}")
+                for key in others[:MOST_TOLD]
+            ]
             changed = "; ".join(told + [f"and {len(others) - len(told)} more"] * (len(others) > len(told)))
             what = f"the predictions in {self.folder} were begun with something else: {changed}"
             fix = f"repeat the command that began them, or start over: {_removal(self.folder)}"

@@ -25,6 +25,8 @@ from qwendet.data.samples import SampleFile
 from qwendet.data.segmentation import Rle, rle_of
 from qwendet.data.split import split_dataset
 from tests.property.test_round_trips import png
+from tests.property.test_tools import places
+from tests.property.test_untrusted_annotations import assert_sound, junk
 from tests.unit.data.tool_files import (
     cvat_image,
     cvat_xml,
@@ -311,6 +313,26 @@ def test_tools__polygons_and_masks_are_kept(tmp_path: Path, kind: str) -> None:
     else:
         assert found.segmentation == tuple(pytest.approx(ring, abs=1e-4) for ring in expected)
     assert "misfit" not in {finding.kind for finding in record.findings}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TOOLS if "cvat" not in kind])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(at=st.integers(0, 10**6), value=st.one_of(junk, st.just({}), st.lists(junk, max_size=2)))
+def test_tools__any_value_anywhere_gives_sound_records_or_data_errors(
+    kind: str, at: int, value: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    name, text, _ = TOOLS[kind]
+    folder = tmp_path_factory.mktemp("junk")
+    image = folder / ("ds/img/a.jpg" if name.startswith("ds") else "images/a.jpg")
+    for file in (folder / name, image):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(image)
+    content = json.loads(text)
+    found = list(places(content))
+    container, key = found[at % len(found)]
+    container[key] = value
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    assert_sound(folder, size=(WIDTH, HEIGHT))
 
 
 def test_supervisely__holes_are_holes(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from qwendet.data.formats.box_frames import BoxFrame
 from qwendet.data.formats.detect import open_source
 from qwendet.data.formats.records import Record
+from qwendet.data.segmentation import extent
 from qwendet.errors import DataError
 
 WIDTH, HEIGHT = 40, 30
@@ -44,8 +45,8 @@ images = st.fixed_dictionaries(
 )
 
 
-def assert_sound(path: Path, frame: BoxFrame | None = None) -> None:
-    """Go through all items; nothing but data errors may come, and no box may leave its image."""
+def assert_sound(path: Path, frame: BoxFrame | None = None, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
+    """Go through all items; nothing but data errors may come, and no box or polygon may leave its image."""
     try:
         items = list(open_source(path, frame=frame).items)
     except DataError:
@@ -54,8 +55,12 @@ def assert_sound(path: Path, frame: BoxFrame | None = None) -> None:
         if isinstance(item, Record):
             for found in item.sample.student.objects:
                 x1, y1, x2, y2 = found.bbox_2d
-                assert 0 <= x1 < x2 <= WIDTH
-                assert 0 <= y1 < y2 <= HEIGHT
+                assert 0 <= x1 < x2 <= size[0]
+                assert 0 <= y1 < y2 <= size[1]
+                around = extent(found.segmentation) if found.segmentation else None
+                if around is not None:
+                    assert min(around) >= -0.01
+                    assert all(at <= side + 0.01 for at, side in zip(around[2:], size, strict=True))
 
 
 @given(
