@@ -408,6 +408,13 @@ def test_cvat__masks_that_are_none_are_refused(tmp_path: Path, kind: str) -> Non
     assert words in message
 
 
+@pytest.mark.parametrize("kind", ["via", "datumaro polygon"])
+def test_tools__an_odd_number_of_coordinates_is_refused(tmp_path: Path, kind: str) -> None:
+    name, text, _ = TOOLS[kind]
+    message = refusal(tmp_path, {name: text.replace("9, 40.5", "9").replace("3, 40.5", "3"), "a.jpg": 1})
+    assert "expected x and y of each corner, got 3 and 2 numbers" in message
+
+
 def test_cvat__the_mask_of_an_image_of_claimed_gigapixels_takes_no_memory(tmp_path: Path) -> None:
     image = cvat_image(f'<mask label="cat" {TOO_LARGE}/>', size=(100_000, 100_000))
     message = refusal(tmp_path, {"a.xml": cvat_xml(image), "a.jpg": 1})

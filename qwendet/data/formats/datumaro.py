@@ -91,7 +91,7 @@ def _shape(found: _Annotation, names: Sequence[str], where: str) -> Shape:
     if found.type == "bbox":
         points = corners(*numbers(dict(zip("xywh", found.bbox, strict=False)), "x y w h", where))
     elif found.type in ("polygon", "ellipse", "cuboid_2d"):
-        points = paired(found.points, where)
+        points = paired(found.points[::2], found.points[1::2], where)
     elif found.type == "rotated_bbox":
         x, y, w, h, degrees = numbers(dict(zip("xywhr", found.bbox, strict=False)), "x y w h r", where)
         points = turned(corners(x - w / 2, y - h / 2, w, h), degrees, (x, y))

@@ -141,16 +141,16 @@ def mask_in_png(content: bytes, where: str) -> NDArray[np.bool_]:
     return np.asarray(seen) > 0
 
 
-def paired(values: Sequence[float], where: str) -> list[Point]:
-    """Numbers as points.
+def paired(xs: Sequence[float], ys: Sequence[float], where: str) -> list[Point]:
+    """Corners from their coordinates.
 
     Raises:
-        DataError: for an odd number of them.
+        DataError: unless there are as many of each.
     """
-    if len(values) % 2:
-        what = f"expected x and y of each corner, got {len(values)} numbers"
+    if len(xs) != len(ys):
+        what = f"expected x and y of each corner, got {len(xs)} and {len(ys)} numbers"
         raise DataError(what, where, "draw the shape again")
-    return list(zip(values[::2], values[1::2], strict=True))
+    return list(zip(xs, ys, strict=True))
 
 
 def read_json(file: Path) -> Any:

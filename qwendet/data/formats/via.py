@@ -20,6 +20,7 @@ from qwendet.data.formats.drawn import (
     corners,
     ellipse,
     numbers,
+    paired,
     read_as,
     read_json,
 )
@@ -99,10 +100,7 @@ def _shape(region: _Region, where: str) -> Shape:
         points = ellipse(cx, cy, rx, ry, theta)
     elif kind == "polygon":
         xs, ys = (read_as(list[float], value.get(f"all_points_{axis}"), where) for axis in "xy")
-        if len(xs) != len(ys):
-            what = f"expected x and y of each corner, got {len(xs)} and {len(ys)} numbers"
-            raise DataError(what, where, "draw the shape again")
-        points = list(zip(xs, ys, strict=True))
+        points = paired(xs, ys, where)
     elif kind not in ("point", "polyline"):
         raise DataError(f"shape_attributes.name: expected a shape of VIA, got {kind!r}", where, "correct it")
     label = _label(region.region_attributes, where)
