@@ -52,10 +52,6 @@ class Samples(Sequence[Sample]):
         chosen = range(self._length)[index] if isinstance(index, slice) else index
         return Samples(len(chosen), lambda number: self._make(chosen[number]))
 
-    def map(self, change: Callable[[Sample], Sample]) -> Samples:
-        """The samples, each changed."""
-        return Samples(self._length, lambda number: change(self._make(number)))
-
     @staticmethod
     def joined(parts: Sequence[Samples]) -> Samples:
         """All samples of several, in order."""
@@ -210,8 +206,9 @@ def with_teachers(samples: Sequence[Sample], config: Config, count: int) -> Sequ
 
     labels = config.data.labels or ()
 
-    def shown(sample: Sample) -> Sample:
+    def shown(number: int) -> Sample:
+        sample = samples[number]
         own = sample.teachers or without_own_image(drawn, sample.student, count, labels)
         return replace(sample, teachers=own)
 
-    return Samples(len(samples), samples.__getitem__).map(shown)
+    return Samples(len(samples), shown)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from qwendet.config.schema import ModelConfig
+from qwendet.config.section import flat
 from qwendet.errors import ConfigError, DataError, Problem
 from qwendet.files import atomic_file, sha256_of_file
 from qwendet.inference.batches import Plan, Result, Results, Skipped, predict_share
@@ -83,7 +84,7 @@ class Parts:
         return found
 
     def _require_same(self, known: Mapping[str, Any], header: Mapping[str, Any]) -> None:
-        before, now = dict(_flat(known)), dict(_flat(header))
+        before, now = flat(known), flat(header)
         others = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if others:
             told = [
@@ -203,14 +204,6 @@ def _digest_of(model: ModelConfig) -> str:
     files = [manifest] if manifest.is_file() else [*chain(*map(source.folder.glob, patterns))]
     digests = [f"{file.name} {sha256_of_file(file)}" for file in sorted(files)]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in section.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _record(result: Result) -> dict[str, Any]:

@@ -48,7 +48,6 @@ from qwendet.inference.text_answers import (
     rounded,
 )
 from qwendet.inference.tiles import Tiles
-from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.loader import Bundle, config_of_model, load
 from qwendet.model.head import HeadOutput
 from qwendet.progress import Advance, no_advance
@@ -284,7 +283,8 @@ class Predictor:
         batch = to_device(collated, self.bundle.detector.device)
         by_head: list[list[Detection]] = [[] for _ in samples]
         by_text = [NO_TEXT for _ in samples]
-        is_drafted = "text" in sources and self.bundle.config.infer.draft == "auto"
+        infer = self.bundle.config.infer
+        is_drafted = "text" in sources and infer.draft == "auto"
 
         def drafting(head: HeadOutput | None) -> list[Drafter]:
             if head is None:
@@ -295,12 +295,19 @@ class Predictor:
         if "head" in sources and not is_drafted:
             by_head[:] = self._by_head(self.bundle.detector(batch, with_tokens=False).head, encoded, batch)
         if "text" in sources:
-            answers = self._answers(batch, encoded, drafting if is_drafted else None)
+            answers = generate_answers(
+                self.bundle.detector,
+                self.bundle.processor.tokenizer,
+                batch,
+                infer.max_new_tokens,
+                self._constraint(encoded) if infer.constrained else None,
+                drafting if is_drafted else None,
+            )
             by_text = [read_answer(self.bundle, *row) for row in zip(answers, encoded, strict=True)]
         if "head" not in sources:
             by_head = [[] for _ in samples]
         rows = zip(samples, encoded, by_head, by_text, strict=True)
-        return [prediction_of(*row, self.bundle.config.infer) for row in rows]
+        return [prediction_of(*row, infer) for row in rows]
 
     def _by_head(
         self, output: HeadOutput, encoded: Sequence[EncodedSample], batch: Batch
@@ -319,21 +326,6 @@ class Predictor:
                 for query, label in [divmod(index, len(asked))]
                 if has_area(xyxy[query])
             ]
-
-    def _answers(
-        self,
-        batch: Batch,
-        encoded: Sequence[EncodedSample],
-        drafting: Callable[[HeadOutput | None], list[Drafter]] | None,
-    ) -> list[GeneratedAnswer]:
-        return generate_answers(
-            self.bundle.detector,
-            self.bundle.processor.tokenizer,
-            batch,
-            self.bundle.config.infer.max_new_tokens,
-            self._constraint(encoded) if self.bundle.config.infer.constrained else None,
-            drafting,
-        )
 
     @cached_property
     def _drafts(self) -> AnswerDrafts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -136,8 +137,9 @@ def text_boxes(subject: Subject) -> list[Problem]:
     predictor = Predictor(_keeping_all(both.served))
     ends = tuple(range(1, len(text) + 1))
     given = GeneratedAnswer(text, ends, (0.0,) * len(text), truncated=False)
-    predictor._answers = lambda *_: [given]  # type: ignore[method-assign]  # the model need not have said it
-    (prediction,) = predictor.predict([sample], "text")
+    # The model need not have said it.
+    with patch("qwendet.inference.predictor.generate_answers", lambda *_: [given]):
+        (prediction,) = predictor.predict([sample], "text")
     problems = _returned(prediction.detections, sample)
     if (prediction.width, prediction.height) != (WIDTH, HEIGHT):
         what = f"the image is reported as {prediction.width}×{prediction.height}, displayed {WIDTH}×{HEIGHT}"

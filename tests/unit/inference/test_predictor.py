@@ -102,7 +102,10 @@ def test_both__each_source_finds_and_scores_what_it_does_alone(
     boxes = [*samples[0].student.objects[:1]]
     boxes += [DetectedObject((4 * at, 4, 4 * at + 20, 30), PRETRAIN.labels[at]) for at in range(6)]
     answer = surer_than_the_head(boxes)
-    monkeypatch.setattr(Predictor, "_answers", lambda self, batch, encoded, _: [answer] * len(encoded))
+    monkeypatch.setattr(
+        "qwendet.inference.predictor.generate_answers",
+        lambda detector, tokenizer, batch, *_: [answer] * len(batch["num_tokens"]),
+    )
 
     def measured(mode: str) -> Validation:
         settings = {"mode": mode, "max_detections": 6, "score_threshold": 0.0, "draft": "off"}

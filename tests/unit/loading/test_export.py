@@ -113,18 +113,9 @@ def plain_answer(folder: Path, image: Path, config: Config) -> tuple[str, str]:
 
 def answer_of(folder: Path, image: Path) -> str:
     """The text that `qwendet infer --mode text` reads."""
-    predictor = Predictor.from_checkpoint(folder)
-    answers: list[str] = []
-    original = predictor._answers
-
-    def note(*arguments: Any) -> Any:
-        found = original(*arguments)
-        answers.extend(answer.text for answer in found)
-        return found
-
-    predictor._answers = note  # type: ignore[method-assign]
-    predictor.predict_image(image, "text")
-    return answers[0]
+    answer = Predictor.from_checkpoint(folder).predict_image(image, "text").answer
+    assert answer is not None
+    return answer.text
 
 
 def test_export__gives_the_same_text_in_transformers_alone(
