@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwendet.data.archives import Stored
@@ -67,14 +67,14 @@ def choose_pool(
     if out.exists():
         raise ConfigError("there is a file of this name already", str(out), "remove it, or give another name")
     held = [_file(sample) for path in held_out for sample in SampleFile(path, root)]
-    survey = _look_at(samples, held)
-    if not survey.candidates:
+    labels, candidates, num_held_out = _look_at(samples, held)
+    if not candidates:
         raise DataError(
             "there is no image to choose: each is held out, without objects, or holds a crowd",
             str(train),
             "give more training samples",
         )
-    chosen = _Choice(survey.candidates, seed).make(count)
+    chosen = _choose(candidates, count, seed)
     with atomic_file(out) as staging:
         turns = (samples[candidate.index].student for candidate in chosen)
         staging.write_text(
@@ -82,14 +82,14 @@ def choose_pool(
             encoding="utf-8",
             errors="backslashreplace",
         )
-    available, shown = _images_by_label(survey.candidates), _images_by_label(chosen)
+    available, shown = _images_by_label(candidates), _images_by_label(chosen)
     densities = Counter(candidate.density for candidate in chosen)
     return PoolReport(
         out,
         {density: densities[density] for density in DENSITIES},
-        {label: shown[label] for label in survey.labels},
-        {label: available[label] for label in survey.labels},
-        survey.num_held_out,
+        {label: shown[label] for label in labels},
+        {label: available[label] for label in labels},
+        num_held_out,
     )
 
 
@@ -104,33 +104,23 @@ class _Candidate:
     density: str = ""
 
 
-@dataclass(slots=True)
-class _Survey:
-    """What a pass over the training samples saw; labels in the order in which they came."""
-
-    labels: dict[str, None] = field(default_factory=dict)
-    candidates: list[_Candidate] = field(default_factory=list)
-    num_held_out: int = 0
-
-
-def _look_at(samples: SampleFile, held_out: Sequence[Stored]) -> _Survey:
-    survey, files = _Survey(), [_file(sample) for sample in samples]
+def _look_at(samples: SampleFile, held_out: Sequence[Stored]) -> tuple[list[str], list[_Candidate], int]:
+    """Labels in the order in which they come, the samples that may be chosen, and how many are held out."""
+    labels: dict[str, None] = {}
+    candidates: list[_Candidate] = []
+    num_held_out, files = 0, [_file(sample) for sample in samples]
     same = copies({*files, *held_out})
     forbidden = {same[file] for file in held_out}
     with track(f"looking at {samples.path.name}", len(samples)) as advance:
         for index, sample in enumerate(samples):
-            objects = sample.student.objects
-            labels = dict.fromkeys(item.desc for item in objects)
-            survey.labels |= labels
-            if same[files[index]] in forbidden:
-                survey.num_held_out += 1
-            elif objects and not any(item.crowd for item in objects):
-                survey.candidates.append(
-                    _Candidate(index, frozenset(labels), len(objects), same[files[index]])
-                )
+            objects, copied = sample.student.objects, same[files[index]]
+            own = dict.fromkeys(item.desc for item in objects)
+            labels |= own
+            num_held_out += copied in forbidden
+            if copied not in forbidden and objects and not any(item.crowd for item in objects):
+                candidates.append(_Candidate(index, frozenset(own), len(objects), copied))
             advance(index + 1, "")
-    survey.candidates = _with_densities(survey.candidates)
-    return survey
+    return list(labels), _with_densities(candidates), num_held_out
 
 
 def _with_densities(candidates: Sequence[_Candidate]) -> list[_Candidate]:
@@ -160,40 +150,29 @@ def _images_by_label(candidates: Iterable[_Candidate]) -> Counter[str]:
     return Counter(label for candidate in candidates for label in candidate.labels)
 
 
-class _Choice:
-    """Chooses one demonstration after the other."""
+def _choose(candidates: Sequence[_Candidate], count: int, seed: int) -> list[_Candidate]:
+    """Choose one after the other, without copies: first what shows the rarest label not yet shown."""
+    left = list(candidates)
+    random.Random(f"pool/{seed}").shuffle(left)
+    available = _images_by_label(candidates)
+    shown: Counter[str] = Counter()
+    densities: Counter[str] = Counter()
 
-    def __init__(self, candidates: Sequence[_Candidate], seed: int) -> None:
-        self.left = list(candidates)
-        random.Random(f"pool/{seed}").shuffle(self.left)
-        self.available = _images_by_label(candidates)
-        self.shown: Counter[str] = Counter()
-        self.densities: Counter[str] = Counter()
+    def worth(candidate: _Candidate) -> tuple[int, int, float]:
+        new = sum(not shown[label] for label in candidate.labels)
+        gain = sum(1 / (1 + shown[label]) for label in candidate.labels)
+        return new, -densities[candidate.density], gain
 
-    def make(self, count: int) -> list[_Candidate]:
-        """Choose, without copies of what was chosen."""
-        taken: set[object] = set()
-        chosen: list[_Candidate] = []
-        while self.left and len(chosen) < count:
-            best = max(self._eligible(), key=self._worth)
-            self.left.remove(best)
-            if best.bytes not in taken:
-                taken.add(best.bytes)
-                chosen.append(best)
-                self.shown.update(best.labels)
-                self.densities[best.density] += 1
-        return chosen
-
-    def _eligible(self) -> list[_Candidate]:
-        """Those that show the rarest label not yet shown, else all that are left."""
-        missing = [label for label in self.available if not self.shown[label]]
-        rarest = min(missing, key=lambda label: (self.available[label], label), default=None)
-        return [candidate for candidate in self.left if rarest in candidate.labels] or self.left
-
-    def _worth(self, candidate: _Candidate) -> tuple[int, int, float]:
-        new = sum(not self.shown[label] for label in candidate.labels)
-        gain = sum(1 / (1 + self.shown[label]) for label in candidate.labels)
-        return new, -self.densities[candidate.density], gain
+    chosen: list[_Candidate] = []
+    while left and len(chosen) < count:
+        missing = [label for label in available if not shown[label]]
+        rarest = min(missing, key=lambda label: (available[label], label), default=None)
+        best = max([one for one in left if rarest in one.labels] or left, key=worth)
+        left = [one for one in left if one.bytes != best.bytes]
+        chosen.append(best)
+        shown.update(best.labels)
+        densities[best.density] += 1
+    return chosen
 
 
 def _file(sample: Sample) -> Stored:
