@@ -168,9 +168,12 @@ class AnswerGrammar:
     def _step_outside(self, state: AnswerState, byte: int, most_boxes: int) -> AnswerState | None:
         if state.part == _BEFORE and byte == ord("["):
             return AnswerState(_OPENED)
-        if byte == ord("]") and not state.written and state.part in self._closable():
+        is_json = self.form == "json"  # whose brackets stay open around the objects
+        closable = (_OPENED, _AFTER) if is_json else (_OPENED,)
+        continuable = (_OPENED if is_json else _BEFORE, _AFTER)
+        if byte == ord("]") and not state.written and state.part in closable:
             return AnswerState(_CLOSED, boxes=state.boxes)
-        if state.part not in self._continuable() or (not state.written and state.boxes >= most_boxes):
+        if state.part not in continuable or (not state.written and state.boxes >= most_boxes):
             return None
         first, written = self._parts[0][:1], state.written + bytes((byte,))
         opening = (self._between if state.boxes else b"") + first
@@ -178,14 +181,6 @@ class AnswerGrammar:
             return state._replace(written=written) if opening.startswith(written) else None
         begun = AnswerState(0, first, boxes=state.boxes + 1)
         return begun if len(self._parts[0]) > 1 else begun._replace(part=1, written=b"")
-
-    def _closable(self) -> tuple[int, ...]:
-        """Where a bracket may close the answer."""
-        return (_OPENED, _AFTER) if self.form == "json" else (_OPENED,)
-
-    def _continuable(self) -> tuple[int, ...]:
-        """Where an object may begin."""
-        return (_OPENED, _AFTER) if self.form == "json" else (_BEFORE, _AFTER)
 
     def _step_number(self, state: AnswerState, byte: int) -> AnswerState | None:
         low, high = self._range(state.corners)
