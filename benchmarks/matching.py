@@ -14,11 +14,12 @@ import time
 import torch
 
 from benchmarks.report import parser, report
+from qwendet.config.schema import LossConfig
 from qwendet.model.head import HeadOutput
-from qwendet.model.matching import CostWeights, Matches, Targets, match
+from qwendet.model.matching import Matches, Targets, match
 
 SAMPLES, STAGES, LABELS, ROUNDS = 32, (64, 64, 64), 12, 20
-WEIGHTS = CostWeights(2.0, 5.0, 2.0)
+WEIGHTS = LossConfig(class_weight=2.0, l1_weight=5.0, giou_weight=2.0)
 
 
 def one_by_one(output: HeadOutput, targets: Targets) -> int:

@@ -21,7 +21,7 @@ from qwendet.boxes import cxcywh_to_xyxy, paired_iou_and_giou
 from qwendet.config.schema import LossConfig
 from qwendet.encoding.collate import Batch
 from qwendet.model.head import HeadOutput
-from qwendet.model.matching import CostWeights, Matches, Targets, match
+from qwendet.model.matching import Matches, Targets, match
 from qwendet.model.precision import float32_or_wider
 
 LOSS_VERSION = 1
@@ -83,7 +83,6 @@ class LossManager:
     def __init__(self, weights: LossConfig, one_to_many: int) -> None:
         self.weights = weights
         self.one_to_many = one_to_many
-        self._cost = CostWeights(weights.class_weight, weights.l1_weight, weights.giou_weight)
 
     def __call__(
         self, tokens: TokenLosses, head: HeadOutput | None, targets: Targets | None, counts: Tensor
@@ -118,7 +117,7 @@ class LossManager:
 
     def _detection(self, head: HeadOutput, targets: Targets, num_boxes: Tensor) -> dict[str, Tensor]:
         repeats = (self.one_to_many, *[1] * (len(head.stage_sizes) - 1))
-        matches = match(head, targets, self._cost, repeats)
+        matches = match(head, targets, self.weights, repeats)
         scale = _stage_scale(head, repeats) / num_boxes
         terms = detection_terms(head, targets, matches, scale)
         weights = self.weights

@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from qwendet.boxes import cxcywh_to_xyxy, paired_iou_and_giou
+from qwendet.config.schema import LossConfig
 from qwendet.model.head import HeadOutput
 
 
@@ -34,15 +35,6 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class CostWeights:
-    """Weights of the matching cost; those of the loss terms."""
-
-    classification: float
-    l1: float
-    giou: float
-
-
-@dataclass(frozen=True)
 class Matches:
     """Which prediction answers for which box.
 
@@ -57,7 +49,7 @@ class Matches:
     target: Tensor
 
 
-def match(output: HeadOutput, targets: Targets, weights: CostWeights, repeats: Sequence[int]) -> Matches:
+def match(output: HeadOutput, targets: Targets, weights: LossConfig, repeats: Sequence[int]) -> Matches:
     """Assign every box to predictions, at the lowest total cost in each stage of each sample.
 
     A stage with fewer predictions than wanted leaves the costliest boxes out. ``repeats`` says for each stage
@@ -84,8 +76,8 @@ def match(output: HeadOutput, targets: Targets, weights: CostWeights, repeats: S
     return Matches(sample_index, prediction, target)
 
 
-def matching_cost(output: HeadOutput, targets: Targets, weights: CostWeights) -> Tensor:
-    """Cost of every prediction against every box of its own sample.
+def matching_cost(output: HeadOutput, targets: Targets, weights: LossConfig) -> Tensor:
+    """Cost of every prediction against every box of its own sample, weighed as the loss terms are.
 
     Class cost is the focal cost of Deformable DETR (its code's ``HungarianMatcher``, alpha 0.25,
     gamma 2), box cost L1 and negative GIoU (Carion et al. 2020, eq. 2 and 4). A cost that is not
@@ -102,7 +94,7 @@ def matching_cost(output: HeadOutput, targets: Targets, weights: CostWeights) ->
     predicted, wanted = output.boxes_cxcywh.float(), boxes.float()
     l1 = torch.cdist(predicted, wanted, p=1)
     _, giou = paired_iou_and_giou(cxcywh_to_xyxy(predicted)[:, :, None], cxcywh_to_xyxy(wanted)[:, None])
-    cost = weights.classification * (positive - negative) + weights.l1 * l1 - weights.giou * giou
+    cost = weights.class_weight * (positive - negative) + weights.l1_weight * l1 - weights.giou_weight * giou
     return cost.nan_to_num(nan=1e6, posinf=1e6)
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from qwendet.config.schema import LossConfig
 from qwendet.model.head import HeadOutput
-from qwendet.model.matching import CostWeights, Matches, Targets, match, matching_cost
+from qwendet.model.matching import Matches, Targets, match, matching_cost
 
-WEIGHTS = CostWeights(classification=2.0, l1=5.0, giou=2.0)
+WEIGHTS = LossConfig(class_weight=2.0, l1_weight=5.0, giou_weight=2.0)
 STAGES = (7, 5, 5)
 NUM_CLASSES = 3
 
