@@ -161,17 +161,13 @@ def report_error(error: QwendetError) -> None:
             print_pairs(_stderr(), [("where", problem.where), ("fix", problem.fix)])
         if len(error.problems) > 1:
             print_text(_stderr(), f"{len(error.problems)} problems", "bold red")
-    _print_traceback()
+    if _state.debug:
+        print_text(_stderr(), traceback.format_exc())
 
 
 def report_bug(error: Exception) -> None:
     """Print an error that is no fault of the user's; its traceback only with ``--debug``."""
     report_error(QwendetError(f"this is a bug: {type(error).__name__}: {error}", fix=BUG_REPORT))
-
-
-def _print_traceback() -> None:
-    if _state.debug:
-        print_text(_stderr(), traceback.format_exc())
 
 
 def report_checks(results: Sequence[Result]) -> None:
