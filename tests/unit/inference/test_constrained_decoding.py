@@ -20,7 +20,7 @@ from qwendet.infer import infer
 from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary, token_bytes
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.text_answers import answer_size
-from qwendet.inference.token_scores import GeneratedAnswer, decode_with_ends
+from qwendet.inference.token_scores import decode_with_ends
 from qwendet.inference.verification import Likeliest, verified
 from qwendet.loader import Bundle
 from tests.unit.answers.test_grammar import assert_valid
@@ -163,16 +163,14 @@ def constrained(bundle: Bundle) -> Predictor:
 
 
 def test_predict__the_untrained_model_writes_boxes_of_the_label_set_inside_the_image(
-    constrained: Predictor, lessons: list[Sample], monkeypatch: pytest.MonkeyPatch
+    constrained: Predictor, lessons: list[Sample]
 ) -> None:
-    answers: list[GeneratedAnswer] = []
-    answer = constrained._answers
-    monkeypatch.setattr(constrained, "_answers", lambda *batch: answers.extend(a := answer(*batch)) or a)
     predictions = list(constrained.predict(lessons, "text"))
     assert [prediction.rejected for prediction in predictions] == [0] * len(lessons)
     labels = list(constrained.bundle.labels)
-    for sample, prediction, answer in zip(lessons, predictions, answers, strict=True):
-        item = constrained.encoder.encode(sample, with_answer=False)
+    for sample, prediction in zip(lessons, predictions, strict=True):
+        item, answer = constrained.encoder.encode(sample, with_answer=False), prediction.answer
+        assert answer is not None
         records = assert_valid(answer.text, labels, answer_size(constrained.bundle, item), most_boxes=2)
         assert len(records) == len(prediction.detections)
         assert not answer.truncated
