@@ -19,8 +19,8 @@ from torch import Tensor
 
 from benchmarks.report import parser, report
 from qwendet.config.load import build_config
-from qwendet.data.samples import SampleFile
 from qwendet.demo.shapes import DEMO, write_dataset
+from qwendet.encoding.dataset import open_samples
 from qwendet.loader import Bundle, load
 from qwendet.model.build_head import build_head
 from qwendet.model.head import DetectionHead
@@ -54,8 +54,7 @@ def look(bundle: Bundle) -> Seen:
     encoder, collate, seen = bundle.encoder(), bundle.collator(), []
     head = bundle.detector.head
     assert head is not None
-    path = Path(bundle.config.data.train or "")
-    samples = list(SampleFile(path))
+    samples = list(open_samples(bundle.config, "train"))
     for start in range(0, len(samples), BATCH_SIZE):
         batch = collate(
             [encoder.encode(one, with_answer=True) for one in samples[start : start + BATCH_SIZE]]

@@ -5,8 +5,10 @@
 Each step is run at growing sizes; the exponent is the slope of log time over log size, so 1 is
 proportional, and attention alone may exceed it. Time is the process' own on one core: by the clock on the
 wall, other processes' work made 1.08 of an exponent of 1.00. Memory of reading samples is the process'
-most, after the largest file, over that after the smallest. Memory of predicting is that of
-`infer` over folders of small images, a process each, with boxes that are made up instead of a forward.
+most, after the largest file, over that after the smallest; so it is of Parquet, of 1,000 to 1,000,000 samples
+without images, each row group of which is read. Images are read at random, decoded, from files that a JSONL
+names, from Parquet and from tars as `data convert` writes them; images a second. Memory of predicting
+is that of `infer` over folders of small images, a process each, with boxes that are made up, not a forward's.
 """
 
 from __future__ import annotations
@@ -21,17 +23,23 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from benchmarks.report import parser, report
 from qwendet.answers.format import format_answer, parse_answer
 from qwendet.config.load import build_config
 from qwendet.config.schema import Config
-from qwendet.data.samples import DetectedObject, Sample, SampleFile
+from qwendet.data.formats.convert import Conversion, convert_dataset
+from qwendet.data.images import open_image
+from qwendet.data.samples import DetectedObject, Sample, SampleFile, SampleSource
+from qwendet.data.sources import samples_of
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.encoding.encode import Encoder
 from qwendet.infer import infer
@@ -80,6 +88,59 @@ def samples_file(folder: Path, count: int, record: dict[str, object]) -> Path:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(line for _ in range(count))
     return path
+
+
+def parquet_file(folder: Path, count: int, record: dict[str, Any]) -> Path:
+    """A Parquet file of one sample many times, without its image."""
+    image = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    some = 1000
+    columns = {"image": pyarrow.array([{"bytes": None, "path": "a.jpg"}] * some, image)}
+    table = pyarrow.table(columns | {"objects": [record["objects"]] * some})
+    path = folder / f"{count}.parquet"
+    with parquet.ParquetWriter(path, table.schema) as writer:
+        for _ in range(count // some):
+            writer.write_table(table)
+    return path
+
+
+def read_spread(path: Path) -> float:
+    """Lengths of all samples, and up to 20,000 of them evenly spread; the most held by then, in MB."""
+    samples = samples_of(path)
+    assert len(samples.line_bytes()) == len(samples)
+    for index in range(0, len(samples), max(1, len(samples) // 20_000)):
+        assert samples[index].student.objects
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def images_a_second(folder: Path, count: int = 400) -> dict[str, float]:
+    """Photographs of 640×480, JPEG of 60 kB, read at random."""
+    generator = np.random.default_rng(0)
+    lines = []
+    (folder / "files").mkdir(parents=True)
+    for number in range(count):
+        small = Image.fromarray(generator.integers(0, 256, (120, 160, 3), dtype=np.uint8))
+        small.resize((640, 480), Image.Resampling.BICUBIC).save(
+            folder / "files" / f"{number}.jpg", quality=90
+        )
+        objects = [{"bbox_2d": [5, 5, 100, 100], "desc": "cat"}]
+        lines.append(json.dumps({"images": [f"{number}.jpg"], "objects": objects}) + "\n")
+    (folder / "files" / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+    sources = {"files": folder / "files" / "train.jsonl"}
+    for target in ("parquet", "webdataset"):
+        convert_dataset(sources["files"], folder / target, Conversion(target=target))
+        sources[target] = folder / target
+    order = generator.permutation(count).tolist()
+    found = {}
+    for name, path in sources.items():
+        samples = samples_of(path)
+
+        def read(samples: SampleSource = samples) -> None:
+            for index in order:
+                turn = samples[index].student
+                open_image(turn.image, turn.root, "")
+
+        found[f"images_a_second_{name}"] = count / best_time(read)
+    return found
 
 
 def read_all(path: Path) -> float:
@@ -159,6 +220,10 @@ def main() -> None:
         figures["memory_ratio_of_predicting"] = predicted[-1] / predicted[0]
         figures["memory_growth_of_reading_mb"] = held[-1] - held[0]
         figures["memory_ratio_of_reading"] = held[-1] / held[0]
+        tables = [parquet_file(folder, count, record) for count in (1_000, options.samples * 10)]
+        spread = [read_spread(table) for table in tables]
+        figures["memory_ratio_of_reading_parquet"] = spread[-1] / spread[0]
+        figures |= images_a_second(folder / "images")
         figures["samples_exponent"] = exponent(counts, [best_time(lambda f=f: read_all(f)) for f in files])  # type: ignore[misc]
         bundle = make_bundle(scenes)
         first = SampleFile(scenes)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -16,6 +17,8 @@ from qwendet.errors import ConfigError, DataError
 
 logger = logging.getLogger("qwendet")
 
+URL = re.compile(r"([a-z][a-z0-9+]+):/+(.+)", re.DOTALL)
+"""Protocol and rest of ``s3://bucket/a.jsonl``, whose second slash :class:`pathlib.Path` takes away."""
 REPLACED = ".replaced"
 """How the name ends that a folder has while another one takes its place."""
 
@@ -152,6 +155,16 @@ def require_place(target: Path, where: str, *, is_folder: bool = False) -> None:
     if blocking is not None:
         what = f"cannot write to {target}: {blocking} is a file, not a folder"
         raise ConfigError(what, where, "choose another place")
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether a path has a protocol, such as ``hf://``, ``s3://`` or ``memory://``.
+
+    Example:
+        >>> is_url("hf://datasets/a/b/train.parquet"), is_url(Path("s3://a/b")), is_url("/a/b.jsonl")
+        (True, True, False)
+    """
+    return URL.fullmatch(str(path)) is not None
 
 
 def list_folder(folder: Path) -> list[Path]:

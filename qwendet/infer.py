@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qwendet.config.schema import Config
-from qwendet.data.shards import import_parquet
+from qwendet.data.parquet import import_parquet
 from qwendet.errors import ConfigError, Problem
 from qwendet.files import partial_of
 from qwendet.inference.batches import Result, Skipped, shard_of, window_size

@@ -37,11 +37,11 @@ Source = Annotated[
 ]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="Folder to write into; absent or empty.")]
 ToOption = Annotated[
-    Literal["jsonl", "webdataset", "coco", "voc", "yolo", "yolo-seg", "swift", "llamafactory"],
+    Literal["jsonl", "parquet", "webdataset", "coco", "voc", "yolo", "yolo-seg", "swift", "llamafactory"],
     typer.Option(
         "--to",
         metavar="FORMAT",
-        help="What to write: jsonl, webdataset, coco, voc, yolo, yolo-seg (polygons), swift or llamafactory.",
+        help="jsonl, parquet, webdataset, coco, voc, yolo, yolo-seg (polygons), swift or llamafactory.",
     ),
 ]
 ImagesOption = Annotated[
@@ -213,8 +213,9 @@ def _show_pool(report: PoolReport, held_out: Sequence[Path], further: str) -> No
 def _show(report: ConversionReport, dst: Path) -> None:
     """Print what was written and what was mended; end with 1 if something was left out."""
     from qwendet.data.formats.convert import conversion_notes
+    from qwendet.data.formats.records import SAMPLES
 
-    words = ["data", "check", str(dst)] if report.target == "jsonl" else ["init", "DIR", "--data", str(dst)]
+    words = ["data", "check", str(dst)] if report.target in SAMPLES else ["init", "DIR", "--data", str(dst)]
     if report.data_root is not None:
         words += ["--root", str(report.data_root)] if report.target == "jsonl" else []
     further = command_line(*words)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from qwendet.config.problems import Places, explain, looks_like_number
 from qwendet.config.schema import EMBEDDED_MODELS, Config, require_hub_id
 from qwendet.errors import ConfigError
-from qwendet.files import find_folder
+from qwendet.files import find_folder, is_url
 
 PACKAGE_EXAMPLES = Path(__file__).parents[1] / "examples"
 REPOSITORY_EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -206,11 +206,16 @@ def _line_numbers(text: str) -> dict[tuple[str, ...], int]:
 
 
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
-    data = {
-        field: str(folder / value)
+    data: dict[str, Any] = {
+        field: _absolute(value, folder)
         for field in DATA_PATHS
-        if (value := getattr(config.data, field)) is not None
+        if isinstance(value := getattr(config.data, field), str)
     }
+    if config.data.train is not None and "train" not in data:
+        data["train"] = tuple(
+            source.model_copy(update={"path": _absolute(source.path, folder)})
+            for source in config.data.sources("train")
+        )
     train = {"output_dir": str(folder / config.train.output_dir)}
     model: dict[str, Any] = {"path": _model_path(config.model.path, folder)}
     require_hub_id(config.model.model_copy(update=model))
@@ -224,6 +229,10 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
             "model": config.model.model_copy(update=model),
         }
     )
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return path if is_url(path) else str(folder / path)
 
 
 def _model_path(path: str, folder: Path) -> str:

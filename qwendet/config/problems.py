@@ -62,7 +62,7 @@ class Places:
 
 def explain(detail: Any, places: Places) -> Problem:
     """One of pydantic's errors as a problem that a user can mend."""
-    path = tuple(str(part) for part in detail["loc"])
+    path = tuple(str(part) for part in detail["loc"] if part not in ("one", "many"))  # which of two forms
     where, value, kind = places.of(path), detail["input"], detail["type"]
     if kind == "extra_forbidden":
         return Problem("unknown key", where, _fix_for_unknown(path))

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from qwendet.config.augment_steps import AugmentStep, Preset
 from qwendet.config.contradictions import contradictions
 from qwendet.config.section import Count, LearningRate, Section, Share, Weight, one_or_many
+from qwendet.config.sources import Source, TrainSources
 from qwendet.errors import ConfigError
 
 Frame = Literal["pixels", "thousandths"]
@@ -95,14 +96,15 @@ def _off_is_a_word(value: Any) -> Any:
 class DataConfig(Section):
     """Where the samples are and how one is shown to the model."""
 
-    train: str | None = None
-    """JSONL file of training samples, relative to the config."""
+    train: TrainSources | None = None
+    """Training samples, relative to the config: a JSONL file, a Parquet file or tar of images and objects, a
+    folder or pattern of these, a URL; or a list of such paths, or of ``{path, weight}``; see docs/data.md."""
     val: str | None = None
-    """JSONL file of validation samples; ``null`` for none."""
+    """Validation samples, a path as above; ``null`` for none."""
     teachers: str | None = None
-    """JSONL file that demonstrations are drawn from; ``null`` draws them from the training samples."""
+    """Samples that demonstrations are drawn from, a path as above; ``null`` draws them from ``train``."""
     root: str | None = None
-    """Folder that image paths start from and must stay in; ``null`` is the JSONL's own folder."""
+    """Folder that image paths of JSONL start from and must stay in; ``null`` is the JSONL's own folder."""
     labels: tuple[str, ...] | None = None
     """Label set in the order of the request; ``null`` takes those of the training samples, sorted."""
     labels_per_request: Count | None = None
@@ -165,6 +167,11 @@ class DataConfig(Section):
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("data.labels names a label twice; remove one")
         return self
+
+    def sources(self, split: str) -> tuple[Source, ...]:
+        """Where the samples of ``train``, ``val`` or ``teachers`` are."""
+        given = getattr(self, split)
+        return (Source(path=given),) if isinstance(given, str) else given or ()
 
     def flipped_labels(self) -> dict[str, str]:
         """``augment_flips_labels`` in both directions."""

@@ -1,6 +1,8 @@
-"""Images inside tar files, such as the shards of WebDataset: a path may go on inside a tar.
+"""Images inside shards: a path may go on inside a tar, or inside a Parquet file by the number of a row.
 
+    "a.jpg"                          ─► file_at ─► Path
     "train-000000.tar/000000017.jpg" ─► file_at ─► Member(train-000000.tar, offset, size) ─► bytes
+    "train-000000.parquet/17/a.jpg"  ─► file_at ─► Row(train-000000.parquet, 17)          ─► bytes
 
 A member is read at random: its place comes from an index of the tar's headers, 24 bytes a member, made when
 the first member is asked for. So order, demonstrations and resume are what they are for files.
@@ -21,10 +23,12 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from qwendet.data import parquet
+from qwendet.data.remote import fetch_absent
 from qwendet.errors import DataError
 from qwendet.files import sha256_of_file
 
-SUFFIX, BLOCK = ".tar", 512
+SUFFIXES, BLOCK = (".tar", parquet.SUFFIX), 512
 SAMPLED = 4096
 """Bytes of each piece of a file by which it is known again."""
 ENTRY = np.dtype([("name", np.int64), ("offset", np.int64), ("size", np.int64)])
@@ -60,22 +64,37 @@ class Member:
         return io.BytesIO(self.read_bytes())
 
 
+class Row(Member):
+    """A file in a row of a Parquet file: ``offset`` is the row's number; the size is read with the file."""
+
+    __slots__ = ()
+
+    def read_bytes(self) -> bytes:
+        """All of it."""
+        return parquet.open_table(self.archive).image(self.offset)
+
+
 Stored = Path | Member
-"""A regular file, or one inside a tar."""
+"""A regular file, or one inside a shard."""
 
 
 def file_at(path: Path) -> Stored | None:
-    """What lies at a path, which may go on inside a tar; ``None`` if that is no regular file.
+    """What lies at a path, which may go on inside a shard; ``None`` if that is no regular file.
 
     Raises:
-        DataError: for a tar on the way that is compressed, cut or none.
+        DataError: for a tar on the way that is compressed, cut or none, and a broken Parquet file.
     """
     if (found := path.resolve()).is_file():
         return found
-    archive = next((parent for parent in path.parents if parent.suffix == SUFFIX and parent.is_file()), None)
+    shards = (parent for parent in path.parents if parent.suffix in SUFFIXES)
+    archive = next((shard for shard in shards if shard.is_file() or fetch_absent(shard)), None)
     if archive is None:
-        return None
+        return path.resolve() if fetch_absent(path) else None
     real, name = archive.resolve(), path.relative_to(archive).as_posix()
+    if archive.suffix == parquet.SUFFIX:
+        row = name.partition("/")[0]
+        is_there = row.isdecimal() and int(row) < len(parquet.open_table(real))
+        return Row(real, name, int(row), -1) if is_there else None
     status = real.stat()
     entries = _index(real, status.st_size, status.st_mtime_ns)
     at = int(np.searchsorted(entries["name"], hash(name)))
@@ -92,6 +111,8 @@ def identity(file: Stored) -> tuple[int, ...]:
 
 def num_bytes(file: Stored) -> int:
     """Its size."""
+    if isinstance(file, Row):
+        return len(file.read_bytes())
     return file.size if isinstance(file, Member) else file.stat().st_size
 
 
@@ -125,21 +146,16 @@ def same_bytes(one: Stored, other: Stored) -> bool:
     return num_bytes(one) == num_bytes(other) and one.read_bytes() == other.read_bytes()
 
 
-def member_names(archive: Path) -> list[str]:
-    """The files in a tar, in order."""
-    return [name for name, *_ in _members(archive)]
-
-
 @cache
 def _index(archive: Path, size: int, changed: int) -> npt.NDArray[np.void]:
     """Hash of the name, offset and size of each file in a tar, sorted by hash; the last of a name counts."""
-    found = {hash(name): place for name, *place in _members(archive)}
+    found = {hash(name): place for name, *place in members_of(archive)}
     rows = [(name, *place) for name, place in found.items()]
     return np.sort(np.array(rows, dtype=ENTRY), order="name")
 
 
-def _members(archive: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of each file in a tar."""
+def members_of(archive: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of each file in a tar, in order; a cut one raises :class:`DataError`."""
     end = 0
     try:
         with tarfile.open(archive, "r:") as tar:

@@ -12,7 +12,8 @@ from qwendet.data.archives import Stored
 from qwendet.data.copies import copies
 from qwendet.data.formats.jsonl_writer import sample_line
 from qwendet.data.images import resolve_image
-from qwendet.data.samples import Sample, SampleFile
+from qwendet.data.samples import Sample, SampleSource
+from qwendet.data.sources import samples_of
 from qwendet.errors import ConfigError, DataError
 from qwendet.files import atomic_file
 from qwendet.progress import track
@@ -62,11 +63,11 @@ def choose_pool(
         root: ``data.root``, if the config sets it.
         seed: decides between equals.
     """
-    samples = SampleFile(train, root)
+    samples = samples_of(train, root)
     prefix = "" if root else _prefix(train, out)
     if out.exists():
         raise ConfigError("there is a file of this name already", str(out), "remove it, or give another name")
-    held = [_file(sample) for path in held_out for sample in SampleFile(path, root)]
+    held = [_file(sample) for path in held_out for sample in samples_of(path, root)]
     labels, candidates, num_held_out = _look_at(samples, held)
     if not candidates:
         raise DataError(
@@ -104,7 +105,7 @@ class _Candidate:
     density: str = ""
 
 
-def _look_at(samples: SampleFile, held_out: Sequence[Stored]) -> tuple[list[str], list[_Candidate], int]:
+def _look_at(samples: SampleSource, held_out: Sequence[Stored]) -> tuple[list[str], list[_Candidate], int]:
     """Labels in the order in which they come, the samples that may be chosen, and how many are held out."""
     labels: dict[str, None] = {}
     candidates: list[_Candidate] = []

@@ -185,13 +185,6 @@ def image_size(image: str, root: Path, where: str) -> tuple[int, int]:
     return inspect_image(image, root, where).size
 
 
-def header_size(content: bytes, name: str, where: str) -> tuple[int, int]:
-    """Displayed width and height of a file in memory, by its header alone; ``name`` stands in errors."""
-    with _opened(content, name, where) as stored:
-        turned = Image.Image.getexif(stored).get(ExifTags.Base.Orientation) in TURNED_ORIENTATIONS
-        return stored.size[::-1] if turned else stored.size
-
-
 def inspect_image(image: str, root: Path, where: str, *, decode: bool = False) -> ImageFacts:
     """Read an image's displayed size and see that its file is whole, decoding only where needed.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 
 from qwendet.config.schema import Config
-from qwendet.data.samples import Sample, SampleFile, Turn, check_label
+from qwendet.data.samples import Sample, SampleSource, Turn, check_label
+from qwendet.data.sources import samples_of
 from qwendet.errors import DataError
 
 
@@ -17,7 +17,8 @@ def resolve_labels(config: Config) -> tuple[str, ...]:
     if config.data.labels is not None:
         labels = tuple(check_label(label, "data.labels", label) for label in config.data.labels)
     elif config.data.train is not None:
-        labels = labels_of(SampleFile(Path(config.data.train)), skip_bad=config.data.on_bad_sample == "skip")
+        samples = samples_of([source.path for source in config.data.sources("train")], split="train")
+        labels = labels_of(samples, skip_bad=config.data.on_bad_sample == "skip")
     else:
         labels = ()
     if not labels:
@@ -65,7 +66,7 @@ def label_chunks(sample: Sample, labels: tuple[str, ...], most: int | None) -> l
     return [replace(sample, student=bare.asking(chunk)) for chunk in chunks]
 
 
-def labels_of(samples: SampleFile | Sequence[Sample], *, skip_bad: bool) -> tuple[str, ...]:
+def labels_of(samples: SampleSource | Sequence[Sample], *, skip_bad: bool) -> tuple[str, ...]:
     """All labels of objects, sorted, but those of samples that say themselves what is asked."""
     found: set[str] = set()
     for index in range(len(samples)):

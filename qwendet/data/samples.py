@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
+from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,13 +64,6 @@ class DetectedObject:
     frequency: str | None = field(default=None, compare=False)
 
 
-class StoredImage(NamedTuple):
-    """An image file inside of another file: its length, or that file's, and its content."""
-
-    num_bytes: int
-    read: Callable[[], bytes]
-
-
 @dataclass(frozen=True, slots=True)
 class Turn:
     """An image and the objects in it: one question and its answer.
@@ -84,7 +78,6 @@ class Turn:
         pixels: the image itself, where it is not the file's: training images that were augmented.
         window: xyxy pixels of the file's image as displayed, where the turn shows that part of it alone; then
             ``width`` and ``height`` are the window's.
-        content: the image's file, where it is inside of a shard.
         neg_labels: were looked for and not found. Where it is set, annotations are federated, as LVIS's: of a
             label that is neither here nor among the objects nothing is known.
         not_exhaustive_labels: some of their objects may have no box.
@@ -98,7 +91,6 @@ class Turn:
     root: Path = Path()
     pixels: Image.Image | None = field(default=None, compare=False, repr=False)
     window: tuple[int, int, int, int] | None = None
-    content: StoredImage | None = field(default=None, compare=False, repr=False)
     neg_labels: tuple[str, ...] | None = None
     not_exhaustive_labels: tuple[str, ...] = ()
 
@@ -351,20 +343,88 @@ def check_label(value: Any, where: str, path: str) -> str:
     return unicodedata.normalize("NFC", value.translate(SPACES))
 
 
-class SampleFile:
-    """The samples of a JSONL file, by index, without holding them in memory.
+class SampleLine(NamedTuple):
+    """A sample as it is written, or as its source would write it.
 
-    Only the byte offset of each non-blank line is kept (8 bytes a sample).
+    Attributes:
+        raw: a JSON object; an error where the source cannot tell one.
+        where: its place.
+        root: folder that image paths start from.
+    """
+
+    raw: bytes | DataError
+    where: str
+    root: Path
+
+    def parse(self) -> Sample:
+        """The sample; raises :class:`DataError` if it is broken."""
+        if isinstance(self.raw, DataError):
+            raise self.raw
+        try:
+            text = self.raw.decode("utf-8-sig")  # Windows editors put a mark in front of the first line
+        except UnicodeDecodeError as error:
+            what = f"the line is not UTF-8 ({error.reason})"
+            raise DataError(what, self.where, "save it as UTF-8") from error
+        return parse_sample(text, self.where, self.root)
+
+
+class SampleSource(ABC):
+    """Samples by index, none of which is held in memory.
+
+    Attributes:
+        path: what a user calls it.
+        files: what it lies in.
+        form: how boxes of another tool are read, in words; empty where they are ours.
+    """
+
+    path: Path
+    files: Sequence[Path] = ()
+    form = ""
+
+    @property
+    def parts(self) -> Sequence[SampleSource]:
+        """The sources that it joins, else itself."""
+        return [self]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def line(self, index: int) -> SampleLine:
+        """A sample as it is written."""
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """The place of a sample, such as ``file:line``."""
+
+    @abstractmethod
+    def line_bytes(self) -> Sequence[int]:
+        """Length of each sample's line: a cheap stand-in for the length of its answer."""
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        """Parse the sample at ``index``; raises :class:`DataError` if it is broken."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.line(index).parse()
+
+
+class SampleFile(SampleSource):
+    """The samples of a JSONL file.
+
+    Only number and byte offset of each non-blank line are kept (16 bytes a sample).
 
     Args:
         path: the JSONL file.
         root: folder that image paths start from; ``None`` is the file's own.
 
     Raises:
-        DataError: if the file is absent, unreadable or holds no sample.
+        DataError: if the file is absent, unreadable, or holds no sample and not ``may_be_empty``.
     """
 
-    def __init__(self, path: Path, root: Path | None = None) -> None:
+    def __init__(self, path: Path, root: Path | None = None, *, may_be_empty: bool = False) -> None:
         self.path = path
         self.root = path.parent if root is None else root
         self._offsets = array("Q")
@@ -380,34 +440,23 @@ class SampleFile:
         except OSError as error:
             what = f"cannot read the sample file ({error.strerror})"
             raise DataError(what, str(path), "correct the path, or mend the permissions") from error
-        if not self._offsets:
+        if not self._offsets and not may_be_empty:
             raise DataError("the file holds no samples", str(path), "give a file with one sample a line")
 
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
     def line_bytes(self) -> list[int]:
-        """Length of each sample's line: a cheap stand-in for the length of its answer."""
+        """Bytes of each line, and of blank ones behind it."""
         ends = [*self._offsets[1:], self.path.stat().st_size]
         return [end - start for start, end in zip(self._offsets, ends, strict=True)]
 
     def where(self, index: int) -> str:
-        """``file:line`` of a sample."""
+        """``file:line``."""
         return f"{self.path}:{self._lines[index]}"
 
-    def __getitem__(self, index: int) -> Sample:
-        """Parse the sample at ``index``; raises :class:`DataError` if it is broken."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def line(self, index: int) -> SampleLine:
+        """The line."""
         with self.path.open("rb") as file:
             file.seek(self._offsets[index])
-            raw = file.readline()
-        try:
-            line = raw.decode("utf-8-sig")  # Windows editors put a mark in front of the first line
-        except UnicodeDecodeError as error:
-            what = f"the line is not UTF-8 ({error.reason})"
-            raise DataError(what, self.where(index), "save it as UTF-8") from error
-        return parse_sample(line, self.where(index), self.root)
+            return SampleLine(file.readline(), self.where(index), self.root)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 
@@ -13,8 +15,10 @@ from qwendet.config.schema import Config
 from qwendet.data.augment import Augmenter, Scene, scene_of
 from qwendet.data.images import image_size
 from qwendet.data.labels import choose_labels
+from qwendet.data.mixture import mixed
 from qwendet.data.repeat_rare import repeats
-from qwendet.data.samples import Sample, SampleFile, Turn
+from qwendet.data.samples import Sample, SampleSource, Turn
+from qwendet.data.sources import samples_of
 from qwendet.data.teachers import choose_teachers, without_own_image
 from qwendet.encoding.encode import EncodedSample, Encoder, TooManyTokensError
 from qwendet.encoding.resize import require_inside
@@ -32,7 +36,7 @@ class TeacherPool:
         is_training_set: the pool is the training file itself, so a sample must not draw itself.
     """
 
-    samples: SampleFile
+    samples: SampleSource
     is_training_set: bool
 
 
@@ -47,7 +51,7 @@ class TrainingSamples:
         indices: samples to use; ``None`` is all.
 
     Attributes:
-        indices: of the file: those samples, then what ``data.repeat_rare`` takes again.
+        indices: of the samples of this epoch: as they lie, then what is taken again.
     """
 
     def __init__(self, config: Config, encoder: Encoder, indices: Sequence[int] | None = None) -> None:
@@ -55,15 +59,13 @@ class TrainingSamples:
         self.encoder = encoder
         self.samples = open_samples(config, "train")
         self.pool = teacher_pool(config, self.samples)
-        self.indices = range(len(self.samples)) if indices is None else indices
-        self._origins: Sequence[int] = range(len(self.indices))
-        self._num_samples = len(self.indices)
+        self._usable = range(len(self.samples)) if indices is None else indices
+        self._often = None
         if config.data.repeat_rare is not None:
-            often = repeats([*map(self._shown, self.indices)], config.data.repeat_rare, config.train.seed)
-            again = (at for at, times in enumerate(often) for _ in range(times - 1))
-            self._origins = [*self._origins, *again]
-            self.indices = [self.indices[at] for at in self._origins]
-        self.epoch = 0
+            self._often = repeats(
+                [*map(self._shown, self._usable)], config.data.repeat_rare, config.train.seed
+            )
+        self.set_epoch(0)
         self.augmenter = None if config.data.augment == "off" else Augmenter(config.data)
 
     def _shown(self, index: int) -> set[str]:
@@ -78,8 +80,16 @@ class TrainingSamples:
         return len(self.samples) + position if again else self.indices[position]
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw demonstrations anew; called by the Trainer at the start of each epoch."""
+        """Draw demonstrations, and what weights take, anew; called by the Trainer as each epoch begins."""
         self.epoch = epoch
+        weights = [source.weight for source in self.config.data.sources("train")]
+        if self._often is None and set(weights) == {1}:
+            self.indices, self._num_samples = self._usable, len(self._usable)
+            return
+        parts = self.samples.parts if len(weights) > 1 else [self.samples]
+        starts = list(accumulate(map(len, parts), initial=0))
+        seed = self.config.train.seed
+        self.indices, self._num_samples = mixed(self._usable, self._often, starts, weights, seed, epoch)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -150,7 +160,7 @@ class TrainingSamples:
         """Samples of the pool that are drawn for a sample in this epoch, whether or not it has its own."""
         own = self.pool.is_training_set
         # No sample that was left out, and none twice.
-        pool = self.indices[: self._num_samples] if own else range(len(self.pool.samples))
+        pool = self._usable if own else range(len(self.pool.samples))
         chosen = choose_teachers(
             seed=self.config.train.seed,
             epoch=self.epoch,
@@ -158,7 +168,7 @@ class TrainingSamples:
             pool_size=len(pool),
             count=self.config.data.num_teachers + 1,  # one to spare: the pool may hold the sample's own image
             ratio=self.config.data.teacher_ratio,
-            exclude=self._origins[position] if own else None,
+            exclude=bisect_left(pool, self.indices[position]) if own else None,
         )
         return [pool[at] for at in chosen]
 
@@ -172,27 +182,31 @@ def training_samples(config: Config, encoder: Encoder) -> TrainingSamples:
         for problem in problems:
             logger.warning("left out: %s: %s", problem.where, problem.what)
     samples = TrainingSamples(config, encoder, usable)
+    for part in samples.samples.parts:
+        if part.form:
+            logger.warning("%s: boxes are read as %s", part.path, part.form)
     if len(samples) == 0:
         raise ConfigError("no usable training sample is left", "data.train", "mend the samples listed above")
     return samples
 
 
-def open_samples(config: Config, split: str) -> SampleFile:
+def open_samples(config: Config, split: str) -> SampleSource:
     """Open ``data.train``, ``data.val`` or ``data.teachers``."""
-    path = getattr(config.data, split)
-    if path is None:
+    sources = config.data.sources(split)
+    if not sources:
         raise ConfigError(f"data.{split} is not set", f"data.{split}", "give the path of a JSONL file")
-    return SampleFile(Path(path), None if config.data.root is None else Path(config.data.root))
+    root = None if config.data.root is None else Path(config.data.root)
+    return samples_of([source.path for source in sources], root, split)
 
 
-def teacher_pool(config: Config, training_samples: SampleFile) -> TeacherPool:
+def teacher_pool(config: Config, training_samples: SampleSource) -> TeacherPool:
     """The pool that the config names, else the training samples themselves."""
     if config.data.teachers is None:
         return TeacherPool(training_samples, is_training_set=True)
     return TeacherPool(open_samples(config, "teachers"), is_training_set=False)
 
 
-def usable_samples(samples: SampleFile, labels: Sequence[str]) -> tuple[list[int], list[Problem]]:
+def usable_samples(samples: SampleSource, labels: Sequence[str]) -> tuple[list[int], list[Problem]]:
     """Indices of the usable samples, and what is wrong with each of the others.
 
     For ``data.on_bad_sample: skip``; images are read as far as their header and end marker.

@@ -25,7 +25,6 @@ from qwendet.config.schema import DataConfig
 from qwendet.data.archives import changed_at
 from qwendet.data.images import open_image, resolve_image
 from qwendet.data.samples import DetectedObject, Sample, Turn
-from qwendet.data.shards import open_turn
 from qwendet.encoding.prompts import Message, answer_text, conversation, request_text
 from qwendet.encoding.resize import model_image_size, require_inside, rescale_xyxy
 from qwendet.errors import DataError
@@ -328,9 +327,7 @@ def _displayed(turn: Turn, where: str) -> Image.Image:
     if turn.pixels is not None:
         return turn.pixels
     if turn.window is None:
-        return open_turn(turn, where)
-    if turn.content is not None:
-        return open_turn(turn, where).crop(turn.window)
+        return open_image(turn.image, turn.root, where, turn.declared_size)
     changed = changed_at(resolve_image(turn.image, turn.root, where))
     return _opened_once(turn.image, turn.root, where, changed).crop(turn.window)
 

@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 from qwendet.data.formats.convert import Conversion, conversion_notes, convert_dataset
 from qwendet.data.formats.detect import detect_format
-from qwendet.data.formats.records import TEST_PARTS
-from qwendet.data.samples import Sample, SampleFile, Turn
+from qwendet.data.formats.jsonl import sample_files
+from qwendet.data.formats.records import SAMPLES, TEST_PARTS
+from qwendet.data.samples import Sample, Turn
+from qwendet.data.sources import samples_of
 from qwendet.errors import DataError, Problem, told_left_out
 from qwendet.inference.inputs import Samples, facts_of
 
@@ -45,20 +47,20 @@ def open_dataset(data: Path, how: Conversion | None = None) -> Dataset:
     """
     how = replace(how or Conversion(), images="reference")
     source = detect_format(data) if how.source == "auto" else how.source
-    if source == "jsonl":
-        file = _measured_split(data) if data.is_dir() else data
-        notes = [f"{data} is a folder: {file.name} is measured."] if data.is_dir() else []
-        found = SampleFile(file, how.image_dir)
+    if source in SAMPLES:
+        split, files = _measured_split(data)
+        notes = [f"{data} is a folder: its {split} samples are measured."] if data.is_dir() else []
+        found = samples_of(files, how.image_dir)
         return _usable(Samples(len(found), found.__getitem__), notes, how)
     with TemporaryDirectory() as temporary:
         converted = Path(temporary) / "data"
         report = convert_dataset(data, converted, how)
-        file = _measured_split(converted)
-        found = SampleFile(file, report.data_root)
+        split, files = _measured_split(converted)
+        found = samples_of(files, report.data_root)
         samples = [replace(sample, where=f"{data}: {sample.student.image}") for sample in found]
     # They stay where they are, so that data.root, which the last note is about, is nothing to set.
     notes = conversion_notes(replace(report, data_root=None))
-    notes = [f"{data} was read where it lies: its {file.stem} split is measured.", *notes]
+    notes = [f"{data} was read where it lies: its {split} split is measured.", *notes]
     usable = _usable(samples, notes, how)
     return usable._replace(left_out=[*report.left_out, *usable.left_out])
 
@@ -82,13 +84,11 @@ def _usable(samples: Sequence[Sample], notes: list[str], how: Conversion) -> Dat
     return Dataset(usable, [*notes, *told_left_out(problems)], problems)
 
 
-def _measured_split(folder: Path) -> Path:
-    for split in MEASURED_SPLITS:
-        file = folder / f"{split}.jsonl"
-        if file.is_file():
-            return file
-    names = ", ".join(f"{split}.jsonl" for split in MEASURED_SPLITS)
-    raise DataError(f"expected one of {names}", str(folder), "name the JSONL file itself")
+def _measured_split(data: Path) -> tuple[str, Path | Sequence[Path]]:
+    if data.is_file():
+        return "", data
+    found = sample_files(data)
+    return next((split, found[split]) for split in MEASURED_SPLITS if split in found)
 
 
 def foreign_labels(samples: Sequence[Sample], labels: Collection[str], where: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwendet.answers.diagnostics import AnswerFacts, joined_facts
-from qwendet.data.shards import import_parquet
+from qwendet.data.parquet import import_parquet
 from qwendet.files import atomic_file
 
 Source = Literal["head", "text"]

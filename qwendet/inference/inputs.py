@@ -17,16 +17,17 @@ from pathlib import Path, PurePath
 from typing import overload
 
 from qwendet.config.schema import Config
-from qwendet.data.archives import sampled_digest
+from qwendet.data.archives import SUFFIXES, sampled_digest
 from qwendet.data.formats.coco import coco_images
 from qwendet.data.formats.coco_layout import is_coco
 from qwendet.data.images import IMAGE_SUFFIXES, inspect_image, resolve_image
 from qwendet.data.samples import Sample, SampleFile, Turn
-from qwendet.data.shards import open_parquet, open_tar
+from qwendet.data.shards import open_shard
+from qwendet.data.sources import source_files
 from qwendet.data.teachers import choose_teachers, is_same_image, without_own_image
 from qwendet.encoding.dataset import open_samples, teacher_pool
 from qwendet.errors import DataError, Problem
-from qwendet.files import files_below
+from qwendet.files import files_below, is_url
 from qwendet.inference.detections import CocoIds
 from qwendet.inference.sharding import is_first_process, of_first_process
 from qwendet.progress import track
@@ -110,11 +111,8 @@ def facts_of(sample: Sample) -> str:
     facts, problems = [], _own_answers(sample)
     for turn in (*sample.teachers, sample.student):
         try:
-            if turn.content is not None:
-                told = str(turn.content.num_bytes)
-            else:
-                inspect_image(turn.image, turn.root, sample.where)
-                told = sampled_digest(resolve_image(turn.image, turn.root, sample.where))
+            inspect_image(turn.image, turn.root, sample.where)
+            told = sampled_digest(resolve_image(turn.image, turn.root, sample.where))
             facts.append((turn.image, told, turn.declared_size))
         except DataError as error:
             problems += error.problems
@@ -156,6 +154,8 @@ def _listed_on_stdin() -> Samples:
 def _samples_of(path: Path) -> Samples:
     if str(path) == "-":
         return _listed_on_stdin()
+    if is_url(path):
+        return Samples.joined([_samples_of(file) for file in source_files(path)])
     if path.is_dir():
         names = [str(file.relative_to(path)) for file in files_below(path, IMAGE_SUFFIXES)]
         if not names:
@@ -171,10 +171,11 @@ def _samples_of(path: Path) -> Samples:
         return Samples(
             len(names), lambda at: Sample(Turn(names[at], (), root=root), where=f"{path}: {names[at]}")
         )
-    if path.suffix.lower() in (".tar", ".parquet") and path.is_file():
-        shard = open_tar(path) if path.suffix.lower() == ".tar" else open_parquet(path)
+    if path.suffix in SUFFIXES and path.is_file():
+        shard = open_shard(path)
         return Samples(
-            len(shard.names), lambda at: Sample(shard.turn(path, at), where=f"{path}: {shard.names[at]}")
+            len(shard),
+            lambda at: Sample(Turn(shard.image(at), (), root=path.parent), where=shard.where(at)),
         )
     if path.suffix.lower() in (".jsonl", ".json"):
         file = SampleFile(path)

@@ -26,9 +26,9 @@ from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
 from qwendet.config.load import override_config
 from qwendet.config.same_settings import require_same_settings
 from qwendet.config.schema import Config
+from qwendet.data.images import image_size
 from qwendet.data.labels import label_chunks
 from qwendet.data.samples import Sample
-from qwendet.data.shards import turn_size
 from qwendet.encoding.collate import Batch, require_left_padding, to_device
 from qwendet.encoding.encode import EncodedSample
 from qwendet.encoding.image_tokens import num_image_tokens
@@ -204,7 +204,8 @@ class Predictor:
         """About as many as the prompt will have, beside what all prompts have: images and shown boxes."""
         shown = sum(len(turn.objects) for turn in sample.teachers) * TOKENS_OF_A_BOX
         sizes = (
-            turn.declared_size or turn_size(turn, sample.where) for turn in (*sample.teachers, sample.student)
+            turn.declared_size or image_size(turn.image, turn.root, sample.where)
+            for turn in (*sample.teachers, sample.student)
         )
         return shown + sum(num_image_tokens(size, self.encoder.limits) for size in sizes)
 

@@ -16,9 +16,8 @@ import numpy as np
 
 from qwendet.answers.diagnostics import joined_facts
 from qwendet.config.schema import Config, InferConfig
-from qwendet.data.images import MIN_IMAGE_SIDE
+from qwendet.data.images import MIN_IMAGE_SIDE, image_size
 from qwendet.data.samples import Sample
-from qwendet.data.shards import turn_size
 from qwendet.data.windows import Window, require_windows, windows_by
 from qwendet.encoding.image_tokens import image_limits
 from qwendet.errors import DataError
@@ -48,7 +47,7 @@ class Tiles(NamedTuple):
         turn = sample.student
         if self.settings.tiles == "off":  # nobody needs the image's size
             return [sample]
-        size = turn.declared_size or turn_size(turn, sample.where)
+        size = turn.declared_size or image_size(turn.image, turn.root, sample.where)
         windows = windows_by(self.settings, size, self.limits)
         return [sample, *(_shown(sample, window) for window in windows)] if len(windows) > 1 else [sample]
 
@@ -140,7 +139,7 @@ def require_tiles_that_fit(config: Config, samples: Sequence[Sample]) -> None:
         for sample in samples:
             with suppress(DataError):  # what is broken is told, or skipped, when it is predicted
                 turn = sample.student
-                sizes.add(turn.declared_size or turn_size(turn, sample.where))
+                sizes.add(turn.declared_size or image_size(turn.image, turn.root, sample.where))
         limits = image_limits(config)
         least = MIN_IMAGE_SIDE if limits is None else limits.unit
         require_windows(sizes, config.infer.tiles, config.infer.overlap, least, "--tiles (infer.tiles)")

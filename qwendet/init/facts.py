@@ -14,7 +14,8 @@ from qwendet.checks.config.samples import Split, is_counted
 from qwendet.checks.config.scan import Depth, available_cores, scan_files
 from qwendet.checks.config.stats import SplitStats
 from qwendet.config.schema import Config, DataConfig
-from qwendet.data.samples import DetectedObject, Sample, SampleFile, Turn
+from qwendet.data.samples import DetectedObject, Sample, Turn
+from qwendet.data.sources import samples_of
 from qwendet.encoding.image_tokens import num_image_tokens
 from qwendet.encoding.prompts import answer_text, request_text
 from qwendet.encoding.text_tokens import CountTokens
@@ -50,14 +51,14 @@ class DataFacts:
     boxes: npt.NDArray[np.float64]
     image_sizes: frozenset[Size]
     most_boxes: int
-    files: Mapping[Split, Path]
+    files: Mapping[Split, Path | Sequence[Path]]
     size_of: Mapping[tuple[Split, str], Size]
 
 
-def look_at(files: Mapping[Split, Path], root: Path | None = None) -> DataFacts:
+def look_at(files: Mapping[Split, Path | Sequence[Path]], root: Path | None = None) -> DataFacts:
     """Read every sample once, by all cores."""
-    num_lines = sum(len(SampleFile(path)) for path in files.values())
-    depth: Depth = "header" if num_lines <= OPENED_AT_MOST else "none"
+    num_samples = sum(len(samples_of(path)) for path in files.values())
+    depth: Depth = "header" if num_samples <= OPENED_AT_MOST else "none"
     config = Config(data=DataConfig(root=None if root is None else str(root)))
     splits, _ = scan_files(config, files, depth=depth, workers=available_cores())
     train = splits["train"]
@@ -109,7 +110,7 @@ def count_sample_tokens(
 
 def _some_samples(facts: DataFacts) -> Iterator[tuple[Split, Sample]]:
     for split, path in facts.files.items():
-        samples = SampleFile(path)
+        samples = samples_of(path)
         step = -(-len(samples) // COUNTED_AT_MOST)
         for index in range(0, len(samples), step):
             try:

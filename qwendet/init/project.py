@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,8 @@ from qwendet.checks.config.samples import Split
 from qwendet.config.schema import EMBEDDED_MODELS, HUB_ID, Config, ModelConfig
 from qwendet.data.formats.convert import Conversion, conversion_notes, convert_dataset
 from qwendet.data.formats.detect import detect_format
+from qwendet.data.formats.jsonl import sample_files
+from qwendet.data.formats.records import SAMPLES, WHOLE
 from qwendet.data.split import split_dataset
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.encoding.image_tokens import (
@@ -101,7 +103,7 @@ class _Data:
 
     train: str
     val: str | None
-    files: Mapping[Split, Path] = field(default_factory=dict)
+    files: Mapping[Split, Path | Sequence[Path]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     root: Path | None = None
     left_out: int = 0
@@ -189,10 +191,10 @@ def _find_data(directory: Path, data: Path | None, how: Conversion, val: float |
             "Put your samples into data/train.jsonl and data/val.jsonl, or correct the paths in the config."
         )
         return _Data("data/train.jsonl", "data/val.jsonl", notes=(note,))
-    is_jsonl = how.source == "jsonl" or (how.source == "auto" and detect_format(data) == "jsonl")
+    are_samples = (detect_format(data) if how.source == "auto" else how.source) in SAMPLES
     if val is not None:
         report = split_dataset(data, directory / "data", {"val": val}, 0, how, keep_held_out=True)
-    elif not is_jsonl:
+    elif not are_samples:
         report = convert_dataset(data, directory / "data", how)
     elif data.is_dir():
         return _of_splits(data, directory, [], how.image_dir)
@@ -204,21 +206,24 @@ def _find_data(directory: Path, data: Path | None, how: Conversion, val: float |
 
 def _of_splits(folder: Path, directory: Path, notes: list[str], root: Path | None = None) -> _Data:
     """Training and validation files of a folder as ``data convert`` writes it."""
-    train, val, test, whole = (folder / f"{name}.jsonl" for name in ("train", "val", "test", "all"))
-    if not train.is_file():
-        train = whole
-    if not train.is_file():
+    found = sample_files(folder)
+    train = found.get("train") or found.get(WHOLE)
+    if train is None:
         raise DataError(
             "expected train.jsonl or all.jsonl", str(folder), "rename the file that is to be trained on"
         )
-    files: dict[Split, Path] = {"train": train}
-    if val.is_file():
-        files["val"] = val
-    if test.is_file():
-        command = shlex.join(["qwendet", "eval", str(directory / "run" / "final"), str(test)])
+    files: dict[Split, Path | Sequence[Path]] = {"train": train}
+    if "val" in found:
+        files["val"] = found["val"]
+    # Of a folder of shards training and validation each take their own.
+    named = {
+        split: own if isinstance(own, Path) else folder for split, own in [*files.items(), *found.items()]
+    }
+    if "test" in found:
+        command = shlex.join(["qwendet", "eval", str(directory / "run" / "final"), str(named["test"])])
         notes = [*notes, f"The test split is not used; after training: {command}"]
-    val_name = _from_config(val, directory) if "val" in files else None
-    return _Data(_from_config(train, directory), val_name, files, tuple(notes), root)
+    val_name = _from_config(named["val"], directory) if "val" in named else None
+    return _Data(_from_config(named["train"], directory), val_name, files, tuple(notes), root)
 
 
 def _no_validation(directory: Path, model: str | None, data: Path, how: Conversion) -> str:

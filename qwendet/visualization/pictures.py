@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from qwendet.data.images import open_image
 from qwendet.data.samples import Sample
-from qwendet.data.shards import open_turn
 from qwendet.files import atomic_file
 from qwendet.inference.batches import Result, Skipped
 from qwendet.inference.detections import Detection
@@ -83,7 +83,7 @@ def save_pictures(
     for index, result in enumerate(results):
         if isinstance(result, Skipped):
             continue
-        image = open_turn(samples[index].student, samples[index].where)
+        image = open_image(samples[index].student.image, samples[index].student.root, samples[index].where)
         with atomic_file(folder / f"{index:05d}_{Path(result.image).stem}.png") as path:
             draw_detections(image, result.detections, threshold).save(path, format="PNG")
 

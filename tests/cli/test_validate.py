@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from qwendet.data import shards
+from qwendet.encoding import encode
 from qwendet.errors import DataError
 from tests.cli.conftest import Qwendet
 
@@ -28,7 +28,7 @@ def without_images(monkeypatch: pytest.MonkeyPatch) -> None:
     def open_image(path: str, root: Path, where: str, declared: object) -> None:
         raise DataError(f"the image {path} is absent", where, "mount the folder again")
 
-    monkeypatch.setattr(shards, "open_image", open_image)
+    monkeypatch.setattr(encode, "open_image", open_image)
 
 
 def words(command: str, repo_root: Path) -> list[str | Path]:

@@ -68,6 +68,13 @@ def ddp(config: Config, out: Path) -> None:
     torch.save({"rows": rows, "gradients": notes.steps, "counts": counts}, out / f"{rank()}.pt")
 
 
+def epoch(config: Config, out: Path) -> None:
+    """Go through the batches of an epoch; save which samples this rank was given."""
+    loader = create_trainer(config).get_train_dataloader()
+    given = [where for batch in loader for where in batch["where"]]
+    (out / f"{rank()}.json").write_text(json.dumps(given), encoding="utf-8")
+
+
 def stop(config: Config, out: Path) -> None:
     """Train; the second rank alone receives SIGTERM, in its second step."""
 
@@ -157,7 +164,7 @@ def rank() -> int:
     return int(os.environ["RANK"])
 
 
-JOBS: dict[str, Any] = {"ddp": ddp, "stop": stop, "plain": plain, "fsdp": fsdp}
+JOBS: dict[str, Any] = {"ddp": ddp, "epoch": epoch, "stop": stop, "plain": plain, "fsdp": fsdp}
 
 
 def start(job: str, config: str, out: Path, number: int, of: int, port: int) -> int:

@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.demo.tiny import TINY_FOLDER
 from qwendet.training.best import Best, find_best
@@ -117,6 +118,25 @@ def test_distributed_ddp__of_each_family_is_one_process(
     run: Run, write_config: Callable[..., Path], small_model: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
     require_same_as_one_process(run, write_config, tmp_path, 2, {"path": str(small_model(name))})
+
+
+def test_distributed_epoch__gives_each_sample_of_the_shards_to_one_rank_once(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen samples in shards of five, four batches of two a rank."""
+    monkeypatch.setattr("qwendet.data.formats.shard_writer.SHARD_SAMPLES", 5)
+    path = write_dataset(DEMO, tmp_path / "files" / "train.jsonl", 16, seed=3)
+    convert_dataset(path, tmp_path / "shards", Conversion(target="parquet"))
+    config = write_config(tmp_path / "run", 2)
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    values["data"]["train"] = str(tmp_path / "shards")
+    config.write_text(yaml.safe_dump(values), encoding="utf-8")
+    run("epoch", config, tmp_path / "out", 2)
+    given = [json.loads((tmp_path / "out" / f"{rank}.json").read_text()) for rank in range(2)]
+    rows = [(number, row) for number in range(4) for row in range(5 if number < 3 else 1)]
+    wanted = [f"{tmp_path}/shards/train-00000{number}.parquet: row {row}" for number, row in rows]
+    assert list(map(len, given)) == [8, 8]
+    assert sorted(given[0] + given[1]) == wanted
 
 
 def require_same_as_one_process(

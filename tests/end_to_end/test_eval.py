@@ -58,7 +58,7 @@ def test_eval__files_and_tables_say_the_same(command: Command, scenes: Path, tmp
     assert [item["name"] for item in record["runs"]] == names
     assert [item["score"].split()[0] for item in record["runs"]] == ["probability"] * 2 + ["exp(mean"] * 2
     assert record["images"] == 6
-    assert record["notes"] == [f"{scenes} is a folder: test.jsonl is measured."]
+    assert record["notes"] == [f"{scenes} is a folder: its test samples are measured."]
     head, *_, text = record["runs"]
     assert head["metrics"]["AP50"] > 0.1
     assert f"{head['metrics']['AP50']:.4f}" in out

@@ -253,14 +253,14 @@ LINE_BUGS: list[Bug[Project]] = [
     Bug(
         "two answers to one question",
         "config.data.contradiction",
-        ("with other objects than in line 1",),
+        ("with other objects than in ", ":1: each answer"),
         asked_twice,
     ),
-    Bug("sample repeated", "config.data.repeated", ("repeats that of line 3",), twice),
+    Bug("sample repeated", "config.data.repeated", ("repeats that of ", "train.jsonl:3"), twice),
     Bug(
         "one box a sample",
         "config.data.contradiction",
-        ("with other objects than in line 12",),
+        ("with other objects than in ", ":12: each answer"),
         one_box_a_sample,
     ),
     Bug(

@@ -12,7 +12,7 @@ from PIL import Image
 from qwendet import loader
 from qwendet.config.augment_steps import AugmentStep
 from qwendet.config.schema import DataConfig
-from qwendet.data import images, shards
+from qwendet.data import images
 from qwendet.data.augment import Augmenter, scene_of
 from qwendet.data.samples import Sample
 from qwendet.encoding import encode, prompts
@@ -101,7 +101,7 @@ IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "channels in another order",
         "consistency.images.pixels",
         ("of the pixel values differ",),
-        changing(shards, "open_image", lambda image: Image.merge("RGB", image.split()[::-1])),
+        changing(encode, "open_image", lambda image: Image.merge("RGB", image.split()[::-1])),
     ),
     Bug(
         "patches of a token transposed",

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from qwendet.data import shards
 from qwendet.encoding import collate, encode, prompts
 from qwendet.encoding.collate import IGNORED, Batch
 from qwendet.encoding.resize import rescale_xyxy
@@ -23,7 +22,7 @@ def without_images(monkeypatch: pytest.MonkeyPatch) -> None:
     def open_image(path: str, root: Path, where: str, declared: object) -> None:
         raise DataError(f"the image {path} is absent", where, "mount the folder again")
 
-    monkeypatch.setattr(shards, "open_image", open_image)
+    monkeypatch.setattr(encode, "open_image", open_image)
 
 
 def labels_without_pad_token(batch: Batch) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def scan_data(
     """Hold sample files and annotated data sets against every rule; as :func:`scan_files`."""
     splits, findings = scan_files(config, given.files, depth=depth, workers=workers, limits=limits)
     for path, kind in given.datasets.items():
-        task = Task(config, "train", path, Path(config.data.root or path), depth, limits)
+        task = Task(config, "train", path, depth, limits)
         reader = _Reader(task, kind, given.frame)
         for judged in in_order(_judge, reader.batches(), workers):
             take_in(reader.splits, findings, judged)

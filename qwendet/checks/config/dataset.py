@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from qwendet.checks.config.samples import Split
 from qwendet.checks.config.stats import BOX_COLUMNS, SplitStats
 from qwendet.config.schema import Config
 from qwendet.data.augment import steps_of
+from qwendet.data.copies import copies
 from qwendet.data.directions import direction_problems
 from qwendet.errors import Problem
 
@@ -70,10 +72,14 @@ def images_are_under_the_root(dataset: Dataset) -> Iterable[Problem]:
 
 
 def no_line_is_repeated(dataset: Dataset) -> Iterable[Problem]:
-    """No sample is in its file twice."""
+    """No sample is in its file twice, and no file under two names."""
     for stats in dataset.splits.values():
+        kept: dict[object, Path] = {}
+        for file, key in copies(() if stats.source is None else stats.source.files).items():
+            if (other := kept.setdefault(key, Path(str(file)))) != file:
+                yield Problem(f"the file is a copy of {other}", str(file), "remove one of them")
         for line, first in stats.repeated:
-            what = f"the sample repeats that of {stats.place(first)}"
+            what = f"the sample repeats that of {stats.where(first)}"
             yield Problem(
                 what, stats.where(line), "remove one, or accept it where samples are repeated on purpose"
             )

@@ -84,7 +84,7 @@ def answers_agree(dataset: Dataset) -> Iterable[Problem]:
             if earlier.answer != seen.answer and earlier.labels == seen.labels:
                 what = (
                     f"{_named(seen, earlier)} is asked about with other objects than in"
-                    f" {stats.place(earlier.line)}: each answer would be learned as complete"
+                    f" {stats.where(earlier.line)}: each answer would be learned as complete"
                 )
                 yield Problem(
                     what, stats.where(seen.line), f"put all its objects into one sample of data.{split}"

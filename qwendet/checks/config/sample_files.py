@@ -31,12 +31,13 @@ class Given(NamedTuple):
     """Data to be looked at.
 
     Attributes:
-        files: at most one sample file a part, those that others are compared with first.
+        files: at most one sample file a part, or folder of shards, or in a config several; those that
+            others are compared with first.
         datasets: data sets of other formats, each with splits of its own, and their formats.
         frame: of the boxes of conversations; ``None`` tells it from them.
     """
 
-    files: Mapping[Split, Path]
+    files: Mapping[Split, Path | Sequence[Path]]
     datasets: Mapping[Path, Format] = MappingProxyType({})
     frame: BoxFrame | None = None
 

@@ -34,8 +34,9 @@ from qwendet.data.images import (
     ImageFacts,
     inspect_image,
 )
-from qwendet.data.samples import Sample, Turn, parse_sample
+from qwendet.data.samples import Sample, SampleLine, SampleSource, Turn
 from qwendet.data.segmentation import extent, fits
+from qwendet.data.sources import samples_of
 from qwendet.errors import DataError, Problem
 from qwendet.families.family import PixelLimits
 from qwendet.progress import track
@@ -59,11 +60,10 @@ Depth = Literal["none", "header", "full"]
 
 @dataclass(frozen=True)
 class Task:
-    """How every piece of a file is read.
+    """How every piece of a source is read.
 
     Attributes:
-        split: which of its files.
-        root: folder that image paths start from.
+        split: which of its sources.
         depth: ``none`` opens no image, ``header`` reads header, EXIF and end mark, ``full`` every pixel.
         limits: how the model's processor resizes, if that is known.
     """
@@ -71,18 +71,17 @@ class Task:
     config: Config
     split: Split
     path: Path
-    root: Path
     depth: Depth
     limits: PixelLimits | None
 
 
-Lines = Sequence[tuple[int, bytes]]
-"""Some lines of a file, each with its number."""
+Lines = Sequence[tuple[int, SampleLine]]
+"""Some samples of a source as they are written, each with its number, from 1."""
 
 
 def scan_files(
     config: Config,
-    files: Mapping[Split, Path],
+    files: Mapping[Split, Path | Sequence[Path]],
     *,
     depth: Depth = "header",
     workers: int = 1,
@@ -90,14 +89,15 @@ def scan_files(
 ) -> tuple[dict[Split, SplitStats], dict[str, Findings]]:
     """Hold every sample of every file against every rule."""
     findings = {id: Findings(id) for id in PASS_IDS}
-    splits = {split: SplitStats(path) for split, path in files.items()}
-    pieces = []
-    for split, path in files.items():
-        root = path.parent if config.data.root is None else Path(config.data.root)
-        task = Task(config, split, path, root, depth, limits)
-        pieces.append(pieces_of(task))
-    names = ", ".join(path.name for path in files.values())
-    with track(f"checking {names}", sum(map(num_lines, files.values()))) as advance:
+    root = None if config.data.root is None else Path(config.data.root)
+    sources = {split: samples_of(path, root, split, may_be_empty=True) for split, path in files.items()}
+    splits = {split: SplitStats(source.path, source=source) for split, source in sources.items()}
+    pieces = [
+        pieces_of(Task(config, split, source.path, depth, limits), source)
+        for split, source in sources.items()
+    ]
+    names = ", ".join(source.path.name for source in sources.values())
+    with track(f"checking {names}", sum(map(len, sources.values()))) as advance:
         for judged in in_order(scan_piece, chain.from_iterable(pieces), workers):
             take_in(splits, findings, judged)
             advance(sum(stats.num_samples for stats in splits.values()), "")
@@ -137,22 +137,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def num_lines(path: Path) -> int:
-    """Lines of a file that are not blank."""
-    with path.open("rb") as file:
-        return sum(not line.isspace() for line in file)
-
-
-def pieces_of(task: Task) -> Iterator[tuple[Task, Lines]]:
-    """The lines of a task's file that are not blank, at most ``PIECE_SAMPLES`` at a time."""
-    with task.path.open("rb") as file:  # split at \n alone, as training does
-        numbered = ((number, line) for number, line in enumerate(file, start=1) if not line.isspace())
-        while some := list(islice(numbered, PIECE_SAMPLES)):
-            yield task, some
+def pieces_of(task: Task, source: SampleSource) -> Iterator[tuple[Task, Lines]]:
+    """The samples of a source, at most ``PIECE_SAMPLES`` at a time."""
+    for start in range(0, len(source), PIECE_SAMPLES):
+        some = range(start, min(start + PIECE_SAMPLES, len(source)))
+        yield task, [(index + 1, source.line(index)) for index in some]
 
 
 def scan_piece(work: tuple[Task, Lines]) -> Judged:
-    """Hold some lines of a file against every rule."""
+    """Hold some samples of a source against every rule."""
     task, lines = work
     reading = Pass(task)
     for number, line in lines:
@@ -167,7 +160,7 @@ class Pass:
         self.task = task
         self.stats = SplitStats(task.path)
         self.findings = {id: Findings(id) for id in PASS_IDS}
-        self.facts: dict[str, ImageFacts] = {}  # a pool's images are shown again and again
+        self.facts: dict[tuple[Path, str], ImageFacts] = {}  # a pool's images are shown again and again
         # Training leaves broken samples out; a demonstration that is drawn from a pool is needed.
         self.is_lenient = task.config.data.on_bad_sample == "skip" and task.split != "teachers"
 
@@ -175,49 +168,41 @@ class Pass:
         """What it saw and found."""
         return self.task.split, self.stats, {id: few for id, few in self.findings.items() if few.seconds}
 
-    def read(self, raw: bytes, number: int) -> None:
+    def read(self, line: SampleLine, number: int) -> None:
         """Take in one line."""
         self.stats.num_samples += 1
         samples: list[Sample] = []
-        if not raw.endswith(b"\n") and not _is_json(raw):
-            self._holds(CUT, partial(_say_cut, raw, self.stats.where(number)))
+        raw = b"" if isinstance(line.raw, DataError) else line.raw
+        if raw and not raw.endswith(b"\n") and not _is_json(raw):
+            self._holds(CUT, partial(_say_cut, raw, line.where))
             return
-        self._holds(PARSE, partial(self._parse, raw, number, samples))
+        self._holds(PARSE, partial(_parse, line, samples))
         if not samples:
-            self._keep_raw_boxes(raw, number)
+            self._keep_raw_boxes(raw, line, number)
             return
         self.stats.num_parsed += 1
         self.visit(samples[0], number)
         self.stats.add_line(hashlib.blake2b(raw.strip(), digest_size=8).digest(), number)
 
-    def _parse(self, raw: bytes, number: int, samples: list[Sample]) -> list[Problem]:
-        where = self.stats.where(number)
-        try:
-            line = raw.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"the line is not UTF-8 ({error.reason})", where, "save it as UTF-8") from error
-        samples.append(parse_sample(line, where, self.task.root))
-        return []
-
-    def _keep_raw_boxes(self, raw: bytes, number: int) -> None:
+    def _keep_raw_boxes(self, raw: bytes, line: SampleLine, number: int) -> None:
         """Keep the boxes of a line that is no sample: in which way they are wrong shows in all of them."""
         try:
             record = json.loads(raw)
             turn = record.get("student", record)
             boxes = [item["bbox_2d"] for item in turn["objects"]]
-            size = self._raw_size(turn, self.stats.where(number))
+            size = self._raw_size(turn, line)
             for x1, y1, x2, y2 in boxes:
                 self.stats.boxes.extend((float(x1), float(y1), float(x2), float(y2), *size, number))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
             return  # nothing that could be read as boxes; the line itself is reported already
 
-    def _raw_size(self, turn: Mapping[str, Any], where: str) -> tuple[float, float]:
+    def _raw_size(self, turn: Mapping[str, Any], line: SampleLine) -> tuple[float, float]:
         """Declared size of a line that is no sample, else that of its image, else zeros."""
         if turn.get("width") and turn.get("height"):
             return float(turn["width"]), float(turn["height"])
         try:
             if self.task.depth != "none":
-                return inspect_image(str(turn["images"][0]), self.task.root, where).size
+                return inspect_image(str(turn["images"][0]), line.root, line.where).size
         except DataError:
             pass  # whether it can be opened is asked of samples alone
         return 0.0, 0.0
@@ -243,16 +228,16 @@ class Pass:
         """Open a turn's image; whether that could be done, and what the rules see."""
         task, facts = self.task, self.facts
         is_open = True
-        if task.depth != "none" and turn.image not in facts:
+        if task.depth != "none" and (turn.root, turn.image) not in facts:
             is_open = self._holds(OPEN, partial(self._inspect, turn, sample.where))
-        seen = facts.get(turn.image)
+        seen = facts.get((turn.root, turn.image))
         visit = Visit(task.config, task.split, turn, sample, name, seen, task.limits, places)
         return is_open, visit
 
     def _inspect(self, turn: Turn, where: str) -> list[Problem]:
         try:
             is_full = self.task.depth == "full"
-            self.facts[turn.image] = inspect_image(turn.image, turn.root, where, decode=is_full)
+            self.facts[turn.root, turn.image] = inspect_image(turn.image, turn.root, where, decode=is_full)
         except (AbsentImageError, ForbiddenImageError) as error:
             self.stats.num_absent += isinstance(error, AbsentImageError)
             self.stats.num_forbidden += isinstance(error, ForbiddenImageError)
@@ -319,6 +304,11 @@ def _misfits(visit: Visit) -> Iterator[Problem]:
             what = f"its polygon or mask extends over {'nothing' if around is None else show(around)}"
             fix = "see which of the two is wrong; the box is what is trained"
             yield Problem(f"{visit.box(index)}, but {what}", visit.place(index), fix)
+
+
+def _parse(line: SampleLine, samples: list[Sample]) -> list[Problem]:
+    samples.append(line.parse())
+    return []
 
 
 def _say_cut(raw: bytes, where: str) -> list[Problem]:

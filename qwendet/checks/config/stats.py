@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwendet.data.formats.records import Format
+from qwendet.data.samples import SampleSource
 from qwendet.errors import Problem
 
 BOX_COLUMNS = 7
@@ -17,7 +18,7 @@ class SeenImage(NamedTuple):
     """A use of an image.
 
     Attributes:
-        line: of the sample; its number, from 1, in a data set.
+        line: number of the sample, from 1.
         file_id: device and inode, or the path where the image was not opened.
         num_bytes: size of the file; 0 where it was not opened.
         size: displayed width and height in pixels; None if unknown.
@@ -51,9 +52,10 @@ class SplitStats:
 
     Attributes:
         path: the file, or the annotated data set.
+        source: its samples, where they are ours.
         split: the split of that data set; empty for a file.
         format: the format of either, which says how its boxes are written.
-        places: where each sample of a data set is written; that of a file's is its line.
+        places: where each sample of a data set is written.
         num_samples: samples in it, broken ones included.
         num_parsed: those that can be read.
         num_usable: those that no finding of ``LEAVES_OUT`` speaks against.
@@ -70,6 +72,7 @@ class SplitStats:
     path: Path
     split: str = ""
     format: Format = "jsonl"
+    source: SampleSource | None = None
     places: list[str] = field(default_factory=list)
     num_samples: int = 0
     num_parsed: int = 0
@@ -95,11 +98,7 @@ class SplitStats:
 
     def where(self, line: int) -> str:
         """Where a sample is written: file and line, or its annotation."""
-        return self.places[line - 1] if self.places else f"{self.path}:{line}"
-
-    def place(self, line: int) -> str:
-        """The same for those who know the file."""
-        return self.places[line - 1] if self.places else f"line {line}"
+        return self.places[line - 1] if self.source is None else self.source.where(line - 1)
 
     def add(self, other: SplitStats) -> None:
         """Take in what was seen of the next piece of the file."""

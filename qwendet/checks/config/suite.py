@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from qwendet.checks.config.summary import summary_tables
 from qwendet.checks.result import NotApplicableError, Table
 from qwendet.checks.runner import Findings, unknown_id
 from qwendet.config.schema import Config
+from qwendet.data.archives import SUFFIXES
 from qwendet.encoding.image_tokens import image_limits
 from qwendet.errors import DataError, EnvironmentLacksError, Problem, QwendetError, Result
+from qwendet.files import files_below, is_url
 
 ENVIRONMENT = "config.environment."
 FILES = "config.data.files"
@@ -52,11 +54,14 @@ class Thoroughness:
 
 def run_config_checks(config: Config, how: Thoroughness | None = None) -> tuple[list[Result], list[Table]]:
     """Run every check of the config and its data."""
-    files: dict[Split, Path] = {
-        split: Path(name) for split in ORDER if (name := getattr(config.data, split)) is not None
+    files: dict[Split, Sequence[Path]] = {
+        split: [Path(source.path) for source in sources]
+        for split in ORDER
+        if (sources := config.data.sources(split))
     }
     how = how or Thoroughness()
-    require_files({f"data.{split}": path for split, path in files.items()}, config.data.root)
+    named = [(f"data.{split}", path) for split, paths in files.items() for path in paths]
+    require_files(named, config.data.root)
     results, seen, tables = _run(config, Given(files), known_checks(), how)
     if how.tokens and any(stats.num_parsed for stats in seen.splits.values()):
         from qwendet.checks.config.tokens import count_tokens
@@ -68,7 +73,7 @@ def run_config_checks(config: Config, how: Thoroughness | None = None) -> tuple[
 
 def run_data_checks(given: Given, root: Path | None, how: Thoroughness) -> tuple[list[Result], list[Table]]:
     """Run every check that looks at data alone."""
-    config = _data_config(given.files, root)
+    config = _data_config(given, root)
     checks = {
         id: check for id, check in known_checks().items() if check.is_of_data and id not in settings.CHECKS
     }
@@ -78,7 +83,7 @@ def run_data_checks(given: Given, root: Path | None, how: Thoroughness) -> tuple
 
 def read_data(given: Given, root: Path | None, how: Thoroughness) -> tuple[Dataset, int]:
     """See what data holds, without judging it; and the number of samples or boxes that are broken."""
-    config = _data_config(given.files, root)
+    config = _data_config(given, root)
     splits, findings = scan_data(config, given, depth=how.images, workers=how.workers)
     if not any(stats.num_samples for stats in splits.values()):
         names = ", ".join(str(stats.path) for stats in splits.values())
@@ -86,11 +91,12 @@ def read_data(given: Given, root: Path | None, how: Thoroughness) -> tuple[Datas
     return Dataset(config, splits), findings[PARSE].num_failed + findings[CUT].num_failed
 
 
-def _data_config(files: Mapping[Split, Path], root: Path | None) -> Config:
+def _data_config(given: Given, root: Path | None) -> Config:
     """Defaults, with these files; what may not be read is refused."""
+    files = {split: path for split, path in given.files.items() if isinstance(path, Path)}
     names = {split: str(path) for split, path in files.items() if split != "test"}
     config = Config.model_validate({"data": {**names, "root": None if root is None else str(root)}})
-    require_files({str(path): path for path in files.values()}, config.data.root, "--root")
+    require_files([(str(path), path) for path in files.values()], config.data.root, "--root")
     return config
 
 
@@ -201,9 +207,9 @@ def _allow_names_checks(seen: Dataset) -> Iterable[Problem]:
     return [unknown_id(id, known, "data.allow") for id in seen.config.data.allow if id not in known]
 
 
-def require_files(files: Mapping[str, Path], root: str | None, root_name: str = "data.root") -> None:
+def require_files(files: Iterable[tuple[str, Path]], root: str | None, root_name: str = "data.root") -> None:
     """Refuse files that cannot be read at once: without them most checks would say the same."""
-    problems = [problem for where, path in files.items() for problem in _unreadable(path, where)]
+    problems = [problem for where, path in files for problem in _unreadable(path, where)]
     if root is not None and not Path(root).is_dir():
         what = f"{root} is no folder" if Path(root).exists() else f"there is no such folder: {root}"
         problems.append(Problem(what, root_name, "correct the path", FILES))
@@ -216,6 +222,8 @@ def require_files(files: Mapping[str, Path], root: str | None, root_name: str = 
 
 
 def _unreadable(path: Path, where: str) -> Iterable[Problem]:
+    if is_url(path) or "*" in path.name:  # told where it is opened
+        return
     try:
         exists, is_folder = path.exists(), path.is_dir()
     except OSError as error:  # a name too long, a folder that may not be entered
@@ -223,11 +231,11 @@ def _unreadable(path: Path, where: str) -> Iterable[Problem]:
         return
     if not exists:
         yield Problem(f"there is no such sample file: {path}", where, "correct the path", FILES)
-    elif is_folder:
+    elif is_folder and not any(files_below(path, frozenset(SUFFIXES))):
         held = ", ".join(sorted(file.name for file in path.glob("*.jsonl"))) or "none"
         what = f"expected a sample file, got the folder {path}"
         yield Problem(what, where, f"name a .jsonl file in it: {held}", FILES)
-    elif not path.is_file():
+    elif not is_folder and not path.is_file():
         yield Problem(f"{path} is not a regular file", where, "give a JSONL file", FILES)
     elif not os.access(path, os.R_OK):
         yield Problem(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from qwendet.checks.config.samples import Split
 from qwendet.checks.result import Table
 from qwendet.checks.runner import Findings
 from qwendet.config.schema import Config
-from qwendet.data.samples import Sample, SampleFile
+from qwendet.data.samples import Sample
 from qwendet.encoding.dataset import TrainingSamples
 from qwendet.encoding.encode import Encoder
 from qwendet.errors import DataError, Problem, Result
@@ -84,10 +83,11 @@ class _Counter:
 
     def count(self, split: Split, encoder: Encoder, findings: dict[str, Findings]) -> _Counts:
         """Count the samples of one file; what exceeds a limit is added to the findings."""
-        counts, stats, data = _Counts(), self.dataset.splits[split], self.dataset.config.data
+        counts, stats = _Counts(), self.dataset.splits[split]
         if not stats.num_samples:
             return counts
-        samples = SampleFile(stats.path, None if data.root is None else Path(data.root))
+        samples = stats.source
+        assert samples is not None
         with track(f"counting tokens of {stats.path.name}", len(samples)) as advance:
             for index in range(len(samples)):
                 try:

@@ -24,6 +24,7 @@ from qwendet.data.formats.placing import Names, Placement, place_images
 from qwendet.data.formats.records import (
     FINDING_TITLES,
     HARMLESS,
+    SAMPLES,
     Finding,
     FindingKind,
     Format,
@@ -32,14 +33,15 @@ from qwendet.data.formats.records import (
     Source,
     Target,
 )
+from qwendet.data.formats.shard_writer import ShardWriter, pack
 from qwendet.data.formats.voc_writer import VocWriter
-from qwendet.data.formats.webdataset_writer import WebDatasetWriter, pack
 from qwendet.data.formats.writer import Writer
 from qwendet.data.formats.yolo_writer import YoloWriter, ring_of
 from qwendet.data.samples import DetectedObject
 from qwendet.errors import ConfigError, DataError, Problem
 from qwendet.progress import Advance, track
 
+SHARDS: Mapping[Target, str] = {"webdataset": ".tar", "parquet": ".parquet"}
 MAX_NOTES = 5
 """Mended annotations that are named, of each kind."""
 MAX_PROBLEMS = 20
@@ -149,7 +151,7 @@ def write_source(
         if how.images != "reference":
             placing = (
                 pack(job.placed, source.root, folder)
-                if how.target == "webdataset"
+                if how.target in SHARDS
                 else place_images(job.placed, source.root, folder, how.images)
             )
             with track(f"placing images of {name}", len(job.placed)) as advance:
@@ -168,7 +170,7 @@ class _Job:
         self.how = how
         self.writer = _writer(how, folder, stack)
         self.names = Names(flat=how.target == "voc", by_split=how.target.startswith("yolo"))
-        self.keeps_paths = how.target == "webdataset" or (
+        self.keeps_paths = how.target in SHARDS or (
             how.images == "reference" and how.target not in ("voc", "yolo", "yolo-seg")
         )
         self.placed: dict[str, tuple[str, str]] = {}
@@ -223,7 +225,7 @@ class _Job:
         ):
             self.findings["flags_lost"].append(f"{record.sample.where}: {turn.image!r}")
         is_federated = turn.neg_labels is not None and self.how.target != "coco"
-        if self.how.target not in ("jsonl", "webdataset") and (turn.labels is not None or is_federated):
+        if self.how.target not in SAMPLES and (turn.labels is not None or is_federated):
             self.findings["labels_lost"].append(f"{record.sample.where}: {turn.image!r}")
         if any(map(self._loses, turn.objects)):
             self.findings["segmentations_lost"].append(f"{record.sample.where}: {turn.image!r}")
@@ -232,7 +234,7 @@ class _Job:
 
     def _loses(self, found: DetectedObject) -> bool:
         """Whether an object has a polygon or a mask that is not written."""
-        if self.how.target in ("jsonl", "webdataset", "coco") or found.segmentation is None:
+        if self.how.target in (*SAMPLES, "coco") or found.segmentation is None:
             return False
         return self.how.target != "yolo-seg" or ring_of(found) is None
 
@@ -265,12 +267,12 @@ class _Job:
 
 def _writer(how: Conversion, folder: Path, stack: ExitStack) -> Writer:
     has_images = how.images != "reference"
-    if how.target == "webdataset":
+    if how.target in SHARDS:
         if how.images != "copy":
             raise ConfigError(
                 "shards hold the images themselves", "--images", "leave it out, or write --to jsonl"
             )
-        return WebDatasetWriter(folder, stack)
+        return ShardWriter(folder, stack, SHARDS[how.target])
     if how.target == "jsonl":
         return JsonlWriter(folder, stack, has_images=has_images)
     if how.target in ("swift", "llamafactory"):

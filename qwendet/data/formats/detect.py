@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from qwendet.data.formats.conversation_layouts import is_conversations
 from qwendet.data.formats.conversations import conversation_files, open_conversations
 from qwendet.data.formats.fitting import fitted
 from qwendet.data.formats.foreign import foreign
-from qwendet.data.formats.jsonl import jsonl_files, open_jsonl
-from qwendet.data.formats.records import Format, Item, Record, Source
+from qwendet.data.formats.jsonl import jsonl_files, open_samples
+from qwendet.data.formats.records import SAMPLES, Format, Item, Record, Source
 from qwendet.data.formats.refcoco import open_refcoco
 from qwendet.data.formats.tools import TOOLS, files_near, open_tool, tool_of
 from qwendet.data.formats.voc import open_voc
@@ -22,10 +22,11 @@ from qwendet.data.formats.voc_layout import is_voc
 from qwendet.data.formats.yolo import open_yolo
 from qwendet.data.formats.yolo_layout import is_yolo, settings_files
 from qwendet.errors import DataError
-from qwendet.files import list_folder, tell_unreadable
+from qwendet.files import is_url, list_folder, tell_unreadable
 
 MAX_NAMED, MAX_DEPTH, MAX_FOLDERS = 5, 3, 200
 """How far data sets are looked for below a folder that is none."""
+SHARDS: Mapping[str, Format] = {".parquet": "parquet", ".tar": "webdataset"}
 
 
 @tell_unreadable()
@@ -34,6 +35,8 @@ def detect_format(path: Path) -> Format:
 
     Where a folder holds several, the first of JSONL, VOC, COCO, YOLO counts.
     """
+    if is_url(path):
+        return "jsonl"  # or shards
     if path.is_file():
         found = _detect_file(path)
     elif path.is_dir():
@@ -56,6 +59,7 @@ def detect_format(path: Path) -> Format:
             "no data set found: expected a .jsonl file, a folder with train.jsonl or all.jsonl, "
             "VOC (Annotations/*.xml, JPEGImages/), COCO (a .json with annotations), "
             "YOLO (data.yaml, obj.data or classes.txt), conversations (messages in .json or .jsonl), "
+            "shards (.parquet, .tar with a .json an image), "
             f"or {', '.join(tool.what for tool in TOOLS.values())}",
             str(path),
             "give the folder that holds these directly",
@@ -92,6 +96,8 @@ def _below(path: Path) -> list[Path]:
 def _detect_file(path: Path) -> Format | None:
     if path.suffix.lower() in (".json", ".jsonl") and is_conversations(path):
         return "conversations"
+    if path.suffix in SHARDS:
+        return SHARDS[path.suffix]
     if tool := tool_of(path):
         return tool
     if path.suffix.lower() == ".jsonl":
@@ -111,7 +117,10 @@ def _detect_folder(folder: Path) -> Format | None:
         return tool_of(files[0]) or "coco"
     if conversation_files(folder):
         return "conversations"
-    return "yolo" if is_yolo(folder) else tool_of(folder)
+    if is_yolo(folder):
+        return "yolo"
+    shard = next(files_near(folder, set(SHARDS)), None)
+    return tool_of(folder) if shard is None else SHARDS[shard.suffix]
 
 
 def open_source(
@@ -155,7 +164,9 @@ def open_written(
         opened = open_conversations(path, image_dir, frame)
     elif tool := {str(name): tool for name, tool in TOOLS.items()}.get(source):
         opened = open_tool(path, tool, image_dir)
-    elif opener := {"yolo": open_yolo, "jsonl": open_jsonl, "refcoco": open_refcoco}.get(source):
+    elif source in SAMPLES:
+        opened = open_samples(path, image_dir)
+    elif opener := {"yolo": open_yolo, "refcoco": open_refcoco}.get(source):
         opened = opener(path, image_dir)
     else:
         opened = (open_coco if source == "coco" else open_voc)(path, image_dir, may_be_absent=may_be_absent)

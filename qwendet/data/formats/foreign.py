@@ -19,7 +19,6 @@ SIGNS: tuple[tuple[str, tuple[bytes, ...], str, str], ...] = (
     (".json", (b'"images"', b'"file_name"'), "a COCO file without annotations at its top", _LISTS),
     (".csv", (b"",), "a table of boxes", _WRITE),
     (".tsv", (b"",), "a table of boxes", _WRITE),
-    (".parquet", (b"",), "a Parquet file without a column objects", _WRITE),
     (".tfrecord", (b"",), "TFRecords", _WRITE),
     (".record", (b"",), "TFRecords", _WRITE),
 )  # fmt: skip

@@ -19,9 +19,11 @@ from qwendet.errors import Problem
 Format = Literal[
     "jsonl", "voc", "coco", "yolo", "conversations",
     "cvat", "labelstudio", "labelme", "via", "createml", "datumaro", "supervisely", "openimages",
-    "huggingface", "refcoco",
+    "huggingface", "refcoco", "parquet", "webdataset",
 ]  # fmt: skip
-Target = Literal["jsonl", "webdataset", "voc", "coco", "yolo", "yolo-seg", "swift", "llamafactory"]
+SAMPLES: tuple[Format, ...] = ("jsonl", "parquet", "webdataset")
+"""Formats that are trained on as they are."""
+Target = Literal["jsonl", "parquet", "webdataset", "voc", "coco", "yolo", "yolo-seg", "swift", "llamafactory"]
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the image as displayed."""
 FindingKind = Literal[

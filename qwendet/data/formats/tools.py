@@ -14,7 +14,7 @@ from qwendet.data.formats.cvat import read_cvat
 from qwendet.data.formats.datumaro import read_datumaro
 from qwendet.data.formats.drawn import Reader
 from qwendet.data.formats.drawn_records import open_drawn
-from qwendet.data.formats.huggingface import read_huggingface, unpacked
+from qwendet.data.formats.huggingface import read_huggingface
 from qwendet.data.formats.labelme import read_labelme
 from qwendet.data.formats.labelstudio import read_labelstudio
 from qwendet.data.formats.openimages import read_openimages
@@ -53,9 +53,6 @@ class Tool(NamedTuple):
             return False
         with file.open("rb") as opened:
             head = opened.read(HEAD_BYTES)
-            if file.suffix.lower() == ".parquet":  # which describes itself at its end
-                opened.seek(max(0, file.stat().st_size - HEAD_BYTES))
-                head += opened.read()
         return all(re.search(sign.encode(), head) for sign in self.signs)
 
 
@@ -91,10 +88,10 @@ TOOLS: Mapping[Format, Tool] = {
     ),
     "openimages": Tool("Open Images' CSV", read_openimages, (".csv",), (r"ImageID,.*LabelName,.*XMin,",)),
     "huggingface": Tool(
-        "metadata.jsonl, or Parquet, with objects (Hugging Face)",
+        "metadata.jsonl with objects (Hugging Face)",
         read_huggingface,
-        (".jsonl", ".parquet"),
-        (r'PAR1|"file_name"\s*:', r"\bobjects\b"),
+        (".jsonl",),
+        (r'"file_name"\s*:', r"\bobjects\b"),
     ),
 }
 
@@ -126,8 +123,6 @@ def open_tool(path: Path, tool: Tool, image_dir: Path | None) -> Source:
     if not files:
         fix = "give the folder that holds them, or see what --from auto finds"
         raise DataError(f"expected {tool.what}, got none", str(path), fix)
-    if parquet := [file for file in files if file.suffix.lower() == ".parquet"]:
-        (path, files), image_dir = unpacked(parquet), None
     opened = open_drawn(path, files, tool.read, image_dir, one_an_image=tool.one_an_image)
     homes = {file.parent for file in files}
     left = [file for file in set(given) - set(files) if tool.one_an_image and file.parent in homes]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.demo.shapes import DEMO
 from qwendet.errors import CheckpointError, ConfigError
 from qwendet.train import RunSummary, train
@@ -46,6 +47,26 @@ def test_resume__asks_the_same_labels_and_repeats_the_same_samples(
     assert len(whole.train_dataset) > 20
     whole.train()
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "part" / "checkpoint-3")
+    part.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-3"))
+    assert_same(parameters_of(part.bundle.detector), parameters_of(whole.bundle.detector))
+
+
+def test_resume__in_the_middle_of_a_shard_and_with_other_workers_is_bitwise(
+    make_config: MakeConfig, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mixture of Parquet shards of seven samples; step 3 of 6 is in an epoch and in a shard."""
+    monkeypatch.setattr("qwendet.data.formats.shard_writer.SHARD_SAMPLES", 7)
+    convert_dataset(scenes / "train.jsonl", tmp_path / "shards", Conversion(target="parquet"))
+    first, second, third = (str(tmp_path / "shards" / f"train-00000{number}.parquet") for number in range(3))
+    data = {
+        "train": [{"path": first, "weight": 1.5}, {"path": second, "weight": 0.5}, third],
+        "augment": "light",
+    }
+    whole = create_trainer(make_config(tmp_path / "whole", data=data))
+    assert len(whole.train_dataset) == 7 + 4 + 4 + 6
+    whole.train()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "part" / "checkpoint-3")
+    part = create_trainer(make_config(tmp_path / "part", data=data | {"num_workers": 2}))
     part.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-3"))
     assert_same(parameters_of(part.bundle.detector), parameters_of(whole.bundle.detector))
 

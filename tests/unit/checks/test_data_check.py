@@ -18,6 +18,7 @@ from qwendet.checks.config.suite import Thoroughness, read_data, run_data_checks
 from qwendet.checks.config.summary import summary_tables
 from qwendet.cli.main import run
 from qwendet.config.schema import Config
+from qwendet.data.samples import SampleFile
 from qwendet.errors import DataError
 from qwendet.visualization.augmented import CELL, COLUMNS, ROWS
 from tests.planted.planting import Project
@@ -164,11 +165,12 @@ def test_pieces__hold_every_line_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(scan, "PIECE_SAMPLES", 3)
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b"\n1\n2\n\n3\n4\n \n5\n6\r\n7")
-    task = scan.Task(Config(), "train", path, tmp_path, "none", None)
-    pieces = [lines for _, lines in scan.pieces_of(task)]
-    assert [[number for number, _ in lines] for lines in pieces] == [[2, 3, 5], [6, 8, 9], [10]]
-    assert b"".join(line for lines in pieces for _, line in lines) == b"1\n2\n3\n4\n5\n6\r\n7"
-    assert scan.num_lines(path) == 7
+    task = scan.Task(Config(), "train", path, "none", None)
+    pieces = [lines for _, lines in scan.pieces_of(task, SampleFile(path))]
+    assert [[number for number, _ in lines] for lines in pieces] == [[1, 2, 3], [4, 5, 6], [7]]
+    found = [line for lines in pieces for _, line in lines]
+    assert b"".join(line.raw for line in found) == b"1\n2\n3\n4\n5\n6\r\n7"
+    assert [line.where for line in found] == [f"{path}:{number}" for number in (2, 3, 5, 6, 8, 9, 10)]
 
 
 # What augmentation makes of it

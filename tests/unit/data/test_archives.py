@@ -100,7 +100,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         write_dataset(DEMO, folder / "files" / f"{split}.jsonl", count, seed=count)
     convert_dataset(folder / "files", folder / "coco", Conversion(target="coco"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qwendet.data.formats.webdataset_writer.SHARD_SAMPLES", 4)
+        patch.setattr("qwendet.data.formats.shard_writer.SHARD_SAMPLES", 4)
         convert_dataset(folder / "coco", folder / "shards", Conversion(target="webdataset"))
     return folder / "coco", folder / "shards"
 

@@ -88,41 +88,40 @@ def row(number: int, boxes: list[list[Any]], category: list[Any]) -> dict[str, A
     return {"image_id": number, "image": image, "objects": {"bbox": boxes, "category": category}}
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "qwendet" / "parquet"
-
-
-def test_parquet__images_inside_and_names_of_class_labels(tmp_path: Path, cache: Path) -> None:
+def test_parquet__images_inside_and_names_of_class_labels(tmp_path: Path) -> None:
     rows = [row(0, COCO, [0, 1]), row(1, [], []), row(2, COCO[:1], [1])]
     write_parquet(tmp_path / "in" / "data" / "train-00000-of-00001.parquet", rows, ["bolt", "nut"])
     write_parquet(tmp_path / "in" / "data" / "test-00000-of-00001.parquet", rows[:1], ["bolt", "nut"])
-    assert detect_format(tmp_path / "in") == "huggingface"
+    assert detect_format(tmp_path / "in") == "parquet"
     found = read(tmp_path / "in")
     assert sorted(found.splits.values()) == ["test", "train", "train", "train"]
     assert sorted(len(boxes) for boxes in found.boxes.values()) == [0, 1, 2, 2]
+    assert all(": [x, y, width, height] (of " in note for note in found.findings["frame"])
     report = convert_dataset(tmp_path / "in", tmp_path / "out", Conversion())
     assert report.boxes == {"test": {"bolt": 1, "nut": 1}, "train": {"bolt": 1, "nut": 2}}
-    assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 4
-    assert len(list(cache.iterdir())) == 1  # unpacked once
-
-
-def test_parquet__mistakes_name_file_and_row(tmp_path: Path, cache: Path) -> None:
-    write_parquet(
-        tmp_path / "in" / "train.parquet", [row(0, COCO, ["bolt", "nut"]), row(1, COCO[:1], ["<|x|>"])]
+    names = sorted(
+        str(file.relative_to(tmp_path / "out" / "images")) for file in (tmp_path / "out").rglob("*.png")
     )
+    assert names[0] == "data/test-00000-of-00001/0/0.png"
+    assert len(names) == 4
+
+
+def test_parquet__mistakes_name_file_and_row(tmp_path: Path) -> None:
+    rows = [row(0, COCO, ["bolt", "nut"]), row(1, COCO[:1], ["<|x|>"])]
+    write_parquet(tmp_path / "in" / "train.parquet", rows)
     (problem,) = read(tmp_path / "in").problems
-    assert problem.where == f"{tmp_path / 'in' / 'train.parquet'}: row 1: objects[0]"
+    assert problem.where == f"{tmp_path / 'in' / 'train.parquet'}: row 1"
+    assert problem.what.startswith("objects[0].desc: the label '<|x|>' holds special-token text")
 
 
-def test_parquet__without_images_or_broken_is_refused_and_nothing_stays(tmp_path: Path, cache: Path) -> None:
+def test_parquet__without_images_or_broken_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "in" / "train.parquet"
-    write_parquet(file, [{"image": {"bytes": None, "path": "a.png"}, "objects": {"bbox": COCO}}])
-    with pytest.raises(DataError, match="the row holds no image"):
-        read(file.parent)
+    write_parquet(
+        file, [{"image": {"bytes": None, "path": "a.png"}, "objects": {"bbox": COCO, "category": ["a", "b"]}}]
+    )
+    (problem,) = read(file.parent).problems
+    assert problem.what == "the row names the image 'a.png' and does not hold it"
     write_parquet(file, [row(0, COCO, ["bolt", "nut"])])
-    file.write_bytes(file.read_bytes()[:-20] + b"objects")
-    with pytest.raises(DataError, match="the Parquet file cannot be read"):
-        read(file.parent, "huggingface")
-    assert list(cache.iterdir()) == []
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DataError, match="expected a whole Parquet file"):
+        read(file.parent)

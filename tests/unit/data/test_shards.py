@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qwendet.data.images import image_size, open_image
 from qwendet.data.samples import Sample
-from qwendet.data.shards import open_turn, turn_size
 from qwendet.errors import DataError
 from qwendet.inference.detections import Detection, Prediction, write_predictions
 from qwendet.inference.inputs import Samples, coco_ids, collect_samples
@@ -58,8 +58,8 @@ def require_shown(samples: Samples, pictures: list[tuple[bytes, Image.Image]]) -
     """In any order, since a window is sorted by length."""
     for at in (2, 0, 1):
         turn, (_, shown) = samples[at].student, pictures[at]
-        assert turn_size(turn, "x") == shown.size
-        assert (np.asarray(open_turn(turn, "x")) == np.asarray(shown)).all()
+        assert image_size(turn.image, turn.root, "x") == shown.size
+        assert (np.asarray(open_image(turn.image, turn.root, "x")) == np.asarray(shown)).all()
 
 
 def test_tar__gives_the_pixels_of_its_members(
@@ -83,7 +83,7 @@ def test_parquet__gives_the_pixels_of_its_rows(
         cells = [{"bytes": cell, "path": name} for cell, name in zip(cells, names, strict=True)]
     file = write_table(tmp_path / "a.parquet", {"label": [1, 2, 3], "image": cells})
     samples = collect_samples([file])
-    named = [f"a.parquet/{at}{'.png' * (kind == 'files')}" for at in range(3)]
+    named = [f"a.parquet/{at}{f'/{at}.png' * (kind == 'files')}" for at in range(3)]
     assert [sample.student.image for sample in samples] == named
     require_shown(samples, pictures)
 

@@ -16,6 +16,8 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
 from qwendet.config.schema import Config, DataConfig, TrainConfig
+from qwendet.data.formats.convert import Conversion, convert_dataset
+from qwendet.data.formats.records import Target
 from qwendet.data.samples import SampleFile
 from qwendet.data.teachers import choose_teachers
 from qwendet.encoding.dataset import TrainingSamples, usable_samples
@@ -234,7 +236,8 @@ def test_training_samples__what_was_left_out_teaches_nobody(
     train = tmp_path / "train.jsonl"
     train.write_text("".join(lines))
     samples = dataset(bundle, train, root=str(scenes_file.parent))
-    samples.indices, problems = usable_samples(samples.samples, bundle.labels)
+    usable, problems = usable_samples(samples.samples, bundle.labels)
+    samples = TrainingSamples(samples.config, bundle.encoder(), usable)
     assert (samples.indices, len(problems)) == ([6, 7, 8, 9], 6)
     for epoch in range(10):
         samples.set_epoch(epoch)
@@ -277,3 +280,45 @@ def test_set_epoch__reaches_sampler_and_dataset_through_accelerate(
     whole = [samples.samples.where(index) for index in sampler]
     expected = [source for batch in batches(whole, 4)[::processes] for source in batch]
     assert [source for batch in prepared for source in batch["where"]] == expected
+
+
+# In shards and mixtures
+
+
+@pytest.mark.parametrize("target", ["parquet", "webdataset"])
+def test_training_samples__from_shards_are_those_of_files(
+    target: Target, bundle: Bundle, scenes_file: Path, tmp_path: Path
+) -> None:
+    """Demonstrations, labels and augmentation are drawn by index: the same tokens, pixels and boxes."""
+    convert_dataset(scenes_file, tmp_path / "shards", Conversion(target=target))
+    (tmp_path / "shards" / "train.jsonl").unlink(missing_ok=True)
+    settings = {"augment": "light", "labels_per_request": 2}
+    ours, files = (dataset(bundle, path, **settings) for path in (tmp_path / "shards", scenes_file))
+    for at in (3, 0, 17):
+        one, other = ours[at], files[at]
+        assert torch.equal(one.input_ids, other.input_ids)
+        assert torch.equal(one.pixel_values, other.pixel_values)
+        assert torch.equal(one.boxes_cxcywh, other.boxes_cxcywh)
+
+
+def test_mixture__takes_each_source_by_its_weight_and_never_shows_a_sample_itself(
+    bundle: Bundle, scenes_file: Path
+) -> None:
+    lines = scenes_file.read_text().splitlines(keepends=True)
+    paths = [scenes_file.with_name(f"part-{number}.jsonl") for number in range(2)]
+    for path, own in zip(paths, (lines[:6], lines[6:10]), strict=True):
+        path.write_text("".join(own))
+    weighed = [{"path": str(path), "weight": weight} for path, weight in zip(paths, (2, 0.5), strict=True)]
+    data = DataConfig(train=weighed, labels=bundle.labels, teacher_ratio=1.0, num_teachers=2)
+    samples = TrainingSamples(Config(data=data, train=TrainConfig(seed=7)), bundle.encoder())
+    taken: Counter[int] = Counter()
+    for epoch in range(2):
+        samples.set_epoch(epoch)
+        assert len(samples) == 2 * 6 + 2
+        taken.update(samples.indices)
+        for at, images in enumerate(shown(samples)):
+            assert len(set(images)) == 2
+            assert samples.sample(at).student.image not in images
+        twice = [shown(samples)[at] for at, index in enumerate(samples.indices) if index == 0]
+        assert twice[0] != twice[1]
+    assert taken == {**dict.fromkeys(range(6), 4), **dict.fromkeys(range(6, 10), 1)}

@@ -77,6 +77,9 @@ def test_sample_tokens__are_those_of_the_encoder(
         encoder.token_counts(sample, [sizes[turn.image] for turn in (*sample.teachers, sample.student)])[0]
         for sample in SampleFile(file)
     ]
-    assert count_sample_tokens(facts, limits, family_in(folder), token_counter(folder)[0]) == expected
+    assert (
+        count_sample_tokens(facts, list(facts.labels), limits, family_in(folder), token_counter(folder)[0])
+        == expected
+    )
     assert (facts.num_samples, facts.most_boxes) == (4, 2)
     assert facts.labels == {"cat": 2, "red dot": 2}
