@@ -13,13 +13,15 @@ from qwendet.progress import track
 def copies(files: Collection[Stored]) -> dict[Stored, object]:
     """Something for each file, alike for those of the same bytes; only those of equal length are read."""
     lengths = {file: _length(file) for file in files}
-    counts, found = Counter(lengths.values()), dict[Stored, object]()
+    counts = Counter(lengths.values())
     order = {length: at for at, length in enumerate(counts)}
-    with track("comparing images", len(files)) as advance:
-        for file, length in sorted(lengths.items(), key=lambda own: order[own[1]]):
-            is_alone = length is None or counts[length] == 1
-            found[file] = file if is_alone else digest(file)
-            advance(len(found), "")
+    found: dict[Stored, object] = {file: file for file in sorted(files, key=lambda own: order[lengths[own]])}
+    alike = [file for file in found if lengths[file] is not None and counts[lengths[file]] > 1]
+    if alike:
+        with track("comparing images", len(alike)) as advance:
+            for done, file in enumerate(alike, 1):
+                found[file] = digest(file)
+                advance(done, "")
     return found
 
 

@@ -91,7 +91,7 @@ def test_unreadable_files__are_told_apart(tmp_path: Path, monkeypatch: pytest.Mo
     path.write_text("{}\n")
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(DataError) as caught:
-        require_files({"data.train": path, "data.val": tmp_path / "no.jsonl"}, str(tmp_path))
+        require_files([("data.train", path), ("data.val", tmp_path / "no.jsonl")], str(tmp_path))
     assert [(problem.where, problem.what.split(":")[0]) for problem in caught.value.problems] == [
         ("data.train", "the sample file may not be read"),
         ("data.val", "there is no such sample file"),
