@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from qwendet.data.choose_pool import PoolReport
     from qwendet.data.formats.convert import ConversionReport
 
+MOST_LABELS = 40
+"""Rows of a split in the table of boxes."""
+
 app = typer.Typer(
     cls=StagedGroup,
     no_args_is_help=True,
@@ -243,8 +246,13 @@ def _record(report: ConversionReport) -> dict[str, object]:
 
 
 def _rows(report: ConversionReport) -> list[tuple[str, int, str, int]]:
-    return [
-        (split, count, label, boxes)
-        for split, count in report.images.items()
-        for label, boxes in sorted(report.boxes.get(split, {}).items()) or [("", 0)]
-    ]
+    """The labels of each split; of very many, as expressions are, those with most boxes."""
+    rows = []
+    for split, count in report.images.items():
+        labels = sorted(report.boxes.get(split, {}).items()) or [("", 0)]
+        if len(labels) > MOST_LABELS:
+            labels.sort(key=lambda item: -item[1])
+            rest = labels[MOST_LABELS:]
+            labels[MOST_LABELS:] = [(f"and {len(rest):,} more", sum(boxes for _, boxes in rest))]
+        rows += [(split, count, label, boxes) for label, boxes in labels]
+    return rows

@@ -54,6 +54,19 @@ def test_convert__what_is_mended_is_told(
     assert not (tmp_path / "strict").exists()
 
 
+def test_convert__of_many_labels_those_with_most_boxes_are_listed(qwendet: Qwendet, tmp_path: Path) -> None:
+    boxes = [{**GOOD, "category_id": 1 + number % 60} for number in range(70)]
+    source = write_coco(tmp_path / "coco", boxes)
+    content = json.loads((source / "instances.json").read_text(encoding="utf-8"))
+    content["categories"] = [{"id": 1 + number, "name": f"label {number:02}"} for number in range(60)]
+    (source / "instances.json").write_text(json.dumps(content), encoding="utf-8")
+    out = qwendet("data", "convert", source, tmp_path / "out").out
+    rows = [line.split() for line in out.splitlines() if line.split()[:1] == ["all"]]
+    assert len(rows) == 41
+    assert rows[0] == ["all", "2", "label", "00", "2"]
+    assert rows[-1] == ["all", "2", "and", "20", "more", "20"]
+
+
 def test_convert__every_mistake_has_its_place(
     qwendet: Qwendet, tmp_path: Path, golden: Callable[[str, str], None]
 ) -> None:
