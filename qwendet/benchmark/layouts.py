@@ -29,45 +29,32 @@ REFERRED = {
 }
 """Who divided the references, and the splits that are measured."""
 
-_ODINW13 = {
-    "AerialMaritimeDrone_large": "AerialMaritimeDrone/large",
-    "Aquarium": "Aquarium/Aquarium Combined.v2-raw-1024.coco",
-    "CottontailRabbits": "CottontailRabbits",
-    "EgoHands_generic": "EgoHands/generic",
-    "NorthAmericaMushrooms": "NorthAmericaMushrooms/North American Mushrooms.v1-416x416.coco",
-    "Packages": "Packages/Raw",
-    "PascalVOC": "PascalVOC",
-    "pistols": "pistols/export",
-    "pothole": "pothole",
-    "Raccoon": "Raccoon/Raccoon.v2-raw.coco",
-    "ShellfishOpenImages": "ShellfishOpenImages/raw",
-    "thermalDogsAndPeople": "thermalDogsAndPeople",
-    "VehiclesOpenImages": "VehiclesOpenImages/416x416",
-}
-_ODINW35 = _ODINW13 | {
-    "AerialMaritimeDrone_tiled": "AerialMaritimeDrone/tiled",
-    "AmericanSignLanguageLetters": "AmericanSignLanguageLetters/American Sign Language Letters.v1-v1.coco",
-    "BCCD": "BCCD/BCCD.v3-raw.coco",
-    "boggleBoards": "boggleBoards/416x416AutoOrient/export",
-    "brackishUnderwater": "brackishUnderwater/960x540",
-    "ChessPieces": "ChessPieces/Chess Pieces.v23-raw.coco",
-    "dice": "dice/mediumColor/export",
-    "DroneControl": "DroneControl/Drone Control.v3-raw.coco",
-    "EgoHands_specific": "EgoHands/specific",
-    "HardHatWorkers": "HardHatWorkers/raw",
-    "MaskWearing": "MaskWearing/raw",
-    "MountainDewCommercial": "MountainDewCommercial",
-    "openPoetryVision": "openPoetryVision/512x512",
-    "OxfordPets_by_breed": "OxfordPets/by-breed",
-    "OxfordPets_by_species": "OxfordPets/by-species",
-    "PKLot": "PKLot/640",
-    "plantdoc": "plantdoc/416x416",
-    "selfdrivingCar": "selfdrivingCar/fixedLarge/export",
-    "ThermalCheetah": "ThermalCheetah",
-    "UnoCards": "UnoCards/raw",
-    "websiteScreenshots": "websiteScreenshots",
-    "WildfireSmoke": "WildfireSmoke",
-}
+
+def _places(*places: str) -> dict[str, str]:
+    """Folders by the name of the set: its first part, with the second where there are several of it."""
+    names = [place.replace("-", "_").split("/") for place in places]
+    return {
+        "_".join(name[: 2 if name[0] in _DIVIDED else 1]): place
+        for name, place in zip(names, places, strict=True)
+    }
+
+
+_DIVIDED = ("AerialMaritimeDrone", "EgoHands", "OxfordPets")
+_ODINW13 = _places(
+    "AerialMaritimeDrone/large", "Aquarium/Aquarium Combined.v2-raw-1024.coco", "CottontailRabbits",
+    "EgoHands/generic", "NorthAmericaMushrooms/North American Mushrooms.v1-416x416.coco", "Packages/Raw",
+    "PascalVOC", "pistols/export", "pothole", "Raccoon/Raccoon.v2-raw.coco", "ShellfishOpenImages/raw",
+    "thermalDogsAndPeople", "VehiclesOpenImages/416x416",
+)  # fmt: skip
+_ODINW35 = _ODINW13 | _places(
+    "AerialMaritimeDrone/tiled", "AmericanSignLanguageLetters/American Sign Language Letters.v1-v1.coco",
+    "BCCD/BCCD.v3-raw.coco", "boggleBoards/416x416AutoOrient/export", "brackishUnderwater/960x540",
+    "ChessPieces/Chess Pieces.v23-raw.coco", "dice/mediumColor/export",
+    "DroneControl/Drone Control.v3-raw.coco", "EgoHands/specific", "HardHatWorkers/raw", "MaskWearing/raw",
+    "MountainDewCommercial", "openPoetryVision/512x512", "OxfordPets/by-breed", "OxfordPets/by-species",
+    "PKLot/640", "plantdoc/416x416", "selfdrivingCar/fixedLarge/export", "ThermalCheetah", "UnoCards/raw",
+    "websiteScreenshots", "WildfireSmoke",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
