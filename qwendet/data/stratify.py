@@ -25,7 +25,14 @@ def stratify(
         ['train', 'val', 'train', 'val']
     """
     generator = random.Random(f"split/{seed}")
-    wanted = _Wanted(labels, weights, shares)
+    total, counts = sum(weights), Counter[str]()
+    for found, weight in zip(labels, weights, strict=True):
+        counts.update(dict.fromkeys(found, weight))
+    # How many images each part still wants, in all and with each label.
+    images = {part: share * total for part, share in shares.items()}
+    wanted = {
+        label: {part: share * count for part, share in shares.items()} for label, count in counts.items()
+    }
     chosen: list[str] = [""] * len(labels)
     by_label: dict[str, list[int]] = defaultdict(list)
     for group in sorted(range(len(labels)), key=lambda at: (-weights[at], generator.random())):
@@ -34,38 +41,16 @@ def stratify(
     left = {label: len(groups) for label, groups in by_label.items()}
     while left:
         rarest = min(left, key=lambda label: (left[label], label))
+        of_rarest = wanted[rarest]
         for group in by_label[rarest]:
             if not chosen[group]:
-                chosen[group] = wanted.part(rarest, generator)
-                wanted.take(chosen[group], labels[group], weights[group])
-                for label in labels[group] & left.keys():
-                    left[label] -= 1
+                # The part that wants most of the label; among equals most images, then any.
+                worth = {part: (of_rarest[part], images[part], generator.random()) for part in images}
+                part = chosen[group] = max(worth, key=worth.__getitem__)
+                images[part] -= weights[group]
+                for label in labels[group]:
+                    wanted[label][part] -= weights[group]
+                    if label in left:
+                        left[label] -= 1
         del left[rarest]
     return chosen
-
-
-class _Wanted:
-    """How many images each part still wants, in all and with each label."""
-
-    def __init__(
-        self, labels: Sequence[AbstractSet[str]], weights: Sequence[int], shares: Mapping[str, float]
-    ) -> None:
-        counts: Counter[str] = Counter()
-        for found, weight in zip(labels, weights, strict=True):
-            counts.update(dict.fromkeys(found, weight))
-        total = sum(weights)
-        self.images = {part: share * total for part, share in shares.items()}
-        self.labels = {
-            label: {part: share * count for part, share in shares.items()} for label, count in counts.items()
-        }
-
-    def part(self, label: str, generator: random.Random) -> str:
-        """The part that wants most of a label; among equals most images, then any."""
-        wanted = self.labels[label]
-        return max(self.images, key=lambda part: (wanted[part], self.images[part], generator.random()))
-
-    def take(self, part: str, labels: AbstractSet[str], weight: int) -> None:
-        """Note that a part got a group."""
-        self.images[part] -= weight
-        for label in labels:
-            self.labels[label][part] -= weight
