@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from qwendet.checks.config.suite import require_config_checks
 from qwendet.checks.preflight import require_preflight
@@ -96,9 +96,7 @@ class Preflight(TrainerCallback):
     def __init__(self, trainer: DetectionTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *_: Any, **kwargs: Any) -> None:
         """Run the checks of ``train.preflight``."""
         require_preflight(self.trainer.bundle)
 

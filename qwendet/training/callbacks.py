@@ -69,9 +69,7 @@ class ProgressReport(TrainerCallback):
             self._text = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
             self._text += f" ({rate:.3g} samples/s, waiting for data {waiting:.0%})"
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_: Any, **kwargs: Any) -> None:
         """Close the bar."""
         self.close()
 
@@ -91,9 +89,7 @@ class EndOfEpoch(TrainerCallback):
     def __init__(self, prefetcher: StepPrefetcher) -> None:
         self.prefetcher = prefetcher
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, *_: Any, **kwargs: Any) -> None:
         """Wait for the thread."""
         self.prefetcher.wait()
 

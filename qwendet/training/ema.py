@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from qwendet.config.schema import EmaConfig
 from qwendet.loading.lora import is_adapter
@@ -47,9 +47,7 @@ class WeightAverage(TrainerCallback):
 
         self._average = AveragedModel(nn.ParameterList(self._own.values()), multi_avg_fn=move)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, *_: Any, **kwargs: Any) -> None:
         """Move the average towards the weights."""
         self._average.update_parameters(nn.ParameterList(self._own.values()))
 

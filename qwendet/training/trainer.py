@@ -130,7 +130,9 @@ class DetectionTrainer(Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train for an epoch; where a run goes on from its last checkpoint, nothing is left to do."""
-        if self.state.global_step >= self.state.max_steps or self._is_over():
+        seen = evaluations(self.state.log_history, self.bundle.config.best_metric())
+        ended_early = is_over(seen, self.bundle.config.train.early_stopping)
+        if self.state.global_step >= self.state.max_steps or ended_early:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -304,10 +306,6 @@ class DetectionTrainer(Trainer):
             self._keep(judgement.best)
         if judgement.ends:
             self.control.should_save = self.control.should_training_stop = True
-
-    def _is_over(self) -> bool:
-        seen = evaluations(self.state.log_history, self.bundle.config.best_metric())
-        return is_over(seen, self.bundle.config.train.early_stopping)
 
     def _keep(self, best: Best) -> None:
         """Put the model in place of the best one so far."""
