@@ -111,6 +111,12 @@ def box_table(stats: SplitStats) -> Floats:
     return np.clip(np.nan_to_num(rows, nan=FAR), -FAR, FAR)
 
 
+def sides_px(rows: Floats) -> Floats:
+    """``(N,)`` square root of the area of each row of :func:`box_table`."""
+    sides: Floats = np.sqrt(np.prod(np.maximum(0, rows[:, 2:4] - rows[:, :2]), axis=1))
+    return sides
+
+
 def as_written(rows: Floats, way: Way) -> Floats:
     """Rows of :func:`box_table` with the four numbers that a format's own way of writing has for a box."""
     x1, y1, x2, y2, width, height, line = rows.T

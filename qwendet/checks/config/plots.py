@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwendet.checks.config.frames import Floats, box_table
+from qwendet.checks.config.frames import Floats, box_table, sides_px
 from qwendet.checks.config.samples import Split
 from qwendet.checks.config.stats import SplitStats
 from qwendet.visualization.charts import save_bars, save_heat_map, save_histogram
@@ -47,8 +47,7 @@ def _boxes_per_image(splits: Iterable[SplitStats], target: Path) -> None:
 
 
 def _sizes(rows: Floats, target: Path) -> None:
-    sides = np.sqrt(np.maximum(0, rows[:, 2] - rows[:, 0]) * np.maximum(0, rows[:, 3] - rows[:, 1]))
-    counts, _ = np.histogram(sides, (*SIZE_EDGES_PX, np.inf))
+    counts, _ = np.histogram(sides_px(rows), (*SIZE_EDGES_PX, np.inf))
     names = [str(edge) for edge in SIZE_EDGES_PX]
     note = f"square root of the area, from so many pixels on; {len(rows):,} boxes"
     save_histogram(target, "Sizes of boxes", counts.tolist(), names, note)

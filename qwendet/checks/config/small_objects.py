@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwendet.checks.config.dataset import Check, Dataset
-from qwendet.checks.config.frames import Floats, box_table
+from qwendet.checks.config.frames import Floats, box_table, sides_px
 from qwendet.checks.config.samples import Split
 from qwendet.checks.config.stats import SplitStats
 from qwendet.checks.result import NotApplicableError
@@ -31,12 +31,9 @@ WHOLE = InferConfig()
 
 
 class _Boxes(NamedTuple):
-    """Boxes of a split.
+    """Boxes of a split: ``sides`` ``(N,)`` are square roots of areas in pixels of the displayed image.
 
-    Attributes:
-        sides: ``(N,)`` square root of the area, pixels of the displayed image.
-        sizes: different widths and heights of images.
-        image: ``(N,)`` index into ``sizes``.
+    ``image`` ``(N,)`` is the index of each box's image into ``sizes``.
     """
 
     sides: Floats
@@ -75,12 +72,12 @@ def objects_cover_a_token(dataset: Dataset) -> Iterable[Problem]:
 
 def _boxes(stats: SplitStats) -> _Boxes | None:
     """Those in images of known size, if there are any; what has no pixel is no box in pixels."""
-    x1, y1, x2, y2, width, height, _ = table = box_table(stats).T
-    sides = np.sqrt(np.maximum(0, x2 - x1) * np.maximum(0, y2 - y1))
-    known = (width > 0) & (height > 0) & (sides >= 1)
+    table = box_table(stats)
+    sides = sides_px(table)
+    known = (table[:, 4:6] > 0).all(axis=1) & (sides >= 1)
     if not known.any():
         return None
-    sizes, image = np.unique(table[4:6, known].astype(int).T, axis=0, return_inverse=True)
+    sizes, image = np.unique(table[known, 4:6].astype(int), axis=0, return_inverse=True)
     return _Boxes(sides[known], [(int(width), int(height)) for width, height in sizes], image.reshape(-1))
 
 

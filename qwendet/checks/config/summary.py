@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qwendet.checks.config.frames import box_table
+from qwendet.checks.config.frames import box_table, sides_px
 from qwendet.checks.config.samples import Split
 from qwendet.checks.config.stats import SplitStats
 from qwendet.checks.result import Table
@@ -37,13 +37,11 @@ def _samples(splits: Mapping[Split, SplitStats]) -> Table:
     )
     rows = []
     for split, stats in splits.items():
-        table = box_table(stats)
-        areas = np.maximum(0, table[:, 2] - table[:, 0]) * np.maximum(0, table[:, 3] - table[:, 1])
-        small = int((areas < SMALL_PX**2).sum())
-        large = int((areas >= LARGE_PX**2).sum())
+        sides = sides_px(box_table(stats))
+        small, large = int((sides < SMALL_PX).sum()), int((sides >= LARGE_PX).sum())
         images = len({seen.file_id for seen in stats.images})
         counts = (stats.num_samples, images, stats.num_negatives, stats.num_with_teachers, stats.num_boxes)
-        rows.append((split, *counts, small, len(areas) - small - large, large))
+        rows.append((split, *counts, small, len(sides) - small - large, large))
     return Table("Data (box sizes as COCO: 32² and 96² pixels)", columns, rows)
 
 
@@ -67,10 +65,8 @@ def _sizes(splits: Mapping[Split, SplitStats]) -> Table:
     rows: list[tuple[object, ...]] = []
     for split, stats in splits.items():
         table = box_table(stats)
-        x1, y1, x2, y2, width, height, _ = table.T
-        sides = np.sqrt(np.maximum(0, x2 - x1) * np.maximum(0, y2 - y1))
-        known = (width > 0) & (height > 0)
-        shares = sides[known] / np.sqrt(width[known] * height[known])
+        sides, images = sides_px(table), np.prod(table[:, 4:6], axis=1)
+        shares = sides[images > 0] / np.sqrt(images[images > 0])
         for name, values in (("side, pixels", sides), ("side, share of the image", shares)):
             if len(values):
                 rows.append((split, name, *(_short(value) for value in np.quantile(values, QUANTILES))))
