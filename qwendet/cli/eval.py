@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -145,8 +144,10 @@ def evaluate(
             config=config,
         )
         return
-    places = _Places(report, json_file, coco)
-    places.require()
+    # A place that cannot be written to is found before hours of predicting.
+    for place, option in ((json_file, "--json"), (coco, "--coco"), (report, "--report")):
+        if place is not None:
+            require_place(place, option, is_folder=option == "--report")
     from qwendet.config.load import load_config
 
     given = None if config is None else load_config(config)
@@ -170,7 +171,7 @@ def evaluate(
             server=server,
             kept=kept,
         )
-        written = places.write(found) if is_first_process() else []
+        written = _write(found, report, json_file, coco) if is_first_process() else []
         wait_for_all()  # until each process has read what is kept
         if kept is not None and is_first_process():
             shutil.rmtree(kept, ignore_errors=True)
@@ -190,35 +191,21 @@ def evaluate(
         raise typer.Exit(LEFT_SOMETHING_OUT)
 
 
-@dataclass(frozen=True)
-class _Places:
-    """What the numbers are written to, beside the terminal."""
+def _write(found: Evaluation, report: Path | None, json_file: Path | None, coco: Path | None) -> list[Path]:
+    """Write all that is wanted; returns the files."""
+    from qwendet.evaluation.command import write_coco, write_json
 
-    report: Path | None
-    json_file: Path | None
-    coco: Path | None
+    written: list[Path] = []
+    if json_file is not None:
+        write_json(found, json_file)
+        written.append(json_file)
+    if coco is not None:
+        written += write_coco(found, coco)
+    if report is not None:
+        from qwendet.report import write_report
 
-    def require(self) -> None:
-        """Find out before hours of predicting that a place cannot be written to."""
-        for place, option in ((self.json_file, "--json"), (self.coco, "--coco"), (self.report, "--report")):
-            if place is not None:
-                require_place(place, option, is_folder=option == "--report")
-
-    def write(self, found: Evaluation) -> list[Path]:
-        """Write all that is wanted; returns the files."""
-        from qwendet.evaluation.command import write_coco, write_json
-
-        written: list[Path] = []
-        if self.json_file is not None:
-            write_json(found, self.json_file)
-            written.append(self.json_file)
-        if self.coco is not None:
-            written += write_coco(found, self.coco)
-        if self.report is not None:
-            from qwendet.report import write_report
-
-            written.append(write_report(found, self.report))
-        return written
+        written.append(write_report(found, report))
+    return written
 
 
 def _print(found: Evaluation) -> None:
