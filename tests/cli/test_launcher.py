@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.cli.conftest import Qwendet
+
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 FSDP2 = {
     "compute_environment": "LOCAL_MACHINE",
@@ -19,17 +21,6 @@ FSDP2 = {
     "num_machines": 1,
     "num_processes": 2,
 }
-
-
-def start(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *command, "--set", f"train.output_dir={folder / 'run'}"],
-        env=os.environ | NO_GPU | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(
@@ -51,14 +42,22 @@ def start(command: list[str], folder: Path, **environment: str) -> subprocess.Co
     ],
 )
 def test_train__refuses_what_the_launcher_asks_for_in_vain(
-    repo_root: Path, tmp_path: Path, variable: str, value: str, what: str
+    qwendet: Qwendet,
+    monkeypatch: pytest.MonkeyPatch,
+    repo_root: Path,
+    tmp_path: Path,
+    variable: str,
+    value: str,
+    what: str,
 ) -> None:
-    config = str(repo_root / "examples" / "tiny.yaml")
-    done = start(["qwendet", "train", config], tmp_path, **{variable: value})
-    assert done.returncode == 3, done.stderr
-    assert f"Error: {what}" in done.stderr
-    assert f"  where  {variable}\n  fix    " in done.stderr
-    assert "Traceback" not in done.stderr
+    for name, own in (NO_GPU | {variable: value}).items():
+        monkeypatch.setenv(name, own)
+    run = f"train.output_dir={tmp_path / 'run'}"
+    done = qwendet("train", repo_root / "examples" / "tiny.yaml", "--set", run)
+    assert done.code == 3, done.err
+    assert f"Error: {what}" in done.err
+    assert f"  where  {variable}\n  fix    " in done.err
+    assert "Traceback" not in done.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -71,11 +70,11 @@ def test_train__refuses_what_the_launcher_asks_for_in_vain(
     ],
 )
 def test_validate_config__what_accelerate_launch_always_sets_is_no_finding(
-    repo_root: Path, tmp_path: Path, variable: str, value: str
+    qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch, repo_root: Path, variable: str, value: str
 ) -> None:
-    config = str(repo_root / "examples" / "tiny.yaml")
-    done = start(["qwendet", "validate-config", config], tmp_path, **{variable: value})
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv(variable, value)
+    done = qwendet("validate-config", repo_root / "examples" / "tiny.yaml")
+    assert done.code == 0, done.err
 
 
 @pytest.mark.slow
@@ -85,7 +84,15 @@ def test_accelerate_launch__with_fsdp2_on_the_cpu_is_refused_by_each_process(
     settings = tmp_path / "fsdp2.yaml"
     settings.write_text(yaml.safe_dump(FSDP2), encoding="utf-8")
     launcher = ["accelerate.commands.launch", "--config_file", str(settings), "-m"]
-    done = start([*launcher, "qwendet", "train", str(repo_root / "examples" / "tiny.yaml")], tmp_path)
+    words = ["qwendet", "train", str(repo_root / "examples" / "tiny.yaml"), "--set"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, *words, f"train.output_dir={tmp_path / 'run'}"],
+        env=os.environ | NO_GPU,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode != 0
     assert "Error: FSDP needs a CUDA GPU" in done.stderr
     assert "exitcode  : 3" in done.stderr
