@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from qwendet.checks import subject
+from qwendet.checks.consistency import pair
 from qwendet.encoding.collate import Batch, StandardDataCollator
 from qwendet.inference import predictor as inference
 from qwendet.loader import Bundle
@@ -42,7 +42,7 @@ def at_inference(change: Callable[[Bundle], Bundle | None]) -> Plant:
 
     def plant(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(inference, "load", load)
-        monkeypatch.setattr(subject, "load", load)  # of a large model, whose weights come from memory
+        monkeypatch.setattr(pair, "load", load)  # of a large model, whose weights come from memory
 
     return plant
 

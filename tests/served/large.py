@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.worlds import PRETRAIN
+from qwendet.checks.consistency.synthetic import calibration_samples
 from qwendet.checks.runner import run_checks
-from qwendet.checks.served.calibration import calibration_samples
 from qwendet.checks.served.observed import Observed
 from qwendet.checks.served.prompt import limits_of
 from qwendet.checks.served.suite import CHECKS
