@@ -32,7 +32,7 @@ class ImageFacts:
         patch_size: side of a patch, pixels.
         temporal_patch_size: frames of a patch; a still image is repeated.
         merge_size: side of the block of patches that becomes one token.
-        mean: of red, green and blue, in the unit interval.
+        image_mean: of red, green and blue, in the unit interval.
     """
 
     min_pixels: int
@@ -40,8 +40,8 @@ class ImageFacts:
     patch_size: int = 14
     temporal_patch_size: int = 2
     merge_size: int = 2
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
 
 def displayed_pixels(path: Path) -> ByteArray | None:
@@ -112,7 +112,7 @@ def patch_values(pixels: ByteArray, facts: ImageFacts) -> tuple[FloatArray, tupl
     height, width = pixels.shape[:2]
     wide, high = model_size(width, height, facts)
     resized = np.asarray(Image.fromarray(pixels).resize((wide, high), Image.Resampling.BICUBIC))
-    normal = (resized / 255 - np.array(facts.mean)) / np.array(facts.std)
+    normal = (resized / 255 - np.array(facts.image_mean)) / np.array(facts.image_std)
     side = facts.patch_size
     rows, columns = high // side, wide // side
     flat = []

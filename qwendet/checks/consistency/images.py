@@ -8,6 +8,7 @@ samples and on a picture drawn so that nothing about it is symmetric
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -61,15 +62,7 @@ def processor(subject: Subject) -> Verdict:
     """Pixel limits, patch sizes and colour statistics are the same in both builds, and the model's own."""
     both, problems = pair(subject), list[Problem]()
     facts = facts_of(both.trained)
-    wanted = STANDARD | {
-        "min_pixels": facts.min_pixels,
-        "max_pixels": facts.max_pixels,
-        "patch_size": facts.patch_size,
-        "temporal_patch_size": facts.temporal_patch_size,
-        "merge_size": facts.merge_size,
-        "image_mean": facts.mean,
-        "image_std": facts.std,
-    }
+    wanted = STANDARD | asdict(facts)
     for name, bundle in (("training", both.trained), ("inference", both.served)):
         found = settings_of(bundle.processor.image_processor)
         problems += processor_problems(found, wanted, f"{name} image processor", PROCESSOR_FIX)
