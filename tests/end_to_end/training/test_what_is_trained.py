@@ -20,7 +20,7 @@ from qwendet.encoding.encode import EncodedSample, Encoder
 from qwendet.errors import QwendetError
 from qwendet.families.qwen2_5_vl import QWEN2_5_VL
 from qwendet.model.precision import GROUPS, group_of
-from qwendet.train import RunSummary
+from qwendet.train import RunSummary, train
 from qwendet.training.build import create_trainer
 from qwendet.training.trainer import DetectionTrainer, TrainingDivergedError
 from tests.end_to_end.training.runs import (
@@ -127,19 +127,15 @@ def test_two_processes__two_of_two_is_one_of_four(
         run = tmp_path / str(processes)
         settings = {"max_steps": 2, "batch_size": 4 // processes, "warmup_ratio": 0.0}
         config = make_config(run, train=settings, data={"train": str(four), "val": None})
-        path = tmp_path / f"{processes}.yaml"
-        path.write_text(yaml.safe_dump(json.loads(config.model_dump_json())), encoding="utf-8")
-        launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-        command = [
-            sys.executable,
-            "-m",
-            *launcher[: 4 if processes > 1 else 0],
-            "qwendet",
-            "train",
-            str(path),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+        if processes == 1:
+            train(config)
+        else:
+            path = tmp_path / "config.yaml"
+            path.write_text(yaml.safe_dump(json.loads(config.model_dump_json())), encoding="utf-8")
+            launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+            command = [sys.executable, "-m", *launcher, "qwendet", "train", str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            assert done.returncode == 0, done.stderr[-3000:]
         assert shape_of(run) == ["checkpoint-2", "final", "tensorboard"]
         rows.append(rows_of(run / "checkpoint-2"))
     for one, two in zip(*rows, strict=True):
