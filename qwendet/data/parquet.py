@@ -28,7 +28,7 @@ class Table:
     """A Parquet file with a column of images: of files, as ``datasets`` writes it, of bytes, or of paths.
 
     Args:
-        path: its real path.
+        path: the file.
 
     Attributes:
         column: the images'.
@@ -44,9 +44,10 @@ class Table:
     def __init__(self, path: Path) -> None:
         pyarrow, parquet = import_parquet()
         self.path = path
+        self._errors = (pyarrow.ArrowException, OSError)
         try:
             self._file = parquet.ParquetFile(path)
-        except (pyarrow.ArrowException, OSError) as error:
+        except self._errors as error:
             raise self._broken(error) from error
         schema, types = self._file.schema_arrow, pyarrow.types
         self.metadata: dict[bytes, bytes] = schema.metadata or {}
@@ -72,18 +73,23 @@ class Table:
 
     def image(self, row: int) -> bytes:
         """The file of an image; raises :class:`DataError` where the row has none."""
-        cell = self._cell(row, self._images)[self.column]
-        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        number = bisect(self._starts, row) - 1
+        content: bytes | None = _group_of_images(self, number)[row - self._starts[number]].as_py()
         if not content:
             path = self.values(row).get(self.column)
             what = f"the row names the image {path['path']!r} and does not hold it" if path else ""
             fix = "write the file with its images inside, or leave the row out"
             raise DataError(what or "the row holds no image", self.where(row), fix)
-        return bytes(content)
+        return content
 
     def values(self, row: int) -> dict[str, Any]:
         """What a row says of its image: :attr:`others`, and its path in the images' column."""
-        return self._cell(row, *self._others) if self._others else {}
+        if not self._others:
+            return {}
+        number = bisect(self._starts, row) - 1
+        told = _group(self, number).slice(row - self._starts[number], 1).to_pylist()
+        found: dict[str, Any] = told[0]
+        return found
 
     def where(self, row: int) -> str:
         """File and row, counted from 0."""
@@ -98,19 +104,10 @@ class Table:
         for group in range(self._file.num_row_groups):
             yield self._read(group, (column,))[column]
 
-    def _cell(self, row: int, *columns: str) -> dict[str, Any]:
-        number = bisect(self._starts, row) - 1
-        read = _group_of_images if columns == (self._images,) else _group
-        found: dict[str, Any] = (
-            read(self, number, columns).slice(row - self._starts[number], 1).to_pylist()[0]
-        )
-        return found
-
     def _read(self, number: int, columns: tuple[str, ...]) -> Any:
-        pyarrow, _ = import_parquet()
         try:
             return self._file.read_row_group(number, list(columns), use_threads=False)
-        except (pyarrow.ArrowException, OSError) as error:
+        except self._errors as error:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> DataError:
@@ -118,20 +115,20 @@ class Table:
 
 
 @lru_cache(maxsize=GROUPS)
-def _group_of_images(table: Table, number: int, columns: tuple[str, ...]) -> Any:
-    return table._read(number, columns)
+def _group_of_images(table: Table, number: int) -> Any:
+    column = table._read(number, (table._images,)).column(0).combine_chunks()
+    return column.field(0) if "." in table._images else column
 
 
 @lru_cache(maxsize=GROUPS)
-def _group(table: Table, number: int, columns: tuple[str, ...]) -> Any:
-    return table._read(number, columns)
+def _group(table: Table, number: int) -> Any:
+    return table._read(number, tuple(table._others))
 
 
 def open_table(path: Path) -> Table:
     """A Parquet file, opened once by each process as long as it stays as it is; raises as :class:`Table`."""
-    real = path.resolve()
-    status = real.stat()
-    return _opened(real, status.st_size, status.st_mtime_ns, os.getpid())
+    status = path.stat()
+    return _opened(path, status.st_size, status.st_mtime_ns, os.getpid())
 
 
 @lru_cache(maxsize=OPEN_FILES)

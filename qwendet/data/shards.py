@@ -41,8 +41,8 @@ class Shard(SampleSource):
     corners = False
     names: Mapping[int, str] = MappingProxyType({})
 
-    def image(self, index: int) -> str:
-        """The path of an image, from the shard's folder."""
+    def image(self, index: int, values: Mapping[str, Any] | None = None) -> str:
+        """The path of an image, from the shard's folder; ``values`` if they are read already."""
         raise NotImplementedError
 
     def values(self, index: int) -> dict[str, Any]:
@@ -57,7 +57,8 @@ class Shard(SampleSource):
         where, root = self.where(index), self.path.parent
         try:
             values = self.values(index)
-            raw = record_line(values, self.image(index), where, self.names, corners=self.corners)
+            image = self.image(index, values)
+            raw = record_line(values, image, where, self.names, corners=self.corners)
         except DataError as error:
             return SampleLine(error, where, root)
         return SampleLine(raw, where, root)
@@ -83,10 +84,10 @@ class ParquetShard(Shard):
     def __len__(self) -> int:
         return self._num_rows
 
-    def image(self, index: int) -> str:
+    def image(self, index: int, values: Mapping[str, Any] | None = None) -> str:
         """Behind the file's name the row's number, and the name that it has for the image."""
         table = open_table(self.path)
-        told = table.values(index).get(table.column)
+        told = (self.values(index) if values is None else values).get(table.column)
         if not table.holds_files:
             return str(told)
         name = PurePosixPath(((told or {}).get("path") or "").replace("\\", "/")).name
@@ -160,7 +161,7 @@ class TarShard(Shard):
     def _name(self, index: int) -> str:
         return bytes(self._images[index]).decode()
 
-    def image(self, index: int) -> str:
+    def image(self, index: int, values: Mapping[str, Any] | None = None) -> str:
         """Behind the tar's name the member's."""
         return f"{self.path.name}/{self._name(index)}"
 

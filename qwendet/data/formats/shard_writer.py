@@ -26,7 +26,7 @@ from qwendet.data.samples import Turn
 from qwendet.files import sha256_of_file
 
 SHARD_SAMPLES = 1000
-GROUP_BYTES, GROUP_ROWS = 1 << 20, 256
+GROUP_BYTES, GROUP_ROWS = 1 << 18, 256
 """Of a row group, which is read as a whole for any of its images: so much, or one image."""
 SUMS = "SHA256SUMS"
 
@@ -142,7 +142,8 @@ def _write_parquet(
     )
     rows: list[dict[str, Any]] = []
     size = 0
-    with parquet.ParquetWriter(shard, schema, write_statistics=False) as writer:
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    with parquet.ParquetWriter(shard, schema, **plain) as writer:  # photographs are compressed already
         for record in records:
             image, where = placed[str(_place(record))]
             content = resolve_image(image, root, where).read_bytes()
