@@ -10,7 +10,7 @@ import os
 import sys
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path, PurePath
@@ -86,7 +86,7 @@ def find_samples(inputs: Sequence[Path]) -> Samples:
 
 
 def digest_of(samples: Sequence[Sample], *, skip_bad: bool = False) -> str:
-    """A digest of what is asked about: names, pieces of files, and what the demonstrations show.
+    """A digest of what is asked about: names, sizes, and what the demonstrations show.
 
     Without ``skip_bad`` each image whose header cannot be used is named in one error.
     """
@@ -107,18 +107,30 @@ def digest_of(samples: Sequence[Sample], *, skip_bad: bool = False) -> str:
 
 
 def facts_of(sample: Sample) -> str:
-    """What a prediction depends on; of each image, its name, length and some of its bytes."""
+    """What is asked about, and in which batch; of each image its name and size, not its pixels."""
     facts, problems = [], _own_answers(sample)
     for turn in (*sample.teachers, sample.student):
         try:
-            inspect_image(turn.image, turn.root, sample.where)
-            told = sampled_digest(resolve_image(turn.image, turn.root, sample.where))
-            facts.append((turn.image, told, turn.declared_size))
+            size = inspect_image(turn.image, turn.root, sample.where).size
+            facts.append((turn.image, size, turn.declared_size))
         except DataError as error:
             problems += error.problems
     if problems:
         raise DataError.of(problems)
     return repr((facts, [turn.objects for turn in sample.teachers]))
+
+
+def digest_of_files(samples: Iterable[Sample]) -> str:
+    """A digest of the image files: of each its length and its first, middle and last bytes."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        for turn in (*sample.teachers, sample.student):
+            try:
+                told = sampled_digest(resolve_image(turn.image, turn.root, sample.where))
+            except DataError as error:
+                told = str(error)
+            digest.update(told.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def _own_answers(sample: Sample) -> list[Problem]:

@@ -1,7 +1,8 @@
 """Predictions as they come, in a folder beside the output; a run that was cut off goes on from them.
 
 found.jsonl.part/header.json       checkpoint, settings and inputs that they belong to
-found.jsonl.part/process-0.jsonl   a batch a line, in the order in which they came; one file a process
+found.jsonl.part/process-0.jsonl   a batch a line, in the order in which they came; one file a process:
+                                   its number, a digest of its image files, its predictions
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
@@ -22,10 +24,12 @@ import torch
 
 from qwendet.config.schema import ModelConfig
 from qwendet.config.section import flat
+from qwendet.data.samples import Sample
 from qwendet.errors import ConfigError, DataError, Problem
 from qwendet.files import atomic_file, sha256_of_file
 from qwendet.inference.batches import Plan, Result, Results, Skipped, predict_share
 from qwendet.inference.detections import Prediction
+from qwendet.inference.inputs import digest_of_files
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.served import ServedPredictor
 from qwendet.inference.sharding import rank_and_world, wait_for_all
@@ -36,10 +40,8 @@ from qwendet.source import SETTINGS, find_source
 HEADER = "header.json"
 MOST_TOLD = 4
 """Differences between two runs that an error names."""
-DIGESTS = {
-    "checkpoint.sha256": "the checkpoint is another one",
-    "inputs.sha256": "an image or a demonstration is another one",
-}
+OTHER_IMAGE = "an image or a demonstration is another one"
+DIGESTS = {"checkpoint.sha256": "the checkpoint is another one", "inputs.sha256": OTHER_IMAGE}
 """What is said of a digest that differs."""
 NEVER_MATTERS = (
     ("model", "path"),
@@ -54,11 +56,12 @@ NEVER_MATTERS = (
 class Parts:
     """What is predicted so far, a batch a line, in a folder that is absent or of a run that was cut off.
 
-    What the predictions depend on is its header; a folder with another one is refused.
+    What the predictions depend on is its header; a folder with another one is refused, and one whose
+    predictions are of other images.
     """
 
-    def __init__(self, folder: Path, header: Mapping[str, Mapping[str, Any]]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, header: Mapping[str, Mapping[str, Any]], plan: Plan) -> None:
+        self.folder, self._plan = folder, plan
         header = json.loads(json.dumps(header))
         known = self.known_header(folder)
         if known is not None:
@@ -73,6 +76,7 @@ class Parts:
         wait_for_all()
         self._own = folder / f"process-{rank}.jsonl"
         self.scan()
+        self._require_same_images()
 
     @staticmethod
     def known_header(folder: Path) -> dict[str, dict[str, Any]] | None:
@@ -91,22 +95,35 @@ class Parts:
                 DIGESTS.get(key, f"{key} was {before.get(key)} and is {now.get(key)}")
                 for key in others[:MOST_TOLD]
             ]
-            changed = "; ".join(told + [f"and {len(others) - len(told)} more"] * (len(others) > len(told)))
-            what = f"the predictions in {self.folder} were begun with something else: {changed}"
-            fix = f"repeat the command that began them, or start over: {_removal(self.folder)}"
-            raise ConfigError(what, "--resume", fix)
+            raise self._other(
+                "; ".join(told + [f"and {len(others) - len(told)} more"] * (len(others) > len(told)))
+            )
+
+    def _require_same_images(self) -> None:
+        """Of those that are predicted; one that was broken may have been repaired."""
+        for batch, (_, _, files) in self._places.items():
+            if files != self._files(batch):
+                raise self._other(OTHER_IMAGE)
+
+    def _other(self, changed: str) -> ConfigError:
+        what = f"the predictions in {self.folder} were begun with something else: {changed}"
+        fix = f"repeat the command that began them, or start over: {_removal(self.folder)}"
+        return ConfigError(what, "--resume", fix)
+
+    def _files(self, batch: int) -> str:
+        return digest_of_files(_readable(self._plan.samples, self._plan.batch(batch)))
 
     def scan(self) -> None:
         """Find each whole line; the end of a line that was cut off is cut off this process' own file."""
-        self._places: dict[int, tuple[Path, int]] = {}
+        self._places: dict[int, tuple[Path, int, str]] = {}
         for path in self.folder.glob("process-*.jsonl"):
             end = 0
             with path.open("rb") as file:
                 for line in file:
-                    batch, tab, _ = line.partition(b"\t")
-                    if not tab or not line.endswith(b"]\n"):
+                    batch, *rest = line.split(b"\t", 2)
+                    if len(rest) < 2 or not line.endswith(b"]\n"):
                         break
-                    self._places[int(batch)] = (path, end)
+                    self._places[int(batch)] = (path, end, rest[0].decode())
                     end += len(line)
             if path == self._own:
                 os.truncate(path, end)
@@ -118,7 +135,7 @@ class Parts:
         """Write down what a batch gave, at once."""
         rows = [[index, _record(result)] for index, result in results.items()]
         with self._own.open("ab", buffering=0) as file:
-            line = memoryview(f"{batch}\t{json.dumps(rows)}\n".encode())
+            line = memoryview(f"{batch}\t{self._files(batch)}\t{json.dumps(rows)}\n".encode())
             while line:  # a disk that is nearly full takes a part
                 line = line[file.write(line) :]
 
@@ -135,10 +152,10 @@ class Parts:
         if batch not in self._places:
             what = f"batch {batch} is not here, though all processes have ended"
             raise DataError(what, str(self.folder), "see that all processes write to one shared folder")
-        path, place = self._places[batch]
+        path, place, _ = self._places[batch]
         with path.open("rb") as file:
             file.seek(place)
-            _, _, rows = file.readline().partition(b"\t")
+            *_, rows = file.readline().split(b"\t", 2)
         return {index: _result(record) for index, record in json.loads(rows)}
 
 
@@ -185,7 +202,7 @@ def predict_parts(
         settings["threads"] = known.get("settings", {}).get("threads", torch.get_num_threads())
         torch.set_num_threads(settings["threads"])
     checkpoint = {"sha256": _digest_of(config.model)}
-    parts = Parts(folder, {"checkpoint": checkpoint, "settings": settings, "inputs": inputs})
+    parts = Parts(folder, {"checkpoint": checkpoint, "settings": settings, "inputs": inputs}, plan)
     with track(f"predicting by {' and '.join(predictor.sources(mode))}", len(plan.samples)) as advance:
         predict = partial(predictor.predict_batches, plan, mode=mode, skip_bad=skip_bad)
         predict_share(predict, plan, parts.keep, advance, done=parts)
@@ -204,6 +221,13 @@ def _digest_of(model: ModelConfig) -> str:
     files = [manifest] if manifest.is_file() else [*chain(*map(source.folder.glob, patterns))]
     digests = [f"{file.name} {sha256_of_file(file)}" for file in sorted(files)]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _readable(samples: Sequence[Sample], numbers: Iterable[int]) -> Iterator[Sample]:
+    """Without those that are no samples, whose lines the digest of the inputs holds."""
+    for number in numbers:
+        with suppress(DataError):
+            yield samples[number]
 
 
 def _record(result: Result) -> dict[str, Any]:
