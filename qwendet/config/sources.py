@@ -26,11 +26,13 @@ def _named(value: Any) -> Any:
     """A list may name paths alone; and the manifest's JSON has no tuples."""
     if not isinstance(value, list | tuple):
         return value
+    if not value:
+        raise ValueError("data.train is an empty list; name a path, or leave it out")
     return tuple({"path": own} if isinstance(own, str) else own for own in value)
 
 
 TrainSources = Annotated[
-    Annotated[str, Tag("one")] | Annotated[tuple[Source, ...], Field(min_length=1), Tag("many")],
+    Annotated[str, Tag("one")] | Annotated[tuple[Source, ...], Tag("many")],
     Discriminator(_one_or_many),
     BeforeValidator(_named),
 ]

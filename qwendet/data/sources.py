@@ -108,7 +108,8 @@ def source_files(path: Path, split: str = "") -> Sequence[Path]:
     if not is_pattern and not is_url(path) and not path.is_dir():
         return [path]
     by_split = shards_by_split(path)
-    if split and not is_pattern and by_split.keys() != {WHOLE}:
+    is_file = path.suffix in (".jsonl", *SUFFIXES) and not path.is_dir()
+    if split and not is_pattern and not is_file and by_split.keys() != {WHOLE}:
         if split not in by_split:
             what = f"no shard is of {split}: there are shards of {', '.join(sorted(by_split))}"
             raise DataError(what, str(path), "name those that are meant, such as DIR/train-*.parquet")

@@ -75,7 +75,8 @@ def no_line_is_repeated(dataset: Dataset) -> Iterable[Problem]:
     """No sample is in its file twice, and no file under two names."""
     for stats in dataset.splits.values():
         kept: dict[object, Path] = {}
-        for file, key in copies(() if stats.source is None else stats.source.files).items():
+        files = () if stats.source is None else stats.source.files
+        for file, key in (copies(files) if len(files) > 1 else {}).items():
             if (other := kept.setdefault(key, Path(str(file)))) != file:
                 yield Problem(f"the file is a copy of {other}", str(file), "remove one of them")
         for line, first in stats.repeated:

@@ -191,6 +191,8 @@ def test_url__gives_what_the_files_hold(
     start: str, name: str, store: MemoryFileSystem, scenes: Path, cache: Path
 ) -> None:
     url = f"{start if start.startswith('memory') else start + str(scenes)}/{name}"
+    for own in ("train", "val") if "*" in name else ("train",):  # a pattern means what it names
+        assert len(samples_of([Path(url)], split=own)) == 10
     samples = samples_of([Path(url)], split="train")
     assert shown(samples) == shown(SampleFile(scenes / "files" / "train.jsonl"))
     assert list(cache.rglob("train*"))
@@ -213,6 +215,7 @@ def test_url__is_fetched_once_and_again_when_it_has_changed(
     store.copy("/cells/parquet/train-000000.parquet", "/cells/parquet/val-000000.parquet")
     assert len(samples_of(["memory://cells/parquet/val-000000.parquet"])) == 4
     assert len(fetched) == 2
+    assert len(samples_of(["memory://cells/parquet/val-000000.parquet"], split="train")) == 4
 
 
 def test_hub__is_asked_through_its_file_system(
@@ -283,6 +286,11 @@ def test_weight__of_nothing_is_refused(weight: float) -> None:
     (problem,) = refused.value.problems
     assert problem.where == "c.yaml: data.train.0.weight"
     assert problem.what.startswith("expected ")
+
+
+def test_sources__of_an_empty_list_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.train is an empty list"):
+        build_config({"data": {"train": []}}, "c.yaml")
 
 
 def test_mixed__by_hand() -> None:
