@@ -103,7 +103,7 @@ def infer(
     """
     kept = None if output is None else partial_of(output)
     if output is not None and output.suffix == ".parquet":
-        import_parquet()  # what is lacking is told before the work
+        import_parquet()  # what is lacking is reported before the work
     require_free(kept, "--output", resume=resume)
     forced = ["infer.constrained=true"] if constrained else []
     with joined_processes():

@@ -137,7 +137,7 @@ class AnswerGrammar:
         return state.written if state.part >= 0 and self._parts[state.part] == _LABEL else b""
 
     def rest(self, state: AnswerState, objects: Sequence[tuple[Sequence[int], str]]) -> bytes:
-        """What is left to write from a place on, if objects are all that is still told of.
+        """What is left to write from a place on, if only objects are still to be written.
 
         Args:
             state: the place.

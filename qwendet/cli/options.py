@@ -17,7 +17,7 @@ from qwendet.errors import ConfigError
 from qwendet.inference.sharding import is_first_process
 
 LEFT_SOMETHING_OUT = 1
-"""Exit code of a command that was told to skip broken annotations, and did."""
+"""Exit code of a command that skipped broken annotations, as ``--skip-bad`` asks."""
 CONFIG_FIX = "give it once: qwendet COMMAND CONFIG, or qwendet COMMAND --config NAME"
 
 ConfigArgument = Annotated[

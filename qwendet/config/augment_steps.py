@@ -1,4 +1,4 @@
-"""The steps of ``data.augment``: what each may be told. What they do is in :mod:`qwendet.data.augment`."""
+"""The steps of ``data.augment``: the settings of each. What they do is in :mod:`qwendet.data.augment`."""
 
 from __future__ import annotations
 

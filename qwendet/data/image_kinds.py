@@ -1,4 +1,4 @@
-"""What a file is that is read as no image: told by its first bytes, never opened by another reader."""
+"""What a file is that is read as no image: recognised by its first bytes, never opened by another reader."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def record_line(
     *,
     corners: bool = False,
 ) -> bytes:
-    """A line of a sample file; what is no sample then is told by who parses it.
+    """A line of a sample file; what is no sample then is reported by who parses it.
 
     Args:
         values: what is said of the image.

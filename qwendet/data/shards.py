@@ -28,7 +28,7 @@ from qwendet.files import is_hidden
 BYTES_OF_AN_OBJECT = 60
 """Of its line."""
 LOOKED_AT = 200
-"""Images by whose boxes it is told how those of a shard are written."""
+"""Images whose boxes decide how those of a shard are written."""
 
 
 class Shard(SampleSource):
@@ -64,7 +64,7 @@ class Shard(SampleSource):
         return SampleLine(raw, where, root)
 
     def boxes(self, index: int) -> list[tuple[Sequence[float], tuple[int, int]]]:
-        """An image's boxes as others write them, each with its size; broken ones are told elsewhere."""
+        """An image's boxes as others write them, each with its size; broken ones are reported elsewhere."""
         try:
             written = (box_of(own) for own in objects_of(self.values(index), ""))
             found = list(filter(is_box, written))

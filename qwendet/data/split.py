@@ -108,7 +108,7 @@ def _labels_by_image(
 ) -> dict[str, set[str]]:
     """Labels of each image that is in none of the splits ``held_out``, by path relative to the root.
 
-    Broken images are told here: without them a part may be too small, and that would be told instead.
+    Broken images are reported here: without them a part may be too small, and the error would be of that.
     """
     labels: dict[str, set[str]] = defaultdict(set)
     problems: list[Problem] = []

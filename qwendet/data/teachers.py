@@ -55,5 +55,5 @@ def is_same_image(one: Path, other: Path) -> bool:
         if first is None or second is None:
             return one == other
         return identity(first) == identity(second) or same_bytes(first, second)
-    except OSError:  # absent, which is told where the image is read
+    except OSError:  # absent, which is reported where the image is read
         return False

@@ -5,7 +5,7 @@
 
 Left is the only side: generation continues at the right end, and Flash Attention needs it so.
 
-Packed, the samples of a batch share one row without padding, told apart by their positions:
+Packed, the samples of a batch share one row without padding, distinguished by their positions:
 
     row 0   sys img img req ANS ANS sys img img img img req ANS ANS
             0   1   2   3   4   5   0   1   2   3   4   5   6   7

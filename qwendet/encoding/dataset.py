@@ -69,7 +69,7 @@ class TrainingSamples:
         self.augmenter = None if config.data.augment == "off" else Augmenter(config.data)
 
     def _shown(self, index: int) -> set[str]:
-        """Labels of a sample; none of a broken one, which is told where it is read."""
+        """Labels of a sample; none of a broken one, which is reported where it is read."""
         with suppress(DataError):
             return {item.desc for item in self.samples[index].student.objects}
         return set()

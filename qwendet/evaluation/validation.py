@@ -55,7 +55,7 @@ def validate(
     Args:
         bundle: the model.
         samples: at least one.
-        advance: told how many are done.
+        advance: called with how many are done.
         mode: who predicts; ``None`` is ``infer.mode``.
         alone: this process predicts all of them, else all processes of the launcher share them and each has
             the whole result.

@@ -1,4 +1,4 @@
-"""``serving.json``: what a server of an exported model must be told, and what a client must send it."""
+"""``serving.json``: what a server of an exported model is started with, and what a client sends."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Serving:
 
 
 def serving_of(bundle: Bundle, name: str, licence: str) -> Serving:
-    """What is told of a model that is about to be written."""
+    """What ``serving.json`` holds of a model that is about to be written."""
     data, family, images = bundle.config.data, bundle.processor.family, bundle.processor.image_processor
     text = bundle.detector.vlm.config.get_text_config()
     answer = bundle.config.infer.max_new_tokens

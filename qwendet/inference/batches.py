@@ -75,7 +75,7 @@ class Plan:
     def _length_of(self, index: int) -> int:
         try:
             return 0 if self._length is None else self._length(self.samples[index])
-        except DataError:  # told when its batch is predicted
+        except DataError:  # reported when its batch is predicted
             return 0
 
     def windows(self) -> Iterator[range]:
@@ -118,8 +118,8 @@ def predict_share(
 ) -> None:
     """Predict this process' share of the batches that are not in ``done``; of all of them ``alone``.
 
-    ``keep`` is told the results of each, ``advance`` the samples that all processes have done if they are as
-    fast as this one.
+    ``keep`` is called with the results of each, ``advance`` with the samples that all processes have done if
+    they are as fast as this one.
     """
     rank, world = (0, 1) if alone else rank_and_world()
     total = len(plan.samples)

@@ -109,7 +109,7 @@ class BoxDraft:
         self._last: tuple[int, ...] = ()  # the box of that
 
     def write(self, text: bytes) -> None:
-        """Go on with more of the answer; an object that is finished is not told of again."""
+        """Go on with more of the answer; an object that is finished is not drafted again."""
         for byte in text:
             before = self._state
             if before is None:
@@ -153,7 +153,7 @@ class BoxDraft:
         return box, next(agreeing, row[1])
 
     def _finish(self, corners: tuple[int, ...]) -> None:
-        """Leave out the box that was told of, and those that should have come before it."""
+        """Leave out the box that was written, and those that should have come before it."""
         row = self._nearest(corners)
         passed = corners[1] - self._far
         self._left = [other for other in self._left if other is not row and other[0][1] >= passed]

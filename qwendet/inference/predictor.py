@@ -93,10 +93,10 @@ class Predictor:
         Args:
             folder: a checkpoint; a model that this project did not train, in a folder or on the hub, which is
                 asked in text as its family's publication does.
-            labels: other labels to look for; one that is nearly a trained one is told.
+            labels: other labels to look for; one that is nearly a trained one gives a warning.
             overrides: ``key=value``, such as ``infer.batch_size=16``.
             given: how a model without a manifest was trained.
-            mode: that will be asked for, so that a head that is lacking is told before weights are read.
+            mode: that will be asked for, so that a missing head is an error before weights are read.
             labels_of_data: to look for where nothing else names any.
             check: refuses a config before weights are read.
 

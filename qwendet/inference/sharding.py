@@ -1,4 +1,4 @@
-"""The processes that a launcher started: joined, told apart, waited for."""
+"""The processes that a launcher started: joined, numbered, waited for."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def require_tiles_that_fit(config: Config, samples: Sequence[Sample]) -> None:
     if config.infer.tiles not in ("off", "auto"):
         sizes = set()
         for sample in samples:
-            with suppress(DataError):  # what is broken is told, or skipped, when it is predicted
+            with suppress(DataError):  # what is broken is reported, or skipped, when it is predicted
                 turn = sample.student
                 sizes.add(turn.declared_size or image_size(turn.image, turn.root, sample.where))
         limits = image_limits(config)

@@ -172,7 +172,7 @@ class Qwen25VLWithDetection(nn.Module):
     def _read(self, batch: Batch, embeds: Tensor, images: Any, cache: Cache | None = None) -> Tensor:
         """Hidden states ``(B, L, text)`` of the language model."""
         position_ids = batch["position_ids"]
-        # Packed samples are told apart by positions, and only where there is no mask and no cache.
+        # Packed samples are distinguished by positions, and only where there is no mask and no cache.
         mask = None if len(position_ids) == 4 else batch["attention_mask"]
         return self.hidden_states(embeds, position_ids, mask, batch["num_tokens"], images, cache)
 

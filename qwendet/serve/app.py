@@ -60,7 +60,7 @@ async def _told(request: Request, error: Exception) -> Response:
     """The answer to any error; a bug's traceback stays on this side."""
     if isinstance(error, QwendetError):
         return response_to(error)
-    if isinstance(error, ClientDisconnect):  # told to nobody, but counted
+    if isinstance(error, ClientDisconnect):  # answered to nobody, but counted
         return response_to(RefusedError(499, "the client has gone"))
     if isinstance(error, HTTPException):
         what = {404: "there is no such route", 405: f"{request.method} is not taken here"}

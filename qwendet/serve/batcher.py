@@ -29,7 +29,7 @@ class _Job:
 
 
 class Batcher:
-    """A bounded queue, made in a running event loop; ``note_batch`` is told the size of each batch."""
+    """A bounded queue, made in a running event loop; ``note_batch`` is called with the size of each batch."""
 
     def __init__(
         self, answerer: Answerer, batch_size: int, most_waiting: int, note_batch: Callable[[int], object]

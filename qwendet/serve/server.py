@@ -34,8 +34,8 @@ def serve(
 ) -> None:
     """Serve a model until SIGTERM or SIGINT.
 
-    ``ready`` is told the address and who trained the model, when calls are taken; ``loading`` are further
-    arguments of :meth:`qwendet.Predictor.from_checkpoint`.
+    ``ready`` is called with the address and who trained the model, when calls are taken; ``loading`` are
+    further arguments of :meth:`qwendet.Predictor.from_checkpoint`.
     """
     for prefix in limits.url_prefixes:
         parts = urlsplit(prefix)
@@ -57,7 +57,7 @@ def serve(
         bare: dict[str, Any] = {"http": "h11", "ws": "none", "proxy_headers": False, "server_header": False}
         server = uvicorn.Server(uvicorn.Config(app, limit_concurrency=most, **quiet, **bare))
         shown = f"[{address}]" if ":" in address else address
-        listening.listen()  # whoever is told may call at once
+        listening.listen()  # who learns the address may call at once
         ready(f"http://{shown}:{port}", predictor.bundle.origin())
         # uvicorn raises the signal that ended it once more when all is answered: that is no error here.
         with suppress(KeyboardInterrupt, SystemExit):

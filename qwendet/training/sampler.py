@@ -25,7 +25,7 @@ class EpochOrder:
     """A sampler: neighbours have similar lengths, so batches hold little padding.
 
     Samples are shuffled, sorted by length within groups of 50 batches, and the batches shuffled. They are
-    told of each new epoch here: accelerate passes it on to the sampler or to the dataset, not to both.
+    set to each new epoch here: accelerate passes it on to the sampler or to the dataset, not to both.
     """
 
     def __init__(self, samples: EpochSamples, batch_size: int, seed: int) -> None:

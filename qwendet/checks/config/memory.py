@@ -70,7 +70,7 @@ def describe(estimate: MemoryEstimate) -> str:
 
 
 def _num_labels(config: Config) -> int:
-    with suppress(DataError):  # what is wrong with labels and data is told by the checks of these
+    with suppress(DataError):  # what is wrong with labels and data is reported by their own checks
         return len(resolve_labels(config))
     return LABELS
 

@@ -47,7 +47,7 @@ def find_data(
 ) -> Given:
     """Find sample files and data sets, recognised as ``data convert`` does.
 
-    The part of a sample file is told by its name; a single file of any name counts as training.
+    The name of a sample file says its part; a single file of any name counts as training.
     """
     formats = {path: detect_format(path) if source == "auto" else source for path in paths}
     files = [file for path in paths if formats[path] == "jsonl" for file in _files_of(path)]

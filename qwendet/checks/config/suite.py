@@ -222,7 +222,7 @@ def require_files(files: Iterable[tuple[str, Path]], root: str | None, root_name
 
 
 def _unreadable(path: Path, where: str) -> Iterable[Problem]:
-    if is_url(path) or "*" in path.name:  # told where it is opened
+    if is_url(path) or "*" in path.name:  # reported where it is opened
         return
     try:
         exists, is_folder = path.exists(), path.is_dir()

@@ -144,7 +144,7 @@ def limits_of(bundle: Interface) -> PixelLimits:
 
 
 def launch_limits(limits: PixelLimits) -> str:
-    """How vLLM is told the limits."""
+    """The option of vLLM for the limits."""
     size = {"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels}
     given = json.dumps({"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels, "size": size})
     return f"start vLLM with --mm-processor-kwargs '{given}', others with this in preprocessor_config.json"

@@ -1,4 +1,4 @@
-"""In which frame the boxes of conversations are written: told from all of them, or not at all.
+"""In which frame the boxes of conversations are written: decided from all of them, or not at all.
 
 A box seldom tells; many do. As what they are not, some leave the frame; and that none of them does by chance
 where images are far larger, or far smaller, than 1000 pixels is too unlikely to be believed.
@@ -105,7 +105,7 @@ class FrameEvidence:
                 self.large[frame] += min(0.0, math.log(THOUSANDTHS / side))
 
     def tell(self) -> tuple[BoxFrame | None, str]:
-        """The frame, and how it is known; None, and why not, where it cannot be told."""
+        """The frame, and how it is known; None, and why not, where it cannot be decided."""
         if self.most <= 1:
             return "fractions", f"no number of {self.count} boxes is above 1"
         out = self.out

@@ -129,7 +129,7 @@ def _one_a_split(files: Sequence[Path], root: Path) -> tuple[CocoFile, ...]:
 def image_folder(root: Path, coco: CocoFile, names: Sequence[str], *, may_be_absent: bool) -> str:
     """The folder that a file's image names start from, relative to the root."""
     probed = [name.replace("\\", "/") for name in names[:PROBED]]
-    if all(map(is_absolute, probed)):  # those are told one by one
+    if all(map(is_absolute, probed)):  # those are reported one by one
         return ""
     usual = _usual_folders(root, coco)
     for folders in (usual, _other_folders(root, usual)):
@@ -178,7 +178,7 @@ def end_in(root: Path, name: str) -> str | None:
 def _is_there(folder: Path, name: str) -> bool:
     try:
         return (folder / name).is_file()
-    except (OSError, ValueError):  # too long, say: told when the image is read
+    except (OSError, ValueError):  # too long, say: reported when the image is read
         return False
 
 

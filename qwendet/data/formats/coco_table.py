@@ -118,7 +118,7 @@ class CocoTable:
         where = f"{self.path}: categories[{index}]"
         key = key_of(entry, "id", where)
         name = entry.get("name")
-        name = str(name) if type(name) is int else name  # digits are told apart in some data sets
+        name = str(name) if type(name) is int else name  # some data sets have digits as labels
         label = check_label(name.strip() if isinstance(name, str) else name, where, "name")
         if key in self.labels and self.labels[key] != label:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Annotations of other tools: not read, but told by name, with the way to a format that is."""
+"""Annotations of other tools: not read, but named in the error, with the way to a format that is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image folders of the Hugging Face hub: ``metadata.jsonl`` with ``objects``, in a form told by all boxes."""
+"""Image folders of the Hugging Face hub: ``metadata.jsonl`` with ``objects``; all boxes decide their form."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _all_boxes(file: Path) -> Iterator[tuple[Sequence[float], tuple[int, int]]]:
         try:
             image, where, found = _read(value, place)
             size = image_size(image.file_name, file.parent, where)
-        except DataError:  # told when it is read
+        except DataError:  # reported when it is read
             continue
         yield from ((own.box, size) for own in found)
 

@@ -46,7 +46,7 @@ class ShardWriter(JsonlWriter):
         self._counts: Counter[str] = Counter()
         self._last = ""
         if suffix == ".parquet":
-            import_parquet()  # what is lacking is told before the work
+            import_parquet()  # what is lacking is reported before the work
 
     def place(self, split: str, name: str) -> str:
         """The member or row that the image added last becomes."""

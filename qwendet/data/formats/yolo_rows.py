@@ -108,7 +108,7 @@ def are_polygons(files: Iterable[Path]) -> bool:
 
 
 def _long_rows(files: Iterable[Path]) -> Iterator[list[float]]:
-    """Numbers after the class of lines that could be polygons; what cannot be read is told elsewhere."""
+    """Numbers after the class of lines that could be polygons; what cannot be read is reported elsewhere."""
     for file in files:
         with suppress(DataError):
             for _, line in numbered_lines(file):
