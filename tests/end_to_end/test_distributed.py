@@ -121,7 +121,7 @@ def test_distributed_ddp__of_each_family_is_one_process(
 
 
 def test_distributed_epoch__gives_each_sample_of_the_shards_to_one_rank_once(
-    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sixteen samples in shards of five, four batches of two a rank."""
     monkeypatch.setattr("qwendet.data.formats.shard_writer.SHARD_SAMPLES", 5)
