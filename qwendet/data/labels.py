@@ -34,8 +34,9 @@ def choose_labels(turn: Turn, labels: tuple[str, ...], most: int | None, generat
     """A training turn that is asked about at most so many labels, in an order that tells nothing.
 
     They are those of its objects and others (of its own labels, where it has some), drawn evenly; where its
-    objects have more, so many of them are drawn, and the other objects are no targets. The generator is that
-    of sample and epoch.
+    objects have more, so many of them are drawn, and the other objects are no targets. Where annotations are
+    federated, the others are of its ``neg_labels``: the rest may be in the image. The generator is that of
+    sample and epoch.
 
     Example:
         >>> from qwendet.data.samples import DetectedObject
@@ -45,13 +46,15 @@ def choose_labels(turn: Turn, labels: tuple[str, ...], most: int | None, generat
         (3, True)
     """
     asked = turn.labels or labels
-    if most is None or len(asked) <= most:
-        return turn
     there = {item.desc for item in turn.objects}
+    known = there.union(asked if turn.neg_labels is None else turn.neg_labels)
     present = [label for label in asked if label in there]
-    absent = [label for label in asked if label not in there]
+    absent = [label for label in asked if label in known - there]
+    most = len(asked) if most is None else most
+    if len(asked) == len(present) + len(absent) <= most or not present + absent:
+        return turn
     chosen = generator.sample(present, min(most, len(present)))
-    chosen += generator.sample(absent, most - len(chosen))
+    chosen += generator.sample(absent, min(most - len(chosen), len(absent)))
     generator.shuffle(chosen)
     return replace(turn, labels=None).asking(tuple(chosen))
 

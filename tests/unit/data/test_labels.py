@@ -105,3 +105,18 @@ def test_resolve_labels__where_all_samples_name_their_own(tmp_path: Path) -> Non
     (problem,) = caught.value.problems
     assert (problem.what, problem.where) == ("there is no label to look for", "data.labels")
     assert problem.fix.endswith("in samples without labels of their own")
+
+
+@pytest.mark.parametrize("most", [None, 3, 2])
+def test_choose_labels__of_federated_annotations_those_that_were_looked_for(most: int | None) -> None:
+    """A cow may be in the image: nobody has looked."""
+    objects = (DetectedObject((1, 2, 3, 4), "cat"),)
+    labels = ("cat", "cow", "dog", "hen", "owl")
+    turn = Turn("a.png", objects, neg_labels=("hen", "dog"), not_exhaustive_labels=("cat",))
+    drawn = [choose_labels(turn, labels, most, Random(f"{seed}")).labels or () for seed in range(50)]
+    assert {len(asked) for asked in drawn} == {min(3, most or 3)}
+    assert all("cat" in asked for asked in drawn)
+    assert {label for asked in drawn for label in asked} == {"cat", "dog", "hen"}
+    assert len({asked[0] for asked in drawn}) > 1, "the order tells nothing"
+    unknown = Turn("a.png", (), neg_labels=())
+    assert choose_labels(unknown, labels, None, Random("0")) is unknown
