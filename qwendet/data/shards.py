@@ -7,6 +7,7 @@ train-000.tar     ─► 0007.jpg, 0007.json beside it    ├─► SampleLine, 
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -41,13 +42,13 @@ class Shard(SampleSource):
     corners = False
     names: Mapping[int, str] = MappingProxyType({})
 
+    @abstractmethod
     def image(self, index: int, values: Mapping[str, Any] | None = None) -> str:
         """The path of an image, from the shard's folder; ``values`` if they are read already."""
-        raise NotImplementedError
 
+    @abstractmethod
     def values(self, index: int) -> dict[str, Any]:
         """What is said of an image; raises :class:`DataError` if that cannot be read."""
-        raise NotImplementedError
 
     def require_objects(self) -> None:
         """Refuse a shard of images alone."""
