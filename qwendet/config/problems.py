@@ -10,7 +10,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from qwendet.config.old_keys import REMOVED, RENAMED
-from qwendet.config.schema import Config, inner_section
+from qwendet.config.schema import Config, inner_section, item_section
 from qwendet.config.section import Section
 from qwendet.errors import Problem
 
@@ -35,6 +35,8 @@ LIMITS = {
     "multiple_of": ("multiple_of", "a multiple of {}"),
 }
 """For errors with a limit, its name in pydantic's context and the words around it."""
+FORMS = ("one", "many", "preset", "steps")
+"""Tags of values that may have either of two forms: no part of a key."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,12 @@ class Places:
 
 def explain(detail: Any, places: Places) -> Problem:
     """One of pydantic's errors as a problem that a user can mend."""
-    path = tuple(str(part) for part in detail["loc"] if part not in ("one", "many"))  # which of two forms
+    path = tuple(str(part) for part in detail["loc"] if part not in FORMS)
     where, value, kind = places.of(path), detail["input"], detail["type"]
     if kind == "extra_forbidden":
         return Problem("unknown key", where, _fix_for_unknown(path))
+    if kind == "missing":
+        return Problem("this key must be given", where, "add it")
     if kind == "value_error":
         what, _, fix = str(detail["ctx"]["error"]).partition("; ")
         return Problem(what, where, fix)
@@ -94,12 +98,11 @@ def _as_written(value: Any) -> str:
 
 
 def _fix_for_value(path: KeyPath, kind: str, value: Any) -> str:
+    if kind == "model_type" and (section := _section(path)):
+        return f"known here: {', '.join(sorted(section.model_fields))}"
     field = _field(path)
     if field is None:
         return ""
-    if kind == "model_type":
-        section = inner_section(field)
-        return f"known here: {', '.join(sorted(section.model_fields))}" if section else ""
     if kind == "tuple_type" and isinstance(value, str):
         return f"write [{value}]"
     if kind == "literal_error" and isinstance(value, str):
@@ -114,14 +117,19 @@ def _fix_for_value(path: KeyPath, kind: str, value: Any) -> str:
 
 def _field(path: KeyPath) -> FieldInfo | None:
     """The field of a key path; None if there is none."""
+    section = _section(path[:-1])
+    return None if section is None else section.model_fields.get(path[-1])
+
+
+def _section(path: KeyPath) -> type[Section] | None:
+    """The section at a key path, or that of a list's item; None if there is none."""
     section: type[Section] | None = Config
-    field = None
     for part in path:
-        field = None if section is None else section.model_fields.get(part)
-        if field is None:
-            return None
-        section = inner_section(field)
-    return field
+        if section is None or part.isdecimal():
+            continue
+        field = section.model_fields.get(part)
+        section = field and (inner_section(field) or item_section(field.annotation))
+    return section
 
 
 def looks_like_number(value: Any) -> bool:
@@ -160,12 +168,13 @@ def _fix_for_unknown(path: KeyPath) -> str:
         return f"it is now {RENAMED[key]}"
     elif key in REMOVED:
         return REMOVED[key]
-    siblings = [name for name in known if name.split(".")[:-1] == list(path[:-1])]
-    names = [name.split(".")[-1] for name in siblings]
-    close = [".".join([*path[:-1], name]) for name in difflib.get_close_matches(key, names, n=1, cutoff=0.5)]
+    section = _section(path[:-1])
+    names = section.model_fields if section else {}
+    siblings = {name: ".".join([*path[:-1], name]) for name in names}
+    close = [siblings[name] for name in difflib.get_close_matches(key, names, n=1, cutoff=0.5)]
     if not close:
         close = [name for name in known if name.split(".")[-1] == key]
-    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(siblings))}"
+    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(siblings.values()))}"
 
 
 def known_keys() -> list[str]:

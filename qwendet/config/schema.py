@@ -400,6 +400,13 @@ def require_hub_id(model: ModelConfig) -> None:
         )
 
 
+def item_section(annotation: Any) -> type[Section] | None:
+    """The section that the items of a list are, however the list is wrapped; None where they are values."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(item_section, get_args(annotation))), None)
+
+
 def inner_section(field: FieldInfo) -> type[Section] | None:
     """The section that a field holds, such as ``model.lora``; ``None`` for a plain value."""
     for kind in (field.annotation, *get_args(field.annotation)):

@@ -26,6 +26,7 @@ def fetch(path: str | Path, suffixes: frozenset[str]) -> list[Path]:
         DataError: if there is none, or the store cannot be reached.
         EnvironmentLacksError: without the library of its protocol.
     """
+    path = "{}://{}".format(*_parts(path))  # as it was given: pathlib takes a slash away
     with _told(path):
         system, inner = _store(path)
         if "*" in inner:
@@ -40,7 +41,7 @@ def fetch(path: str | Path, suffixes: frozenset[str]) -> list[Path]:
         with track(f"fetching {Path(inner).name}", len(names)) as advance:
             found = []
             for number, name in enumerate(sorted(names), start=1):
-                home = _home() / _protocol(path)
+                home = _home() / _parts(path)[0]
                 target = Path(os.path.normpath(home / name.lstrip("/")))
                 if not target.is_relative_to(home):
                     what = f"the store names the file {name!r}, which leaves the folder of its copies"
@@ -69,16 +70,17 @@ def _home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwendet" / "remote"
 
 
-def _protocol(path: str | Path) -> str:
+def _parts(path: str | Path) -> tuple[str, str]:
+    """Protocol and rest."""
     found = URL.fullmatch(str(path))
     assert found is not None
-    return found[1]
+    return found[1], found[2]
 
 
 def _store(path: str | Path) -> tuple[Any, str]:
     import fsspec
 
-    protocol, rest = URL.fullmatch(str(path)).groups()  # type: ignore[union-attr]
+    protocol, rest = _parts(path)
     system, name = fsspec.url_to_fs(f"{protocol}://{'/' if protocol == 'file' else ''}{rest}")
     return system, str(name)
 
@@ -104,7 +106,7 @@ def _told(path: str | Path) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        extra = EXTRAS.get(_protocol(path))
+        extra = EXTRAS.get(_parts(path)[0])
         fix = f"pip install 'qwendet[{extra}]'" if extra else f"install what fsspec needs: {error}"
         raise EnvironmentLacksError(f"a library is lacking ({error})", str(path), fix) from error
     except FileNotFoundError as error:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 from typing import overload
 
 from qwendet.config.schema import Config
-from qwendet.data.archives import SUFFIXES, sampled_digest
+from qwendet.data.archives import SUFFIXES, file_at, sampled_digest
 from qwendet.data.formats.coco import coco_images
 from qwendet.data.formats.coco_layout import is_coco
 from qwendet.data.images import IMAGE_SUFFIXES, inspect_image, resolve_image
@@ -192,7 +192,7 @@ def _samples_of(path: Path) -> Samples:
     if path.suffix.lower() in (".jsonl", ".json"):
         file = SampleFile(path)
         return Samples(len(file), file.__getitem__)
-    if not path.exists():
+    if not path.exists() and file_at(path) is None:
         raise DataError(
             "there is no such image, folder, JSONL or COCO file, or shard", str(path), "correct the path"
         )

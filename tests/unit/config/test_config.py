@@ -50,6 +50,39 @@ def test_paths__start_from_the_config(write: Write, tmp_path: Path) -> None:
     assert config.train.output_dir == str(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("data", "key", "what", "fix"),
+    [
+        (
+            "train: [{path: a, weigth: 2}]", "train.0.weigth", "unknown key",
+            "did you mean data.train.0.weight?",
+        ),
+        (
+            "train: [{path: a, weight: 0}]", "train.0.weight", "expected more than 0, got 0",
+            "the default is 1.0",
+        ),
+        ("train: [{weight: 1}]", "train.0.path", "this key must be given", "add it"),
+        (
+            "train: [3]", "train.0", "expected a section with keys of its own, got 3",
+            "known here: path, weight",
+        ),
+        (
+            "augment: [{name: crop, zzz: 1}]", "augment.0.zzz", "unknown key",
+            "known here: data.augment.0.min_visible, data.augment.0.name, data.augment.0.probability,"
+            " data.augment.0.range",
+        ),
+        ("augment: [{name: crp}]", "augment.0.name", "expected 'horizontal_flip', ", "did you mean crop?"),
+    ],
+)  # fmt: skip
+def test_mistake_in_a_list__is_named_with_what_is_known_there(
+    write: Write, data: str, key: str, what: str, fix: str
+) -> None:
+    path = write(f"data:\n  {data}\n")
+    (problem,) = problems_of(path)
+    assert (problem.where, problem.fix) == (f"{path}:2: data.{key}", fix)
+    assert problem.what.startswith(what)
+
+
 def test_all_problems__are_told_at_once(write: Write) -> None:
     path = write("model:\n  pth: x\ntrain:\n  batch_size: 0\n  seed: a\n")
     found = problems_of(path)

@@ -98,6 +98,19 @@ def test_parquet__of_paths_names_files_beside_it(
     require_shown(samples, pictures)
 
 
+def test_path__of_one_image_in_a_shard(tmp_path: Path, refusal: Callable[..., DataError]) -> None:
+    """As predictions name it."""
+    content, shown = picture(0)
+    tar = write_tar(tmp_path / "a.tar", {"0.png": content})
+    table = write_table(tmp_path / "a.parquet", {"image": [content]})
+    for path in (tar / "0.png", table / "0" / "x.png"):
+        (sample,) = collect_samples([path])
+        turn = sample.student
+        assert open_image(turn.image, turn.root, sample.where).tobytes() == shown.tobytes()
+    (problem,) = refusal(collect_samples, [tar / "1.png"]).problems
+    assert (problem.where, problem.fix) == (str(tar / "1.png"), "correct the path")
+
+
 def test_cut_shard__is_named(tmp_path: Path, refusal: Callable[..., DataError]) -> None:
     file = write_tar(tmp_path / "a.tar", {"0.png": picture(0)[0], "1.png": picture(1)[0]})
     content = file.read_bytes()

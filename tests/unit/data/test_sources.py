@@ -260,8 +260,9 @@ def test_url__that_cannot_be_fetched_is_named(
     url: str, kind: type[Exception], words: str, store: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
-    with pytest.raises(kind, match=words):
+    with pytest.raises(kind, match=words) as caught:
         samples_of([url])
+    assert caught.value.problems[0].where == url
 
 
 def test_url__in_a_config_stays_one(tmp_path: Path) -> None:
