@@ -28,12 +28,35 @@ def measure(config: Path, preset: str, seed: int, settings: list[str]) -> float:
     output = config.parent / f"{preset}-{seed}"
     results = output.with_suffix(".json")
     if not results.is_file():
-        own = [f"data.augment={preset}", f"train.seed={seed}", f"train.output_dir={output}", *settings]
-        resume = ["--resume"] if any(output.glob("checkpoint-*")) else []
-        run("train", str(config), *resume, *(word for setting in own for word in ("--set", setting)))
-        run("eval", str(output / "final"), str(config.parent / "data" / "test.jsonl"), "--json", str(results))
+        train(config, output, [f"data.augment={preset}", f"train.seed={seed}", *settings])
+    return head_ap(output / "final", config.parent / "data" / "test.jsonl", results)
+
+
+def train(config: Path, output: Path, settings: list[str]) -> None:
+    """Train, or go on where a run was cut off."""
+    resume = ["--resume"] if any(output.glob("checkpoint-*")) else []
+    own = [f"train.output_dir={output}", *settings]
+    run("train", str(config), *resume, *(word for setting in own for word in ("--set", setting)))
+
+
+def head_ap(checkpoint: Path, samples: Path, results: Path) -> float:
+    """AP of the head, by a file that is not made again."""
+    if not results.is_file():
+        run("eval", str(checkpoint), str(samples), "--mode", "head", "--json", str(results))
     record = json.loads(results.read_text(encoding="utf-8"))
     return float(next(item["metrics"]["AP"] for item in record["runs"] if item["source"] == "head"))
+
+
+def project(folder: Path, data: str) -> Path:
+    """What ``qwendet init`` makes of blood cells, or of shapes; its config."""
+    config = folder.absolute() / "config.yaml"
+    if not config.is_file():
+        if data == "shapes":
+            data = str(config.parent / "data")
+            for seed, (split, count) in enumerate(SCENES.items(), start=21):
+                write_dataset(DEMO, Path(data, f"{split}.jsonl"), count, seed=seed)
+        run("init", str(config.parent), "--model", "tiny", "--data", data)
+    return config
 
 
 def main() -> None:
@@ -46,14 +69,7 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=600)
     arguments.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     options = arguments.parse_args()
-    config: Path = options.output.absolute() / "config.yaml"
-    if not config.is_file():
-        data = options.data
-        if data == "shapes":
-            data = str(config.parent / "data")
-            for seed, (split, count) in enumerate(SCENES.items(), start=21):
-                write_dataset(DEMO, Path(data, f"{split}.jsonl"), count, seed=seed)
-        run("init", str(config.parent), "--model", "tiny", "--data", data)
+    config = project(options.output, options.data)
     settings = [f"train.max_steps={options.steps}", "train.batch_size=4", *options.overrides]
     found = {
         preset: [measure(config, preset, seed, settings) for seed in range(options.seeds)]
