@@ -13,6 +13,7 @@ from tests.planted.spoiling import (
     also_in_train,
     asked_twice,
     blocked_output,
+    copied,
     copied_image,
     cut_file,
     in_object,
@@ -257,6 +258,7 @@ LINE_BUGS: list[Bug[Project]] = [
         asked_twice,
     ),
     Bug("sample repeated", "config.data.repeated", ("repeats that of ", "train.jsonl:3"), twice),
+    Bug("file under two names", "config.data.repeated", ("the file is a copy of ", "train.jsonl"), copied),
     Bug(
         "one box a sample",
         "config.data.contradiction",

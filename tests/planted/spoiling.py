@@ -190,6 +190,11 @@ def leading_out(project: Project) -> None:
     project.at(0)["images"] = ["../outside.png"]
 
 
+def copied(project: Project) -> None:
+    project.files["copy"] = [*project.files["train"]]
+    project.set("data.train", ["train.jsonl", "copy.jsonl"])
+
+
 def twice(project: Project) -> None:
     project.files["train"].append(dict(project.at(2)))
 
