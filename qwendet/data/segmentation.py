@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import isnan
 from typing import Any
@@ -139,6 +139,13 @@ def _encoded(mask: Rle) -> Any:
 
     found = mask.to_coco()
     return found if isinstance(mask.counts, str) else coco.frPyObjects(found, mask.height, mask.width)
+
+
+def compressed(found: Segmentation | None) -> Segmentation | None:
+    """A mask with its counts as text, which one column of a table can hold; polygons as they are."""
+    if not isinstance(found, Rle) or isinstance(found.counts, str):
+        return found
+    return replace(found, counts=_encoded(found)["counts"].decode("ascii"))
 
 
 def _array(mask: Rle) -> NDArray[np.uint8]:

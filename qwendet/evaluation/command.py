@@ -150,13 +150,7 @@ def evaluate_model(
         sources += ("text",)
         notes.append(f"{base} answers in text alone: text is measured as well.")
     labels, models = predictor.bundle.labels, {str(model): predictor.origin()}
-    if (most := predictor.bundle.config.infer.max_detections) < MOST_OF_FEDERATED and any(
-        sample.student.neg_labels is not None for sample in samples
-    ):
-        notes.append(
-            f"The annotations are federated, and LVIS counts {MOST_OF_FEDERATED} detections an image, but"
-            f" infer.max_detections is {most}: add --set infer.max_detections={MOST_OF_FEDERATED}."
-        )
+    notes += _few_detections(samples, predictor.bundle.config.infer.max_detections)
     notes += foreign_labels(samples, labels, str(data))
     before: dict[str, Found] = {}
     with temporary_folder() if kept is None else nullcontext(kept) as folder:
@@ -199,6 +193,15 @@ def evaluate_model(
 
 Found = tuple[Source, int | None, list[Result]]
 Setting = tuple[int | None, Sequence[Sample]]
+
+
+def _few_detections(samples: Sequence[Sample], most: int) -> list[str]:
+    """Say where fewer detections are kept than LVIS counts."""
+    if most >= MOST_OF_FEDERATED or all(sample.student.neg_labels is None for sample in samples):
+        return []
+    counted = f"The annotations are federated, and LVIS counts {MOST_OF_FEDERATED} detections an image, but"
+    fix = f"add --set infer.max_detections={MOST_OF_FEDERATED}"
+    return [f"{counted} infer.max_detections is {most}: {fix}."]
 
 
 def _settings(samples: Sequence[Sample], config: Config, teachers: int) -> list[Setting]:

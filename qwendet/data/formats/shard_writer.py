@@ -15,6 +15,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +24,7 @@ from qwendet.data.formats.jsonl_writer import JsonlWriter
 from qwendet.data.images import resolve_image
 from qwendet.data.parquet import FEDERATED, import_parquet
 from qwendet.data.samples import Turn
+from qwendet.data.segmentation import compressed
 from qwendet.files import sha256_of_file
 
 SHARD_SAMPLES = 1000
@@ -57,6 +59,9 @@ class ShardWriter(JsonlWriter):
         number, ending = self._counts[split], PurePosixPath(image).suffix.lower()
         self._last = f"{split}-{number // SHARD_SAMPLES:06}{self._suffix}/{number:09}{ending}"
         self._counts[split] += 1
+        if self._suffix == ".parquet":
+            objects = (replace(own, segmentation=compressed(own.segmentation)) for own in turn.objects)
+            turn = replace(turn, objects=tuple(objects))
         super().add(split, turn, self._last)
 
     def finish(self) -> list[str]:

@@ -26,6 +26,7 @@ from qwendet.data.images import inspect_image, open_image
 from qwendet.data.mixture import mixed
 from qwendet.data.parquet import FEDERATED, open_table
 from qwendet.data.samples import Sample, SampleFile, SampleSource
+from qwendet.data.segmentation import Rle
 from qwendet.data.sources import samples_of
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.errors import ConfigError, DataError, EnvironmentLacksError
@@ -118,6 +119,18 @@ def test_shards__keep_all_that_a_sample_file_says(scenes: Path, tmp_path: Path, 
     assert replace(found, image="", root=Path()) == replace(wanted, image="", root=Path())
     for got, item in zip(found.objects, wanted.objects, strict=True):
         assert (got.segmentation, got.frequency, got.area) == (item.segmentation, item.frequency, item.area)
+
+
+def test_parquet__compresses_the_counts_of_a_mask(tmp_path: Path) -> None:
+    """COCO's crowds have theirs as numbers, and a column has one type."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    rle = {"size": [4, 4], "counts": [0, 1, 4, 1, 4, 1, 4, 1]}
+    item = {"bbox_2d": [0, 0, 4, 4], "desc": "a", "rle": rle, "crowd": True}
+    (tmp_path / "train.jsonl").write_text(json.dumps({"images": ["a.png"], "objects": [item]}) + "\n")
+    convert_dataset(tmp_path / "train.jsonl", tmp_path / "out", Conversion(target="parquet"))
+    (found,) = samples_of([tmp_path / "out"], split="train")[0].student.objects
+    wanted = encode(np.asfortranarray(np.eye(4, dtype=np.uint8)))["counts"].decode()
+    assert found.segmentation == Rle(4, 4, wanted)
 
 
 def test_parquet__comes_back_as_files(scenes: Path, tmp_path: Path) -> None:
