@@ -155,7 +155,8 @@ def _write_parquet(
             if rows and (size + len(content) > GROUP_BYTES or len(rows) == GROUP_ROWS):
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema))
                 rows, size = [], 0
-            rows.append(record | {"image": {"bytes": content, "path": PurePosixPath(image).name}})
+            name = PurePosixPath(image).name.encode("utf-8", "backslashreplace").decode()
+            rows.append(record | {"image": {"bytes": content, "path": name}})
             size += len(content)
             yield
         writer.write_table(pyarrow.Table.from_pylist(rows, schema))

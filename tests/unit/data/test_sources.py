@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -131,6 +132,17 @@ def test_parquet__compresses_the_counts_of_a_mask(tmp_path: Path) -> None:
     (found,) = samples_of([tmp_path / "out"], split="train")[0].student.objects
     wanted = encode(np.asfortranarray(np.eye(4, dtype=np.uint8)))["counts"].decode()
     assert found.segmentation == Rle(4, 4, wanted)
+
+
+@pytest.mark.parametrize("target", ["parquet", "webdataset"])
+def test_shards__take_images_whose_names_are_not_utf_8(tmp_path: Path, target: Target) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (4, 4), "red").save(tmp_path / name)
+    line = json.dumps({"images": [name], "objects": []})
+    (tmp_path / "train.jsonl").write_text(line + "\n")
+    convert_dataset(tmp_path / "train.jsonl", tmp_path / "out", Conversion(target=target))
+    turn = samples_of([tmp_path / "out"], split="train")[0].student
+    assert open_image(turn.image, turn.root, "").getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_parquet__comes_back_as_files(scenes: Path, tmp_path: Path) -> None:
