@@ -19,7 +19,7 @@ from benchmarks.report import parser, report
 from qwendet.data.samples import SampleFile
 from qwendet.evaluation import coco_ground_truth, coco_metrics, coco_results
 from qwendet.inference.detections import Detection, Prediction
-from qwendet.loading.checkpoint import read_manifest
+from qwendet.loading.manifest import read_manifest
 
 
 def run(*arguments: str) -> float:

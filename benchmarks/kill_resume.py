@@ -29,7 +29,7 @@ from qwendet.config.schema import Config
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.demo.tiny import write_untrained
 from qwendet.errors import CheckpointError
-from qwendet.loading.checkpoint import read_manifest
+from qwendet.loading.manifest import read_manifest
 from qwendet.train import train
 from qwendet.training.best import find_best
 from qwendet.training.resume import checkpoints, latest_checkpoint, step_of

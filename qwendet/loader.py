@@ -23,17 +23,10 @@ from qwendet.encoding.encode import Encoder
 from qwendet.errors import CheckpointError, ConfigError
 from qwendet.families.choose import family_of
 from qwendet.families.family import Family
-from qwendet.loading.checkpoint import (
-    Manifest,
-    find_manifest,
-    load_base_weights,
-    load_head_weights,
-    read_manifest,
-    verify_files,
-    verify_parameters,
-)
+from qwendet.loading.checkpoint import load_base_weights, load_head_weights, verify_parameters
 from qwendet.loading.environment import resolve_environment
 from qwendet.loading.lora import add_adapter, fingerprint, load_adapter
+from qwendet.loading.manifest import Manifest, find_manifest, read_manifest, verify_files
 from qwendet.loading.processor import ImageTextProcessor, load_processor, require_fitting
 from qwendet.loading.weights import base_config, end_with_turn, explained_load_errors, load_vlm
 from qwendet.model.build_head import NEW_HEAD, build_head

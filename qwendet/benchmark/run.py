@@ -26,7 +26,7 @@ from qwendet.evaluation.command import evaluate_model
 from qwendet.evaluation.dataset import open_dataset
 from qwendet.files import atomic_file, atomic_folder, partial_of, sha256_of_file
 from qwendet.init.project import init_project
-from qwendet.loading.checkpoint import MANIFEST
+from qwendet.loading.manifest import MANIFEST
 from qwendet.progress import track
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {

@@ -27,8 +27,9 @@ from qwendet.export.serving import SERVING, serving_of
 from qwendet.families.licence import licence_of
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.loading.checkpoint import Manifest, dtype_name, files_of, read_manifest, save_checkpoint
+from qwendet.loading.checkpoint import dtype_name, save_checkpoint
 from qwendet.loading.lora import merge_adapter
+from qwendet.loading.manifest import Manifest, files_of, read_manifest
 from qwendet.model.precision import float32_or_wider
 
 FINAL = "final"

@@ -15,7 +15,7 @@ from qwendet.families.chat import BOX_TEXT
 from qwendet.families.choose import FAMILIES
 from qwendet.families.family import AnswerForm
 from qwendet.families.licence import APACHE
-from qwendet.loading.checkpoint import HEAD_WEIGHTS, Manifest
+from qwendet.loading.manifest import HEAD_WEIGHTS, Manifest
 
 HOW = """\
 ## How to ask it

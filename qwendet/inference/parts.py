@@ -33,7 +33,7 @@ from qwendet.inference.inputs import digest_of_files
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.served import ServedPredictor
 from qwendet.inference.sharding import rank_and_world, wait_for_all
-from qwendet.loading.checkpoint import MANIFEST
+from qwendet.loading.manifest import MANIFEST
 from qwendet.progress import track
 from qwendet.source import SETTINGS, find_source
 

@@ -23,7 +23,7 @@ from qwendet.errors import CheckpointError, EnvironmentLacksError, Problem
 from qwendet.families.choose import family_of
 from qwendet.families.family import Family
 from qwendet.files import put_back_lost, sha256_of_file
-from qwendet.loading.checkpoint import RESUME, Manifest, file_problems, files_of, read_manifest, verify_files
+from qwendet.loading.manifest import RESUME, Manifest, file_problems, files_of, read_manifest, verify_files
 
 logger = logging.getLogger("qwendet")
 

@@ -30,7 +30,8 @@ from qwendet.errors import ConfigError, QwendetError
 from qwendet.evaluation.validation import Validation, validate, validation_pictures, validation_samples
 from qwendet.files import publish_folder
 from qwendet.loader import Bundle, config_of_checkpoint, load, restore
-from qwendet.loading.checkpoint import read_manifest, save_checkpoint
+from qwendet.loading.checkpoint import save_checkpoint
+from qwendet.loading.manifest import read_manifest
 from qwendet.model.detector import DetectorOutput
 from qwendet.model.losses import Losses, LossManager, step_counts
 from qwendet.model.matching import Targets

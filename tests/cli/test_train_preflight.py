@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qwendet.loading.checkpoint import read_manifest
+from qwendet.loading.manifest import read_manifest
 from tests.cli.conftest import Ending, Qwendet
 from tests.planted.bugs_consistency_compute import accept_one_too_many
 

@@ -19,7 +19,7 @@ from qwendet.data.samples import SampleFile
 from qwendet.demo.shapes import write_dataset
 from qwendet.demo.tiny import SHIPPED
 from qwendet.export.directory import export
-from qwendet.loading.checkpoint import read_manifest
+from qwendet.loading.manifest import read_manifest
 from qwendet.train import train
 from tests.invariants.suite import broken
 from tests.unit.families.test_families import PUBLISHED

@@ -18,7 +18,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.demo.tiny import write_untrained
-from qwendet.loading.checkpoint import read_manifest
+from qwendet.loading.manifest import read_manifest
 from qwendet.training.best import find_best
 
 FSDP2 = {

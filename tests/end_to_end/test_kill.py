@@ -27,7 +27,7 @@ from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError, 
 from qwendet.evaluation.command import evaluate_model
 from qwendet.files import sha256_of_file
 from qwendet.infer import infer
-from qwendet.loading.checkpoint import HEAD_WEIGHTS, read_manifest
+from qwendet.loading.manifest import HEAD_WEIGHTS, read_manifest
 from qwendet.train import train
 from qwendet.training.build import create_trainer
 from qwendet.training.resume import checkpoints, latest_checkpoint, rotate

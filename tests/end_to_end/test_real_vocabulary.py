@@ -18,7 +18,7 @@ from qwendet.config.schema import Config
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.inference.inputs import sample_of_image
 from qwendet.inference.predictor import Predictor
-from qwendet.loading.checkpoint import read_manifest
+from qwendet.loading.manifest import read_manifest
 from qwendet.training.build import create_trainer
 from qwendet.training.trainer import DetectionTrainer
 

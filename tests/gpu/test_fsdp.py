@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.inference.predictor import Predictor
-from qwendet.loading.checkpoint import read_manifest
+from qwendet.loading.manifest import read_manifest
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

@@ -16,7 +16,8 @@ from qwendet.config.load import override_config
 from qwendet.config.schema import Config
 from qwendet.errors import ConfigError, Result
 from qwendet.files import atomic_folder
-from qwendet.loading.checkpoint import HEAD_WEIGHTS, save_checkpoint
+from qwendet.loading.checkpoint import save_checkpoint
+from qwendet.loading.manifest import HEAD_WEIGHTS
 from tests.invariants.suite import INVARIANTS, broken
 from tests.planted.bug import Bug
 from tests.planted.bugs_checkpoint import FILE_BUGS

@@ -23,14 +23,8 @@ from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.config.section import flat
 from qwendet.errors import CheckpointError, Problem
-from qwendet.loading.checkpoint import (
-    HEAD_WEIGHTS,
-    MANIFEST,
-    dtype_name,
-    read_manifest,
-    sha256_of_tensor,
-    verify_files,
-)
+from qwendet.loading.checkpoint import dtype_name, sha256_of_tensor
+from qwendet.loading.manifest import HEAD_WEIGHTS, MANIFEST, read_manifest, verify_files
 from qwendet.loading.processor import template_problems
 
 ADAPTER = "adapter_config.json"

@@ -17,8 +17,8 @@ from qwendet.export.directory import FINAL
 from qwendet.inference.chat_server import Reply
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.text_answers import answer_size, read_answer
-from qwendet.loading.checkpoint import MANIFEST
 from qwendet.loading.lora import without_adapter
+from qwendet.loading.manifest import MANIFEST
 
 BOX_TOLERANCE = 0.02
 """Pixels of the displayed image."""

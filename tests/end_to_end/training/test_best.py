@@ -18,7 +18,7 @@ from qwendet.cli.main import run
 from qwendet.errors import CheckpointError
 from qwendet.evaluation.command import evaluate_model
 from qwendet.evaluation.validation import Validation
-from qwendet.loading.checkpoint import read_manifest
+from qwendet.loading.manifest import read_manifest
 from qwendet.train import RunSummary, train
 from qwendet.training.best import Best, find_best
 from tests.end_to_end.training.runs import STEPS, MakeConfig, assert_same, stop_at, weights_of

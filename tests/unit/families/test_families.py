@@ -32,7 +32,8 @@ from qwendet.families.family import Family
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.text_answers import answer_size
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.loading.checkpoint import COORDINATES, MANIFEST, read_manifest, save_checkpoint
+from qwendet.loading.checkpoint import save_checkpoint
+from qwendet.loading.manifest import COORDINATES, MANIFEST, read_manifest
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.packing import require_isolation
 from tests.invariants.suite import broken

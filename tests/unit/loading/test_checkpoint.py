@@ -24,14 +24,8 @@ from qwendet.families.qwen2_5_vl import QWEN2_5_VL
 from qwendet.files import atomic_file, atomic_folder, find_folder, sha256_of_file
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, config_of_checkpoint, load, restore
-from qwendet.loading.checkpoint import (
-    describe_parameters,
-    files_of,
-    read_manifest,
-    sha256_of_tensor,
-    verify_files,
-    verify_parameters,
-)
+from qwendet.loading.checkpoint import describe_parameters, sha256_of_tensor, verify_parameters
+from qwendet.loading.manifest import files_of, read_manifest, verify_files
 from qwendet.model.precision import group_of
 
 MakeConfig = Callable[..., Config]

@@ -28,8 +28,8 @@ from qwendet.export.directory import export
 from qwendet.inference.inputs import sample_of_image
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, load
-from qwendet.loading.checkpoint import files_of, read_manifest
 from qwendet.loading.lora import is_adapter
+from qwendet.loading.manifest import files_of, read_manifest
 
 HEAD = "head/detection_head.safetensors"
 MakeConfig = Callable[..., Config]

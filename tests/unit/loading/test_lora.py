@@ -23,8 +23,8 @@ from qwendet.errors import CheckpointError, ConfigError, EnvironmentLacksError
 from qwendet.families.qwen2_5_vl import QWEN2_5_VL
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.loading.checkpoint import files_of
 from qwendet.loading.lora import fingerprint, is_adapter, merge_adapter
+from qwendet.loading.manifest import files_of
 from qwendet.model.precision import group_of
 from qwendet.train import train
 from qwendet.training.build import create_trainer

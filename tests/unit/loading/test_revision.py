@@ -25,7 +25,7 @@ from qwendet.export.serving import serving_of
 from qwendet.inference.inputs import sample_of_image
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, load, load_interface
-from qwendet.loading.checkpoint import read_manifest
+from qwendet.loading.manifest import read_manifest
 from qwendet.source import find_source
 
 MakeConfig = Callable[..., Config]
