@@ -167,6 +167,45 @@ def test_encode__an_unknown_label_of_the_student_is_no_matter_for_a_prompt(
     assert blue.encode(sample, with_answer=False).student_assistant_spans == ()
 
 
+def test_chat__a_client_that_sends_it_is_encoded_as_the_sample(encoder: Encoder, sample: Sample) -> None:
+    prompt = encoder.encode(sample, with_answer=False)
+    messages, images = encoder.chat(sample)
+    sent = encoder.encode_chat(messages, images, "request 7")
+    assert torch.equal(sent.input_ids, prompt.input_ids)
+    assert torch.equal(sent.mm_token_type_ids, prompt.mm_token_type_ids)
+    assert torch.equal(sent.pixel_values, prompt.pixel_values)
+    assert torch.equal(sent.image_grid_thw, prompt.image_grid_thw)
+    assert sent.student_image_start == prompt.student_image_start
+    assert (sent.labels, sent.scored) == (prompt.labels, prompt.scored)
+    assert (sent.image_size, sent.where) == (images[-1].size, "request 7")
+
+
+def test_chat__images_are_resized_as_the_model_sees_them_or_as_displayed(
+    encoder: Encoder, sample: Sample
+) -> None:
+    seen = encoder.encode(sample, with_answer=False).image_grid_thw
+    resized, displayed = (encoder.chat(sample, resized=resized)[1] for resized in (True, False))
+    patch = encoder.image_processor.patch_size
+    assert [image.size for image in resized] == [(w * patch, h * patch) for _, h, w in seen.tolist()]
+    assert [image.size for image in displayed] == [(112, 84), (60, 60), (100, 150)]
+    own = [open_image(turn.image, turn.root, "") for turn in (*sample.teachers, sample.student)]
+    assert [image.tobytes() for image in displayed] == [image.tobytes() for image in own]
+    bicubic = own[-1].resize(resized[-1].size, Image.Resampling.BICUBIC)
+    assert resized[-1].tobytes() == bicubic.tobytes()
+
+
+def test_chat__asks_a_samples_own_labels_and_refuses_an_image_too_few(
+    encoder: Encoder, sample: Sample
+) -> None:
+    student = dataclasses.replace(sample.student, labels=("blue square",))
+    messages, images = encoder.chat(dataclasses.replace(sample, student=student))
+    text = str(messages[-1])
+    assert "blue square" in text
+    assert "red circle" not in text
+    with pytest.raises(ValueError, match="zip"):
+        encoder.encode_chat(messages, images[:-1], "request 7")
+
+
 @pytest.mark.parametrize(
     ("box", "written"),
     [
