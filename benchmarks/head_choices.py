@@ -80,8 +80,8 @@ def see(bundle: Bundle, sample: EncodedSample) -> Seen:
     """Run everything below the head on one sample."""
     batch = bundle.collator()([sample])
     detector, (patch_index, context_index) = bundle.detector, (batch["patch_index"], batch["context_index"])
-    patches, images = detector.see(batch["pixel_values"], torch.tensor(batch["grids"]))
-    hidden = detector._read(batch, detector._embed(batch)[0], images)
+    patches, images = detector.encode_images(batch["pixel_values"], torch.tensor(batch["grids"]))
+    hidden = detector._run_language_model(batch, detector._embed(batch)[0], images)
     is_image = (batch["input_ids"] == detector.config.image_token_id)[..., None]
     merged = torch.zeros_like(hidden).masked_scatter(is_image, torch.cat(images.pooler_output))
     context, image_tokens = (states.flatten(0, 1)[context_index][0] for states in (hidden, merged))

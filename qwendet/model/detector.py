@@ -134,14 +134,14 @@ class Qwen25VLWithDetection(nn.Module):
             cache: an empty one; gets keys and values, so that answers can be written behind the prompts.
         """
         with self.computing():
-            patches, images = self.see(batch["pixel_values"], torch.tensor(batch["grids"]))
+            patches, images = self.encode_images(batch["pixel_values"], torch.tensor(batch["grids"]))
             embeds, label_embeds = self._embed(batch)
-            hidden = self._read(batch, embeds, images, cache)
+            hidden = self._run_language_model(batch, embeds, images, cache)
             tokens = self._token_losses(hidden, batch) if with_tokens else None
         head = None if self.head is None else self._detect(patches, hidden, label_embeds, batch)
         return DetectorOutput(tokens, head, None if cache is None else hidden[:, -1:])
 
-    def see(self, pixel_values: Tensor, grids: Tensor) -> tuple[Tensor, Any]:
+    def encode_images(self, pixel_values: Tensor, grids: Tensor) -> tuple[Tensor, Any]:
         """Run vision tower and merger; called, as the other parts are, in :meth:`computing`.
 
         ``grids`` ``(images, 3)`` are on the host, so that nobody waits for the device.
@@ -169,7 +169,9 @@ class Qwen25VLWithDetection(nn.Module):
         embeds, label_embeds = found.split([ids.numel(), label_ids.numel()])
         return embeds.view(*ids.shape, -1), label_embeds.view(*label_ids.shape, -1)
 
-    def _read(self, batch: Batch, embeds: Tensor, images: Any, cache: Cache | None = None) -> Tensor:
+    def _run_language_model(
+        self, batch: Batch, embeds: Tensor, images: Any, cache: Cache | None = None
+    ) -> Tensor:
         """Hidden states ``(B, L, text)`` of the language model."""
         position_ids = batch["position_ids"]
         # Packed samples are distinguished by positions, and only where there is no mask and no cache.
@@ -192,7 +194,7 @@ class Qwen25VLWithDetection(nn.Module):
             position_ids: ``(3, B, L)`` time, row and column; ``(4, B, L)`` of packed samples.
             attention_mask: ``(B, L)``; ``None`` for packed samples.
             num_tokens: of each sample.
-            images: from :meth:`see`; they take the place of the image tokens.
+            images: from :meth:`encode_images`; they take the place of the image tokens.
             cache: gets keys and values.
         """
         model = self.vlm.model

@@ -83,12 +83,12 @@ def see_everything(*args: Any, inputs_embeds: Tensor, **kwargs: Any) -> Tensor:
 
 
 def with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = Qwen25VLWithDetection._read
+    sound = Qwen25VLWithDetection._run_language_model
 
     def read(self: Any, *inputs: Any) -> Tensor:
         return F.dropout(sound(self, *inputs), training=self.training)
 
-    monkeypatch.setattr(Qwen25VLWithDetection, "_read", read)
+    monkeypatch.setattr(Qwen25VLWithDetection, "_run_language_model", read)
 
 
 def steps_of_two(monkeypatch: pytest.MonkeyPatch) -> None:

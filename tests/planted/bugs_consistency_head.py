@@ -32,15 +32,15 @@ def first_image(patches: Tensor, hidden: Tensor, batch: Batch) -> tuple[Tensor, 
 
 
 def window_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = Qwen25VLWithDetection.see
+    sound = Qwen25VLWithDetection.encode_images
 
-    def see(self: Qwen25VLWithDetection, pixel_values: Tensor, grids: Tensor) -> Any:
+    def encode_images(self: Qwen25VLWithDetection, pixel_values: Tensor, grids: Tensor) -> Any:
         patches, embeds = sound(self, pixel_values, grids)
         found = plan(self.vlm.model.visual, grids, pixel_values.device)
         order = found.get("window_index", torch.arange(len(patches) // 4).flip(0))
         return patches.unflatten(0, (len(order), -1))[order].flatten(0, 1), embeds
 
-    monkeypatch.setattr(Qwen25VLWithDetection, "see", see)
+    monkeypatch.setattr(Qwen25VLWithDetection, "encode_images", encode_images)
 
 
 def sigmoid_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,14 +27,14 @@ Features = list[tuple[Tensor, ...]]
 
 def handing_on(change: Callable[[Features], Features]) -> Plant:
     """Change the deepstack features that our forward hands to the language model, and it alone."""
-    sound = Qwen25VLWithDetection.see
+    sound = Qwen25VLWithDetection.encode_images
 
-    def see(self: Qwen25VLWithDetection, *given: Any) -> Any:
+    def encode_images(self: Qwen25VLWithDetection, *given: Any) -> Any:
         patches, images = sound(self, *given)
         images.deepstack_features = change(list(images.deepstack_features))
         return patches, images
 
-    return replacing(Qwen25VLWithDetection, "see", see)
+    return replacing(Qwen25VLWithDetection, "encode_images", encode_images)
 
 
 def one_layer_late(features: Features) -> Features:

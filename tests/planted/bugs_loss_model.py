@@ -82,9 +82,9 @@ def read(*, with_mask: bool, one_dimensional: bool) -> Callable[..., Tensor]:
 
 def seeing(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Plant:
     """Change patches and image tokens behind the vision tower, its deepstack features too."""
-    sound = Qwen25VLWithDetection.see
+    sound = Qwen25VLWithDetection.encode_images
 
-    def see(self: Qwen25VLWithDetection, pixel_values: Tensor, grids: Tensor) -> Any:
+    def encode_images(self: Qwen25VLWithDetection, pixel_values: Tensor, grids: Tensor) -> Any:
         patches, images = sound(self, pixel_values, grids)
         patches, tokens = change(patches, torch.cat(images.pooler_output))
         images.pooler_output = (tokens,)
@@ -94,7 +94,7 @@ def seeing(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Plant:
         ]
         return patches, images
 
-    return replacing(Qwen25VLWithDetection, "see", see)
+    return replacing(Qwen25VLWithDetection, "encode_images", encode_images)
 
 
 def context_detached(plant_on: pytest.MonkeyPatch) -> None:
@@ -173,13 +173,13 @@ MODEL_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "attention mask not given to the language model",
         "loss.tokens",
         ("differ from the base model's",),
-        replacing(Qwen25VLWithDetection, "_read", read(with_mask=False, one_dimensional=False)),
+        replacing(Qwen25VLWithDetection, "_run_language_model", read(with_mask=False, one_dimensional=False)),
     ),
     Bug(
         "positions of text for image tokens",
         "loss.tokens",
         ("differ from the base model's",),
-        replacing(Qwen25VLWithDetection, "_read", read(with_mask=True, one_dimensional=True)),
+        replacing(Qwen25VLWithDetection, "_run_language_model", read(with_mask=True, one_dimensional=True)),
     ),
     Bug(
         "image tokens detached",

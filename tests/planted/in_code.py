@@ -77,9 +77,9 @@ def in_head_inputs(change: Callable[[Tensor, Tensor, Batch], tuple[Tensor, Tenso
 
 def in_reading(change: Callable[[Qwen25VLWithDetection, Batch], Batch]) -> Plant:
     """Change the batch that the language model reads in training's forward."""
-    sound = Qwen25VLWithDetection._read
+    sound = Qwen25VLWithDetection._run_language_model
 
     def read(self: Qwen25VLWithDetection, batch: Batch, *inputs: Tensor) -> Tensor:
         return sound(self, change(self, batch), *inputs)
 
-    return lambda monkeypatch: monkeypatch.setattr(Qwen25VLWithDetection, "_read", read)
+    return lambda monkeypatch: monkeypatch.setattr(Qwen25VLWithDetection, "_run_language_model", read)

@@ -357,7 +357,7 @@ def test_image_tokens__keep_the_mergers_order(
     """Image embeddings enter the sequence as the base model itself would put them there."""
     sample = encoded[0]
     with torch.no_grad():
-        _, images = detector64.see(sample.pixel_values, sample.image_grid_thw)
+        _, images = detector64.encode_images(sample.pixel_values, sample.image_grid_thw)
         own = detector64.vlm.get_image_features(sample.pixel_values.double(), sample.image_grid_thw)
     torch.testing.assert_close(
         torch.cat(images.pooler_output), torch.cat(list(own.pooler_output)), rtol=0, atol=1e-10

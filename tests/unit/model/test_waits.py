@@ -70,14 +70,14 @@ def test_training_forward__never_asks_its_device(nowhere: Qwen25VLWithDetection,
 def test_planted__positions_counted_in_the_forward_are_noticed(
     nowhere: Qwen25VLWithDetection, sent: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = Qwen25VLWithDetection._read
+    sound = Qwen25VLWithDetection._run_language_model
 
     def read(self: Qwen25VLWithDetection, batch: Batch, *inputs: Tensor) -> Tensor:
         names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
         positions, _ = self.vlm.model.get_rope_index(**{name: batch[name].cpu() for name in names})
         return sound(self, batch | {"position_ids": positions}, *inputs)
 
-    monkeypatch.setattr(Qwen25VLWithDetection, "_read", read)
+    monkeypatch.setattr(Qwen25VLWithDetection, "_run_language_model", read)
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
         nowhere(sent)
 

@@ -54,7 +54,7 @@ def test_plan__changes_neither_patches_nor_image_tokens_nor_gradients(
     pixels = pixels_of(visual, grid)
     with attending(detector64, implementation):
         usual = visual(pixels, grid_thw=grid)
-        patches, images = detector64.see(pixels, grid)
+        patches, images = detector64.encode_images(pixels, grid)
     expected = restored(visual, usual.last_hidden_state, published_order(visual, grid))
     torch.testing.assert_close(patches, expected, rtol=0, atol=1e-9)
     torch.testing.assert_close(torch.cat(images.pooler_output), usual.pooler_output, rtol=0, atol=1e-9)
