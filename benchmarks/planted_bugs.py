@@ -76,7 +76,8 @@ def main() -> None:
 def plant(where: str, *options: str) -> Tally:
     """Plant every bug, run every sound project, and count."""
     tally = Tally()
-    pytest.main(["-q", "--no-header", "--tb=no", *options, "tests/planted"], plugins=[tally])
+    imported = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that this process has imported
+    pytest.main(["-q", "--no-header", "--tb=no", "-W", imported, *options, "tests/planted"], plugins=[tally])
     for name in tally.missed:
         print(f"not as it should be {where}: {name}")
     slowest = sorted(tally.seconds.items(), key=lambda item: -item[1])[:SLOWEST]

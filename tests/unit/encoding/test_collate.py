@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from qwendet.data.samples import Sample
-from qwendet.encoding.collate import IGNORED, Batch, StandardDataCollator, require_left_padding
+from qwendet.encoding.collate import IGNORED, Batch, StandardDataCollator, require_left_padding, to_device
 from qwendet.encoding.encode import EncodedSample, Span
 from qwendet.encoding.patch_order import raster_to_flat, raster_to_token
 from qwendet.errors import DataError
@@ -192,6 +193,33 @@ def test_label_texts__are_padded_on_the_right(collator: StandardDataCollator) ->
     batch = collator([bare_sample(3)])
     assert batch["label_input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["label_attention_mask"].tolist() == [[True, True, True], [True, False, False]]
+
+
+def test_batch__has_what_its_documentation_names(collator: StandardDataCollator) -> None:
+    samples = [bare_sample(3), bare_sample(5, 4, 2)]
+    batch = collator(samples)
+    documented = StandardDataCollator.__call__.__doc__ or ""
+    assert {name for name in re.findall(r"``(\w+)``", documented) if name in batch} == set(batch)
+    assert batch["grids"] == batch["image_grid_thw"].tolist() == [[1, 2, 2], [1, 4, 2]]
+    assert (batch["num_tokens"], batch["label_texts"]) == ([3, 5], ["red ring", "cat"])
+    assert batch["asked"].tolist() == [[True, True]] * 2
+    integers = (
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "labels",
+        "label_input_ids",
+        "target_label_ids",
+    )
+    assert {batch[name].dtype for name in integers} == {torch.int64}
+
+
+def test_to_device__moves_tensors_and_leaves_the_rest(collator: StandardDataCollator) -> None:
+    batch = collator([bare_sample(3)])
+    moved = to_device(batch, torch.device("meta"))
+    assert moved.keys() == batch.keys()
+    for name, value in moved.items():
+        assert value.device.type == "meta" if torch.is_tensor(value) else value == batch[name], name
 
 
 def test_masks__are_boolean(collator: StandardDataCollator) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,32 @@ def test_encode__an_unknown_label_of_the_student_is_no_matter_for_a_prompt(
     """The teachers know only blue squares; what the student's image holds is not asked for."""
     blue = make_encoder(bundle.processor, ("blue square",))
     assert blue.encode(sample, with_answer=False).student_assistant_spans == ()
+
+
+def test_encode__windows_of_an_image_that_changes_are_those_of_the_new_one(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    """The file is opened once for windows that follow one another, and again once it is another."""
+    window = (28, 0, 84, 56)
+    turn = Turn("large.png", (), root=tmp_path, window=window)
+    for at, shade in enumerate((40, 200)):
+        path = tmp_path / "large.png"
+        Image.effect_noise((112, 84), shade).convert("RGB").save(path)
+        os.utime(path, (at, at))
+        with Image.open(path) as image:
+            own = encoder.encode(Sample(turn), with_answer=False, images=[image.crop(window)])
+        found = encoder.encode(Sample(turn), with_answer=False)
+        assert torch.equal(found.pixel_values, own.pixel_values)
+        assert found.image_size == (56, 56)
+
+
+def test_encode__missing_file_of_a_window_is_named(
+    encoder: Encoder, tmp_path: Path, refusal: Refusal
+) -> None:
+    turn = Turn("gone.png", (), root=tmp_path, window=(0, 0, 56, 56))
+    error = refusal(encoder.encode, Sample(turn, where="train.jsonl:4"), with_answer=False)
+    assert error.problems[0].where == "train.jsonl:4"
+    assert "gone.png" in error.problems[0].what
 
 
 def test_chat__a_client_that_sends_it_is_encoded_as_the_sample(encoder: Encoder, sample: Sample) -> None:
