@@ -24,33 +24,51 @@ REPLACED = ".replaced"
 
 
 @contextmanager
-def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(target: Path, *, replace: bool = False, sync: bool = True) -> Iterator[Path]:
     """Write a folder beside its place, sync it to disk and rename it.
 
     Args:
-        target: the folder to be; must not exist when the block ends, unless it is to be replaced.
+        target: the folder to be; must be absent or empty when the block ends, unless it is to be replaced.
         replace: put it in place of a folder of the same name.
+        sync: as of :func:`publish_folder`.
 
     Yields:
-        An empty folder to write to. It is removed if the block raises.
+        An empty folder to write to. It is removed if the block raises, with the folders made for it.
     """
     staging = target.with_name(f".{target.name}.writing-{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    with _parents_of(staging):
+        staging.mkdir()
+        try:
+            yield staging
+            publish_folder(staging, target, replace=replace, sync=sync)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _parents_of(target: Path) -> Iterator[None]:
+    """Make the folders that something is to be in; those that are empty when the block ends go again."""
+    made = [path for path in target.absolute().parents if not path.exists()]
+    if made:
+        target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield staging
-        publish_folder(staging, target, replace=replace)
+        yield
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
-def publish_folder(staging: Path, target: Path, *, replace: bool) -> None:
-    """Sync a finished folder to disk and give it its final name, another folder's if ``replace``.
+def publish_folder(staging: Path, target: Path, *, replace: bool, sync: bool = True) -> None:
+    """Give a finished folder its final name, another folder's if ``replace``.
+
+    With ``sync`` it is synced to disk first, which takes minutes for a hundred thousand small files.
 
     There is no portable way to put a folder in another's place in one step. A process that dies between the
     two renames leaves the earlier folder under its second name, where :func:`find_folder` finds it.
     """
-    for path in [*staging.rglob("*"), staging]:
+    for path in [*staging.rglob("*"), staging] if sync else []:
         _sync(path)
     replaced = _second_name(target)
     if find_folder(target):
@@ -97,15 +115,16 @@ def atomic_file(target: Path) -> Iterator[Path]:
     """Write a file beside its place, sync it to disk and rename it."""
     staging = target.with_name(f".{target.name}.writing-{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield staging
-        _sync(staging)
-        staging.replace(target)
+        with _parents_of(staging):
+            try:
+                yield staging
+                _sync(staging)
+                staging.replace(target)
+            finally:
+                with suppress(OSError):
+                    staging.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"cannot write ({error.strerror})", str(target), "choose another place") from error
-    finally:
-        with suppress(OSError):
-            staging.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -112,13 +112,15 @@ def _records(source: Source, doing: str) -> Iterator[Record]:
     """
     problems: list[Problem] = []
     with track(doing, source.total) as advance:
-        for done, item in enumerate(source.items, start=1):
+        done = 0
+        for item in source.items:
             if isinstance(item, Record):
+                done += 1
                 turn = replace(item.sample.student, root=source.root)
                 yield replace(item, sample=replace(item.sample, student=turn))
             elif isinstance(item, Problem) and len(problems) < MAX_PROBLEMS:
                 problems.append(item)
-            advance(min(done, source.total), "")
+            advance(done, "")
     if problems:
         raise DataError.of(problems)
 

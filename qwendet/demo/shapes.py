@@ -20,7 +20,7 @@ from PIL import Image
 from qwendet.data.samples import DetectedObject
 from qwendet.demo import scenery
 from qwendet.demo.scenery import Field, Floats, Outline
-from qwendet.errors import DataError
+from qwendet.files import atomic_file
 
 VISIBLE_COVERAGE = 0.3  # of a pixel, from which on it belongs to its object's box
 MIN_SIDE_PX = 6
@@ -285,21 +285,15 @@ def write_dataset(
     called after each scene with the number done.
     """
     assert count > 0, count
-    partial = path.with_name(path.name + ".partial")
-    try:
-        (path.parent / "images").mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            for index in range(count):
-                scene = draw_scene(world, np.random.default_rng([seed, index]))
-                image = f"images/{path.stem}_{index:05d}.{image_format.lower()}"
-                scene.image.save(path.parent / image, image_format)
-                file.write(_as_line(image, scene))
-                if progress is not None:
-                    progress(index + 1)
-        partial.replace(path)
-    except OSError as error:
-        what = f"cannot write the generated data ({error})"
-        raise DataError(what, str(path), "choose another place, or make room") from error
+    with atomic_file(path) as staging, staging.open("w", encoding="utf-8") as file:
+        (path.parent / "images").mkdir(exist_ok=True)
+        for index in range(count):
+            scene = draw_scene(world, np.random.default_rng([seed, index]))
+            image = f"images/{path.stem}_{index:05d}.{image_format.lower()}"
+            scene.image.save(path.parent / image, image_format)
+            file.write(_as_line(image, scene))
+            if progress is not None:
+                progress(index + 1)
     return path
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -39,6 +38,7 @@ from qwendet.data.formats.writer import Writer
 from qwendet.data.formats.yolo_writer import YoloWriter, ring_of
 from qwendet.data.samples import DetectedObject
 from qwendet.errors import ConfigError, DataError, Problem
+from qwendet.files import atomic_folder
 from qwendet.progress import Advance, track
 
 SHARDS: Mapping[Target, str] = {"webdataset": ".tar", "parquet": ".parquet"}
@@ -296,21 +296,12 @@ def refuse_occupied(dst: Path) -> None:
 
 @contextmanager
 def complete_or_absent(dst: Path) -> Iterator[Path]:
-    """Give a folder beside ``dst`` to fill; it becomes ``dst`` if all went well and vanishes if not.
-
-    Unlike a checkpoint it is not synced to disk, which takes minutes for a hundred thousand label files.
-    """
-    partial = dst.parent / f".{dst.name}.partial-{os.getpid()}"
+    """Give a folder beside ``dst`` to fill; it becomes ``dst`` if all went well and vanishes if not."""
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if dst.is_dir():
-            dst.rmdir()
-        partial.rename(dst)
+        with atomic_folder(dst, sync=False) as partial:
+            yield partial
     except OSError as error:
         raise DataError(f"cannot write the data set ({error})", str(dst), "give another folder") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def conversion_notes(report: ConversionReport) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.samples import Sample, SampleFile
 from qwendet.data.tile import Tiling, read_tiles, tile_dataset
 from qwendet.errors import ConfigError, DataError
+from qwendet.progress import Advance, shown_by
 
 Objects = list[tuple[int, int, int, int]]
 
@@ -59,6 +62,21 @@ def test_tile_dataset__boxes_are_cut_and_lie_on_their_pixels(tmp_path: Path) -> 
             rows, columns = np.nonzero(pixels == 100 + 10 * int(item.desc.split()[1]))
             box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
             assert box == item.bbox_2d
+
+
+def test_tile_dataset__shows_how_many_images_are_cut(tmp_path: Path) -> None:
+    """Also of COCO, whose file does not begin with their number."""
+    write(tmp_path / "all.jsonl", {"a.png": [(10, 10, 40, 40)], "b.png": [(20, 10, 40, 40)]})
+    convert_dataset(tmp_path / "all.jsonl", tmp_path / "coco", Conversion(target="coco"))
+    shown: list[tuple[str, int]] = []
+
+    @contextmanager
+    def show(description: str, total: int) -> Iterator[Advance]:
+        yield lambda finished, text: shown.append((description, finished))
+
+    with shown_by(show):
+        tile_dataset(tmp_path / "coco", tmp_path / "dst", Tiling(read_tiles("2x1")))
+    assert shown[-1] == ("cutting coco", 2)
 
 
 @pytest.mark.parametrize(("min_visible", "kept"), [(0.33, 1), (0.34, 0), (0.0, 1)])

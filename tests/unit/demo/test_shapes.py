@@ -224,6 +224,6 @@ def test_write_dataset__interrupted_leaves_no_sample_file(tmp_path: Path) -> Non
 
 def test_write_dataset__names_the_path_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write the generated data") as caught:
+    with pytest.raises(DataError, match=r"cannot write \(Not a directory") as caught:
         write_dataset(DEMO, tmp_path / "file" / "train.jsonl", 1, seed=0)
     assert caught.value.problems[0].where == str(tmp_path / "file" / "train.jsonl")

@@ -518,10 +518,13 @@ def test_atomic_folder__appears_whole(tmp_path: Path) -> None:
 
 
 def test_atomic_folder__leaves_nothing_when_the_block_fails(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="disk"), atomic_folder(tmp_path / "final") as staging:
-        (staging / "a.txt").write_text("a")
-        raise RuntimeError("disk")
-    assert list(tmp_path.iterdir()) == []
+    for folder in (tmp_path, tmp_path / "deep" / "run"):
+        with pytest.raises(RuntimeError, match="disk"), atomic_folder(folder / "final") as staging:
+            (staging / "a.txt").write_text("a")
+            raise RuntimeError("disk")
+        with pytest.raises(RuntimeError, match="disk"), atomic_file(folder / "a.json"):
+            raise RuntimeError("disk")
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_atomic_folder__does_not_replace_what_is_there(tmp_path: Path) -> None:
