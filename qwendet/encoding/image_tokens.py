@@ -43,27 +43,29 @@ def known_family(model: ModelConfig) -> Family | None:
 
 
 def image_limits(config: Config) -> PixelLimits | None:
-    """Limits of the config's model; None where only a download would tell."""
+    """Limits of the config's model; None where neither a file nor a published name tells."""
     if config.model.path in EMBEDDED_MODELS:
-        known = embedded_limits(FAMILIES[EMBEDDED_MODELS[config.model.path]])
-        return _limits(config, known.min_pixels, known.max_pixels, known.unit)
+        return _limits(config, embedded_limits(FAMILIES[EMBEDDED_MODELS[config.model.path]]))
     folder = settings_folder(config.model)
     if folder is None:
-        return None
+        family = family_by_name(config.model.path)
+        return None if family is None else _limits(config, family.limits)
     try:
         facts = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         size = facts.get("size") or {}
         low = facts.get("min_pixels") or size["shortest_edge"]
         high = facts.get("max_pixels") or size["longest_edge"]
-        side = facts["patch_size"] * facts["merge_size"]
+        own = PixelLimits(low, high, facts["patch_size"] * facts["merge_size"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return _limits(config, low, high, side)
+    return _limits(config, own)
 
 
-def _limits(config: Config, low: int, high: int, side: int) -> PixelLimits:
+def _limits(config: Config, own: PixelLimits) -> PixelLimits:
     """Those of a processor, unless the config has others."""
-    return PixelLimits(config.data.min_pixels or low, config.data.max_pixels or high, side)
+    return PixelLimits(
+        config.data.min_pixels or own.min_pixels, config.data.max_pixels or own.max_pixels, own.unit
+    )
 
 
 def require_image_limits(config: Config, folder: Path) -> PixelLimits:

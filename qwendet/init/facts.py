@@ -43,6 +43,7 @@ class DataFacts:
         image_sizes: width and height of each image whose size is known.
         most_boxes: most boxes of an image, validation included.
         size_of: displayed size of each image, by the file's split and the image's name.
+        splits: what was read of each split.
     """
 
     num_samples: int
@@ -53,6 +54,7 @@ class DataFacts:
     most_boxes: int
     files: Mapping[Split, Path | Sequence[Path]]
     size_of: Mapping[tuple[Split, str], Size]
+    splits: Mapping[Split, SplitStats]
 
 
 def look_at(files: Mapping[Split, Path | Sequence[Path]], root: Path | None = None) -> DataFacts:
@@ -72,6 +74,7 @@ def look_at(files: Mapping[Split, Path | Sequence[Path]], root: Path | None = No
         most_boxes=max(map(_most_boxes, splits.values())),
         files=files,
         size_of={(split, image.image): image.size for split, image in seen if image.size is not None},
+        splits=splits,
     )
 
 

@@ -11,9 +11,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from qwendet.checks.config.samples import Split
+from qwendet.checks.config.small_objects import SMALL_OBJECTS, small_objects
 from qwendet.config.schema import EMBEDDED_MODELS, HUB_ID, Config, ModelConfig
 from qwendet.data.formats.convert import Conversion, conversion_notes, convert_dataset
 from qwendet.data.formats.detect import detect_format
@@ -259,9 +261,7 @@ def _model(model: str, directory: Path) -> _Model:
             f"fetch its settings first: hf download {model} --include '*.json' '*.jinja' '*.txt'",
         )
     is_embedded = model in EMBEDDED_MODELS
-    limits = family.limits if folder is None else require_image_limits(Config(), folder)
-    if is_embedded:
-        limits = image_limits(Config(model=settings)) or limits
+    limits = image_limits(Config(model=settings)) or require_image_limits(Config(), folder or Path(model))
     path = model
     if folder == Path(model) and not is_embedded:
         path = _from_config(folder, directory)
@@ -322,12 +322,18 @@ def _of_facts(facts: DataFacts, model: _Model) -> tuple[dict[str, Setting], list
     most = choose_labels_per_request(tokens)
     asked = sorted(tokens, key=lambda label: -tokens[label])[:most]
     if most is not None:
-        told = f"{len(tokens):,} labels would take {sum(tokens.values()):,} tokens of each request"
-        settings["labels_per_request"] = Setting(most, told)
-        notes.append(f"{told}: data.labels_per_request is {most}; see docs/data.md, many labels.")
+        why = f"{len(tokens):,} labels would take {sum(tokens.values()):,} tokens of each request"
+        settings["labels_per_request"] = Setting(most, why)
+        notes.append(f"{why}: data.labels_per_request is {most}; see docs/data.md, many labels.")
     settings |= choose_pixels(facts.boxes, facts.image_sizes, limits, model.recipe)
     low = settings["min_pixels"].value if "min_pixels" in settings else limits.min_pixels
     seen = PixelLimits(low, settings["max_pixels"].value, limits.unit)
+    for small in islice(small_objects(facts.splits, seen), 1):
+        settings["allow"] = Setting([SMALL_OBJECTS], "objects smaller than an image token are accepted")
+        notes.append(
+            f"Objects are small for this model: {small.what}. The config accepts it (data.allow), since"
+            f" larger images cost more; to mend it, {small.fix}."
+        )
     totals = count_sample_tokens(facts, asked, seen, model.family, count)
     around = prompt_tokens(asked, model.family, count)[0]
     of_largest = seen.max_pixels // seen.unit**2 + around

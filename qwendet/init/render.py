@@ -10,7 +10,7 @@ import yaml
 from qwendet.config.schema import Config
 from qwendet.init.values import Setting, Settings
 
-HEADER = "# Every other setting has its default; `qwendet validate-config` tells what is wrong here.\n"
+HEADER = "# Every other setting has its default; `qwendet validate-config` says what is wrong here.\n"
 
 
 def render(sections: Mapping[str, Settings]) -> str:

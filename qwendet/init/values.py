@@ -261,18 +261,18 @@ def choose_course(num_samples: int, recipe: Recipe) -> Settings:
     if recipe.most_steps is None:
         passes = _num_passes(num_samples, recipe)
         steps = math.ceil(passes * num_samples / in_step) if num_samples else recipe.least_steps
-        told = f"{counted(passes, 'pass')} over {counted(num_samples, 'sample')}: about {steps:,} steps"
-        course["epochs"] = Setting(float(passes), told if num_samples else "")
+        why = f"{counted(passes, 'pass')} over {counted(num_samples, 'sample')}: about {steps:,} steps"
+        course["epochs"] = Setting(float(passes), why if num_samples else "")
     else:
         steps = math.ceil(recipe.passes * num_samples / in_step)
         steps = min(recipe.most_steps, max(recipe.least_steps, steps))
         passes = max(1, round(steps * in_step / num_samples)) if num_samples else 0
-        told = f"about {counted(passes, 'pass')} over {counted(num_samples, 'sample')}"
-        course["max_steps"] = Setting(steps, told if num_samples else "")
+        why = f"about {counted(passes, 'pass')} over {counted(num_samples, 'sample')}"
+        course["max_steps"] = Setting(steps, why if num_samples else "")
     course["batch_size"] = Setting(recipe.batch_size)
     if recipe.accumulation > 1:
-        told = f"a step sees {in_step} samples, as if they were one batch"
-        course["gradient_accumulation_steps"] = Setting(recipe.accumulation, told)
+        why = f"a step sees {in_step} samples, as if they were one batch"
+        course["gradient_accumulation_steps"] = Setting(recipe.accumulation, why)
     return course | {
         "learning_rate": Setting(recipe.learning_rate, recipe.why_rate),
         "head_learning_rate": Setting(recipe.head_learning_rate, recipe.why_head_rate),

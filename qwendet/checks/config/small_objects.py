@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from qwendet.encoding.image_tokens import image_limits
 from qwendet.errors import Problem
 from qwendet.families.family import PixelLimits
 
+SMALL_OBJECTS = "config.images.small_objects"
 STEP = 1.05
 """Factor between two pixel limits that are tried."""
 NEARLY = 0.9
@@ -57,14 +58,22 @@ def objects_cover_a_token(dataset: Dataset) -> Iterable[Problem]:
     config, limits = dataset.config, image_limits(dataset.config)
     if limits is None:
         raise NotApplicableError("only a download of the model would tell how it resizes images")
-    # Validation images are looked at as inference does it, training images as they are.
-    views: Mapping[Split, InferConfig] = {"train": WHOLE, "val": config.infer}
-    found = {split: _boxes(dataset.splits[split]) for split in views if split in dataset.splits}
-    if not any(boxes for boxes in found.values()):
+    if not any(_boxes(stats) for stats in dataset.splits.values()):
         raise NotApplicableError("there is no box in an image of known size")
-    for split, boxes in found.items():
+    return small_objects(dataset.splits, limits, config.infer)
+
+
+def small_objects(
+    splits: Mapping[Split, SplitStats], limits: PixelLimits, infer: InferConfig = WHOLE
+) -> Iterator[Problem]:
+    """Splits whose median box is smaller than what one image token covers.
+
+    Validation images are looked at as inference does it, training images as they are.
+    """
+    views: Mapping[Split, InferConfig] = {"train": WHOLE, "val": infer}
+    for split, stats in ((split, splits[split]) for split in views if split in splits):
+        boxes = _boxes(stats)
         if boxes is not None and (median := boxes.median(limits, views[split])) < limits.unit:
-            stats = dataset.splits[split]
             seen = f"{median:.3g} pixels as the model sees it, where one image token covers {limits.unit}"
             what = f"the median box of {stats.name} has a side of {seen}"
             yield Problem(what, f"data.{split}", _mend(boxes, limits, stats))
@@ -85,11 +94,14 @@ def _mend(boxes: _Boxes, limits: PixelLimits, stats: SplitStats) -> str:
     """The pixel limit, and the windows, with which the median box is large enough."""
     unit = limits.unit
     is_small_in_files = boxes.median(replace(limits, max_pixels=WITHOUT_LIMIT)) < unit
-    keys = ("max_pixels", "min_pixels") if is_small_in_files else ("max_pixels",)
-    pixels = limits.max_pixels
-    while boxes.median(replace(limits, **dict.fromkeys(keys, pixels))) < unit:
-        pixels = math.ceil(STEP * pixels / unit**2) * unit**2
-    fix = "enlarge the images: " + " ".join(f"--set data.{key}={pixels}" for key in keys)
+    larger = limits
+    while boxes.median(larger) < unit:
+        least = larger.min_pixels if is_small_in_files else larger.max_pixels
+        pixels = math.ceil(STEP * least / unit**2) * unit**2
+        low = pixels if is_small_in_files else limits.min_pixels
+        larger = replace(limits, min_pixels=low, max_pixels=max(pixels, limits.max_pixels))
+    changed = [key for key in ("max_pixels", "min_pixels") if getattr(larger, key) != getattr(limits, key)]
+    fix = "enlarge the images: " + " ".join(f"--set data.{key}={getattr(larger, key)}" for key in changed)
     displayed = float(np.median(boxes.sides))
     side = int(NEARLY * math.sqrt(limits.max_pixels) * displayed / unit)
     in_windows = replace(limits, min_pixels=limits.max_pixels) if is_small_in_files else limits
@@ -103,7 +115,7 @@ def _mend(boxes: _Boxes, limits: PixelLimits, stats: SplitStats) -> str:
 
 
 CHECKS: Mapping[str, Check] = {
-    "config.images.small_objects": Check(
+    SMALL_OBJECTS: Check(
         objects_cover_a_token, "objects are large enough for the model to see", is_of_data=False
     ),
 }

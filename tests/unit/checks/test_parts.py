@@ -12,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from qwendet.checks.config.lookalikes import lookalikes, nearest_lookalike
 from qwendet.checks.config.suite import Thoroughness, exit_code, require_files, run_config_checks
 from qwendet.config.load import load_config
-from qwendet.config.schema import Config, ModelConfig
+from qwendet.config.schema import Config, DataConfig, ModelConfig
 from qwendet.encoding.image_tokens import image_limits
 from qwendet.errors import DataError, Result
 from qwendet.families.family import PixelLimits
@@ -34,7 +34,11 @@ def test_model_size__is_that_of_the_published_resizer(
 
 def test_image_limits__are_the_models_own_unless_set() -> None:
     assert image_limits(Config()) == PixelLimits(3136, 50_176, 28)
-    assert image_limits(Config(model=ModelConfig(path="Qwen/Qwen2.5-VL-3B-Instruct"))) is None
+    hub_id = ModelConfig(path="Qwen/Qwen2.5-VL-3B-Instruct")
+    assert image_limits(Config(model=hub_id)) == PixelLimits(3136, 12_845_056, 28)
+    limits = DataConfig(max_pixels=50_176)
+    assert image_limits(Config(model=hub_id, data=limits)) == PixelLimits(3136, 50_176, 28)
+    assert image_limits(Config(model=ModelConfig(path="somebody/cells"))) is None
 
 
 def test_load_interface__needs_no_model(bundle: Bundle, tiny_config: Config) -> None:

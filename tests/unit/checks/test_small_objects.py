@@ -59,9 +59,21 @@ def test_what_it_names__mends_it(tmp_path: Path, side: int, size: tuple[int, int
     assert passed.status == "pass"
 
 
+def test_it_runs__where_the_name_of_a_model_tells_its_limits(tmp_path: Path) -> None:
+    """A token of Qwen3-VL covers 32x32 pixels, and images are not shrunk below 16 million pixels."""
+    config = project(tmp_path, 30, (600, 400))
+    found = results(config, "model.path=Qwen/Qwen3-VL-4B-Instruct")
+    assert [(result.status, result.where) for result in found] == [
+        ("fail", "data.train"),
+        ("fail", "data.val"),
+    ]
+    assert "a side of 29.6 pixels as the model sees it, where one image token covers 32" in found[0].what
+    assert found[0].fix.startswith("enlarge the images: --set data.min_pixels=")  # they are not shrunk
+
+
 def test_it_is_skipped__where_nothing_can_be_known(tmp_path: Path) -> None:
     config = project(tmp_path, 40, (600, 400))
-    (unknown,) = results(config, "model.path=somebody/Qwen3-VL-nowhere")
+    (unknown,) = results(config, "model.path=somebody/cells")
     assert unknown.status == "skip"
     assert "only a download of the model would tell" in unknown.what
     for split in ("train", "val"):

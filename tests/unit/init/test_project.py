@@ -285,6 +285,20 @@ def test_dense__room_for_every_box(tmp_path: Path) -> None:
     assert (config.detection.num_queries, config.infer.max_detections) == (600, 600)
 
 
+@pytest.mark.parametrize("model", ["tiny", "Qwen/Qwen3-VL-4B-Instruct"])
+def test_small_objects__are_accepted_which_is_said(tmp_path: Path, model: str) -> None:
+    """The config passes its own check, and the way out is named."""
+    data = write_samples(tmp_path / "d", "train", size=(2000, 2000))
+    boxes = [{"bbox_2d": [x, 5, x + 9, 14], "desc": "dot"} for x in range(0, 2000, 20)]
+    (data / "train.jsonl").write_text(json.dumps({"images": ["train.png"], "objects": boxes}))
+    summary, config = start(tmp_path / "p", model=model, data=data)
+    assert config.data.allow == ("config.images.small_objects",)
+    (note,) = [note for note in summary.notes if note.startswith("Objects are small")]
+    assert "where one image token covers" in note
+    assert f"qwendet data tile {data} DST --tiles" in note
+    require_config_checks(config)
+
+
 def test_many_labels__some_are_asked_at_a_time_which_is_said(tmp_path: Path) -> None:
     data = write_samples(tmp_path / "d", "train")
     boxes = [{"bbox_2d": [1, 2, 20, 25], "desc": f"kind of thing number {number}"} for number in range(600)]
@@ -313,6 +327,14 @@ def test_folder__splits_become_training_and_validation(tmp_path: Path) -> None:
     assert "train: data/train.jsonl" in summary.config.read_text()
     assert config.data.val == str(data / "val.jsonl")
     assert str(data / "test.jsonl") in summary.notes[-1]
+
+
+def test_broken_data__leaves_no_folder(tmp_path: Path) -> None:
+    data = write_voc(tmp_path / "voc", "a")
+    (data / "JPEGImages" / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError):
+        start(tmp_path / "new" / "p", model="tiny", data=data)
+    assert not (tmp_path / "new").exists()
 
 
 def test_folder__without_training_samples_is_refused(tmp_path: Path) -> None:
@@ -400,7 +422,7 @@ def test_interrupted_drawing__leaves_nothing_half_written(
     monkeypatch.setattr(project, "write_dataset", interrupt)
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path / "p", tiny=True)
-    assert list((tmp_path / "p").iterdir()) == []
+    assert not (tmp_path / "p").exists()
 
 
 def test_tiny_with_data__is_refused_with_the_right_command(tmp_path: Path) -> None:
