@@ -21,6 +21,7 @@ from qwendet.inference.batches import Result, Skipped, shard_of, window_size
 from qwendet.inference.detections import Prediction, Source, write_predictions
 from qwendet.inference.inputs import coco_ids, digest_of, find_samples, with_teachers
 from qwendet.inference.parts import predict_parts, require_free
+from qwendet.inference.predictor import require_settings
 from qwendet.inference.served import predictor_of
 from qwendet.inference.sharding import is_first_process, joined_processes, temporary_folder
 from qwendet.inference.tiles import require_tiles_that_fit
@@ -105,6 +106,7 @@ def infer(
     if output is not None and output.suffix == ".parquet":
         import_parquet()  # what is lacking is reported before the work
     require_free(kept, "--output", resume=resume)
+    require_settings(model, overrides)
     forced = ["infer.constrained=true"] if constrained else []
     with joined_processes():
         found = find_samples(inputs)
@@ -125,12 +127,12 @@ def infer(
         own = found if shard is None else found[shard_of(len(found), window, shard)]
         samples = with_teachers(own, predictor.bundle.config, teachers)
         digest = digest or digest_of(samples, skip_bad=skip_bad)
-        told = {"images": len(samples), "shard": shard, "sha256": digest}
+        header = {"images": len(samples), "shard": shard, "sha256": digest}
         plan = predictor.plan(samples, window)
         origin = predictor.origin()
         summary = InferSummary(output, origin)
         with temporary_folder() if kept is None else nullcontext(kept) as folder:
-            parts = predict_parts(predictor, plan, mode, folder, told, skip_bad=skip_bad)
+            parts = predict_parts(predictor, plan, mode, folder, header, skip_bad=skip_bad)
             if not is_first_process():
                 return summary
             if visualize is not None:

@@ -210,14 +210,10 @@ def _write(found: Evaluation, report: Path | None, json_file: Path | None, coco:
 
 def _print(found: Evaluation) -> None:
     columns = ["metric", *(f"{run.name} (score: {run.source})" for run in found.runs)]
-    rows = [[name, *(run.metrics[name] for run in found.runs)] for name in found.runs[0].metrics]
-    rows += [
-        [f"{name} at best F1", *(getattr(run.at_best, name) for run in found.runs)]
-        for name in found.runs[0].at_best._fields
-    ]
-    rows.append(["F1@mIoU", *(run.f1_over_ious for run in found.runs)])
+    figures = [run.figures() for run in found.runs]
+    rows = [[name, *(numbers[name] for numbers in figures)] for name in figures[0]]
     boxes = len(found.runs[0].matches.truth)
-    title = f"{len(found.samples)} images, {boxes} boxes; COCO metrics, the rest at IoU 0.5"
+    title = f"{len(found.samples)} images, {boxes} boxes; COCO metrics, best F1 at IoU 0.5"
     console.print_table(title, columns, _shown(rows))
     for run in found.runs:
         _print_labels(run)

@@ -18,7 +18,7 @@ from qwendet.config.schema import Config
 from qwendet.data.formats.convert import Conversion
 from qwendet.data.labels import labels_of
 from qwendet.data.samples import Sample
-from qwendet.errors import ConfigError, DataError, Problem, told_left_out
+from qwendet.errors import ConfigError, DataError, Problem, left_out_notes
 from qwendet.evaluation.coco import MOST_OF_FEDERATED, coco_ground_truth
 from qwendet.evaluation.compare import Comparison, compare_runs
 from qwendet.evaluation.dataset import foreign_labels, open_dataset, without_teachers
@@ -30,7 +30,7 @@ from qwendet.inference.batches import Result, Skipped, window_size
 from qwendet.inference.detections import Prediction, Source
 from qwendet.inference.inputs import digest_of, with_teachers
 from qwendet.inference.parts import predict_parts
-from qwendet.inference.predictor import Predictor
+from qwendet.inference.predictor import Predictor, require_settings
 from qwendet.inference.served import ServedPredictor, predictor_of
 from qwendet.inference.sharding import temporary_folder
 from qwendet.inference.tiles import require_tiles_that_fit
@@ -122,6 +122,7 @@ def evaluate_model(
     Raises:
         QwendetError: for a model, data or option that cannot be used.
     """
+    require_settings(model, overrides)
     samples, notes, left_out = open_dataset(data, how)
     skip_bad = how is not None and how.skip_bad
     # Read before hours are spent on predicting.
@@ -167,7 +168,7 @@ def evaluate_model(
             before = _predict_all(earlier, own, settings, folder / "base", skip_bad)
     broken = _broken([*found.values(), *before.values()])
     left_out += [problem for problems in broken.values() for problem in problems]
-    notes += told_left_out([problem for problems in broken.values() for problem in problems])
+    notes += left_out_notes([problem for problems in broken.values() for problem in problems])
     usable = [index for index in range(len(samples)) if index not in broken]
     samples = [samples[index] for index in usable]
     truth = coco_ground_truth(samples, _kept(next(iter(found.values()))[2], usable), labels)

@@ -126,6 +126,12 @@ class Run:
         """For example ``head`` or ``text, 2 teachers``."""
         return run_name(self.source, self.teachers)
 
+    def figures(self) -> dict[str, float | None]:
+        """Every number over all labels, by the name that it is shown by."""
+        point = self.at_best._asdict().items()
+        at_best = {f"{name.replace('_', ' ')} at best F1": value for name, value in point}
+        return {**self.metrics, **at_best, "F1@mIoU": self.f1_over_ious}
+
 
 def run_name(source: Source, teachers: int | None) -> str:
     """Name a run.

@@ -25,7 +25,7 @@ from qwendet.answers.grammar import AnswerGrammar
 from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
 from qwendet.config.load import override_config
 from qwendet.config.same_settings import require_same_settings
-from qwendet.config.schema import Config
+from qwendet.config.schema import EMBEDDED_MODELS, Config
 from qwendet.data.images import image_size
 from qwendet.data.labels import label_chunks
 from qwendet.data.samples import Sample
@@ -177,7 +177,7 @@ class Predictor:
         views: dict[int, list[Sample]] = {}
 
         @contextmanager
-        def told(index: int) -> Iterator[None]:
+        def skipping(index: int) -> Iterator[None]:
             try:
                 yield
             except DataError as error:
@@ -186,11 +186,11 @@ class Predictor:
                 results[index] = Skipped(error.problems)
 
         def requests(index: int, view: Sample) -> Iterator[EncodedSample]:
-            with told(index):
+            with skipping(index):
                 yield from self.requests(view, sources)
 
         for index in plan.batch(number):
-            with told(index):
+            with skipping(index):
                 views[index] = tiles.views(plan.samples[index])
         shown = [(index, view) for index, own in views.items() for view in own]
         parts = self._parts([view for _, view in shown], [requests(*place) for place in shown], sources)
@@ -370,11 +370,17 @@ def config_to_ask(
         labels = labels_of_data
         if not labels:
             fix = "infer: --labels cat,dog; eval: --set data.labels=[cat,dog]"
-            raise ConfigError("nothing tells what to look for in the images", "--labels", fix)
+            raise ConfigError("nothing says what to look for in the images", "--labels", fix)
     if labels is not None:
         tell_near_misses(labels, trained.data.labels or ())
         config = config.model_copy(update={"data": config.data.model_copy(update={"labels": tuple(labels)})})
     return config, is_foreign
+
+
+def require_settings(model: Path, overrides: Sequence[str]) -> None:
+    """Find mistakes in ``--set`` before images are read, where the model's config is on this disk."""
+    if model.is_dir() or str(model) in EMBEDDED_MODELS:
+        override_config(config_of_model(str(model))[0], overrides)
 
 
 def sources_of(mode: str, *, has_head: bool) -> tuple[Source, ...]:

@@ -16,7 +16,7 @@ from PIL import Image
 from qwendet.data.images import open_image
 from qwendet.data.samples import Sample
 from qwendet.evaluation.command import Evaluation
-from qwendet.evaluation.scores import SCORE_MEANINGS, OperatingPoint
+from qwendet.evaluation.scores import SCORE_MEANINGS
 from qwendet.files import atomic_file
 from qwendet.inference.predictor import in_words
 from qwendet.report.charts import SIDE, calibration_of, confusion_of, curves_of
@@ -56,8 +56,7 @@ def render(evaluation: Evaluation) -> str:
         .render(
             evaluation=evaluation,
             runs=[_run(run, evaluation.ground_truth) for run in evaluation.runs],
-            metrics=list(evaluation.runs[0].metrics),
-            point_fields=OperatingPoint._fields,
+            figures=[run.figures() for run in evaluation.runs],
             boxes=sum(not item["ignore"] for item in evaluation.ground_truth["annotations"]),
             score_meanings=SCORE_MEANINGS,
             side=SIDE,

@@ -70,6 +70,7 @@ infer tiny-untrained tiny/images --labels dot --config nowhere
 infer tiny-untrained tiny/images --labels dot --config tiny.yaml --set data.frame=percent
 infer tiny-untrained tiny/images --labels dot --set model.path=tiny
 infer tiny tiny/images --config tiny.yaml
+infer tiny tiny.yaml --set infer.score_treshold=0.5
 infer run coco.json
 infer tiny-untrained tiny/images --labels dot --mode text --tiles 9000
 infer tiny-untrained tiny/images --labels dot --mode text --tiles 20
