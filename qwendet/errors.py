@@ -25,7 +25,7 @@ class Problem:
     id: str = ""
 
 
-def told_left_out(problems: Sequence[Problem]) -> list[str]:
+def left_out_notes(problems: Sequence[Problem]) -> list[str]:
     """The note that lists what was left out."""
     lines = [f"  {problem.where}: {problem.what}" for problem in problems]
     return ["\n".join([f"Left out {len(lines)}:", *lines])] if lines else []

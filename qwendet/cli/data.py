@@ -63,7 +63,7 @@ def convert(
     images: ImagesOption = "copy",
     image_dir: ImageDirOption = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse what would otherwise be mended or left out and told.")
+        bool, typer.Option("--strict", help="Refuse what would otherwise be mended or left out and reported.")
     ] = False,
     skip_bad: SkipBadOption = False,
     frame: FrameOption = None,

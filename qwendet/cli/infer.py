@@ -28,7 +28,7 @@ from qwendet.cli.options import (
     with_tiles,
 )
 from qwendet.console import console
-from qwendet.errors import told_left_out
+from qwendet.errors import left_out_notes
 from qwendet.files import partial_of, require_place
 from qwendet.inference.sharding import is_first_process
 
@@ -154,7 +154,7 @@ def _report(summary: InferSummary, visualize: Path | None, further: str) -> None
         f"{summary.images} image{'s' * (summary.images != 1)}, {summary.detections} detections, "
         f"{summary.rejected} rejected boxes{written}"
     )
-    for note in told_left_out(summary.skipped):
+    for note in left_out_notes(summary.skipped):
         console.say(note)
     if visualize is not None:
         console.say(f"Drew them into {visualize}.")

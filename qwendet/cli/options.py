@@ -120,7 +120,7 @@ FromOption = Annotated[
 ]
 FrameOption = Annotated[
     Literal["pixels", "resized", "thousandths", "fractions"] | None,
-    typer.Option("--frame", help="What the boxes of conversations are, where they do not tell it."),
+    typer.Option("--frame", help="What the boxes of conversations are, where they do not say it."),
 ]
 ImageDirOption = Annotated[
     Path | None,

@@ -149,7 +149,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
         if "{labels}" not in self.request:
-            raise ValueError("data.request must contain {labels}: the model is told what to look for; add it")
+            raise ValueError("data.request must contain {labels}: it names what to look for; add it")
         for key, text in (("request", self.request), ("system_prompt", self.system_prompt)):
             if text is not None and ("<|" in text or "|>" in text):
                 raise ValueError(f"data.{key} holds special-token text: remove <| and |>")

@@ -19,7 +19,7 @@ SUFFIX = ".parquet"
 EXTRA = "pip install 'qwendet[parquet]'"
 IMAGE_COLUMNS = ("image", "images", "img", "image_path", "path", "file_name", "filename", "jpg", "png")
 FEDERATED = ("neg_labels", "not_exhaustive_labels")
-TOLD = ("objects", "annotations", "categories", "width", "height", "labels", *FEDERATED)
+FIELDS = ("objects", "annotations", "categories", "width", "height", "labels", *FEDERATED)
 OPEN_FILES, GROUPS = 64, 2
 """Files that stay open, and row groups, of images and of other columns, that stay in memory; a process."""
 
@@ -61,7 +61,7 @@ class Table:
             raise DataError(what, str(path), "rename the column of the images to image")
         self.holds_files = not types.is_string(kind)
         self._images = f"{self.column}.bytes" if is_struct else self.column
-        self.others = [name for name in schema.names if name in TOLD]
+        self.others = [name for name in schema.names if name in FIELDS]
         has_path = is_struct and kind.get_field_index("path") >= 0
         self._others = [*self.others, *([f"{self.column}.path"] if has_path else [])]
         self._others += [] if self.holds_files else [self.column]
@@ -87,8 +87,8 @@ class Table:
         if not self._others:
             return {}
         number = bisect(self._starts, row) - 1
-        told = _group(self, number).slice(row - self._starts[number], 1).to_pylist()
-        found: dict[str, Any] = told[0]
+        rows = _group(self, number).slice(row - self._starts[number], 1).to_pylist()
+        found: dict[str, Any] = rows[0]
         return found
 
     def where(self, row: int) -> str:

@@ -27,7 +27,7 @@ def fetch(path: str | Path, suffixes: frozenset[str]) -> list[Path]:
         EnvironmentLacksError: without the library of its protocol.
     """
     path = "{}://{}".format(*_parts(path))  # as it was given: pathlib takes a slash away
-    with _told(path):
+    with _fetching(path):
         system, inner = _store(path)
         if "*" in inner:
             names = system.glob(inner)
@@ -58,7 +58,7 @@ def fetch_absent(path: Path) -> bool:
         return False
     protocol, *inner = path.relative_to(home).parts
     url = f"{protocol}://{'/'.join(inner)}"
-    with _told(url):
+    with _fetching(url):
         system, name = _store(url)
         if not system.isfile(name):
             return False
@@ -102,7 +102,7 @@ def _fetched(system: Any, name: str, target: Path) -> Path:
 
 
 @contextmanager
-def _told(path: str | Path) -> Iterator[None]:
+def _fetching(path: str | Path) -> Iterator[None]:
     try:
         yield
     except ImportError as error:

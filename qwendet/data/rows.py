@@ -134,9 +134,9 @@ def are_corners(boxes: Iterable[tuple[Sequence[float], Size]], where: str) -> tu
         count += 1
         as_coco += x + right > width + ROUNDING or y + low > height + ROUNDING
         as_corners += right <= x or low <= y or right > width + ROUNDING or low > height + ROUNDING
-    told = f"of {count} boxes {as_coco} are impossible as COCO's, {as_corners} as corners"
+    counts = f"of {count} boxes {as_coco} are impossible as COCO's, {as_corners} as corners"
     if min(as_coco, as_corners) > count / 2:
-        what = f"the boxes are in no known form: {told}"
+        what = f"the boxes are in no known form: {counts}"
         raise DataError(what, where, "write [x, y, width, height] in pixels")
     is_corners = as_corners < as_coco
-    return is_corners, f"{'[x1, y1, x2, y2]' if is_corners else '[x, y, width, height]'} ({told})"
+    return is_corners, f"{'[x1, y1, x2, y2]' if is_corners else '[x, y, width, height]'} ({counts})"

@@ -196,7 +196,7 @@ def _parse_turn(record: Any, where: str, root: Path, path: str) -> Turn:
     images = record.get("images")
     if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str) or not images[0]:
         what = f"{path}images: expected a list of one path, got {images!r}"
-        raise DataError(what, where, "one image a turn: boxes of several images could not be told apart")
+        raise DataError(what, where, "one image a turn: boxes of several images could not be kept apart")
     objects = record.get("objects")
     if not isinstance(objects, list):
         what = f"{path}objects: expected a list, got {objects!r}"

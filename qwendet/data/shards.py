@@ -88,10 +88,10 @@ class ParquetShard(Shard):
     def image(self, index: int, values: Mapping[str, Any] | None = None) -> str:
         """Behind the file's name the row's number, and the name that it has for the image."""
         table = open_table(self.path)
-        told = (self.values(index) if values is None else values).get(table.column)
+        stored = (self.values(index) if values is None else values).get(table.column)
         if not table.holds_files:
-            return str(told)
-        name = PurePosixPath(((told or {}).get("path") or "").replace("\\", "/")).name
+            return str(stored)
+        name = PurePosixPath(((stored or {}).get("path") or "").replace("\\", "/")).name
         return "/".join(filter(None, (self.path.name, str(index), "" if name == ".." else name)))
 
     def where(self, index: int) -> str:
@@ -215,7 +215,7 @@ def tell_form(shards: Sequence[Shard], path: Path) -> str:
     """
     first = islice(((shard, index) for shard in shards for index in range(len(shard))), LOOKED_AT)
     boxes = [box for shard, index in first for box in shard.boxes(index)]
-    corners, told = are_corners(boxes, str(path))
+    corners, why = are_corners(boxes, str(path))
     for shard in shards:
         shard.corners = corners
-    return told if boxes else ""
+    return why if boxes else ""

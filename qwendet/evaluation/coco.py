@@ -46,8 +46,10 @@ def coco_ground_truth(
         image = {"id": image_id, "file_name": turn.image}
         image |= {"width": prediction.width, "height": prediction.height}
         if turn.neg_labels is not None:
-            for name, told in (("neg", turn.neg_labels), ("not_exhaustive", turn.not_exhaustive_labels)):
-                image[f"{name}_category_ids"] = [category_of[label] for label in told if label in category_of]
+            for name, given in (("neg", turn.neg_labels), ("not_exhaustive", turn.not_exhaustive_labels)):
+                image[f"{name}_category_ids"] = [
+                    category_of[label] for label in given if label in category_of
+                ]
         images.append(image)
         for item in turn.objects:
             x, y, width, height = xywh(item.bbox_2d)
@@ -232,9 +234,9 @@ def summarise(evaluation: BoxEvaluation) -> dict[str, float]:
     found |= {f"AR_{number}": recall[..., 0, place] for place, number in enumerate(most)}
     found |= {f"AR_{size}": recall[..., area, -1] for area, size in sizes}
     if len(most) > len(MOST_DETECTIONS):
-        told = [category.get("frequency") for category in evaluation.cocoGt.dataset["categories"]]
+        of_category = [category.get("frequency") for category in evaluation.cocoGt.dataset["categories"]]
         for frequency in FREQUENCIES:
-            found[f"AP_{frequency}"] = precision[:, :, [item == frequency for item in told], 0, -1]
+            found[f"AP_{frequency}"] = precision[:, :, [item == frequency for item in of_category], 0, -1]
     return {name: _mean(values) for name, values in found.items()}
 
 

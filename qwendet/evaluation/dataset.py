@@ -14,7 +14,7 @@ from qwendet.data.formats.jsonl import sample_files
 from qwendet.data.formats.records import SAMPLES, TEST_PARTS
 from qwendet.data.samples import Sample, Turn
 from qwendet.data.sources import samples_of
-from qwendet.errors import DataError, Problem, told_left_out
+from qwendet.errors import DataError, Problem, left_out_notes
 from qwendet.inference.inputs import Samples, facts_of
 
 MEASURED_SPLITS = ("test", "val", *TEST_PARTS, "all", "train")
@@ -81,7 +81,7 @@ def _usable(samples: Sequence[Sample], notes: list[str], how: Conversion) -> Dat
             problems += error.problems
     if problems and not (how.skip_bad and usable):
         raise DataError.of(problems)
-    return Dataset(usable, [*notes, *told_left_out(problems)], problems)
+    return Dataset(usable, [*notes, *left_out_notes(problems)], problems)
 
 
 def _measured_split(data: Path) -> tuple[str, Path | Sequence[Path]]:

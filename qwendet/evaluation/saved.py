@@ -64,7 +64,7 @@ def align(predictions: Iterable[Prediction], images: Sequence[str], where: str) 
         raise DataError(
             f"the other run knows nothing of {len(missing)} of {len(images)} images, such as {missing[0]!r}",
             where,
-            "compare runs over the same data; infer names images as it is told to: give it the JSONL file"
+            "compare runs over the same data; infer names images as its inputs do: give it the JSONL file"
             " that eval measures, not the folder of its images",
         )
     return [by_image[image] for image in images]

@@ -182,7 +182,7 @@ class ChatServer:
         reply = self._first_taken(Question(probe, 1), [self.asks, (LOG_PROBS,), ()])
         found = {LOG_PROBS: reply.log_probs, TOKEN_IDS: reply.prompt_ids}
         if reply.prompt_tokens is None:
-            what = "does not tell how many tokens a prompt has: template and pixel limits are not compared"
+            what = "does not report how many tokens a prompt has: template and pixel limits are not compared"
             logger.warning("%s %s", self.url, what)
         if reply.log_probs is None:
             logger.warning("%s gives no log-probabilities: every box of an answer has score 1", self.url)

@@ -95,11 +95,11 @@ def digest_of(samples: Sequence[Sample], *, skip_bad: bool = False) -> str:
     with track("looking at images", len(samples)) as advance:
         for index in range(len(samples)):
             try:
-                told = facts_of(samples[index])
+                known = facts_of(samples[index])
             except DataError as error:
                 problems += [] if skip_bad else error.problems
-                told = str(error)
-            digest.update(told.encode("utf-8", "surrogateescape"))
+                known = str(error)
+            digest.update(known.encode("utf-8", "surrogateescape"))
             advance(index + 1, "")
     if problems:
         raise DataError.of(problems)
@@ -126,10 +126,10 @@ def digest_of_files(samples: Iterable[Sample]) -> str:
     for sample in samples:
         for turn in (*sample.teachers, sample.student):
             try:
-                told = sampled_digest(resolve_image(turn.image, turn.root, sample.where))
+                known = sampled_digest(resolve_image(turn.image, turn.root, sample.where))
             except DataError as error:
-                told = str(error)
-            digest.update(told.encode("utf-8", "surrogateescape"))
+                known = str(error)
+            digest.update(known.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

@@ -38,7 +38,7 @@ from qwendet.progress import track
 from qwendet.source import SETTINGS, find_source
 
 HEADER = "header.json"
-MOST_TOLD = 4
+MOST_SHOWN = 4
 """Differences between two runs that an error names."""
 OTHER_IMAGE = "an image or a demonstration is another one"
 DIGESTS = {"checkpoint.sha256": "the checkpoint is another one", "inputs.sha256": OTHER_IMAGE}
@@ -91,12 +91,12 @@ class Parts:
         before, now = flat(known), flat(header)
         others = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if others:
-            told = [
+            differences = [
                 DIGESTS.get(key, f"{key} was {before.get(key)} and is {now.get(key)}")
-                for key in others[:MOST_TOLD]
+                for key in others[:MOST_SHOWN]
             ]
             raise self._other(
-                "; ".join(told + [f"and {len(others) - len(told)} more"] * (len(others) > len(told)))
+                "; ".join(differences + [f"and {len(others) - MOST_SHOWN} more"] * (len(others) > MOST_SHOWN))
             )
 
     def _require_same_images(self) -> None:

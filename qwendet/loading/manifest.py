@@ -126,7 +126,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"give {inner}"
             if inner is not None
             else "give a folder that train wrote, such as run/final, or one of a model, with config.json; if"
-            " it lost its manifest, copy it again, or retrain, because nothing tells its prompts and limits",
+            " it lost its manifest, copy it again, or retrain, because nobody knows its prompts and limits",
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -52,11 +52,11 @@ def create_app(predictor: Predictor, name: str, limits: Limits, token: str | Non
     app.add_api_route("/health", lambda: {"status": "ok"})
     app.add_api_route("/metrics", service.metrics)
     for kind in (QwendetError, HTTPException, ClientDisconnect, Exception):
-        app.add_exception_handler(kind, _told)
+        app.add_exception_handler(kind, _answer_error)
     return app
 
 
-async def _told(request: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
     """The answer to any error; a bug's traceback stays on this side."""
     if isinstance(error, QwendetError):
         return response_to(error)

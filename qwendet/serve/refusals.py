@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from qwendet.errors import EnvironmentLacksError, Problem, QwendetError
 
-MOST_PROBLEMS_TOLD = 10
+MOST_PROBLEMS_SHOWN = 10
 
 
 class RefusedError(QwendetError):
@@ -42,7 +42,7 @@ def unfit(error: ValidationError, body: type[BaseModel], status: int) -> Refused
     """All that is wrong with a request's fields."""
     refusal = RefusedError(status, "")
     refusal.problems = tuple(
-        _problem(detail, body) for detail in error.errors(include_url=False)[:MOST_PROBLEMS_TOLD]
+        _problem(detail, body) for detail in error.errors(include_url=False)[:MOST_PROBLEMS_SHOWN]
     )
     return refusal
 

@@ -58,7 +58,7 @@ TOLD = {
     "fair1m_annotations": "expected <name> and <bndbox> in <object>, got <coordinate>",
     "hf_metadata_jsonl": "label: expected a label text, got 0",
     "kaggle_csv_retinanet": "a table of boxes (annotations.csv): not read",
-    "llamafactory_json": "the frame of the boxes cannot be told: of 1 boxes 0 leave their image as pixels",
+    "llamafactory_json": "the frame of the boxes is not clear: of 1 boxes 0 leave their image as pixels",
     "openimages_csv": "there is no name for the class '/m/0abc'",
     "same_bytes_two_boxes": "'images/a (1).jpg', the same as 'images/a.jpg', is asked about with other",
     "tif_5ch": "got a TIFF of 5 channels of 8 bits",

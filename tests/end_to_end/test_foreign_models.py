@@ -384,7 +384,7 @@ def test_refusal__of_data_without_objects(plain: Path, scenes: Path, command: Co
     negatives = scenes.with_name("negatives.jsonl")
     negatives.write_text(json.dumps(record) + "\n", encoding="utf-8")
     code, _, err = command("eval", plain, negatives)
-    assert (code, "nothing tells what to look for" in err) == (2, True), err
+    assert (code, "nothing says what to look for" in err) == (2, True), err
     code, _, err = command("eval", plain, negatives, settings=[*QUICK, "data.labels=[dog]"])
     assert code == 0, err
 

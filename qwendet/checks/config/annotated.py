@@ -171,7 +171,7 @@ class _Reader:
             self._count(finding.kind, finding.where)
             return
         what = ": ".join(part for part in (FINDING_TITLES[finding.kind], finding.what) if part)
-        self.odd.add([Problem(what, finding.where, "correct it; data convert tells it and goes on")])
+        self.odd.add([Problem(what, finding.where, "correct it; data convert reports it and goes on")])
 
     def _count(self, kind: FindingKind, where: str) -> None:
         self.counts[kind] += 1
@@ -186,6 +186,6 @@ class _Reader:
                 self._count("unused", repr(label))
         for kind, count in self.counts.items():
             places = ", ".join(self.examples[kind])
-            self.odd.add([Problem(f"{count} {FINDING_TITLES[kind]}", places)], "told")
+            self.odd.add([Problem(f"{count} {FINDING_TITLES[kind]}", places)], "note")
         findings[PARSE].merge(self.broken)
         findings.setdefault(ANNOTATIONS, Findings(ANNOTATIONS)).merge(self.odd)

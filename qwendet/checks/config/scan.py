@@ -250,7 +250,7 @@ class Pass:
         held = {id: self._holds(id, partial(rule.find, visit)) for id, rule in RULES.items()}
         if any(item.segmentation is not None for item in visit.turn.objects):
             held[PARSE] = self._holds(PARSE, partial(_masks_are_of, visit))
-            self.findings[PARSE].collect(partial(_misfits, visit), "told")
+            self.findings[PARSE].collect(partial(_misfits, visit), "note")
         return all(held[id] for id in LEAVES_OUT & held.keys())
 
     def _holds(self, id: str, find: Callable[[], Iterable[Problem]]) -> bool:

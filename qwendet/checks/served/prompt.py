@@ -24,7 +24,7 @@ def model(observed: Observed) -> Verdict:
     """The server can hold the longest prompt and its answer."""
     server, longest = observed.server, max(len(item.input_ids) for item in observed.items)
     needed = longest + observed.predictor.bundle.config.infer.max_new_tokens
-    told = "log-probabilities" if observed.tells_log_probs else "no log-probabilities"
+    given = "with" if observed.tells_log_probs else "without"
     problems = []
     if server.max_model_len is not None and server.max_model_len < needed:
         what = (
@@ -32,7 +32,7 @@ def model(observed: Observed) -> Verdict:
             f" but the server holds {server.max_model_len}"
         )
         problems.append(Problem(what, server.url, f"vllm serve … --max-model-len {needed}"))
-    return Verdict(f"{server.model} answers, and tells {told}", tuple(problems))
+    return Verdict(f"{server.model} answers, {given} log-probabilities", tuple(problems))
 
 
 def template(observed: Observed) -> Verdict:
@@ -41,7 +41,7 @@ def template(observed: Observed) -> Verdict:
     if reply is None:
         raise NotApplicableError("the server takes no prompt without an image: see served.images")
     if reply.prompt_tokens is None:
-        raise NotApplicableError("the server does not tell how many tokens a prompt has")
+        raise NotApplicableError("the server does not report how many tokens a prompt has")
     found = reply.prompt_ids
     is_same = found == tuple(expected) if found is not None else reply.prompt_tokens == len(expected)
     seen = f"without an image the prompt has {len(expected)} tokens" + (", the same ids" if found else "")
@@ -115,7 +115,7 @@ def _size_in_model(observed: Observed, number: int) -> Size:
 def _held(observed: Observed, sizes: Sequence[Size], found: Sequence[int | None], how: str) -> Verdict:
     """Hold the tokens of prompts against the checkpoint's, and name why they differ."""
     if None in found:
-        raise NotApplicableError("the server does not tell how many tokens a prompt has")
+        raise NotApplicableError("the server does not report how many tokens a prompt has")
     reply, beside = observed.without_image, 0
     if reply is not None:
         beside = len(observed.text_ids()) - (reply.prompt_tokens or 0)  # what the template check tells

@@ -110,17 +110,17 @@ class FrameEvidence:
             return "fractions", f"no number of {self.count} boxes is above 1"
         out = self.out
         fits = [frame for frame in out if out[frame] <= MOST_STRAYS * self.count]
-        told = (
+        counts = (
             f"of {self.count} boxes {out['pixels']} leave their image as pixels, {out['resized']} as pixels"
             f" of the resized image, {out['thousandths']} as 0-1000"
         )
         if not fits or fits[0] == "thousandths" or "thousandths" not in fits:
-            return (fits[0] if fits else None), told
+            return (fits[0] if fits else None), counts
         is_small, is_large = (sums[fits[0]] < UNLIKELY for sums in (self.small, self.large))
         if is_small == is_large:
-            return None, f"{told}, and the images are too few, or too near to 1000 pixels, to say more"
+            return None, f"{counts}, and the images are too few, or too near to 1000 pixels, to say more"
         frame: BoxFrame = fits[0] if is_small else "thousandths"
         return (
             frame,
-            f"{told}; in {self.num_images} {'small' if is_small else 'large'} images that is no chance",
+            f"{counts}; in {self.num_images} {'small' if is_small else 'large'} images that is no chance",
         )

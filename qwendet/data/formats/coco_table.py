@@ -107,7 +107,7 @@ class CocoTable:
                 raise DataError(
                     f"the image id {entry['id']!r} is that of {self.images[slot].name!r} too",
                     where,
-                    "give each image an id of its own: whose its annotations are cannot be told",
+                    "give each image an id of its own: else nobody knows whose its annotations are",
                 )
             self.images[slot] = image
         except DataError as error:

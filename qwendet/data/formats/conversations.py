@@ -115,8 +115,8 @@ class _File:
             yield Finding("no_boxes", f"{self.file}: {self.num_left_out}")
         if not self.mentions and not self.broken:
             yield Problem("no answer holds boxes", str(self.file), "give conversations that ask for boxes")
-        frame, told = self._frame(frame)
-        yield from (Finding("frame", f"{self.file}: {NAMES[own]} ({why})") for own, why in told)
+        frame, known = self._frame(frame)
+        yield from (Finding("frame", f"{self.file}: {NAMES[own]} ({why})") for own, why in known)
         yield from self._records(frame)
 
     def _conversations(self, problems: list[Problem]) -> Iterator[tuple[Conversation, list[Answer]]]:
@@ -185,14 +185,14 @@ class _File:
 
     def _frame(self, given: BoxFrame | None) -> tuple[BoxFrame, list[tuple[BoxFrame, str]]]:
         """The frame of the boxes that declare none; and all frames, with how they are known."""
-        told = [(own, "objects.bbox_type says so") for own in sorted(self.declared)]
+        known = [(own, "objects.bbox_type says so") for own in sorted(self.declared)]
         if given is not None or not self.evidence.count:
-            return given or "pixels", told
+            return given or "pixels", known
         frame, why = self.evidence.tell()
         if frame is None:
             fix = f"say it: --frame {'|'.join(NAMES)}"
-            raise DataError(f"the frame of the boxes cannot be told: {why}", str(self.file), fix)
-        return frame, [*told, (frame, why)]
+            raise DataError(f"the frame of the boxes is not clear: {why}", str(self.file), fix)
+        return frame, [*known, (frame, why)]
 
     def _asked(self, question: str) -> set[str]:
         """The labels that a question names; all of them where it names none."""
@@ -226,7 +226,7 @@ def _answers(conversation: Conversation) -> Iterator[Answer]:
             place = f"{conversation.where}: message {number}"
             boxes = _boxes(text, question, place)
             if boxes is not None and not image:
-                what = f"a set of boxes for {len(conversation.images)} images: which one cannot be told"
+                what = f"a set of boxes for {len(conversation.images)} images: which one is not clear"
                 raise DataError(what, place, "ask about one image in each question, marked <image>")
             yield image, question, place, boxes
 

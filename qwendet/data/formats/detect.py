@@ -170,9 +170,9 @@ def open_written(
         opened = opener(path, image_dir)
     else:
         opened = (open_coco if source == "coco" else open_voc)(path, image_dir, may_be_absent=may_be_absent)
-    return replace(opened, items=_told(opened.items))
+    return replace(opened, items=_readable(opened.items))
 
 
-def _told(items: Iterator[Item]) -> Iterator[Item]:
+def _readable(items: Iterator[Item]) -> Iterator[Item]:
     with tell_unreadable():
         yield from items

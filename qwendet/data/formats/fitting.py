@@ -146,8 +146,8 @@ def image_frame(
             "if the boxes were drawn on the unturned image remove its orientation "
             f"(exiftool -Orientation= FILE), else correct {tag}",
         )
-    told = Finding("resized", where, f"{shown}, used {size[0]}×{size[1]} of {image!r}")
-    return Frame(*size, is_sure=False, findings=(told,))
+    finding = Finding("resized", where, f"{shown}, used {size[0]}×{size[1]} of {image!r}")
+    return Frame(*size, is_sure=False, findings=(finding,))
 
 
 def _absent_frame(image: str, where: str, claimed: tuple[int, int] | None) -> Frame:
@@ -155,8 +155,8 @@ def _absent_frame(image: str, where: str, claimed: tuple[int, int] | None) -> Fr
         raise DataError(
             f"the image {image!r} is absent, and the annotation gives no usable size", where, "add the image"
         )
-    told = Finding("absent", where, f"{image!r} is absent, taken as {claimed[0]}×{claimed[1]}")
-    return Frame(*claimed, is_sure=True, findings=(told,))
+    finding = Finding("absent", where, f"{image!r} is absent, taken as {claimed[0]}×{claimed[1]}")
+    return Frame(*claimed, is_sure=True, findings=(finding,))
 
 
 def fit_objects(
@@ -185,8 +185,8 @@ def fit_objects(
             continue
         found = item if box == item.bbox_2d else replace(item, bbox_2d=box)
         if item.segmentation is not None:
-            found, told = _fit_segmentation(found, frame, where)
-            findings += told
+            found, further = _fit_segmentation(found, frame, where)
+            findings += further
         if found in seen:
             findings.append(Finding("repeated", where, show(box)))
         seen.add(found)

@@ -32,8 +32,8 @@ def read_huggingface(file: Path) -> Iterator[Drawn | Item]:
     Raises:
         DataError: if its boxes are neither as COCO writes them nor corners.
     """
-    is_corners, told = are_corners(_all_boxes(file), str(file))
-    yield Finding("frame", f"{file}: {told}")
+    is_corners, why = are_corners(_all_boxes(file), str(file))
+    yield Finding("frame", f"{file}: {why}")
     for place, value in records(file):
         try:
             image, where, found = _read(value, place)

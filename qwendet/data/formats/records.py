@@ -42,7 +42,7 @@ FINDING_TITLES: Mapping[FindingKind, str] = {
     "cut": "boxes cut at the image's edge, which they left by more than a pixel",
     "derived": "boxes derived from polygons or masks",
     "unreadable": "polygons or masks that are none, left out: their boxes are kept",
-    "misfit": "polygons or masks are more than a pixel off their boxes: both are kept",
+    "misfit": "polygons or masks are more than a pixel off their boxes, which stay",
     "segmentations_lost": "images have polygons or masks that this format cannot hold: boxes are written",
     "repeated": "boxes repeat another of the same image and label",
     "same_label": "labels are declared more than once and were merged",

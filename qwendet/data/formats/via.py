@@ -117,7 +117,7 @@ def _label(attributes: Mapping[str, Any], where: str) -> Any:
     given = {name.lower(): value for name, value in attributes.items() if value and name.lower() not in flags}
     name = next((name for name in (*LABEL_NAMES, *given) if name in given), "")
     if len(given) > 1 and name not in LABEL_NAMES:
-        what = f"which of the attributes {', '.join(given)} is the label cannot be told"
+        what = f"which of the attributes {', '.join(given)} is the label is not clear"
         raise DataError(what, where, f"call it {LABEL_NAMES[0]!r}")
     value = given.get(name)
     chosen = [choice for choice, is_made in value.items() if is_made] if isinstance(value, dict) else [value]

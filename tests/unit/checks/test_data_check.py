@@ -90,7 +90,7 @@ def test_data_check__tells_of_polygons_elsewhere_and_refuses_masks_of_another_si
     project.at(1)["objects"][0]["polygon"] = [[0, 0, 3, 0, 3, 3]]
     project.write()
     results, _ = run_data_checks(find_data([project.folder]), None, Thoroughness())
-    (told,) = (result for result in results if result.what.startswith("told"))
+    (told,) = (result for result in results if result.what.startswith("note: "))
     assert (told.id, told.status, told.where) == (
         "config.data.samples",
         "pass",

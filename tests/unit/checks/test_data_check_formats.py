@@ -204,8 +204,8 @@ def test_what_a_format_allows__is_told_once_and_passes(tmp_path: Path) -> None:
     edit_text(folder / "data.yaml", "1: white cell", "1: white cell\n  2: platelet")
     told = [result for result in run_check(folder) if result.id == "config.data.annotations"]
     assert [(result.status, result.what, Path(result.where).name) for result in told] == [
-        ("pass", "told: 2 images have no label file and count as negatives", "train_3.png"),
-        ("pass", "told: 1 declared labels have no box", "'platelet'"),
+        ("pass", "note: 2 images have no label file and count as negatives", "train_3.png"),
+        ("pass", "note: 1 declared labels have no box", "'platelet'"),
     ]
 
 

@@ -181,7 +181,7 @@ def test_frame__that_cannot_be_told_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         convert_dataset(folder, tmp_path / "out", Conversion())
     (problem,) = caught.value.problems
-    assert problem.what.startswith("the frame of the boxes cannot be told: of 1 boxes 0 leave")
+    assert problem.what.startswith("the frame of the boxes is not clear: of 1 boxes 0 leave")
     assert problem.fix == "say it: --frame pixels|resized|thousandths|fractions"
     convert_dataset(folder, tmp_path / "out", Conversion(frame="thousandths"))
     (sample,) = SampleFile(tmp_path / "out" / "train.jsonl")
