@@ -10,6 +10,7 @@ Coordinates are integers with ``0 <= x1 < x2 <= width`` and ``0 <= y1 < y2 <= he
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,20 +25,17 @@ MARKS = {
 """Bytes that stand for the tokens of boxes; no label holds them."""
 
 _DIGITS = frozenset(b"0123456789")
-_NUMBER, _LABEL = b"number", b"label"  # in place of a fixed part; a label's closing mark belongs to it
-
-
-def _four(*between: bytes) -> tuple[bytes, ...]:
-    """Four numbers and what stands between them."""
-    return (_NUMBER, between[0], _NUMBER, between[1], _NUMBER, between[2], _NUMBER)
-
-
-_PARTS: dict[AnswerForm, tuple[bytes, ...]] = {
-    "json": (b'{"bbox_2d": [', *_four(b", ", b", ", b", "), b'], "label": "', _LABEL, b"}"),
-    "box_tokens": (b"\x01", _LABEL, b"\x03(", *_four(b",", b"),(", b","), b")\x04"),
+_NUMBER, _LABEL = b"N", b"L"  # where they stand in an object; a label's closing mark belongs to it
+_OBJECT: dict[AnswerForm, bytes] = {
+    "json": b'{"bbox_2d": [N, N, N, N], "label": "L}',
+    "box_tokens": b"\x01L\x03(N,N),(N,N)\x04",
 }
-_SEPARATOR: dict[AnswerForm, bytes] = {"json": b", ", "box_tokens": b""}
-_BEFORE, _OPENED, _AFTER, _CLOSED = -4, -3, -2, -1  # places outside objects
+_BEFORE, _AFTER, _CLOSED = -3, -2, -1  # places outside objects: before the first, after one, at the end
+# Of the first two, what stands before another object, and what closes the answer.
+_OUTSIDE: dict[AnswerForm, dict[int, tuple[bytes, bytes]]] = {
+    "json": {_BEFORE: (b"[", b"[]"), _AFTER: (b", ", b"]")},
+    "box_tokens": {_BEFORE: (b"", b"[]"), _AFTER: (b"", b"")},
+}
 
 
 class AnswerState(NamedTuple):
@@ -75,12 +73,13 @@ class AnswerGrammar:
     def __init__(self, labels: Sequence[str], size: tuple[int, int], form: AnswerForm = "json") -> None:
         self.size = size
         self.form = form
-        self._parts, self._between = _PARTS[form], _SEPARATOR[form]
-        self._labels = frozenset(map(self._label, labels))
-        self._prefixes = frozenset(label[:end] for label in self._labels for end in range(len(label) + 1))
-        fixed = sum(map(len, self._fixed())) + len(self._between)
+        self._outside = _OUTSIDE[form]
+        self._parts = re.split(b"([NL])", _OBJECT[form])
+        texts = {_NUMBER: [], _LABEL: [self._label(label) for label in labels]}
+        self._begun = [_beginnings(texts.get(part, [part])) for part in self._parts]
+        written = sum(max(map(len, begun), default=0) for begun in self._begun)
         digits = 2 * sum(len(str(side)) for side in size)
-        self.longest_object = fixed + digits + max(map(len, self._labels))
+        self.longest_object = len(self._outside[_AFTER][0]) + written + digits
 
     def _label(self, label: str) -> bytes:
         """A label with its closing mark, so that none is the beginning of another."""
@@ -91,14 +90,12 @@ class AnswerGrammar:
     @property
     def alphabet(self) -> frozenset[int]:
         """Every byte that an answer can hold."""
-        return frozenset(b"[]").union(_DIGITS, self._between, *self._fixed(), *self._labels)
+        texts = (text for begun in self._begun for text, is_whole in begun.items() if is_whole)
+        return _DIGITS.union(b"[]", self._outside[_AFTER][0], *texts)
 
     def may_end(self, state: AnswerState) -> bool:
         """Whether an answer can end there."""
         return state.part == _CLOSED or (state.part == _AFTER and self.form == "box_tokens")
-
-    def _fixed(self) -> list[bytes]:
-        return [part for part in self._parts if part not in (_NUMBER, _LABEL)]
 
     def read(self, text: bytes, most_boxes: int, start: AnswerState = _START) -> AnswerState | None:
         """The place after ``text``, read from ``start`` on; ``None`` if no answer goes on like this."""
@@ -109,24 +106,43 @@ class AnswerGrammar:
 
     def step(self, state: AnswerState, byte: int, most_boxes: int) -> AnswerState | None:
         """The place after one more byte; ``None`` if it cannot stand there."""
-        if state.part < 0:
-            return self._step_outside(state, byte, most_boxes)
-        part, written = self._parts[state.part], state.written + bytes((byte,))
-        if part == _NUMBER:
-            return self._step_number(state, byte)
-        if part == _LABEL:
-            if written not in self._prefixes:
+        part, before, corners, boxes = state
+        written = before + bytes((byte,))
+        if part == _CLOSED:
+            return None
+        if part < 0:
+            return self._step_outside(state, written, most_boxes)
+        if self._parts[part] == _NUMBER:
+            low, high = self._range(corners)
+            if byte in _DIGITS:
+                return state._replace(written=written) if _can_become(written, low, high) else None
+            if not before or not low <= int(before) <= high:
                 return None
-            is_whole = written in self._labels
-        else:
-            if not part.startswith(written):
-                return None
-            is_whole = written == part
-        if not is_whole:
+            part, written, corners = part + 1, written[-1:], (*corners, int(before))
+        return self._in_text(part, written, corners, boxes)
+
+    def _step_outside(self, state: AnswerState, written: bytes, most_boxes: int) -> AnswerState | None:
+        between, closing = self._outside[state.part]
+        if written == closing:
+            return AnswerState(_CLOSED, boxes=state.boxes)
+        if closing.startswith(written):
             return state._replace(written=written)
-        if state.part == len(self._parts) - 1:
-            return AnswerState(_AFTER, boxes=state.boxes)
-        return state._replace(part=state.part + 1, written=b"")
+        begins_here = closing.startswith(state.written)  # an object: before this byte it could end
+        opening = between + self._parts[0][:1]
+        if not opening.startswith(written) or (begins_here and state.boxes >= most_boxes):
+            return None
+        if written != opening:
+            return state._replace(written=written)
+        return self._in_text(0, written[-1:], (), state.boxes + 1)
+
+    def _in_text(self, part: int, written: bytes, corners: tuple[int, ...], boxes: int) -> AnswerState | None:
+        """The place after a part that is no number, or after what is written of it."""
+        is_whole = self._begun[part].get(written)
+        if is_whole and part == len(self._parts) - 1:
+            return AnswerState(_AFTER, boxes=boxes)
+        if is_whole:
+            return AnswerState(part + 1, b"", corners, boxes)
+        return None if is_whole is None else AnswerState(part, written, corners, boxes)
 
     def digits(self, state: AnswerState) -> bytes:
         """Digits of the number that is being written; empty outside of one."""
@@ -144,17 +160,15 @@ class AnswerGrammar:
             objects: box and label; the first is the one that is being written, where one is, and agrees with
                 what is written of its current part.
         """
-        text, boxes = b"", state.boxes
-        if state.part >= 0:
-            text = self._object(*objects[0], state.part)
-            objects = objects[1:]
-        elif state.part == _BEFORE and (self.form == "json" or not objects):
-            text = b"["
+        text, place = b"", state.part
+        if place == _CLOSED:
+            return text
+        if place >= 0:
+            text, objects, place = self._object(*objects[0], place), objects[1:], _AFTER
         for box, label in objects:
-            text += (self._between if boxes else b"") + self._object(box, label)
-            boxes += 1
-        text += b"]" if self.form == "json" or not boxes else b""
-        return text[len(state.written) :]
+            text += self._outside[place][0] + self._object(box, label)
+            place = _AFTER
+        return (text + self._outside[place][1])[len(state.written) :]
 
     def _object(self, box: Sequence[int], label: str, first: int = 0) -> bytes:
         """An object from one of its parts on."""
@@ -165,42 +179,18 @@ class AnswerGrammar:
             for part in self._parts[first:]
         )
 
-    def _step_outside(self, state: AnswerState, byte: int, most_boxes: int) -> AnswerState | None:
-        if state.part == _BEFORE and byte == ord("["):
-            return AnswerState(_OPENED)
-        is_json = self.form == "json"  # whose brackets stay open around the objects
-        closable = (_OPENED, _AFTER) if is_json else (_OPENED,)
-        continuable = (_OPENED if is_json else _BEFORE, _AFTER)
-        if byte == ord("]") and not state.written and state.part in closable:
-            return AnswerState(_CLOSED, boxes=state.boxes)
-        if state.part not in continuable or (not state.written and state.boxes >= most_boxes):
-            return None
-        first, written = self._parts[0][:1], state.written + bytes((byte,))
-        opening = (self._between if state.boxes else b"") + first
-        if written != opening:
-            return state._replace(written=written) if opening.startswith(written) else None
-        begun = AnswerState(0, first, boxes=state.boxes + 1)
-        return begun if len(self._parts[0]) > 1 else begun._replace(part=1, written=b"")
-
-    def _step_number(self, state: AnswerState, byte: int) -> AnswerState | None:
-        low, high = self._range(state.corners)
-        if byte in _DIGITS:
-            written = state.written + bytes((byte,))
-            return state._replace(written=written) if _can_become(written, low, high) else None
-        following = self._parts[state.part + 1]
-        if byte != following[0] or not state.written or not low <= int(state.written) <= high:
-            return None
-        corners = (*state.corners, int(state.written))
-        if len(following) == 1:
-            return AnswerState(state.part + 2, b"", corners, state.boxes)
-        return AnswerState(state.part + 1, following[:1], corners, state.boxes)
-
     def _range(self, corners: tuple[int, ...]) -> tuple[int, int]:
         """The smallest and the greatest value of the next coordinate."""
         axis = len(corners) % 2
         if len(corners) < 2:
             return 0, self.size[axis] - 1
         return corners[axis] + 1, self.size[axis]
+
+
+def _beginnings(texts: Sequence[bytes]) -> dict[bytes, bool]:
+    """All that may be written of some texts, and whether it is one of them."""
+    begun = {text[:end]: False for text in texts for end in range(len(text))}
+    return begun | dict.fromkeys(texts, True)
 
 
 def _can_become(digits: bytes, low: int, high: int) -> bool:

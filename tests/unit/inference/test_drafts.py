@@ -83,6 +83,13 @@ def test_rest__is_not_known_where_the_head_found_nothing_or_the_answer_goes_on_b
     assert draft.rest() == b""
 
 
+@pytest.mark.parametrize("form", ["json", "box_tokens"])
+def test_rest__of_an_answer_that_is_closed_before_its_boxes_is_the_end(form: AnswerForm) -> None:
+    draft = draft_by(TWO, form)
+    draft.write(b"[]")
+    assert draft.rest() == END
+
+
 def test_rest__without_a_head_says_nothing_before_the_first_object_is_written() -> None:
     draft = draft_by(None)
     for text in (b"", b"[", b'{"bbox_2d": [1'):
