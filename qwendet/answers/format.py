@@ -11,11 +11,13 @@ Coordinates are xyxy in the family's frame of answers.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from qwendet.answers.reader import AnswerReader
+from qwendet.answers.records import Box
 from qwendet.families.chat import BOX_TEXT
 from qwendet.families.family import AnswerForm
 
@@ -87,7 +89,7 @@ def as_written(objects: Sequence[Labelled]) -> list[tuple[tuple[int, int, int, i
 
 
 def _round_box(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
-    x1, y1, x2, y2 = (round(number) for number in box)
+    x1, y1, x2, y2 = map(round, box)
     return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
 
 
@@ -111,5 +113,13 @@ def parse_answer(text: str) -> ParsedAnswer:
         1
     """
     found = AnswerReader(text).read()
-    objects = [ParsedObject(box.bbox_2d, box.desc, box.start, box.end) for box in found if box.is_possible]
-    return ParsedAnswer(tuple(objects), len(found) - len(objects))
+    objects = tuple(parsed for box in found if (parsed := _parsed(box)))
+    return ParsedAnswer(objects, len(found) - len(objects))
+
+
+def _parsed(box: Box) -> ParsedObject | None:
+    """The box, if it is of four finite numbers with x1 < x2 and y1 < y2."""
+    if len(box.numbers) != 4 or not all(map(math.isfinite, box.numbers)):
+        return None
+    x1, y1, x2, y2 = box.numbers
+    return ParsedObject((x1, y1, x2, y2), box.desc, box.start, box.end) if x1 < x2 and y1 < y2 else None

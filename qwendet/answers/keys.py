@@ -16,8 +16,8 @@ _PLAIN_WORDS = re.findall(
     """bbox bboxes box boxes boundingbox boundingboxes bounding d x y xy xyxy coord coords coordinate
     coordinates position positions location locations region regions rect area roi object objects detection
     detections detected result results annotation annotations prediction predictions answer answers response
-    output json data list item items arguments parameters image images label labels name class category target
-    targets here sure yes note example as for follows following the is
+    output json data list item items arguments parameters image images label labels name class category
+    target targets here sure yes note example as for follows following the is
     坐标 位置 边界框 检测框 目标框 框 区域 目标 物体 对象 结果 检测结果""",
 )
 BOX_NAME = r"(?:(?:bounding[\ _-]?)?b?box(?:es)?(?:[\ _-]?(?:2d|xyxy))?(?!\w))"
@@ -33,24 +33,14 @@ _SENTENCE = re.compile(
 _BULLET = re.compile(r"\s*(?:\d{1,3}[.)]\s)?[\s\"'`*#•,;.，、。；！？(\[{-]*(?:(?:and|or)\s|[和及])?")
 
 
-def is_box_key(key: str) -> bool:
-    """Whether a key promises a box, so that any other numbers under it are a failed one.
+def promises_box(key: str) -> bool | None:
+    """Whether other numbers than four under a key are a failed box; ``None`` if even four are none.
 
     Example:
-        >>> [is_box_key(key) for key in ("bbox_2d", "bounding boxes", "box_id", "mailbox")]
-        [True, True, False, False]
+        >>> [promises_box(key) for key in ("bbox_2d", "bounding boxes", "mailbox", "point_2d", "scores")]
+        [True, True, False, None, None]
     """
-    return _BOX_KEY.search(key) is not None and not is_no_box_key(key)
-
-
-def is_no_box_key(key: str) -> bool:
-    """Whether numbers under a key are no box, even four of them: points, 3-D boxes, scores, colours.
-
-    Example:
-        >>> [is_no_box_key(key) for key in ("point_2d", "bbox_3d", "scores", "bbox_2d")]
-        [True, True, True, False]
-    """
-    return _NO_BOX_KEY.search(key) is not None
+    return None if _NO_BOX_KEY.search(key) else _BOX_KEY.search(key) is not None
 
 
 def label_rank(key: str) -> int | None:
@@ -72,8 +62,8 @@ def as_name(key: str) -> str:
         >>> [as_name(key) for key in ("red car", "mailbox", "bbox_2d", "")]
         ['red car', 'mailbox', '', '']
     """
-    words = re.split(r"[\W\d_]+", key.lower())
-    return key if any(word and word not in _PLAIN_WORDS for word in words) else ""
+    words = re.findall(r"[^\W\d_]+", key.lower())
+    return "" if set(words).issubset(_PLAIN_WORDS) else key
 
 
 def name_before(line: str) -> str:
@@ -84,8 +74,8 @@ def name_before(line: str) -> str:
         ['Red car', 'car', '', '']
     """
     name = line.rstrip("([{\"'` ")
-    if (name and name == line.rstrip("([{\"'`")) or name.endswith((":", "：", "*")):
-        name = re.split(r"[:：]\s", name)[-1]
-        name = _BULLET.sub("", name, count=1).replace("**", "").strip(" \"'`*:：")
-        return "" if _SENTENCE.search(name) else as_name(name)
-    return ""
+    if name != line.rstrip("([{\"'`") and not name.endswith((":", "：", "*")):
+        return ""
+    name = re.split(r"[:：]\s", name)[-1]
+    name = _BULLET.sub("", name, count=1).replace("**", "").strip(" \"'`*:：")
+    return "" if _SENTENCE.search(name) else as_name(name)

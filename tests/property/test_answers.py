@@ -113,9 +113,7 @@ WRITERS: dict[str, Callable[[str, list[int]], str]] = {
         f"<|object_ref_start|>{label}<|object_ref_end|>"
         f"<|box_start|>{''.join(f'<{number}>' for number in box)}<|box_end|>, "
     ),
-    "named corners": lambda label, box: json.dumps(
-        {"label": label, **dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))}
-    ),
+    "two corners": lambda label, box: json.dumps({"label": label, "bbox": [box[:2], box[2:]]}),
     "list": lambda label, box: json.dumps({"object": label, "bboxes": [box]}),
     "Python": lambda label, box: repr([{"label": label, "bbox_2d": tuple(box)}]),
     "words": lambda label, box: f"- **{label}**: {box}\n",

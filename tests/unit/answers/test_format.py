@@ -102,11 +102,7 @@ WRITINGS = {
     "names first": ('{"name": "a", "box": [1,2,3,4], "name": "b", "box": [5,6,7,8]}', ["a", "b"]),
     "escaped twice": ('"[{\\"box\\": [1,2,3,4], \\"label\\": \\"a\\"}, [5,6,7,8]]"', ["a", ""]),
     "strings": ('{"bbox_2d": "1, 2, 3, 4", "label": "a"} {"bbox": ["5", "6", "7", "8"]}', ["a", ""]),
-    "corners": ('{"x1": 1, "y1": 2, "x2": 3, "y2": 4, "label": "a"} {"box": [[5,6],[7,8]]}', ["a", ""]),
-    "corners inside": (
-        '{"bbox": {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}, "label": "a"} (5, 6, 7, 8)',
-        ["a", ""],
-    ),
+    "corners": ('{"coordinates": [[1,2],[3,4]], "label": "a"} {"box": [[5,6],[7,8]]}', ["a", ""]),
     "one name": ('{"label": "c", "bbox_2d": [[1,2,3,4], [5,6,7,8]]}', ["c", "c"]),
     "names as keys": ('{"red car": [1,2,3,4], "dog": [[5,6,7,8]]}', ["red car", "dog"]),
     "outer name": ('{"dog": [{"bbox_2d": [1,2,3,4]}, {"bbox_2d": [5,6,7,8]}]}', ["dog", "dog"]),
@@ -158,10 +154,6 @@ WRITINGS = {
     "names apart": ("- **red car** [1,2,3,4], and the big dog's bone is near [5,6,7,8]", ["red car", ""]),
     "names on other lines": ("Here they are:\n[1,2,3,4]\n<p>car[[5,6,7,8]]</p>", ["", "car"]),
     "names after names": ("Object 1: red car: [1,2,3,4]\n圆： [5,6,7,8]", ["red car", "圆"]),
-    "a coordinate twice": (
-        '{"x1": 1, "y1": 2, "x2": 9, "x2": 3, "y2": 4} {"left": 5, "top": 6, "right": 7, "bottom": 8}',
-        ["", ""],
-    ),
     "comments": (
         '[  // the dog\'s [9, 9, 10, 10]\n{"box": [1, 2, // left\n3, 4], "label": "a"}, # two\n[5, 6, 7, 8]]',
         ["a", ""],
@@ -360,6 +352,7 @@ def test_parse_answer__label_keys_by_rank_not_by_order() -> None:
         '<rect x="1" y="2" width="3" height="4"/>',
         '{"eyes": [[1, 2], [3, 4]], "waypoints": [[1, 2], [3, 4]], "x": [1, 2], "box_count": "1, 2"}',
         '[{"x": 1, "y": 2}, {"x": 3, "y": 4}], [[1, 2], [3, 4]]',
+        '{"x1": 1, "y1": 2, "x2": 3, "y2": 4, "label": "a"}',
         "<think>It is at [1, 2, 3, 4], no, a shadow.</think>\nThere is none.",
     ],
 )
@@ -377,6 +370,7 @@ def test_parse_answer__no_box_and_no_failed_one(text: str) -> None:
         ('{"bbox_2d": [[1,2],[3,2],[3,4],[1,4]]}', 1),
         ('{"bbox_2d": {"language": "en", "text": "<ref-object>"}, "label": "<ref-object>"}', 1),
         ('{"bbox": {"x1": 1, "y1": 2, "x2": 3}, "label": "a"}', 1),
+        ('{"bbox": {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}, "label": "a"}', 1),
         ('{"bbox": {"x": 1, "y": 2, "width": 3, "height": 4}, "label": "a"}', 1),
         ('{"bbox_2d": [{"x": 1, "y": 2}], "label": "a"}', 1),
         ('{"bbox_2d": [{"x": 1, "y": 2}, {"x": 3, "y": 2}, {"x": 3, "y": 4}], "label": "a"}', 1),
@@ -499,8 +493,8 @@ def test_parse_answer__ranges_of_an_object_with_several_boxes_are_the_boxes_own(
         ParsedObject(A, "a", 22, 34),
         ParsedObject(B, "b", 57, 69),
     )
-    text = '{"x1": 1, "y1": 2, "x2": 3, "y2": 4, "left": 5, "top": 6, "right": 7, "bottom": 8}'
-    assert parse_answer(text).objects == (ParsedObject(A, "", 7, 35), ParsedObject(B, "", 45, 81))
+    text = '{"bboxes": [[1, 2, 3, 4], [[5, 6], [7, 8]]]}'
+    assert parse_answer(text).objects == (ParsedObject(A, "", 12, 24), ParsedObject(B, "", 27, 41))
     text = "<ref>a</ref><box>(1,2),(3,4) (5,6),(7,8)</box>"
     assert parse_answer(text).objects == (ParsedObject(A, "a", 17, 28), ParsedObject(B, "a", 29, 40))
 
