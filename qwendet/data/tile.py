@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from random import Random
@@ -18,11 +18,15 @@ from qwendet.config.schema import require_tiles
 from qwendet.data.archives import Stored, file_at
 from qwendet.data.augment import Scene, scene_of
 from qwendet.data.copies import copies
-from qwendet.data.formats.convert import MAX_PROBLEMS, ConversionReport, complete_or_absent, refuse_occupied
+from qwendet.data.formats.convert import (
+    MAX_PROBLEMS,
+    Conversion,
+    ConversionReport,
+    refuse_occupied,
+    write_source,
+)
 from qwendet.data.formats.detect import open_source
-from qwendet.data.formats.jsonl_writer import JsonlWriter
-from qwendet.data.formats.placing import Names
-from qwendet.data.formats.records import FindingKind, Record, Source
+from qwendet.data.formats.records import Finding, Item, Record, Source
 from qwendet.data.images import MIN_IMAGE_SIDE
 from qwendet.data.windows import Window, require_windows, windows_of
 from qwendet.errors import ConfigError, DataError, Problem
@@ -94,14 +98,8 @@ def tile_dataset(src: Path, dst: Path, how: Tiling) -> ConversionReport:
         splits[file_at(path) or path].add(record.split)
     require_windows(sizes, how.tiles, how.overlap, MIN_IMAGE_SIDE, "--tiles")
     _require_apart(splits)
-    with complete_or_absent(dst) as folder, ExitStack() as stack:
-        job = _Job(folder, how, JsonlWriter(folder, stack, has_images=True))
-        for record in _records(open_source(src, image_dir=how.image_dir), f"cutting {src.name}"):
-            job.add(record)
-        if not job.images:
-            raise DataError("no window is left: none has a box", str(src), "raise --negatives")
-        files = job.writer.finish()
-    return replace(job.report(), files=tuple(dst / file for file in files))
+    records = _records(open_source(src, image_dir=how.image_dir), f"cutting {src.name}")
+    return write_source(Source(src, 0, _windows(records, how, src)), "", dst, Conversion())
 
 
 def _records(source: Source, doing: str) -> Iterator[Record]:
@@ -148,60 +146,43 @@ def _require_apart(splits: dict[Stored, set[str]]) -> None:
         raise DataError.of(problems[:MAX_PROBLEMS])
 
 
-class _Job:
-    """What is being written."""
-
-    def __init__(self, folder: Path, how: Tiling, writer: JsonlWriter) -> None:
-        self.folder, self.how, self.writer = folder, how, writer
-        self.names = Names()
-        self.images: Counter[str] = Counter()
-        self.empty: dict[str, Counter[bool]] = defaultdict(Counter)  # windows by whether they were kept
-        self.boxes: dict[str, Counter[str]] = defaultdict(Counter)
-        self.findings: dict[FindingKind, list[str]] = defaultdict(list)
-
-    def add(self, record: Record) -> None:
-        """Cut an image."""
-        turn = record.sample.student
-        scene = scene_of(turn, record.sample.where)
-        windows = windows_of(scene.image.size, self.how.tiles, self.how.overlap)
+def _windows(records: Iterator[Record], how: Tiling, src: Path) -> Iterator[Item]:
+    """A record of each window that is kept, and what became of boxes and empty windows."""
+    empty: dict[str, Counter[bool]] = defaultdict(Counter)  # windows of a split by whether they were kept
+    is_any = False
+    for record in records:
+        turn, where = record.sample.student, record.sample.where
+        scene = scene_of(turn, where)
+        windows = windows_of(scene.image.size, how.tiles, how.overlap)
+        yield from record.findings
         for window in windows:
             left, top, right, bottom = window
-            view = scene.seen(window, (right - left, bottom - top), self.how.min_visible)
-            if view.objects or self._is_kept(record, window):
-                self._write(record, window, view)
-        for finding in record.findings:
-            self.findings[finding.kind].append(finding.note)
+            view = scene.seen(window, (right - left, bottom - top), how.min_visible)
+            is_kept = bool(view.objects)
+            if not is_kept:
+                is_kept = Random(f"{how.seed} {turn.image} {window}").random() < how.negatives
+                empty[record.split][is_kept] += 1
+            if is_kept:
+                is_any = True
+                yield _record(record, window, view)
         for item in turn.objects:
             if not any(_holds(window, item.bbox_2d) for window in windows):
-                note = f"{record.sample.where}: {list(item.bbox_2d)} ({item.desc})"
-                self.findings["cut_everywhere"].append(note)
+                yield Finding("cut_everywhere", where, f"{list(item.bbox_2d)} ({item.desc})")
+    if not is_any:
+        raise DataError("no window is left: none has a box", str(src), "raise --negatives")
+    for split, counts in empty.items():
+        yield Finding("empty_windows", split, f"{counts[True]} of {counts.total()}")
 
-    def _is_kept(self, record: Record, window: Window) -> bool:
-        draw = Random(f"{self.how.seed} {record.sample.student.image} {window}").random()
-        is_kept = draw < self.how.negatives
-        self.empty[record.split][is_kept] += 1
-        return is_kept
 
-    def _write(self, record: Record, window: Window, view: Scene) -> None:
-        path = PurePosixPath(record.name)
-        suffix = path.suffix if path.suffix.lower() in JPEG_SUFFIXES else ".png"
-        wanted = str(path.with_name(f"{path.stem}_{window[0]}_{window[1]}{suffix}"))
-        name = self.names.give("", f"{record.sample.student.image} {window}", wanted)
-        target = self.folder / self.writer.place(record.split, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        view.image.save(target, quality=95, subsampling=0)
-        width, height = view.image.size
-        turn = replace(record.sample.student, objects=view.objects, width=width, height=height)
-        self.writer.add(record.split, turn, name)
-        self.images[record.split] += 1
-        self.boxes[record.split].update(item.desc for item in view.objects)
-
-    def report(self) -> ConversionReport:
-        for split, counts in self.empty.items():
-            self.findings["empty_windows"].append(f"{split}: {counts[True]} of {counts.total()}")
-        boxes = {split: dict(counts) for split, counts in self.boxes.items()}
-        findings = {kind: tuple(notes) for kind, notes in self.findings.items()}
-        return ConversionReport((), dict(self.images), boxes, findings=findings)
+def _record(record: Record, window: Window, view: Scene) -> Record:
+    """A window as an image of its own."""
+    path, turn = PurePosixPath(record.name), record.sample.student
+    suffix = path.suffix if path.suffix.lower() in JPEG_SUFFIXES else ".png"
+    width, height = view.image.size
+    part = replace(turn, image=f"{turn.image} {window}", objects=view.objects, pixels=view.image)
+    sample = replace(record.sample, student=replace(part, width=width, height=height))
+    name = str(path.with_name(f"{path.stem}_{window[0]}_{window[1]}{suffix}"))
+    return Record(record.split, sample, name)
 
 
 def _holds(window: Window, box: tuple[float, float, float, float]) -> bool:

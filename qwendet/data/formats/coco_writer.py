@@ -10,35 +10,27 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from qwendet.data.formats.writer import LabelTable, SplitFiles, as_coco, number
+from qwendet.data.formats.writer import SplitFiles, Writer, as_coco, number
 from qwendet.data.samples import DetectedObject, Turn
 
 DECIMALS = 6
 """Places that sizes are rounded to: the difference of two corners is not exact."""
 
 
-class CocoWriter:
+class CocoWriter(Writer):
     """Writes COCO; category, image and annotation ids count from 1.
 
     Images go to one file and annotations to another beside it while they come, so that memory stays
     small; the two are joined at the end.
     """
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, *, has_images: bool = True) -> None:
+        super().__init__(folder, stack, has_images=has_images)
         self._images = SplitFiles(folder / "annotations", "instances_{}.json", stack)
         self._annotations = SplitFiles(folder / "annotations", ".annotations_{}.part", stack)
-        self._labels = LabelTable()
         self._frequencies: dict[str, dict[str, str]] = {}
         self._num_images: Counter[str] = Counter()
         self._num_boxes: Counter[str] = Counter()
-
-    def declare(self, labels: Sequence[str]) -> None:
-        """Take the order of categories."""
-        self._labels.declare(labels)
-
-    def place(self, split: str, name: str) -> str:
-        """Into ``images/``."""
-        return f"images/{name}"
 
     def add(self, split: str, turn: Turn, image: str) -> None:
         """Write an entry of ``images``, and one of ``annotations`` a box."""
@@ -61,7 +53,7 @@ class CocoWriter:
             self._annotations.write(split, line if box_id == 1 else ",\n" + line)
 
     def _ids(self, labels: Sequence[str]) -> list[int]:
-        return [self._labels.number(label) + 1 for label in labels]
+        return [self.number_of(label) + 1 for label in labels]
 
     def _annotation(self, found: DetectedObject, image_id: int, box_id: int) -> dict[str, Any]:
         x1, y1, x2, y2 = found.bbox_2d
@@ -69,7 +61,7 @@ class CocoWriter:
         record: dict[str, Any] = {
             "id": box_id,
             "image_id": image_id,
-            "category_id": self._labels.number(found.desc) + 1,
+            "category_id": self.number_of(found.desc) + 1,
             "bbox": [number(value) for value in (x1, y1, width, height)],
             "area": number(round(width * height, DECIMALS) if found.area is None else found.area),
             "iscrowd": int(found.crowd),
@@ -81,7 +73,7 @@ class CocoWriter:
         """Join images and annotations, add the categories."""
         categories = [
             {"id": index, "name": label, "supercategory": "", **self._frequencies.get(label, {})}
-            for index, label in enumerate(self._labels, start=1)
+            for index, label in enumerate(self.labels, start=1)
         ]
         end = f'\n],\n"categories": {json.dumps(categories, ensure_ascii=False)}}}\n'
         self._annotations.close()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from qwendet.answers.format import format_answer
 from qwendet.config.schema import DEFAULT_REQUEST
 from qwendet.data.formats.box_frames import from_pixels
-from qwendet.data.formats.writer import LabelTable, number
+from qwendet.data.formats.writer import Writer, number
 from qwendet.data.samples import Turn
 
 INFO_FILE = "dataset_info.json"
@@ -19,29 +19,21 @@ INFO_FILE = "dataset_info.json"
 MARKS = ("<image>", "<bbox>", "<ref-object>")
 
 
-class SwiftWriter:
+class SwiftWriter(Writer):
     """Writes ``<split>.jsonl`` for ms-swift: boxes in pixels of the image, which it scales for its model.
 
     Crowds are no part of an answer. Records wait in memory until all labels are known.
     """
 
-    def __init__(self, folder: Path, *, has_images: bool) -> None:
-        self._folder, self._has_images = folder, has_images
-        self._labels = LabelTable()
+    def __init__(self, folder: Path, stack: ExitStack, *, has_images: bool = True) -> None:
+        super().__init__(folder, stack, has_images=has_images)
         self._turns: dict[str, list[tuple[Turn, str]]] = defaultdict(list)
-
-    def declare(self, labels: Sequence[str]) -> None:
-        """Take the order in which questions name labels."""
-        self._labels.declare(labels)
-
-    def place(self, split: str, name: str) -> str:
-        """Into ``images/``."""
-        return f"images/{name}"
 
     def add(self, split: str, turn: Turn, image: str) -> None:
         """Keep an image's annotations."""
-        self._labels.declare([found.desc for found in turn.objects])
-        self._turns[split].append((turn, self.place(split, image) if self._has_images else image))
+        for found in turn.objects:
+            self.number_of(found.desc)
+        self._turns[split].append((turn, self.place(split, image) if self.has_images else image))
 
     def finish(self) -> list[str]:
         """Write a line a record."""
@@ -51,10 +43,10 @@ class SwiftWriter:
 
     def _write(self, name: str, text: str) -> None:
         # A file name that is not UTF-8 becomes JSON's own escapes.
-        (self._folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        (self.folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def _lines(self, split: str) -> list[str]:
-        question = "<image>" + DEFAULT_REQUEST.replace("{labels}", ", ".join(self._labels))
+        question = "<image>" + DEFAULT_REQUEST.replace("{labels}", ", ".join(self.labels))
         return [
             json.dumps(self._record(question, turn, image), ensure_ascii=False)
             for turn, image in self._turns[split]

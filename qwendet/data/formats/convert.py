@@ -9,7 +9,7 @@ import os
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from qwendet.data.formats.coco_writer import CocoWriter
 from qwendet.data.formats.conversation_writer import LlamaFactoryWriter, SwiftWriter
 from qwendet.data.formats.detect import detect_format, open_source
 from qwendet.data.formats.jsonl_writer import JsonlWriter
-from qwendet.data.formats.placing import Names, Placement, place_images
+from qwendet.data.formats.placing import Names, Placement, place_images, save_image
 from qwendet.data.formats.records import (
     FINDING_TITLES,
     HARMLESS,
@@ -36,12 +36,23 @@ from qwendet.data.formats.shard_writer import ShardWriter, pack
 from qwendet.data.formats.voc_writer import VocWriter
 from qwendet.data.formats.writer import Writer
 from qwendet.data.formats.yolo_writer import YoloWriter, ring_of
-from qwendet.data.samples import DetectedObject
-from qwendet.errors import ConfigError, DataError, Problem
+from qwendet.data.samples import DetectedObject, Turn
+from qwendet.errors import DataError, Problem
 from qwendet.files import atomic_folder
-from qwendet.progress import Advance, track
+from qwendet.progress import Advance, no_advance, track
 
-SHARDS: Mapping[Target, str] = {"webdataset": ".tar", "parquet": ".parquet"}
+SHARDS: tuple[Target, ...] = ("webdataset", "parquet")
+WRITERS: Mapping[Target, Callable[..., Writer]] = {
+    "jsonl": JsonlWriter,
+    "webdataset": partial(ShardWriter, suffix=".tar"),
+    "parquet": partial(ShardWriter, suffix=".parquet"),
+    "coco": CocoWriter,
+    "voc": VocWriter,
+    "yolo": YoloWriter,
+    "yolo-seg": partial(YoloWriter, is_segmented=True),
+    "swift": SwiftWriter,
+    "llamafactory": LlamaFactoryWriter,
+}
 MAX_NOTES = 5
 """Mended annotations that are named, of each kind."""
 MAX_PROBLEMS = 20
@@ -141,14 +152,15 @@ def write_source(
     how: Conversion,
     split_of: Callable[[Record], str] = lambda record: record.split,
 ) -> ConversionReport:
-    """Write an opened data set."""
+    """Write an opened data set; without a ``name`` its items show themselves how far they are."""
     refuse_occupied(dst)
     with complete_or_absent(dst) as folder:
-        with ExitStack() as stack, track(f"reading {name}", source.total) as advance:
+        reading = track(f"reading {name}", source.total) if name else nullcontext(no_advance)
+        with ExitStack() as stack, reading as advance:
             job = _Job(source, folder, how, stack)
             files = job.write(split_of, advance)
         job.judge()
-        if how.images != "reference":
+        if job.placed and how.images != "reference":
             placing = (
                 pack(job.placed, source.root, folder)
                 if how.target in SHARDS
@@ -168,7 +180,7 @@ class _Job:
         self.source = source
         self.folder = folder
         self.how = how
-        self.writer = _writer(how, folder, stack)
+        self.writer = WRITERS[how.target](folder, stack, has_images=how.images != "reference")
         self.names = Names(flat=how.target == "voc", by_split=how.target.startswith("yolo"))
         self.keeps_paths = how.target in SHARDS or (
             how.images == "reference" and how.target not in ("voc", "yolo", "yolo-seg")
@@ -188,7 +200,8 @@ class _Job:
                 self._add(item, split_of(item))
                 advance(self.images.total(), "")
             elif isinstance(item, Labels):
-                self.writer.declare(item.names)
+                for label in item.names:
+                    self.writer.number_of(label)
                 self.declared |= dict.fromkeys(item.names)
             elif isinstance(item, Finding):
                 self.findings[item.kind].append(item.note)
@@ -213,24 +226,31 @@ class _Job:
             return
         if not self.keeps_paths and not name.endswith(Path(record.name).name):
             self.findings["placed_as"].append(f"{turn.image!r} is now {name!r}")
-        place = self.writer.place(split, name)
+        place, note = self.writer.place(split, name), f"{record.sample.where}: {turn.image!r}"
         if (split, place, turn.labels) in self.seen:
-            self.findings["same_image"].append(f"{record.sample.where}: {turn.image!r}")
+            self.findings["same_image"].append(note)
         self.seen.add((split, place, turn.labels))
-        self.placed[place] = (turn.image, record.sample.where)
+        if turn.pixels is None:
+            self.placed[place] = (turn.image, record.sample.where)
+        else:
+            save_image(turn.pixels, self.folder / place)
         self.images[split] += 1
         self.boxes[split].update(found.desc for found in turn.objects)
-        if self.how.target in ("swift", "llamafactory") and any(
-            found.crowd or found.difficult for found in turn.objects
-        ):
-            self.findings["flags_lost"].append(f"{record.sample.where}: {turn.image!r}")
-        is_federated = turn.neg_labels is not None and self.how.target != "coco"
-        if self.how.target not in SAMPLES and (turn.labels is not None or is_federated):
-            self.findings["labels_lost"].append(f"{record.sample.where}: {turn.image!r}")
-        if any(map(self._loses, turn.objects)):
-            self.findings["segmentations_lost"].append(f"{record.sample.where}: {turn.image!r}")
+        for kind in self._lost(turn):
+            self.findings[kind].append(note)
         for finding in record.findings:
             self.findings[finding.kind].append(finding.note)
+
+    def _lost(self, turn: Turn) -> Iterator[FindingKind]:
+        """What the target cannot hold of an image's annotations."""
+        target = self.how.target
+        if target in ("swift", "llamafactory") and any(own.crowd or own.difficult for own in turn.objects):
+            yield "flags_lost"
+        is_federated = turn.neg_labels is not None and target != "coco"
+        if target not in SAMPLES and (turn.labels is not None or is_federated):
+            yield "labels_lost"
+        if any(map(self._loses, turn.objects)):
+            yield "segmentations_lost"
 
     def _loses(self, found: DetectedObject) -> bool:
         """Whether an object has a polygon or a mask that is not written."""
@@ -263,28 +283,6 @@ class _Job:
             findings={kind: tuple(notes) for kind, notes in self.findings.items() if notes},
             left_out=tuple(self.problems),
         )
-
-
-def _writer(how: Conversion, folder: Path, stack: ExitStack) -> Writer:
-    has_images = how.images != "reference"
-    if how.target in SHARDS:
-        if how.images != "copy":
-            raise ConfigError(
-                "shards hold the images themselves", "--images", "leave it out, or write --to jsonl"
-            )
-        return ShardWriter(folder, stack, SHARDS[how.target])
-    if how.target == "jsonl":
-        return JsonlWriter(folder, stack, has_images=has_images)
-    if how.target in ("swift", "llamafactory"):
-        kind = SwiftWriter if how.target == "swift" else LlamaFactoryWriter
-        return kind(folder, has_images=has_images)
-    writers: Mapping[str, Callable[[Path, ExitStack], Writer]] = {
-        "coco": CocoWriter,
-        "voc": VocWriter,
-        "yolo": YoloWriter,
-        "yolo-seg": partial(YoloWriter, is_segmented=True),
-    }
-    return writers[how.target](folder, stack)
 
 
 def refuse_occupied(dst: Path) -> None:

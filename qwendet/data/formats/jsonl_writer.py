@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from qwendet.data.formats.writer import SplitFiles, as_coco, number
+from qwendet.data.formats.writer import SplitFiles, Writer, as_coco, number
 from qwendet.data.samples import DetectedObject, Turn
 from qwendet.data.segmentation import Rle
 
 
-class JsonlWriter:
+class JsonlWriter(Writer):
     """Writes ``<split>.jsonl``; images are placed in ``images/``, or lines name them where they are."""
 
-    def __init__(self, folder: Path, stack: ExitStack, *, has_images: bool) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, *, has_images: bool = True) -> None:
+        super().__init__(folder, stack, has_images=has_images)
         self._lines = SplitFiles(folder, "{}.jsonl", stack)
-        self._has_images = has_images
-
-    def declare(self, labels: Sequence[str]) -> None:
-        """Sample files declare none."""
-
-    def place(self, split: str, name: str) -> str:
-        """Into ``images/``."""
-        return f"images/{name}"
 
     def add(self, split: str, turn: Turn, image: str) -> None:
         """Write a line."""
-        self._lines.write(split, sample_line(turn, f"images/{image}" if self._has_images else image))
+        self._lines.write(split, sample_line(turn, self.place(split, image) if self.has_images else image))
 
     def finish(self) -> list[str]:
         """Close the files."""

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from PIL import Image
+
 from qwendet.data.archives import Member
 from qwendet.data.characters import as_unicode
 from qwendet.data.images import resolve_image
@@ -76,6 +78,12 @@ def place_images(
         else:
             _link(source, target, where)
         yield done
+
+
+def save_image(image: Image.Image, target: Path) -> None:
+    """Write pixels of a part of an image, in the format that the name ends with."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    image.save(target, quality=95, subsampling=0)
 
 
 def _link(source: Path, target: Path, where: str) -> None:

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from xml.sax.saxutils import escape
 
 from qwendet.data.formats.records import WHOLE
-from qwendet.data.formats.writer import SplitFiles, number
+from qwendet.data.formats.writer import SplitFiles, Writer, number
 from qwendet.data.samples import DetectedObject, Turn
 from qwendet.errors import DataError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-class VocWriter:
+class VocWriter(Writer):
     """Writes ``Annotations/<stem>.xml`` and ``ImageSets/Main/<split>.txt``; images go to ``JPEGImages/``.
 
     Coordinates are written as they stand, with fractions where there are any.
     """
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, *, has_images: bool = True) -> None:
+        super().__init__(folder, stack, has_images=has_images)
         self._annotations = folder / "Annotations"
         self._annotations.mkdir()
         self._lists = SplitFiles(folder / "ImageSets" / "Main", "{}.txt", stack)
         self._written: dict[str, tuple[set[str], int]] = {}
-
-    def declare(self, labels: Sequence[str]) -> None:
-        """VOC declares none."""
 
     def place(self, split: str, name: str) -> str:
         """Into ``JPEGImages/``."""

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from qwendet.data.samples import Turn
 from qwendet.data.segmentation import Rle, Segmentation
 
 
-class Writer(Protocol):
-    """Writes a data set of one format into a folder, split by split or mixed."""
+class Writer(ABC):
+    """Writes a data set of one format into a folder, split by split or mixed.
 
-    def declare(self, labels: Sequence[str]) -> None:
-        """Take labels in the order that class numbers shall follow."""
+    Args:
+        folder: an empty folder.
+        stack: closes files if writing ends early.
+        has_images: images are placed in the folder, else they stay where they are.
+
+    Attributes:
+        labels: number of each label, from 0: declared ones first, others as they come.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack, *, has_images: bool = True) -> None:
+        self.folder = folder
+        self.stack = stack
+        self.has_images = has_images
+        self.labels: dict[str, int] = {}
+
+    def number_of(self, label: str) -> int:
+        """A label's number."""
+        return self.labels.setdefault(label, len(self.labels))
 
     def place(self, split: str, name: str) -> str:
         """Where an image of this name goes, relative to the folder."""
+        return f"images/{name}"
 
+    @abstractmethod
     def add(self, split: str, turn: Turn, image: str) -> None:
         """Write an image's annotations.
 
@@ -29,27 +47,9 @@ class Writer(Protocol):
             image: its name, or, where images stay where they are, its path relative to their root.
         """
 
+    @abstractmethod
     def finish(self) -> list[str]:
         """Write what comes last; the files that a user opens, relative to the folder."""
-
-
-class LabelTable:
-    """Numbers of labels: declared ones first, others as they come."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    def declare(self, labels: Sequence[str]) -> None:
-        """Number labels in this order, as far as they have no number."""
-        for label in labels:
-            self.number(label)
-
-    def number(self, label: str) -> int:
-        """A label's number, from 0."""
-        return self._numbers.setdefault(label, len(self._numbers))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._numbers)
 
 
 class SplitFiles:

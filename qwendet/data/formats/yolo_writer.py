@@ -16,7 +16,7 @@ import yaml
 
 from qwendet.data.formats.fitting import ROUNDING
 from qwendet.data.formats.records import SPLITS, WHOLE
-from qwendet.data.formats.writer import LabelTable, SplitFiles
+from qwendet.data.formats.writer import SplitFiles, Writer
 from qwendet.data.formats.yolo import FLAGS_FILE
 from qwendet.data.formats.yolo_files import label_file
 from qwendet.data.samples import DetectedObject, Turn
@@ -27,21 +27,18 @@ DECIMALS = 8
 """Places of a fraction: a thousandth of a pixel in an image of 100,000."""
 
 
-class YoloWriter:
+class YoloWriter(Writer):
     """Writes a label file an image, empty for a negative."""
 
-    def __init__(self, folder: Path, stack: ExitStack, *, is_segmented: bool = False) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, stack: ExitStack, *, is_segmented: bool = False, has_images: bool = True
+    ) -> None:
+        super().__init__(folder, stack, has_images=has_images)
         self._is_segmented = is_segmented
-        self._labels = LabelTable()
         self._flags = SplitFiles(folder, FLAGS_FILE, stack)
         self._written: dict[str, None] = {}
         self._splits: dict[str, None] = {}
         self._folders: set[Path] = set()
-
-    def declare(self, labels: Sequence[str]) -> None:
-        """Take the order of classes."""
-        self._labels.declare(labels)
 
     def place(self, split: str, name: str) -> str:
         """Into ``images/<split>/``, beside ``labels/<split>/``."""
@@ -49,8 +46,8 @@ class YoloWriter:
 
     def add(self, split: str, turn: Turn, image: str) -> None:
         """Write a label file."""
-        file = label_file(self._folder, self.place(split, image))[0]
-        name = file.relative_to(self._folder).as_posix()
+        file = label_file(self.folder, self.place(split, image))[0]
+        name = file.relative_to(self.folder).as_posix()
         if name in self._written:
             raise DataError(
                 f"YOLO holds one label file an image, and {image!r} has another", "", "merge the two"
@@ -75,7 +72,7 @@ class YoloWriter:
         pixels = ring or ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
         values = (value / (turn.height if at % 2 else turn.width) for at, value in enumerate(pixels))
         numbers = " ".join(f"{value:.{DECIMALS}f}".rstrip("0").rstrip(".") for value in values)
-        return f"{self._labels.number(found.desc)} {numbers}\n"
+        return f"{self.number_of(found.desc)} {numbers}\n"
 
     def _write_flags(self, name: str, objects: Sequence[DetectedObject]) -> None:
         record: dict[str, Any] = {"labels": name}
@@ -92,9 +89,9 @@ class YoloWriter:
         if WHOLE in self._splits:  # there are no splits; Ultralytics wants both keys
             folders |= {"train": f"images/{WHOLE}", "val": f"images/{WHOLE}"}
         task = {"task": "segment"} if self._is_segmented else {}
-        settings = folders | {"names": dict(enumerate(self._labels))} | task
+        settings = folders | {"names": dict(enumerate(self.labels))} | task
         text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False, width=2**31)
-        (self._folder / "data.yaml").write_text(text, encoding="utf-8", newline="\n")
+        (self.folder / "data.yaml").write_text(text, encoding="utf-8", newline="\n")
         return ["data.yaml"]
 
 
