@@ -14,7 +14,8 @@ import filecmp
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from qwendet.data import parquet
 from qwendet.data.remote import fetch_absent
 from qwendet.errors import DataError
 from qwendet.files import sha256_of_file
+from qwendet.progress import track
 
 SUFFIXES, BLOCK = (".tar", parquet.SUFFIX), 512
 SAMPLED = 4096
@@ -144,6 +146,25 @@ def same_bytes(one: Stored, other: Stored) -> bool:
     if isinstance(one, Path) and isinstance(other, Path):
         return filecmp.cmp(one, other, shallow=False)
     return num_bytes(one) == num_bytes(other) and one.read_bytes() == other.read_bytes()
+
+
+def copies(files: Collection[Stored]) -> dict[Stored, object]:
+    """Something for each file, alike for those of the same bytes; only those of equal length are read."""
+    lengths = {file: _length(file) for file in files}
+    counts = Counter(lengths.values())
+    order = {length: at for at, length in enumerate(counts)}
+    found: dict[Stored, object] = {file: file for file in sorted(files, key=lambda own: order[lengths[own]])}
+    alike = [file for file in found if lengths[file] is not None and counts[lengths[file]] > 1]
+    if alike:
+        with track("comparing images", len(alike)) as advance:
+            for done, file in enumerate(alike, 1):
+                found[file] = digest(file)
+                advance(done, "")
+    return found
+
+
+def _length(file: Stored) -> int | None:
+    return None if isinstance(file, Path) and not file.is_file() else num_bytes(file)
 
 
 @cache

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwendet.data.archives import Stored
-from qwendet.data.copies import copies
+from qwendet.data.archives import Stored, copies
 from qwendet.data.formats.jsonl_writer import sample_line
 from qwendet.data.images import resolve_image
 from qwendet.data.samples import Sample, SampleSource

@@ -6,24 +6,23 @@ stay together: one in training and its copy in validation would be an answer giv
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
-from qwendet.data.archives import Stored, file_at
-from qwendet.data.copies import copies
+from qwendet.data.archives import Stored, copies, file_at
 from qwendet.data.formats.convert import (
-    MAX_PROBLEMS,
     Conversion,
     ConversionReport,
     refuse_occupied,
+    sound_records,
     write_source,
 )
 from qwendet.data.formats.detect import open_source
 from qwendet.data.formats.records import Record, Source
-from qwendet.data.stratify import stratify
-from qwendet.errors import ConfigError, DataError, Problem
-from qwendet.progress import track
+from qwendet.errors import ConfigError, DataError
 
 NEGATIVE = ""
 """Stands for the label of an image without objects."""
@@ -61,16 +60,23 @@ def split_dataset(
     def opened() -> Source:
         return open_source(src, how.source, how.image_dir, frame=how.frame, may_be_absent=may_be_absent)
 
-    source = opened()
     held_out = frozenset({"val", "test"}) if keep_held_out else frozenset[str]()
-    labels = _labels_by_image(source, src.name, held_out, skip_bad=how.skip_bad)
-    images_of: dict[Stored, list[str]] = defaultdict(list)
-    for image in labels:
-        images_of[file_at(source.root / image) or source.root / image].append(image)
+    labels: dict[str, set[str]] = defaultdict(set)
+    images_of: dict[Stored, set[str]] = defaultdict(set)
+    # Broken images are reported here: without them a part may be too small, and the error would be of that.
+    for record in sound_records(opened(), f"looking at {src.name}", skip_bad=how.skip_bad):
+        turn = record.sample.student
+        if record.split not in held_out:
+            labels[turn.image].update(found.desc for found in turn.objects)
+            images_of[file_at(turn.root / turn.image) or turn.root / turn.image].add(turn.image)
+        elif record.split == "val":
+            what = "there is a validation split already"
+            raise ConfigError(what, "--val", "leave --val out, or use qwendet data split")
     by_bytes: dict[object, list[str]] = defaultdict(list)
     for file, key in copies(images_of).items():
         by_bytes[key] += images_of[file]
     groups = list(by_bytes.values())
+    labels = {image: found or {NEGATIVE} for image, found in labels.items()}
     parts = stratify(
         [frozenset[str]().union(*(labels[image] for image in group)) for group in groups],
         [len(group) for group in groups],
@@ -103,32 +109,6 @@ def _shares(fractions: Mapping[str, float]) -> dict[str, float]:
     return {"train": rest} | {split: fraction for split, fraction in fractions.items() if fraction}
 
 
-def _labels_by_image(
-    source: Source, name: str, held_out: Collection[str], *, skip_bad: bool
-) -> dict[str, set[str]]:
-    """Labels of each image that is in none of the splits ``held_out``, by path relative to the root.
-
-    Broken images are reported here: without them a part may be too small, and the error would be of that.
-    """
-    labels: dict[str, set[str]] = defaultdict(set)
-    problems: list[Problem] = []
-    with track(f"looking at {name}", source.total) as advance:
-        for item in source.items:
-            if isinstance(item, Record) and item.split in held_out:
-                if item.split == "val":
-                    what = "there is a validation split already"
-                    raise ConfigError(what, "--val", "leave --val out, or use qwendet data split")
-            elif isinstance(item, Record):
-                turn = item.sample.student
-                labels[turn.image].update(found.desc for found in turn.objects)
-                advance(len(labels), "")
-            elif isinstance(item, Problem) and len(problems) < MAX_PROBLEMS:
-                problems.append(item)
-    if problems and not (skip_bad and labels):
-        raise DataError.of(problems)
-    return {image: found or {NEGATIVE} for image, found in labels.items()}
-
-
 def _require_all(parts: Sequence[str], shares: Mapping[str, float], src: Path, num_images: int) -> None:
     empty = [part for part in shares if part not in parts]
     if empty:
@@ -137,3 +117,50 @@ def _require_all(parts: Sequence[str], shares: Mapping[str, float], src: Path, n
             str(src),
             "ask for a larger fraction, or for fewer splits",
         )
+
+
+def stratify(
+    labels: Sequence[AbstractSet[str]], weights: Sequence[int], shares: Mapping[str, float], seed: int
+) -> list[str]:
+    """Choose a part for each group of images, by its labels and its number of images.
+
+    Algorithm 1 of Sechidis, Tsoumakas and Vlahavas, "On the Stratification of Multi-Label Data" (ECML PKDD
+    2011), for groups that stay together: the rarest label is dealt out first, each time to the part that
+    still wants most of it.
+
+    ``shares`` are each part's share of the images, above 0 and together 1; another seed is another division.
+
+    Example:
+        >>> stratify([{"a"}, {"a"}, {"b"}, {"b"}], [1, 1, 1, 1], {"train": 0.5, "val": 0.5}, 0)
+        ['train', 'val', 'train', 'val']
+    """
+    generator = random.Random(f"split/{seed}")
+    total, counts = sum(weights), Counter[str]()
+    for found, weight in zip(labels, weights, strict=True):
+        counts.update(dict.fromkeys(found, weight))
+    # How many images each part still wants, in all and with each label.
+    images = {part: share * total for part, share in shares.items()}
+    wanted = {
+        label: {part: share * count for part, share in shares.items()} for label, count in counts.items()
+    }
+    chosen: list[str] = [""] * len(labels)
+    by_label: dict[str, list[int]] = defaultdict(list)
+    for group in sorted(range(len(labels)), key=lambda at: (-weights[at], generator.random())):
+        for label in labels[group]:
+            by_label[label].append(group)
+    left = {label: len(groups) for label, groups in by_label.items()}
+    while left:
+        rarest = min(left, key=lambda label: (left[label], label))
+        of_rarest = wanted[rarest]
+        for group in by_label[rarest]:
+            if not chosen[group]:
+                # The part that wants most of the label; among equals most images, then any.
+                worth = {part: (of_rarest[part], images[part], generator.random()) for part in images}
+                part = chosen[group] = max(worth, key=worth.__getitem__)
+                images[part] -= weights[group]
+                for label in labels[group]:
+                    wanted[label][part] -= weights[group]
+                    if label in left:
+                        left[label] -= 1
+        del left[rarest]
+    return chosen

@@ -15,14 +15,14 @@ from pathlib import Path, PurePosixPath
 from random import Random
 
 from qwendet.config.schema import require_tiles
-from qwendet.data.archives import Stored, file_at
+from qwendet.data.archives import Stored, copies, file_at
 from qwendet.data.augment import Scene, scene_of
-from qwendet.data.copies import copies
 from qwendet.data.formats.convert import (
     MAX_PROBLEMS,
     Conversion,
     ConversionReport,
     refuse_occupied,
+    sound_records,
     write_source,
 )
 from qwendet.data.formats.detect import open_source
@@ -30,7 +30,6 @@ from qwendet.data.formats.records import Finding, Item, Record, Source
 from qwendet.data.images import MIN_IMAGE_SIDE
 from qwendet.data.windows import Window, require_windows, windows_of
 from qwendet.errors import ConfigError, DataError, Problem
-from qwendet.progress import track
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe"})
 """Of images whose windows are JPEG files again; those of others are PNG, without loss."""
@@ -88,7 +87,7 @@ def tile_dataset(src: Path, dst: Path, how: Tiling) -> ConversionReport:
         DataError: if the data set is broken, or two splits share an image; nothing is left behind then.
     """
     refuse_occupied(dst)
-    records = _records(open_source(src, image_dir=how.image_dir), f"looking at {src.name}")
+    records = sound_records(open_source(src, image_dir=how.image_dir), f"looking at {src.name}")
     sizes: set[tuple[int, int]] = set()
     splits: dict[Stored, set[str]] = defaultdict(set)
     for record in records:
@@ -98,29 +97,8 @@ def tile_dataset(src: Path, dst: Path, how: Tiling) -> ConversionReport:
         splits[file_at(path) or path].add(record.split)
     require_windows(sizes, how.tiles, how.overlap, MIN_IMAGE_SIDE, "--tiles")
     _require_apart(splits)
-    records = _records(open_source(src, image_dir=how.image_dir), f"cutting {src.name}")
+    records = sound_records(open_source(src, image_dir=how.image_dir), f"cutting {src.name}")
     return write_source(Source(src, 0, _windows(records, how, src)), "", dst, Conversion())
-
-
-def _records(source: Source, doing: str) -> Iterator[Record]:
-    """Images of a data set whose annotations are all sound, paths joined with the root.
-
-    Raises:
-        DataError: with every problem, 20 at most.
-    """
-    problems: list[Problem] = []
-    with track(doing, source.total) as advance:
-        done = 0
-        for item in source.items:
-            if isinstance(item, Record):
-                done += 1
-                turn = replace(item.sample.student, root=source.root)
-                yield replace(item, sample=replace(item.sample, student=turn))
-            elif isinstance(item, Problem) and len(problems) < MAX_PROBLEMS:
-                problems.append(item)
-            advance(done, "")
-    if problems:
-        raise DataError.of(problems)
 
 
 def _require_apart(splits: dict[Stored, set[str]]) -> None:

@@ -15,8 +15,7 @@ from qwendet.config.schema import Config
 from qwendet.data.augment import Augmenter, Scene, scene_of
 from qwendet.data.images import image_size
 from qwendet.data.labels import choose_labels
-from qwendet.data.mixture import mixed
-from qwendet.data.repeat_rare import repeats
+from qwendet.data.mixture import mixed, repeats
 from qwendet.data.samples import Sample, SampleSource, Turn
 from qwendet.data.sources import samples_of
 from qwendet.data.teachers import choose_teachers, without_own_image

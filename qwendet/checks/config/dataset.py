@@ -12,8 +12,8 @@ from qwendet.checks.config.lookalikes import lookalikes, nearest_lookalike
 from qwendet.checks.config.samples import Split
 from qwendet.checks.config.stats import BOX_COLUMNS, SplitStats
 from qwendet.config.schema import Config
+from qwendet.data.archives import copies
 from qwendet.data.augment import steps_of
-from qwendet.data.copies import copies
 from qwendet.data.directions import direction_problems
 from qwendet.errors import Problem
 

@@ -4,6 +4,5 @@ detect.py  which format, which reader          convert.py   reader -> fitting ->
 records.py what a reader yields                fitting.py   boxes held against their image
 coco.py, voc.py, yolo.py, jsonl.py             readers; *_layout.py finds the files, coco_table.py holds them
 tools.py   annotation tools, a reader each (cvat.py …)  drawn.py what these yield, drawn_records.py
-foreign.py  other tools' annotations, named in errors
 *_writer.py, writer.py                         writers; placing.py copies or links the images
 """

@@ -8,20 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwendet.data.formats.coco_layout import CocoFile, end_in, find_coco, image_folder, on_disk
-from qwendet.data.formats.coco_table import (
-    CROWD,
-    DERIVED,
-    DIFFICULT,
-    CocoBox,
-    CocoImage,
-    CocoTable,
-    Key,
-    read_table,
-)
+from qwendet.data.formats.coco_table import CocoBox, CocoImage, CocoTable, Key, read_table
 from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import Finding, Item, Labels, Record, Source
 from qwendet.data.images import IMAGE_SUFFIXES
-from qwendet.data.samples import DetectedObject, Sample, Turn, require_absent
+from qwendet.data.samples import Sample, Turn, require_absent
 from qwendet.errors import DataError
 from qwendet.files import list_folder
 
@@ -115,35 +106,15 @@ def _rename(table: CocoTable, find: Callable[[str], str | None]) -> None:
 
 def _record(file: CocoFile, folder: str, table: CocoTable, entry: CocoImage, boxes: list[CocoBox]) -> Record:
     image = join_image(folder, entry.name, entry.where)
-    places = tuple(f"{table.path}: annotations[{found.index}] ({found.label})" for found in boxes)
-    objects = tuple(
-        DetectedObject(
-            found.box,
-            found.label,
-            bool(found.flags & CROWD),
-            bool(found.flags & DIFFICULT),
-            found.area,
-            found.segmentation,
-            table.frequencies[found.label],
-        )
-        for found in boxes
-    )
+    objects = tuple(found.item for found in boxes)
     derived = tuple(
-        Finding("derived", where, show(found.box))
-        for where, found in zip(places, boxes, strict=True)
-        if found.flags & DERIVED
+        Finding("derived", found.where, show(found.item.bbox_2d)) for found in boxes if found.is_derived
     )
     absent = table.named(entry.absent, entry.where)
     require_absent(absent or (), objects, entry.where, "neg_category_ids")
-    turn = Turn(
-        image,
-        objects,
-        entry.width,
-        entry.height,
-        neg_labels=absent,
-        not_exhaustive_labels=table.named(entry.partial, entry.where) or (),
-    )
+    partial = table.named(entry.partial, entry.where) or ()
+    turn = Turn(image, objects, entry.width, entry.height, neg_labels=absent, not_exhaustive_labels=partial)
     name = image.removeprefix(f"{folder}/") if folder else image
-    return Record(
-        file.split, Sample(turn, where=entry.where), name, places, derived, size="the size in the file"
-    )
+    places = tuple(found.where for found in boxes)
+    sample = Sample(turn, where=entry.where)
+    return Record(file.split, sample, name, places, derived, size="the size in the file")

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from qwendet.data.formats.fitting import is_absolute
-from qwendet.data.formats.records import WHOLE, split_of
+from qwendet.data.formats.records import SPLIT_WORDS, WHOLE, split_of
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.errors import DataError
 from qwendet.files import list_folder
@@ -26,7 +26,6 @@ BYTES_BEFORE_JSON = b"\xef\xbb\xbf\xff\xfe\0 \t\r\n"
 """Byte order marks and blanks."""
 OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 """How COCO's own files without boxes of objects begin; they lie beside ``instances_…``."""
-_SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,7 @@ def _usual_folders(root: Path, coco: CocoFile) -> list[str]:
     own = beside.relative_to(home).as_posix() if beside.is_relative_to(home) else "."
     own = "" if own in (".", "annotations") else own
     stem = coco.path.stem.rpartition("_")[2]
-    names = list(dict.fromkeys([stem, *_SPLIT_FOLDERS.get(coco.split, ())]))
+    names = list(dict.fromkeys([stem, *SPLIT_WORDS.get(coco.split, ())]))
     guesses = [own, f"{own}/images" if own else "images", "", *names, *(f"images/{name}" for name in names)]
     there = [guess for guess in dict.fromkeys(guesses) if not guess or (root / guess).is_dir()]
     return there if "annotations" in own or not (root / "annotations").is_dir() else [*there, "annotations"]

@@ -1,4 +1,4 @@
-"""A COCO file in memory, 90 bytes a box: read in one pass, whatever the order of its lists.
+"""A COCO file in memory, 80 bytes a box: read in one pass, whatever the order of its lists.
 
 Polygons and masks wait in a temporary file, if there are more than fit into ``MEMORY``.
 """
@@ -14,15 +14,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, gettempdir
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.json_stream import stream_lists
 from qwendet.data.formats.records import Box, Finding
+from qwendet.data.formats.tools import foreign
 from qwendet.data.formats.writer import as_coco
-from qwendet.data.samples import check_label, parse_frequency
+from qwendet.data.samples import DetectedObject, check_label, parse_frequency
 from qwendet.data.segmentation import Rle, Segmentation, extent, read_rings, read_rle
 from qwendet.errors import DataError, Problem
 
@@ -30,6 +31,9 @@ Key = int | str
 """COCO's ids are numbers; some tools write them as texts, perhaps in one list and not in the other."""
 
 CROWD, DIFFICULT, DERIVED = 1, 2, 4
+IMAGE, CATEGORY, COLUMNS = 0, 1, 10
+"""Of a box's row: slot of its image, number of its category, index in ``annotations``, flags, corners, area
+(NaN without), place of its polygons or mask in :class:`_Drawings` (-1 without)."""
 MEMORY = 1 << 24
 """Bytes of polygons and masks that are held."""
 DECIMALS = 4
@@ -78,19 +82,14 @@ class CocoTable:
     problems: list[Problem] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     _slots: dict[Key, int] = field(default_factory=dict)
-    _category_slots: dict[Key, int] = field(default_factory=dict)
-    _of_image: array[int] = field(default_factory=lambda: array("q"))
-    _of_category: array[int] = field(default_factory=lambda: array("q"))
-    _corners: array[float] = field(default_factory=lambda: array("d"))
-    _areas: array[float] = field(default_factory=lambda: array("d"))  # NaN where there is none
-    _flags: bytearray = field(default_factory=bytearray)
-    _index: array[int] = field(default_factory=lambda: array("q"))
-    _segmentations: _Segmentations = field(default_factory=lambda: _Segmentations())
+    _categories: dict[Key, int] = field(default_factory=dict)
+    _values: array[float] = field(default_factory=lambda: array("d"))
+    _drawings: _Drawings = field(default_factory=lambda: _Drawings())
 
     @property
     def num_annotations(self) -> int:
         """Elements of ``annotations``, broken ones included."""
-        return len(self._index) + len(self.problems)
+        return len(self._values) // COLUMNS + len(self.problems)
 
     def image_ids(self) -> dict[int, Key]:
         """The id of each image, by its slot."""
@@ -158,14 +157,10 @@ class CocoTable:
         except DataError as error:
             self._refuse(slot, error)
             return
-        self._of_image.append(slot)
-        self._of_category.append(self._category_slots.setdefault(category, len(self._category_slots)))
-        self._corners.extend(box)
-        self._areas.append(math.nan if area is None else area)
-        self._flags.append(flags)
-        if segmentation is not None:
-            self._segmentations.add(len(self._index), segmentation)
-        self._index.append(index)
+        number = self._categories.setdefault(category, len(self._categories))
+        place = -1 if segmentation is None else self._drawings.put(segmentation)
+        own_area = math.nan if area is None else area
+        self._values.extend((slot, number, index, flags, *box, own_area, place))
 
     def _segmentation(self, entry: Mapping[str, Any], where: str) -> Segmentation | None:
         """What is drawn beside the box; what cannot be read is left out where there is a box."""
@@ -186,75 +181,72 @@ class CocoTable:
 
     def finish(self) -> None:
         """Judge what only the whole file can tell: ids that nothing has."""
-        unknown = set(self._category_slots) - set(self.labels)
-        if unknown:
-            slots = {
-                self._category_slots[key]: f"there is no category with the id {key!r}" for key in unknown
-            }
-            for of_image, category, index in zip(self._of_image, self._of_category, self._index, strict=True):
-                if category in slots:
-                    problem = Problem(slots[category], self._where(index), CATEGORY_FIX)
-                    self.broken.setdefault(of_image, problem)
-        strays = set(self._of_image) - self.images.keys() - self.broken.keys()
-        if strays:
-            names = {slot: key for key, slot in self._slots.items()}
-            fix = "add the image or remove the annotation"
-            self.problems += [
-                Problem(f"there is no image with the id {names[slot]!r}", self._where(index), fix)
-                for slot, index in zip(self._of_image, self._index, strict=True)
-                if slot in strays
-            ]
+        rows = self._rows()
+        unknown = {number: key for key, number in self._categories.items() if key not in self.labels}
+        for slot, number, index in rows[np.isin(rows[:, CATEGORY], list(unknown)), :3].astype(int).tolist():
+            what = f"there is no category with the id {unknown[number]!r}"
+            self.broken.setdefault(slot, Problem(what, self._where(index), CATEGORY_FIX))
+        known = self.images.keys() | self.broken.keys()
+        strays = {slot: key for slot, key in self.image_ids().items() if slot not in known}
+        for slot, _, index in rows[np.isin(rows[:, IMAGE], list(strays)), :3].astype(int).tolist():
+            what = f"there is no image with the id {strays[slot]!r}"
+            self.problems.append(Problem(what, self._where(index), "add the image or remove the annotation"))
 
     def _where(self, index: int) -> str:
         return f"{self.path}: annotations[{index}]"
 
+    def _rows(self) -> npt.NDArray[np.float64]:
+        return np.frombuffer(self._values, np.float64).reshape(-1, COLUMNS)
+
     def boxes_by_image(self) -> Iterator[tuple[int, list[CocoBox]]]:
         """Slot and boxes of each image that has an entry, in the order of the file."""
-        of_image = np.frombuffer(self._of_image, np.int64)
-        order = np.argsort(of_image, kind="stable")
-        starts = np.searchsorted(of_image[order], np.arange(len(self._slots) + 1))
-        labels = {
-            self._category_slots[key]: label
-            for key, label in self.labels.items()
-            if key in self._category_slots
-        }
+        rows = self._rows()
+        order = np.argsort(rows[:, IMAGE], kind="stable")
+        starts = np.searchsorted(rows[order, IMAGE], np.arange(len(self._slots) + 1))
+        labels = [self.labels.get(key, "") for key in self._categories]
         for slot in self.images:
             if slot not in self.broken:
-                rows = order[starts[slot] : starts[slot + 1]].tolist()
-                yield slot, [self._row(row, labels) for row in rows]
+                own = rows[order[starts[slot] : starts[slot + 1]]].tolist()
+                yield slot, [self._box(labels, row) for row in own]
 
-    def _row(self, row: int, labels: Mapping[int, str]) -> CocoBox:
-        x1, y1, x2, y2 = self._corners[4 * row : 4 * row + 4]
-        box, label, area = (x1, y1, x2, y2), labels[self._of_category[row]], self._areas[row]
-        flags, index, segmentation = self._flags[row], self._index[row], self._segmentations.get(row)
-        return CocoBox(box, label, flags, index, None if math.isnan(area) else area, segmentation)
+    def _box(self, labels: Sequence[str], row: Sequence[float]) -> CocoBox:
+        number, index, flags, place = (int(row[column]) for column in (1, 2, 3, 9))
+        x1, y1, x2, y2, area = row[4:9]
+        label = labels[number]
+        item = DetectedObject(
+            (x1, y1, x2, y2),
+            label,
+            bool(flags & CROWD),
+            bool(flags & DIFFICULT),
+            None if math.isnan(area) else area,
+            None if place < 0 else self._drawings.get(place),
+            self.frequencies[label],
+        )
+        return CocoBox(item, f"{self._where(index)} ({label})", bool(flags & DERIVED))
 
 
-class _Segmentations:
-    """Polygons and masks by the row of their box, in a temporary file where they are many."""
+class _Drawings:
+    """Polygons and masks, in a temporary file where they are many."""
 
     def __init__(self) -> None:
-        self._places: array[int] = array("q")
         self._file = SpooledTemporaryFile(MEMORY)  # noqa: SIM115
 
     def __del__(self) -> None:
         self._file.close()
 
-    def add(self, row: int, found: Segmentation) -> None:
-        """Put one down; rows come in order."""
-        self._places.extend([-1] * (row - len(self._places)))
+    def put(self, found: Segmentation) -> int:
+        """Put one down; returns its place."""
         try:
-            self._places.append(self._file.seek(0, 2))
+            place = self._file.seek(0, 2)
             self._file.write(json.dumps(as_coco(found)).encode() + b"\n")
         except OSError as error:
             what = f"the polygons need room for temporary files ({error.strerror})"
             raise DataError(what, gettempdir(), "make room, or set TMPDIR to another folder") from error
+        return place
 
-    def get(self, row: int) -> Segmentation | None:
-        """That of a row."""
-        if row >= len(self._places) or self._places[row] < 0:
-            return None
-        self._file.seek(self._places[row])
+    def get(self, place: int) -> Segmentation:
+        """What was put down there."""
+        self._file.seek(place)
         found = json.loads(self._file.readline())
         if isinstance(found, list):
             return tuple(map(tuple, found))
@@ -262,16 +254,12 @@ class _Segmentations:
         return Rle(height, width, counts if isinstance(counts, str) else tuple(counts))
 
 
-@dataclass(frozen=True, slots=True)
-class CocoBox:
-    """A box, its label, its flags, its index in ``annotations``, its area and its polygons."""
+class CocoBox(NamedTuple):
+    """An object, its place in the file, and whether its box is that of its polygons or mask."""
 
-    box: Box
-    label: str
-    flags: int
-    index: int
-    area: float | None
-    segmentation: Segmentation | None
+    item: DetectedObject
+    where: str
+    is_derived: bool
 
 
 def read_table(path: Path) -> CocoTable:

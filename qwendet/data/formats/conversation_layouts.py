@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qwendet.data.formats.box_frames import BoxFrame
-from qwendet.data.formats.json_stream import stream_list
+from qwendet.data.formats.json_stream import records
 from qwendet.errors import DataError
 from qwendet.families.chat import LABEL_TEXT
 
@@ -46,20 +46,6 @@ def is_conversations(file: Path) -> bool:
     with suppress(DataError, OSError):
         return any(_messages(record) for _, record in islice(records(file), 1))
     return False
-
-
-def records(file: Path) -> Iterator[tuple[str, Any]]:
-    """Place and value of each record: elements of a list, or a line each, as text where it is no JSON."""
-    if file.suffix.lower() != ".jsonl":
-        yield from ((f"{file}: [{index}]", record) for index, record in stream_list(file))
-        return
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield f"{file}:{number}", json.loads(line.decode("utf-8-sig"))
-                except (ValueError, RecursionError):
-                    yield f"{file}:{number}", repr(line[:60])
 
 
 def read_conversation(record: Any, where: str) -> Conversation:

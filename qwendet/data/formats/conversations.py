@@ -21,9 +21,9 @@ from qwendet.data.formats.conversation_layouts import (
     Conversation,
     is_conversations,
     read_conversation,
-    records,
 )
 from qwendet.data.formats.fitting import is_absolute, join_image
+from qwendet.data.formats.json_stream import records
 from qwendet.data.formats.records import MEASURED, WHOLE, Box, Finding, Item, Labels, Record, Source, split_of
 from qwendet.data.images import image_size
 from qwendet.data.samples import DetectedObject, Sample, Turn, check_label

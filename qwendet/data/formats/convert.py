@@ -173,6 +173,29 @@ def write_source(
     return replace(job.report(), files=tuple(dst / file for file in files), data_root=data_root)
 
 
+def sound_records(source: Source, doing: str, *, skip_bad: bool = False) -> Iterator[Record]:
+    """Images of a data set, paths joined with its root; refused if an annotation is broken.
+
+    With ``skip_bad`` broken ones are passed over, as long as others are left.
+
+    Raises:
+        DataError: after the last image, with every problem, 20 at most.
+    """
+    problems: list[Problem] = []
+    done = 0
+    with track(doing, source.total) as advance:
+        for item in source.items:
+            if isinstance(item, Record):
+                done += 1
+                student = replace(item.sample.student, root=source.root)
+                yield replace(item, sample=replace(item.sample, student=student))
+            elif isinstance(item, Problem) and len(problems) < MAX_PROBLEMS:
+                problems.append(item)
+            advance(done, "")
+    if problems and not (skip_bad and done):
+        raise DataError.of(problems)
+
+
 class _Job:
     """One conversion: what is being written, and what has been seen."""
 

@@ -12,11 +12,10 @@ from qwendet.data.formats.coco_layout import coco_files, is_coco
 from qwendet.data.formats.conversation_layouts import is_conversations
 from qwendet.data.formats.conversations import conversation_files, open_conversations
 from qwendet.data.formats.fitting import fitted
-from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.jsonl import jsonl_files, open_samples
 from qwendet.data.formats.records import SAMPLES, Format, Item, Record, Source
 from qwendet.data.formats.refcoco import open_refcoco
-from qwendet.data.formats.tools import TOOLS, files_near, open_tool, tool_of
+from qwendet.data.formats.tools import TOOLS, files_near, foreign, open_tool, tool_of
 from qwendet.data.formats.voc import open_voc
 from qwendet.data.formats.voc_layout import is_voc
 from qwendet.data.formats.yolo import open_yolo

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import Field
 
-from qwendet.data.formats.conversation_layouts import records
 from qwendet.data.formats.drawn import Drawn, Number, Row, Shape, corners, read_as
+from qwendet.data.formats.json_stream import records
 from qwendet.data.formats.records import Finding, Item
 from qwendet.data.images import image_size
-from qwendet.data.rows import are_corners, label_of, objects_of
+from qwendet.data.rows import are_corners, box_of, label_of, objects_of
 from qwendet.errors import DataError
 
 
@@ -43,19 +43,16 @@ def read_huggingface(file: Path) -> Iterator[Drawn | Item]:
             yield from error.problems
 
 
-class _Boxed(NamedTuple):
-    """A box as it is written, and all that is said of it."""
-
-    box: tuple[float, float, float, float]
-    values: Mapping[str, Any]
+Quad = tuple[Number, Number, Number, Number]
+Boxed = tuple[Quad, Mapping[str, Any]]
+"""A box as it is written, and all that is said of it."""
 
 
-def _read(value: Any, place: str) -> tuple[_Image, str, list[_Boxed]]:
+def _read(value: Any, place: str) -> tuple[_Image, str, list[Boxed]]:
     image = read_as(_Image, value, place)
     where = image.where or place
-    older = dict.fromkeys(("bboxes", "box", "boxes"), "bbox")
     rows = objects_of({"objects": image.objects}, where)
-    return image, where, [_Boxed(read_as(_Object, own, where, **older).bbox, own) for own in rows]
+    return image, where, [(read_as(_Object, {"bbox": box_of(own)}, where).bbox, own) for own in rows]
 
 
 def _all_boxes(file: Path) -> Iterator[tuple[Sequence[float], tuple[int, int]]]:
@@ -65,12 +62,12 @@ def _all_boxes(file: Path) -> Iterator[tuple[Sequence[float], tuple[int, int]]]:
             size = image_size(image.file_name, file.parent, where)
         except DataError:  # reported when it is read
             continue
-        yield from ((own.box, size) for own in found)
+        yield from ((box, size) for box, _ in found)
 
 
-def _shape(found: _Boxed, is_corners: bool, where: str) -> Shape:
-    x, y, right, low = found.box
+def _shape(found: Boxed, is_corners: bool, where: str) -> Shape:
+    (x, y, right, low), values = found
     if not is_corners and min(right, low) < 0:
-        raise DataError(f"expected a width and a height, got {found.box}", where, "correct it")
+        raise DataError(f"expected a width and a height, got {found[0]}", where, "correct it")
     points = [(x, y), (right, low)] if is_corners else corners(x, y, right, low)
-    return Shape(label_of(found.values, {}), points, where, attributes=found.values)
+    return Shape(label_of(values, {}), points, where, attributes=values)

@@ -41,6 +41,20 @@ def stream_list(path: Path) -> Iterator[tuple[int, Any]]:
     )
 
 
+def records(file: Path) -> Iterator[tuple[str, Any]]:
+    """Place and value of each record: elements of a list, or a line each, as text where it is no JSON."""
+    if file.suffix.lower() != ".jsonl":
+        yield from ((f"{file}: [{index}]", record) for index, record in stream_list(file))
+        return
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield f"{file}:{number}", json.loads(line.decode("utf-8-sig"))
+                except (ValueError, RecursionError):
+                    yield f"{file}:{number}", repr(line[:60])
+
+
 def _streamed(
     path: Path, read: Callable[[_Window], Iterator[tuple[str, int, Any]]]
 ) -> Iterator[tuple[str, int, Any]]:

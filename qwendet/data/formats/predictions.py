@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import quote
 
-from qwendet.data.formats.conversation_layouts import records
 from qwendet.data.formats.drawn import Number, Row, Size, read_as
+from qwendet.data.formats.json_stream import records
 from qwendet.errors import DataError
 from qwendet.files import atomic_file
 

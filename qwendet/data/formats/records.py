@@ -79,14 +79,10 @@ SPLITS = ("train", "val", "test")
 TEST_PARTS = ("testA", "testB")
 """RefCOCO has two test splits: people, and all else."""
 WHOLE = "all"
-_SPLIT_WORDS: Mapping[str, str] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
+SPLIT_WORDS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
 }
 
 
@@ -168,5 +164,6 @@ def split_of(name: str) -> str | None:
         >>> split_of("instances_train2017"), split_of("valid"), split_of("trainval")
         ('train', 'val', None)
     """
-    found = {_SPLIT_WORDS[word] for word in re.findall("[a-z]+", name.lower()) if word in _SPLIT_WORDS}
-    return found.pop() if len(found) == 1 else None
+    words = set(re.findall("[a-z]+", name.lower()))
+    found = [split for split, own in SPLIT_WORDS.items() if not words.isdisjoint(own)]
+    return found[0] if len(found) == 1 else None

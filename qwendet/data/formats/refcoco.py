@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from qwendet.data.formats.coco_layout import end_in
 from qwendet.data.formats.coco_table import CocoImage, Key, key_of, read_box, read_image
 from qwendet.data.formats.fitting import join_image
-from qwendet.data.formats.json_stream import stream_list, stream_lists
+from qwendet.data.formats.json_stream import records, stream_lists
 from qwendet.data.formats.records import WHOLE, Box, Item, Record, Source
 from qwendet.data.samples import DetectedObject, Sample, Turn, check_label
 from qwendet.errors import DataError
@@ -43,14 +43,12 @@ def open_refcoco(path: Path, image_dir: Path | None = None) -> Source:
         DataError: for a pickle, for more than one list, and if there is none.
     """
     file = _references(path)
-    elements = stream_list(file) if file.suffix == ".json" else _lines(file)
     instances = file.with_name(INSTANCES)
     table = _read_instances(instances) if instances.is_file() else _Instances({}, {})
     roots = [image_dir] if image_dir else [(file.parent / folder).resolve() for folder in IMAGE_FOLDERS]
 
     def items() -> Iterator[Item]:
-        for index, entry in elements:
-            where = f"{file}: [{index}]"
+        for where, entry in records(file):
             try:
                 yield from _records(entry, table, where, file, root)
             except DataError as error:
@@ -76,17 +74,6 @@ def _references(path: Path) -> Path:
         what = f"expected one list of references (refs(unc).json, or rows as JSONL), got {names}"
         raise DataError(what, str(path), "give the file itself")
     return found[0]
-
-
-def _lines(file: Path) -> Iterator[tuple[int, Any]]:
-    with file.open(encoding="utf-8") as lines:
-        for index, line in enumerate(lines):
-            try:
-                yield index, json.loads(line)
-            except ValueError as error:
-                raise DataError(
-                    f"expected JSON ({error})", f"{file}:{index + 1}", "write it again"
-                ) from error
 
 
 def _read_instances(file: Path) -> _Instances:

@@ -1,4 +1,4 @@
-"""Annotation tools whose files are read: by which signs each is known, and its reader."""
+"""Annotation tools: by which signs the files of each are known, and its reader where they are read."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Tool(NamedTuple):
 
     Attributes:
         what: its files, in words.
-        read: its reader.
+        read: its reader; None of files that are named in errors alone.
         suffixes: how they end.
         signs: patterns, all of which the beginning of a file has.
         one_an_image: each image has a file of its name.
     """
 
     what: str
-    read: Reader
+    read: Reader | None
     suffixes: tuple[str, ...]
     signs: tuple[str, ...]
     one_an_image: bool = False
@@ -96,11 +96,51 @@ TOOLS: Mapping[Format, Tool] = {
 }
 
 
+_WRITE = "write it as COCO, VOC, YOLO or JSONL"
+_LISTS = 'give one that begins like {"images": […], "annotations": […], "categories": […]}'
+_RESULTS = "give the file with the annotations: predictions are no ground truth"
+_VIA_3 = ('"metadata"', '"vid"', '"xy"')
+UNREAD: tuple[tuple[Tool, str], ...] = (
+    (Tool("Label Studio's JSON-MIN", None, (".json",), ('"original_width"',)), "export it as JSON there"),
+    (Tool("a project of VIA 3", None, (".json",), _VIA_3), "export it as COCO there"),
+    (Tool("a project of VoTT", None, (".json",), ('"asset"', '"regions"')), "export it as Pascal VOC there"),
+    (Tool("a list of detections (COCO results)", None, (".json",), ('"image_id"', '"score"')), _RESULTS),
+    (
+        Tool("a COCO file without annotations at its top", None, (".json",), ('"images"', '"file_name"')),
+        _LISTS,
+    ),
+    (Tool("a table of boxes", None, (".csv", ".tsv"), ()), _WRITE),
+    (Tool("TFRecords", None, (".tfrecord", ".record"), ()), _WRITE),
+)
+"""Tools whose files are not read, but named in the error; and what to do."""
+FOLDERS = {
+    "labeltxt": ("DOTA's label files", "write them as YOLO's oriented boxes, with a data.yaml"),
+    "label_2": ("KITTI's label files", _WRITE),
+}
+
+
 def tool_of(path: Path) -> Format | None:
     """The tool that wrote a file, or files of a folder and of those up to two below it."""
     suffixes = {suffix for tool in TOOLS.values() for suffix in tool.suffixes}
     files = files_near(path, suffixes)
     return next((name for file in files for name, tool in TOOLS.items() if tool.wrote(file)), None)
+
+
+def foreign(path: Path) -> tuple[str, str] | None:
+    """What a file or folder without a data set of ours holds instead; and what to do about it."""
+    name = tool_of(path)
+    if name is not None:
+        return TOOLS[name].what, f"--from {name} reads it"
+    near = [path, *(child for child in list_folder(path) if child.is_dir())]
+    for inner in (inner for folder in near for inner in list_folder(folder) if inner.is_dir()):
+        if inner.name.lower() in FOLDERS:
+            what, fix = FOLDERS[inner.name.lower()]
+            return f"{what} ({inner.name}/)", fix
+    for file in files_near(path, {suffix for tool, _ in UNREAD for suffix in tool.suffixes}, depth=1):
+        for tool, fix in UNREAD:
+            if tool.wrote(file):
+                return f"{tool.what} ({file.name})", fix
+    return None
 
 
 def files_near(folder: Path, suffixes: set[str], depth: int = 2) -> Iterator[Path]:
@@ -120,6 +160,7 @@ def open_tool(path: Path, tool: Tool, image_dir: Path | None) -> Source:
     """
     given = [path] if path.is_file() else list(files_below(path, frozenset(tool.suffixes)))
     files = [file for file in given if path.is_file() or tool.wrote(file)]
+    assert tool.read is not None
     if not files:
         fix = "give the folder that holds them, or see what --from auto finds"
         raise DataError(f"expected {tool.what}, got none", str(path), fix)

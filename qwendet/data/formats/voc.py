@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from defusedxml import DefusedXmlException, ElementTree
 
+from qwendet.data.formats.drawn import numbers
 from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import Box, Finding, Item, Record, Source
 from qwendet.data.formats.voc_layout import VocFolder, find_voc, images_by_stem, paired
@@ -147,7 +147,9 @@ def _size(annotation: Element, where: str) -> tuple[int | None, int | None]:
     element = annotation.find("size")
     if element is None or not (element.findtext("width") or "").strip():
         return None, None
-    return round(_number(element, "width", where)), round(_number(element, "height", where))
+    texts = {side: element.findtext(side) for side in ("width", "height")}
+    width, height = map(round, numbers(texts, "width height", f"{where}: <size>"))
+    return width, height
 
 
 def _require_objects(annotation: Element, where: str) -> None:
@@ -179,23 +181,13 @@ def _read_object(element: Element, where: str) -> tuple[str, DetectedObject]:
 
 def _box(corners: Element, where: str) -> Box:
     """``<bndbox>`` as xyxy in pixels, finite and not inside out."""
-    x1, y1, x2, y2 = (_number(corners, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    texts = {corner.tag: corner.text for corner in corners}
+    x1, y1, x2, y2 = numbers(texts, "xmin ymin xmax ymax", f"{where}: <bndbox>")
     if x2 < x1 or y2 < y1:
         raise DataError(
             f"expected xmin ≤ xmax and ymin ≤ ymax, got {show((x1, y1, x2, y2))}", where, "swap the corners"
         )
     return x1, y1, x2, y2
-
-
-def _number(parent: Element, tag: str, where: str) -> float:
-    text = (parent.findtext(tag) or "").strip()
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"<{parent.tag}> <{tag}>: expected a number, got {text!r}", where, "correct it")
-    return value
 
 
 def _flag(element: Element, tag: str, where: str) -> bool:

@@ -62,30 +62,25 @@ class VocFolder:
 
 def is_voc(path: Path) -> bool:
     """Whether a folder, or one in it, holds VOC annotations."""
-    return bool(_roots(path))
+    return bool(_homes(path))
 
 
 def find_voc(path: Path) -> tuple[Path, tuple[VocFolder, ...]]:
     """The root of a VOC data set, and its folders of annotations."""
-    roots = _roots(path)
-    splits = [split_of(root.name) for root in roots]
-    if len(roots) > 1 and None not in splits and len(set(splits)) == len(roots):
-        return path, tuple(_of_split(root) for root in roots)
-    if not roots:
+    homes = _homes(path)
+    if not homes:
         raise DataError(
             "expected a VOC folder (Annotations/*.xml, JPEGImages/), got no annotations (.xml)",
             str(path),
             "give the folder that holds Annotations",
         )
-    if len(roots) > 1:
-        names = ", ".join(root.name for root in roots)
-        raise DataError(f"expected one VOC folder, got {len(roots)}: {names}", str(path), "give one of them")
-    root = roots[0]
-    if _has_annotations(root):
-        return root, (_published(root),)
-    if _xml_files(root):
-        return root, (_beside(root, root, split_of(root.name) or WHOLE),)
-    return root, tuple(_beside(root, child, split) for child, split in _split_folders(root))
+    if path in homes or all(split_of(root.name) for root in homes):
+        return path, tuple(_read_folder(path, root, home) for root, home in homes.items())
+    if len(homes) > 1:
+        names = ", ".join(root.name for root in homes)
+        raise DataError(f"expected one VOC folder, got {len(homes)}: {names}", str(path), "give one of them")
+    ((root, home),) = homes.items()
+    return root, (_read_folder(root, root, home),)
 
 
 def images_by_stem(folder: Path, *, is_deep: bool) -> Mapping[str, list[str]]:
@@ -119,37 +114,35 @@ def _by_name(stems: Iterable[str]) -> Mapping[str, list[str]]:
     return found
 
 
-def _roots(path: Path) -> list[Path]:
-    """``path`` if it holds annotations itself, else its children that do."""
+def _homes(path: Path) -> dict[Path, Path]:
+    """The folder of annotations of ``path``, else those of its children: of splits, if some are.
+
+    A child of another name may hold them in a folder of theirs, and not beside its images.
+    """
     if not path.is_dir():
-        return []
-    if _has_annotations(path) or _holds_annotations(path) or _split_folders(path):
-        return [path]
-    return [child for child in list_folder(path) if child.is_dir() and _has_annotations(child)]
-
-
-def _has_annotations(root: Path) -> bool:
-    return _annotation_folder(root) is not None
+        return {}
+    if (home := _annotation_folder(path)) is not None:
+        return {path: home}
+    children = [child for child in list_folder(path) if child.is_dir()]
+    found = {child: home for child in children if (home := _annotation_folder(child)) is not None}
+    of_splits = {child: home for child, home in found.items() if split_of(child.name)}
+    return of_splits or {child: home for child, home in found.items() if home != child}
 
 
 def _annotation_folder(root: Path) -> Path | None:
-    children = {child.name.lower(): child for child in reversed(list_folder(root))}
-    for name in ANNOTATION_FOLDERS:
-        folder = children.get(name)
-        if folder is None or not folder.is_dir():
-            continue
-        if name == ANNOTATION_FOLDERS[0]:
-            is_one = next(files_below(folder, XML_SUFFIXES), None) is not None
-        else:
-            is_one = _holds_annotations(folder)
-        if is_one:
-            return folder
-    return None
+    """Where the annotations of a folder are: in one of the usual names, or in itself."""
+    children = {child.name.lower(): child for child in reversed(list_folder(root)) if child.is_dir()}
+    published = children.get(ANNOTATION_FOLDERS[0])
+    if published is not None and any(files_below(published, XML_SUFFIXES)):
+        return published
+    others = [children[name] for name in ANNOTATION_FOLDERS[1:] if name in children]
+    return next(filter(_holds_annotations, [*others, root]), None)
 
 
 def _holds_annotations(folder: Path) -> bool:
     """Whether XML files of a folder, which may hold others, are annotations: one says so."""
-    return any(ANNOTATION_TAG.search(_head(file)) for file in _xml_files(folder))
+    files = (file for file in list_folder(folder) if file.suffix.lower() in XML_SUFFIXES)
+    return any(ANNOTATION_TAG.search(_head(file)) for file in files)
 
 
 def _head(file: Path) -> bytes:
@@ -160,59 +153,46 @@ def _head(file: Path) -> bytes:
         raise DataError(f"cannot read the file ({error.strerror})", str(file)) from error
 
 
-def _split_folders(root: Path) -> list[tuple[Path, str]]:
-    found = [(child, split_of(child.name)) for child in list_folder(root) if child.is_dir()]
-    return [(child, split) for child, split in found if split and _holds_annotations(child)]
-
-
 def _child(folder: Path, name: str) -> Path:
     """A folder inside another, whatever its case."""
     matching = (child for child in list_folder(folder) if child.name.lower() == name and child.is_dir())
     return next(matching, folder / name)
 
 
-def _xml_files(folder: Path) -> list[Path]:
-    return [file for file in list_folder(folder) if file.suffix.lower() in XML_SUFFIXES]
-
-
-def _beside(root: Path, folder: Path, split: str) -> VocFolder:
-    annotations = {file.stem: file for file in _xml_files(folder)}
-    images = "" if folder == root else folder.name
-    return VocFolder(annotations, images, {split: list(annotations)})
-
-
-def _of_split(root: Path) -> VocFolder:
-    """One of several folders, each with the annotations and images of a split."""
-    found = _published(root)
-    split = split_of(root.name) or WHOLE
-    return VocFolder(found.annotations, f"{root.name}/{found.images}", {split: list(found.annotations)})
-
-
-def _published(root: Path) -> VocFolder:
-    home = _annotation_folder(root) or root
-    files = files_below(home, XML_SUFFIXES)
-    annotations = {file.relative_to(home).with_suffix("").as_posix(): file for file in files}
+def _read_folder(path: Path, root: Path, home: Path) -> VocFolder:
+    """A folder of annotations: all of the data set ``path``, or of a split of it."""
+    files = list_folder(home) if home == root else files_below(home, XML_SUFFIXES)
+    annotations = {
+        file.relative_to(home).with_suffix("").as_posix(): file
+        for file in files
+        if file.suffix.lower() in XML_SUFFIXES
+    }
     lists = _SplitLists(annotations)
-    listed = lists.read(_child(root, "imagesets"))
-    images = _image_folder(root, home, list(annotations))
-    return VocFolder(annotations, images, listed, lists.problems, lists.findings)
+    split = split_of(root.name) if home == root or root != path else None
+    listed = {split: list(annotations)} if split else lists.read(_child(root, "imagesets"))
+    folder = root if home == root else _image_folder(root, home, list(annotations))
+    return VocFolder(annotations, _relative(folder, path), listed, lists.problems, lists.findings)
 
 
-def _image_folder(root: Path, home: Path, stems: Sequence[str]) -> str:
-    """The folder of the images, relative to the root: of the usual names, else the one that holds most."""
-    usual = [folder.name for name in IMAGE_FOLDERS if (folder := _child(root, name)).is_dir()]
+def _relative(folder: Path, path: Path) -> str:
+    return folder.relative_to(path).as_posix().removeprefix(".")
+
+
+def _image_folder(root: Path, home: Path, stems: Sequence[str]) -> Path:
+    """The folder of the images: of the usual names, else the one that holds most."""
+    usual = [folder for name in IMAGE_FOLDERS if (folder := _child(root, name)).is_dir()]
     if usual:
         return usual[0]
     probed = {PurePosixPath(stem).name for stem in stems[:PROBED]}
-    others = [child for child in list_folder(root) if child.is_dir()]
+    folders = dict.fromkeys((root, home, *(child for child in list_folder(root) if child.is_dir())))
     hits = {
-        folder.relative_to(root).as_posix(): len(
-            probed & {file.stem for file in list_folder(folder) if file.suffix.lower() in IMAGE_SUFFIXES}
+        folder: sum(
+            file.stem in probed for file in list_folder(folder) if file.suffix.lower() in IMAGE_SUFFIXES
         )
-        for folder in dict.fromkeys((root, home, *others))
+        for folder in folders
     }
     best = max(hits, key=lambda folder: hits[folder])
-    return best if hits[best] else "JPEGImages"
+    return best if hits[best] else root / "JPEGImages"
 
 
 class _SplitLists:

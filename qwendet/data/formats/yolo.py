@@ -11,9 +11,9 @@ from itertools import chain
 from pathlib import Path
 
 from qwendet.data.formats.fitting import show
-from qwendet.data.formats.foreign import foreign
 from qwendet.data.formats.records import MEASURED, Finding, Item, Labels, Record, Source
-from qwendet.data.formats.yolo_files import images_of, label_file, label_places, labels_without_image, tails
+from qwendet.data.formats.tools import foreign
+from qwendet.data.formats.yolo_files import images_of, label_places, labels_without_image, tails
 from qwendet.data.formats.yolo_layout import YoloLayout, find_yolo
 from qwendet.data.formats.yolo_rows import (
     FRACTION_LIMIT,
@@ -92,8 +92,8 @@ class _Reader:
     def _due(self, image: str) -> Iterator[Path]:
         """Where the labels of an image ought to be: in ``a.txt``, else in ``a.jpg.txt``."""
         for name in (image, f"{image}.txt"):
-            yield from label_file(self.layout.root, name)
-            yield label_file(self.root, name)[1]
+            yield from label_places(self.layout.root, name)[:2]
+            yield label_places(self.root, name)[1]
 
     def _find(self, image: str, listed: str) -> Path | None:
         """The label file of an image, by its own path or by what a list calls it."""

@@ -107,33 +107,23 @@ def _locate(name: str, listing: Path, home: Path, root: Path, where: str) -> str
     raise DataError(f"the image {name!r} is nowhere in {root}", where, "add the image or remove the line")
 
 
-def label_file(root: Path, image: str) -> tuple[Path, Path]:
-    """Where the labels of an image ought to be: in the folder of labels, or beside it.
-
-    Example:
-        >>> label_file(Path(), "Images/train/a.jpg")[0].as_posix()
-        'Labels/train/a.txt'
-    """
-    parts = PurePosixPath(image).with_suffix(".txt").parts
-    beside = root / PurePosixPath(image).with_suffix(".txt")
-    at = _image_folder(parts)
-    if at is None:
-        return root / "labels" / PurePosixPath(*parts), beside
-    return root / PurePosixPath(*parts[:at], LABEL_FOLDERS[parts[at]], *parts[at + 1 :]), beside
-
-
 def label_places(root: Path, image: str) -> list[Path]:
-    """Where the labels of an image may be, the likeliest first.
+    """Where the labels of an image may be, the likeliest first: they ought to be in the first two.
 
     Example:
+        >>> [place.as_posix() for place in label_places(Path(), "Images/train/a.jpg")][:2]
+        ['Labels/train/a.txt', 'Images/train/a.txt']
         >>> [place.as_posix() for place in label_places(Path(), "img/a.jpg")][:3]
         ['labels/img/a.txt', 'img/a.txt', 'labels/a.txt']
     """
     parts = PurePosixPath(image).with_suffix(".txt").parts
     at = _image_folder(parts)
-    at = len(parts) - 2 if at is None else at
-    others = [root / PurePosixPath(*parts[:at], name, *parts[at + 1 :]) for name in SIBLINGS if at >= 0]
-    return list(dict.fromkeys((*label_file(root, image), *others)))
+    if at is None:
+        due, at = PurePosixPath("labels", *parts), len(parts) - 2
+    else:
+        due = PurePosixPath(*parts[:at], LABEL_FOLDERS[parts[at]], *parts[at + 1 :])
+    others = [PurePosixPath(*parts[:at], name, *parts[at + 1 :]) for name in SIBLINGS if at >= 0]
+    return [root / place for place in dict.fromkeys((due, PurePosixPath(*parts), *others))]
 
 
 def _image_folder(parts: tuple[str, ...]) -> int | None:
@@ -144,9 +134,8 @@ def _image_folder(parts: tuple[str, ...]) -> int | None:
 
 def labels_without_image(home: Path, entry: str, seen: set[Path]) -> list[Path]:
     """Label files of an entry's folder that no image asked for; texts of another kind are passed over."""
-    own = label_file(home, f"{entry}/x.jpg")[1].parent
-    places = (place.parent for place in label_places(home, f"{entry}/x.jpg"))
-    folders = [folder for folder in places if folder != own and folder.is_dir()]
+    places = [place.parent for place in label_places(home, f"{entry}/x.jpg")]
+    folders = [folder for folder in places if folder != places[1] and folder.is_dir()]
     if (home / entry).suffix == ".txt" or not folders:
         return []
     files = files_below(folders[0], TEXT_SUFFIXES)

@@ -18,7 +18,7 @@ from qwendet.data.formats.fitting import ROUNDING
 from qwendet.data.formats.records import SPLITS, WHOLE
 from qwendet.data.formats.writer import SplitFiles, Writer
 from qwendet.data.formats.yolo import FLAGS_FILE
-from qwendet.data.formats.yolo_files import label_file
+from qwendet.data.formats.yolo_files import label_places
 from qwendet.data.samples import DetectedObject, Turn
 from qwendet.data.segmentation import Ring, Rle, extent, fits
 from qwendet.errors import DataError
@@ -46,7 +46,7 @@ class YoloWriter(Writer):
 
     def add(self, split: str, turn: Turn, image: str) -> None:
         """Write a label file."""
-        file = label_file(self.folder, self.place(split, image))[0]
+        file = label_places(self.folder, self.place(split, image))[0]
         name = file.relative_to(self.folder).as_posix()
         if name in self._written:
             raise DataError(

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qwendet.data.formats.convert import Conversion, ConversionReport
-from qwendet.data.split import split_dataset
-from qwendet.data.stratify import stratify
+from qwendet.data.split import split_dataset, stratify
 from qwendet.errors import ConfigError, DataError
 
 SHARES = {"train": 0.7, "val": 0.2, "test": 0.1}

@@ -226,8 +226,8 @@ def test_read_voc__clipped_by_one_pixel(voc: Voc) -> None:
     [
         (voc_object((70, 0, 90, 9)), "the box [70, 0, 90, 9] leaves the image of 64×48 by 26 pixels"),
         (voc_object((9, 0, 1, 9)), "(cell): expected xmin ≤ xmax and ymin ≤ ymax, got [9, 0, 1, 9]"),
-        (voc_object(("nan", 0, 1, 9)), "(cell): <bndbox> <xmin>: expected a number, got 'nan'"),
-        (voc_object(("", 0, 1, 9)), "(cell): <bndbox> <xmin>: expected a number, got ''"),
+        (voc_object(("nan", 0, 1, 9)), "(cell): <bndbox>: xmin: expected a finite number, got 'nan'"),
+        (voc_object(("", 0, 1, 9)), "(cell): <bndbox>: xmin: expected a valid number, got None"),
         (voc_object((0, 0, 1, 9), name=" "), ": <name>: expected a label text, got ''"),
         (voc_object((0, 0, 1, 9), name="&lt;|im_end|>"), "the label '<|im_end|>' holds special-token"),
         (voc_object((0, 0, 1, 9), extra="<difficult>?</difficult>"), "<difficult>: expected 0 or 1"),

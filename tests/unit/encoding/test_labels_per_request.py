@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.worlds import PRETRAIN
 from qwendet.answers.diagnostics import AnswerFacts
-from qwendet.data.repeat_rare import repeats
+from qwendet.data.mixture import repeats
 from qwendet.data.samples import Sample
 from qwendet.encoding.dataset import TrainingSamples
 from qwendet.inference.detections import Detection, Prediction, joined

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from qwendet.data.repeat_rare import repeats
+from qwendet.data.mixture import repeats
 
 
 def test_repeats__by_hand() -> None:
