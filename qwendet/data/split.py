@@ -65,7 +65,7 @@ def split_dataset(
     images_of: dict[Stored, set[str]] = defaultdict(set)
     # Broken images are reported here: without them a part may be too small, and the error would be of that.
     for record in sound_records(opened(), f"looking at {src.name}", skip_bad=how.skip_bad):
-        turn = record.sample.student
+        turn = record.turn
         if record.split not in held_out:
             labels[turn.image].update(found.desc for found in turn.objects)
             images_of[file_at(turn.root / turn.image) or turn.root / turn.image].add(turn.image)
@@ -87,7 +87,7 @@ def split_dataset(
     part_of = {image: part for group, part in zip(groups, parts, strict=True) for image in group}
 
     def part(record: Record) -> str:
-        return record.split if record.split in held_out else part_of[record.sample.student.image]
+        return record.split if record.split in held_out else part_of[record.turn.image]
 
     return write_source(opened(), src.name, dst, how, part)
 

@@ -91,7 +91,7 @@ def tile_dataset(src: Path, dst: Path, how: Tiling) -> ConversionReport:
     sizes: set[tuple[int, int]] = set()
     splits: dict[Stored, set[str]] = defaultdict(set)
     for record in records:
-        turn = record.sample.student
+        turn = record.turn
         sizes |= {turn.declared_size} if turn.declared_size else set()
         path = turn.root / turn.image
         splits[file_at(path) or path].add(record.split)
@@ -129,7 +129,7 @@ def _windows(records: Iterator[Record], how: Tiling, src: Path) -> Iterator[Item
     empty: dict[str, Counter[bool]] = defaultdict(Counter)  # windows of a split by whether they were kept
     is_any = False
     for record in records:
-        turn, where = record.sample.student, record.sample.where
+        turn, where = record.turn, record.where
         scene = scene_of(turn, where)
         windows = windows_of(scene.image.size, how.tiles, how.overlap)
         yield from record.findings
@@ -154,13 +154,13 @@ def _windows(records: Iterator[Record], how: Tiling, src: Path) -> Iterator[Item
 
 def _record(record: Record, window: Window, view: Scene) -> Record:
     """A window as an image of its own."""
-    path, turn = PurePosixPath(record.name), record.sample.student
+    path, turn = PurePosixPath(record.name), record.turn
     suffix = path.suffix if path.suffix.lower() in JPEG_SUFFIXES else ".png"
     width, height = view.image.size
     part = replace(turn, image=f"{turn.image} {window}", objects=view.objects, pixels=view.image)
-    sample = replace(record.sample, student=replace(part, width=width, height=height))
+    part = replace(part, width=width, height=height)
     name = str(path.with_name(f"{path.stem}_{window[0]}_{window[1]}{suffix}"))
-    return Record(record.split, sample, name)
+    return Record(record.split, part, record.where, name)
 
 
 def _holds(window: Window, box: tuple[float, float, float, float]) -> bool:

@@ -89,7 +89,7 @@ def content(folder: Path) -> Content:
     for item in open_source(folder).items:
         assert not isinstance(item, Problem), item
         if isinstance(item, Record):
-            turn = item.sample.student
+            turn = item.turn
             facts = [(o.desc, o.crowd, o.difficult) for o in turn.objects]
             assert turn.width is not None
             assert turn.height is not None

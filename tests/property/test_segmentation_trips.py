@@ -306,7 +306,7 @@ def test_tools__polygons_and_masks_are_kept(tmp_path: Path, kind: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     Image.new("RGB", (WIDTH, HEIGHT)).save(image)
     (record,) = (item for item in open_source(tmp_path).items if isinstance(item, Record))
-    (found,) = record.sample.student.objects
+    (found,) = record.turn.objects
     if isinstance(expected, Rle):
         assert found.segmentation == expected
         assert found.bbox_2d == (4, 8, 14, 28) or kind == "labelme mask"
@@ -344,7 +344,7 @@ def test_supervisely__holes_are_holes(tmp_path: Path) -> None:
     (tmp_path / "ds" / "ann" / "a.jpg.json").write_text(text)
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "ds" / "img" / "a.jpg")
     (record,) = (item for item in open_source(tmp_path).items if isinstance(item, Record))
-    (found,) = record.sample.student.objects
+    (found,) = record.turn.objects
     assert isinstance(found.segmentation, Rle)
     assert coco.area(found.segmentation.to_coco()) == 30 * 30 - 10 * 10
 

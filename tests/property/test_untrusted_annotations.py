@@ -53,7 +53,7 @@ def assert_sound(path: Path, frame: BoxFrame | None = None, size: tuple[int, int
         return
     for item in items:
         if isinstance(item, Record):
-            for found in item.sample.student.objects:
+            for found in item.turn.objects:
                 x1, y1, x2, y2 = found.bbox_2d
                 assert 0 <= x1 < x2 <= size[0]
                 assert 0 <= y1 < y2 <= size[1]

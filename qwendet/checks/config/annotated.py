@@ -153,7 +153,7 @@ class _Reader:
         stats = self.splits.setdefault(split, SplitStats(self.task.path, name, self.format))
         for finding in record.findings:
             self._note(finding)
-        turn, kept = record.sample.student, []
+        turn, kept = record.turn, []
         for index, found in enumerate(turn.objects):
             if found.bbox_2d[0] < found.bbox_2d[2] and found.bbox_2d[1] < found.bbox_2d[3]:
                 kept.append(index)
@@ -162,8 +162,8 @@ class _Reader:
             fix = "draw it again or remove it; data convert leaves it out"
             self.broken.add([Problem(what, record.places[index], fix)])
         student = replace(turn, objects=tuple(turn.objects[index] for index in kept), root=root)
-        stats.places.append(record.sample.where)
-        sample = replace(record.sample, student=student)
+        stats.places.append(record.where)
+        sample = Sample(student, where=record.where)
         return _Numbered(len(stats.places), sample, [record.places[index] for index in kept])
 
     def _note(self, finding: Finding) -> None:

@@ -12,7 +12,7 @@ from qwendet.data.formats.coco_table import CocoBox, CocoImage, CocoTable, Key, 
 from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import Finding, Item, Labels, Record, Source
 from qwendet.data.images import IMAGE_SUFFIXES
-from qwendet.data.samples import Sample, Turn, require_absent
+from qwendet.data.samples import Turn, require_absent
 from qwendet.errors import DataError
 from qwendet.files import list_folder
 
@@ -116,5 +116,4 @@ def _record(file: CocoFile, folder: str, table: CocoTable, entry: CocoImage, box
     turn = Turn(image, objects, entry.width, entry.height, neg_labels=absent, not_exhaustive_labels=partial)
     name = image.removeprefix(f"{folder}/") if folder else image
     places = tuple(found.where for found in boxes)
-    sample = Sample(turn, where=entry.where)
-    return Record(file.split, sample, name, places, derived, size="the size in the file")
+    return Record(file.split, turn, entry.where, name, places, derived, size="the size in the file")

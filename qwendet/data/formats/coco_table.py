@@ -210,9 +210,8 @@ class CocoTable:
                 yield slot, [self._box(labels, row) for row in own]
 
     def _box(self, labels: Sequence[str], row: Sequence[float]) -> CocoBox:
-        number, index, flags, place = (int(row[column]) for column in (1, 2, 3, 9))
-        x1, y1, x2, y2, area = row[4:9]
-        label = labels[number]
+        _, number, index, own_flags, x1, y1, x2, y2, area, own_place = row
+        label, flags, place = labels[int(number)], int(own_flags), int(own_place)
         item = DetectedObject(
             (x1, y1, x2, y2),
             label,
@@ -222,7 +221,7 @@ class CocoTable:
             None if place < 0 else self._drawings.get(place),
             self.frequencies[label],
         )
-        return CocoBox(item, f"{self._where(index)} ({label})", bool(flags & DERIVED))
+        return CocoBox(item, f"{self._where(int(index))} ({label})", bool(flags & DERIVED))
 
 
 class _Drawings:

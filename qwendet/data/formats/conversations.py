@@ -26,7 +26,7 @@ from qwendet.data.formats.fitting import is_absolute, join_image
 from qwendet.data.formats.json_stream import records
 from qwendet.data.formats.records import MEASURED, WHOLE, Box, Finding, Item, Labels, Record, Source, split_of
 from qwendet.data.images import image_size
-from qwendet.data.samples import DetectedObject, Sample, Turn, check_label
+from qwendet.data.samples import DetectedObject, Turn, check_label
 from qwendet.errors import DataError, Problem
 from qwendet.families.chat import END_OF_THOUGHT, LABEL_TEXT
 from qwendet.files import list_folder
@@ -209,9 +209,11 @@ class _File:
         if asked != set(self.labels):
             names = ", ".join(map(repr, sorted(asked)[:3])) + " …" * (len(asked) > 3)
             findings = (Finding("asked_of_some", found.where, f"{image!r} is asked about {names} alone"),)
-        sample = Sample(Turn(image, objects, *size), where=found.where)
+        turn = Turn(image, objects, *size)
         places = tuple(place for _, _, place, _ in found.boxes)
-        return Record(self.split, sample, image.removeprefix("images/"), places, findings, size=MEASURED)
+        return Record(
+            self.split, turn, found.where, image.removeprefix("images/"), places, findings, size=MEASURED
+        )
 
 
 def _answers(conversation: Conversation) -> Iterator[Answer]:

@@ -187,8 +187,7 @@ def sound_records(source: Source, doing: str, *, skip_bad: bool = False) -> Iter
         for item in source.items:
             if isinstance(item, Record):
                 done += 1
-                student = replace(item.sample.student, root=source.root)
-                yield replace(item, sample=replace(item.sample, student=student))
+                yield replace(item, turn=replace(item.turn, root=source.root))
             elif isinstance(item, Problem) and len(problems) < MAX_PROBLEMS:
                 problems.append(item)
             advance(done, "")
@@ -240,21 +239,21 @@ class _Job:
         return self.writer.finish()
 
     def _add(self, record: Record, split: str) -> None:
-        turn = record.sample.student
+        turn = record.turn
         name = turn.image if self.keeps_paths else self.names.give(split, turn.image, record.name)
         try:
             self.writer.add(split, turn, name)
         except DataError as error:
-            self.problems += [replace(problem, where=record.sample.where) for problem in error.problems]
+            self.problems += [replace(problem, where=record.where) for problem in error.problems]
             return
         if not self.keeps_paths and not name.endswith(Path(record.name).name):
             self.findings["placed_as"].append(f"{turn.image!r} is now {name!r}")
-        place, note = self.writer.place(split, name), f"{record.sample.where}: {turn.image!r}"
+        place, note = self.writer.place(split, name), f"{record.where}: {turn.image!r}"
         if (split, place, turn.labels) in self.seen:
             self.findings["same_image"].append(note)
         self.seen.add((split, place, turn.labels))
         if turn.pixels is None:
-            self.placed[place] = (turn.image, record.sample.where)
+            self.placed[place] = (turn.image, record.where)
         else:
             save_image(turn.pixels, self.folder / place)
         self.images[split] += 1

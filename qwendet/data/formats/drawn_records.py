@@ -18,7 +18,7 @@ from qwendet.data.formats.drawn import DECIMALS, FLAG_NAMES, OUTLINES, Drawn, Po
 from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import WHOLE, Box, Finding, Item, Record, Source, split_of
 from qwendet.data.images import IMAGE_SUFFIXES, image_size
-from qwendet.data.samples import DetectedObject, Sample, Turn, check_label
+from qwendet.data.samples import DetectedObject, Turn, check_label
 from qwendet.data.segmentation import Segmentation, union
 from qwendet.errors import DataError, Problem
 from qwendet.files import files_below
@@ -119,7 +119,7 @@ class _Images:
             places.append(place)
         turn = Turn(image, tuple(objects), *(size or (None, None)))
         name = image.removeprefix("images/")
-        return Record(split, Sample(turn, where=drawn.where), name, tuple(places), tuple(findings))
+        return Record(split, turn, drawn.where, name, tuple(places), tuple(findings))
 
     def _whole(self, image: str, drawn: Drawn) -> tuple[tuple[int, int] | None, list[Finding]]:
         """The size that fractions are of: the image's own, if it has the shape of the one claimed."""

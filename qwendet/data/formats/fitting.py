@@ -57,17 +57,17 @@ def fitted(source: Source, *, may_be_absent: bool) -> Source:
 
 def fit_record(record: Record, root: Path, *, may_be_absent: bool) -> Record:
     """Hold one annotated image against the image itself."""
-    turn = record.sample.student
+    turn = record.turn
     claimed = None if turn.width is None or turn.height is None else (turn.width, turn.height)
     if record.size == MEASURED and claimed:
         frame = Frame(*claimed, is_sure=True)
     else:
-        where, tag = record.sample.where, record.size
+        where, tag = record.where, record.size
         frame = image_frame(turn.image, root, where, claimed, may_be_absent=may_be_absent, tag=tag)
     objects, mended = fit_objects(zip(record.places, turn.objects, strict=True), frame)
-    student = replace(turn, objects=objects, width=frame.width, height=frame.height)
+    turn = replace(turn, objects=objects, width=frame.width, height=frame.height)
     findings = (*record.findings, *frame.findings, *mended)
-    return replace(record, sample=replace(record.sample, student=student), places=(), findings=findings)
+    return replace(record, turn=turn, places=(), findings=findings)
 
 
 def join_image(folder: str, name: str, where: str) -> str:

@@ -57,7 +57,8 @@ def _record(split: str, sample: Sample, root: Path) -> Record:
     lost = (Finding("demonstrations", where, str(len(sample.teachers))),) if sample.teachers else ()
     return Record(
         split,
-        replace(sample, student=replace(turn, image=image, root=Path()), teachers=()),
+        replace(turn, image=image, root=Path()),
+        where,
         _name(image.removeprefix(IMAGE_FOLDER)),
         tuple(f"{where}: objects[{at}] ({item.desc})" for at, item in enumerate(turn.objects)),
         lost,

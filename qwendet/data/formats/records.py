@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qwendet.data.samples import Sample
+from qwendet.data.samples import Turn
 from qwendet.errors import Problem
 
 Format = Literal[
@@ -119,15 +119,17 @@ class Record:
 
     Attributes:
         split: ``train``, ``val``, ``test``, or ``all`` where the data set has no splits.
-        sample: its image is relative to the source's root. As a reader yields it, boxes and size are as
+        turn: its image is relative to the source's root. As a reader yields it, boxes and size are as
             written, corners in order; once held against the image, width and height are those displayed.
+        where: the annotation.
         name: the image's path below the folder that holds the images of its split: what it is placed as.
         places: where each object is written.
         size: where width and height come from: what the format calls them, or ``MEASURED``.
     """
 
     split: str
-    sample: Sample
+    turn: Turn
+    where: str
     name: str
     places: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()

@@ -18,7 +18,7 @@ from qwendet.data.formats.coco_table import CocoImage, Key, key_of, read_box, re
 from qwendet.data.formats.fitting import join_image
 from qwendet.data.formats.json_stream import records, stream_lists
 from qwendet.data.formats.records import WHOLE, Box, Item, Record, Source
-from qwendet.data.samples import DetectedObject, Sample, Turn, check_label
+from qwendet.data.samples import DetectedObject, Turn, check_label
 from qwendet.errors import DataError
 from qwendet.files import list_folder
 
@@ -100,8 +100,7 @@ def _records(entry: Any, table: _Instances, where: str, file: Path, root: Path) 
         label = check_label(text, where, "sent")
         name = join_image("", end_in(root, image.name) or image.name, where)
         turn = Turn(name, (DetectedObject(box, label),), image.width, image.height, labels=(label,))
-        sample = Sample(turn, where=where)
-        yield Record(split[1] if split else WHOLE, sample, name, (where,), size="the size in the file")
+        yield Record(split[1] if split else WHOLE, turn, where, name, (where,), size="the size in the file")
 
 
 def _referred(entry: Mapping[str, Any], table: _Instances, where: str) -> tuple[CocoImage, Box]:

@@ -13,7 +13,7 @@ from qwendet.data.formats.drawn import numbers
 from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import Box, Finding, Item, Record, Source
 from qwendet.data.formats.voc_layout import VocFolder, find_voc, images_by_stem, paired
-from qwendet.data.samples import DetectedObject, Sample, Turn, check_label
+from qwendet.data.samples import DetectedObject, Turn, check_label
 from qwendet.errors import DataError
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ class _Reader:
             for index, element in enumerate(annotation.iter("object"), start=1)
         ]
         places, objects = tuple(place for place, _ in written), tuple(found for _, found in written)
-        sample = Sample(Turn(image, objects, *_size(annotation, where)), where=where)
-        return Record(split, sample, name, places, findings, size="<size>")
+        turn = Turn(image, objects, *_size(annotation, where))
+        return Record(split, turn, where, name, places, findings, size="<size>")
 
 
 def _parse_xml(file: Path) -> Element:

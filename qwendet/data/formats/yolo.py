@@ -24,7 +24,7 @@ from qwendet.data.formats.yolo_rows import (
     numbers_of,
 )
 from qwendet.data.images import image_size
-from qwendet.data.samples import DetectedObject, Sample, Turn
+from qwendet.data.samples import DetectedObject, Turn
 from qwendet.errors import DataError, Problem
 
 FLAGS_FILE = "flags.jsonl"
@@ -133,8 +133,8 @@ class _Reader:
             written.append(f"{place} ({found.desc})")
             objects.append(self._flagged(found, file, number))
         name = image.removeprefix(f"{entry}/").removeprefix("images/")
-        sample = Sample(Turn(image, tuple(objects), *size), where=where)
-        return Record(split, sample, name, tuple(written), tuple(findings), size=MEASURED)
+        turn = Turn(image, tuple(objects), *size)
+        return Record(split, turn, where, name, tuple(written), tuple(findings), size=MEASURED)
 
     def _parse_line(self, line: str, where: str, size: tuple[int, int]) -> DetectedObject:
         """The object of a line, in pixels."""

@@ -68,8 +68,7 @@ def find_yolo(path: Path, image_dir: Path | None = None) -> YoloLayout:
     settings = path if path.is_file() else _settings_file(path)
     if settings is None:
         return _of_folders(path, image_dir or path)
-    read = _of_darknet if settings.suffix == ".data" else _of_yaml
-    return read(_Settings(settings, [settings.parent, *([image_dir] if image_dir else [])]))
+    return _of_settings(_Settings(settings, [settings.parent, *([image_dir] if image_dir else [])]))
 
 
 def _settings_file(folder: Path) -> Path | None:
@@ -132,34 +131,44 @@ class _Settings:
         return found, absent
 
 
-# Ultralytics
-
-
-def _of_yaml(settings: _Settings) -> YoloLayout:
+def _of_settings(settings: _Settings) -> YoloLayout:
     file = settings.file
+    is_darknet = file.suffix == ".data"
+    values = _darknet_values(file) if is_darknet else _yaml_values(file)
+    base, names = _base(values.get("path"), file), values.get("names")
+    if isinstance(names, str) and (is_darknet or "." in names):  # as YOLOv3 and v7 have it
+        names = _names_in(file.parent / settings.existing(names, base, "names"))
+    names = _names_of(names, f"{file}: names")
+    count = values.get("nc")
+    if count is not None and str(count) != str(len(names)):
+        what = f"nc is {count!r}, but there are {len(names)} names"
+        raise DataError(what, str(file), "correct one of them")
+    entries, absent = settings.splits(values, base)
+    if not entries and not is_darknet:
+        raise DataError("expected train, val or test, got none", str(file), "name the folders of the images")
+    if "train" in entries and entries["train"] == entries.get("val"):
+        entries = {key: entries[key] for key in ("train", "test") if key in entries}
+        entries = entries if "test" in entries else {WHOLE: entries["train"]}
+    columns, is_segmented = _key_point_columns(values, file), values.get("task") == "segment"
+    entries = entries or {WHOLE: ["."]}
+    return YoloLayout(file.parent, names, entries, file, tuple(absent), columns, is_segmented)
+
+
+def _yaml_values(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(read_text(file))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"expected YAML, got a broken file ({error})", str(file), "correct it") from error
     if not isinstance(values, dict):
         raise DataError(f"expected keys such as names and train, got {values!r:.60}", str(file), "correct it")
-    base, names = _base(values.get("path"), file), values.get("names")
-    if isinstance(names, str) and "." in names:  # as YOLOv3 and v7 have it
-        names = _names_in(file.parent / settings.existing(names, base, "names"))
-    names = _names_of(names, f"{file}: names")
-    count = values.get("nc")
-    if count is not None and str(count) != str(len(names)):
-        raise DataError(
-            f"nc is {count!r}, but there are {len(names)} names", str(file), "correct one of them"
-        )
-    entries, absent = settings.splits(values, base)
-    if not entries:
-        raise DataError("expected train, val or test, got none", str(file), "name the folders of the images")
-    if "train" in entries and entries["train"] == entries.get("val"):
-        entries = {key: entries[key] for key in ("train", "test") if key in entries}
-        entries = entries if "test" in entries else {WHOLE: entries["train"]}
-    columns, is_segmented = _key_point_columns(values, file), values.get("task") == "segment"
-    return YoloLayout(file.parent, names, entries, file, tuple(absent), columns, is_segmented)
+    return values
+
+
+def _darknet_values(file: Path) -> dict[str, Any]:
+    """Of the keys those that Ultralytics' settings have too: ``classes`` says no more than the names."""
+    pairs = (line.partition("=") for line in read_text(file).splitlines() if "=" in line)
+    values = {key.strip(): value.strip() for key, _, value in pairs}
+    return {key: values[key] for key in ("names", *SETTINGS_KEYS) if key in values}
 
 
 def _names_of(value: Any, where: str) -> dict[int, str]:
@@ -204,20 +213,6 @@ def _key_point_columns(values: Mapping[str, Any], file: Path) -> int:
     ):
         raise DataError(f"expected [points, numbers], got {shape!r:.60}", f"{file}: kpt_shape", "correct it")
     return int(shape[0] * shape[1])
-
-
-# Darknet and plain folders
-
-
-def _of_darknet(settings: _Settings) -> YoloLayout:
-    file = settings.file
-    pairs = (line.partition("=") for line in read_text(file).splitlines() if "=" in line)
-    values = {key.strip(): value.strip() for key, _, value in pairs}
-    if "names" not in values:
-        raise DataError("expected a line names = FILE", str(file), "name the file of labels")
-    names = _names_in(file.parent / settings.existing(values["names"], "", "names"))
-    entries, absent = settings.splits(values, "")
-    return YoloLayout(file.parent, names, entries or {WHOLE: ["."]}, file, tuple(absent))
 
 
 def _names_in(file: Path) -> dict[int, str]:

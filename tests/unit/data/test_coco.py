@@ -74,19 +74,19 @@ def test_layout__as_published(tmp_path: Path) -> None:
         Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / f"{split}2017" / f"{split}.jpg")
     write(tmp_path, name="annotations/captions_val2017.json", files={})
     found = records(tmp_path)
-    assert [(record.split, record.sample.student.image, record.name) for record in found] == [
+    assert [(record.split, record.turn.image, record.name) for record in found] == [
         ("train", "train2017/train.jpg", "train.jpg"),
         ("val", "val2017/val.jpg", "val.jpg"),
     ]
     assert findings(tmp_path) == [("other_task", f"{tmp_path}/annotations/captions_val2017.json")]
     (alone,) = records(tmp_path / "annotations" / "instances_val2017.json")
-    assert (alone.split, alone.sample.student.image) == ("val", "val2017/val.jpg")
+    assert (alone.split, alone.turn.image) == ("val", "val2017/val.jpg")
 
 
 def test_layout__roboflow(tmp_path: Path) -> None:
     for folder in ("train", "valid", "test"):
         write(tmp_path / folder, [box()], name="_annotations.coco.json")
-    found = [(record.split, record.sample.student.image, record.name) for record in records(tmp_path)]
+    found = [(record.split, record.turn.image, record.name) for record in records(tmp_path)]
     assert found == [
         ("test", "test/a.jpg", "a.jpg"),
         ("train", "train/a.jpg", "a.jpg"),
@@ -97,7 +97,7 @@ def test_layout__roboflow(tmp_path: Path) -> None:
 def test_layout__sub_folders_and_windows_separators(tmp_path: Path) -> None:
     images = [IMAGE | {"file_name": "x/a.jpg"}, IMAGE | {"id": 11, "file_name": "y\\a.jpg"}]
     write(tmp_path, [], images, files={f"images/{name}/a.jpg": (WIDTH, HEIGHT) for name in "xy"})
-    assert [(record.sample.student.image, record.name) for record in records(tmp_path)] == [
+    assert [(record.turn.image, record.name) for record in records(tmp_path)] == [
         ("images/x/a.jpg", "x/a.jpg"),
         ("images/y/a.jpg", "y/a.jpg"),
     ]
@@ -127,7 +127,7 @@ def test_image__named_by_its_url_alone(tmp_path: Path) -> None:
     entry = {key: value for key, value in IMAGE.items() if key != "file_name"}
     url = "http://images.cocodataset.org/val2017/a.jpg"
     write(tmp_path, [box()], [entry | {"coco_url": url}], files={"val2017/a.jpg": (WIDTH, HEIGHT)})
-    assert [record.sample.student.image for record in records(tmp_path)] == ["val2017/a.jpg"]
+    assert [record.turn.image for record in records(tmp_path)] == ["val2017/a.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_layout__images_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "photos" / "a.jpg")
     (record,) = records(tmp_path / "data", image_dir=tmp_path / "photos")
-    assert record.sample.student.image == "a.jpg"
+    assert record.turn.image == "a.jpg"
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,12 @@ def test_layout__images_elsewhere__of_another_machine(tmp_path: Path, name: str)
     images = [IMAGE | {"file_name": name}, IMAGE | {"id": 11, "file_name": "/other/a.jpg"}]
     path = write(tmp_path / "set", [box()], images, files={"../pictures/up/a.jpg": (WIDTH, HEIGHT)})
     found = records(path, image_dir=tmp_path / "pictures")
-    assert [record.sample.student.image for record in found] == ["up/a.jpg"]
+    assert [record.turn.image for record in found] == ["up/a.jpg"]
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "pictures" / "up" / "b.jpg")
     images[1] = IMAGE | {"id": 11, "file_name": "/x/../up/b.jpg"}
     path = write(tmp_path / "set", [box()], images, files={})
     found = records(path, image_dir=tmp_path / "pictures")
-    assert [record.sample.student.image for record in found] == ["up/a.jpg", "up/b.jpg"]
+    assert [record.turn.image for record in found] == ["up/a.jpg", "up/b.jpg"]
 
 
 def test_layout__images_elsewhere__one_for_two(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_layout__images_elsewhere__one_for_two(tmp_path: Path) -> None:
 def test_layout__images_not_there_but_not_needed(tmp_path: Path) -> None:
     write(tmp_path, [box()], files={})
     (record,) = records(tmp_path, may_be_absent=True)
-    assert (record.sample.student.width, record.sample.student.height) == (WIDTH, HEIGHT)
+    assert (record.turn.width, record.turn.height) == (WIDTH, HEIGHT)
     assert [finding.kind for finding in record.findings] == ["absent"]
 
 
@@ -202,7 +202,7 @@ def test_record(tmp_path: Path) -> None:
     assert labels == Labels(("cell",))
     assert isinstance(record, Record)
     assert (record.split, record.findings) == ("all", ())
-    objects = record.sample.student.objects
+    objects = record.turn.objects
     assert [(o.bbox_2d, o.desc, o.crowd, o.difficult, o.area) for o in objects] == [
         ((1.1, 2.2, 31.4, 42.6), "cell", True, False, 3),
         ((0, 0, WIDTH, HEIGHT), "cell", False, True, None),
@@ -278,7 +278,7 @@ def test_negatives_and_order_of_lists(tmp_path: Path) -> None:
     }
     write(tmp_path, files={"a.jpg": (WIDTH, HEIGHT), "b.jpg": (WIDTH, HEIGHT)})
     (tmp_path / "instances.json").write_text(json.dumps(content), encoding="utf-8")
-    found = [(r.sample.student.image, len(r.sample.student.objects)) for r in records(tmp_path)]
+    found = [(r.turn.image, len(r.turn.objects)) for r in records(tmp_path)]
     assert found == [("a.jpg", 0), ("b.jpg", 1)]
 
 
@@ -287,7 +287,7 @@ def test_ids__texts_gaps_and_zero(tmp_path: Path) -> None:
     annotations = [box(category_id=90, image_id="i"), box(id=2, category_id="x", image_id="i")]
     write(tmp_path, annotations, [IMAGE | {"id": "i"}], categories)
     (record,) = records(tmp_path)
-    assert [found.desc for found in record.sample.student.objects] == ["bird", "Ей"]
+    assert [found.desc for found in record.turn.objects] == ["bird", "Ей"]
 
 
 def test_polygons_and_masks_without_bbox(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_polygons_and_masks_without_bbox(tmp_path: Path) -> None:
     ]
     write(tmp_path, entries)
     (record,) = records(tmp_path)
-    assert [found.bbox_2d for found in record.sample.student.objects] == [
+    assert [found.bbox_2d for found in record.turn.objects] == [
         (5, 10, 30, 20),
         (1, 10, 30, 41),
         (5, 10, 30, 20),
@@ -473,7 +473,7 @@ def test_nuts__box_for_box_as_pycocotools(shared: Path) -> None:
     found = {
         record.name: sorted(
             (x1, y1, x2 - x1, y2 - y1, item.desc)
-            for item in record.sample.student.objects
+            for item in record.turn.objects
             for x1, y1, x2, y2 in [item.bbox_2d]
         )
         for record in records(path)

@@ -119,8 +119,8 @@ def numbered(record: dict[str, Any], number: int) -> dict[str, Any]:
 def read(path: Path, **how: Any) -> tuple[dict[str, list[Box]], list[Finding], list[Problem]]:
     items = list(open_source(path, **how).items)
     records = [item for item in items if isinstance(item, Record)]
-    boxes = {item.sample.student.image: [f.bbox_2d for f in item.sample.student.objects] for item in records}
-    assert {found.desc for item in records for found in item.sample.student.objects} <= {"bolt"}
+    boxes = {item.turn.image: [f.bbox_2d for f in item.turn.objects] for item in records}
+    assert {found.desc for item in records for found in item.turn.objects} <= {"bolt"}
     findings = [item for item in items if isinstance(item, Finding)]
     findings += [finding for item in records for finding in item.findings]
     return boxes, findings, [item for item in items if isinstance(item, Problem)]

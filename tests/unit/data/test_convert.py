@@ -213,7 +213,7 @@ def test_two_images_of_one_name__both_are_kept(tmp_path: Path, target: Format) -
     assert len(list((tmp_path / "out").rglob("*.png"))) == 3
     assert colours(tmp_path / "out") == {0, 1, 2}
     again = [item for item in open_source(tmp_path / "out").items if isinstance(item, Record)]
-    assert sorted(len(record.sample.student.objects) for record in again) == [0, 0, 1]
+    assert sorted(len(record.turn.objects) for record in again) == [0, 0, 1]
     if target == "voc":
         assert report.findings["placed_as"] == (
             "'b/1.png' is now '1-2.png'",

@@ -154,4 +154,4 @@ def test_flags_of_a_region(tmp_path: Path) -> None:
         {"p.json": json.dumps([task([BOX, choice(BOX, "Difficult"), choice(BOX, "crowd")])]), **IMAGE},
     )
     (record,) = [item for item in open_source(tmp_path).items if isinstance(item, Record)]
-    assert [(own.difficult, own.crowd) for own in record.sample.student.objects] == [(True, True)]
+    assert [(own.difficult, own.crowd) for own in record.turn.objects] == [(True, True)]

@@ -284,7 +284,7 @@ def test_labelme__flags_and_files_beside(tmp_path: Path) -> None:
     assert found.splits == {"train/a.jpg": "train", "val/b.jpg": "val"}
     assert {kind: len(notes) for kind, notes in found.findings.items()} == {"unlisted": 1, "no_annotation": 1}
     records = [item for item in open_source(tmp_path).items if isinstance(item, Record)]
-    assert [own.difficult for record in records for own in record.sample.student.objects] == [False, True]
+    assert [own.difficult for record in records for own in record.turn.objects] == [False, True]
 
 
 def test_labelme__a_word_for_a_split_in_the_name_of_an_image_is_none(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_open_images__groups_are_crowds_and_absent_images_are_counted(tmp_path: 
     assert found.splits == {"train/a.jpg": "train"}
     assert found.findings == {"not_there": [f"{tmp_path}: 2"]}
     (record,) = [item for item in open_source(tmp_path).items if isinstance(item, Record)]
-    assert [own.crowd for own in record.sample.student.objects] == [False, True]
+    assert [own.crowd for own in record.turn.objects] == [False, True]
 
 
 def turned_jpeg(size: tuple[int, int]) -> bytes:

@@ -122,8 +122,8 @@ def test_read_voc__record(voc: Voc) -> None:
         voc_object((0, 0, WIDTH, HEIGHT), name="Ей &lt;&gt;"),
     )
     (record,) = read_voc(voc.folder)
-    turn = record.sample.student
-    assert (record.split, record.sample.where, record.findings) == ("all", str(path), ())
+    turn = record.turn
+    assert (record.split, record.where, record.findings) == ("all", str(path), ())
     assert (turn.image, turn.width, turn.height) == ("JPEGImages/a.jpg", WIDTH, HEIGHT)
     assert [(found.bbox_2d, found.desc, found.difficult) for found in turn.objects] == [
         ((1, 2, 30.5, 40), "cell", True),  # as they stand: no minus one
@@ -134,21 +134,21 @@ def test_read_voc__record(voc: Voc) -> None:
 def test_read_voc__negative(voc: Voc) -> None:
     voc.add("a")
     (record,) = read_voc(voc.folder)
-    assert record.sample.student.objects == ()
+    assert record.turn.objects == ()
 
 
 def test_read_voc__parts_are_left(voc: Voc) -> None:
     part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
     voc.add("a", voc_object((1, 2, 3, 4), extra=part))
     (record,) = read_voc(voc.folder)
-    assert [found.desc for found in record.sample.student.objects] == ["cell"]
+    assert [found.desc for found in record.turn.objects] == ["cell"]
 
 
 def test_read_voc__own_name_wins_over_filename(voc: Voc) -> None:
     voc.add("b")
     path = voc.add("a", xml=voc_xml(filename="b.jpg"))
     record = next(iter(read_voc(voc.folder)))
-    assert record.sample.student.image == "JPEGImages/a.jpg"
+    assert record.turn.image == "JPEGImages/a.jpg"
     assert [(finding.kind, finding.note) for finding in record.findings] == [
         ("renamed", f"{path}: <filename> is 'b.jpg', used 'a.jpg'")
     ]
@@ -159,7 +159,7 @@ def test_read_voc__two_images_of_one_name(voc: Voc) -> None:
     voc.add("a", xml=voc_xml(filename="a.png"))
     (voc.folder / "JPEGImages" / "a.txt").touch()
     (record,) = read_voc(voc.folder)
-    assert record.sample.student.image == "JPEGImages/a.png"
+    assert record.turn.image == "JPEGImages/a.png"
     voc.add("a")
     assert "expected one image JPEGImages/a.*, got a.jpg, a.png" in str(read_error(voc.folder))
 
@@ -188,7 +188,7 @@ def test_read_voc__broken_image(voc: Voc) -> None:
 def test_read_voc__size_differs__real_one_counts(voc: Voc) -> None:
     voc.add("a", xml=voc_xml(size=(0, 0)))
     (record,) = read_voc(voc.folder)
-    assert (record.sample.student.width, record.sample.student.height) == (WIDTH, HEIGHT)
+    assert (record.turn.width, record.turn.height) == (WIDTH, HEIGHT)
     assert record.findings[0].kind == "resized"
     assert "<size> is 0×0, used 64×48 of 'JPEGImages/a.jpg'" in record.findings[0].note
 
@@ -207,7 +207,7 @@ def test_read_voc__size_before_exif_orientation(voc: Voc) -> None:
 def test_read_voc__zero_area(voc: Voc, box: Box) -> None:
     path = voc.add("a", voc_object(box), voc_object((1, 2, 3, 4)))
     (record,) = read_voc(voc.folder)
-    assert [found.bbox_2d for found in record.sample.student.objects] == [(1, 2, 3, 4)]
+    assert [found.bbox_2d for found in record.turn.objects] == [(1, 2, 3, 4)]
     (finding,) = record.findings
     assert finding.kind == "zero_area"
     assert finding.note.startswith(f"{path}: object 1 (cell): [")
@@ -216,7 +216,7 @@ def test_read_voc__zero_area(voc: Voc, box: Box) -> None:
 def test_read_voc__clipped_by_one_pixel(voc: Voc) -> None:
     voc.add("a", voc_object((-1, -0.5, WIDTH + 1, HEIGHT)))
     (record,) = read_voc(voc.folder)
-    assert record.sample.student.objects[0].bbox_2d == (0, 0, WIDTH, HEIGHT)
+    assert record.turn.objects[0].bbox_2d == (0, 0, WIDTH, HEIGHT)
     assert [finding.kind for finding in record.findings] == ["clipped"]
     assert "object 1 (cell): [-1, -0.5, 65, 48] cut to [0, 0, 64, 48]" in record.findings[0].note
 
@@ -279,14 +279,14 @@ def test_read_voc__only_data_errors(tmp_path_factory: pytest.TempPathFactory, ju
     voc = Voc(tmp_path_factory.mktemp("junk") / "voc")
     voc.add("a", voc_object((number, 0, 40, 40), name=junk))
     for record in read_voc(voc.folder):
-        assert all(0 <= found.bbox_2d[0] < 40 for found in record.sample.student.objects)
+        assert all(0 <= found.bbox_2d[0] < 40 for found in record.turn.objects)
 
 
 # Layouts
 
 
 def places(folder: Path) -> list[tuple[str, str, str]]:
-    return [(record.split, record.sample.student.image, record.name) for record in read_voc(folder)]
+    return [(record.split, record.turn.image, record.name) for record in read_voc(folder)]
 
 
 def flat(folder: Path, *stems: str) -> Path:
@@ -329,7 +329,7 @@ def test_layout__folders_as_people_name_them(tmp_path: Path, annotations: str, i
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / images / "a.jpg")
     assert detect_format(tmp_path) == "voc"
     items = list(open_source(tmp_path, "voc").items)
-    assert [item.sample.student.image for item in items if isinstance(item, Record)] == [
+    assert [item.turn.image for item in items if isinstance(item, Record)] == [
         f"{images}/a.jpg".removeprefix("./")
     ]
     assert len(items) == 1
@@ -339,34 +339,34 @@ def test_layout__images_elsewhere(voc: Voc, tmp_path: Path) -> None:
     voc.add("a")
     (voc.folder / "JPEGImages").rename(tmp_path / "photos")
     (record,) = read_voc(voc.folder, tmp_path / "photos")
-    assert record.sample.student.image == "a.jpg"
+    assert record.turn.image == "a.jpg"
 
 
 def test_layout__images_not_there_but_not_needed(voc: Voc) -> None:
     voc.add("a", xml=voc_xml(filename="other.png"))
     shutil.rmtree(voc.folder / "JPEGImages")
     (record,) = read_voc(voc.folder, may_be_absent=True)
-    assert record.sample.student.image == "JPEGImages/a.png"
+    assert record.turn.image == "JPEGImages/a.png"
     assert [finding.kind for finding in record.findings] == ["renamed", "absent"]
 
 
 def test_crowd__is_read_as_it_is_written(voc: Voc) -> None:
     voc.add("a", voc_object((1, 2, 3, 4), extra="<crowd>1</crowd>"))
     (record,) = read_voc(voc.folder)
-    assert record.sample.student.objects[0].crowd
+    assert record.turn.objects[0].crowd
 
 
 @pytest.mark.parametrize(("text", "flag"), [("", False), ("True", True), ("Unspecified", False), ("1", True)])
 def test_difficult__as_tools_write_it(voc: Voc, text: str, flag: bool) -> None:
     voc.add("a", voc_object((1, 2, 3, 4), extra=f"<difficult>{text}</difficult>"))
     (record,) = read_voc(voc.folder)
-    assert record.sample.student.objects[0].difficult == flag
+    assert record.turn.objects[0].difficult == flag
 
 
 def test_size__left_empty(voc: Voc) -> None:
     voc.add("a", xml="<annotation><size><width/><height/></size></annotation>")
     (record,) = read_voc(voc.folder)
-    assert (record.sample.student.declared_size, record.findings) == ((WIDTH, HEIGHT), ())
+    assert (record.turn.declared_size, record.findings) == ((WIDTH, HEIGHT), ())
 
 
 def test_image_without_annotation__is_told(voc: Voc) -> None:

@@ -60,7 +60,7 @@ def places(path: Path, **options: Any) -> list[tuple[str, str, str, int]]:
     return [
         (record.split, turn.image, record.name, len(turn.objects))
         for record in records(path, **options)
-        for turn in [record.sample.student]
+        for turn in [record.turn]
     ]
 
 
@@ -268,7 +268,7 @@ def test_record__boxes_polygons_and_blank_lines(tmp_path: Path) -> None:
         tmp_path, "0 0.5 0.5 0.25 0.5", "", "1 0.1 0.2 0.3 0.25 0.2 0.9", "0 0 0 0.25 0.25 0.5 0.25 0.5 0"
     )
     (record,) = records(tmp_path)
-    turn = record.sample.student
+    turn = record.turn
     assert (turn.width, turn.height) == (WIDTH, HEIGHT)
     assert [(found.desc, found.bbox_2d) for found in turn.objects] == [
         ("cell", (30, 10, 50, 30)),
@@ -284,7 +284,7 @@ def test_record__boxes_polygons_and_blank_lines(tmp_path: Path) -> None:
 def test_record__key_points(tmp_path: Path) -> None:
     small(tmp_path, "0 0.5 0.5 0.25 0.5 0.1 0.1 2 0.2 0.2 0", kpt_shape=[2, 3])
     (record,) = records(tmp_path)
-    assert (record.sample.student.objects[0].bbox_2d, record.findings) == ((30, 10, 50, 30), ())
+    assert (record.turn.objects[0].bbox_2d, record.findings) == ((30, 10, 50, 30), ())
 
 
 def test_record__displayed_image(tmp_path: Path) -> None:
@@ -293,8 +293,8 @@ def test_record__displayed_image(tmp_path: Path) -> None:
     exif[ExifTags.Base.Orientation] = 6
     image(tmp_path / "images" / "train" / "a.jpg", exif=exif)
     (record,) = records(tmp_path)
-    assert (record.sample.student.width, record.sample.student.height) == (HEIGHT, WIDTH)
-    assert record.sample.student.objects[0].bbox_2d == (10, 20, 30, 60)
+    assert (record.turn.width, record.turn.height) == (HEIGHT, WIDTH)
+    assert record.turn.objects[0].bbox_2d == (10, 20, 30, 60)
 
 
 def test_negatives__empty_file_and_no_file(tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ def test_output__flags_are_beside(tmp_path: Path) -> None:
     small(tmp_path / "in", LINE, "1 0.5 0.5 0.5 0.5")
     (tmp_path / "in" / "flags.jsonl").write_text('{"labels": "labels/train/a.txt", "crowd": [2]}\n')
     (record,) = records(tmp_path / "in")
-    assert [found.crowd for found in record.sample.student.objects] == [False, True]
+    assert [found.crowd for found in record.turn.objects] == [False, True]
     (tmp_path / "in" / "flags.jsonl").write_text('{"labels": 3\n')
     with pytest.raises(DataError, match="expected flags as data convert writes them"):
         records(tmp_path / "in")

@@ -61,7 +61,7 @@ def read(folder: Path, lines: list[str]) -> tuple[list[list[float]], list[Proble
     small(folder, *lines)
     items = list(open_source(folder, "yolo").items)
     boxes = [list(found.bbox_2d) for item in items if isinstance(item, Record)
-             for found in item.sample.student.objects]  # fmt: skip
+             for found in item.turn.objects]  # fmt: skip
     return boxes, [item for item in items if isinstance(item, Problem)]
 
 

@@ -53,7 +53,7 @@ def read(
     found = Read({}, {}, {}, [])
     for item in open_source(path, source, image_dir, may_be_absent=may_be_absent).items:
         if isinstance(item, Record):
-            turn = item.sample.student
+            turn = item.turn
             found.boxes[turn.image] = [(own.desc, own.bbox_2d) for own in turn.objects]
             found.splits[turn.image] = item.split
         findings = item.findings if isinstance(item, Record) else [item] if isinstance(item, Finding) else []

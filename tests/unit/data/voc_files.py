@@ -69,7 +69,7 @@ def convert_voc(src: Path, dst: Path, images: Placement = "copy") -> ConversionR
 def splits_of(folder: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for record in read_voc(folder):
-        found.setdefault(record.split, []).append(Path(record.sample.where).stem)
+        found.setdefault(record.split, []).append(Path(record.where).stem)
     return found
 
 
