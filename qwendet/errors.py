@@ -83,6 +83,21 @@ class DataError(QwendetError):
     """A sample, a box, a label or an image is broken."""
 
 
+def expect(is_so: bool, name: str, expected: str, value: object, where: str, fix: str) -> None:
+    """Refuse a value of the user's data.
+
+    Raises:
+        DataError: unless ``is_so``: what was expected, and what there is instead, cut to 80 characters.
+
+    Example:
+        >>> expect(False, "width", "pixels", "9px", "a.json", "write a number")
+        Traceback (most recent call last):
+        qwendet.errors.DataError: a.json: width: expected pixels, got '9px' (write a number)
+    """
+    if not is_so:
+        raise DataError(f"{name}: expected {expected}, got {value!r:.80}".removeprefix(": "), where, fix)
+
+
 class CheckpointError(QwendetError):
     """A checkpoint is incomplete, foreign, or not what the config would build."""
 

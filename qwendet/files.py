@@ -128,12 +128,12 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def tell_unreadable() -> Iterator[None]:
-    """What may not be read, or cannot be, becomes an error that names it."""
+def tell_unreadable(file: Path | None = None) -> Iterator[None]:
+    """What may not be read, or cannot be, becomes an error that names it: ``file``, where it does not say."""
     try:
         yield
     except OSError as error:
-        path = Path(error.filename or "")
+        path = Path(error.filename or file or "")
         if isinstance(error, PermissionError):
             closed = (place for place in reversed(path.parents) if not os.access(place, os.R_OK | os.X_OK))
             path = next(closed, path)

@@ -10,7 +10,6 @@ the first member is asked for. So order, demonstrations and resume are what they
 
 from __future__ import annotations
 
-import filecmp
 import hashlib
 import io
 import tarfile
@@ -27,7 +26,6 @@ import numpy.typing as npt
 from qwendet.data import parquet
 from qwendet.data.remote import fetch_absent
 from qwendet.errors import DataError
-from qwendet.files import sha256_of_file
 from qwendet.progress import track
 
 SUFFIXES, BLOCK = (".tar", parquet.SUFFIX), 512
@@ -125,9 +123,7 @@ def changed_at(file: Stored) -> int:
 
 def digest(file: Stored) -> str:
     """SHA-256 of its bytes."""
-    if isinstance(file, Member):
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    return sha256_of_file(file)
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def sampled_digest(file: Stored) -> str:
@@ -143,8 +139,6 @@ def sampled_digest(file: Stored) -> str:
 
 def same_bytes(one: Stored, other: Stored) -> bool:
     """Whether both hold the same bytes."""
-    if isinstance(one, Path) and isinstance(other, Path):
-        return filecmp.cmp(one, other, shallow=False)
     return num_bytes(one) == num_bytes(other) and one.read_bytes() == other.read_bytes()
 
 

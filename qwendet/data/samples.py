@@ -25,7 +25,7 @@ from PIL import Image
 
 from qwendet.data.characters import SPACES, unseen_character
 from qwendet.data.segmentation import Segmentation, read_segmentation, require_size
-from qwendet.errors import DataError
+from qwendet.errors import DataError, expect
 
 SPECIAL_TOKEN_MARKS = ("<|", "|>")
 MAX_SIDE = 2**31 - 1  # pixels; formats of images cannot say more
@@ -159,10 +159,8 @@ def parse_sample(line: str, where: str, root: Path = Path()) -> Sample:
     _refuse_unknown_keys(record, SAMPLE_KEYS if "student" in record else SAMPLE_KEYS | TURN_KEYS, where, "")
     if "student" not in record:
         raise DataError('expected "images" or "student", got neither', where, f"write {EXAMPLE_LINE}")
-    teachers = record.get("teachers", [])
-    if not isinstance(teachers, list):
-        what = f"teachers: expected a list, got {type(teachers).__name__}"
-        raise DataError(what, where, 'write "teachers": [{"images": […], "objects": […]}]')
+    teachers, fix = record.get("teachers", []), 'write "teachers": [{"images": […], "objects": […]}]'
+    expect(isinstance(teachers, list), "teachers", "a list", teachers, where, fix)
     return Sample(
         student=_parse_turn(record["student"], where, root, "student."),
         teachers=tuple(
@@ -189,18 +187,15 @@ def _refuse_unknown_keys(record: dict[str, Any], known: frozenset[str], where: s
 
 
 def _parse_turn(record: Any, where: str, root: Path, path: str) -> Turn:
-    if not isinstance(record, dict):
-        what = f"{path[:-1]}: expected an object, got {type(record).__name__}"
-        raise DataError(what, where, 'write {"images": ["a.jpg"], "objects": […]}')
+    fix = 'write {"images": ["a.jpg"], "objects": […]}'
+    expect(isinstance(record, dict), path[:-1], "an object", record, where, fix)
     _refuse_unknown_keys(record, TURN_KEYS, where, path)
     images = record.get("images")
-    if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str) or not images[0]:
-        what = f"{path}images: expected a list of one path, got {images!r}"
-        raise DataError(what, where, "one image a turn: boxes of several images could not be kept apart")
-    objects = record.get("objects")
-    if not isinstance(objects, list):
-        what = f"{path}objects: expected a list, got {objects!r}"
-        raise DataError(what, where, 'write "objects": [] for a negative')
+    is_one = isinstance(images, list) and len(images) == 1 and isinstance(images[0], str) and images[0] != ""
+    fix = "one image a turn: boxes of several images could not be kept apart"
+    expect(is_one, f"{path}images", "a list of one path", images, where, fix)
+    objects, fix = record.get("objects"), 'write "objects": [] for a negative'
+    expect(isinstance(objects, list), f"{path}objects", "a list", objects, where, fix)
     found = tuple(_parse_object(item, where, f"{path}objects[{index}]") for index, item in enumerate(objects))
     absent, partial = (
         _parse_texts(record[key], where, f"{path}{key}") if key in record else None
@@ -238,9 +233,8 @@ def _parse_labels(
 
 
 def _parse_texts(value: Any, where: str, path: str, at_least: int = 0) -> tuple[str, ...]:
-    if not isinstance(value, list) or len(value) < at_least:
-        what = f"{path}: expected a list of label texts, got {value!r:.80}"
-        raise DataError(what, where, "name labels, or leave it out")
+    is_list = isinstance(value, list) and len(value) >= at_least
+    expect(is_list, path, "a list of label texts", value, where, "name labels, or leave it out")
     labels = tuple(check_label(label, where, f"{path}[{at}]") for at, label in enumerate(value))
     twice = next((label for at, label in enumerate(labels) if label in labels[:at]), None)
     if twice is not None:
@@ -257,19 +251,15 @@ def require_absent(absent: Collection[str], objects: Sequence[DetectedObject], w
 
 
 def _parse_size(record: dict[str, Any], key: str, where: str, path: str) -> int | None:
-    value = record.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIDE:
-        what = f"{path}{key}: expected a positive integer, got {value!r}"
-        raise DataError(what, where, "give pixels, or leave it out")
+    value: int | None = record.get(key)
+    is_size = value is None or (type(value) is int and 1 <= value <= MAX_SIDE)
+    expect(is_size, f"{path}{key}", "a positive integer", value, where, "give pixels, or leave it out")
     return value
 
 
 def _parse_object(record: Any, where: str, path: str) -> DetectedObject:
-    if not isinstance(record, dict):
-        what = f"{path}: expected an object, got {record!r:.80}"
-        raise DataError(what, where, 'write {"bbox_2d": [x1, y1, x2, y2], "desc": "label"}')
+    fix = 'write {"bbox_2d": [x1, y1, x2, y2], "desc": "label"}'
+    expect(isinstance(record, dict), path, "an object", record, where, fix)
     _refuse_unknown_keys(record, OBJECT_KEYS, where, f"{path}.")
     return DetectedObject(
         bbox_2d=_parse_box(record.get("bbox_2d"), where, f"{path}.bbox_2d"),
@@ -284,43 +274,35 @@ def _parse_object(record: Any, where: str, path: str) -> DetectedObject:
 
 def parse_frequency(value: Any, where: str, path: str) -> str | None:
     """LVIS's frequency of a label; raises :class:`DataError` for another one."""
-    if value is not None and value not in FREQUENCIES:
-        raise DataError(f"{path}: expected r, c or f, got {value!r:.40}", where, "correct it or leave it out")
+    is_one = value is None or value in FREQUENCIES
+    expect(is_one, path, "r, c or f", value, where, "correct it or leave it out")
     return None if value is None else str(value)
 
 
 def _parse_flag(record: dict[str, Any], key: str, where: str, path: str) -> bool:
-    value = record.get(key, False)
-    if not isinstance(value, bool):
-        what = f"{path}.{key}: expected true or false, got {value!r}"
-        raise DataError(what, where, "write true, or leave it out")
+    value: bool = record.get(key, False)
+    fix = "write true, or leave it out"
+    expect(isinstance(value, bool), f"{path}.{key}", "true or false", value, where, fix)
     return value
 
 
 def _parse_area(value: Any, where: str, path: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
-        what = f"{path}: expected square pixels above 0, got {value!r}"
-        raise DataError(what, where, "give what the object covers, or leave it out")
-    return float(value)
+    is_area = value is None or (type(value) in (int, float) and 0 < value <= sys.float_info.max)
+    fix = "give what the object covers, or leave it out"
+    expect(is_area, path, "square pixels above 0", value, where, fix)
+    return None if value is None else float(value)
 
 
 def _parse_box(value: Any, where: str, path: str) -> tuple[float, float, float, float]:
-    is_box = (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value)
-    )
-    if not is_box:
-        what = f"{path}: expected [x1, y1, x2, y2], got {value!r}"
-        raise DataError(what, where, "give four numbers, in pixels and not in quotes")
-    if not all(abs(number) <= sys.float_info.max for number in value):  # NaN, infinity, integers beyond float
-        raise DataError(f"{path}: expected finite numbers, got {value!r}", where, "remove this box")
-    x1, y1, x2, y2 = (float(number) for number in value)
-    if x2 <= x1 or y2 <= y1:
-        fix = "boxes are [x1, y1, x2, y2], not [x, y, width, height]; remove boxes without area"
-        raise DataError(f"{path}: expected x1 < x2 and y1 < y2, got {value!r}", where, fix)
+    is_box = isinstance(value, list) and len(value) == 4 and set(map(type, value)) <= {int, float}
+    fix = "give four numbers, in pixels and not in quotes"
+    expect(is_box, path, "[x1, y1, x2, y2]", value, where, fix)
+    # NaN, infinity and integers beyond float are none.
+    are_finite = all(abs(number) <= sys.float_info.max for number in value)
+    expect(are_finite, path, "finite numbers", value, where, "remove this box")
+    x1, y1, x2, y2 = map(float, value)
+    fix = "boxes are [x1, y1, x2, y2], not [x, y, width, height]; remove boxes without area"
+    expect(x1 < x2 and y1 < y2, path, "x1 < x2 and y1 < y2", value, where, fix)
     return x1, y1, x2, y2
 
 
@@ -330,8 +312,8 @@ def check_label(value: Any, where: str, path: str) -> str:
     Raises:
         DataError: for anything but a non-empty string without ``<|``, ``|>`` or control characters.
     """
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{path}: expected a label text, got {value!r}", where, "name what the box shows")
+    is_text = isinstance(value, str) and value.strip() != ""
+    expect(is_text, path, "a label text", value, where, "name what the box shows")
     if any(mark in value for mark in SPECIAL_TOKEN_MARKS):
         fix = "remove <| and |>: the tokenizer would read them as control tokens"
         raise DataError(f"{path}: the label {value!r} holds special-token text", where, fix)

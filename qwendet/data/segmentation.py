@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qwendet.data.images import MAX_IMAGE_PIXELS
-from qwendet.errors import DataError
+from qwendet.errors import DataError, expect
 
 Box = tuple[float, float, float, float]
 Ring = tuple[float, ...]
@@ -64,12 +64,10 @@ def read_rings(value: Any, where: str, name: str) -> tuple[Ring, ...]:
         >>> read_rings([[1, 2, 5, 2, 5, 9]], "a.jsonl:1", "polygon")
         ((1, 2, 5, 2, 5, 9),)
     """
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{name}: expected a list of polygons, got {value!r:.80}", where, RING_FIX)
+    expect(isinstance(value, list) and len(value) > 0, name, "a list of polygons", value, where, RING_FIX)
     for index, ring in enumerate(value):
-        if not isinstance(ring, list) or not _are_finite(ring):
-            what = f"{name}[{index}]: expected [x1, y1, x2, y2, x3, y3, …], got {ring!r:.80}"
-            raise DataError(what, where, RING_FIX)
+        is_ring = isinstance(ring, list) and _are_finite(ring)
+        expect(is_ring, f"{name}[{index}]", "[x1, y1, x2, y2, x3, y3, …]", ring, where, RING_FIX)
         if len(ring) < 6 or len(ring) % 2:
             what = f"{name}[{index}]: expected x and y of three corners or more, got {len(ring)} numbers"
             raise DataError(what, where, RING_FIX)
@@ -95,8 +93,8 @@ def read_rle(value: Any, where: str, name: str) -> Rle:
         and all(type(side) is int and 0 < side < 2**16 for side in size)
     )
     is_list = isinstance(counts, list) and all(type(run) is int and 0 <= run < 2**32 for run in counts)
-    if not is_size or not (is_list or (isinstance(counts, str) and counts.isascii())):
-        raise DataError(f"{name}: expected a mask, got {value!r:.80}", where, RLE_FIX)
+    is_mask = is_size and (is_list or (isinstance(counts, str) and counts.isascii()))
+    expect(is_mask, name, "a mask", value, where, RLE_FIX)
     height, width = size  # type: ignore[misc]
     runs = counts if is_list else _runs(str(counts))
     if sum(runs) != height * width or min(runs) < 0:  # type: ignore[arg-type]

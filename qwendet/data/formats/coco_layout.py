@@ -16,7 +16,7 @@ from qwendet.data.formats.fitting import is_absolute
 from qwendet.data.formats.records import SPLIT_WORDS, WHOLE, split_of
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.errors import DataError
-from qwendet.files import list_folder
+from qwendet.files import list_folder, tell_unreadable
 
 PROBED = 20
 """Images that are looked for when the image folder is."""
@@ -53,18 +53,14 @@ def is_coco(path: Path) -> bool:
     """
     keys = [key.encode(code) for key in ('"annotations"',) for code in ("utf-8", "utf-16-le", "utf-16-be")]
     seen = b""
-    try:
-        with path.open("rb") as file:
-            if file.read(1 << 10).lstrip(BYTES_BEFORE_JSON)[:1] != b"{":
-                return False
-            file.seek(0)
-            while piece := file.read(1 << 20):
-                seen = seen[-max(map(len, keys)) :] + piece
-                if any(key in seen for key in keys):
-                    return True
-    except OSError as error:
-        what = f"cannot read the file ({error.strerror})"
-        raise DataError(what, str(path), "correct the path, or mend the permissions") from error
+    with tell_unreadable(path), path.open("rb") as file:
+        if file.read(1 << 10).lstrip(BYTES_BEFORE_JSON)[:1] != b"{":
+            return False
+        file.seek(0)
+        while piece := file.read(1 << 20):
+            seen = seen[-max(map(len, keys)) :] + piece
+            if any(key in seen for key in keys):
+                return True
     return False
 
 

@@ -25,7 +25,7 @@ from qwendet.data.formats.tools import foreign
 from qwendet.data.formats.writer import as_coco
 from qwendet.data.samples import DetectedObject, check_label, parse_frequency
 from qwendet.data.segmentation import Rle, Segmentation, extent, read_rings, read_rle
-from qwendet.errors import DataError, Problem
+from qwendet.errors import DataError, Problem, expect
 
 Key = int | str
 """COCO's ids are numbers; some tools write them as texts, perhaps in one list and not in the other."""
@@ -325,11 +325,11 @@ def read_image(entry: Mapping[str, Any], where: str) -> CocoImage:
     name = entry.get("file_name")
     if name is None and isinstance(url := entry.get("coco_url"), str):  # LVIS: …org/train2017/1.jpg
         name = url.partition("://")[2].partition("/")[2]
-    if not isinstance(name, str) or not name.strip():
-        raise DataError(f"file_name: expected a path, got {name!r}", where, "name the image's file")
+    is_path = isinstance(name, str) and name.strip() != ""
+    expect(is_path, "file_name", "a path", name, where, "name the image's file")
     width, height = (_size(entry, side, where) for side in ("width", "height"))
     return CocoImage(
-        name,
+        str(name),
         width,
         height,
         where,
@@ -339,8 +339,7 @@ def read_image(entry: Mapping[str, Any], where: str) -> CocoImage:
 
 def _ids(entry: Mapping[str, Any], name: str, where: str) -> tuple[Key, ...] | None:
     values = entry.get(name)
-    if values is not None and not isinstance(values, list):
-        raise DataError(f"{name}: expected a list of ids, got {values!r:.40}", where, "correct it")
+    expect(values is None or isinstance(values, list), name, "a list of ids", values, where, "correct it")
     return None if values is None else tuple(key_of({name: value}, name, where) for value in values)
 
 
@@ -350,9 +349,8 @@ def _size(entry: Mapping[str, Any], side: str, where: str) -> int | None:
         value = int(value)
     if value is None or (type(value) is int and value == 0):
         return None
-    if type(value) is not int or not 0 < value < 1e9:
-        raise DataError(f"{side}: expected pixels, got {value!r}", where, "correct it")
-    return value
+    expect(type(value) is int and 0 < value < 1e9, side, "pixels", value, where, "correct it")
+    return int(value)
 
 
 def read_box(entry: Mapping[str, Any], segmentation: Segmentation | None, where: str) -> tuple[Box, int]:
@@ -360,35 +358,25 @@ def read_box(entry: Mapping[str, Any], segmentation: Segmentation | None, where:
     bbox = entry.get("bbox")
     if bbox is None or bbox == []:
         box = None if segmentation is None else extent(segmentation)
-        if box is None:
-            what = f"expected a bbox or a segmentation, got {entry.get('segmentation')!r:.80}"
-            raise DataError(what, where, "draw the box or remove it")
+        drawn, fix = entry.get("segmentation"), "draw the box or remove it"
+        expect(box is not None, "", "a bbox or a segmentation", drawn, where, fix)
+        assert box is not None
         return box, DERIVED
     bbox = [_as_number(value) for value in bbox] if isinstance(bbox, list) else bbox
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
-        raise DataError(
-            f"bbox: expected [x, y, width, height], got {bbox!r:.80}", where, "write four finite numbers"
-        )
+    is_box = isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))
+    expect(is_box, "bbox", "[x, y, width, height]", bbox, where, "write four finite numbers")
     x, y, width, height = bbox
-    if width < 0 or height < 0:
-        raise DataError(
-            f"bbox: expected width and height of at least 0, got {bbox!r}",
-            where,
-            "x and y are those of the upper left corner",
-        )
+    fix = "x and y are those of the upper left corner"
+    expect(min(width, height) >= 0, "bbox", "width and height of at least 0", bbox, where, fix)
     return (x, y, round(x + width, DECIMALS), round(y + height, DECIMALS)), 0
 
 
 def _area(entry: Mapping[str, Any], where: str) -> float | None:
     """The object's own area; tools that do not compute it write 0 or nothing."""
     value = entry.get("area")
-    if value is None or (_is_number(value) and value == 0):
-        return None
-    if not _is_number(value) or value < 0:
-        raise DataError(
-            f"area: expected square pixels, got {value!r:.80}", where, "correct it or leave it out"
-        )
-    return float(value)
+    is_area = value is None or (_is_number(value) and value >= 0)
+    expect(is_area, "area", "square pixels", value, where, "correct it or leave it out")
+    return float(value) if value else None
 
 
 def _is_number(value: Any) -> bool:
@@ -407,8 +395,5 @@ def _segmentation(value: Any, where: str) -> Segmentation | None:
 
 def _flag(entry: Mapping[str, Any], name: str, where: str) -> int:
     value = _as_number(entry.get(name))
-    if value is None:
-        return 0
-    if value not in (0, 1):
-        raise DataError(f"{name}: expected 0 or 1, got {value!r}", where, "correct it or leave it out")
-    return int(value)
+    expect(value in (None, 0, 1), name, "0 or 1", value, where, "correct it or leave it out")
+    return int(value or 0)

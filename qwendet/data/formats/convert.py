@@ -169,8 +169,15 @@ def write_source(
             with track(f"placing images of {name}", len(job.placed)) as advance:
                 for done in placing:
                     advance(done, "")
-    data_root = source.root.resolve() if how.images == "reference" else None
-    return replace(job.report(), files=tuple(dst / file for file in files), data_root=data_root)
+    return ConversionReport(
+        files=tuple(dst / file for file in files),
+        images=dict(job.images),
+        boxes={split: dict(counts) for split, counts in job.boxes.items()},
+        target=how.target,
+        data_root=source.root.resolve() if how.images == "reference" else None,
+        findings={kind: tuple(notes) for kind, notes in job.findings.items() if notes},
+        left_out=tuple(job.problems),
+    )
 
 
 def sound_records(source: Source, doing: str, *, skip_bad: bool = False) -> Iterator[Record]:
@@ -295,16 +302,6 @@ class _Job:
         if self.problems:
             lines = "".join(f"{problem.where}: {problem.what}\n" for problem in self.problems)
             (self.folder / LEFT_OUT_FILE).write_text(lines, encoding="utf-8", errors="backslashreplace")
-
-    def report(self) -> ConversionReport:
-        return ConversionReport(
-            files=(),
-            images=dict(self.images),
-            boxes={split: dict(counts) for split, counts in self.boxes.items()},
-            target=self.how.target,
-            findings={kind: tuple(notes) for kind, notes in self.findings.items() if notes},
-            left_out=tuple(self.problems),
-        )
 
 
 def refuse_occupied(dst: Path) -> None:

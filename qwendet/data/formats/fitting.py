@@ -57,13 +57,7 @@ def fitted(source: Source, *, may_be_absent: bool) -> Source:
 
 def fit_record(record: Record, root: Path, *, may_be_absent: bool) -> Record:
     """Hold one annotated image against the image itself."""
-    turn = record.turn
-    claimed = None if turn.width is None or turn.height is None else (turn.width, turn.height)
-    if record.size == MEASURED and claimed:
-        frame = Frame(*claimed, is_sure=True)
-    else:
-        where, tag = record.where, record.size
-        frame = image_frame(turn.image, root, where, claimed, may_be_absent=may_be_absent, tag=tag)
+    turn, frame = record.turn, _frame(record, root, may_be_absent=may_be_absent)
     objects, mended = fit_objects(zip(record.places, turn.objects, strict=True), frame)
     turn = replace(turn, objects=objects, width=frame.width, height=frame.height)
     findings = (*record.findings, *frame.findings, *mended)
@@ -115,48 +109,37 @@ def _is_there(path: Path, where: str) -> bool:
         ) from error
 
 
-def image_frame(
-    image: str,
-    root: Path,
-    where: str,
-    claimed: tuple[int, int] | None,
-    *,
-    may_be_absent: bool,
-    tag: str = "the size",
-) -> Frame:
+def _frame(record: Record, root: Path, *, may_be_absent: bool) -> Frame:
     """The size that boxes are held against: the image's own, or what is claimed where it is not there.
 
     Raises:
         DataError: if the image is absent or broken, or the claimed size is that before its EXIF orientation.
     """
+    turn, where, image = record.turn, record.where, record.turn.image
+    claimed = None if turn.width is None or turn.height is None else (turn.width, turn.height)
+    if record.size == MEASURED and claimed:
+        return Frame(*claimed, is_sure=True)
     if may_be_absent and not _is_there(root / image, where):
-        return _absent_frame(image, where, claimed)
+        if claimed is None or min(claimed) < 1:
+            what = f"the image {image!r} is absent, and the annotation gives no usable size"
+            raise DataError(what, where, "add the image")
+        finding = Finding("absent", where, f"{image!r} is absent, taken as {claimed[0]}×{claimed[1]}")
+        return Frame(*claimed, is_sure=True, findings=(finding,))
     facts = inspect_image(image, root, where)
     size = facts.size
-    if claimed is None:
-        return Frame(*size, is_sure=None)
-    if claimed == size:
-        return Frame(*size, is_sure=True)
-    shown = f"{tag} is {claimed[0]}×{claimed[1]}"
+    if claimed is None or claimed == size:
+        return Frame(*size, is_sure=None if claimed is None else True)
+    shown = f"{record.size} is {claimed[0]}×{claimed[1]}"
     if claimed == size[::-1] and facts.is_turned:
         raise DataError(
             f"{shown}, that of {image!r} before its EXIF orientation is "
             f"applied; displayed it is {size[0]}×{size[1]}, and the boxes would lie elsewhere",
             where,
             "if the boxes were drawn on the unturned image remove its orientation "
-            f"(exiftool -Orientation= FILE), else correct {tag}",
+            f"(exiftool -Orientation= FILE), else correct {record.size}",
         )
     finding = Finding("resized", where, f"{shown}, used {size[0]}×{size[1]} of {image!r}")
     return Frame(*size, is_sure=False, findings=(finding,))
-
-
-def _absent_frame(image: str, where: str, claimed: tuple[int, int] | None) -> Frame:
-    if claimed is None or min(claimed) < 1:
-        raise DataError(
-            f"the image {image!r} is absent, and the annotation gives no usable size", where, "add the image"
-        )
-    finding = Finding("absent", where, f"{image!r} is absent, taken as {claimed[0]}×{claimed[1]}")
-    return Frame(*claimed, is_sure=True, findings=(finding,))
 
 
 def fit_objects(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from qwendet.errors import DataError
+from qwendet.files import tell_unreadable
 
 WINDOW = 1 << 20
 """Characters read at a time."""
@@ -59,11 +60,8 @@ def _streamed(
     path: Path, read: Callable[[_Window], Iterator[tuple[str, int, Any]]]
 ) -> Iterator[tuple[str, int, Any]]:
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with tell_unreadable(path), path.open(encoding="utf-8-sig") as file:
             yield from read(_Window(path, file))
-    except OSError as error:
-        what = f"cannot read the file ({error.strerror})"
-        raise DataError(what, str(path), "correct the path, or mend the permissions") from error
     except UnicodeDecodeError as error:
         raise DataError(f"the file is not UTF-8 ({error.reason})", str(path), "save it as UTF-8") from error
 

@@ -30,32 +30,29 @@ class JsonlWriter(Writer):
 
 def sample_line(turn: Turn, image: str) -> str:
     """One line of a sample file, with its line break; what is not set is left out."""
-    record: dict[str, Any] = {
+    width, height = turn.declared_size or (None, None)
+    record = {
         "images": [image],
         "objects": [_object_record(found) for found in turn.objects],
+        "labels": turn.labels,
+        "neg_labels": turn.neg_labels,
+        "not_exhaustive_labels": turn.not_exhaustive_labels or None,
+        "width": width,
+        "height": height,
     }
-    if turn.labels is not None:
-        record["labels"] = turn.labels
-    if turn.neg_labels is not None:
-        record["neg_labels"] = turn.neg_labels
-    if turn.not_exhaustive_labels:
-        record["not_exhaustive_labels"] = turn.not_exhaustive_labels
-    if turn.declared_size:
-        record |= {"width": turn.width, "height": turn.height}
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    told = {key: value for key, value in record.items() if value is not None}
+    return json.dumps(told, ensure_ascii=False) + "\n"
 
 
 def _object_record(found: DetectedObject) -> dict[str, Any]:
-    record: dict[str, Any] = {"bbox_2d": [number(value) for value in found.bbox_2d], "desc": found.desc}
-    if found.crowd:
-        record["crowd"] = True
-    if found.difficult:
-        record["difficult"] = True
-    if found.area is not None:
-        record["area"] = number(found.area)
-    if found.segmentation is not None:
-        key = "rle" if isinstance(found.segmentation, Rle) else "polygon"
-        record[key] = as_coco(found.segmentation)
-    if found.frequency is not None:
-        record["frequency"] = found.frequency
-    return record
+    drawn = found.segmentation
+    record = {
+        "bbox_2d": [number(value) for value in found.bbox_2d],
+        "desc": found.desc,
+        "crowd": found.crowd or None,
+        "difficult": found.difficult or None,
+        "area": None if found.area is None else number(found.area),
+        "rle" if isinstance(drawn, Rle) else "polygon": None if drawn is None else as_coco(drawn),
+        "frequency": found.frequency,
+    }
+    return {key: value for key, value in record.items() if value is not None}

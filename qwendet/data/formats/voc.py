@@ -15,6 +15,7 @@ from qwendet.data.formats.records import Box, Finding, Item, Record, Source
 from qwendet.data.formats.voc_layout import VocFolder, find_voc, images_by_stem, paired
 from qwendet.data.samples import DetectedObject, Turn, check_label
 from qwendet.errors import DataError
+from qwendet.files import tell_unreadable
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -34,90 +35,80 @@ def open_voc(path: Path, image_dir: Path | None = None, *, may_be_absent: bool =
     ``val.txt`` names, and is ignored otherwise; without any list all samples are in ``all``. Boxes are taken
     as they stand. The image is the file that shares the annotation's name, whatever ``<filename>`` says.
     """
-    root, folders = find_voc(path)
-    reader = _Reader(image_dir or root, own_folders=image_dir is None, may_be_absent=may_be_absent)
+    home, folders = find_voc(path)
+    root = image_dir or home
     total = sum(len(stems) for folder in folders for stems in folder.listed.values())
 
     def items() -> Iterator[Item]:
         for folder in folders:
-            yield from reader.read(folder)
+            yield from _read_folder(folder, root, is_own=image_dir is None, may_be_absent=may_be_absent)
 
-    return Source(reader.root, total, items())
+    return Source(root, total, items())
 
 
-class _Reader:
-    """Reads annotations; their images lie in the folders of the data set (``own_folders``) or in the root."""
+def _read_folder(folder: VocFolder, root: Path, *, is_own: bool, may_be_absent: bool) -> Iterator[Item]:
+    """Read annotations; their images lie in the data set's own folder (``is_own``) or in the root."""
+    place = folder.images if is_own else ""
+    if not (root / place).is_dir() and not may_be_absent:
+        what = f"expected {place or 'a folder of images'} beside Annotations"
+        raise DataError(what, str(root), "add the images, or name their folder with --image-dir")
+    yield from folder.told
+    there = images_by_stem(root / place, is_deep=any("/" in stem for stem in folder.annotations))
+    images = paired(there, folder.annotations.keys())
+    for split, stems in folder.listed.items():
+        for stem in stems:
+            paths, file = images.get(stem, []), folder.annotations[stem]
+            try:
+                yield _record(split, file, stem, paths, place, may_be_absent=may_be_absent)
+            except DataError as error:
+                yield from error.problems
+    for file in folder.unlisted():
+        yield Finding("unlisted", str(file), "in no split list")
+    used = {image for stem in folder.annotations for image in images.get(stem, ())}
+    for names in there.values() if is_own else ():
+        if used.isdisjoint(names):
+            yield Finding("no_annotation", f"{root / place / names[0]}")
 
-    def __init__(self, root: Path, *, own_folders: bool, may_be_absent: bool) -> None:
-        self.root = root
-        self.own_folders = own_folders
-        self.may_be_absent = may_be_absent
 
-    def read(self, folder: VocFolder) -> Iterator[Item]:
-        place = folder.images if self.own_folders else ""
-        if not (self.root / place).is_dir() and not self.may_be_absent:
-            raise DataError(
-                f"expected {place or 'a folder of images'} beside Annotations",
-                str(self.root),
-                "add the images, or name their folder with --image-dir",
-            )
-        yield from folder.problems
-        yield from folder.findings
-        is_deep = any("/" in stem for stem in folder.annotations)
-        there = images_by_stem(self.root / place, is_deep=is_deep)
-        images = paired(there, folder.annotations.keys())
-        for split, stems in folder.listed.items():
-            for stem in stems:
-                try:
-                    yield self._record(split, folder.annotations[stem], stem, images.get(stem, []), place)
-                except DataError as error:
-                    yield from error.problems
-        for file in folder.unlisted():
-            yield Finding("unlisted", str(file), "in no split list")
-        used = {image for stem in folder.annotations for image in images.get(stem, ())}
-        for names in there.values() if self.own_folders else ():
-            if used.isdisjoint(names):
-                yield Finding("no_annotation", f"{self.root / place / names[0]}")
-
-    def _record(self, split: str, file: Path, stem: str, candidates: list[str], place: str) -> Record:
-        """Read one annotation together with the size of its image."""
-        where = str(file)
-        annotation = _parse_xml(file)
-        claimed_name = (annotation.findtext("filename") or "").strip()
-        base = PurePosixPath(claimed_name.replace("\\", "/")).name
-        ending = PurePosixPath(base).suffix
-        if not candidates and ending and self.may_be_absent:
-            candidates = [stem.removesuffix(ending) + ending]
-        name = _choose_image(candidates, base, f"{place}/{stem}" if place else stem, where)
-        image = join_image(place, name, where)
-        findings: tuple[Finding, ...] = ()
-        image_file = PurePosixPath(name)
-        # Label Studio leaves the ending out.
-        if base and base not in (image_file.name.strip(), image_file.stem.strip()):
-            findings = (Finding("renamed", where, f"<filename> is {claimed_name!r}, used {name!r}"),)
-        _require_objects(annotation, where)
-        written = [
-            _read_object(element, f"{where}: object {index}")
-            for index, element in enumerate(annotation.iter("object"), start=1)
-        ]
-        places, objects = tuple(place for place, _ in written), tuple(found for _, found in written)
-        turn = Turn(image, objects, *_size(annotation, where))
-        return Record(split, turn, where, name, places, findings, size="<size>")
+def _record(
+    split: str, file: Path, stem: str, candidates: list[str], place: str, *, may_be_absent: bool
+) -> Record:
+    """Read one annotation; ``candidates`` are the images of its name in the folder ``place``."""
+    where = str(file)
+    annotation = _parse_xml(file)
+    claimed_name = (annotation.findtext("filename") or "").strip()
+    base = PurePosixPath(claimed_name.replace("\\", "/")).name
+    ending = PurePosixPath(base).suffix
+    if not candidates and ending and may_be_absent:
+        candidates = [stem.removesuffix(ending) + ending]
+    name = _choose_image(candidates, base, f"{place}/{stem}" if place else stem, where)
+    image = join_image(place, name, where)
+    findings: tuple[Finding, ...] = ()
+    image_file = PurePosixPath(name)
+    # Label Studio leaves the ending out.
+    if base and base not in (image_file.name.strip(), image_file.stem.strip()):
+        findings = (Finding("renamed", where, f"<filename> is {claimed_name!r}, used {name!r}"),)
+    _require_objects(annotation, where)
+    written = [
+        _read_object(element, f"{where}: object {index}")
+        for index, element in enumerate(annotation.iter("object"), start=1)
+    ]
+    places, objects = tuple(place for place, _ in written), tuple(found for _, found in written)
+    turn = Turn(image, objects, *_size(annotation, where))
+    return Record(split, turn, where, name, places, findings, size="<size>")
 
 
 def _parse_xml(file: Path) -> Element:
     """Parse an annotation, its tags in lower case; entities are never expanded, nothing else is read."""
     try:
-        root: Element = ElementTree.parse(file).getroot()
+        with tell_unreadable(file):
+            root: Element = ElementTree.parse(file).getroot()
     except DefusedXmlException as error:
         raise DataError(
             "the XML declares entities, which can read other files or fill the memory",
             str(file),
             "remove its <!DOCTYPE …> and write the values themselves",
         ) from error
-    except OSError as error:
-        what = f"cannot read the file ({error.strerror})"
-        raise DataError(what, str(file), "correct the path, or mend the permissions") from error
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         fix = (
             "save it as UTF-8" if "encoding" in str(error) else "export it again, or remove it with its image"

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from qwendet.data.formats.records import SPLITS, WHOLE, Finding, split_of
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.errors import DataError, Problem
-from qwendet.files import files_below, list_folder, read_text
+from qwendet.files import files_below, list_folder, read_text, tell_unreadable
 
 FLAG_COLUMN = frozenset({"-1", "0", "1"})
 ANNOTATION_FOLDERS = ("annotations", "annotation", "annots", "xmls", "xml", "labels")
@@ -45,14 +45,13 @@ class VocFolder:
         annotations: annotation file by stem, which is its path below its folder without the ending.
         images: the folder of the images, relative to the root; empty is the root.
         listed: stems by split; what is in none is left out.
-        findings: lists without a line, lines that name an annotation again.
+        told: lists without a line, lines that name an annotation again, or none.
     """
 
     annotations: Mapping[str, Path]
     images: str
     listed: Mapping[str, Sequence[str]]
-    problems: Sequence[Problem] = ()
-    findings: Sequence[Finding] = ()
+    told: Sequence[Problem | Finding] = ()
 
     def unlisted(self) -> list[Path]:
         """Annotations that no split list names."""
@@ -146,11 +145,8 @@ def _holds_annotations(folder: Path) -> bool:
 
 
 def _head(file: Path) -> bytes:
-    try:
-        with file.open("rb") as opened:
-            return opened.read(HEAD_BYTES).replace(b"\0", b"")  # of UTF-16, what ASCII would be
-    except OSError as error:
-        raise DataError(f"cannot read the file ({error.strerror})", str(file)) from error
+    with tell_unreadable(file), file.open("rb") as opened:
+        return opened.read(HEAD_BYTES).replace(b"\0", b"")  # of UTF-16, what ASCII would be
 
 
 def _child(folder: Path, name: str) -> Path:
@@ -171,7 +167,7 @@ def _read_folder(path: Path, root: Path, home: Path) -> VocFolder:
     split = split_of(root.name) if home == root or root != path else None
     listed = {split: list(annotations)} if split else lists.read(_child(root, "imagesets"))
     folder = root if home == root else _image_folder(root, home, list(annotations))
-    return VocFolder(annotations, _relative(folder, path), listed, lists.problems, lists.findings)
+    return VocFolder(annotations, _relative(folder, path), listed, lists.told)
 
 
 def _relative(folder: Path, path: Path) -> str:
@@ -200,8 +196,7 @@ class _SplitLists:
 
     def __init__(self, annotations: Mapping[str, Path]) -> None:
         self.annotations = annotations
-        self.problems: list[Problem] = []
-        self.findings: list[Finding] = []
+        self.told: list[Problem | Finding] = []
 
     def read(self, folder: Path) -> dict[str, list[str]]:
         """Stems of each split, in the order of the lists.
@@ -236,7 +231,7 @@ class _SplitLists:
         for file in files:
             text = read_text(file)
             if not text.strip():
-                self.findings.append(Finding("no_split", str(file), "the split list is empty"))
+                self.told.append(Finding("no_split", str(file), "the split list is empty"))
             for number, line in enumerate(text.splitlines(), start=1):
                 if line.strip():
                     self._add(stems, line, number, f"{file}:{number}", are_of_classes=are_of_classes)
@@ -248,11 +243,11 @@ class _SplitLists:
         stem = self._name_in(line)
         if stem not in self.annotations:
             what = f"{stem!r} has no Annotations/{stem}.xml"
-            self.problems.append(Problem(what, where, "add the annotation or remove the line"))
+            self.told.append(Problem(what, where, "add the annotation or remove the line"))
         elif stem not in stems:
             stems[stem] = number
         elif not are_of_classes:
-            self.findings.append(Finding("listed_again", where, f"{stem!r}, as in line {stems[stem]}"))
+            self.told.append(Finding("listed_again", where, f"{stem!r}, as in line {stems[stem]}"))
 
     def _name_in(self, line: str) -> str:
         """The name in a line without flag or ending; a name may hold blanks, at its ends too."""

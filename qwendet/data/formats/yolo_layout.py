@@ -22,7 +22,7 @@ from qwendet.data.formats.records import WHOLE, split_of
 from qwendet.data.formats.yolo_files import TEXT_SUFFIXES, tails
 from qwendet.data.images import ABSENT_FIX
 from qwendet.data.samples import check_label
-from qwendet.errors import DataError, Problem
+from qwendet.errors import DataError, Problem, expect
 from qwendet.files import files_below, list_folder, read_text
 
 SETTINGS_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
@@ -116,10 +116,8 @@ class _Settings:
         for key, split in SETTINGS_KEYS.items():
             value = values.get(key)
             entries = value if isinstance(value, list) else [value] if value else []
-            if not all(isinstance(entry, str) for entry in entries):
-                raise DataError(
-                    f"expected folders or .txt files, got {value!r:.60}", f"{self.file}: {key}", "correct it"
-                )
+            are_texts = all(isinstance(entry, str) for entry in entries)
+            expect(are_texts, "", "folders or .txt files", value, f"{self.file}: {key}", "correct it")
             try:
                 paths = [self.existing(entry, base, key) for entry in entries]
             except DataError as error:
@@ -159,9 +157,9 @@ def _yaml_values(file: Path) -> dict[str, Any]:
         values = yaml.safe_load(read_text(file))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"expected YAML, got a broken file ({error})", str(file), "correct it") from error
-    if not isinstance(values, dict):
-        raise DataError(f"expected keys such as names and train, got {values!r:.60}", str(file), "correct it")
-    return values
+    is_dict = isinstance(values, dict)
+    expect(is_dict, "", "keys such as names and train", values, str(file), "correct it")
+    return dict(values)
 
 
 def _darknet_values(file: Path) -> dict[str, Any]:
@@ -173,18 +171,16 @@ def _darknet_values(file: Path) -> dict[str, Any]:
 
 def _names_of(value: Any, where: str) -> dict[int, str]:
     pairs = dict(enumerate(value)) if isinstance(value, list) else value
-    if not isinstance(pairs, dict):
-        raise DataError(
-            f"expected a list or index: name pairs, got {value!r:.60}", where, "list the label names"
-        )
+    fix = "list the label names"
+    expect(isinstance(pairs, dict), "", "a list or index: name pairs", value, where, fix)
     names: dict[int, str] = {}
     for index, name in pairs.items():
         if isinstance(index, str) and index.isdecimal():
             index = int(index)
-        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-            raise DataError(f"expected a class index, got {index!r}", where, "correct it")
-        if isinstance(name, bool) or not isinstance(name, str | int | float):
-            raise DataError(f"expected a name, got {name!r}", f"{where}[{index}]", "put it into quotes")
+        is_index = type(index) is int and index >= 0
+        expect(is_index, "", "a class index", index, where, "correct it")
+        is_name = type(name) in (str, int, float)
+        expect(is_name, "", "a name", name, f"{where}[{index}]", "put it into quotes")
         names[index] = check_label(str(name).strip(), f"{where}[{index}]", "name")
     return names
 
@@ -206,12 +202,9 @@ def _key_point_columns(values: Mapping[str, Any], file: Path) -> int:
     shape = values.get("kpt_shape")
     if shape is None:
         return 0
-    if (
-        not isinstance(shape, list)
-        or len(shape) != 2
-        or not all(type(n) is int and 0 < n < 1000 for n in shape)
-    ):
-        raise DataError(f"expected [points, numbers], got {shape!r:.60}", f"{file}: kpt_shape", "correct it")
+    is_shape = isinstance(shape, list) and len(shape) == 2 and set(map(type, shape)) == {int}
+    is_shape = is_shape and 0 < min(shape) <= max(shape) < 1000
+    expect(is_shape, "", "[points, numbers]", shape, f"{file}: kpt_shape", "correct it")
     return int(shape[0] * shape[1])
 
 

@@ -84,7 +84,7 @@ def test_stream__not_text(tmp_path: Path) -> None:
     path.write_bytes(b'{"a": ["\xff"]}')
     with pytest.raises(DataError, match="the file is not UTF-8"):
         lists_of(path)
-    with pytest.raises(DataError, match=r"cannot read the file \(Is a directory\)"):
+    with pytest.raises(DataError, match=r"it cannot be read \(Is a directory\)"):
         lists_of(tmp_path)
 
 

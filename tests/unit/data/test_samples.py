@@ -81,9 +81,9 @@ REFUSED = {
     ),
     "teachers no list": (
         f'{{"teachers": {{}}, "student": {{{IMAGE}, "objects": []}}}}',
-        "teachers: expected a list, got dict",
+        "teachers: expected a list, got {",
     ),
-    "student no object": ('{"student": 5}', "student: expected an object, got int"),
+    "student no object": ('{"student": 5}', "student: expected an object, got 5"),
     "no image": ('{"images": [], "objects": []}', "images: expected a list of one path, got []"),
     "an empty path": ('{"images": [""], "objects": []}', "images: expected a list of one path, got ['']"),
     "two images": (
