@@ -35,12 +35,6 @@ PathsArgument = Annotated[
 ]
 
 
-def _read_as(source: str, frame: str | None, root: Path | None, root_option: str = "--root") -> list[str]:
-    """How the data is read, in words of the command line."""
-    given = {"--from": None if source == "auto" else source, root_option: root, "--frame": frame}
-    return [word for name, value in given.items() if value is not None for word in (name, str(value))]
-
-
 def check(
     paths: PathsArgument,
     source: FromOption = "auto",
@@ -56,10 +50,11 @@ def check(
     from qwendet.checks.config.sample_files import find_data
     from qwendet.checks.config.scan import available_cores
     from qwendet.checks.config.suite import Thoroughness, run_data_checks
+    from qwendet.data.formats.convert import Conversion
 
     how = Thoroughness(image_depth(decode, no_images), workers=workers or available_cores())
     results, tables = run_data_checks(find_data(paths, source, frame), root, how)
-    reading = _read_as(source, frame, root, "--image-dir")
+    reading = Conversion(source, image_dir=root, frame=frame).options()
     report_and_exit(results, tables, command_line("init", "DIR", "--data", str(paths[0]), *reading))
 
 
@@ -91,13 +86,13 @@ def stats(
     from qwendet.checks.config.scan import available_cores
     from qwendet.checks.config.suite import Thoroughness, read_data
     from qwendet.checks.config.summary import summary_tables
+    from qwendet.data.formats.convert import Conversion
 
     how = Thoroughness(image_depth(False, no_images), workers=workers or available_cores())
     seen, num_left_out = read_data(find_data(paths, source, frame), root, how)
     tables = summary_tables(seen.splits)
     files = []
     if output is not None and augment != "off":
-        from qwendet.data.formats.convert import Conversion
         from qwendet.evaluation.dataset import open_dataset
         from qwendet.visualization.augmented import save_augmented
 
@@ -105,7 +100,8 @@ def stats(
         files.append(save_augmented(samples, augment, output))
     if output is not None:
         files += save_plots(seen.splits, output)
-    further = command_line("data", "check", *map(str, paths), *_read_as(source, frame, root))
+    reading = Conversion(source, image_dir=root, frame=frame).options("--root")
+    further = command_line("data", "check", *map(str, paths), *reading)
     if console.is_for_machine():
         shown = [
             {"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}

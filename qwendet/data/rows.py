@@ -34,7 +34,8 @@ def objects_of(values: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]
     key = next((key for key in OBJECTS if key in values), None)
     objects = [] if key is None else values[key] or []
     is_of_lists = isinstance(objects, Mapping) and all(isinstance(own, list) for own in objects.values())
-    if key is None or not (is_of_lists or _is_of_objects(objects)):
+    is_of_objects = isinstance(objects, list) and all(isinstance(own, Mapping) for own in objects)
+    if key is None or not (is_of_lists or is_of_objects):
         got = "no such key" if key is None else f"{objects!r:.80}"
         raise DataError(f"objects: expected a list of boxes and labels, got {got}", where, FIX)
     if not isinstance(objects, Mapping):
@@ -45,10 +46,6 @@ def objects_of(values: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]
         counts = ", ".join(f"{len(own)} {key}" for key, own in objects.items())
         what = f"objects: expected as many of each, got {counts}"
         raise DataError(what, where, "give each box one of each") from error
-
-
-def _is_of_objects(objects: Any) -> bool:
-    return isinstance(objects, list) and all(isinstance(own, Mapping) for own in objects)
 
 
 def box_of(own: Mapping[str, Any]) -> Any:

@@ -22,8 +22,6 @@ from qwendet.data.segmentation import Rle
 from qwendet.errors import DataError
 from qwendet.files import read_text
 
-FLAG_NAMES = {"crowd": ("crowd", "iscrowd", "is_crowd"), "difficult": ("difficult", "ignore")}
-"""Attributes, in any case, that are flags of ours. Others, such as occluded and truncated, are not kept."""
 OUTLINES = ("polygon", "rotated box", "rotated_bbox")
 """Kinds of shapes whose points are their corners, one after another."""
 DECIMALS = 4
@@ -53,7 +51,7 @@ class Shape:
         points: corners, of a box two opposite ones; none for what has no extent (tags, points, lines).
         where: its place in the file.
         kind: what the tool calls it; those of ``OUTLINES`` are kept beside their boxes.
-        attributes: those of ``FLAG_NAMES`` count.
+        attributes: those of ``rows.FLAGS`` count, in any case; others, such as occluded, are not kept.
         group: shapes of one group and label are one object; ``None`` is an object of its own.
         mask: that the points are corners of.
     """

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from qwendet.data.formats.drawn import DECIMALS, FLAG_NAMES, OUTLINES, Drawn, Point, Reader, Shape
+from qwendet.data.formats.drawn import DECIMALS, OUTLINES, Drawn, Point, Reader, Shape
 from qwendet.data.formats.fitting import join_image, show
 from qwendet.data.formats.records import WHOLE, Box, Finding, Item, Record, Source, split_of
 from qwendet.data.images import IMAGE_SUFFIXES, image_size
+from qwendet.data.rows import FLAGS
 from qwendet.data.samples import DetectedObject, Turn, check_label
 from qwendet.data.segmentation import Segmentation, union
 from qwendet.errors import DataError, Problem
@@ -227,4 +228,4 @@ def _extent(points: Sequence[Point], scale: tuple[int, int]) -> Box:
 
 def _flags(attributes: Mapping[str, Any]) -> dict[str, bool]:
     named = {name.lower(): str(value).lower() in ("1", "true", "yes") for name, value in attributes.items()}
-    return {flag: any(named.get(name, False) for name in names) for flag, names in FLAG_NAMES.items()}
+    return {flag: any(named.get(name, False) for name in names) for flag, names in FLAGS.items()}

@@ -40,8 +40,8 @@ def sample_line(turn: Turn, image: str) -> str:
         "width": width,
         "height": height,
     }
-    told = {key: value for key, value in record.items() if value is not None}
-    return json.dumps(told, ensure_ascii=False) + "\n"
+    given = {key: value for key, value in record.items() if value is not None}
+    return json.dumps(given, ensure_ascii=False) + "\n"
 
 
 def _object_record(found: DetectedObject) -> dict[str, Any]:

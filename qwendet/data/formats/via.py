@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import Field
 
 from qwendet.data.formats.drawn import (
-    FLAG_NAMES,
     Drawn,
     Point,
     Row,
@@ -25,6 +24,7 @@ from qwendet.data.formats.drawn import (
     read_json,
 )
 from qwendet.data.formats.records import Item
+from qwendet.data.rows import FLAGS
 from qwendet.errors import DataError
 from qwendet.files import read_text
 
@@ -113,7 +113,7 @@ def _label(attributes: Mapping[str, Any], where: str) -> Any:
     Raises:
         DataError: if several may be it.
     """
-    flags = {name for names in FLAG_NAMES.values() for name in names}
+    flags = {name for names in FLAGS.values() for name in names}
     given = {name.lower(): value for name, value in attributes.items() if value and name.lower() not in flags}
     name = next((name for name in (*LABEL_NAMES, *given) if name in given), "")
     if len(given) > 1 and name not in LABEL_NAMES:

@@ -52,7 +52,7 @@ def _read_folder(folder: VocFolder, root: Path, *, is_own: bool, may_be_absent: 
     if not (root / place).is_dir() and not may_be_absent:
         what = f"expected {place or 'a folder of images'} beside Annotations"
         raise DataError(what, str(root), "add the images, or name their folder with --image-dir")
-    yield from folder.told
+    yield from folder.notes
     there = images_by_stem(root / place, is_deep=any("/" in stem for stem in folder.annotations))
     images = paired(there, folder.annotations.keys())
     for split, stems in folder.listed.items():

@@ -45,13 +45,13 @@ class VocFolder:
         annotations: annotation file by stem, which is its path below its folder without the ending.
         images: the folder of the images, relative to the root; empty is the root.
         listed: stems by split; what is in none is left out.
-        told: lists without a line, lines that name an annotation again, or none.
+        notes: lists without a line, lines that name an annotation again, or none.
     """
 
     annotations: Mapping[str, Path]
     images: str
     listed: Mapping[str, Sequence[str]]
-    told: Sequence[Problem | Finding] = ()
+    notes: Sequence[Problem | Finding] = ()
 
     def unlisted(self) -> list[Path]:
         """Annotations that no split list names."""
@@ -167,7 +167,7 @@ def _read_folder(path: Path, root: Path, home: Path) -> VocFolder:
     split = split_of(root.name) if home == root or root != path else None
     listed = {split: list(annotations)} if split else lists.read(_child(root, "imagesets"))
     folder = root if home == root else _image_folder(root, home, list(annotations))
-    return VocFolder(annotations, _relative(folder, path), listed, lists.told)
+    return VocFolder(annotations, _relative(folder, path), listed, lists.notes)
 
 
 def _relative(folder: Path, path: Path) -> str:
@@ -196,7 +196,7 @@ class _SplitLists:
 
     def __init__(self, annotations: Mapping[str, Path]) -> None:
         self.annotations = annotations
-        self.told: list[Problem | Finding] = []
+        self.notes: list[Problem | Finding] = []
 
     def read(self, folder: Path) -> dict[str, list[str]]:
         """Stems of each split, in the order of the lists.
@@ -231,7 +231,7 @@ class _SplitLists:
         for file in files:
             text = read_text(file)
             if not text.strip():
-                self.told.append(Finding("no_split", str(file), "the split list is empty"))
+                self.notes.append(Finding("no_split", str(file), "the split list is empty"))
             for number, line in enumerate(text.splitlines(), start=1):
                 if line.strip():
                     self._add(stems, line, number, f"{file}:{number}", are_of_classes=are_of_classes)
@@ -243,11 +243,11 @@ class _SplitLists:
         stem = self._name_in(line)
         if stem not in self.annotations:
             what = f"{stem!r} has no Annotations/{stem}.xml"
-            self.told.append(Problem(what, where, "add the annotation or remove the line"))
+            self.notes.append(Problem(what, where, "add the annotation or remove the line"))
         elif stem not in stems:
             stems[stem] = number
         elif not are_of_classes:
-            self.told.append(Finding("listed_again", where, f"{stem!r}, as in line {stems[stem]}"))
+            self.notes.append(Finding("listed_again", where, f"{stem!r}, as in line {stems[stem]}"))
 
     def _name_in(self, line: str) -> str:
         """The name in a line without flag or ending; a name may hold blanks, at its ends too."""

@@ -47,7 +47,7 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
         for entry in entries
     }
     if not any(found.names for found in entries.values()):
-        lines = [problem for found in entries.values() for problem in found.problems]
+        lines = [note for found in entries.values() for note in found.notes if isinstance(note, Problem)]
         none = Problem("there is no image", str(root), "give the folder of the images with --image-dir")
         raise DataError.of([none, *lines[: MAX_LINES - 1]])
     reader = _Reader(layout, root, [pair for found in entries.values() for pair in found.names.items()])
@@ -63,8 +63,7 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
         for (split, entry), found in entries.items():
             if not found.names:
                 yield Finding("no_split", f"{layout.settings}: {split}", f"there is no image in {entry!r}")
-            yield from found.problems
-            yield from found.repeated
+            yield from found.notes
             for image, listed in found.names.items():
                 try:
                     yield reader.record(split, entry, image, listed)

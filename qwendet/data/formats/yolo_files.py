@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -37,8 +37,7 @@ class EntryImages:
     """
 
     names: dict[str, str]
-    problems: list[Problem] = field(default_factory=list)
-    repeated: list[Finding] = field(default_factory=list)
+    notes: list[Problem | Finding] = field(default_factory=list)
 
 
 def tails(entry: str) -> Iterator[str]:
@@ -64,6 +63,13 @@ def tails(entry: str) -> Iterator[str]:
             yield "/".join(tail)
 
 
+def first_there(names: Iterable[str], base: str, homes: Sequence[Path]) -> str | None:
+    """The first of several paths that is in one of the homes, from its folder ``base`` or from itself."""
+    paths = (posixpath.normpath(posixpath.join(folder, name)) for name in names for folder in (base, ""))
+    inside = (path for path in paths if not path.startswith(("/", "..")))
+    return next((path for path in inside if any((home / path).exists() for home in homes)), None)
+
+
 def images_of(home: Path, root: Path, entry: str) -> EntryImages:
     """The images of an entry of the settings."""
     listing = home / entry
@@ -87,10 +93,10 @@ def _listed(listing: Path, home: Path, root: Path) -> EntryImages:
         try:
             image = _locate(name, listing, home, root, where)
         except DataError as error:
-            found.problems.extend(error.problems)
+            found.notes.extend(error.problems)
             continue
         if image in found.names:
-            found.repeated.append(Finding("listed_again", where, repr(name)))
+            found.notes.append(Finding("listed_again", where, repr(name)))
         found.names.setdefault(image, name)
     return found
 
@@ -99,12 +105,10 @@ def _locate(name: str, listing: Path, home: Path, root: Path, where: str) -> str
     """A listed image's path relative to the root; its leading folders may be those of another machine."""
     beside = listing.parent.relative_to(root).as_posix() if listing.parent.is_relative_to(root) else ""
     alone = [PurePosixPath(name.replace("\\", "/")).name] if root != home else []
-    for tail in (*tails(name), *alone):
-        for folder in dict.fromkeys((beside, "")):
-            joined = posixpath.normpath(posixpath.join(folder, tail))
-            if not joined.startswith(("/", "..")) and (root / joined).is_file():
-                return join_image("", joined, where)
-    raise DataError(f"the image {name!r} is nowhere in {root}", where, "add the image or remove the line")
+    found = first_there([*tails(name), *alone], beside, [root])
+    if found is None:
+        raise DataError(f"the image {name!r} is nowhere in {root}", where, "add the image or remove the line")
+    return join_image("", found, where)
 
 
 def label_places(root: Path, image: str) -> list[Path]:

@@ -10,7 +10,6 @@ Where the labels of an image are: :mod:`qwendet.data.formats.yolo_files`.
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import yaml
 
 from qwendet.data.formats.records import WHOLE, split_of
-from qwendet.data.formats.yolo_files import TEXT_SUFFIXES, tails
+from qwendet.data.formats.yolo_files import TEXT_SUFFIXES, first_there, tails
 from qwendet.data.images import ABSENT_FIX
 from qwendet.data.samples import check_label
 from qwendet.errors import DataError, Problem, expect
@@ -101,13 +100,11 @@ class _Settings:
 
     def existing(self, entry: str, base: str, key: str) -> str:
         """An entry's path relative to the home that it is in."""
-        for tail in tails(entry):
-            for folder in dict.fromkeys((base, "")):
-                path = posixpath.normpath(posixpath.join(folder, tail))
-                is_inside = not path.startswith(("/", ".."))
-                if is_inside and any((home / path).exists() for home in self.homes):
-                    return path
-        raise DataError(f"there is no {entry!r} in the data set's folder", f"{self.file}: {key}", ABSENT_FIX)
+        found = first_there(tails(entry), base, self.homes)
+        if found is None:
+            what = f"there is no {entry!r} in the data set's folder"
+            raise DataError(what, f"{self.file}: {key}", ABSENT_FIX)
+        return found
 
     def splits(self, values: Mapping[str, Any], base: str) -> tuple[dict[str, list[str]], list[Problem]]:
         """What each split consists of, and what is wrong with those that are not there; one must be."""
