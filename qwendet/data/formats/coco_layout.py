@@ -127,10 +127,12 @@ def image_folder(root: Path, coco: CocoFile, names: Sequence[str], *, may_be_abs
     if all(map(is_absolute, probed)):  # those are reported one by one
         return ""
     usual = _usual_folders(root, coco)
-    folders = [*usual, *_other_folders(root, usual)]
-    hits = {folder: sum(on_disk(root / folder, name) is not None for name in probed) for folder in folders}
-    if any(hits.values()):
-        return max(folders, key=lambda folder: hits[folder])
+    for folders in (usual, _other_folders(root, usual)):
+        hits = {
+            folder: sum(on_disk(root / folder, name) is not None for name in probed) for folder in folders
+        }
+        if any(hits.values()):
+            return max(folders, key=lambda folder: hits[folder])
     if not may_be_absent:
         places = ", ".join(folder or "." for folder in usual)
         raise DataError(

@@ -37,7 +37,7 @@ from qwendet.data.formats.voc_writer import VocWriter
 from qwendet.data.formats.writer import Writer
 from qwendet.data.formats.yolo_writer import YoloWriter, ring_of
 from qwendet.data.samples import DetectedObject, Turn
-from qwendet.errors import DataError, Problem
+from qwendet.errors import ConfigError, DataError, Problem
 from qwendet.files import atomic_folder
 from qwendet.progress import Advance, no_advance, track
 
@@ -206,6 +206,9 @@ class _Job:
     """One conversion: what is being written, and what has been seen."""
 
     def __init__(self, source: Source, folder: Path, how: Conversion, stack: ExitStack) -> None:
+        if how.target in SHARDS and how.images != "copy":
+            what, fix = "shards hold the images themselves", "leave it out, or write --to jsonl"
+            raise ConfigError(what, "--images", fix)
         self.source = source
         self.folder = folder
         self.how = how

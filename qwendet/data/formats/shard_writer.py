@@ -25,7 +25,6 @@ from qwendet.data.images import resolve_image
 from qwendet.data.parquet import FEDERATED, import_parquet
 from qwendet.data.samples import Turn
 from qwendet.data.segmentation import compressed
-from qwendet.errors import ConfigError
 from qwendet.files import sha256_of_file
 
 SHARD_SAMPLES = 1000
@@ -38,9 +37,6 @@ class ShardWriter(JsonlWriter):
     """Writes the sample files; :func:`pack` the shards, whose ``suffix`` is ``.tar`` or ``.parquet``."""
 
     def __init__(self, folder: Path, stack: ExitStack, *, suffix: str, has_images: bool = True) -> None:
-        if not has_images:
-            what, fix = "shards hold the images themselves", "leave it out, or write --to jsonl"
-            raise ConfigError(what, "--images", fix)
         super().__init__(folder, stack, has_images=False)  # its lines name members and rows
         self._suffix = suffix
         self._counts: Counter[str] = Counter()

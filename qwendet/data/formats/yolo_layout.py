@@ -163,6 +163,8 @@ def _darknet_values(file: Path) -> dict[str, Any]:
     """Of the keys those that Ultralytics' settings have too: ``classes`` says no more than the names."""
     pairs = (line.partition("=") for line in read_text(file).splitlines() if "=" in line)
     values = {key.strip(): value.strip() for key, _, value in pairs}
+    if "names" not in values:
+        raise DataError("expected a line names = FILE", str(file), "name the file of labels")
     return {key: values[key] for key in ("names", *SETTINGS_KEYS) if key in values}
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from qwendet.data.archives import Member, file_at, identity, same_bytes
 from qwendet.data.formats.convert import Conversion, convert_dataset
+from qwendet.data.formats.placing import Placement
 from qwendet.data.images import AbsentImageError, inspect_image, open_image
 from qwendet.data.samples import SampleFile
 from qwendet.demo.shapes import DEMO, write_dataset
@@ -134,7 +135,8 @@ def test_shards__are_what_webdataset_expects_and_sum_up(converted: tuple[Path, P
         assert hashlib.sha256((shards / name).read_bytes()).hexdigest() == digest
 
 
-def test_shards__want_the_images(converted: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("images", ["reference", "link"])
+def test_shards__want_the_images(images: Placement, converted: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="shards hold the images themselves"):
-        convert_dataset(converted[0], tmp_path / "out", Conversion(target="webdataset", images="reference"))
+        convert_dataset(converted[0], tmp_path / "out", Conversion(target="webdataset", images=images))
     assert not (tmp_path / "out").exists()
