@@ -17,11 +17,11 @@ from qwendet.config.schema import Config
 from qwendet.data.parquet import import_parquet
 from qwendet.errors import ConfigError, Problem
 from qwendet.files import partial_of
+from qwendet.inference.asked import require_settings
 from qwendet.inference.batches import Result, Skipped, shard_of, window_size
 from qwendet.inference.detections import Prediction, Source, write_predictions
 from qwendet.inference.inputs import coco_ids, digest_of, find_samples, with_teachers
 from qwendet.inference.parts import predict_parts, require_free
-from qwendet.inference.predictor import require_settings
 from qwendet.inference.served import predictor_of
 from qwendet.inference.sharding import is_first_process, joined_processes, temporary_folder
 from qwendet.inference.tiles import require_tiles_that_fit

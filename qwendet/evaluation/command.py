@@ -26,11 +26,12 @@ from qwendet.evaluation.matches import IOU_THRESHOLD
 from qwendet.evaluation.saved import align, read_runs
 from qwendet.evaluation.scores import SCORE_MEANINGS, Run, run_name, score_run
 from qwendet.files import atomic_file
+from qwendet.inference.asked import require_settings
 from qwendet.inference.batches import Result, Skipped, window_size
 from qwendet.inference.detections import Prediction, Source
 from qwendet.inference.inputs import digest_of, with_teachers
 from qwendet.inference.parts import predict_parts
-from qwendet.inference.predictor import Predictor, require_settings
+from qwendet.inference.predictor import Predictor
 from qwendet.inference.served import ServedPredictor, predictor_of
 from qwendet.inference.sharding import temporary_folder
 from qwendet.inference.tiles import require_tiles_that_fit

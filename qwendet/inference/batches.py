@@ -8,6 +8,7 @@ Whole batches are dealt, so that every batch is the one that a single process wo
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,17 @@ Results = dict[int, Result]
 """By the number of the sample."""
 Keep = Callable[[int, Results], None]
 """Takes the number of a batch and its results."""
+
+
+@contextmanager
+def skipping(skip_bad: bool, tell: Callable[[Skipped], object]) -> Iterator[None]:
+    """With ``skip_bad``, tell that a sample cannot be used instead of raising the error."""
+    try:
+        yield
+    except DataError as error:
+        if not skip_bad:
+            raise
+        tell(Skipped(error.problems))
 
 
 class Plan:

@@ -8,32 +8,27 @@ The prompt is, token for token, what training saw before the answer.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from PIL import Image
 
 from qwendet.answers.grammar import AnswerGrammar
 from qwendet.boxes import clip_xyxy, cxcywh_to_xyxy
-from qwendet.config.load import override_config
-from qwendet.config.same_settings import require_same_settings
-from qwendet.config.schema import EMBEDDED_MODELS, Config
 from qwendet.data.images import image_size
 from qwendet.data.labels import label_chunks
 from qwendet.data.samples import Sample
 from qwendet.encoding.collate import Batch, require_left_padding, to_device
 from qwendet.encoding.encode import EncodedSample
 from qwendet.encoding.image_tokens import num_image_tokens
-from qwendet.errors import ConfigError, DataError
-from qwendet.inference.batches import Keep, Plan, Results, Skipped, predict_in_memory
+from qwendet.inference.asked import Asked, config_to_ask, in_words, sources_of
+from qwendet.inference.batches import Keep, Plan, Results, Skipped, predict_in_memory, skipping
 from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary
 from qwendet.inference.detections import Detection, Prediction, Source, joined
 from qwendet.inference.drafts import AnswerDrafts, Drafter
@@ -48,7 +43,7 @@ from qwendet.inference.text_answers import (
     rounded,
 )
 from qwendet.inference.tiles import Tiles
-from qwendet.loader import Bundle, config_of_model, load
+from qwendet.loader import Bundle, load
 from qwendet.model.head import HeadOutput
 from qwendet.progress import Advance, no_advance
 
@@ -77,42 +72,18 @@ class Predictor:
         self._vocabulary: AnswerVocabulary
 
     @classmethod
-    def from_checkpoint(
-        cls,
-        folder: str | Path,
-        *,
-        labels: Sequence[str] | None = None,
-        overrides: Sequence[str] = (),
-        given: Config | None = None,
-        mode: str | None = None,
-        labels_of_data: Sequence[str] = (),
-        check: Callable[[Config], None] | None = None,
-    ) -> Predictor:
+    def from_checkpoint(cls, folder: str | Path, **asked: Unpack[Asked]) -> Predictor:
         """Load a checkpoint with its own prompts, pixel limits and labels, or any model of a family.
 
         Args:
             folder: a checkpoint; a model that this project did not train, in a folder or on the hub, which is
                 asked in text as its family's publication does.
-            labels: other labels to look for; one that is nearly a trained one gives a warning.
-            overrides: ``key=value``, such as ``infer.batch_size=16``.
-            given: how a model without a manifest was trained.
-            mode: that will be asked for, so that a missing head is an error before weights are read.
-            labels_of_data: to look for where nothing else names any.
-            check: refuses a config before weights are read.
+            asked: other labels, ``overrides=["key=value"]``; see :class:`~qwendet.inference.asked.Asked`.
 
         Raises:
-            CheckpointError: for a model that cannot be used.
-            ConfigError: for an override that would show the model what it was not trained on; without labels.
+            QwendetError: as :func:`~qwendet.inference.asked.config_to_ask`.
         """
-        config, is_foreign = config_to_ask(
-            folder,
-            labels=labels,
-            overrides=overrides,
-            given=given,
-            mode=mode,
-            labels_of_data=labels_of_data,
-            check=check,
-        )
+        config, is_foreign = config_to_ask(folder, **asked)
         bundle = load(config, for_inference=True)
         if is_foreign:
             logger.info("%s: %s", folder, in_words(bundle.origin()))
@@ -176,21 +147,15 @@ class Predictor:
         results: Results = {}
         views: dict[int, list[Sample]] = {}
 
-        @contextmanager
-        def skipping(index: int) -> Iterator[None]:
-            try:
-                yield
-            except DataError as error:
-                if not skip_bad:
-                    raise
-                results[index] = Skipped(error.problems)
+        def tell(index: int) -> Callable[[Skipped], None]:
+            return partial(results.__setitem__, index)
 
         def requests(index: int, view: Sample) -> Iterator[EncodedSample]:
-            with skipping(index):
+            with skipping(skip_bad, tell(index)):
                 yield from self.requests(view, sources)
 
         for index in plan.batch(number):
-            with skipping(index):
+            with skipping(skip_bad, tell(index)):
                 views[index] = tiles.views(plan.samples[index])
         shown = [(index, view) for index, own in views.items() for view in own]
         parts = self._parts([view for _, view in shown], [requests(*place) for place in shown], sources)
@@ -282,19 +247,17 @@ class Predictor:
         collated = self.collator(encoded)
         require_left_padding(collated)
         batch = to_device(collated, self.bundle.detector.device)
-        by_head: list[list[Detection]] = [[] for _ in samples]
-        by_text = [NO_TEXT for _ in samples]
         infer = self.bundle.config.infer
         is_drafted = "text" in sources and infer.draft == "auto"
+        by_head: Sequence[Sequence[Detection] | None] = [None for _ in samples]
+        by_text = [NO_TEXT for _ in samples]
 
         def drafting(head: HeadOutput | None) -> list[Drafter]:
-            if head is None:
-                return [self._drafts.of(item, None) for item in encoded]
-            by_head[:] = self._by_head(head, encoded, batch)
+            nonlocal by_head
+            if head is not None:
+                by_head = [*self._by_head(head, encoded, batch)]
             return [*map(self._drafts.of, encoded, by_head)]
 
-        if "head" in sources and not is_drafted:
-            by_head[:] = self._by_head(self.bundle.detector(batch, with_tokens=False).head, encoded, batch)
         if "text" in sources:
             answers = generate_answers(
                 self.bundle.detector,
@@ -305,10 +268,12 @@ class Predictor:
                 drafting if is_drafted else None,
             )
             by_text = [read_answer(self.bundle, *row) for row in zip(answers, encoded, strict=True)]
-        if "head" not in sources:
-            by_head = [[] for _ in samples]
+        if "head" in sources and not is_drafted:
+            by_head = [*self._by_head(self.bundle.detector(batch, with_tokens=False).head, encoded, batch)]
+        elif "head" not in sources:
+            by_head = [None for _ in samples]
         rows = zip(samples, encoded, by_head, by_text, strict=True)
-        return [prediction_of(*row, infer) for row in rows]
+        return [prediction_of(sample, item, head or (), text, infer) for sample, item, head, text in rows]
 
     def _by_head(
         self, output: HeadOutput, encoded: Sequence[EncodedSample], batch: Batch
@@ -341,70 +306,3 @@ class Predictor:
             self._alphabet = alphabet
             self._vocabulary = AnswerVocabulary(self.bundle.processor.tokenizer, alphabet)
         return AnswerConstraint(self._vocabulary, grammars, infer.max_detections, infer.max_new_tokens)
-
-
-def config_to_ask(
-    folder: str | Path,
-    *,
-    labels: Sequence[str] | None = None,
-    overrides: Sequence[str] = (),
-    given: Config | None = None,
-    mode: str | None = None,
-    labels_of_data: Sequence[str] = (),
-    check: Callable[[Config], None] | None = None,
-) -> tuple[Config, bool]:
-    """The config that a model is asked with, and whether this project did not train it.
-
-    Arguments and errors are those of :meth:`Predictor.from_checkpoint`.
-    """
-    revision = dict(item.partition("=")[::2] for item in overrides).get("model.revision")
-    trained, is_foreign = config_of_model(str(folder), revision=revision, given=given)
-    if any(override.startswith("model.dtype=") for override in overrides):
-        overrides = ["train.autocast=auto", *overrides]  # the products are of the type that is asked for
-    config = override_config(trained, overrides)
-    require_same_settings(trained, config, is_foreign=is_foreign)
-    if check is not None:
-        check(config)
-    sources_of(mode or config.infer.mode, has_head=config.detection.enabled)
-    if labels is None and config.data.labels is None and config.data.train is None:
-        labels = labels_of_data
-        if not labels:
-            fix = "infer: --labels cat,dog; eval: --set data.labels=[cat,dog]"
-            raise ConfigError("nothing says what to look for in the images", "--labels", fix)
-    if labels is not None:
-        tell_near_misses(labels, trained.data.labels or ())
-        config = config.model_copy(update={"data": config.data.model_copy(update={"labels": tuple(labels)})})
-    return config, is_foreign
-
-
-def require_settings(model: Path, overrides: Sequence[str]) -> None:
-    """Find mistakes in ``--set`` before images are read, where the model's config is on this disk."""
-    if model.is_dir() or str(model) in EMBEDDED_MODELS:
-        override_config(config_of_model(str(model))[0], overrides)
-
-
-def sources_of(mode: str, *, has_head: bool) -> tuple[Source, ...]:
-    """What answers in a mode."""
-    if mode == "auto":
-        return ("head",) if has_head else ("text",)
-    if mode in ("head", "both") and not has_head:
-        raise ConfigError(f"mode is {mode}, but the model has no head", "--mode", "use --mode text")
-    return {"head": ("head",), "text": ("text",), "both": ("head", "text")}[mode]  # type: ignore[return-value]
-
-
-def in_words(origin: Mapping[str, object]) -> str:
-    """Who trained a model and how it is asked, as it is printed.
-
-    Example:
-        >>> in_words({"trained_by": "unknown", "prompt": "Locate every {labels}."})
-        'trained by: unknown; prompt: Locate every {labels}.'
-    """
-    return "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in origin.items())
-
-
-def tell_near_misses(labels: Sequence[str], trained: Sequence[str]) -> None:
-    """Warn of labels that are nearly trained ones: any label may be looked for, a misspelt one too."""
-    for label in labels:
-        close = difflib.get_close_matches(label, trained, n=1, cutoff=0.85)
-        if close and label not in trained:
-            logger.warning("the label %r was not trained; did you mean %r?", label, close[0])

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from qwendet.data.labels import label_chunks
 from qwendet.data.samples import Sample
 from qwendet.encoding.encode import EncodedSample, Encoder
-from qwendet.errors import ConfigError, DataError
-from qwendet.inference.batches import Keep, Plan, Skipped, predict_in_memory
+from qwendet.errors import ConfigError
+from qwendet.inference.asked import Asked, config_to_ask
+from qwendet.inference.batches import Keep, Plan, Results, Skipped, predict_in_memory, skipping
 from qwendet.inference.chat_server import ChatServer, Question, Reply, ServerError, with_images
 from qwendet.inference.detections import Prediction, Source, joined
-from qwendet.inference.predictor import Predictor, config_to_ask
+from qwendet.inference.predictor import Predictor
 from qwendet.inference.text_answers import prediction_of, read_answer
 from qwendet.inference.tiles import Tiles
 from qwendet.loader import Interface, load_interface
@@ -75,65 +78,60 @@ class ServedPredictor:
         require_text(mode)
         settings, most = self.bundle.config.infer, self.bundle.config.data.labels_per_request
         tiles = Tiles(settings, self.encoder.limits)
-        views: dict[int, list[Sample]] = {}
-        requests: dict[int, list[list[Sample]]] = {}
-        found: dict[int, dict[tuple[int, int], Prediction]] = {}
-        waiting: dict[_Place, EncodedSample] = {}
+        skipped: Results = {}
 
-        def asked() -> Iterator[_Place]:
+        def tell(number: int, result: Skipped) -> None:
+            if skipped.setdefault(number, result) is result:  # no other request about it was skipped
+                keep(number, {number: result})
+
+        def requests() -> Iterator[_Request]:
             for number in batches:
-                try:
-                    views[number] = tiles.views(plan.samples[number])
-                except DataError as error:
-                    if not skip_bad:
-                        raise
-                    keep(number, {number: Skipped(error.problems)})
-                    continue
-                requests[number] = [label_chunks(view, self.bundle.labels, most) for view in views[number]]
-                found[number] = {}
-                for view, chunks in enumerate(requests[number]):
-                    yield from ((number, view, chunk) for chunk in range(len(chunks)))
+                image = _Image(number)
+                with skipping(skip_bad, partial(tell, number)):
+                    image.views = tiles.views(plan.samples[number])
+                for view in image.views:
+                    chunks = label_chunks(view, self.bundle.labels, most)
+                    image.requests.append([_Request(image, chunk) for chunk in chunks])
+                yield from chain(*image.requests)
 
-        def make(place: _Place) -> Question | None:
-            number, view, chunk = place
-            if number not in found:  # another view of it could not be used
-                return None
-            try:
-                sample = requests[number][view][chunk]
-                waiting[place] = self.encoder.encode(sample, with_answer=False)
-                return question_of(self.encoder, sample, settings.max_new_tokens)
-            except DataError as error:
-                if not skip_bad:
-                    raise
-                if found.pop(number, None) is not None:
-                    keep(number, {number: Skipped(error.problems)})
-                return None
+        def question(request: _Request) -> Question | None:
+            if request.image.number not in skipped:
+                with skipping(skip_bad, partial(tell, request.image.number)):
+                    request.item = self.encoder.encode(request.sample, with_answer=False)
+                    return question_of(self.encoder, request.sample, settings.max_new_tokens)
+            return None
 
-        def done(place: _Place, reply: Reply) -> None:
-            number, view, chunk = place
-            item = waiting.pop(place)
+        def take(request: _Request, reply: Reply) -> None:
+            image, item = request.image, request.item
+            assert item is not None
             require_same_prompt(item, reply, self.server)
-            if number not in found:
-                return
-            own, text = requests[number], read_answer(self.bundle, reply.answer(), item)
-            found[number][view, chunk] = prediction_of(own[view][chunk], item, (), text, settings)
-            if len(found[number]) == sum(map(len, own)):
-                parts = found.pop(number)
-                each = [
-                    joined(
-                        [parts[view, chunk] for chunk in range(len(chunks))],
-                        settings.max_detections,
-                        head_of_first=False,
-                    )
-                    for view, chunks in enumerate(requests.pop(number))
-                ]
-                keep(number, {number: tiles.merged(views.pop(number), each)})
+            text = read_answer(self.bundle, reply.answer(), item)
+            request.found, request.item = prediction_of(request.sample, item, (), text, settings), None
+            parts = [[one.found for one in own if one.found is not None] for own in image.requests]
+            if image.number not in skipped and [*map(len, parts)] == [*map(len, image.requests)]:
+                each = [joined(own, settings.max_detections, head_of_first=False) for own in parts]
+                keep(image.number, {image.number: tiles.merged(image.views, each)})
 
-        self.server.ask_all(asked(), make, done)
+        self.server.ask_all(requests(), question, take)
 
 
-_Place = tuple[int, int, int]
-"""Which sample, which view of it, which of its labels."""
+@dataclass
+class _Image:
+    """A sample that is asked about: its number, its views, and the requests about each of these."""
+
+    number: int
+    views: list[Sample] = field(default_factory=list)
+    requests: list[list[_Request]] = field(default_factory=list)
+
+
+@dataclass
+class _Request:
+    """A view of an image with some of its labels; encoded while it waits, then with what was found."""
+
+    image: _Image
+    sample: Sample
+    item: EncodedSample | None = None
+    found: Prediction | None = None
 
 
 def question_of(encoder: Encoder, sample: Sample, max_tokens: int, *, resized: bool = True) -> Question:
@@ -163,12 +161,12 @@ def require_same_prompt(item: EncodedSample, reply: Reply, server: ChatServer) -
 
 
 def predictor_of(
-    model: str | Path, server: str | None, *, mode: str | None = None, **asked: Any
+    model: str | Path, server: str | None, **asked: Unpack[Asked]
 ) -> Predictor | ServedPredictor:
-    """The model itself, or the server in its place; ``asked`` as for :meth:`Predictor.from_checkpoint`."""
+    """The model itself, or the server in its place."""
     if server is None:
-        return Predictor.from_checkpoint(model, mode=mode, **asked)
-    require_text(mode)
+        return Predictor.from_checkpoint(model, **asked)
+    require_text(asked.pop("mode", None))
     config, _ = config_to_ask(model, **asked)
     if config.infer.constrained:
         fix = "leave --constrained out, or --set infer.constrained=false"

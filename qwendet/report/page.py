@@ -18,7 +18,7 @@ from qwendet.data.samples import Sample
 from qwendet.evaluation.command import Evaluation
 from qwendet.evaluation.scores import SCORE_MEANINGS
 from qwendet.files import atomic_file
-from qwendet.inference.predictor import in_words
+from qwendet.inference.asked import in_words
 from qwendet.report.charts import SIDE, calibration_of, confusion_of, curves_of
 from qwendet.report.errors import KINDS, Drawn, ImageErrors, errors_of
 

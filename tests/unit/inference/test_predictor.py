@@ -14,7 +14,8 @@ from qwendet.answers.format import format_answer
 from qwendet.data.samples import DetectedObject, Sample, SampleFile
 from qwendet.encoding.encode import EncodedSample
 from qwendet.evaluation.validation import Validation, validate
-from qwendet.inference.predictor import Predictor, tell_near_misses
+from qwendet.inference.asked import tell_near_misses
+from qwendet.inference.predictor import Predictor
 from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.loader import Bundle
 
