@@ -7,12 +7,12 @@ model, DATA ─► predict by head and text, with and without teachers ─► Ru
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwendet.config.schema import Config
 from qwendet.data.formats.convert import Conversion
@@ -26,7 +26,7 @@ from qwendet.evaluation.matches import IOU_THRESHOLD
 from qwendet.evaluation.saved import align, read_runs
 from qwendet.evaluation.scores import SCORE_MEANINGS, Run, run_name, score_run
 from qwendet.files import atomic_file
-from qwendet.inference.asked import require_settings
+from qwendet.inference.asked import Asked, require_settings
 from qwendet.inference.batches import Result, Skipped, window_size
 from qwendet.inference.detections import Prediction, Source
 from qwendet.inference.inputs import digest_of, with_teachers
@@ -133,20 +133,15 @@ def evaluate_model(
     asked = {path: config_of_model(str(path)) for path in (model, base) if path is not None}
     foreign = {path for path, (_, is_foreign) in asked.items() if is_foreign}
 
-    def given_to(path: Path) -> Config | None:
-        return given if path in foreign or not foreign else None
+    def how_to_ask(path: Path, labels: Sequence[str]) -> Asked:
+        stated = given if path in foreign or not foreign else None
+        return {"overrides": overrides, "given": stated, "labels_of_data": labels}
 
-    predictor = predictor_of(
-        model,
-        server,
-        mode=mode,
-        overrides=overrides,
-        given=given_to(model),
-        labels_of_data=labels_of(samples, skip_bad=False) or samples[0].student.labels or (),
-        check=partial(require_tiles_that_fit, samples=samples),
-    )
-    sources = predictor.sources(mode)
-    if base is not None and not asked[base][0].detection.enabled and "text" not in sources:
+    in_data = labels_of(samples, skip_bad=False) or samples[0].student.labels or ()
+    check = partial(require_tiles_that_fit, samples=samples)
+    predictor = predictor_of(model, server, **how_to_ask(model, in_data) | {"mode": mode, "check": check})
+    sources, base_has_head = predictor.sources(mode), base is None or asked[base][0].detection.enabled
+    if not base_has_head and "text" not in sources:
         if mode is not None:
             raise ConfigError(f"mode is {mode}, but {base} has no head to compare with", "--mode", "use both")
         sources += ("text",)
@@ -156,29 +151,22 @@ def evaluate_model(
     notes += foreign_labels(samples, labels, str(data))
     before: dict[str, Found] = {}
     with temporary_folder() if kept is None else nullcontext(kept) as folder:
-        settings = _settings(samples, predictor.bundle.config, teachers)
-        found = _predict_all(predictor, sources, settings, folder, skip_bad)
+        found = _predict_all(predictor, sources, samples, teachers, folder, skip_bad)
         if base is not None:
             del predictor  # two models need not fit side by side
-            own = [source for source in sources if source == "text" or asked[base][0].detection.enabled]
-            earlier = Predictor.from_checkpoint(
-                base, overrides=overrides, given=given_to(base), labels_of_data=labels
-            )
+            own = sources if base_has_head else ("text",)
+            earlier = Predictor.from_checkpoint(base, **how_to_ask(base, labels))
             models[str(base)] = earlier.origin()
-            settings = _settings(samples, earlier.bundle.config, teachers)
-            before = _predict_all(earlier, own, settings, folder / "base", skip_bad)
-    broken = _broken([*found.values(), *before.values()])
-    left_out += [problem for problems in broken.values() for problem in problems]
-    notes += left_out_notes([problem for problems in broken.values() for problem in problems])
-    usable = [index for index in range(len(samples)) if index not in broken]
+            before = _predict_all(earlier, own, samples, teachers, folder / "base", skip_bad)
+    usable, problems = _usable([one.results for one in (*found.values(), *before.values())])
     samples = [samples[index] for index in usable]
-    truth = coco_ground_truth(samples, _kept(next(iter(found.values()))[2], usable), labels)
-    runs = tuple(
-        score_run(truth, samples, _kept(results, usable), labels, source, count)
-        for source, count, results in found.values()
-    )
+    truth = coco_ground_truth(samples, next(iter(found.values())).predictions(usable), labels)
     if base is not None:
-        others = {name: (source, _kept(results, usable)) for name, (source, _, results) in before.items()}
+        others = {name: (one.source, one.predictions(usable)) for name, one in before.items()}
+    runs = tuple(
+        score_run(truth, samples, one.predictions(usable), labels, one.source, one.teachers)
+        for one in found.values()
+    )
     return Evaluation(
         checkpoint=str(model),
         models=models,
@@ -188,13 +176,21 @@ def evaluate_model(
         ground_truth=truth,
         runs=runs,
         comparisons=_compare(runs, others, truth, samples, labels, str(compare)),
-        notes=tuple(notes),
-        left_out=tuple(left_out),
+        notes=(*notes, *left_out_notes(problems)),
+        left_out=(*left_out, *problems),
     )
 
 
-Found = tuple[Source, int | None, list[Result]]
-Setting = tuple[int | None, Sequence[Sample]]
+class Found(NamedTuple):
+    """What a source found, with so many demonstrations; a result a sample."""
+
+    source: Source
+    teachers: int | None
+    results: list[Result]
+
+    def predictions(self, usable: Sequence[int]) -> list[Prediction]:
+        """Those of the samples that every run could use."""
+        return [result for index in usable if isinstance(result := self.results[index], Prediction)]
 
 
 def _few_detections(samples: Sequence[Sample], most: int) -> list[str]:
@@ -206,44 +202,37 @@ def _few_detections(samples: Sequence[Sample], most: int) -> list[str]:
     return [f"{counted} infer.max_detections is {most}: {fix}."]
 
 
-def _settings(samples: Sequence[Sample], config: Config, teachers: int) -> list[Setting]:
-    """What is asked about: the samples, or those without and with demonstrations."""
-    if not teachers:
-        return [(None, samples)]
-    return [(0, without_teachers(samples)), (teachers, with_teachers(samples, config, teachers))]
-
-
 def _predict_all(
     predictor: Predictor | ServedPredictor,
     sources: Sequence[Source],
-    settings: Sequence[Setting],
+    samples: Sequence[Sample],
+    teachers: int,
     kept: Path,
     skip_bad: bool,
 ) -> dict[str, Found]:
-    """What is found by each source and in each setting, by the name of the run."""
-    found: dict[str, Found] = {}
+    """What is found by each source, without and with demonstrations, by the name of the run."""
+    settings: list[tuple[int | None, Sequence[Sample]]] = [(None, samples)]
+    if teachers:
+        shown = with_teachers(samples, predictor.bundle.config, teachers)
+        settings = [(0, without_teachers(samples)), (teachers, shown)]
     digests = [digest_of(asked, skip_bad=skip_bad) for _, asked in settings]
+    found: dict[str, Found] = {}
     for source in sources:
         for (count, asked), digest in zip(settings, digests, strict=True):
             name, inputs = run_name(source, count), {"images": len(asked), "sha256": digest}
             plan = predictor.plan(asked, window_size(len(asked), predictor.batch_size))
             parts = predict_parts(predictor, plan, source, kept / name, inputs, skip_bad=skip_bad)
-            found[name] = (source, count, list(parts.read(plan)))
+            found[name] = Found(source, count, list(parts.read(plan)))
     return found
 
 
-def _broken(found: Iterable[Found]) -> dict[int, tuple[Problem, ...]]:
-    """What is wrong with the samples that any of several runs could not use."""
-    return {
-        index: result.problems
-        for _, _, results in found
-        for index, result in enumerate(results)
-        if isinstance(result, Skipped)
-    }
-
-
-def _kept(results: Sequence[Result], usable: Sequence[int]) -> list[Prediction]:
-    return [result for index in usable if isinstance(result := results[index], Prediction)]
+def _usable(runs: Sequence[Sequence[Result]]) -> tuple[list[int], list[Problem]]:
+    """The samples that every run could use, and what is wrong with the others."""
+    broken: dict[int, tuple[Problem, ...]] = {}
+    for results in runs:
+        broken |= {at: one.problems for at, one in enumerate(results) if isinstance(one, Skipped)}
+    usable = [index for index in range(len(runs[0])) if index not in broken]
+    return usable, [problem for problems in broken.values() for problem in problems]
 
 
 def _compare(

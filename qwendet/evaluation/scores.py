@@ -227,17 +227,9 @@ def answer_totals(predictions: Sequence[Prediction]) -> AnswerTotals | None:
     known = [fact for fact in facts if fact is not None]
     if not known or len(known) < len(facts):
         return None
-    return AnswerTotals(
-        answers=len(known),
-        unreadable=sum(fact.unreadable for fact in known),
-        truncated=sum(fact.truncated for fact in known),
-        repeating=sum(fact.repeated > 0 for fact in known),
-        boxes=sum(fact.boxes for fact in known),
-        rejected=sum(fact.rejected for fact in known),
-        repeated=sum(fact.repeated for fact in known),
-        outside=sum(fact.outside for fact in known),
-        unknown_labels=sum(fact.unknown_labels for fact in known),
-    )
+    counted = ("unreadable", "truncated", "boxes", "rejected", "repeated", "outside", "unknown_labels")
+    totals = {name: sum(getattr(fact, name) for fact in known) for name in counted}
+    return AnswerTotals(len(known), repeating=sum(fact.repeated > 0 for fact in known), **totals)
 
 
 def _of_source(prediction: Prediction, source: Source) -> Prediction:
@@ -260,18 +252,9 @@ def _label_scores(
 
 
 def _of_category(matches: Matches, category: int) -> Matches:
-    rows = matches.category == category
-    truth = matches.truth_category == category
-    return Matches(
-        detection=matches.detection[rows],
-        score=matches.score[rows],
-        category=matches.category[rows],
-        found=matches.found[rows],
-        ignored=matches.ignored[rows],
-        iou=matches.iou[rows],
-        truth=matches.truth[truth],
-        truth_category=matches.truth_category[truth],
-    )
+    rows, truth = matches.category == category, matches.truth_category == category
+    of = {name: truth if name.startswith("truth") else rows for name in vars(matches)}
+    return Matches(**{name: values[of[name]] for name, values in vars(matches).items()})
 
 
 def _measured(value: float) -> float | None:

@@ -87,10 +87,17 @@ def joined(parts: Sequence[Prediction], most: int, *, head_of_first: bool) -> Pr
         shown = parts[:1] if source == "head" and head_of_first else parts
         found = [item for part in shown for item in part.detections if item.source == source]
         kept += sorted(found, key=lambda item: -item.score)[:most]
-    kept.sort(key=lambda item: -item.score)
-    answer = joined_facts([part.answer for part in parts if part.answer is not None])
-    rejected = sum(part.rejected for part in parts)
-    return replace(parts[0], detections=tuple(kept), rejected=rejected, answer=answer)
+    return combined(parts, kept)
+
+
+def combined(parts: Sequence[Prediction], kept: Sequence[Detection]) -> Prediction:
+    """One prediction of several of an image: these detections of it, and what is told of all text answers."""
+    return replace(
+        parts[0],
+        detections=tuple(sorted(kept, key=lambda item: -item.score)),
+        rejected=sum(part.rejected for part in parts),
+        answer=joined_facts([part.answer for part in parts if part.answer is not None]),
+    )
 
 
 def write_predictions(

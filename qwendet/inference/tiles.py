@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qwendet.answers.diagnostics import joined_facts
 from qwendet.config.schema import Config, InferConfig
 from qwendet.data.images import MIN_IMAGE_SIDE, image_size
 from qwendet.data.samples import Sample
@@ -22,7 +21,7 @@ from qwendet.data.windows import Window, require_windows, windows_by
 from qwendet.encoding.image_tokens import image_limits
 from qwendet.errors import DataError
 from qwendet.families.family import PixelLimits
-from qwendet.inference.detections import Detection, Prediction
+from qwendet.inference.detections import Detection, Prediction, combined
 from qwendet.inference.text_answers import best_of, rounded
 
 EDGE = 0.01
@@ -68,10 +67,7 @@ class Tiles(NamedTuple):
             labels = dict.fromkeys(item.detection.desc for item in seen)
             each = [merge([item for item in seen if item.detection.desc == label]) for label in labels]
             kept += best_of([item for items in each for item in items], self.settings)
-        kept.sort(key=lambda item: -item.score)
-        rejected = sum(prediction.rejected for prediction in found)
-        facts = joined_facts([item.answer for item in found if item.answer is not None])
-        return replace(whole, detections=tuple(kept), rejected=rejected, answer=facts)
+        return combined(found, kept)
 
 
 class _Seen(NamedTuple):
