@@ -12,16 +12,32 @@ from qwendet.errors import ConfigError
 from qwendet.files import require_place
 
 
-def refuse_beside_benchmark(benchmark: str | None, output: Path | None, others: Sequence[str]) -> None:
-    """Refuse options of a benchmark without its name, and the other way round."""
+def measure_benchmark(
+    name: str | None,
+    model: Path,
+    folder: Path,
+    output: Path | None,
+    others: Sequence[str],
+    *,
+    mode: str | None,
+    settings: Sequence[str],
+    train: bool,
+    shots: int | None,
+    config: str | None,
+) -> None:
+    """Measure all sets of a benchmark, and print and write their table; ``others`` are options beside it.
+
+    Raises:
+        ConfigError: for options of a benchmark without its name, and the other way round.
+    """
     from qwendet.benchmark.layouts import Benchmark
 
     names = ", ".join(get_args(Benchmark))
-    if benchmark is None:
+    if name is None:
         what, fix = "--output, --train and --shots are about a benchmark", f"add --benchmark: one of {names}"
         raise ConfigError(what, "command line", fix)
-    if benchmark not in get_args(Benchmark):
-        raise ConfigError(f"unknown benchmark {benchmark!r}", "--benchmark", f"one of {names}")
+    if name not in get_args(Benchmark):
+        raise ConfigError(f"unknown benchmark {name!r}", "--benchmark", f"one of {names}")
     if output is None:
         raise ConfigError("the results need a folder", "--benchmark", "add --output DIR")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -29,27 +45,12 @@ def refuse_beside_benchmark(benchmark: str | None, output: Path | None, others: 
     if others:
         what = f"{', '.join(others)} cannot be used for a whole benchmark"
         raise ConfigError(what, "command line", "leave it out, or eval one of its sets alone")
-
-
-def measure_benchmark(
-    benchmark: str,
-    model: Path,
-    folder: Path,
-    output: Path,
-    *,
-    mode: str | None,
-    settings: Sequence[str] | None,
-    train: bool,
-    shots: int | None,
-    config: str | None,
-) -> None:
-    """Measure all sets of a benchmark, and print and write their table."""
     require_place(output, "--output", is_folder=True)
     from qwendet.benchmark.run import Asked, run_benchmark
     from qwendet.config.load import load_config
     from qwendet.report import write_benchmark_page
 
-    asked = Asked.of(benchmark, model, mode, settings or (), train=train, shots=shots)  # type: ignore[arg-type]
+    asked = Asked.of(name, model, mode, settings, train=train, shots=shots)  # type: ignore[arg-type]
     table = run_benchmark(asked, folder, output, None if config is None else load_config(config))
     page = write_benchmark_page(table.to_record(), output)
     files = [str(output / "table.json"), str(page)]
@@ -57,8 +58,7 @@ def measure_benchmark(
         console.print_record({**table.to_record(), "files": files})
         return
     rows = [*table.rows, *(("mean", source, None, *values) for source, *values in table.means)]
-    shown = [["–" if value is None else value for value in row] for row in rows]
-    console.print_table(f"{benchmark}: {model}", ("set", "source", "images", *table.columns), shown)
-    for name, count in table.left_out.items():
-        console.say(f"{name}: {count} left out, listed in {output / 'sets' / name}.json.")
+    console.print_table(f"{name}: {model}", ("set", "source", "images", *table.columns), rows)
+    for broken, count in table.left_out.items():
+        console.say(f"{broken}: {count} left out, listed in {output / 'sets' / broken}.json.")
     console.say(f"Wrote {', '.join(files)}.")

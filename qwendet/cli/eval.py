@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwendet.cli.benchmark import measure_benchmark, refuse_beside_benchmark
+from qwendet.cli.benchmark import measure_benchmark
 from qwendet.cli.options import (
     LEFT_SOMETHING_OUT,
     ForeignOption,
@@ -129,14 +129,12 @@ def evaluate(
             "--frame": frame,
             "--from": source != "auto",
         }
-        refuse_beside_benchmark(benchmark, output, [name for name, value in others.items() if value])
-        assert benchmark is not None
-        assert output is not None
         measure_benchmark(
             benchmark,
             model,
             data,
             output,
+            [name for name, value in others.items() if value],
             mode=mode,
             settings=settings,
             train=train,
@@ -214,7 +212,7 @@ def _print(found: Evaluation) -> None:
     rows = [[name, *(numbers[name] for numbers in figures)] for name in figures[0]]
     boxes = len(found.runs[0].matches.truth)
     title = f"{len(found.samples)} images, {boxes} boxes; COCO metrics, best F1 at IoU 0.5"
-    console.print_table(title, columns, _shown(rows))
+    console.print_table(title, columns, rows)
     for run in found.runs:
         _print_labels(run)
     _print_answers(found.runs)
@@ -222,11 +220,6 @@ def _print(found: Evaluation) -> None:
         _print_comparison(comparison)
     for note in found.notes:
         console.say(note)
-
-
-def _shown(rows: Sequence[Sequence[object]]) -> list[list[object]]:
-    """Cells as they are printed: a dash where there was nothing to measure."""
-    return [["–" if value is None else value for value in row] for row in rows]
 
 
 def _print_labels(run: Run) -> None:
@@ -240,7 +233,7 @@ def _print_labels(run: Run) -> None:
     ]  # fmt: skip
     hidden = f", {len(rows) - MOST_LABELS} more in --json" if len(rows) > MOST_LABELS else ""
     threshold = "any score" if run.at_best.threshold is None else f"score ≥ {run.at_best.threshold:.4f}"
-    console.print_table(f"Labels by {run.name}, at {threshold}{hidden}", columns, _shown(rows[:MOST_LABELS]))
+    console.print_table(f"Labels by {run.name}, at {threshold}{hidden}", columns, rows[:MOST_LABELS])
 
 
 def _print_answers(runs: Sequence[Run]) -> None:
@@ -264,5 +257,5 @@ def _print_comparison(comparison: Comparison) -> None:
         f"Before: {comparison.other}, after: {comparison.ours}; {interval} by {comparison.resamples} paired"
         f" bootstrap resamples of the images, seed {comparison.seed}",
         ("metric", "before", "after", "difference", interval),
-        _shown(rows),
+        rows,
     )

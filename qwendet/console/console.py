@@ -123,7 +123,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table on stdout; columns of numbers are aligned right, floats have four digits."""
+    """Print a table on stdout: numbers aligned right, floats with four digits, a dash for ``None``."""
     are_numbers = [all(isinstance(row[index], int | float) for row in rows) for index in range(len(columns))]
     heads, cells = [printable(name) for name in columns], [[_cell(value) for value in row] for row in rows]
     table, least = build_table(printable(title), heads, cells, are_numbers)
@@ -135,7 +135,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else printable(str(value))
+    return f"{value:.4f}" if isinstance(value, float) else "–" if value is None else printable(str(value))
 
 
 def is_for_machine() -> bool:

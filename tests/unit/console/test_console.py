@@ -209,7 +209,7 @@ def test_table__is_as_wide_as_there_is_room_and_cuts_nothing(
     joined = "".join(out.split())
     for row in table[1]:
         for cell in row:
-            shown = f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+            shown = f"{cell:.4f}" if isinstance(cell, float) else "–" if cell is None else str(cell)
             assert all(word in joined for word in shown.split() if name == "wide")
 
 
