@@ -217,6 +217,10 @@ WRITINGS = {
         "I see [9,9,10,10]. <answer>[1,2,3,4]</answer> <answer>[5,6,7,8]</answer>",
         ["", ""],
     ),
+    "fence before an answer": (
+        "```\n[9,9,10,10]\n``` <answer>[1,2,3,4]</answer> <answer>[5,6,7,8]</answer>",
+        ["", ""],
+    ),
     "no headings": ("Here are the boxes:\n[1,2,3,4]\nFor example:\n[5,6,7,8]", ["", ""]),
     "semicolons beside names": ('{"boxes": [[1,2,3,4;5,6,7,8]], "labels": ["a","b"]}', ["a", "b"]),
     "no bracket before a brace": (
@@ -276,6 +280,7 @@ def test_parse_answer__one_box_whatever_is_stray(text: str, label: str) -> None:
         ('{"bbox_2d": [5, 6, 7, 8], "scores": [1, 2, 3, 4', [B], 0),
         ("[[5, 6, 7, 8], [1, 2, 3, 4 and so on", [B], 1),
         ("[5, 6, 7, 8], <box>(1, 2), (3, x)</box>", [B], 1),
+        ('{"bbox_2d": [[1, 2], [3, 4], [5, 6], [7, 8', [], 1),
     ],
 )
 def test_parse_answer__what_is_no_box_counts_where_one_was_meant(
@@ -415,6 +420,7 @@ def test_parse_answer__impossible_boxes_are_counted(text: str, rejected: int) ->
         ("] <|box_start|>(5,6),(7,8)", [A, B], 0),
         ("] <|box_start|><5><6><7><8>,<9><10", [A, B], 1),
         ("] <|box_start|>(5,6),(7,", [A], 1),
+        ("] <|box_start|>(5,6),(7,8), (9,10),(11,12", [A, B], 1),
         ("] <ref>b</ref><box>(5,6),(7<ref>c</ref><box>(9,10),(11,12)</box>", [A, C], 1),
     ],
 )
