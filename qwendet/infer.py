@@ -6,8 +6,7 @@ inputs ─► samples, with demonstrations ─► Predictor ─► parts, as the
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,11 +18,11 @@ from qwendet.errors import ConfigError, Problem
 from qwendet.files import partial_of
 from qwendet.inference.asked import require_settings
 from qwendet.inference.batches import Result, Skipped, shard_of, window_size
-from qwendet.inference.detections import Prediction, Source, write_predictions
+from qwendet.inference.detections import CocoIds, Prediction, write_predictions
 from qwendet.inference.inputs import coco_ids, digest_of, find_samples, with_teachers
 from qwendet.inference.parts import predict_parts, require_free
 from qwendet.inference.served import predictor_of
-from qwendet.inference.sharding import is_first_process, joined_processes, temporary_folder
+from qwendet.inference.sharding import folder_or_temporary, is_first_process, joined_processes
 from qwendet.inference.tiles import require_tiles_that_fit
 from qwendet.visualization.pictures import save_pictures
 
@@ -50,8 +49,14 @@ class InferSummary:
     lines: list[str] = field(default_factory=list)
     skipped: list[Problem] = field(default_factory=list)
 
-    def counted(self, results: Iterable[Result]) -> Iterator[Prediction]:
-        """The predictions among results, all of which are counted."""
+    def take(self, results: Iterable[Result], stated: Mapping[str, Any] | None, ids: CocoIds) -> None:
+        """Count results and write the predictions among them; arguments as of :func:`write_predictions`."""
+        if self.output is None:
+            self.lines = [prediction.to_json(stated) for prediction in self._counted(results)]
+        else:
+            write_predictions(self._counted(results), self.output, stated, ids)
+
+    def _counted(self, results: Iterable[Result]) -> Iterator[Prediction]:
         for result in results:
             if isinstance(result, Skipped):
                 self.skipped += result.problems
@@ -107,51 +112,36 @@ def infer(
         import_parquet()  # what is lacking is reported before the work
     require_free(kept, "--output", resume=resume)
     require_settings(model, overrides)
-    forced = ["infer.constrained=true"] if constrained else []
-    with joined_processes():
+    if constrained:
+        overrides = [*overrides, "infer.constrained=true"]
+    with joined_processes(), folder_or_temporary(kept) as folder:
         found = find_samples(inputs)
         # Of all inputs as they are, before a model is loaded.
         digest = "" if shard or teachers else digest_of(found, skip_bad=skip_bad)
+        check = partial(require_tiles_that_fit, samples=found)
         predictor = predictor_of(
-            model,
-            server,
-            labels=labels,
-            overrides=[*overrides, *forced],
-            given=given,
-            mode=mode,
-            check=partial(require_tiles_that_fit, samples=found),
+            model, server, labels=labels, overrides=overrides, given=given, mode=mode, check=check
         )
-        if constrained:
-            _require_text(predictor.sources(mode))
+        if constrained and "text" not in predictor.sources(mode):
+            what = "--constrained is about text answers, but the head answers"
+            raise ConfigError(what, "--mode", "add --mode text")
         window = window_size(len(found), predictor.batch_size)
         own = found if shard is None else found[shard_of(len(found), window, shard)]
         samples = with_teachers(own, predictor.bundle.config, teachers)
         digest = digest or digest_of(samples, skip_bad=skip_bad)
         header = {"images": len(samples), "shard": shard, "sha256": digest}
         plan = predictor.plan(samples, window)
+        parts = predict_parts(predictor, plan, mode, folder, header, skip_bad=skip_bad)
         origin = predictor.origin()
         summary = InferSummary(output, origin)
-        with temporary_folder() if kept is None else nullcontext(kept) as folder:
-            parts = predict_parts(predictor, plan, mode, folder, header, skip_bad=skip_bad)
-            if not is_first_process():
-                return summary
+        if is_first_process():
             if visualize is not None:
                 threshold = predictor.bundle.config.infer.picture_threshold
                 save_pictures(samples, parts.read(plan), visualize, threshold)
             stated = origin if predictor.bundle.manifest is None or server is not None else None
-            predictions = summary.counted(parts.read(plan))
-            if output is None:
-                summary.lines = [prediction.to_json(stated) for prediction in predictions]
-            else:
-                is_coco_output = output.suffix == ".json"
-                ids = coco_ids(inputs, predictor.bundle.labels) if is_coco_output else ({}, {})
-                write_predictions(predictions, output, stated, ids)
-                shutil.rmtree(folder)
+            is_coco_output = output is not None and output.suffix == ".json"
+            ids = coco_ids(inputs, predictor.bundle.labels) if is_coco_output else ({}, {})
+            summary.take(parts.read(plan), stated, ids)
+            if kept is not None:
+                shutil.rmtree(kept)
     return summary
-
-
-def _require_text(sources: Sequence[Source]) -> None:
-    if "text" not in sources:
-        raise ConfigError(
-            "--constrained is about text answers, but the head answers", "--mode", "add --mode text"
-        )

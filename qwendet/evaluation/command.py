@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from qwendet.inference.inputs import digest_of, with_teachers
 from qwendet.inference.parts import predict_parts
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.served import ServedPredictor, predictor_of
-from qwendet.inference.sharding import temporary_folder
+from qwendet.inference.sharding import folder_or_temporary
 from qwendet.inference.tiles import require_tiles_that_fit
 from qwendet.loader import config_of_model
 
@@ -150,7 +149,7 @@ def evaluate_model(
     notes += _few_detections(samples, predictor.bundle.config.infer.max_detections)
     notes += foreign_labels(samples, labels, str(data))
     before: dict[str, Found] = {}
-    with temporary_folder() if kept is None else nullcontext(kept) as folder:
+    with folder_or_temporary(kept) as folder:
         found = _predict_all(predictor, sources, samples, teachers, folder, skip_bad)
         if base is not None:
             del predictor  # two models need not fit side by side

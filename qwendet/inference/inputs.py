@@ -163,6 +163,10 @@ def _listed_on_stdin() -> Samples:
     return Samples(len(names), make)
 
 
+def _images(names: Sequence[str], root: Path, where: Callable[[int], str]) -> Samples:
+    return Samples(len(names), lambda at: Sample(Turn(names[at], (), root=root), where=where(at)))
+
+
 def _samples_of(path: Path) -> Samples:
     if str(path) == "-":
         return _listed_on_stdin()
@@ -174,15 +178,11 @@ def _samples_of(path: Path) -> Samples:
             raise DataError(
                 "the folder holds no images", str(path), "give a folder of images or a JSONL file"
             )
-        return Samples(
-            len(names), lambda at: Sample(Turn(names[at], (), root=path), where=str(path / names[at]))
-        )
+        return _images(names, path, lambda at: str(path / names[at]))
     if path.suffix.lower() == ".json" and path.is_file() and is_coco(path):
         root, images, _ = coco_images(path)
         names = list(images)
-        return Samples(
-            len(names), lambda at: Sample(Turn(names[at], (), root=root), where=f"{path}: {names[at]}")
-        )
+        return _images(names, root, lambda at: f"{path}: {names[at]}")
     if path.suffix in SUFFIXES and path.is_file():
         shard = open_shard(path)
         return Samples(

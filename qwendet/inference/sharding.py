@@ -71,8 +71,11 @@ def wait_for_all() -> None:
 
 
 @contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder for all joined processes, removed in the end."""
+def folder_or_temporary(folder: Path | None) -> Iterator[Path]:
+    """The folder that is given, else one for all joined processes, removed in the end."""
+    if folder is not None:
+        yield folder
+        return
     with TemporaryDirectory(prefix="qwendet-") as own:
         yield Path(of_first_process(own))
         wait_for_all()
