@@ -173,20 +173,11 @@ def evaluate(
         wait_for_all()  # until each process has read what is kept
         if kept is not None and is_first_process():
             shutil.rmtree(kept, ignore_errors=True)
-    if not is_first_process():
-        return
-    further = again("--report", "report") if report is None else next_of(model, found.models[str(model)])
-    if console.is_for_machine():
-        record = found.to_record(with_predictions=False)
-        record |= {"files": list(map(str, written)), "next": further}
-        console.print_record(record, ok=not found.left_out)
-    else:
-        _print(found)
-        if written:
-            console.say(f"Wrote {', '.join(map(str, written))}.")
-        console.next_step(further)
-    if found.left_out:
-        raise typer.Exit(LEFT_SOMETHING_OUT)
+    if is_first_process():
+        further = again("--report", "report") if report is None else next_of(model, found.models[str(model)])
+        _tell(found, written, further)
+        if found.left_out:
+            raise typer.Exit(LEFT_SOMETHING_OUT)
 
 
 def _write(found: Evaluation, report: Path | None, json_file: Path | None, coco: Path | None) -> list[Path]:
@@ -204,6 +195,18 @@ def _write(found: Evaluation, report: Path | None, json_file: Path | None, coco:
 
         written.append(write_report(found, report))
     return written
+
+
+def _tell(found: Evaluation, written: Sequence[Path], further: str) -> None:
+    if console.is_for_machine():
+        record = found.to_record(with_predictions=False)
+        record |= {"files": list(map(str, written)), "next": further}
+        console.print_record(record, ok=not found.left_out)
+        return
+    _print(found)
+    if written:
+        console.say(f"Wrote {', '.join(map(str, written))}.")
+    console.next_step(further)
 
 
 def _print(found: Evaluation) -> None:
