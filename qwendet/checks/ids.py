@@ -9,8 +9,6 @@ from qwendet.checks.config.suite import MEMORY, known_ids
 
 LOSS_IDS = (
     "loss.build",
-    "loss.labels",
-    "loss.boxes",
     "loss.tokens",
     "loss.gradients",
     "loss.optimizer",
@@ -23,10 +21,8 @@ CONSISTENCY_IDS = (
     "consistency.prompt.text",
     "consistency.prompt.special_tokens",
     "consistency.images.processor",
-    "consistency.images.pixels",
     "consistency.compute.noise",
     "consistency.compute.served",
-    "consistency.compute.generation",
     "consistency.compute.attention",
     "consistency.checkpoint.files",
     "consistency.checkpoint.parameters",

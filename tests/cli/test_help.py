@@ -100,7 +100,7 @@ def test_completion__knows_commands_in_every_shell(repo_root: Path, tmp_path: Pa
     ("line", "expected"),
     [
         ("qwendet train x --set train.warm", "train.warmup_ratio="),
-        ("qwendet validate x --only loss.la", "loss.labels"),
+        ("qwendet validate x --only loss.to", "loss.tokens"),
         ("qwendet train base_", "base_flat_v2"),
         ("qwendet validate x --format gi", "github"),
     ],

@@ -42,7 +42,7 @@ validate-config tiny.yaml --set model.lora=3
 validate-config tiny.yaml --set data.train=absent.jsonl --set data.val=tiny --set data.root=nowhere
 validate-config tiny.yaml --decode --no-images
 validate tiny.yaml --only loss.padd
-validate-loss tiny.yaml --only consistency.images.pixels
+validate-loss tiny.yaml --only consistency.images.processor
 train tiny.yaml --set train.output_dir=tiny.yaml
 train tiny.yaml --resume
 train empty.yaml

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qwendet.checks.consistency.generation import not_likeliest
 from qwendet.checks.consistency.noise import compare, noise
 from qwendet.checks.consistency.pair import exact_pair, pair
 from qwendet.checks.result import NotApplicableError
@@ -20,6 +19,7 @@ from qwendet.checks.subject import Subject
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
 from qwendet.loader import Bundle
+from tests.invariants.drafts import not_likeliest
 from tests.invariants.expected import rope_positions, rotary_angles
 from tests.invariants.runs import (
     GENERATED,

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qwendet.checks.reference import FloatArray, IntArray
 from qwendet.families.family import AnswerForm
+from tests.invariants.reference import FloatArray, IntArray
 
 
 def answer_text(

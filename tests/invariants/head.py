@@ -14,11 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qwendet.checks.consistency.images import looked_at
 from qwendet.checks.consistency.noise import compare, noise
 from qwendet.checks.consistency.pair import exact_pair, pair
 from qwendet.checks.consistency.runs import as_in_training
-from qwendet.checks.reference import FloatArray, patch_places
 from qwendet.checks.result import NotApplicableError
 from qwendet.checks.subject import Subject
 from qwendet.data.samples import Sample
@@ -28,7 +26,9 @@ from qwendet.inference.detections import Detection
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import NOT_ASKED
+from tests.invariants.reference import FloatArray, patch_places
 from tests.invariants.runs import alone, forced, serving, training
+from tests.invariants.synthetic import looked_at
 from tests.invariants.trace import Look, run, without, zeroed
 
 LEAK_FIX = "the head may see the student image's patches and the states at its tokens, of its own sample only"

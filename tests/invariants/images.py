@@ -6,7 +6,7 @@ about it is symmetric.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -16,10 +16,8 @@ import torch
 from torch import nn
 
 from qwendet.boxes import paired_iou_and_giou
-from qwendet.checks.consistency.images import PROCESSOR_FIX, facts_of, looked_at, published_family
+from qwendet.checks.consistency.images import PROCESSOR_FIX
 from qwendet.checks.consistency.pair import pair
-from qwendet.checks.consistency.synthetic import HEIGHT, WIDTH
-from qwendet.checks.reference import ImageFacts, displayed_pixels, model_size
 from qwendet.checks.result import NotApplicableError
 from qwendet.checks.subject import Subject
 from qwendet.data.samples import DetectedObject, Sample, Turn
@@ -33,11 +31,15 @@ from qwendet.loader import Bundle
 from qwendet.model.detector import DetectorOutput
 from qwendet.model.head import HeadOutput
 from tests.invariants.expected import answer_text
+from tests.invariants.reference import ImageFacts, displayed_pixels, model_size, patch_values
 from tests.invariants.runs import serving
+from tests.invariants.synthetic import HEIGHT, WIDTH, answering_family, facts_of, looked_at
 from tests.invariants.trace import without
 
 MOST_OFF = 0.02
 """Pixels of the displayed image by which an edge may come back elsewhere: two decimals are written."""
+PIXEL_TOLERANCE = 1e-5
+"""Of normalised pixels: float32 rounds values below 4 to 2e-7, a step of one 8-bit level is 1e-2."""
 SURE = 12.0
 """Logit of a class that is there; its negative where it is not."""
 BOX_FIX = "scale x by width and y by height, with the size that image_grid_thw gives"
@@ -63,6 +65,44 @@ def same(subject: Subject) -> list[Problem]:
     return problems
 
 
+def pixels(subject: Subject) -> list[Problem]:
+    """Patches are the displayed picture's, red first, resized and normalised as published, token by token."""
+    facts = facts_of(pair(subject).trained)
+    problems: list[Problem] = []
+    for sample, item in looked_at(subject):
+        turns = (*sample.teachers, sample.student)
+        pictures = [displayed_pixels(turn.root / turn.image) for turn in turns]
+        expected = [None if picture is None else patch_values(picture, facts) for picture in pictures]
+        problems += _pixel_problems(item, expected, turns, sample.where)
+    return problems
+
+
+def _pixel_problems(
+    item: EncodedSample, expected: Sequence[Any], turns: Sequence[Turn], where: str
+) -> Iterator[Problem]:
+    if len(item.image_grid_thw) != len(turns):
+        yield Problem(f"{len(item.image_grid_thw)} images for {len(turns)} turns", where, PROCESSOR_FIX)
+        return
+    counts = item.image_grid_thw.prod(dim=1).tolist()
+    for own, grid, wanted, turn in zip(
+        item.pixel_values.split(counts), item.image_grid_thw.tolist(), expected, turns, strict=True
+    ):
+        if wanted is None:
+            continue
+        values, (rows, columns) = wanted
+        place = f"{where}, {turn.image}"
+        if grid != [1, rows, columns]:
+            what = f"frames, rows and columns of patches are {grid}, expected {[1, rows, columns]}"
+            yield Problem(what, place, PROCESSOR_FIX)
+            continue
+        gap = np.abs(own.double().numpy() - values)
+        if not gap.max() <= PIXEL_TOLERANCE:
+            patch, _ = np.unravel_index(gap.argmax(), gap.shape)
+            share = (gap > PIXEL_TOLERANCE).mean()
+            what = f"{share:.0%} of the pixel values differ, at most by {gap.max():.3g}"
+            yield Problem(f"{what} (tolerance {PIXEL_TOLERANCE:g})", f"{place}, patch {patch}", PROCESSOR_FIX)
+
+
 def answers(subject: Subject) -> list[Problem]:
     """The answer that is learned names each box in whole units of the family's frame."""
     bundle, problems = pair(subject).trained, []
@@ -77,7 +117,7 @@ def answers(subject: Subject) -> list[Problem]:
         asked = sample.student.labels or bundle.labels
         for (start, end), turn in zip(spans, turns, strict=True):
             found = tokenizer.decode(item.input_ids[start : end - 1].tolist())
-            expected = _expected_answer(turn, turn.labels or asked, facts, published_family(bundle))
+            expected = _expected_answer(turn, turn.labels or asked, facts, answering_family(bundle))
             if expected is not None and found != expected:
                 what = f"the answer is {found[:200]!r}, expected {expected[:200]!r}"
                 problems.append(Problem(what, f"{sample.where}, {turn.image}", BOX_FIX))

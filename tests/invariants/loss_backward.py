@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qwendet.checks.loss.answer_spans import Spans
 from qwendet.checks.loss.tokens import MULTIPLE
 from qwendet.errors import Problem
+from tests.invariants.answer_spans import Spans
 from tests.invariants.watched import Watched
 
 GRADIENT = {

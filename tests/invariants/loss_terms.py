@@ -46,7 +46,7 @@ def formula(watched: Watched) -> list[Problem]:
         what = (
             f"expected the losses of {len(watched.is_student)} answer tokens, the model returned {len(nll)}"
         )
-        return [Problem(what, "Qwen25VLWithDetection.forward", "see loss.labels")]
+        return [Problem(what, "Qwen25VLWithDetection.forward", "see test.prompt.labels")]
     found = {name: term.item() for name, term in share.losses.terms.items()}
     expected = text_terms(nll, watched.is_student)
     problems = _differences(found, expected, _why(found, expected))

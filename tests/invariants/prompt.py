@@ -10,12 +10,12 @@ from transformers import AutoTokenizer
 
 from qwendet.checks.consistency.pair import pair
 from qwendet.checks.consistency.prompt import first_difference
-from qwendet.checks.loss.answer_spans import answers_of
 from qwendet.checks.subject import Subject
 from qwendet.encoding.collate import IGNORED
 from qwendet.errors import Problem
 from qwendet.loader import Bundle
 from qwendet.loading.processor import TEMPLATE_FIX, TOKENIZER_FIX, template_problems
+from tests.invariants.answer_spans import answers_of
 from tests.invariants.runs import prompts_of, serving, training
 
 

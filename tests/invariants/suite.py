@@ -17,6 +17,7 @@ from qwendet.errors import Problem, Result
 from tests.invariants import (
     build,
     compute,
+    drafts,
     head,
     images,
     loss_backward,
@@ -62,6 +63,7 @@ INVARIANTS: dict[str, Property] = {
     "test.prompt.labels": prompt.labels,
     "test.prompt.loader": prompt.loader,
     "test.images.same": images.same,
+    "test.images.pixels": images.pixels,
     "test.images.answers": images.answers,
     "test.images.targets": images.targets,
     "test.images.text_boxes": images.text_boxes,
@@ -71,6 +73,7 @@ INVARIANTS: dict[str, Property] = {
     "test.compute.causal": compute.causal,
     "test.compute.served": compute.served,
     "test.compute.generation": compute.generation,
+    "test.compute.drafts": drafts.drafts,
     "test.compute.packed": compute.packed,
     "test.head.answer": head.answer,
     "test.head.mates": head.mates,

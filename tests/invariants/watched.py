@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qwendet.checks.loss.answer_spans import Spans, answers_of
 from qwendet.checks.result import NotApplicableError
 from qwendet.checks.subject import Subject, once
 from qwendet.encoding.collate import Batch
 from qwendet.encoding.encode import EncodedSample
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
 from qwendet.training.trainer import DetectionTrainer
+from tests.invariants.answer_spans import Spans, answers_of
 from tests.invariants.step import Shallow, Share, leaves, row_of, watch_step
 
 

@@ -1,4 +1,4 @@
-"""Bugs that ``consistency.images.*`` is for: pixels, and the frames of boxes."""
+"""Bugs that ``consistency.images.*`` and ``test.images.*`` are for: pixels, and the frames of boxes."""
 
 from __future__ import annotations
 
@@ -99,19 +99,19 @@ IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "channels in another order",
-        "consistency.images.pixels",
+        "test.images.pixels",
         ("of the pixel values differ",),
         changing(encode, "open_image", lambda image: Image.merge("RGB", image.split()[::-1])),
     ),
     Bug(
         "patches of a token transposed",
-        "consistency.images.pixels",
+        "test.images.pixels",
         ("of the pixel values differ",),
         changing(Encoder, "encode", transposed_blocks),
     ),
     Bug(
         "resized by another filter",
-        "consistency.images.pixels",
+        "test.images.pixels",
         ("of the pixel values differ",),
         in_processor(resample=2),
     ),
@@ -131,7 +131,7 @@ IMAGE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "EXIF orientation ignored",
-        "consistency.images.pixels",
+        "test.images.pixels",
         ("leaves turned.jpg",),
         replacing(images.ImageOps, "exif_transpose", lambda image, in_place: None),
     ),

@@ -289,7 +289,7 @@ FAMILY_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "resized to units of 28, then of 32",
-        "consistency.images.pixels",
+        "test.images.pixels",
         ("turned.jpg",),
         resized_twice,
     ),

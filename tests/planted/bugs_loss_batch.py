@@ -79,21 +79,26 @@ BATCH_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "labels shifted twice, by collator and model",
-        "loss.labels",
-        ("labels are shifted",),
+        "test.prompt.labels",
+        ("a label is not its own token",),
         in_batch(lambda batch: {"labels": batch["labels"].roll(1, 1)}),
     ),
-    Bug("prompt trained on", "loss.labels", ("the prompt is trained on",), in_batch(labels_of_the_prompt)),
+    Bug(
+        "prompt trained on",
+        "test.prompt.labels",
+        ("is learned but is no answer",),
+        in_batch(labels_of_the_prompt),
+    ),
     Bug(
         "pad token is the end of turn, so its label is masked",
-        "loss.labels",
-        ("is no label", "answers never end"),
+        "test.prompt.labels",
+        ("<|im_end|>", "of an answer but not learned"),
         in_batch(labels_without_pad_token),
     ),
     Bug(
         "teachers' answers dropped",
-        "loss.labels",
-        ("of an answer is no label",),
+        "test.prompt.labels",
+        ("of an answer but not learned",),
         encoded(lambda sample: {"teacher_assistant_spans": ()}),
     ),
     Bug(
@@ -128,8 +133,8 @@ BATCH_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "x and y swapped in answers",
-        "loss.boxes",
-        ("units of",),
+        "test.images.answers",
+        ("the answer is",),
         replacing(prompts, "rescale_xyxy", lambda *frames: rescale_xyxy(*frames)[:, [1, 0, 3, 2]]),
     ),
     Bug(

@@ -164,5 +164,5 @@ def test_packed_samples__stay_apart(family: str, config_of: ConfigOf) -> None:
 
 def test_unknown_check__is_named_with_the_nearest(subject_of: Callable[[str], Subject]) -> None:
     with pytest.raises(ConfigError) as caught:
-        run_consistency_checks(subject_of(FIRST), only=["consistency.images.pixel"])
-    assert caught.value.problems[0].fix == "did you mean consistency.images.pixels?"
+        run_consistency_checks(subject_of(FIRST), only=["consistency.images.procesor"])
+    assert caught.value.problems[0].fix == "did you mean consistency.images.processor?"

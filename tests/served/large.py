@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.worlds import PRETRAIN
-from qwendet.checks.consistency.synthetic import calibration_samples
 from qwendet.checks.runner import run_checks
 from qwendet.checks.served.observed import Observed
+from qwendet.checks.served.pictures import calibration_samples
 from qwendet.checks.served.prompt import limits_of
 from qwendet.checks.served.suite import CHECKS
 from qwendet.config.schema import Config, DataConfig, ModelConfig
@@ -40,7 +40,7 @@ def main(name: str, folder: Path) -> None:
     write_deep_model(Config(model=ModelConfig(path=name, device="cpu"), data=data), folder / "deep")
     settings = ["model.device=cpu", f"infer.max_new_tokens={MOST_TOKENS}"]
     predictor = Predictor.from_checkpoint(folder / "deep", overrides=settings, mode="text")
-    drawn = calibration_samples(folder, predictor.bundle.labels, limits_of(predictor.bundle))
+    drawn = calibration_samples(folder, limits_of(predictor.bundle))
     known: dict[str, object] = {}
     for server, change in SERVERS.items():
         vlm = change(predictor.bundle.detector.vlm)

@@ -3,7 +3,6 @@
 suite.py    every check and its id             pair.py       both builds, after an update
 build.py    one model, of the same weights     runs.py       the few runs that the checks share
 prompt.py   what is sent before the answer     noise.py      how far apart equal computations come out
-images.py   what the model sees                synthetic.py  pictures that no mistake leaves as they are
-compute.py  served and trained, attention      generation.py  greedy answers
+images.py   how images are made                compute.py    served and trained, attention
 checkpoint.py   a directory of files against what the config would build
 """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from qwendet.checks.consistency.pair import exact_pair
 from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject, once
 from qwendet.encoding.collate import Batch, to_device
-from qwendet.encoding.encode import EncodedSample
 from qwendet.model.attention import attention_by_part
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import HeadOutput
@@ -52,25 +51,6 @@ def run(detector: Qwen25VLWithDetection, batch: Batch) -> Run:
         handle.remove()
     masks = batch["attention_mask"].bool().to(detector.device)
     return Run([row[own] for row, own in zip(states[0], masks, strict=True)], output.head)
-
-
-def with_answer(prompt: EncodedSample, answer: Sequence[int]) -> EncodedSample:
-    """A prompt, and the tokens of an answer behind it."""
-    length = len(prompt.input_ids)
-    return replace(
-        prompt,
-        input_ids=torch.cat([prompt.input_ids, torch.tensor(answer)]),
-        mm_token_type_ids=torch.cat([prompt.mm_token_type_ids, torch.zeros(len(answer), dtype=torch.int64)]),
-        student_assistant_spans=((length, length + len(answer)),),
-    )
-
-
-def answer_logits(detector: Qwen25VLWithDetection, batch: Batch, lengths: Sequence[int]) -> Iterator[Tensor]:
-    """What one forward says of the last tokens of each sample: ``(tokens, vocabulary)``."""
-    vlm: Any = detector.vlm
-    for states, length in zip(run(detector, batch).hidden, lengths, strict=True):
-        with torch.no_grad(), detector.computing():
-            yield vlm.lm_head(states[-length - 1 : -1])
 
 
 @contextmanager

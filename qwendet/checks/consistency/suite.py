@@ -7,7 +7,6 @@ from pathlib import Path
 
 from qwendet.checks.consistency import build, compute, images, prompt
 from qwendet.checks.consistency import checkpoint as checkpoints
-from qwendet.checks.consistency.generation import generation
 from qwendet.checks.consistency.noise import noise_is_small
 from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.checks.runner import require_known, run_after
@@ -24,10 +23,8 @@ CHECKS: Mapping[str, Callable[[Subject], Verdict]] = {
     "consistency.prompt.text": prompt.text,
     "consistency.prompt.special_tokens": prompt.special_tokens,
     "consistency.images.processor": images.processor,
-    "consistency.images.pixels": images.pixels,
     "consistency.compute.noise": noise_is_small,
     "consistency.compute.served": compute.served,
-    "consistency.compute.generation": generation,
     "consistency.compute.attention": compute.attention,
 }
 

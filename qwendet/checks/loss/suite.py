@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from qwendet.checks.loss import gradients, labels, moves, optimizer, overfit, tokens
+from qwendet.checks.loss import gradients, moves, optimizer, overfit, tokens
 from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.checks.runner import run_after
 from qwendet.checks.subject import Subject
@@ -14,8 +14,6 @@ BUILD = "loss.build"
 OVERFIT = "loss.overfit"
 QUICK = (
     BUILD,
-    "loss.labels",
-    "loss.boxes",
     "loss.gradients",
     "loss.optimizer",
     "loss.optimizer.moves",
@@ -30,8 +28,6 @@ def build(subject: Subject) -> Verdict:
 
 CHECKS: dict[str, Callable[[Subject], Verdict]] = {
     BUILD: build,
-    "loss.labels": labels.labels,
-    "loss.boxes": labels.boxes,
     "loss.tokens": tokens.token_losses,
     "loss.gradients": gradients.gradients,
     "loss.optimizer": optimizer.optimizer,

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qwendet.checks.loss.answer_spans import Spans, answers_of
 from qwendet.checks.result import Verdict
 from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject
@@ -57,7 +56,7 @@ def _differences(
 ) -> tuple[str, list[Problem]]:
     """How far token losses of the batch are from the base model's of some of its samples."""
     found = batch_nll(subject, detector)
-    count = sum(len(_positions(spans)) for _, spans in answers_of(subject))
+    count = sum(len(_answers(sample)) for sample in subject.encoded)
     if len(found) != count:
         what = f"expected the losses of {count} answer tokens, the model returned {len(found)}"
         return what, [Problem(what, "Qwen25VLWithDetection.forward", "see _token_losses")]
@@ -84,16 +83,14 @@ def batch_nll(subject: Subject, detector: Qwen25VLWithDetection) -> Tensor:
 
 def base_nll(subject: Subject, detector: Qwen25VLWithDetection, rows: Sequence[int]) -> Tensor:
     """The same of single samples, unpadded, from the logits of the transformers class."""
-    answers, tokenizer = answers_of(subject), subject.bundle.processor.tokenizer
-    image_token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    image_token = subject.bundle.processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     with without_dropout(detector), torch.no_grad(), detector.computing():
-        own = [_nll_of(detector.vlm, subject.encoded[row], *answers[row], image_token) for row in rows]
+        own = [_nll_of(detector.vlm, subject.encoded[row], image_token) for row in rows]
     return torch.cat(own)
 
 
-def _nll_of(vlm: Any, sample: EncodedSample, ids: list[int], spans: Spans, image_token: int) -> Tensor:
-    answers = _positions(spans)
-    input_ids = torch.tensor([ids], device=vlm.device)
+def _nll_of(vlm: Any, sample: EncodedSample, image_token: int) -> Tensor:
+    answers, input_ids = _answers(sample), sample.input_ids[None].to(vlm.device)
     logits = vlm(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
@@ -103,19 +100,21 @@ def _nll_of(vlm: Any, sample: EncodedSample, ids: list[int], spans: Spans, image
         logits_to_keep=(answers - 1).to(vlm.device),
         use_cache=False,
     ).logits[0]
-    return F.cross_entropy(logits.double().cpu(), torch.tensor(ids)[answers], reduction="none")
+    return F.cross_entropy(logits.double().cpu(), sample.input_ids[answers], reduction="none")
 
 
-def _positions(spans: Spans) -> Tensor:
+def _answers(sample: EncodedSample) -> Tensor:
+    """Indices of the tokens of a sample's answers, the student's the last."""
+    spans = (*sample.teacher_assistant_spans, *sample.student_assistant_spans)
     return torch.cat([torch.arange(start, end) for start, end in spans])
 
 
 def _place_of(subject: Subject, index: int) -> str:
     """Sample and token of the answer token number ``index`` of the batch."""
-    for sample, (ids, spans) in zip(subject.samples, answers_of(subject), strict=True):
-        for at in _positions(spans).tolist():
+    for sample, encoded in zip(subject.samples, subject.encoded, strict=True):
+        for at in _answers(encoded).tolist():
             if index == 0:
-                token = subject.bundle.processor.tokenizer.decode([ids[at]])
+                token = subject.bundle.processor.tokenizer.decode(encoded.input_ids[at : at + 1].tolist())
                 return f"{sample.where}: token {at}, {token!r}"
             index -= 1
     raise IndexError(index)

@@ -6,11 +6,11 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from qwendet.checks.consistency.synthetic import calibration_samples
 from qwendet.checks.result import Table, Verdict
 from qwendet.checks.runner import require_known, run_checks
 from qwendet.checks.served import answers, prompt
 from qwendet.checks.served.observed import Observed
+from qwendet.checks.served.pictures import calibration_samples
 from qwendet.config.load import override_config
 from qwendet.data.labels import label_chunks
 from qwendet.errors import Result
@@ -50,7 +50,7 @@ def run_served_checks(
     with tempfile.TemporaryDirectory(prefix="qwendet-served-") as folder:
         limits = prompt.limits_of(predictor.bundle)
         bundle = predictor.bundle
-        drawn = calibration_samples(Path(folder), bundle.request_labels, limits)
+        drawn = calibration_samples(Path(folder), limits)
         most = bundle.config.data.labels_per_request
         asked = [label_chunks(sample, bundle.labels, most)[0] for sample in [*drawn, *samples]]
         observed = Observed(predictor, server, asked, checkpoint)

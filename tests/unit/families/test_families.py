@@ -16,7 +16,6 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from qwendet.answers.format import parse_answer
-from qwendet.checks.loss.suite import run_loss_checks
 from qwendet.checks.subject import temporary_subject
 from qwendet.config.load import build_config
 from qwendet.config.schema import DataConfig
@@ -220,9 +219,7 @@ def test_frame__is_what_training_learns_and_inference_reads(
 
 def test_frame__is_what_the_checks_expect(in_thousandths: Bundle) -> None:
     with temporary_subject(in_thousandths.config) as subject:
-        results, _ = run_loss_checks(subject, only=["loss.boxes"])
         assert broken(subject, ["test.images.answers", "test.images.text_boxes"]) == []
-    assert [(result.id, result.status) for result in results] == [("loss.boxes", "pass")]
 
 
 def test_frame__null_is_the_familys_own() -> None:

@@ -1,4 +1,4 @@
-"""``consistency.compute.generation``: text answers are, token for token, what training finds likeliest.
+"""Text answers are, token for token, what training finds likeliest, a token at a time and by drafts.
 
 prompts ─┬─ a token at a time ─► tokens ─► behind the prompts, through the training build ─► the likeliest?
 └─ by drafts, some of them wrong ─► the same tokens, the same log-probabilities?
@@ -16,17 +16,14 @@ from torch import Tensor
 
 from qwendet.checks.consistency.noise import compare, noise
 from qwendet.checks.consistency.pair import exact_pair
-from qwendet.checks.consistency.runs import answer_logits, as_in_training, with_answer
-from qwendet.checks.result import Verdict
-from qwendet.checks.shortened import exact
+from qwendet.checks.consistency.runs import as_in_training, run
 from qwendet.checks.subject import Subject
 from qwendet.encoding.collate import to_device
 from qwendet.errors import Problem
 from qwendet.inference.generation import generate_answers
 from qwendet.inference.predictor import Predictor
+from tests.invariants.runs import GENERATED, token_logits, with_answer
 
-GENERATED = 12
-"""Most tokens that are generated for a check."""
 FIX = "generation must see the prompt, mask and positions of training; take the versions in constraints.txt"
 
 
@@ -53,9 +50,8 @@ class Foreseen:
         return [*ahead[:-1], *(token - 1 if token else 1 for token in ahead[-1:])]
 
 
-def generation(subject: Subject) -> Verdict:
+def drafts(subject: Subject) -> list[Problem]:
     """Greedy generation with the cache, a token at a time and by drafts, is the teacher-forced likeliest."""
-    subject = exact(subject)
     served = exact_pair(subject).served
     encoder, tokenizer = Predictor(served).encoder, served.processor.tokenizer
     items = [encoder.encode(sample, with_answer=False) for sample in subject.samples]
@@ -67,9 +63,16 @@ def generation(subject: Subject) -> Verdict:
     answers += [generate(drafting=lambda _: drafted)]
     problems: list[Problem] = []
     trained = exact_pair(subject).trained
-    whole = [with_answer(item, own.written) for item, own in zip(items, plain, strict=True)]
-    lengths = [len(own.written) for own in plain]
-    expected = answer_logits(as_in_training(trained.detector), trained.collator()(whole), lengths)
+    prompts = [item.input_ids.tolist() for item in items]
+    whole = [
+        with_answer(item, prompt, own.written)
+        for item, prompt, own in zip(items, prompts, plain, strict=True)
+    ]
+    hidden = run(as_in_training(trained.detector), trained.collator()(whole)).hidden
+    expected = [
+        token_logits(trained, states[-len(own.written) - 1 : -1])
+        for states, own in zip(hidden, plain, strict=True)
+    ]
     for row, (logits, *both) in enumerate(zip(expected, *answers, strict=True)):
         where, tolerance = subject.samples[row].where, noise(subject).tolerance("hidden", logits)
         tokens = plain[row].written
@@ -80,8 +83,7 @@ def generation(subject: Subject) -> Verdict:
             found = torch.tensor(answer.log_probs, dtype=wanted.dtype, device=wanted.device)[:, None]
             what = f"log-probabilities (token) of generation {name} and of training"
             problems += compare(found, wanted[: len(found)], tolerance, what, where, FIX)
-    steps = sum(len(own.written) for own in plain)
-    return Verdict(f"{steps} greedy tokens with the cache are the teacher-forced likeliest", tuple(problems))
+    return problems
 
 
 def not_likeliest(logits: Tensor, answer: Sequence[int], tolerance: float, where: str) -> Iterator[Problem]:
