@@ -14,7 +14,7 @@ import hashlib
 import io
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -143,18 +143,31 @@ def same_bytes(one: Stored, other: Stored) -> bool:
 
 
 def copies(files: Collection[Stored]) -> dict[Stored, object]:
-    """Something for each file, alike for those of the same bytes; only those of equal length are read."""
+    """Something for each file, alike for those of the same bytes.
+
+    Of files of equal length some bytes are read, and all of those that agree in them.
+    """
     lengths = {file: _length(file) for file in files}
-    counts = Counter(lengths.values())
-    order = {length: at for at, length in enumerate(counts)}
+    order = {length: at for at, length in enumerate(dict.fromkeys(lengths.values()))}
     found: dict[Stored, object] = {file: file for file in sorted(files, key=lambda own: order[lengths[own]])}
-    alike = [file for file in found if lengths[file] is not None and counts[lengths[file]] > 1]
-    if alike:
+    alike = [file for file in _repeated(lengths) if lengths[file] is not None]
+    keys: dict[Stored, str] = {}
+    for read in (sampled_digest, digest):
+        if not alike:
+            break
+        keys = {}
         with track("comparing images", len(alike)) as advance:
             for done, file in enumerate(alike, 1):
-                found[file] = digest(file)
+                keys[file] = read(file)
                 advance(done, "")
-    return found
+        alike = _repeated(keys)
+    return found | {file: keys[file] for file in alike}
+
+
+def _repeated(keys: Mapping[Stored, object]) -> list[Stored]:
+    """Files whose key another has, too."""
+    counts = Counter(keys.values())
+    return [file for file, key in keys.items() if counts[key] > 1]
 
 
 def _length(file: Stored) -> int | None:

@@ -176,7 +176,7 @@ CONFIG_BUGS: list[Bug[Project]] = [
     Bug(
         "small objects in small images",
         "config.images.small_objects",
-        ("the median box of val.jsonl has a side of 12", "--set data.min_pixels="),
+        ("the median box of val.jsonl has a side of 1", "--set data.min_pixels="),
         lambda p: [
             item.update(bbox_2d=[at, at, at + 12, at + 12]) for at, item in enumerate(p.objects("val"))
         ],

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from qwendet.checks.config.lookalikes import lookalikes, nearest_lookalike
 from qwendet.checks.config.samples import Split
-from qwendet.checks.config.stats import BOX_COLUMNS, SplitStats
+from qwendet.checks.config.stats import BOX_COLUMNS, SeenImage, SplitStats
 from qwendet.config.schema import Config
-from qwendet.data.archives import copies
+from qwendet.data.archives import copies, file_at
 from qwendet.data.augment import steps_of
 from qwendet.data.directions import direction_problems
 from qwendet.errors import Problem
@@ -27,6 +29,21 @@ class Dataset:
 
     config: Config
     splits: Mapping[Split, SplitStats]
+
+    def content_of(self, seen: SeenImage) -> object:
+        """Something alike for images of the same bytes, whatever path or link leads there."""
+        return self._contents.get(seen.file_id, seen.file_id)
+
+    @cached_property
+    def _contents(self) -> dict[object, object]:
+        opened = {
+            seen.file_id: seen for stats in self.splits.values() for seen in stats.images if seen.num_bytes
+        }
+        counts = Counter(seen.num_bytes for seen in opened.values())
+        found = {id: file_at(Path(seen.path)) for id, seen in opened.items() if counts[seen.num_bytes] > 1}
+        files = {id: file for id, file in found.items() if file is not None}
+        keys = copies(dict.fromkeys(files.values()))
+        return {id: keys[file] for id, file in files.items()}
 
 
 @dataclass(frozen=True)

@@ -429,7 +429,7 @@ def test_progress__is_told_over_all_files(project: Project) -> None:
 
     with shown_by(tracker):
         config_checks.run_config_checks(project.config())
-    assert told == [("checking val.jsonl, train.jsonl", 3, [1, 3])]
+    assert told == [("checking val.jsonl, train.jsonl", 3, [1, 3]), ("comparing images", 2, [1, 2])]
 
 
 def test_data_root__is_where_images_are_looked_for(project: Project) -> None:
