@@ -50,23 +50,24 @@ def run_all_checks(
     if server is None and of_server:
         raise ConfigError(f"{of_server[0]} asks a server", "--only", "add --server URL")
     results, tables = _config_results(config, how, only)
-    of_loss, of_consistency = ([id for id in only if id in known] for known in (loss.CHECKS, consistency.IDS))
     if any(result.id == EMPTY and result.status == "fail" for result in results):
         return results, tables  # whatever else was asked would only say so again
     if not only or MEMORY in only:
-        results = results + run_memory_check(config)
+        results += run_memory_check(config)
         if results[-1].status == "fail":  # what cannot be trained here is not downloaded
             return results, tables
+    of_loss, of_consistency = ([id for id in only if id in known] for known in (loss.CHECKS, consistency.IDS))
+    found: list[Found] = []
     with temporary_subject(config) as subject:
         if of_loss or not only:
-            found = loss.run_loss_checks(subject, only=of_loss, with_overfit=with_overfit)
-            results, tables = results + found[0], tables + found[1]
+            found += [loss.run_loss_checks(subject, only=of_loss, with_overfit=with_overfit)]
         if of_consistency or not only:
-            found = consistency.run_consistency_checks(subject, checkpoint=checkpoint, only=of_consistency)
-            results, tables = results + found[0], tables + found[1]
+            found += [consistency.run_consistency_checks(subject, checkpoint=checkpoint, only=of_consistency)]
     if server is not None and checkpoint is not None and (of_server or not only):
-        found = served.run_served_checks(server, checkpoint, only=of_server)
-        results, tables = results + found[0], tables + found[1]
+        found += [served.run_served_checks(server, checkpoint, only=of_server)]
+    for more, further in found:
+        results += more
+        tables += further
     return results, tables
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -33,23 +32,20 @@ SAVINGS: tuple[tuple[str, str, Any], ...] = (
 
 def run_memory_check(config: Config) -> list[Result]:
     """Estimate the peak of the largest batch that the config lets through, and hold it against the device."""
-    findings = Findings(MEMORY)
-    estimates: list[MemoryEstimate] = []
+    findings, limit = Findings(MEMORY), _limit(config)
+    against = "no limit is set and no GPU is here" if limit is None else f"{limit:.1f} GiB are there"
+    seen: list[str] = []
 
     def find() -> list[Problem]:
         estimate = _estimate(config, num_labels := _num_labels(config))
-        estimates.append(estimate)
-        limit = _limit(config)
+        seen.append(describe(estimate))
         if limit is None or estimate.peak <= limit * GIB:
             return []
-        what = f"{describe(estimate)}, but {limit:.1f} GiB are there"
-        return [Problem(what, "train.max_memory", _what_would_fit(config, num_labels, limit))]
+        fix = _what_would_fit(config, num_labels, limit)
+        return [Problem(f"{seen[0]}, but {against}", "train.max_memory", fix)]
 
     findings.collect(find)
-    limit = _limit(config)
-    against = "no limit is set and no GPU is here" if limit is None else f"{limit:.1f} GiB are there"
-    good = f"{describe(estimates[0])}; {against}" if estimates else ""
-    return findings.results(good, config.data.allow)
+    return findings.results(f"{''.join(seen)}; {against}", config.data.allow)
 
 
 def describe(estimate: MemoryEstimate) -> str:
@@ -108,28 +104,21 @@ def _limit(config: Config) -> float | None:
 
 
 def _what_would_fit(config: Config, num_labels: int, limit: float) -> str:
-    changes: dict[str, str] = {}
-    for name, smaller in _smaller(config):
-        changes[name.partition("=")[0]] = name
-        estimate = _estimate(smaller, num_labels)
-        if estimate.peak <= limit * GIB:
-            return f"{', '.join(changes.values())} would need about {estimate.peak / GIB:.2f} GiB"
-        config = smaller
-    return "take a smaller model, or spread it over more GPUs by FSDP2: docs/scaling.md"
-
-
-def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
-    """The config with one more saving each time."""
+    """The first savings that together make the training fit."""
     source = find_source(config.model.path, config.model.revision, weights=False)
     limits = require_image_limits(config, source.folder)
+    changes: dict[str, str] = {}
     for section, key, value in SAVINGS:
-        values = config.model_dump()
         if key == PIXELS:
             value *= limits.unit**2
+        values = config.model_dump()
         if values[section][key] == value or (key == PIXELS and value >= limits.max_pixels):
             continue
         values[section][key] = value
-        smaller = Config.model_validate(values)
+        config = Config.model_validate(values)
         shown = str(value).lower() if isinstance(value, bool) else value
-        yield f"{section}.{key}={shown}", smaller
-        config = smaller
+        changes[key] = f"{section}.{key}={shown}"
+        estimate = _estimate(config, num_labels)
+        if estimate.peak <= limit * GIB:
+            return f"{', '.join(changes.values())} would need about {estimate.peak / GIB:.2f} GiB"
+    return "take a smaller model, or spread it over more GPUs by FSDP2: docs/scaling.md"

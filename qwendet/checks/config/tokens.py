@@ -7,13 +7,16 @@ sample, every draw of every epoch is looked at, which is possible because it dep
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from qwendet.checks.config.dataset import Dataset
 from qwendet.checks.config.samples import Split
+from qwendet.checks.config.stats import SplitStats
 from qwendet.checks.result import Table
 from qwendet.checks.runner import Findings
 from qwendet.config.schema import Config
@@ -28,27 +31,20 @@ LIMIT = "config.tokens.limit"
 ANSWER = "config.tokens.answer"
 FIX = "raise data.max_tokens, or lower data.max_pixels or the number of teachers; nothing is cut"
 Size = tuple[int, int]
+Sizes = Mapping[tuple[Split, str], Size]
+"""Displayed size of every image that was seen, by split and name."""
 
 
-@dataclass
-class _Counts:
-    """Tokens of the samples of one file.
+class _Counts(NamedTuple):
+    """Tokens of each sample of a file: as written, and of its student turn as if it stood alone."""
 
-    Attributes:
-        totals: of each sample, as written.
-        turns: of each student turn, as if it stood alone.
-        unknown: samples that were left out, because they cannot be read or the size of an image is unknown.
-    """
-
-    totals: list[int] = field(default_factory=list)
-    turns: list[int] = field(default_factory=list)
-    unknown: int = 0
+    totals: list[int]
+    turns: list[int]
 
 
 def count_tokens(dataset: Dataset) -> tuple[list[Result], list[Table]]:
     """Hold the tokens of every sample against ``data.max_tokens`` and ``infer.max_new_tokens``."""
-    config, counter = dataset.config, _Counter(dataset)
-    findings = {id: Findings(id) for id in (LIMIT, ANSWER)}
+    config, findings = dataset.config, {id: Findings(id) for id in (LIMIT, ANSWER)}
     loaded: list[Encoder] = []
 
     def prepare() -> Iterable[Problem]:
@@ -57,8 +53,14 @@ def count_tokens(dataset: Dataset) -> tuple[list[Result], list[Table]]:
 
     if not findings[LIMIT].collect(prepare):
         return findings[LIMIT].results("", config.data.allow), []
-    counts = {split: counter.count(split, loaded[0], findings) for split in dataset.splits}
-    findings[LIMIT].collect(lambda: _drawn(dataset, loaded[0], counts, counter.sizes))
+    sizes: Sizes = {
+        (split, seen.image): seen.size
+        for split, stats in dataset.splits.items()
+        for seen in stats.images
+        if seen.size is not None
+    }
+    counts = {split: _count(split, dataset, loaded[0], sizes, findings) for split in dataset.splits}
+    findings[LIMIT].collect(lambda: _drawn(dataset, loaded[0], counts, sizes))
     goods = {
         LIMIT: f"no sample has more than data.max_tokens = {config.data.max_tokens} tokens",
         ANSWER: f"no answer has more than infer.max_new_tokens = {config.infer.max_new_tokens} tokens",
@@ -69,60 +71,46 @@ def count_tokens(dataset: Dataset) -> tuple[list[Result], list[Table]]:
     return results, [_table(counts, config)]
 
 
-class _Counter:
-    """Counts tokens, knowing the size of every image that was seen."""
+def _count(
+    split: Split, dataset: Dataset, encoder: Encoder, sizes: Sizes, findings: Mapping[str, Findings]
+) -> _Counts:
+    """Count the samples of one file; what exceeds a limit is added to the findings.
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-        self.sizes: dict[tuple[Split, str], Size] = {
-            (split, seen.image): seen.size
-            for split, stats in dataset.splits.items()
-            for seen in stats.images
-            if seen.size is not None
-        }
-
-    def count(self, split: Split, encoder: Encoder, findings: dict[str, Findings]) -> _Counts:
-        """Count the samples of one file; what exceeds a limit is added to the findings."""
-        counts, stats = _Counts(), self.dataset.splits[split]
-        if not stats.num_samples:
-            return counts
-        samples = stats.source
-        assert samples is not None
-        with track(f"counting tokens of {stats.path.name}", len(samples)) as advance:
-            for index in range(len(samples)):
-                try:
-                    sample = samples[index]
-                except DataError:  # the pass over the files has named it
-                    counts.unknown += 1
-                    continue
-                teachers = () if split == "teachers" else sample.teachers
-                sizes = [self.sizes.get((split, turn.image)) for turn in (*teachers, sample.student)]
-                known = [size for size in sizes if size is not None]
-                if len(known) < len(sizes):
-                    counts.unknown += 1
-                    continue
-                self._add(counts, Sample(sample.student, teachers, sample.where), known, encoder, findings)
-                advance(index + 1, "")
-        return counts
-
-    def _add(
-        self,
-        counts: _Counts,
-        sample: Sample,
-        sizes: Sequence[Size],
-        encoder: Encoder,
-        findings: dict[str, Findings],
-    ) -> None:
-        config = self.dataset.config
+    Samples that cannot be read, or with an image of unknown size, are left out.
+    """
+    counts, config = _Counts([], []), dataset.config
+    for sample in _readable(dataset.splits[split]):
+        teachers = () if split == "teachers" else sample.teachers
+        known = _known([(split, turn.image) for turn in (*teachers, sample.student)], sizes)
+        if known is None:
+            continue
+        sample = Sample(sample.student, teachers, sample.where)
         sample = _with_longest_labels(sample, encoder, config.data.labels_per_request)
-        total, answer = encoder.token_counts(sample, sizes)
-        alone = total
-        if sample.teachers:
-            alone, _ = encoder.token_counts(Sample(sample.student), sizes[-1:])
+        total, answer = encoder.token_counts(sample, known)
+        alone = encoder.token_counts(Sample(sample.student), known[-1:])[0] if teachers else total
         counts.totals.append(total)
         counts.turns.append(alone)
-        findings[LIMIT].collect(lambda: _too_long(total, config.data.max_tokens, sample.where))
-        findings[ANSWER].collect(lambda: _answer_too_long(answer, config, sample.where))
+        findings[LIMIT].add([*_too_long(total, config.data.max_tokens, sample.where)])
+        findings[ANSWER].add([*_answer_too_long(answer, config, sample.where)])
+    return counts
+
+
+def _readable(stats: SplitStats) -> Iterator[Sample]:
+    """The samples of a file but broken ones, which the pass over the files has named."""
+    samples = stats.source
+    assert samples is not None
+    with track(f"counting tokens of {stats.path.name}", len(samples)) as advance:
+        for index in range(len(samples)):
+            with suppress(DataError):
+                yield samples[index]
+            advance(index + 1, "")
+
+
+def _known(keys: Iterable[tuple[Split, str]], sizes: Sizes) -> list[Size] | None:
+    """Sizes of images; ``None`` if that of one is not known."""
+    found = [sizes.get(key) for key in keys]
+    known = [size for size in found if size is not None]
+    return known if len(known) == len(found) else None
 
 
 def _with_longest_labels(sample: Sample, encoder: Encoder, most: int | None) -> Sample:
@@ -150,17 +138,15 @@ def _answer_too_long(tokens: int, config: Config, where: str) -> Iterable[Proble
 
 
 def _drawn(
-    dataset: Dataset,
-    encoder: Encoder,
-    counts: dict[Split, _Counts],
-    sizes: dict[tuple[Split, str], Size],
+    dataset: Dataset, encoder: Encoder, counts: Mapping[Split, _Counts], sizes: Sizes
 ) -> Iterable[Problem]:
     """Samples that exceed the limit with demonstrations that will be drawn for them."""
     data = dataset.config.data
     pool: Split = "train" if data.teachers is None else "teachers"
-    if data.teacher_ratio == 0 or data.num_teachers == 0 or not counts.get("train", _Counts()).turns:
+    turns = counts["train"].turns if "train" in counts else []
+    if data.teacher_ratio == 0 or data.num_teachers == 0 or not turns:
         return
-    longest = max(counts["train"].turns) + data.num_teachers * max(counts[pool].turns or [0])
+    longest = max(turns) + data.num_teachers * max(counts[pool].turns or [0])
     if longest <= data.max_tokens:
         return
     training = TrainingSamples(dataset.config, encoder)
@@ -174,7 +160,7 @@ def _drawn(
 
 
 def _judge_draw(
-    dataset: TrainingSamples, index: int, pool: Split, sizes: dict[tuple[Split, str], Size], limit: int
+    dataset: TrainingSamples, index: int, pool: Split, sizes: Sizes, limit: int
 ) -> Iterable[Problem]:
     try:
         own, sample = dataset.samples[index], dataset.sample(index)
@@ -182,14 +168,13 @@ def _judge_draw(
         return
     if own.teachers or not sample.teachers:
         return
-    keys: list[tuple[Split, str]] = [(pool, turn.image) for turn in sample.teachers]
-    known = [sizes.get(key) for key in (*keys, ("train", sample.student.image))]
-    found = [size for size in known if size is not None]
-    if len(found) == len(known):
-        tokens, _ = dataset.encoder.token_counts(sample, found)
-        shown = " and ".join(turn.image for turn in sample.teachers)
+    shown: list[tuple[Split, str]] = [(pool, turn.image) for turn in sample.teachers]
+    known = _known([*shown, ("train", sample.student.image)], sizes)
+    if known is not None:
+        tokens, _ = dataset.encoder.token_counts(sample, known)
+        names = " and ".join(image for _, image in shown)
         yield from _too_long(
-            tokens, limit, sample.where, f" in epoch {dataset.epoch} with {shown} shown first"
+            tokens, limit, sample.where, f" in epoch {dataset.epoch} with {names} shown first"
         )
 
 
