@@ -1,9 +1,9 @@
-"""Peak memory of a training step on one device, estimated on the meta device, without a weight.
+"""Peak memory of a training step on one device, estimated on fake tensors, without a weight.
 
     weights        every parameter in its type (4 bits where the base is kept so)
     optimizer      its state of the trained ones, and their average (``train.ema``)
     gradients      of the trained ones
-    activations    what autograd keeps: one layer of each kind is run on meta tensors
+    activations    what autograd keeps: one layer of each kind is run on fake tensors
     logits         the chunk of lm_head's output that exists at a time
     output         as large as lm_head: its gradient is made in the forward pass, and scaled in the backward
 
@@ -21,25 +21,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
 from qwendet.config.contradictions import AUTOCAST_OF
 from qwendet.config.schema import Config, TrainConfig
 from qwendet.families.family import Family
 from qwendet.loading.lora import add_adapter
+from qwendet.model.attention import attention_by_part
 from qwendet.model.build_head import head_shape
 from qwendet.model.cross_entropy import CHUNK_ROWS
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import DetectionHead
+from qwendet.model.per_sequence_attention import lengths_in_order
 from qwendet.model.precision import AUTOCAST, GROUPS, float32_or_wider, group_of, trained_in_float32
 from qwendet.training.ema import is_averaged
-from qwendet.training.meta_layers import META_ATTENTION, Footprint, footprint, meta_attention, products_in
+from qwendet.training.fake_layers import Footprint, footprint
 from qwendet.training.param_groups import freeze_groups, parameter_groups
 
 GIB = 2**30
 EIGHT_BIT_STATE = 2  # bytes a trained parameter
 FOUR_BIT = 0.52  # bytes a weight, with its share of the scales
 LABELS, LABEL_TOKENS = 16, 4
+FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 TEXT_TOKENS = 512  # of an image's request, with so many labels, and answer, in `largest_workload`
 
 
@@ -124,7 +128,7 @@ def estimate_memory(
     optimizer = _optimizer_state(config.train, list(trained.values()))
     optimizer += sum(_bytes(p) for name, p in trained.items() if is_averaged(name, config.train.ema))
     temporaries = _step_temporaries(config, detector, device)
-    computed = products_type(config, dtype)
+    computed = detector.autocast or dtype
     layers = measure_layers(detector, config, computed, work)
     logits = _logits(detector, computed, work, device)
     moments = _moments(config, detector, gradients, layers, logits, work, computed)
@@ -204,9 +208,12 @@ def _autocast_copies(vlm: nn.Module, computed: torch.dtype) -> int:
 
 def _build(config: Config, vlm_config: PreTrainedConfig, dtype: torch.dtype) -> Qwen25VLWithDetection:
     """The model without weights, its parts frozen as training would."""
-    with meta_attention(), torch.device("meta"):
+    usual = config.model.attn_implementation
+    with torch.device("meta"):
         vlm = AutoModelForImageTextToText.from_config(
-            vlm_config, dtype=dtype, attn_implementation=META_ATTENTION
+            vlm_config,
+            dtype=dtype,
+            attn_implementation=attention_by_part("eager" if usual == "eager" else "sdpa"),
         )
         head = None
         if config.detection.enabled:
@@ -214,22 +221,29 @@ def _build(config: Config, vlm_config: PreTrainedConfig, dtype: torch.dtype) -> 
             head = DetectionHead(shape, config.detection.num_queries).to(float32_or_wider(dtype))
         if config.model.lora is not None:
             add_adapter(vlm, config.model.lora, seed=0)
-    detector = Qwen25VLWithDetection(vlm, head)
+    given = config.train.autocast
+    autocast = AUTOCAST_OF[str(dtype).removeprefix("torch.")] if given == "auto" else given
+    detector = Qwen25VLWithDetection(vlm, head, AUTOCAST[autocast])
     family = detector.family
     freeze_groups(detector, family, config.train.group_learning_rates())
     in_float32 = trained_in_float32(config)
     for name, parameter in vlm.named_parameters():
         if family.part_of(name) in in_float32:
             parameter.data = parameter.data.to(float32_or_wider(dtype))
+    return _on_a_fake_device(detector)
+
+
+def _on_a_fake_device(detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:
+    """The model with tensors that have a device, so that torch chooses attention and autocast as for it."""
+    made: dict[Tensor, nn.Parameter] = {}  # tied ones are one
+    for module in detector.modules():
+        for name, own in module.named_parameters(recurse=False):
+            if own not in made:
+                made[own] = nn.Parameter(_input(*own.shape, dtype=own.dtype, trains=False), own.requires_grad)
+            setattr(module, name, made[own])
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, _input(*buffer.shape, dtype=buffer.dtype, trains=False))
     return detector
-
-
-def products_type(config: Config, dtype: torch.dtype) -> torch.dtype:
-    """The type that the base model multiplies in, where its frozen weights are in ``dtype``."""
-    autocast = config.train.autocast
-    return (
-        AUTOCAST[AUTOCAST_OF[str(dtype).removeprefix("torch.")] if autocast == "auto" else autocast] or dtype
-    )
 
 
 def _bytes_of_weight(name: str, parameter: nn.Parameter, config: Config) -> float:
@@ -285,11 +299,11 @@ class Layers:
 def measure_layers(
     detector: Qwen25VLWithDetection, config: Config, dtype: torch.dtype, work: Workload
 ) -> Layers:
-    """Run one layer of each kind on meta tensors; the base model multiplies in ``dtype``."""
+    """Run one layer of each kind on fake tensors; the base model multiplies in ``dtype``."""
     detector.train()
-    with meta_attention(), products_in(dtype):
+    with detector.computing():
         vision = _vision(detector, dtype, work, config.model.gradient_checkpointing)
-        language = _language(detector, config, work)
+        language = _language(detector, config, dtype, work)
     head = Footprint() if detector.head is None else footprint(lambda: _detect(detector, work))
     return Layers(vision, language, head)
 
@@ -304,7 +318,7 @@ def _vision(
     )
     width = visual.blocks[0].attn.qkv.in_features  # configs name it differently
     seen = _input(patches, width, dtype=dtype, trains=trains)
-    turns = torch.empty(patches, width // settings.num_heads, device="meta")
+    turns = _input(patches, width // settings.num_heads, dtype=torch.float32, trains=False)
     lengths = torch.tensor([0, patches], dtype=torch.int32)
     merger = footprint(lambda: visual.merger(seen))
     block = footprint(lambda: visual.blocks[0](seen, cu_seqlens=lengths, position_embeddings=(turns, turns)))
@@ -315,20 +329,21 @@ def _vision(
     return _stack(block, len(visual.blocks), _bytes(seen), recompute, merger)
 
 
-def _language(detector: Qwen25VLWithDetection, config: Config, work: Workload) -> Footprint:
+def _language(
+    detector: Qwen25VLWithDetection, config: Config, dtype: torch.dtype, work: Workload
+) -> Footprint:
     language, size = detector.vlm.model.language_model, detector.config.text_config.hidden_size
     batch, tokens, model = work.batch_size, work.tokens, config.model
     if not any(p.requires_grad for p in detector.vlm.parameters()):  # the head alone trains
         return Footprint()
     read = _input(batch, tokens, size, dtype=language.embed_tokens.weight.dtype, trains=True)
-    positions = torch.zeros(3, batch, tokens, dtype=torch.int64, device="meta")
-    rotary = language.rotary_emb.to("meta")(read, positions)
-    given: dict[str, Any] = {
-        "position_embeddings": rotary,
-        "is_joined": model.attn_implementation in ("auto", "sdpa"),
-    }
-    if model.attn_implementation == "eager" and batch > 1 and not config.train.packing:
-        given["attention_mask"] = torch.ones(batch, 1, tokens, tokens, dtype=torch.bool, device="meta")
+    with FAKE:
+        rotary = language.rotary_emb(read, torch.zeros(3, batch, tokens, dtype=torch.int64))
+    given: dict[str, Any] = {"position_embeddings": rotary}
+    if model.attn_implementation in ("auto", "sdpa"):
+        given["lengths"] = lengths_in_order([tokens] * batch, (batch, tokens))
+    elif model.attn_implementation == "eager" and hasattr(language.layers[0], "self_attn"):
+        given["attention_mask"] = _input(batch, 1, tokens, tokens, dtype=dtype, trains=False)
     layer = footprint(lambda: language.layers[0](read, **given))
     norm = footprint(lambda: language.norm(read))
     return _stack(layer, len(language.layers), _bytes(read), model.gradient_checkpointing, norm)
@@ -354,17 +369,18 @@ def _detect(detector: Qwen25VLWithDetection, work: Workload) -> Tensor:
     predictions = detector.head(
         states(work.batch_size, rows, columns, shape.vision_size),
         states(work.batch_size, rows, columns, shape.text_size),
-        torch.ones(work.batch_size, rows, columns, dtype=torch.bool, device="meta"),
+        _input(work.batch_size, rows, columns, dtype=torch.bool, trains=False),
         states(work.labels, LABEL_TOKENS, shape.text_size),
-        torch.ones(work.labels, LABEL_TOKENS, dtype=torch.bool, device="meta"),
-        torch.ones(work.batch_size, work.labels, dtype=torch.bool, device="meta"),
+        _input(work.labels, LABEL_TOKENS, dtype=torch.bool, trains=False),
+        _input(work.batch_size, work.labels, dtype=torch.bool, trains=False),
     )
     result: Tensor = predictions.logits.float().sum() + predictions.boxes_cxcywh.float().sum()
     return result
 
 
 def _input(*sizes: int, dtype: torch.dtype, trains: bool) -> Tensor:
-    return torch.empty(sizes, dtype=dtype, device="meta", requires_grad=trains)
+    with FAKE:
+        return torch.empty(sizes, dtype=dtype, requires_grad=trains)
 
 
 def _logits(detector: Qwen25VLWithDetection, dtype: torch.dtype, work: Workload, device: str) -> int:

@@ -84,6 +84,7 @@ PRIVATE: dict[str, tuple[str, ...] | None] = {
     # adapters are merged layer by layer
     "peft.tuners.lora.LoraLayer": None,
     # what a step needs, counted on tensors without numbers
+    "torch._subclasses.fake_tensor.FakeTensorMode": None,
     "torch.utils._python_dispatch.TorchDispatchMode": None,
     "torch.utils._pytree.tree_leaves": ("tree", "is_leaf"),
     "torch.utils.weak.WeakIdKeyDictionary": None,

@@ -17,6 +17,7 @@ from qwendet.config.load import build_config
 from qwendet.config.schema import Config
 from qwendet.demo.shapes import DEMO
 from qwendet.loader import load
+from qwendet.loading.weights import base_config
 from qwendet.training.memory import GIB, Workload, estimate_memory, largest_workload
 
 
@@ -157,6 +158,25 @@ def test_estimate__a_frozen_model_keeps_no_activations() -> None:
     vlm_config.text_config.layer_types = None
     deeper = Qwen2_5_VLConfig.from_dict(vlm_config.to_dict())
     assert estimate_memory(head_alone, deeper, torch.float32, work, "cpu").activations == kept
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-VL-7B-Instruct", "Qwen3-VL-4B-Instruct", "Qwen3.5-0.8B"])
+def test_estimate__eager_attention_keeps_a_weight_for_each_pair_of_tokens(name: str, shared: Path) -> None:
+    """Where layers are recurrent, as in Qwen3.5, the first one has none; the vision tower has."""
+    vlm_config = base_config(str(shared / "qwen_processor" / name))
+    kept = {
+        (attention, tokens): estimate_memory(
+            make_config(model={"attn_implementation": attention}, detection={"enabled": False}),
+            vlm_config,
+            torch.float32,
+            Workload(2, patches, (64, patches // 64), tokens, 8),
+            "cpu",
+        ).activations
+        for attention in ("sdpa", "eager")
+        for patches, tokens in ((1024, 512), (2048, 1024))
+    }
+    assert kept["sdpa", 1024] == pytest.approx(2 * kept["sdpa", 512], rel=0.05)
+    assert kept["eager", 1024] > 2.2 * kept["eager", 512]
 
 
 def test_check__the_tiny_model_fits_and_says_what_it_needs() -> None:
