@@ -17,7 +17,6 @@ LOSS_IDS = (
 )
 CONSISTENCY_IDS = (
     "consistency.build.load",
-    "consistency.build.source",
     "consistency.prompt.text",
     "consistency.prompt.special_tokens",
     "consistency.images.processor",

@@ -7,19 +7,24 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from qwendet.checks.consistency.build import WEIGHTS_FIX, tensor_difference
+from qwendet.checks.consistency.checkpoint import own_name
 from qwendet.checks.consistency.pair import pair
+from qwendet.checks.result import NotApplicableError
 from qwendet.checks.subject import Subject
 from qwendet.config.section import flat
 from qwendet.errors import Problem
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle
+from qwendet.loading.lora import has_adapter
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import DetectionHead
+from qwendet.source import find_source
 from qwendet.training.param_groups import parts
 
+WEIGHTS_FIX = "save with save_checkpoint and load with qwendet.loader.load, which refuses missing keys"
 BUILD_FIX = "build every model with qwendet.loader.load"
 PLAIN = (bool, int, float, str, tuple, list)
 MAY_BE_OTHER = ("training", "gradient_checkpointing", "name_or_path")
@@ -99,6 +104,42 @@ def parameters(subject: Subject) -> list[Problem]:
 def _tensors(detector: nn.Module) -> dict[str, Tensor]:
     named = [*detector.named_parameters(remove_duplicate=False), *detector.named_buffers()]
     return {name: tensor.detach() for name, tensor in named}
+
+
+def source(subject: Subject) -> list[Problem]:
+    """The training build holds what the files of ``model.path`` hold, name by name."""
+    vlm, model = subject.bundle.detector.vlm, subject.bundle.config.model
+    if has_adapter(vlm):
+        raise NotApplicableError("the base of an adapter is known by its fingerprint")
+    own = dict(vlm.named_parameters(remove_duplicate=False))
+    problems, seen = [], set()
+    for path in sorted(find_source(model.path, model.revision).folder.glob("model*.safetensors")):
+        with safe_open(path, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118  # not a mapping
+                seen.add(name := own_name(key))
+                if name not in own:
+                    what = "the model has no such weight"
+                    problems.append(Problem(what, f"{path.name}: {key}", WEIGHTS_FIX))
+                    continue
+                stored = weights.get_tensor(key).to(own[name].dtype)
+                problems += tensor_difference(own[name].detach().cpu(), stored, name, "training", path.name)
+    is_tied = vlm.config.tie_word_embeddings
+    missing = sorted(set(own) - seen - ({"lm_head.weight"} if is_tied else set()))
+    return problems + [Problem("no file holds this weight", name, WEIGHTS_FIX) for name in missing]
+
+
+def tensor_difference(
+    found: Tensor, expected: Tensor, name: str, found_in: str, expected_in: str
+) -> Iterator[Problem]:
+    """Shapes, types or values in which a tensor of one place differs from the same tensor of another."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        ours, theirs = (f"{tuple(t.shape)} {t.dtype}" for t in (expected, found))
+        yield Problem(f"{ours} in {expected_in}, {theirs} in {found_in}", name, WEIGHTS_FIX)
+    elif not torch.equal(found.to(expected.device), expected):
+        gap = (found.to(expected.device).double() - expected.double()).abs()
+        share, most = (gap != 0).double().mean().item(), gap.max().item()
+        what = f"{share:.1%} of the values differ between {expected_in} and {found_in}, at most by {most:.3g}"
+        yield Problem(what, name, WEIGHTS_FIX)
 
 
 def tied(subject: Subject) -> list[Problem]:

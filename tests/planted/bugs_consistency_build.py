@@ -151,7 +151,7 @@ BUILD_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     Bug("rope settings edited", "test.build.settings", ("rope_theta",), at_inference(other_rope)),
     Bug(
         "training starts from a random weight",
-        "consistency.build.source",
+        "test.build.source",
         ("differ",),
         in_training(one_layer_lost),
     ),

@@ -189,13 +189,13 @@ MODEL_BUGS: list[Bug[pytest.MonkeyPatch]] = [
     ),
     Bug(
         "patches of the head detached",
-        "loss.gradients",
+        "test.head.gradients",
         ("vision patches cut off from the graph",),
         seeing(lambda patches, embeds: (patches.detach(), embeds)),
     ),
     Bug(
         "language model's states detached for the head",
-        "loss.gradients",
+        "test.head.gradients",
         ("hidden states cut off from the graph",),
         context_detached,
     ),

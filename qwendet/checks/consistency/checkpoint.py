@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 
-from qwendet.checks.consistency.build import own_name
 from qwendet.checks.consistency.images import LIMITS, STANDARD, processor_problems, settings_of
 from qwendet.checks.consistency.prompt import special_token_problems
 from qwendet.checks.result import NotApplicableError, Table, Verdict
@@ -107,6 +106,21 @@ def _weights(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
                     yield f"{path}: {key}", name, weights.get_tensor(key)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"the weights cannot be read: {error}", str(path), COPY) from error
+
+
+def own_name(published: str) -> str:
+    """A published weight's name in the model's own words.
+
+    Example:
+        >>> own_name("visual.blocks.0.norm1.weight"), own_name("model.layers.0.mlp.up_proj.weight")
+        ('model.visual.blocks.0.norm1.weight', 'model.language_model.layers.0.mlp.up_proj.weight')
+    """
+    if published.startswith("visual."):
+        return f"model.{published}"
+    is_old = published.startswith("model.") and not published.startswith(
+        ("model.visual.", "model.language_model.")
+    )
+    return f"model.language_model.{published.removeprefix('model.')}" if is_old else published
 
 
 def _index_problems(folder: Path) -> Iterator[Problem]:

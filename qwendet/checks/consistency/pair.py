@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from qwendet.checks.shortened import Shortened
+from qwendet.checks.result import Verdict
+from qwendet.checks.shortened import Shortened, exact
 from qwendet.checks.subject import Subject, once
 from qwendet.files import atomic_folder
 from qwendet.inference.predictor import Predictor
@@ -74,6 +75,16 @@ def _own(subject: Subject, detector: Qwen25VLWithDetection) -> Qwen25VLWithDetec
     return detector if isinstance(subject, Shortened) else copy.deepcopy(detector)
 
 
+def load_both(subject: Subject) -> Verdict:
+    """What training saves can be loaded as inference loads it, and the first samples can be read.
+
+    Of a large model the weights of a few layers are written and read.
+    """
+    pair(subject)
+    pair(exact(subject))
+    return Verdict(subject.in_words)
+
+
 @once
 def exact_pair(subject: Subject) -> Pair:
     """Both builds in float64, so that rounding hides nothing; of a large model as they are, in its own types.
@@ -97,8 +108,7 @@ def exact_pair(subject: Subject) -> Pair:
     served.detector.double()
     for bundle in (trained, served):
         bundle.detector.autocast = None
-        exact = exact_attention(bundle.config.model.attn_implementation)
-        bundle.detector.vlm.set_attn_implementation(exact)
+        bundle.detector.vlm.set_attn_implementation(exact_attention(bundle.config.model.attn_implementation))
     return Pair(trained, served, both.folder)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from qwendet.checks.consistency import build, compute, images, prompt
 from qwendet.checks.consistency import checkpoint as checkpoints
+from qwendet.checks.consistency import compute, images, prompt
 from qwendet.checks.consistency.noise import noise_is_small
+from qwendet.checks.consistency.pair import load_both
 from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.checks.runner import require_known, run_after
 from qwendet.checks.subject import Subject
@@ -18,8 +19,7 @@ LOAD = "consistency.build.load"
 NO_CHECKPOINT = "no --checkpoint was given"
 
 CHECKS: Mapping[str, Callable[[Subject], Verdict]] = {
-    LOAD: build.load_both,
-    "consistency.build.source": build.source,
+    LOAD: load_both,
     "consistency.prompt.text": prompt.text,
     "consistency.prompt.special_tokens": prompt.special_tokens,
     "consistency.images.processor": images.processor,
@@ -52,7 +52,7 @@ def run_consistency_checks(
     require_checkpoint(checkpoint)
     checks = {**CHECKS, **{id: _of(check, checkpoint) for id, check in CHECKPOINT_CHECKS.items()}}
     chosen = {id: check for id, check in checks.items() if not only or id in only}
-    return run_after(LOAD, build.load_both, chosen, subject, subject.config.data.allow)
+    return run_after(LOAD, load_both, chosen, subject, subject.config.data.allow)
 
 
 def require_checkpoint(checkpoint: Path | None) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,6 @@ from qwendet.checks.subject import Subject
 from qwendet.encoding.collate import to_device
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
-from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.losses import step_counts
 from qwendet.model.spread import of_this_process
 from qwendet.training.param_groups import parts
@@ -35,8 +33,7 @@ def gradients(subject: Subject) -> Verdict:
     owned = parts(detector)
     sample, has_teachers = _sample_of_all_terms(subject)
     batch = to_device(subject.collator([sample]), trainer.args.device)
-    with _head_inputs(detector) as inputs:
-        _, losses = trainer.losses(detector.train(), batch, step_counts([batch]).to(trainer.args.device))
+    _, losses = trainer.losses(detector.train(), batch, step_counts([batch]).to(trainer.args.device))
     terms = dict(losses.terms)
     if not has_teachers:
         del terms["teacher"]
@@ -56,7 +53,6 @@ def gradients(subject: Subject) -> Verdict:
     if cut and not problems:
         what = f"{len(cut)} trainable parameters get no gradient from any term, such as {cut[0]}"
         problems.append(Problem(what, cut[0], PATHS))
-    problems += _input_problems(terms, inputs, trainable)
     rows = [
         (term, *(FROZEN if not trainable[part] else _cell(row[part]) for part in owned))
         for term, row in matrix.items()
@@ -145,43 +141,3 @@ def _judge(term: str, part: str, norm: float | None) -> list[Problem]:
             Problem(f"the gradient of {term} in {part} is 0: the term does not depend on it", where, PATHS)
         ]
     return []
-
-
-@contextmanager
-def _head_inputs(detector: Qwen25VLWithDetection) -> Iterator[list[Tensor]]:
-    """Collects what the head is given until the end of the block: patches, context, label embeddings."""
-    inputs: list[Tensor] = []
-    if detector.head is None:
-        yield inputs
-        return
-    handle = detector.head.register_forward_pre_hook(lambda module, args: inputs.extend(args))
-    try:
-        yield inputs
-    finally:
-        handle.remove()
-
-
-def _input_problems(
-    terms: Mapping[str, Tensor], inputs: Sequence[Tensor], trainable: Mapping[str, Mapping[str, nn.Parameter]]
-) -> list[Problem]:
-    """What the vision tower and the language model give the head carries a gradient back to them."""
-    if not inputs:
-        return []
-    patches, context, _, label_embeds, *_ = inputs
-    from_vision = bool(trainable["vision"])
-    needed = [("vision patches", patches, from_vision)]
-    any_before = from_vision or bool(trainable["merger"]) or bool(trainable["language"])
-    needed.append(("language model's hidden states", context, any_before))
-    trains_embeddings = any("embed_tokens" in name for name in trainable.get("language", ()))
-    needed.append(("label embeddings", label_embeds, trains_embeddings))
-    problems = []
-    for name, tensor, is_needed in needed:
-        if not is_needed:
-            continue
-        gradient = None
-        if tensor.requires_grad and terms["class"].requires_grad:
-            (gradient,) = torch.autograd.grad(terms["class"], [tensor], retain_graph=True, allow_unused=True)
-        if gradient is None or not gradient.any():
-            what = f"the head gets the {name} cut off from the graph: its loss does not train what made them"
-            problems.append(Problem(what, "DetectionHead.forward", PATHS))
-    return problems

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 from qwendet.checks.consistency import suite as consistency
 from qwendet.checks.ids import CONSISTENCY_IDS, LOSS_IDS, all_ids
@@ -28,12 +30,14 @@ def test_quick__passes_a_sound_model_and_refuses_one_without_a_gradient(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_preflight(with_preflight(bundle, "quick"))
-    sound = Qwen25VLWithDetection._detect
-    monkeypatch.setattr(
-        Qwen25VLWithDetection,
-        "_detect",
-        lambda self, patches, hidden, *inputs: sound(self, patches, hidden.detach(), *inputs),
-    )
+    sound = Qwen25VLWithDetection.encode_images
+
+    def encode_images(self: Qwen25VLWithDetection, *inputs: Tensor) -> tuple[Tensor, Any]:
+        patches, images = sound(self, *inputs)
+        images.pooler_output = [tokens.detach() for tokens in images.pooler_output]
+        return patches, images
+
+    monkeypatch.setattr(Qwen25VLWithDetection, "encode_images", encode_images)
     with pytest.raises(PreflightError) as caught:
         require_preflight(with_preflight(bundle, "quick"))
     assert caught.value.exit_code == 1
@@ -59,8 +63,8 @@ def test_off__is_printed(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> No
 def test_ids__are_unique_and_unknown_ones_refused() -> None:
     ids = all_ids()
     assert len(ids) == len(set(ids))
-    with pytest.raises(ConfigError, match=r"did you mean loss\.labels") as caught:
-        require_known(["loss.label"], ids)
+    with pytest.raises(ConfigError, match=r"did you mean loss\.tokens") as caught:
+        require_known(["loss.token"], ids)
     assert caught.value.exit_code == 2
 
 
