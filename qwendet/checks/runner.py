@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 from qwendet.checks.result import NotApplicableError, Table, Verdict
@@ -29,16 +30,22 @@ def attempt(find: Callable[[], Iterable[Problem]]) -> list[Problem]:
         >>> attempt(lambda: [Problem("bad")] if 1 / 0 else [])[0].what
         'the check could not run: ZeroDivisionError: division by zero'
     """
+    return list(judge(lambda: Verdict("", tuple(find()))).problems)
+
+
+def judge(check: Callable[[], Verdict]) -> Verdict:
+    """Call a check; what it raises becomes a problem of its verdict."""
     try:
-        return list(find())
+        return check()
     except NotApplicableError:
         raise
     except QwendetError as error:
-        return list(error.problems)
+        return Verdict("", error.problems)
     except Exception as error:  # the check runner: a crash is a failed check, never a passed one
         logger.debug("a check could not run", exc_info=True)
         what = f"the check could not run: {type(error).__name__}: {error}"
-        return [Problem(what, fix="this is a bug: please report it, with what --debug shows")]
+        fix = "this is a bug: please report it, with what --debug shows"
+        return Verdict("", (Problem(what, fix=fix),))
 
 
 @dataclass
@@ -125,7 +132,7 @@ def run_checks(
             advance(number, id)
             began = time.perf_counter()
             try:
-                verdict = _judge(check, subject)
+                verdict = judge(partial(check, subject))
             except NotApplicableError as reason:
                 results.append(Result(id, "skip", str(reason), seconds=time.perf_counter() - began))
                 continue
@@ -152,15 +159,3 @@ def run_after(
     others = {id: check for id, check in checks.items() if id != first}
     results, more = run_checks(others, subject, allowed)
     return (built if first in checks else []) + results, more
-
-
-def _judge(check: Callable[[Subject], Verdict], subject: Subject) -> Verdict:
-    """Call a check; what it raises becomes a problem."""
-    verdicts: list[Verdict] = []
-
-    def find() -> tuple[Problem, ...]:
-        verdicts.append(check(subject))
-        return verdicts[0].problems
-
-    problems = attempt(find)
-    return verdicts[0] if verdicts else Verdict("", tuple(problems))

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from qwendet.config.schema import Config
 from qwendet.data.samples import Sample, Turn
-from qwendet.encoding.collate import Batch
 from qwendet.encoding.dataset import TrainingSamples
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import ConfigError, DataError
@@ -94,11 +93,6 @@ class Subject:
         """:attr:`samples` with their answers, as training encodes them."""
         encoder = self.bundle.encoder()
         return [encoder.encode(sample, with_answer=True) for sample in self.samples]
-
-    @cached_property
-    def batch(self) -> Batch:
-        """:attr:`encoded` as one batch."""
-        return self.bundle.collator()(self.encoded)
 
     def _elsewhere(self, config: Config) -> Config:
         train = config.train.model_copy(update={"output_dir": str(self.folder / "run")})

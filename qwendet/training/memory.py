@@ -27,6 +27,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from qwendet.config.contradictions import AUTOCAST_OF
 from qwendet.config.schema import Config, TrainConfig
 from qwendet.families.family import Family
+from qwendet.loading.checkpoint import dtype_name
 from qwendet.loading.lora import add_adapter
 from qwendet.model.attention import attention_by_part
 from qwendet.model.build_head import head_shape
@@ -222,7 +223,7 @@ def _build(config: Config, vlm_config: PreTrainedConfig, dtype: torch.dtype) -> 
         if config.model.lora is not None:
             add_adapter(vlm, config.model.lora, seed=0)
     given = config.train.autocast
-    autocast = AUTOCAST_OF[str(dtype).removeprefix("torch.")] if given == "auto" else given
+    autocast = AUTOCAST_OF[dtype_name(dtype)] if given == "auto" else given
     detector = Qwen25VLWithDetection(vlm, head, AUTOCAST[autocast])
     family = detector.family
     freeze_groups(detector, family, config.train.group_learning_rates())

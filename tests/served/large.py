@@ -16,7 +16,6 @@ from benchmarks.worlds import PRETRAIN
 from qwendet.checks.runner import run_checks
 from qwendet.checks.served.observed import Observed
 from qwendet.checks.served.pictures import calibration_samples
-from qwendet.checks.served.prompt import limits_of
 from qwendet.checks.served.suite import CHECKS
 from qwendet.config.schema import Config, DataConfig, ModelConfig
 from qwendet.data.samples import SampleFile
@@ -40,7 +39,7 @@ def main(name: str, folder: Path) -> None:
     write_deep_model(Config(model=ModelConfig(path=name, device="cpu"), data=data), folder / "deep")
     settings = ["model.device=cpu", f"infer.max_new_tokens={MOST_TOKENS}"]
     predictor = Predictor.from_checkpoint(folder / "deep", overrides=settings, mode="text")
-    drawn = calibration_samples(folder, limits_of(predictor.bundle))
+    drawn = calibration_samples(folder, predictor.encoder.limits)
     known: dict[str, object] = {}
     for server, change in SERVERS.items():
         vlm = change(predictor.bundle.detector.vlm)

@@ -23,7 +23,6 @@ from qwendet.checks.ids import SERVED_IDS
 from qwendet.checks.runner import run_checks
 from qwendet.checks.served.observed import Observed
 from qwendet.checks.served.pictures import calibration_samples
-from qwendet.checks.served.prompt import limits_of
 from qwendet.checks.served.suite import CHECKS
 from qwendet.config.load import override_config
 from qwendet.data.samples import Sample, SampleFile
@@ -48,7 +47,7 @@ def asked(folder: Path, dtype: str, scenes: int) -> tuple[Predictor, list[Sample
     """The checkpoint, and what it is asked about."""
     settings = [f"model.dtype={dtype}", "model.device=cpu", f"infer.max_new_tokens={MOST_TOKENS}"]
     predictor = Predictor.from_checkpoint(TINY, overrides=settings)
-    samples = calibration_samples(folder, limits_of(predictor.bundle))
+    samples = calibration_samples(folder, predictor.encoder.limits)
     samples += SampleFile(write_dataset(PRETRAIN, folder / "scenes.jsonl", scenes, seed=5))
     return predictor, samples
 

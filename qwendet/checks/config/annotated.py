@@ -9,7 +9,7 @@ Nothing is mended, and nothing is written.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -118,8 +118,7 @@ class _Reader:
     frame: BoxFrame | None
     splits: dict[Split, SplitStats] = field(default_factory=dict)
     declared: dict[str, None] = field(default_factory=dict)
-    counts: Counter[FindingKind] = field(default_factory=Counter)
-    examples: dict[FindingKind, list[str]] = field(default_factory=lambda: defaultdict(list))
+    notes: dict[FindingKind, Findings] = field(default_factory=dict)
     broken: Findings = field(default_factory=lambda: Findings(PARSE))
     odd: Findings = field(default_factory=lambda: Findings(ANNOTATIONS))
 
@@ -168,24 +167,18 @@ class _Reader:
 
     def _note(self, finding: Finding) -> None:
         if finding.kind in COUNTED:
-            self._count(finding.kind, finding.where)
+            self.notes.setdefault(finding.kind, Findings(ANNOTATIONS)).add([Problem("", finding.where)])
             return
         what = ": ".join(part for part in (FINDING_TITLES[finding.kind], finding.what) if part)
         self.odd.add([Problem(what, finding.where, "correct it; data convert reports it and goes on")])
 
-    def _count(self, kind: FindingKind, where: str) -> None:
-        self.counts[kind] += 1
-        if len(self.examples[kind]) < MAX_NOTES:
-            self.examples[kind].append(where)
-
     def report(self, findings: dict[str, Findings]) -> None:
         """Add what was noted to what the rules found."""
         used = {label for stats in self.splits.values() for label in stats.labels}
-        for label in self.declared:
-            if label not in used:
-                self._count("unused", repr(label))
-        for kind, count in self.counts.items():
-            places = ", ".join(self.examples[kind])
-            self.odd.add([Problem(f"{count} {FINDING_TITLES[kind]}", places)], "note")
+        if unused := [Problem("", repr(label)) for label in self.declared if label not in used]:
+            self.notes.setdefault("unused", Findings(ANNOTATIONS)).add(unused)
+        for kind, found in self.notes.items():
+            places = ", ".join(problem.where for problem in found.shown[""][:MAX_NOTES])
+            self.odd.add([Problem(f"{found.num_failed} {FINDING_TITLES[kind]}", places)], "note")
         findings[PARSE].merge(self.broken)
         findings.setdefault(ANNOTATIONS, Findings(ANNOTATIONS)).merge(self.odd)

@@ -10,7 +10,7 @@ import numpy as np
 
 from qwendet.checks.config.frames import Floats, box_table, sides_px
 from qwendet.checks.config.samples import Split
-from qwendet.checks.config.stats import SplitStats
+from qwendet.checks.config.stats import SplitStats, label_totals
 from qwendet.visualization.charts import save_bars, save_heat_map, save_histogram
 
 MOST_BOXES = 30
@@ -62,10 +62,7 @@ def _aspects(rows: Floats, target: Path) -> None:
 
 
 def _labels(splits: Iterable[SplitStats], target: Path) -> None:
-    totals: Counter[str] = Counter()
-    for stats in splits:
-        for label, use in stats.labels.items():
-            totals[label] += use.num_boxes
+    totals = label_totals(splits)
     shown = totals.most_common(MAX_LABELS)
     more = f" (the first {MAX_LABELS} of {len(totals)} labels)" if len(totals) > MAX_LABELS else ""
     save_bars(target, f"Boxes of each label{more}", [name for name, _ in shown], [n for _, n in shown])

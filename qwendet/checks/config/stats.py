@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -119,3 +121,11 @@ class SplitStats:
         first = self.lines.setdefault(digest, line)
         if first != line:
             self.repeated.append((line, first))
+
+
+def label_totals(splits: Iterable[SplitStats]) -> Counter[str]:
+    """Boxes of each label, those that no student turn has a box of included."""
+    totals: Counter[str] = Counter()
+    for stats in splits:
+        totals.update({label: use.num_boxes for label, use in stats.labels.items()})
+    return totals

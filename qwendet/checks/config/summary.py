@@ -8,7 +8,7 @@ import numpy as np
 
 from qwendet.checks.config.frames import box_table, sides_px
 from qwendet.checks.config.samples import Split
-from qwendet.checks.config.stats import SplitStats
+from qwendet.checks.config.stats import SplitStats, label_totals
 from qwendet.checks.result import Table
 
 SMALL_PX, LARGE_PX = 32, 96
@@ -24,17 +24,7 @@ def summary_tables(splits: Mapping[Split, SplitStats]) -> list[Table]:
 
 
 def _samples(splits: Mapping[Split, SplitStats]) -> Table:
-    columns = (
-        "split",
-        "samples",
-        "images",
-        "without boxes",
-        "with teachers",
-        "boxes",
-        "small",
-        "medium",
-        "large",
-    )
+    columns = ("split", "samples", "images", "without boxes", "with teachers", "boxes")
     rows = []
     for split, stats in splits.items():
         sides = sides_px(box_table(stats))
@@ -42,14 +32,11 @@ def _samples(splits: Mapping[Split, SplitStats]) -> Table:
         images = len({seen.file_id for seen in stats.images})
         counts = (stats.num_samples, images, stats.num_negatives, stats.num_with_teachers, stats.num_boxes)
         rows.append((split, *counts, small, len(sides) - small - large, large))
-    return Table("Data (box sizes as COCO: 32² and 96² pixels)", columns, rows)
+    return Table("Data (box sizes as COCO: 32² and 96² pixels)", (*columns, "small", "medium", "large"), rows)
 
 
 def _labels(splits: Mapping[Split, SplitStats]) -> Table:
-    totals: dict[str, int] = {}
-    for stats in splits.values():
-        for label, use in stats.labels.items():
-            totals[label] = totals.get(label, 0) + use.num_boxes
+    totals = label_totals(splits.values())
     shown = sorted(totals, key=lambda label: (-totals[label], label))[:MAX_LABELS]
     rows: list[tuple[object, ...]] = [
         (label, *(stats.labels[label].num_boxes if label in stats.labels else 0 for stats in splits.values()))

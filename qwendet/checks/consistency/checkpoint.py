@@ -68,14 +68,14 @@ def parameters(subject: Subject, folder: Path) -> Verdict:
     if detector.head is not None:
         own |= {f"head.{name}": tuple(tensor.shape) for name, tensor in detector.head.constants().items()}
     if detector.config.tie_word_embeddings:
-        own.pop("vlm.lm_head.weight")
-    recorded = _read(folder / MANIFEST)["parameters"] if (folder / MANIFEST).is_file() else {}
+        own.pop(LM_HEAD)
+    recorded = _recorded(folder)
     problems, seen = [], set()
     for place, name, tensor in _weights(folder):
         if name in seen:
             problems.append(Problem("the weight is in two files", place, COPY))
         seen.add(name)
-        if name == "vlm.lm_head.weight" and name not in own:
+        if name == LM_HEAD and name not in own:
             continue  # a stored copy of the embeddings: consistency.checkpoint.tied compares it
         if name not in own:
             problems.append(Problem("the config's model has no such weight: a key too many", place, COPY))
@@ -83,9 +83,8 @@ def parameters(subject: Subject, folder: Path) -> Verdict:
             what = f"the shape is {tuple(tensor.shape)}, the config's model has {own[name]}"
             problems.append(Problem(what, place, COPY))
         elif name in recorded and sha256_of_tensor(tensor) != recorded[name]["sha256"]:
-            problems.append(
-                Problem("the weight is not the one that was saved: its hash differs", place, COPY)
-            )
+            what = "the weight is not the one that was saved: its hash differs"
+            problems.append(Problem(what, place, COPY))
     expected = own if recorded else {name for name in own if not name.startswith("head.")}
     problems += [
         Problem("the weight is missing", f"{folder}: {name}", COPY) for name in sorted(set(expected) - seen)
@@ -139,7 +138,7 @@ def _index_problems(folder: Path) -> Iterator[Problem]:
 
 def dtypes(subject: Subject, folder: Path) -> Verdict:
     """Each weight's stored type is the one that the manifest names, and config.json one of them."""
-    recorded = _read(folder / MANIFEST)["parameters"] if (folder / MANIFEST).is_file() else {}
+    recorded = _recorded(folder)
     found: dict[str, str] = {}
     problems: dict[str, Problem] = {}
     for place, name, tensor in _weights(folder):
@@ -206,22 +205,14 @@ def tokenizer(subject: Subject, folder: Path) -> Verdict:
     if differing:
         what = f"{len(differing)} entries of the vocabulary differ, such as {differing[0]}"
         problems.append(Problem(what, where, FROM_ORIGIN))
-    texts = [
-        *subject.bundle.labels,
-        subject.bundle.config.data.request,
-        subject.bundle.config.data.system_prompt or "",
-    ]
-    texts.append(ours.decode(subject.encoded[0].input_ids.tolist()))
-    for text in texts:
-        if theirs(text)["input_ids"] != ours(text)["input_ids"]:
-            problems.append(Problem(f"{text[:60]!r} becomes other tokens", where, FROM_ORIGIN))
-            break
+    data = subject.bundle.config.data
+    whole = ours.decode(subject.encoded[0].input_ids.tolist())
+    texts = [*subject.bundle.labels, data.request, data.system_prompt or "", whole]
+    other = [text for text in texts if theirs(text)["input_ids"] != ours(text)["input_ids"]]
+    problems += [Problem(f"{text[:60]!r} becomes other tokens", where, FROM_ORIGIN) for text in other[:1]]
     if theirs.padding_side != "left":
-        problems.append(
-            Problem(
-                f"padding_side is {theirs.padding_side!r}", where, "set it to left in tokenizer_config.json"
-            )
-        )
+        fix = "set it to left in tokenizer_config.json"
+        problems.append(Problem(f"padding_side is {theirs.padding_side!r}", where, fix))
     return Verdict(f"{len(found)} tokens are those of the config's model", tuple(problems))
 
 
@@ -274,9 +265,8 @@ def generation(subject: Subject, folder: Path) -> Verdict:
     problems = []
     if ends != [None] and own.eos_token_id not in ends:
         what = f"eos_token_id is {record['eos_token_id']}: {own.eos_token} ({own.eos_token_id}) is not in it"
-        problems.append(
-            Problem(what, str(path), "add it, or other servers will not stop at the end of an answer")
-        )
+        fix = "add it, or other servers will not stop at the end of an answer"
+        problems.append(Problem(what, str(path), fix))
     pad = record.get("pad_token_id")
     if pad not in (None, own.pad_token_id):
         what = f"pad_token_id is {pad}, the tokenizer pads with {own.pad_token_id}"
@@ -325,6 +315,12 @@ def _differences(
         for name in sorted(found.keys() | wanted.keys())
         if found.get(name) != wanted.get(name)
     ]
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """What the manifest says of each weight; nothing without a manifest."""
+    record: dict[str, Any] = _read(folder / MANIFEST)["parameters"] if (folder / MANIFEST).is_file() else {}
+    return record
 
 
 def _require_manifest(folder: Path) -> None:

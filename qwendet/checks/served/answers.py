@@ -11,12 +11,13 @@ import numpy as np
 from qwendet.answers.format import parse_answer
 from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.served.observed import MULTIPLE, Observed, is_near_tie
-from qwendet.checks.served.prompt import launch_limits, limits_of
+from qwendet.checks.served.prompt import launch_limits
 from qwendet.errors import Problem, QwendetError
 from qwendet.export.directory import FINAL
 from qwendet.inference.chat_server import Reply
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.text_answers import answer_size, read_answer
+from qwendet.loading.checkpoint import dtype_name
 from qwendet.loading.lora import without_adapter
 from qwendet.loading.manifest import MANIFEST
 
@@ -86,7 +87,7 @@ def _rounded_alike(observed: Observed, seen: str) -> tuple[str, tuple[Problem, .
     if math.isnan(share):
         return seen, ()
     detectors = observed.predictor.bundle.detector, observed.in_other_precision
-    own, exact = (str(detector.dtype).removeprefix("torch.") for detector in detectors)
+    own, exact = (dtype_name(detector.dtype) for detector in detectors)
     seen += f"; {share:.2f} times as far from {exact} as the checkpoint, expected {LEAST_SHARE} to {most:.2f}"
     if LEAST_SHARE <= share <= most:
         return seen, ()
@@ -111,7 +112,7 @@ def _causes(observed: Observed, worst: float) -> Iterator[tuple[str, str]]:
     """Why the numbers differ, the first that explains them."""
     numbers = sorted(observed.misfits, key=lambda number: -observed.misfits[number])[:FEW]
     detector = observed.predictor.bundle.detector
-    own = str(detector.dtype).removeprefix("torch.")
+    own = dtype_name(detector.dtype)
     if observed.predictor.bundle.config.model.lora is not None:
         with without_adapter(detector.vlm):
             misfit = max(observed.misfit(number, detector) for number in numbers)
@@ -123,7 +124,7 @@ def _causes(observed: Observed, worst: float) -> Iterator[tuple[str, str]]:
     if observed.misfit_of_text <= observed.tolerance / MULTIPLE:
         yield (
             "without images the answers agree: the images arrive with other pixels, as after a second resize",
-            f"send PNG, not JPEG, in the model's size; {launch_limits(limits_of(observed.predictor.bundle))}",
+            f"send PNG, not JPEG, in the model's size; {launch_limits(observed.predictor.encoder.limits)}",
         )
     for sibling in _siblings(observed.checkpoint):
         try:
@@ -135,7 +136,7 @@ def _causes(observed: Observed, worst: float) -> Iterator[tuple[str, str]]:
     rounded = observed.in_other_precision
     fix = _precision_fix(own)
     if max(observed.misfit(number, rounded) for number in numbers) < worst / 2:
-        name = str(rounded.dtype).removeprefix("torch.")
+        name = dtype_name(rounded.dtype)
         yield f"the server computes in {name}, the checkpoint in {own}", fix
     if worst <= 3 * observed.rounding or np.median([*observed.misfits.values()]) < ROUNDED:
         yield f"the server computes in another precision than {own}, or with quantized weights", fix

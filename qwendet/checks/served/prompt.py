@@ -11,7 +11,6 @@ from qwendet.encoding.image_tokens import num_image_tokens
 from qwendet.errors import Problem
 from qwendet.families.choose import FAMILIES
 from qwendet.families.family import PixelLimits
-from qwendet.loader import Interface
 
 Size = tuple[int, int]
 OTHER_UNITS = (28, 32, 56, 14, 16)
@@ -123,7 +122,7 @@ def _held(observed: Observed, sizes: Sequence[Size], found: Sequence[int | None]
         int(tokens or 0) + beside - len(item.input_ids)
         for tokens, item in zip(found, observed.items, strict=True)
     ]
-    limits = limits_of(observed.predictor.bundle)
+    limits = observed.predictor.encoder.limits
     seen = f"{len(sizes)} images {how} have the checkpoint's number of tokens"
     if not any(differences):
         return Verdict(seen)
@@ -133,14 +132,6 @@ def _held(observed: Observed, sizes: Sequence[Size], found: Sequence[int | None]
     worst = max(range(len(sizes)), key=lambda number: abs(differences[number]))
     what = f"{cause}; {how}, an image has {counts[worst]} tokens, expected {own[worst]}"
     return Verdict(seen, (Problem(what, observed.samples[worst].where, launch_limits(limits)),))
-
-
-def limits_of(bundle: Interface) -> PixelLimits:
-    """The checkpoint's pixel limits."""
-    data, processor = bundle.config.data, bundle.processor.image_processor
-    assert data.min_pixels is not None
-    assert data.max_pixels is not None
-    return PixelLimits(data.min_pixels, data.max_pixels, processor.patch_size * processor.merge_size)
 
 
 def launch_limits(limits: PixelLimits) -> str:

@@ -48,9 +48,8 @@ def run_served_checks(
     predictor = Predictor.from_checkpoint(checkpoint, overrides=overrides, mode="text")
     server = ChatServer.find(url, predictor.bundle)
     with tempfile.TemporaryDirectory(prefix="qwendet-served-") as folder:
-        limits = prompt.limits_of(predictor.bundle)
         bundle = predictor.bundle
-        drawn = calibration_samples(Path(folder), limits)
+        drawn = calibration_samples(Path(folder), predictor.encoder.limits)
         most = bundle.config.data.labels_per_request
         asked = [label_chunks(sample, bundle.labels, most)[0] for sample in [*drawn, *samples]]
         observed = Observed(predictor, server, asked, checkpoint)

@@ -48,7 +48,7 @@ def test_samples__are_of_every_kind(subject: Subject, encoded: list[EncodedSampl
     assert sorted(len(sample.input_ids) for sample in subject.encoded) == sorted(
         len(sample.input_ids) for sample in encoded
     )
-    assert subject.batch["num_boxes"][2] == 0
+    assert subject.collator(subject.encoded)["num_boxes"][2] == 0
 
 
 def test_samples__missing_kinds_are_made(
