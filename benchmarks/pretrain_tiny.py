@@ -25,7 +25,7 @@ from benchmarks.worlds import PRETRAIN, PRIMER
 from qwendet.config.load import load_config, override_config
 from qwendet.config.schema import Config
 from qwendet.console.console import progress, setup
-from qwendet.demo.shapes import World, write_dataset
+from qwendet.demo.shapes import write_dataset
 from qwendet.demo.tiny import ASSETS
 from qwendet.encoding.dataset import TrainingSamples
 from qwendet.encoding.encode import EncodedSample
@@ -216,15 +216,9 @@ def write_data(folder: Path, recipe: Recipe) -> None:
     )
     for world, path, count, seed in files:
         if not path.exists():
-            draw(world, path, count, seed)
+            write_dataset(world, path, count, seed)
     parts = (folder / "primer.jsonl", folder / "few_crowds.jsonl")
     (folder / "second.jsonl").write_text("".join(part.read_text() for part in parts))
-
-
-def draw(world: World, path: Path, count: int, seed: int) -> Path:
-    """Write scenes of one world."""
-    with progress(f"drawing {path.stem}", count) as advance:
-        return write_dataset(world, path, count, seed, progress=lambda done: advance(done, ""))
 
 
 def publish(bundle: Bundle, untrained: str, target: Path) -> None:

@@ -54,6 +54,8 @@ class QwendetError(Exception):
     """A problem, or several, that the user can mend. Shown without a traceback."""
 
     exit_code = 2
+    id = "error"
+    """What stands for the check's id where an error is printed as a failed check."""
 
     def __init__(self, what: str, where: str = "", fix: str = "") -> None:
         self.problems: tuple[Problem, ...] = (Problem(what, where, fix),)
@@ -78,9 +80,13 @@ class QwendetError(Exception):
 class ConfigError(QwendetError):
     """The config or the command line cannot be used."""
 
+    id = "config"
+
 
 class DataError(QwendetError):
     """A sample, a box, a label or an image is broken."""
+
+    id = "data"
 
 
 def expect(is_so: bool, name: str, expected: str, value: object, where: str, fix: str) -> None:
@@ -101,8 +107,11 @@ def expect(is_so: bool, name: str, expected: str, value: object, where: str, fix
 class CheckpointError(QwendetError):
     """A checkpoint is incomplete, foreign, or not what the config would build."""
 
+    id = "checkpoint"
+
 
 class EnvironmentLacksError(QwendetError):
     """The machine or the installation lacks something that was asked for, such as a GPU."""
 
     exit_code = 3
+    id = "environment"

@@ -70,7 +70,6 @@ def convert(
     output_format: RecordFormatOption = "human",
 ) -> None:
     """Convert a data set between COCO, VOC, YOLO, JSONL and conversations, split by split."""
-    console.set_format(output_format)
     from qwendet.data.formats.convert import Conversion, convert_dataset
 
     how = Conversion(source, target, images, image_dir, is_strict=strict, skip_bad=skip_bad, frame=frame)
@@ -96,7 +95,6 @@ def split(
 
     Splits that SRC has are forgotten; identical images stay together.
     """
-    console.set_format(output_format)
     from qwendet.data.formats.convert import Conversion
     from qwendet.data.split import split_dataset
 
@@ -126,7 +124,6 @@ def tile(
     output_format: RecordFormatOption = "human",
 ) -> None:
     """Cut large images into windows to train on; those of an image stay in its split."""
-    console.set_format(output_format)
     from qwendet.data.tile import Tiling, read_tiles, tile_dataset
 
     how = Tiling(read_tiles(tiles), overlap, min_visible, negatives, seed, image_dir)
@@ -149,7 +146,6 @@ def predictions(
     output_format: RecordFormatOption = "human",
 ) -> None:
     """Write what infer found for Label Studio (pre-annotations with scores) or FiftyOne (labels.json)."""
-    console.set_format(output_format)
     from qwendet.data.formats.predictions import write_predictions_for
 
     count = write_predictions_for(tool, found, out, least, url)
@@ -180,7 +176,6 @@ def teachers(
     output_format: RecordFormatOption = "human",
 ) -> None:
     """Choose a diverse pool of demonstrations: every label, in sparse, medium and dense scenes."""
-    console.set_format(output_format)
     from qwendet.data.choose_pool import choose_pool
 
     beside = (train.parent / name for name in ("val.jsonl", "test.jsonl"))
@@ -220,7 +215,7 @@ def _show(report: ConversionReport, dst: Path) -> None:
 
     words = ["data", "check", str(dst)] if report.target in SAMPLES else ["init", "DIR", "--data", str(dst)]
     if report.data_root is not None:
-        words += ["--root", str(report.data_root)] if report.target == "jsonl" else []
+        words += ["--image-dir", str(report.data_root)] if report.target == "jsonl" else []
     further = command_line(*words)
     if console.is_for_machine():
         console.print_record({**_record(report), "next": further}, ok=not report.left_out)

@@ -12,6 +12,7 @@ from qwendet.cli.options import (
     FormatOption,
     FrameOption,
     FromOption,
+    ImageDirOption,
     NoImagesOption,
     RecordFormatOption,
     WorkersOption,
@@ -23,10 +24,6 @@ from qwendet.console import console
 from qwendet.errors import ConfigError
 from qwendet.files import require_place
 
-RootOption = Annotated[
-    Path | None,
-    typer.Option("--root", metavar="DIR", help="Folder that image paths start from, if not in the data set."),
-]
 PathsArgument = Annotated[
     list[Path],
     typer.Argument(
@@ -38,7 +35,7 @@ PathsArgument = Annotated[
 def check(
     paths: PathsArgument,
     source: FromOption = "auto",
-    root: RootOption = None,
+    image_dir: ImageDirOption = None,
     frame: FrameOption = None,
     output_format: FormatOption = "human",
     decode: DecodeOption = False,
@@ -46,15 +43,14 @@ def check(
     workers: WorkersOption = None,
 ) -> None:
     """Check a data set without a config: what validate-config says of samples, images and labels."""
-    console.set_format(output_format)
     from qwendet.checks.config.sample_files import find_data
     from qwendet.checks.config.scan import available_cores
     from qwendet.checks.config.suite import Thoroughness, run_data_checks
     from qwendet.data.formats.convert import Conversion
 
     how = Thoroughness(image_depth(decode, no_images), workers=workers or available_cores())
-    results, tables = run_data_checks(find_data(paths, source, frame), root, how)
-    reading = Conversion(source, image_dir=root, frame=frame).options()
+    results, tables = run_data_checks(find_data(paths, source, frame), image_dir, how)
+    reading = Conversion(source, image_dir=image_dir, frame=frame).options()
     report_and_exit(results, tables, command_line("init", "DIR", "--data", str(paths[0]), *reading))
 
 
@@ -69,14 +65,13 @@ def stats(
         typer.Option("--augment", help="With --output, also draw what this preset of data.augment makes."),
     ] = "off",
     source: FromOption = "auto",
-    root: RootOption = None,
+    image_dir: ImageDirOption = None,
     frame: FrameOption = None,
     output_format: RecordFormatOption = "human",
     no_images: NoImagesOption = False,
     workers: WorkersOption = None,
 ) -> None:
     """Show a data set in figures: boxes of each label, their sizes, shapes and places."""
-    console.set_format(output_format)
     if output is not None:
         require_place(output, "--output", is_folder=True)
     elif augment != "off":
@@ -89,19 +84,19 @@ def stats(
     from qwendet.data.formats.convert import Conversion
 
     how = Thoroughness(image_depth(False, no_images), workers=workers or available_cores())
-    seen, num_left_out = read_data(find_data(paths, source, frame), root, how)
+    seen, num_left_out = read_data(find_data(paths, source, frame), image_dir, how)
+    reading = Conversion(source, image_dir=image_dir, frame=frame)
     tables = summary_tables(seen.splits)
     files = []
     if output is not None and augment != "off":
         from qwendet.evaluation.dataset import open_dataset
         from qwendet.visualization.augmented import save_augmented
 
-        samples, *_ = open_dataset(paths[0], Conversion(source, image_dir=root))
+        samples, *_ = open_dataset(paths[0], reading)
         files.append(save_augmented(samples, augment, output))
     if output is not None:
         files += save_plots(seen.splits, output)
-    reading = Conversion(source, image_dir=root, frame=frame).options("--root")
-    further = command_line("data", "check", *map(str, paths), *reading)
+    further = command_line("data", "check", *map(str, paths), *reading.options())
     if console.is_for_machine():
         shown = [
             {"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}

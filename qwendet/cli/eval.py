@@ -115,7 +115,6 @@ def evaluate(
     settings: SetOption = None,
 ) -> None:
     """Measure a model on annotated images: COCO metrics, the best score threshold, label by label."""
-    console.set_format(output_format)
     settings = with_tiles(settings, tiles, overlap)
     if benchmark is not None or output is not None or train or shots is not None:
         others = {

@@ -34,7 +34,6 @@ def export(
     output_format: RecordFormatOption = "human",
 ) -> None:
     """Write a merged, plain Hugging Face directory, for transformers and vLLM."""
-    console.set_format(output_format)
     shard_size = _shard_size(max_shard_size)
     from qwendet.export import hub
     from qwendet.export.directory import export as run_export

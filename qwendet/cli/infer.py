@@ -97,7 +97,6 @@ def infer(
     settings: SetOption = None,
 ) -> None:
     """Detect objects: one JSON line an image, boxes in pixels of the image as displayed."""
-    console.set_format(output_format)
     wanted, part = split_labels(labels), split_shard(shard)
     settings = with_tiles(settings, tiles, overlap)
     if output is not None:

@@ -45,7 +45,6 @@ def init(
     output_format: RecordFormatOption = "human",
 ) -> None:
     """Write a config whose values are computed from the data, and say on each line from what."""
-    console.set_format(output_format)
     from qwendet.data.formats.convert import Conversion
     from qwendet.init.project import init_project
 

@@ -124,7 +124,9 @@ FrameOption = Annotated[
 ]
 ImageDirOption = Annotated[
     Path | None,
-    typer.Option("--image-dir", metavar="DIR", help="Where the images are, if not in the data set."),
+    typer.Option(
+        "--image-dir", "--root", metavar="DIR", help="Where the images are, if not in the data set."
+    ),
 ]
 SkipImagesOption = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out images that cannot be used, list them, end with 1.")
@@ -135,10 +137,19 @@ ResumeOption = Annotated[
 SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out images with broken annotations, list them, end with 1.")
 ]
-RecordFormatOption = Annotated[
-    Literal["human", "json"], typer.Option("--format", help="How results and errors are printed.")
-]
-FormatOption = Annotated[Format, typer.Option("--format", help="How results and errors are printed.")]
+
+
+def _set_format(value: Format) -> Format:
+    """Print in the format that is asked for, also what is wrong with the options read after it."""
+    console.set_format(value)
+    return value
+
+
+_FORMAT = typer.Option(
+    "--format", help="How results and errors are printed.", callback=_set_format, is_eager=True
+)
+RecordFormatOption = Annotated[Literal["human", "json"], _FORMAT]
+FormatOption = Annotated[Format, _FORMAT]
 
 
 def config_name(argument: str | None, option: str | None) -> str:

@@ -60,7 +60,6 @@ def serve(
     settings: SetOption = None,
 ) -> None:
     """Answer over HTTP: /detect, OpenAI's chat route, /health, /metrics, and a page to try it."""
-    console.set_format(output_format)
     wanted = split_labels(labels)
     if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
         what, fix = "expected a token of ASCII letters, digits and signs", "give such a one, or unset it"

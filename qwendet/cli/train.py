@@ -37,7 +37,6 @@ def train(
     settings: SetOption = None,
 ) -> None:
     """Train a detector; config and data are checked before it starts."""
-    console.set_format(output_format)
     from qwendet.config.load import load_config
 
     name = config_name(config, named)
@@ -74,8 +73,8 @@ def _from_here(path: str | Path | None) -> str:
 def _cells(name: str, after: float, before: Mapping[str, float] | None) -> list[object]:
     """What a row says after its name; -1 is COCO's word for nothing to measure, eval prints a dash, too."""
     values = [after] if before is None else [before.get(name, -1), after]
-    cells: list[object] = ["–" if value == -1 else value for value in values]
-    return cells if before is None else [*cells, "–" if -1 in values else after - before[name]]
+    cells: list[object] = [None if value == -1 else value for value in values]
+    return cells if before is None else [*cells, None if -1 in values else after - before[name]]
 
 
 def _report(summary: RunSummary, next_command: str) -> None:

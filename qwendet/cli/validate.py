@@ -45,7 +45,6 @@ def validate_config(
     workers: WorkersOption = None,
 ) -> None:
     """Check config and data without a model: seconds instead of GPU hours."""
-    console.set_format(output_format)
     from qwendet.checks.config.scan import available_cores
     from qwendet.checks.config.suite import Thoroughness, run_config_checks
     from qwendet.config.load import load_config
@@ -66,7 +65,6 @@ def validate_loss(
     settings: SetOption = None,
 ) -> None:
     """Prove that what is back-propagated is what is meant, on the config's own model and data."""
-    console.set_format(output_format)
     from qwendet.checks.ids import LOSS_IDS
     from qwendet.config.load import load_config
 
@@ -92,7 +90,6 @@ def check_consistency(
     settings: SetOption = None,
 ) -> None:
     """Prove that the model which is trained is the model which is served."""
-    console.set_format(output_format)
     from qwendet.checks.ids import CONSISTENCY_IDS
     from qwendet.config.load import load_config
 
@@ -126,7 +123,6 @@ def check_served(
     settings: SetOption = None,
 ) -> None:
     """Prove that a running server answers as the checkpoint does, and name why it does not."""
-    console.set_format(output_format)
     from qwendet.checks.ids import SERVED_IDS
 
     _require_known_or_list(only or (), SERVED_IDS, list_ids=list_ids)
@@ -156,7 +152,6 @@ def validate(
     workers: WorkersOption = None,
 ) -> None:
     """Run every check of config, loss and consistency: the step before training, and in CI."""
-    console.set_format(output_format)
     from qwendet.checks.config.scan import available_cores
     from qwendet.checks.config.suite import Thoroughness
     from qwendet.checks.ids import all_ids

@@ -5,18 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-from qwendet.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    EnvironmentLacksError,
-    QwendetError,
-    Result,
-)
+from qwendet.errors import QwendetError, Result
 
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, even escaped."""
@@ -26,19 +19,9 @@ FILE_AND_LINE = re.compile(r"^(?P<file>[^\n]*?):(?P<line>\d+)(?:\D.*)?$", re.DOT
 def failures_of(error: QwendetError) -> list[Result]:
     """The problems of an error, as checks that failed."""
     return [
-        Result(problem.id or _error_id(error), "fail", problem.what, problem.where, problem.fix)
+        Result(problem.id or error.id, "fail", problem.what, problem.where, problem.fix)
         for problem in error.problems
     ]
-
-
-def _error_id(error: QwendetError) -> str:
-    kinds: dict[type, str] = {
-        ConfigError: "config",
-        DataError: "data",
-        CheckpointError: "checkpoint",
-        EnvironmentLacksError: "environment",
-    }
-    return next((kinds[kind] for kind in type(error).__mro__ if kind in kinds), "error")
 
 
 def to_json(results: Iterable[Result]) -> str:
@@ -111,9 +94,7 @@ def to_github(results: Iterable[Result], repository: Path) -> list[str]:
         place = {"file": _relative(found["file"], repository), "line": found["line"]} if found else {}
         properties = place | {"title": result.id}
         listed = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-        where = "" if found else result.where
-        pairs = (("", result.what), ("where: ", where), ("fix: ", result.fix))
-        message = "\n".join(name + value for name, value in pairs if value)
+        message = _paragraph(replace(result, where="") if found else result)
         kind = "error" if result.status == "fail" else "notice"
         commands.append(f"::{kind} {listed}::{_message(message)}")
     return commands

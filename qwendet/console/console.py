@@ -60,14 +60,9 @@ def setup(*, debug: bool, quiet: bool) -> None:
     _state = _State(debug=debug, quiet=quiet or not is_first_process())
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    setup_logging(debug=debug, quiet=_state.quiet)
-
-
-def setup_logging(*, debug: bool, quiet: bool) -> None:
-    """Send the ``qwendet`` logger to stderr; silence other libraries unless ``debug``."""
     logger = logging.getLogger("qwendet")
     logger.handlers = [_StderrHandler()]
-    logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING if _state.quiet else logging.INFO)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not debug:  # read by these libraries when they are imported
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -123,8 +118,10 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table on stdout: numbers aligned right, floats with four digits, a dash for ``None``."""
-    are_numbers = [all(isinstance(row[index], int | float) for row in rows) for index in range(len(columns))]
+    """Print a table on stdout: numbers are aligned right, floats have four digits, ``None`` is a dash."""
+    are_numbers = [
+        all(isinstance(row[index], int | float | None) for row in rows) for index in range(len(columns))
+    ]
     heads, cells = [printable(name) for name in columns], [[_cell(value) for value in row] for row in rows]
     table, least = build_table(printable(title), heads, cells, are_numbers)
     if least <= _stdout().width:

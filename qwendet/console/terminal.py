@@ -31,13 +31,9 @@ def printable(text: str) -> str:
         'a\\x1b[31mb'
     """
     return "".join(
-        character if character.isprintable() or character == "\n" else _escape(character)
-        for character in text
+        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode("ascii")
+        for sign in text
     )
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def open_console(*, stderr: bool) -> Console:

@@ -43,10 +43,7 @@ MIN_IMAGE_SIDE = 2
 MAX_ASPECT_RATIO = 200
 """Long side over short side; the published resizers refuse more."""
 
-ABSENT_FIX = (
-    "correct the path, or name the folder that it starts from: data.root in a config, --root for data check, "
-    "--image-dir for data convert, init and eval"
-)
+ABSENT_FIX = "correct the path, or name the folder that it starts from: data.root in a config, or --image-dir"
 SENSOR_BITS = (8, 10, 12, 14, 16)
 """Of cameras, microscopes, X-ray and thermal images; 16-bit files hold any of them."""
 HOT_PIXELS = 1000

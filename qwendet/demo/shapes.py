@@ -9,7 +9,7 @@ from __future__ import annotations
 import colorsys
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from qwendet.data.samples import DetectedObject
 from qwendet.demo import scenery
 from qwendet.demo.scenery import Field, Floats, Outline
 from qwendet.files import atomic_file
+from qwendet.progress import track
 
 VISIBLE_COVERAGE = 0.3  # of a pixel, from which on it belongs to its object's box
 MIN_SIDE_PX = 6
@@ -270,30 +271,24 @@ def _pick_paint(world: World, rng: np.random.Generator, colour: str, behind: Flo
     return scenery.rgb(rng.uniform(low, high), 1.0, 0.9), 1.0
 
 
-def write_dataset(
-    world: World,
-    path: Path,
-    count: int,
-    seed: int,
-    *,
-    image_format: str = "PNG",
-    progress: Callable[[int], None] | None = None,
-) -> Path:
+def write_dataset(world: World, path: Path, count: int, seed: int) -> Path:
     """Write a sample file and its images beside it; the file appears once all images are there.
 
-    Scene ``i`` is drawn from ``[seed, i]``: a larger ``count`` begins with the same scenes. ``progress`` is
-    called after each scene with the number done.
+    Scene ``i`` is drawn from ``[seed, i]``: a larger ``count`` begins with the same scenes.
     """
     assert count > 0, count
-    with atomic_file(path) as staging, staging.open("w", encoding="utf-8") as file:
+    with (
+        track(f"drawing {path.stem} images", count) as advance,
+        atomic_file(path) as staging,
+        staging.open("w", encoding="utf-8") as file,
+    ):
         (path.parent / "images").mkdir(exist_ok=True)
         for index in range(count):
             scene = draw_scene(world, np.random.default_rng([seed, index]))
-            image = f"images/{path.stem}_{index:05d}.{image_format.lower()}"
-            scene.image.save(path.parent / image, image_format)
+            image = f"images/{path.stem}_{index:05d}.png"
+            scene.image.save(path.parent / image)
             file.write(_as_line(image, scene))
-            if progress is not None:
-                progress(index + 1)
+            advance(index + 1, "")
     return path
 
 

@@ -14,7 +14,7 @@ from qwendet.checks.config.samples import Split, is_counted
 from qwendet.checks.config.scan import Depth, available_cores, scan_files
 from qwendet.checks.config.stats import SplitStats
 from qwendet.config.schema import Config, DataConfig
-from qwendet.data.samples import DetectedObject, Sample, Turn
+from qwendet.data.samples import Sample
 from qwendet.data.sources import samples_of
 from qwendet.encoding.image_tokens import num_image_tokens
 from qwendet.encoding.prompts import answer_text, request_text
@@ -40,7 +40,6 @@ class DataFacts:
         are_asked: samples say themselves what is asked.
         boxes: ``(N, 4)`` float: width and height of each training box, then of its image, in pixels of the
             image as displayed; boxes without area or in images of unknown size are left out.
-        image_sizes: width and height of each image whose size is known.
         most_boxes: most boxes of an image, validation included.
         size_of: displayed size of each image, by the file's split and the image's name.
         splits: what was read of each split.
@@ -50,7 +49,6 @@ class DataFacts:
     labels: Mapping[str, int]
     are_asked: bool
     boxes: npt.NDArray[np.float64]
-    image_sizes: frozenset[Size]
     most_boxes: int
     files: Mapping[Split, Path | Sequence[Path]]
     size_of: Mapping[tuple[Split, str], Size]
@@ -64,16 +62,19 @@ def look_at(files: Mapping[Split, Path | Sequence[Path]], root: Path | None = No
     config = Config(data=DataConfig(root=None if root is None else str(root)))
     splits, _ = scan_files(config, files, depth=depth, workers=available_cores())
     train = splits["train"]
-    seen = [(split, image) for split, scan in splits.items() for image in scan.images]
     return DataFacts(
         num_samples=train.num_parsed,
         labels={label: train.labels[label].num_boxes for label in sorted(train.labels.keys() - train.asked)},
         are_asked=bool(train.asked),
         boxes=_box_sides(train),
-        image_sizes=frozenset(image.size for _, image in seen if image.size is not None),
         most_boxes=max(map(_most_boxes, splits.values())),
         files=files,
-        size_of={(split, image.image): image.size for split, image in seen if image.size is not None},
+        size_of={
+            (split, image.image): image.size
+            for split, scan in splits.items()
+            for image in scan.images
+            if image.size is not None
+        },
         splits=splits,
     )
 
@@ -104,8 +105,11 @@ def count_sample_tokens(
             prompts = first + further * len(sample.teachers)
             answers = sum(
                 num_image_tokens(size, limits)
-                + count(answer_text(objects, size, limits.resized(size), family) + END_OF_TURN)
-                for objects, size in zip(map(_trained, turns), known, strict=True)
+                + count(
+                    answer_text(list(filter(is_counted, turn.objects)), size, limits.resized(size), family)
+                    + END_OF_TURN
+                )
+                for turn, size in zip(turns, known, strict=True)
             )
             totals.append(prompts + answers)
     return totals
@@ -120,10 +124,6 @@ def _some_samples(facts: DataFacts) -> Iterator[tuple[Split, Sample]]:
                 yield split, samples[index]
             except DataError:  # validate-config names it
                 continue
-
-
-def _trained(turn: Turn) -> list[DetectedObject]:
-    return [item for item in turn.objects if is_counted(item)]
 
 
 def prompt_tokens(labels: Sequence[str], family: Family, count: CountTokens) -> tuple[int, int]:

@@ -10,7 +10,6 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -51,7 +50,6 @@ from qwendet.init.values import (
     choose_queries,
     counted,
 )
-from qwendet.progress import Advance, track
 
 TINY = "tiny"
 GENERATED = {"train": 768, "val": 64}
@@ -176,15 +174,9 @@ def _generate(directory: Path) -> _Data:
         raise ConfigError("expected no folder of this name yet", str(folder), "remove it, or init elsewhere")
     with atomic_folder(folder) as staging:
         for split, count in GENERATED.items():
-            with track(f"drawing {split} images", count) as advance:
-                file = staging / f"{split}.jsonl"
-                write_dataset(DEMO, file, count, SEEDS[split], progress=partial(_advance, advance))
+            write_dataset(DEMO, staging / f"{split}.jsonl", count, SEEDS[split])
     files: Mapping[Split, Path] = {"train": folder / "train.jsonl", "val": folder / "val.jsonl"}
     return _Data("data/train.jsonl", "data/val.jsonl", files)
-
-
-def _advance(advance: Advance, done: int) -> None:
-    advance(done, "")
 
 
 def _find_data(directory: Path, data: Path | None, how: Conversion, val: float | None) -> _Data:
@@ -325,7 +317,7 @@ def _of_facts(facts: DataFacts, model: _Model) -> tuple[dict[str, Setting], list
         why = f"{len(tokens):,} labels would take {sum(tokens.values()):,} tokens of each request"
         settings["labels_per_request"] = Setting(most, why)
         notes.append(f"{why}: data.labels_per_request is {most}; see docs/data.md, many labels.")
-    settings |= choose_pixels(facts.boxes, facts.image_sizes, limits, model.recipe)
+    settings |= choose_pixels(facts.boxes, set(facts.size_of.values()), limits, model.recipe)
     low = settings["min_pixels"].value if "min_pixels" in settings else limits.min_pixels
     seen = PixelLimits(low, settings["max_pixels"].value, limits.unit)
     for small in islice(small_objects(facts.splits, seen), 1):

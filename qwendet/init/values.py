@@ -210,7 +210,7 @@ def _tokens_of_small_boxes(boxes: npt.NDArray[np.float64], high: int, low: int, 
 
 
 def _tokens(number: float) -> str:
-    shown = math.floor(number * 10) / 10
+    shown = math.floor(number * 10) / 10 or math.floor(number * 1000) / 1000
     return f"{shown:g} image token{'' if shown == 1 else 's'} or more"
 
 

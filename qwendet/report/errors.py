@@ -78,7 +78,8 @@ def errors_of(run: Run, ground_truth: Mapping[str, Any]) -> list[ImageErrors]:
     for image, items in truth.items():
         for item in items:
             is_missed = item["id"] not in found and not item["ignore"]
-            images[image].objects.append(_object(item, "missed" if is_missed else None))
+            kind: Kind | None = "missed" if is_missed else None
+            images[image].objects.append(Drawn(tuple(item["bbox"]), item["category_id"], None, kind))
     wrong: dict[int, list[int]] = defaultdict(list)
     for row in (matches.score >= threshold).nonzero()[0]:
         result = run.results[matches.detection[row]]
@@ -90,10 +91,6 @@ def errors_of(run: Run, ground_truth: Mapping[str, Any]) -> list[ImageErrors]:
     for image, places in wrong.items():
         _name_errors(images[image].detections, places, truth[image])
     return images
-
-
-def _object(item: Mapping[str, Any], kind: Kind | None) -> Drawn:
-    return Drawn(tuple(item["bbox"]), item["category_id"], None, kind)
 
 
 def _name_errors(detections: list[Drawn], places: Sequence[int], truth: Sequence[Mapping[str, Any]]) -> None:

@@ -29,8 +29,11 @@ JPEG_QUALITY = 78
 
 def write_report(evaluation: Evaluation, folder: Path) -> Path:
     """Write ``folder/index.html``, which needs no other file and no network."""
+    return _write(render(evaluation), folder)
+
+
+def _write(html: str, folder: Path) -> Path:
     page = folder / "index.html"
-    html = render(evaluation)
     with atomic_file(page) as path:
         path.write_text(html, encoding="utf-8", errors="backslashreplace")
     return page
@@ -88,11 +91,8 @@ def write_benchmark_page(table: Mapping[str, Any], folder: Path) -> Path:
     Returns:
         The page.
     """
-    page = folder / "index.html"
-    html = _environment().get_template("benchmark.html.j2").render(table=table, style=_own_file("page.css"))
-    with atomic_file(page) as path:
-        path.write_text(html, encoding="utf-8")
-    return page
+    template = _environment().get_template("benchmark.html.j2")
+    return _write(template.render(table=table, style=_own_file("page.css")), folder)
 
 
 def _worst(errors: Sequence[Sequence[ImageErrors]]) -> list[int]:

@@ -30,7 +30,13 @@ class ProgressReport(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the bar."""
+        """Open the bar; say where a run that goes on has no step left."""
+        if 0 < state.max_steps <= state.global_step:
+            logger.warning(
+                "no step is left: the checkpoint is at step %d of %d (train.max_steps, train.epochs)",
+                state.global_step,
+                state.max_steps,
+            )
         self._context = track("training", state.max_steps)
         self._advance = self._context.__enter__()
         self._step = state.global_step

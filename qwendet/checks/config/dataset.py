@@ -84,7 +84,7 @@ def images_are_under_the_root(dataset: Dataset) -> Iterable[Problem]:
             fix = "give yourself the right to read them: chmod -R +rX FOLDER"
             yield Problem(f"none of the {lost} images may be read{example}", str(stats.path), fix)
         else:
-            fix = "set data.root, or --root, to the folder that the image paths start from"
+            fix = "set data.root, or --image-dir, to the folder that the image paths start from"
             yield Problem(f"none of the {lost} images is there{example}", str(stats.path), fix)
 
 

@@ -96,7 +96,7 @@ def _data_config(given: Given, root: Path | None) -> Config:
     files = {split: path for split, path in given.files.items() if isinstance(path, Path)}
     names = {split: str(path) for split, path in files.items() if split != "test"}
     config = Config.model_validate({"data": {**names, "root": None if root is None else str(root)}})
-    require_files([(str(path), path) for path in files.values()], config.data.root, "--root")
+    require_files([(str(path), path) for path in files.values()], config.data.root, "--image-dir")
     return config
 
 

@@ -96,9 +96,9 @@ class Conversion:
     frame: BoxFrame | None = None
     split: str | None = None
 
-    def options(self, image_dir: str = "--image-dir") -> list[str]:
-        """How the source is read, in words of the command line; some call the images' folder otherwise."""
-        given = {"--from": self.source, image_dir: self.image_dir, "--frame": self.frame}
+    def options(self) -> list[str]:
+        """How the source is read, in words of the command line."""
+        given = {"--from": self.source, "--image-dir": self.image_dir, "--frame": self.frame}
         words = [
             word
             for name, value in given.items()

@@ -442,5 +442,5 @@ def test_data_root__is_where_images_are_looked_for(project: Project) -> None:
         ("config.images.root", "none of the 1"),
         ("config.images.root", "none of the 2"),
     ]
-    assert results[0].fix == "set data.root, or --root, to the folder that the image paths start from"
+    assert results[0].fix == "set data.root, or --image-dir, to the folder that the image paths start from"
     assert not project.failed(data={"root": str(images)})

@@ -235,6 +235,6 @@ def test_record__says_ok_unless_it_is_not(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_table__aligns_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    console.print_table("T", ("name", "n"), [("a", 1), ("[b]", 200)])
+    console.print_table("T", ("name", "n"), [("a", 1), ("[b]", 200), ("c", None)])
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert lines[2:] == ["  name     n", " ────────────", "  a        1", "  [b]    200", ""]
+    assert lines[2:] == ["  name     n", " ────────────", "  a        1", "  [b]    200", "  c        –", ""]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import colorsys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -19,6 +21,7 @@ from qwendet.data.samples import SampleFile
 from qwendet.demo import scenery, shapes
 from qwendet.demo.shapes import DEMO, Scene, World, draw_scene, write_dataset
 from qwendet.errors import DataError
+from qwendet.progress import Advance, shown_by
 
 WORLDS = [pytest.param(PRETRAIN, id="pretrain"), pytest.param(DEMO, id="demo")]
 OUTLINES = sorted({**PRETRAIN.outlines, **DEMO.outlines}.items())
@@ -178,7 +181,14 @@ def test_worlds__each_colour_has_several_shapes_and_each_shape_several_colours(w
 @pytest.mark.parametrize("world", WORLDS)
 def test_write_dataset__reads_back_as_samples(world: World, tmp_path: Path) -> None:
     done: list[int] = []
-    path = write_dataset(world, tmp_path / "data" / "val.jsonl", 6, seed=3, progress=done.append)
+
+    @contextmanager
+    def show(description: str, total: int) -> Iterator[Advance]:
+        assert (description, total) == ("drawing val images", 6)
+        yield lambda finished, text: done.append(finished)
+
+    with shown_by(show):
+        path = write_dataset(world, tmp_path / "data" / "val.jsonl", 6, seed=3)
     samples = list(SampleFile(path))
     assert done == [1, 2, 3, 4, 5, 6]
     assert [sample.student.image for sample in samples] == [f"images/val_{i:05d}.png" for i in range(6)]
@@ -204,20 +214,14 @@ def test_write_dataset__same_seed_same_bytes(tmp_path: Path) -> None:
         assert image.read_bytes() == (longer.parent / "images" / image.name).read_bytes()
 
 
-def test_write_dataset__jpeg(tmp_path: Path) -> None:
-    path = write_dataset(DEMO, tmp_path / "train.jsonl", 1, seed=0, image_format="JPEG")
-    with Image.open(path.parent / SampleFile(path)[0].student.image) as image:
-        assert image.format == "JPEG"
-
-
 def test_write_dataset__interrupted_leaves_no_sample_file(tmp_path: Path) -> None:
-    def interrupt(done: int) -> None:
-        if done == 2:
+    def interrupt(finished: int, text: str) -> None:
+        if finished == 2:
             raise KeyboardInterrupt
 
     path = tmp_path / "train.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        write_dataset(DEMO, path, 4, seed=0, progress=interrupt)
+    with pytest.raises(KeyboardInterrupt), shown_by(lambda description, total: nullcontext(interrupt)):
+        write_dataset(DEMO, path, 4, seed=0)
     assert not path.exists()
     assert write_dataset(DEMO, path, 4, seed=0).exists()
 

@@ -87,6 +87,10 @@ def test_pixels__the_most_that_a_model_is_given() -> None:
         "what this model is given at most; 95 % of 100 boxes cover 1 image token or more of 28×28 pixels",
     )
     assert pixels(boxes_of(100, large), large, recipe=TINY_RECIPE)[:2] == (None, 50_176)
+    assert (
+        "95 % of 100 boxes cover 0.002 image tokens"
+        in pixels(boxes_of(20, large), large, recipe=TINY_RECIPE)[2]
+    )
 
 
 def test_pixels__are_counted_in_units_of_the_family() -> None:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from qwendet.progress import Advance, shown_by
 from qwendet.training.callbacks import ProgressReport
 
@@ -33,3 +35,13 @@ def test_progress__tells_the_loss_and_the_share_of_time_spent_waiting_for_data()
     report.say("after the end")
     loss = "total 1.250 lm 0.500 (12.3 samples/s, waiting for data 4%)"
     assert shown == [(0, ""), (1, loss), (1, "validating 3/6")]
+
+
+def test_progress__says_where_a_resumed_run_has_no_step_left(caplog: pytest.LogCaptureFixture) -> None:
+    control: Any = SimpleNamespace(should_log=False)
+    for step, is_said in ((7, False), (8, True), (28, True)):
+        caplog.clear()
+        report = ProgressReport()
+        report.on_train_begin(None, SimpleNamespace(max_steps=8, global_step=step), control)  # type: ignore[arg-type]
+        report.close()
+        assert ("no step is left" in caplog.text) == is_said
