@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from qwendet.loading.manifest import read_manifest
+from qwendet.model.detector import Qwen25VLWithDetection
 from tests.cli.conftest import Ending, Qwendet
-from tests.planted.bugs_consistency_compute import accept_one_too_many
+from tests.planted.bugs_loss_model import cross_entropy
+from tests.planted.in_code import replacing
+
+plant = replacing(Qwen25VLWithDetection, "_cross_entropy", cross_entropy(label_smoothing=0.01))
 
 
 def train(qwendet: Qwendet, repo_root: Path, folder: Path, preflight: str) -> Ending:
@@ -37,17 +41,17 @@ def test_full__trains_what_passes(qwendet: Qwendet, repo_root: Path, tmp_path: P
 def test_full__refuses_a_planted_bug(
     qwendet: Qwendet, repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accept_one_too_many(monkeypatch)
+    plant(monkeypatch)
     ending = train(qwendet, repo_root, tmp_path / "run", "full")
     assert ending.code == 1
-    assert "generation with drafts writes other tokens" in ending.err
+    assert "differ from the base model's" in ending.err
     assert not list(tmp_path.glob("run/*"))
 
 
 def test_off__is_printed_and_recorded(
     qwendet: Qwendet, repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accept_one_too_many(monkeypatch)
+    plant(monkeypatch)
     ending = train(qwendet, repo_root, tmp_path / "run", "off")
     assert ending.code == 0
     assert "train.preflight is off" in ending.err

@@ -94,7 +94,7 @@ def test_sound__without_log_probabilities_and_ids_passes_too(sound: Observed) ->
     with beside(sound, tells=()) as observed:
         results = checked(observed)
     assert {result.status for result in results} == {"pass"}
-    assert "no log-probabilities" in results[0].what
+    assert "without log-probabilities" in results[0].what
 
 
 def of_limits(low: int, high: int) -> Any:
