@@ -46,12 +46,12 @@ class Look:
 
 @dataclass
 class Trace:
-    """All calls, in order.
+    """All calls, each kind in order.
 
     Attributes:
         batches: what the detector was given.
         outputs: what it returned.
-        readings: calls of the language model.
+        readings: calls of the language model, those of the detector first.
         looks: calls of the head.
         prompts: keyword arguments of the base model's own calls, as generation makes them.
         logits: what those returned for the last position, ``(B, vocabulary)``.
@@ -74,6 +74,8 @@ def recording(detector: Qwen25VLWithDetection) -> Iterator[Trace]:
     trace = Trace()
 
     def on_detector(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        # Its reading stands before those of generation, whichever was asked first.
+        trace.readings.insert(len(trace.batches), trace.readings.pop())
         trace.batches.append(args[0] if args else kwargs["batch"])
         trace.outputs.append(output)
 
