@@ -244,7 +244,10 @@ class _Job:
         if self.problems and not self.how.skip_bad:
             raise DataError.of(self.problems)
         if not self.images:
-            nothing = Problem("no image is left", str(self.source.root), "mend what was left out")
+            is_empty = not self.problems and self.findings.keys() <= {"no_split", "unused"}
+            what = "the data set holds no image" if is_empty else "no image is left"
+            fix = "give the folder that holds its images" if is_empty else "mend what was left out"
+            nothing = Problem(what, str(self.source.root), fix)
             raise DataError.of([nothing, *self.problems[:MAX_PROBLEMS]])
         return self.writer.finish()
 

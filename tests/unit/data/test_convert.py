@@ -255,6 +255,16 @@ def test_skip_bad__leaves_out_images_and_lists_them(voc: Voc, tmp_path: Path) ->
     assert conversion_notes(report)[-1].startswith("Left out 1, all listed in left-out.txt:\n")
 
 
+def test_convert__empty_data_set_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "annotations.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    with pytest.raises(DataError) as error:
+        convert_dataset(tmp_path / "annotations.json", tmp_path / "out", Conversion())
+    (problem,) = error.value.problems
+    assert problem.what == "the data set holds no image"
+    assert problem.fix == "give the folder that holds its images"
+    assert not (tmp_path / "out").exists()
+
+
 def test_skip_bad__with_nothing_left(voc: Voc, tmp_path: Path) -> None:
     voc.add("a", xml="broken")
     with pytest.raises(DataError, match="no image is left"):
