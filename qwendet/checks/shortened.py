@@ -23,6 +23,7 @@ from torch import nn
 
 from qwendet.checks.subject import Subject, once
 from qwendet.config.schema import Config
+from qwendet.families.family import decoder_layer_types
 from qwendet.files import atomic_folder
 from qwendet.loader import Bundle
 from qwendet.loading.checkpoint import base_weights
@@ -82,7 +83,7 @@ def shortened(detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:
     windowed = getattr(visual, "fullatt_block_indexes", None)
     kinds = [windowed is None or index in windowed for index in range(len(visual.blocks))]
     blocks = sorted({*first_of_each(kinds), *deepstack[:1]})
-    types = getattr(text.config, "layer_types", None) or ["full_attention"] * len(text.layers)
+    types = decoder_layer_types(text.config)
     layers = first_of_each(types, DECODER_LAYERS)
     with _only(visual, "blocks", blocks), _only(text, "layers", layers):
         copied = copy.deepcopy(detector)

@@ -10,7 +10,7 @@ from typing import Any
 
 from qwendet.config.schema import Frame
 from qwendet.encoding.prompts import request_text
-from qwendet.families.family import AnswerForm
+from qwendet.families.family import AnswerForm, decoder_layer_types
 from qwendet.loader import Bundle
 from qwendet.loading.processor import RESIZER
 
@@ -124,6 +124,6 @@ def _limits(text: Any, dtype: str, ignored: tuple[str, ...]) -> list[str]:
     if head not in VLLM_CPU_HEADS:
         sizes = ", ".join(map(str, VLLM_CPU_HEADS))
         limits.append(f"not for vLLM on a CPU: heads of {head}, its kernels take {sizes}")
-    if "linear_attention" in (getattr(text, "layer_types", None) or ()) and dtype != "bfloat16":
+    if "linear_attention" in decoder_layer_types(text) and dtype != "bfloat16":
         limits.append("not for vLLM on a CPU: it computes recurrent layers in bfloat16 alone")
     return limits

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from qwendet.config.schema import Frame
 from qwendet.errors import CheckpointError
@@ -19,6 +19,8 @@ AnswerForm = Literal["json", "box_tokens"]
 """JSON objects with ``bbox_2d`` and ``label``, or Qwen2-VL's box tokens."""
 
 THOUSANDTHS = 1000
+FULL_ATTENTION = "full_attention"
+"""A decoder layer that is not recurrent, as ``layer_types`` of transformers calls it."""
 
 
 @dataclass(frozen=True)
@@ -130,3 +132,8 @@ def unknown_family(model_type: str | None, where: str, known: Mapping[str, Famil
         where,
         f"take a model of {names}",
     )
+
+
+def decoder_layer_types(text_config: Any) -> list[str]:
+    """What each decoder layer is; three of four of Qwen3.5 are recurrent (``linear_attention``)."""
+    return list(getattr(text_config, "layer_types", None) or [FULL_ATTENTION] * text_config.num_hidden_layers)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from qwendet.families.family import FULL_ATTENTION, decoder_layer_types
+
 PER_SEQUENCE = "qwendet_per_sequence"
 """Name of this attention among those of transformers."""
 sdpa_attention_forward = AttentionInterface()["sdpa"]
@@ -37,8 +39,8 @@ def per_sequence_inputs(
     ``position_ids`` are ``(3, B, L)``, of packed samples ``(4, B, L)`` and without ``attention_mask``.
     """
     config = language_model.config
-    other_layers = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
-    if config._attn_implementation != PER_SEQUENCE or other_layers:
+    is_hybrid = {*decoder_layer_types(config)} != {FULL_ATTENTION}
+    if config._attn_implementation != PER_SEQUENCE or is_hybrid:
         return {"attention_mask": attention_mask, "position_ids": position_ids}
     # Without mask and indices of tokens transformers makes no mask.
     lengths = lengths_in_order(num_tokens, shape)

@@ -15,8 +15,9 @@ chunk; the way back through head and lm_head; through the layers; the optimizer'
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
 from qwendet.config.contradictions import AUTOCAST_OF
 from qwendet.config.schema import Config, TrainConfig
-from qwendet.families.family import Family
+from qwendet.families.family import FULL_ATTENTION, Family, decoder_layer_types
 from qwendet.loading.checkpoint import dtype_name
 from qwendet.loading.lora import add_adapter
 from qwendet.model.attention import attention_by_part
@@ -327,7 +328,7 @@ def _vision(
         return Footprint()
     if not trains:  # nothing to go back through but the merger
         return Footprint(merger.kept + _bytes(seen), merger.peak + _bytes(seen))
-    return _stack(block, len(visual.blocks), _bytes(seen), recompute, merger)
+    return _stack([block] * len(visual.blocks), _bytes(seen), recompute, merger)
 
 
 def _language(
@@ -341,22 +342,27 @@ def _language(
     with FAKE:
         rotary = language.rotary_emb(read, torch.zeros(3, batch, tokens, dtype=torch.int64))
     given: dict[str, Any] = {"position_embeddings": rotary}
-    if model.attn_implementation in ("auto", "sdpa"):
+    types = decoder_layer_types(detector.config.text_config)
+    if model.attn_implementation in ("auto", "sdpa") and {*types} == {FULL_ATTENTION}:
         given["lengths"] = lengths_in_order([tokens] * batch, (batch, tokens))
-    elif model.attn_implementation == "eager" and hasattr(language.layers[0], "self_attn"):
-        given["attention_mask"] = _input(batch, 1, tokens, tokens, dtype=dtype, trains=False)
-    layer = footprint(lambda: language.layers[0](read, **given))
+    mask = _input(batch, 1, tokens, tokens, dtype=dtype, trains=False)
+    kinds: dict[str, Footprint] = {}
+    for layer, kind in zip(language.layers, types, strict=True):
+        if kind not in kinds:
+            is_masked = model.attn_implementation == "eager" and kind == FULL_ATTENTION
+            own = given | ({"attention_mask": mask} if is_masked else {})
+            kinds[kind] = footprint(partial(layer, read, **own))
     norm = footprint(lambda: language.norm(read))
-    return _stack(layer, len(language.layers), _bytes(read), model.gradient_checkpointing, norm)
+    return _stack([kinds[kind] for kind in types], _bytes(read), model.gradient_checkpointing, norm)
 
 
-def _stack(layer: Footprint, number: int, of_input: int, recompute: bool, last: Footprint) -> Footprint:
-    """Equal layers and what follows. Recomputed, they keep their inputs, and everything of one at a time."""
+def _stack(layers: Sequence[Footprint], of_input: int, recompute: bool, last: Footprint) -> Footprint:
+    """Layers and what follows. Recomputed, they keep their inputs, and everything of one at a time."""
     if recompute:
-        kept = (number + 1) * of_input + last.kept
-        return Footprint(kept, kept + layer.peak)
-    kept = of_input + number * layer.kept + last.kept
-    return Footprint(kept, kept + max(layer.peak - layer.kept, last.peak - last.kept))
+        kept = (len(layers) + 1) * of_input + last.kept
+        return Footprint(kept, kept + max(layer.peak for layer in layers))
+    kept = of_input + sum(layer.kept for layer in layers) + last.kept
+    return Footprint(kept, kept + max(each.peak - each.kept for each in (*layers, last)))
 
 
 def _detect(detector: Qwen25VLWithDetection, work: Workload) -> Tensor:
