@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -318,6 +318,7 @@ def test_tools__polygons_and_masks_are_kept(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in TOOLS if "cvat" not in kind])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(at=st.integers(0, 10**6), value=st.one_of(junk, st.just({}), st.lists(junk, max_size=2)))
+@example(at=4693, value=float("nan"))
 def test_tools__any_value_anywhere_gives_sound_records_or_data_errors(
     kind: str, at: int, value: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

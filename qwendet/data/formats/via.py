@@ -13,6 +13,7 @@ from pydantic import Field
 
 from qwendet.data.formats.drawn import (
     Drawn,
+    Number,
     Point,
     Row,
     Shape,
@@ -99,7 +100,7 @@ def _shape(region: _Region, where: str) -> Shape:
         cx, cy, rx, ry, theta = numbers(given, "cx cy rx ry theta", where)
         points = ellipse(cx, cy, rx, ry, theta)
     elif kind == "polygon":
-        xs, ys = (read_as(list[float], value.get(f"all_points_{axis}"), where) for axis in "xy")
+        xs, ys = (read_as(list[Number], value.get(f"all_points_{axis}"), where) for axis in "xy")
         points = paired(xs, ys, where)
     elif kind not in ("point", "polyline"):
         raise DataError(f"shape_attributes.name: expected a shape of VIA, got {kind!r}", where, "correct it")

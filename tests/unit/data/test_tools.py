@@ -207,6 +207,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "label: expected one choice, got bolt, nut",
     ),
     "via shape": ({"v.json": via_shape(name="star"), **IMAGE}, "expected a shape of VIA, got 'star'"),
+    "via polygon of no number": (
+        {
+            "v.json": via_shape(name="polygon", all_points_x=[1, float("nan"), 9], all_points_y=[2, 3, 40]),
+            **IMAGE,
+        },
+        "1: expected a finite number, got nan",
+    ),
     "via number": (
         {"v.json": via_shape(name="rect", x=1, y=2, width="w", height=3), **IMAGE},
         "width: expected a valid",
