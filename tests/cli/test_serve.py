@@ -20,6 +20,8 @@ from PIL import Image
 
 from tests.cli.conftest import Qwendet
 
+pytestmark = pytest.mark.slow
+
 PNG = {"Content-Type": "image/png"}
 
 

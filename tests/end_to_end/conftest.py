@@ -14,6 +14,13 @@ import pytest
 from selenium import webdriver
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of these run a whole command: `make check` leaves them out."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def by_ranks() -> Iterator[Callable[[str, Path, Path, int], list[int]]]:
     """Do a job of ranks.py, whose one process imports torch for all tests; the exit codes of its ranks."""

@@ -27,7 +27,6 @@ def figures_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("float64_is_kept")
 @pytest.mark.parametrize(
     "name", ["Qwen2-VL-2B-Instruct", "Qwen2.5-VL-7B-Instruct", "Qwen3-VL-4B-Instruct", "Qwen3.5-0.8B"]
@@ -44,7 +43,6 @@ def test_family_parity__holds(
     assert max(figures.values()) < 1e-11
 
 
-@pytest.mark.slow
 def test_infer__runs_at_its_smallest(figures_of: Run, shared: Path) -> None:
     figures = figures_of(infer, ["--rounds", "1", "--tokens", "2"])
     wanted = {"head_over_text", "text_over_generate_b1", "text_over_generate_b8", "text_b8_over_generate_b1"}
@@ -52,7 +50,6 @@ def test_infer__runs_at_its_smallest(figures_of: Run, shared: Path) -> None:
     assert min(figures.values()) > 0
 
 
-@pytest.mark.slow
 def test_serve__no_answer_is_wrong_at_its_smallest(figures_of: Run) -> None:
     """Under load, after broken requests, and through a kill."""
     figures = figures_of(serve, ["--images", "8", "--rounds", "1", "--malformed", "25"])

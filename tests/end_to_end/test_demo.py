@@ -18,7 +18,6 @@ SCENES = ["--train-scenes", "16", "--test-scenes", "4"]
 STEPS = ["--set", "train.max_steps=2", "--set", "train.batch_size=4"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", MODELS)
 def test_demo__leaves_coco_files_and_pictures(
     family: str, repo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

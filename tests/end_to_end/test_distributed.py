@@ -20,7 +20,6 @@ from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.demo.tiny import TINY_FOLDER
 from qwendet.training.best import Best, find_best
 
-pytestmark = pytest.mark.slow
 Run = Callable[[str, Path, Path, int], None]
 
 

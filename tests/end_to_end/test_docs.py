@@ -34,7 +34,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_quick_start__from_init_to_eval(repo_root: Path, project: Path, tmp_path: Path) -> None:
     text = (repo_root / "docs" / "index.md").read_text(encoding="utf-8")
     (block,) = (part for part in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "--tiny" in part)
@@ -48,7 +47,6 @@ def test_quick_start__from_init_to_eval(repo_root: Path, project: Path, tmp_path
     assert (tmp_path / "report" / "index.html").is_file()
 
 
-@pytest.mark.slow
 def test_python_api__every_example_runs(repo_root: Path, project: Path, tmp_path: Path) -> None:
     text = (repo_root / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -59,7 +59,6 @@ def test_embedded__passes_the_quick_checks(name: str, tmp_path: Path) -> None:
     assert result.status == "pass"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_config__is_trained_evaluated_exported_and_loaded(
     name: str, shared: Path, tmp_path: Path

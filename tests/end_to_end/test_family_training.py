@@ -33,7 +33,6 @@ from tests.end_to_end.training.runs import assert_same, parameters_of, weights_o
 
 PUBLISHED = ("Qwen2-VL-2B-Instruct", "Qwen3-VL-4B-Instruct", "Qwen3.5-0.8B")
 PACKED = PUBLISHED[:2]
-pytestmark = pytest.mark.slow
 
 
 class Family(NamedTuple):

@@ -29,7 +29,6 @@ FSDP2 = {
 SMALL_HEAD = {"hidden_size": 64, "num_layers": 1, "num_heads": 4}
 pytestmark = [
     pytest.mark.timeout(1200),  # a minute on two cores of its own
-    pytest.mark.slow,
     pytest.mark.skipif(
         torch.cuda.is_available(), reason="torch would spread over GPUs: tests/gpu/test_fsdp.py"
     ),

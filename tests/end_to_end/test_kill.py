@@ -106,7 +106,6 @@ def with_callback(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], objec
     monkeypatch.setattr(qwendet.train, "create_trainer", create)
 
 
-@pytest.mark.slow
 def test_kill__five_times_anywhere_nothing_is_lost_and_all_runs_end_the_same(
     repo_root: Path, tmp_path: Path
 ) -> None:

@@ -36,7 +36,6 @@ from qwendet.training.prefetch import StepPrefetcher
 from qwendet.training.trainer import DetectionTrainer
 
 GROUPS = ("vision", "merger", "language", "head")
-SLOW = pytest.mark.slow
 MakeConfig = Callable[..., Config]
 
 
@@ -238,7 +237,6 @@ def test_step__fetches_what_the_host_must_know_in_one_transfer(
 # Batches made ahead
 
 
-@SLOW
 def test_batches__made_by_a_thread_or_a_process_are_those_made_in_turn(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,9 +301,9 @@ DROPOUT = {"lora": {"rank": 4, "dropout": 0.3, "targets": "all"}}
     "sections",
     [
         pytest.param({}, id="plain"),
-        pytest.param({"infer": {"mode": "both"}, "model": DROPOUT}, id="text and dropout", marks=SLOW),
-        pytest.param({"train": {"autocast": "bf16"}}, id="autocast", marks=SLOW),
-        pytest.param({"model": {"gradient_checkpointing": True}}, id="gradient checkpointing", marks=SLOW),
+        pytest.param({"infer": {"mode": "both"}, "model": DROPOUT}, id="text and dropout"),
+        pytest.param({"train": {"autocast": "bf16"}}, id="autocast"),
+        pytest.param({"model": {"gradient_checkpointing": True}}, id="gradient checkpointing"),
     ],
 )
 def test_eval_steps__leave_no_trace_in_the_weights(
@@ -341,7 +339,6 @@ def test_evaluation_mode__gives_back_modes_and_random_states(make_config: MakeCo
     assert np.random.get_state()[1].tolist() == states[2]  # noqa: NPY002
 
 
-@SLOW
 def test_eval_steps__give_what_the_checkpoint_of_the_same_step_gives(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -481,7 +478,6 @@ def test_no_board__leaves_no_files(make_config: MakeConfig, tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-1"]
 
 
-@SLOW
 def test_tensorboard__of_a_resumed_run_hides_what_is_done_again(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:

@@ -17,7 +17,6 @@ from qwendet.demo.tiny import ASSETS
 from qwendet.inference.inputs import collect_samples
 
 
-@pytest.mark.slow
 def test_ray_infer__predicts_each_image_once(repo_root: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray.data", reason="Ray is not installed: pip install 'qwendet[ray]'")
     write_dataset(PRETRAIN, tmp_path / "scenes" / "val.jsonl", 11, seed=3)

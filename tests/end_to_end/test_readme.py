@@ -10,8 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 STEPS = ["--set", "train.max_steps=2", "--set", "train.batch_size=2"]
 
 
@@ -31,7 +29,6 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
 def test_walk__from_init_to_eval(repo_root: Path, shared: Path, tmp_path: Path) -> None:
     walk = commands(repo_root)
     assert [line[1] for line in walk] == ["init", "validate-config", "validate", "train", "infer", "eval"]
@@ -64,7 +61,6 @@ def shown(repo_root: Path) -> list[tuple[list[str], list[str]]]:
     return [(shlex.split(first), [line for line in rest if line and line != "…"]) for first, *rest in parts]
 
 
-@pytest.mark.slow
 def test_output__is_what_the_commands_print(repo_root: Path, tmp_path: Path) -> None:
     """Every line, in its order; of a short training those without figures."""
     seen = []

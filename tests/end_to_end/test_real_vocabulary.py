@@ -48,8 +48,6 @@ SMALL_VISION = {
     "out_hidden_size": 64,
     "fullatt_block_indexes": [1],
 }
-pytestmark = pytest.mark.slow
-
 LAYER_NUMBER = re.compile(r"\.\d+\.")
 
 

@@ -362,7 +362,6 @@ def in_two_processes(dies_after: int, folder: Path, *words: str | Path) -> subpr
     )
 
 
-@pytest.mark.slow
 def test_killed_processes__are_gone_on_from_by_one(scenes: Path, undisturbed: bytes, tmp_path: Path) -> None:
     output = tmp_path / "found.jsonl"
     killed = in_two_processes(2, tmp_path, "infer", TINY, scenes, "--output", output, *SET)
@@ -375,7 +374,6 @@ def test_killed_processes__are_gone_on_from_by_one(scenes: Path, undisturbed: by
     assert not (tmp_path / "found.jsonl.part").exists()
 
 
-@pytest.mark.slow
 def test_killed_process__is_gone_on_from_by_two(
     scenes: Path,
     undisturbed: bytes,
@@ -393,7 +391,6 @@ def test_killed_process__is_gone_on_from_by_two(
     assert not part.exists()
 
 
-@pytest.mark.slow
 def test_kill_infer__nothing_is_lost_and_nothing_predicted_twice(repo_root: Path, tmp_path: Path) -> None:
     words = ["benchmarks.kill_infer", "--kills", "3", "--images", "12", "--json", str(tmp_path / "out")]
     done = subprocess.run(

@@ -11,7 +11,6 @@ import pytest
 
 from qwendet.demo.shapes import DEMO, write_dataset
 
-pytestmark = pytest.mark.slow
 ENDS_WITHIN = 300
 """Seconds: seven on two free cores; what waits for ever takes more on a busy machine, too."""
 

@@ -31,6 +31,8 @@ from tests.planted.by_family import FIRST, families, in_families
 from tests.planted.large import take_for_large
 from tests.planted.test_loss import BUGS as LOSS_BUGS
 
+pytestmark = pytest.mark.slow
+
 ConfigOf = Callable[[str], Config]
 Copy = Callable[[str, bool], Path]
 BUGS = (*BUILD_BUGS, *PROMPT_BUGS, *IMAGE_BUGS, *COMPUTE_BUGS, *HEAD_BUGS, *FAMILY_BUGS)

@@ -19,6 +19,8 @@ from tests.planted.bugs_loss_terms import TERM_BUGS
 from tests.planted.bugs_loss_trainer import TRAINER_BUGS
 from tests.planted.by_family import FIRST, families, in_families
 
+pytestmark = pytest.mark.slow
+
 BUGS = (*TERM_BUGS, *MODEL_BUGS, *BATCH_BUGS, *TRAINER_BUGS, *LOSS_FAMILY_BUGS)
 
 MakeBundle = Callable[[str, tuple[str, ...]], Bundle]

@@ -117,7 +117,6 @@ def test_accumulation__four_of_one_is_one_of_four(
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-4 * scale, msg=name)
 
 
-@pytest.mark.slow
 def test_two_processes__two_of_two_is_one_of_four(
     four: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:

@@ -354,6 +354,7 @@ def test_image_of_several_conversations__is_one_sample_when_the_last_is_read(tmp
     assert list(boxes) == ["pics/1.png", "pics/0.png"]
 
 
+@pytest.mark.slow
 def test_memory__of_a_file_of_conversations(tmp_path: Path) -> None:
     """Between the passes only path, size and count of an image stay: a kilobyte, where boxes took six."""
     import tracemalloc

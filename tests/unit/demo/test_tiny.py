@@ -85,6 +85,7 @@ def test_tokens_and_template__are_the_published_ones(name: str, shared: Path) ->
         )
 
 
+@pytest.mark.slow
 def test_untrained__are_the_same_in_every_process() -> None:
     command = [sys.executable, "-c", PRINT_HASHES]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

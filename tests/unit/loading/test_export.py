@@ -118,6 +118,7 @@ def answer_of(folder: Path, image: Path) -> str:
     return answer.text
 
 
+@pytest.mark.slow
 def test_export__gives_the_same_text_in_transformers_alone(
     exported: Path, adapter: Path, scene: Path
 ) -> None:

@@ -64,6 +64,7 @@ def test_estimate__is_within_15_percent_with_the_true_vocabulary(shared: Path, t
     assert estimate == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.slow
 def test_check__7b_on_24_gib_is_refused_before_a_download_with_what_would_fit(shared: Path) -> None:
     folder = shared / "qwen_processor" / "Qwen2.5-VL-7B-Instruct"
     config = make_config(
@@ -120,6 +121,7 @@ def test_estimate__fsdp_spreads_all_and_gathers_what_is_computed_with(shared: Pa
     assert gathered == (outside + 2 * layer) * 4 * 2
 
 
+@pytest.mark.slow
 def test_check__7b_fits_where_fsdp_spreads_it(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shared / "qwen_processor" / "Qwen2.5-VL-7B-Instruct"
     config = make_config(
@@ -160,6 +162,7 @@ def test_estimate__a_frozen_model_keeps_no_activations() -> None:
     assert estimate_memory(head_alone, deeper, torch.float32, work, "cpu").activations == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Qwen2.5-VL-7B-Instruct", "Qwen3-VL-4B-Instruct", "Qwen3.5-0.8B"])
 def test_estimate__eager_attention_keeps_a_weight_for_each_pair_of_tokens(name: str, shared: Path) -> None:
     """Where layers are recurrent, as in Qwen3.5, the first one has none; the vision tower has."""
@@ -179,6 +182,7 @@ def test_estimate__eager_attention_keeps_a_weight_for_each_pair_of_tokens(name: 
     assert kept["eager", 1024] > 2.2 * kept["eager", 512]
 
 
+@pytest.mark.slow
 def test_check__the_tiny_model_fits_and_says_what_it_needs() -> None:
     (result,) = run_memory_check(make_config(model={"path": "tiny"}, train={"max_memory": 8.0}))
     assert result.status == "pass", result
@@ -189,6 +193,7 @@ def test_check__the_tiny_model_fits_and_says_what_it_needs() -> None:
     assert GIB == 1024**3
 
 
+@pytest.mark.slow
 def test_check__many_labels_need_more_and_fewer_a_request_less() -> None:
     """The head's activations grow with the labels of a batch, the prompt with those of a request."""
     peaks = []
@@ -208,6 +213,7 @@ def test_check__many_labels_need_more_and_fewer_a_request_less() -> None:
     assert result.status == "pass"
 
 
+@pytest.mark.slow
 def test_check__a_model_that_cannot_be_reached_is_no_bug() -> None:
     (result,) = run_memory_check(make_config(model={"path": "nobody/nothing"}))
     assert (result.status, result.where) == ("fail", "nobody/nothing")
