@@ -183,6 +183,22 @@ def test_estimate__eager_attention_keeps_a_weight_for_each_pair_of_tokens(name: 
 
 
 @pytest.mark.slow
+def test_estimate__layers_of_each_kind_count_as_what_they_are(shared: Path) -> None:
+    """Three of four layers of Qwen3.5 are recurrent, and keep more than the fourth."""
+    vlm_config = base_config(str(shared / "qwen_processor" / "Qwen3.5-0.8B"))
+    text, work = vlm_config.text_config, Workload(1, 1024, (32, 32), 512, 8)
+    published = text.layer_types
+    kinds = {"mixed": published} | {kind: [kind] * len(published) for kind in {*published}}
+    kept = {}
+    for name, text.layer_types in kinds.items():
+        config = make_config(detection={"enabled": False}, train={"vision_learning_rate": 0.0})
+        kept[name] = estimate_memory(config, vlm_config, torch.float32, work, "cpu").activations
+    recurrent, full = kept["linear_attention"], kept["full_attention"]
+    assert recurrent > 1.2 * full
+    assert kept["mixed"] == pytest.approx((3 * recurrent + full) / 4, rel=0.01)
+
+
+@pytest.mark.slow
 def test_check__the_tiny_model_fits_and_says_what_it_needs() -> None:
     (result,) = run_memory_check(make_config(model={"path": "tiny"}, train={"max_memory": 8.0}))
     assert result.status == "pass", result
