@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.commands import Qwendet, run_command
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -77,6 +79,12 @@ def small_model(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
         return write_narrow_model(source, tmp_path_factory.mktemp("small") / name, merges=1000)
 
     return write
+
+
+@pytest.fixture
+def qwendet() -> Qwendet:
+    """Run a command in this process."""
+    return run_command
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import pytest
 from PIL import Image
 
-from tests.cli.conftest import Ending, Qwendet
+from tests.commands import Ending, Qwendet
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.cli.conftest import Qwendet
+from tests.commands import Qwendet
 
 CATEGORIES = [{"id": 1, "name": "dot"}, {"id": 2, "name": "unused"}]
 

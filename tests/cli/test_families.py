@@ -12,7 +12,8 @@ import pytest
 from benchmarks.worlds import PRETRAIN
 from qwendet.config.load import load_config
 from qwendet.demo.shapes import write_dataset
-from tests.cli.conftest import Ending
+from tests.commands import Ending
+from tests.commands import run_command as run
 
 PUBLISHED = {"Qwen2-VL-2B-Instruct": 28, "Qwen3-VL-4B-Instruct": 32, "Qwen3.5-0.8B": 32}
 """And the side of an image token."""
@@ -49,19 +50,6 @@ class Project(NamedTuple):
 
 def as_options(settings: dict[str, Any]) -> tuple[str, ...]:
     return tuple(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))
-
-
-def run(*words: str | Path) -> Ending:
-    """A command in this process; module-scoped fixtures cannot use `qwendet`."""
-    import contextlib
-    import io
-
-    from qwendet.cli.main import run as command
-
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-        command([str(word) for word in words])
-    return Ending(int(str(ended.value.code)), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module", params=PUBLISHED)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qwendet.cli import completion
-from tests.cli.conftest import Qwendet
+from tests.commands import Qwendet
 
 COMMANDS = [
     "",

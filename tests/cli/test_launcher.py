@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.conftest import Qwendet
+from tests.commands import Qwendet
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 FSDP2 = {

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from qwendet.training.best import Best
-from tests.cli.conftest import Ending, Qwendet
+from tests.commands import Ending, Qwendet
 
 MISTAKES = """
 trian

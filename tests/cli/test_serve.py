@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from tests.cli.conftest import Qwendet
+from tests.commands import Qwendet
 
 pytestmark = pytest.mark.slow
 

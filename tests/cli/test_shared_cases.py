@@ -11,7 +11,7 @@ import pytest
 from qwendet.config.load import load_config
 from qwendet.data.images import open_image
 from qwendet.inference.inputs import collect_samples
-from tests.cli.conftest import Qwendet
+from tests.commands import Qwendet
 
 ENGLAND = "\U0001f3f4" + "".join(chr(0xE0000 + ord(letter)) for letter in "gbeng") + "\U000e007f"
 BOX = [40, 60, 140, 160]

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from qwendet.demo.shapes import DEMO, write_dataset
+from tests.commands import Qwendet
 
 STARTED = "training: "
 
@@ -30,7 +31,9 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_train__a_signal_ends_it_with_a_checkpoint(config: Path, number: signal.Signals, code: int) -> None:
+def test_train__a_signal_ends_it_with_a_checkpoint(
+    config: Path, number: signal.Signals, code: int, qwendet: Qwendet
+) -> None:
     command = [sys.executable, "-m", "qwendet", "train", str(config)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -46,11 +49,6 @@ def test_train__a_signal_ends_it_with_a_checkpoint(config: Path, number: signal.
     assert "Traceback" not in rest
     (checkpoint,) = (config.parent / "run").glob("checkpoint-*")
     step = int(checkpoint.name.removeprefix("checkpoint-"))
-    resumed = subprocess.run(
-        [*command, "--resume", "--set", f"train.max_steps={step + 1}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = qwendet("train", config, "--resume", "--set", f"train.max_steps={step + 1}")
+    assert resumed.code == 0, resumed.err
     assert (config.parent / "run" / "final").is_dir()

@@ -8,7 +8,7 @@ import pytest
 
 from qwendet.loading.manifest import read_manifest
 from qwendet.model.detector import Qwen25VLWithDetection
-from tests.cli.conftest import Ending, Qwendet
+from tests.commands import Ending, Qwendet
 from tests.planted.bugs_loss_model import cross_entropy
 from tests.planted.in_code import replacing
 

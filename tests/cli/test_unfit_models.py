@@ -13,7 +13,7 @@ import yaml
 
 from benchmarks.worlds import PRETRAIN
 from qwendet.demo.shapes import write_dataset
-from tests.cli.conftest import Ending, Qwendet
+from tests.commands import Ending, Qwendet
 
 QWEN2, QWEN3, QWEN3_5 = "Qwen2-VL-2B-Instruct", "Qwen3-VL-4B-Instruct", "Qwen3.5-4B"
 SmallModel = Callable[[str], Path]

@@ -10,7 +10,7 @@ import pytest
 
 from qwendet.encoding import encode
 from qwendet.errors import DataError
-from tests.cli.conftest import Qwendet
+from tests.commands import Qwendet
 
 COMMANDS = {
     "validate-config": "config.detection.off_with_boxes",

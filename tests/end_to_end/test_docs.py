@@ -12,21 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import Qwendet, run_command
+
 STEPS = ["--set", "train.max_steps=2", "--set", "train.batch_size=2"]
-
-
-def qwendet(words: list[str], folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "qwendet", *words], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the project `shapes`, of a few samples."""
     folder = tmp_path_factory.mktemp("docs")
-    qwendet(["init", "shapes", "--tiny"], folder)
+    assert run_command("init", folder / "shapes", "--tiny").code == 0
     for name, count in (("train.jsonl", 16), ("val.jsonl", 4)):
         path = folder / "shapes" / "data" / name
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -34,14 +29,18 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_quick_start__from_init_to_eval(repo_root: Path, project: Path, tmp_path: Path) -> None:
+def test_quick_start__from_init_to_eval(
+    repo_root: Path, project: Path, tmp_path: Path, qwendet: Qwendet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (repo_root / "docs" / "index.md").read_text(encoding="utf-8")
     (block,) = (part for part in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "--tiny" in part)
     lines = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
     assert [line[0] for line in lines] == ["init", "validate", "train", "infer", "eval"]
     shutil.copytree(project, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     for line in lines[2:]:  # the README's walk runs `validate`
-        qwendet([*line, *STEPS] if line[0] == "train" else line, tmp_path)
+        done = qwendet(*line, *(STEPS if line[0] == "train" else []))
+        assert done.code == 0, done.err
     assert len((tmp_path / "found.jsonl").read_text(encoding="utf-8").splitlines()) == 4
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 4
     assert (tmp_path / "report" / "index.html").is_file()

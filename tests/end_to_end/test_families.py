@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-from benchmarks.narrow_model import write_narrow_model
 from benchmarks.worlds import PRETRAIN
 from qwendet import Predictor
 from qwendet.checks.consistency.suite import run_consistency_checks
@@ -61,10 +61,9 @@ def test_embedded__passes_the_quick_checks(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_config__is_trained_evaluated_exported_and_loaded(
-    name: str, shared: Path, tmp_path: Path
+    name: str, small_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    model = write_narrow_model(shared / "qwen_processor" / name, tmp_path / "model")
-    config = config_of(str(model), tmp_path)
+    config = config_of(str(small_model(name)), tmp_path)
     with temporary_subject(config) as subject:
         (result,), _ = run_consistency_checks(subject, only=["consistency.prompt.text"])
         assert broken(subject, QUICK) == []

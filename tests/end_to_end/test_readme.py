@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
+
+import pytest
+
+from tests.commands import Qwendet
 
 STEPS = ["--set", "train.max_steps=2", "--set", "train.batch_size=2"]
 
@@ -22,14 +23,14 @@ def commands(repo_root: Path) -> list[list[str]]:
     return [line for line in lines if line[:1] == ["qwendet"]]
 
 
-def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    wide = os.environ | {"COLUMNS": "160"}
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=folder, env=wide, capture_output=True, text=True, check=False
-    )
+@pytest.fixture(autouse=True)
+def wide_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder."""
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.chdir(tmp_path)
 
 
-def test_walk__from_init_to_eval(repo_root: Path, shared: Path, tmp_path: Path) -> None:
+def test_walk__from_init_to_eval(repo_root: Path, shared: Path, tmp_path: Path, qwendet: Qwendet) -> None:
     walk = commands(repo_root)
     assert [line[1] for line in walk] == ["init", "validate-config", "validate", "train", "infer", "eval"]
     (tmp_path / "path" / "to").mkdir(parents=True)
@@ -44,8 +45,8 @@ def test_walk__from_init_to_eval(repo_root: Path, shared: Path, tmp_path: Path) 
         "train": [*STEPS, "--set", "train.evaluate=false"],
     }
     for line in walk:
-        done = run([*line, *extra.get(line[1], [])], tmp_path)
-        assert done.returncode == 0, done.stderr
+        done = qwendet(*line[1:], *extra.get(line[1], []))
+        assert done.code == 0, done.err
     rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["image"] for row in rows] == [photo.name for photo in photos]
     assert all(row["width"] == 640 and row["height"] == 480 for row in rows)
@@ -61,20 +62,20 @@ def shown(repo_root: Path) -> list[tuple[list[str], list[str]]]:
     return [(shlex.split(first), [line for line in rest if line and line != "…"]) for first, *rest in parts]
 
 
-def test_output__is_what_the_commands_print(repo_root: Path, tmp_path: Path) -> None:
+def test_output__is_what_the_commands_print(repo_root: Path, qwendet: Qwendet) -> None:
     """Every line, in its order; of a short training those without figures."""
     seen = []
     for words, lines in shown(repo_root):
         is_mistake, is_quick = "train.max_step=100" in words, words[1] in ("init", "validate-config")
-        done = run([*words, *STEPS] if words[1] == "train" and not is_mistake else words, tmp_path)
-        assert done.returncode == (2 if is_mistake else 0), done.stderr
-        printed = iter([line.rstrip() for line in (done.stdout + done.stderr).splitlines()])
+        done = qwendet(*words[1:], *(STEPS if words[1] == "train" and not is_mistake else []))
+        assert done.code == (2 if is_mistake else 0), done.err
+        printed = iter([line.rstrip() for line in (done.out + done.err).splitlines()])
         if not (is_quick or is_mistake):
             lines = [line for line in lines if not line.startswith(("  ", "64 images"))]
             printed = iter(sorted(printed))
             lines.sort()
         missing = [line for line in lines if line not in printed]
-        assert missing == [], done.stdout + done.stderr
+        assert missing == [], done.out + done.err
         seen.append(words[1])
     assert seen == ["init", "validate-config", "train", "eval", "infer", "train"]
 

@@ -21,7 +21,7 @@ from qwendet.demo.tiny import ASSETS
 from qwendet.errors import ConfigError, DataError
 from qwendet.infer import infer
 from qwendet.inference.parts import Parts
-from tests.cli.conftest import Qwendet, qwendet  # noqa: F401  # a fixture
+from tests.commands import Qwendet
 
 TINY = ASSETS / "tiny"
 IMAGES, BATCH = 22, 4
@@ -168,7 +168,7 @@ def test_other_run__is_refused_with_what_differs(
 def test_broken_image__ends_the_run_or_is_left_out(
     scenes: Path,
     tmp_path: Path,
-    qwendet: Qwendet,  # noqa: F811
+    qwendet: Qwendet,
     undisturbed: bytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -203,7 +203,7 @@ def test_broken_image__ends_the_run_or_is_left_out(
 def test_image_that_breaks_while_predicting__leaves_what_was_predicted(
     scenes: Path,
     tmp_path: Path,
-    qwendet: Qwendet,  # noqa: F811
+    qwendet: Qwendet,
     undisturbed: bytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -228,7 +228,7 @@ def test_image_that_breaks_while_predicting__leaves_what_was_predicted(
 def test_full_disk__leaves_what_was_predicted(
     scenes: Path,
     tmp_path: Path,
-    qwendet: Qwendet,  # noqa: F811
+    qwendet: Qwendet,
     undisturbed: bytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -275,7 +275,7 @@ def test_shards__together_are_the_file_of_one_run(scenes: Path, undisturbed: byt
 
 
 @pytest.mark.parametrize("text", ["3/3", "1", "a/b", "-1/2", "0/0"])
-def test_shard__that_is_none_is_refused(text: str, qwendet: Qwendet) -> None:  # noqa: F811
+def test_shard__that_is_none_is_refused(text: str, qwendet: Qwendet) -> None:
     ending = qwendet("infer", "run/final", "a.png", f"--shard={text}")
     assert ending.code == 2
     assert f"expected I/N with I from 0 to N - 1, got '{text}'" in ending.err
@@ -286,7 +286,7 @@ def test_resumed_eval__measures_the_same(
     option: str,
     scenes: Path,
     tmp_path: Path,
-    qwendet: Qwendet,  # noqa: F811
+    qwendet: Qwendet,
     cut_after: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -315,7 +315,7 @@ def test_resumed_eval__measures_the_same(
 def test_eval__leaves_broken_images_out(
     scenes: Path,
     tmp_path: Path,
-    qwendet: Qwendet,  # noqa: F811
+    qwendet: Qwendet,
 ) -> None:
     folder = shutil.copytree(scenes.parent, tmp_path / "scenes")
     lines = (folder / "val.jsonl").read_text(encoding="utf-8").splitlines()
