@@ -156,7 +156,12 @@ def _fsdp_without_a_gpu() -> None:
 
 
 def command(config: Path, out: Path) -> None:
-    """Run the command line that stands in a file, a word a line, and end with its exit code."""
+    """Run the command line that stands in a file, a word a line, and end with its exit code.
+
+    The plant of `out/job.json` is done before it, where there is one.
+    """
+    if (out / "job.json").exists():
+        _read_job(out)
     run_command(config.read_text(encoding="utf-8").splitlines())
 
 
