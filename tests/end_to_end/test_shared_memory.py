@@ -44,7 +44,6 @@ def train_with(size: str, config: Path, run: Path) -> subprocess.CompletedProces
 @pytest.mark.parametrize(
     ("size", "what"),
     [
-        ("4k", "worker processes (data.num_workers) need shared memory, and it holds 4,096 bytes"),
         ("64k", "worker processes (data.num_workers) need shared memory, and it holds 65,536 bytes"),
         ("1100k", "a batch of a worker process does not fit into the shared memory, and it holds 1,126,400"),
     ],
