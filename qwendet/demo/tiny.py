@@ -12,6 +12,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -175,7 +176,7 @@ def chat_template(family: Family) -> str:
 
 def tiny_config(family: Family, tokenizer: Qwen2Tokenizer) -> PreTrainedConfig:
     """Sizes of a family's tiny model for a vocabulary."""
-    token, sizes = tokenizer.get_vocab().__getitem__, SIZES[family.model_type]
+    token, sizes = tokenizer.get_vocab().__getitem__, deepcopy(SIZES[family.model_type])
     ends = {
         "bos_token_id": token("<|endoftext|>"),
         "eos_token_id": token(END_OF_TURN),
@@ -184,7 +185,7 @@ def tiny_config(family: Family, tokenizer: Qwen2Tokenizer) -> PreTrainedConfig:
     return AutoConfig.for_model(
         family.model_type,
         text_config={**sizes.text, "vocab_size": len(tokenizer), **ends},
-        vision_config=dict(sizes.vision),
+        vision_config=sizes.vision,
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from qwendet.config.load import build_config
 from qwendet.config.schema import EMBEDDED_MODELS, Config, ModelConfig
-from qwendet.demo.tiny import ASSETS, SHIPPED, SIZES, embedded_folder
+from qwendet.demo.tiny import ASSETS, SHIPPED, SIZES, embedded_folder, tiny_config
 from qwendet.encoding.image_tokens import image_limits, settings_folder
 from qwendet.encoding.prompts import conversation
 from qwendet.encoding.text_tokens import token_counter
@@ -99,3 +99,12 @@ def test_shipped__is_small_and_equals_its_reload(name: str, tmp_path: Path) -> N
     save_checkpoint(tmp_path, bundle.detector.half(), bundle.processor, bundle.config, step=0)
     for file in ("model.safetensors", "head/detection_head.safetensors", "tokenizer.json"):
         assert (tmp_path / file).read_bytes() == (ASSETS / name / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("name", UNTRAINED)
+def test_config__a_change_of_one_changes_no_other(name: str) -> None:
+    family = FAMILIES[EMBEDDED_MODELS[name]]
+    tokenizer = AutoTokenizer.from_pretrained(embedded_folder(name))
+    changed, sound = tiny_config(family, tokenizer), tiny_config(family, tokenizer).to_dict()
+    changed.text_config.rope_parameters["mrope_section"] = [1, 1, 1]
+    assert tiny_config(family, tokenizer).to_dict() == sound
