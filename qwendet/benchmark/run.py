@@ -48,7 +48,6 @@ class Asked:
     Attributes:
         benchmark: its name.
         model: what is measured, or trained from.
-        manifest: SHA-256 of the model's manifest; empty without one.
         mode: head, text, both or ``None``.
         overrides: ``key=value``, of evaluation and training.
         train: fine-tune on each set first.
@@ -56,74 +55,21 @@ class Asked:
     """
 
     benchmark: Benchmark
-    model: str
-    manifest: str
+    model: Path
     mode: str | None
     overrides: tuple[str, ...]
     train: bool
     shots: int | None
 
-    @classmethod
-    def of(
-        cls,
-        benchmark: Benchmark,
-        model: Path,
-        mode: str | None,
-        overrides: Sequence[str],
-        *,
-        train: bool,
-        shots: int | None,
-    ) -> Asked:
-        """What the command line asks.
-
-        Raises:
-            ConfigError: for shots of nothing that is trained.
-        """
-        if shots is not None and not train:
-            raise ConfigError("nothing is trained", "--shots", "add --train, or leave it out")
-        if shots is not None and benchmark == "refcoco":
-            what = "--shots counts objects of each label, and each expression is a label of its own"
-            raise ConfigError(what, "--shots", "leave it out")
-        if any(setting.startswith("train.output_dir") for setting in overrides):
-            what = "each set is trained in a folder of its own below --output"
-            raise ConfigError(what, "--set train.output_dir", "leave it out")
-        manifest = model / MANIFEST
-        digest = sha256_of_file(manifest) if manifest.is_file() else ""
-        return cls(benchmark, str(model), digest, mode, tuple(overrides), train, shots)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Metrics of each set.
-
-    Attributes:
-        asked: what it is of.
-        columns: names of metrics.
-        rows: set, source (``head`` or ``text``), number of images, then the metrics; ``None`` where there is
-            nothing to measure.
-        means: source, then the means over the sets.
-        left_out: images and annotations of a set that are broken and were not measured; only sets with some.
-    """
-
-    asked: Asked
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-    means: tuple[tuple[Any, ...], ...]
-    left_out: dict[str, int]
-
     def to_record(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        names, mean_names = ("set", "source", "images", *self.columns), ("source", *self.columns)
-        return {
-            "asked": asdict(self.asked),
-            "columns": self.columns,
-            "sets": [dict(zip(names, row, strict=True)) for row in self.rows],
-            "means": [dict(zip(mean_names, row, strict=True)) for row in self.means],
-            "left_out": self.left_out,
-        }
+        """As JSON holds it, with the SHA-256 of the model's manifest; empty without one."""
+        manifest = self.model / MANIFEST
+        digest = sha256_of_file(manifest) if manifest.is_file() else ""
+        record: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return record | {"manifest": digest}
 
 
-def run_benchmark(asked: Asked, folder: Path, output: Path, given: Config | None = None) -> Table:
+def run_benchmark(asked: Asked, folder: Path, output: Path, given: Config | None = None) -> dict[str, Any]:
     """Measure every set that was not measured yet, and gather all.
 
     Args:
@@ -132,36 +78,52 @@ def run_benchmark(asked: Asked, folder: Path, output: Path, given: Config | None
         output: results of each set, the models that were trained, ``table.json``.
         given: how a model without a manifest was trained.
 
+    Returns:
+        What ``table.json`` holds: ``columns``, names of metrics; ``sets``, the metrics of each set and source
+        (``head`` or ``text``), ``None`` where there is nothing to measure; ``means`` over the sets;
+        ``left_out``, the number of images and annotations that are broken, of sets with some.
+
     Raises:
-        QwendetError: for a layout, model or output folder that cannot be used.
+        QwendetError: for what cannot be asked, and a layout, model or output folder that cannot be used.
     """
+    _require_possible(asked)
     sets = sets_of(asked.benchmark, folder, fine_tuned=asked.train)
-    require_same(asked, output)
+    wanted = asked.to_record()
+    _require_same(wanted, output)
     records = {}
     with track(f"measuring {asked.benchmark}", len(sets)) as advance:
         for number, item in enumerate(sets, start=1):
             place = output / "sets" / f"{item.name}.json"
             if not place.is_file():
                 kept = partial_of(place)
-                record = {"asked": asdict(asked), **_measure(asked, item, output, kept, given)}
-                with atomic_file(place) as path:
-                    path.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+                _write({"asked": wanted, **_measure(asked, item, output, kept, given)}, place)
                 shutil.rmtree(kept, ignore_errors=True)
             records[item.name] = json.loads(place.read_text(encoding="utf-8"))
             advance(number, item.name)
-    table = _table(asked, records)
-    with atomic_file(output / "table.json") as path:
-        path.write_text(json.dumps(table.to_record(), indent=1) + "\n", encoding="utf-8")
+    table = {"asked": wanted, **_table(COLUMNS.get(asked.benchmark, OF_COCO), records)}
+    _write(table, output / "table.json")
     return table
 
 
-def require_same(asked: Asked, output: Path) -> None:
-    """Refuse to gather results of another model or other settings.
+def _write(record: Mapping[str, Any], place: Path) -> None:
+    with atomic_file(place) as path:
+        path.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
-    Raises:
-        ConfigError: naming what differs.
-    """
-    wanted = json.loads(json.dumps(asdict(asked)))
+
+def _require_possible(asked: Asked) -> None:
+    """Refuse what contradicts itself."""
+    if asked.shots is not None and not asked.train:
+        raise ConfigError("nothing is trained", "--shots", "add --train, or leave it out")
+    if asked.shots is not None and asked.benchmark == "refcoco":
+        what = "--shots counts objects of each label, and each expression is a label of its own"
+        raise ConfigError(what, "--shots", "leave it out")
+    if any(setting.startswith("train.output_dir") for setting in asked.overrides):
+        what = "each set is trained in a folder of its own below --output"
+        raise ConfigError(what, "--set train.output_dir", "leave it out")
+
+
+def _require_same(wanted: Mapping[str, Any], output: Path) -> None:
+    """Refuse to gather results of another model or other settings."""
     for file in sorted((output / "sets").glob("*.json")):
         stored = json.loads(file.read_text(encoding="utf-8"))["asked"]
         differing = [f"{key} was {stored.get(key)!r}" for key in wanted if stored.get(key) != wanted[key]]
@@ -191,7 +153,7 @@ def few_shots(samples: Sequence[Sample], shots: int, seed: int = SHOT_SEED) -> l
 def _measure(
     asked: Asked, item: BenchmarkSet, output: Path, kept: Path, given: Config | None
 ) -> dict[str, Any]:
-    model = Path(asked.model)
+    model = asked.model
     if asked.train:
         model, given = _trained(asked, item, output / "trained" / item.project), None
     most = [MOST_DETECTIONS[asked.benchmark]] if asked.benchmark in MOST_DETECTIONS else []
@@ -221,7 +183,9 @@ def _trained(asked: Asked, item: BenchmarkSet, project: Path) -> Path:
         with atomic_folder(project / "data") as data:
             (data / "train.jsonl").write_text("".join(lines), encoding="utf-8")
         where = Conversion("jsonl", image_dir=chosen[0].student.root.absolute() if chosen else None)
-        init_project(project, tiny=False, model=asked.model, data=project / "data" / "train.jsonl", how=where)
+        init_project(
+            project, tiny=False, model=str(asked.model), data=project / "data" / "train.jsonl", how=where
+        )
     if not final.is_dir():
         config = load_config(config_file, list(asked.overrides))
         train(config, resume=any(Path(config.train.output_dir).glob("checkpoint-*")))
@@ -233,17 +197,17 @@ def _read(part: Part) -> Conversion:
     return Conversion(source, image_dir=part.images, skip_bad=True, split=part.split)
 
 
-def _table(asked: Asked, records: dict[str, Any]) -> Table:
-    columns = COLUMNS.get(asked.benchmark, OF_COCO)
+def _table(columns: Sequence[str], records: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for name, record in records.items():
         for run in record["runs"]:
             metrics = run["metrics"] | {"F1@mIoU": run["f1_over_ious"]}
-            rows.append((name, run["source"], record["images"], *(metrics.get(key) for key in columns)))
+            own = {key: metrics.get(key) for key in columns}
+            rows.append({"set": name, "source": run["source"], "images": record["images"], **own})
     means = []
-    for source in dict.fromkeys(row[1] for row in rows):
-        own = [row[3:] for row in rows if row[1] == source]
-        known = ([value for value in column if value is not None] for column in zip(*own, strict=True))
-        means.append((source, *(fmean(values) if values else None for values in known)))
+    for source in dict.fromkeys(row["source"] for row in rows):
+        of_source = [row for row in rows if row["source"] == source]
+        known = {key: [row[key] for row in of_source if row[key] is not None] for key in columns}
+        means.append({"source": source, **{key: fmean(own) if own else None for key, own in known.items()}})
     left_out = {name: len(record["left_out"]) for name, record in records.items() if record["left_out"]}
-    return Table(asked, columns, tuple(rows), tuple(means), left_out)
+    return {"columns": columns, "sets": rows, "means": means, "left_out": left_out}

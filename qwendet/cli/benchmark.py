@@ -50,15 +50,16 @@ def measure_benchmark(
     from qwendet.config.load import load_config
     from qwendet.report import write_benchmark_page
 
-    asked = Asked.of(name, model, mode, settings, train=train, shots=shots)  # type: ignore[arg-type]
+    asked = Asked(name, model, mode, tuple(settings), train, shots)  # type: ignore[arg-type]
     table = run_benchmark(asked, folder, output, None if config is None else load_config(config))
-    page = write_benchmark_page(table.to_record(), output)
+    page = write_benchmark_page(table, output)
     files = [str(output / "table.json"), str(page)]
     if console.is_for_machine():
-        console.print_record({**table.to_record(), "files": files})
+        console.print_record({**table, "files": files})
         return
-    rows = [*table.rows, *(("mean", source, None, *values) for source, *values in table.means)]
-    console.print_table(f"{name}: {model}", ("set", "source", "images", *table.columns), rows)
-    for broken, count in table.left_out.items():
+    columns = ("set", "source", "images", *table["columns"])
+    rows = [*table["sets"], *({"set": "mean", **means} for means in table["means"])]
+    console.print_table(f"{name}: {model}", columns, [[row.get(key) for key in columns] for row in rows])
+    for broken, count in table["left_out"].items():
         console.say(f"{broken}: {count} left out, listed in {output / 'sets' / broken}.json.")
     console.say(f"Wrote {', '.join(files)}.")
