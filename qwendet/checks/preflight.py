@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from qwendet.checks.config.memory import run_memory_check
-from qwendet.checks.config.suite import EMPTY, MEMORY, Thoroughness, known_ids, run_config_checks
+from qwendet.checks.config.scan import Thoroughness
+from qwendet.checks.config.suite import EMPTY, MEMORY, known_ids, run_config_checks
 from qwendet.checks.consistency import suite as consistency
 from qwendet.checks.ids import all_ids
 from qwendet.checks.loss import suite as loss

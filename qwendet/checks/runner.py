@@ -119,27 +119,32 @@ def unknown_id(id: str, known: Sequence[str], where: str) -> Problem:
     return Problem(f"there is no check {id!r}", where, hint)
 
 
+def run_check(
+    id: str, check: Callable[[Subject], Verdict], subject: Subject, allowed: Collection[str]
+) -> tuple[list[Result], Sequence[Table]]:
+    """Run a check, come what may."""
+    began = time.perf_counter()
+    try:
+        verdict = judge(partial(check, subject))
+    except NotApplicableError as reason:
+        return [Result(id, "skip", str(reason), seconds=time.perf_counter() - began)], ()
+    findings = Findings(id, time.perf_counter() - began)
+    findings.add(list(verdict.problems))
+    return findings.results(verdict.seen, allowed), verdict.tables
+
+
 def run_checks(
-    checks: Mapping[str, Callable[[Subject], Verdict]],
-    subject: Subject,
-    allowed: Collection[str],
+    checks: Mapping[str, Callable[[Subject], Verdict]], subject: Subject, allowed: Collection[str]
 ) -> tuple[list[Result], list[Table]]:
-    """Run checks of one subject, each come what may."""
+    """Run checks of one subject, and show which one it is."""
     results: list[Result] = []
     tables: list[Table] = []
     with track("checking", len(checks)) as advance:
         for number, (id, check) in enumerate(checks.items()):
             advance(number, id)
-            began = time.perf_counter()
-            try:
-                verdict = judge(partial(check, subject))
-            except NotApplicableError as reason:
-                results.append(Result(id, "skip", str(reason), seconds=time.perf_counter() - began))
-                continue
-            findings = Findings(id, time.perf_counter() - began)
-            findings.add(list(verdict.problems))
-            results += findings.results(verdict.seen, allowed)
-            tables += verdict.tables
+            found, figures = run_check(id, check, subject, allowed)
+            results += found
+            tables += figures
         advance(len(checks), "")
     return results, tables
 

@@ -44,8 +44,8 @@ def check(
 ) -> None:
     """Check a data set without a config: what validate-config says of samples, images and labels."""
     from qwendet.checks.config.sample_files import find_data
-    from qwendet.checks.config.scan import available_cores
-    from qwendet.checks.config.suite import Thoroughness, run_data_checks
+    from qwendet.checks.config.scan import Thoroughness, available_cores
+    from qwendet.checks.config.suite import run_data_checks
     from qwendet.data.formats.convert import Conversion
 
     how = Thoroughness(image_depth(decode, no_images), workers=workers or available_cores())
@@ -78,8 +78,8 @@ def stats(
         raise ConfigError("--augment draws, and has no folder to draw into", "--augment", "add --output DIR")
     from qwendet.checks.config.plots import save_plots
     from qwendet.checks.config.sample_files import find_data
-    from qwendet.checks.config.scan import available_cores
-    from qwendet.checks.config.suite import Thoroughness, read_data
+    from qwendet.checks.config.scan import Thoroughness, available_cores
+    from qwendet.checks.config.suite import read_data
     from qwendet.checks.config.summary import summary_tables
     from qwendet.data.formats.convert import Conversion
 

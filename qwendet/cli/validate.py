@@ -45,8 +45,8 @@ def validate_config(
     workers: WorkersOption = None,
 ) -> None:
     """Check config and data without a model: seconds instead of GPU hours."""
-    from qwendet.checks.config.scan import available_cores
-    from qwendet.checks.config.suite import Thoroughness, run_config_checks
+    from qwendet.checks.config.scan import Thoroughness, available_cores
+    from qwendet.checks.config.suite import run_config_checks
     from qwendet.config.load import load_config
 
     how = Thoroughness(image_depth(decode, no_images), tokens, workers or available_cores())
@@ -152,8 +152,7 @@ def validate(
     workers: WorkersOption = None,
 ) -> None:
     """Run every check of config, loss and consistency: the step before training, and in CI."""
-    from qwendet.checks.config.scan import available_cores
-    from qwendet.checks.config.suite import Thoroughness
+    from qwendet.checks.config.scan import Thoroughness, available_cores
     from qwendet.checks.ids import all_ids
     from qwendet.config.load import load_config
 

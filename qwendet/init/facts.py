@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from qwendet.checks.config.frames import box_table
 from qwendet.checks.config.samples import Split, is_counted
-from qwendet.checks.config.scan import Depth, available_cores, scan_files
-from qwendet.checks.config.stats import SplitStats
+from qwendet.checks.config.scan import Thoroughness, available_cores, scan_files
+from qwendet.checks.config.stats import SplitStats, sizes_of
 from qwendet.config.schema import Config, DataConfig
 from qwendet.data.samples import Sample
 from qwendet.data.sources import samples_of
@@ -58,9 +58,9 @@ class DataFacts:
 def look_at(files: Mapping[Split, Path | Sequence[Path]], root: Path | None = None) -> DataFacts:
     """Read every sample once, by all cores."""
     num_samples = sum(len(samples_of(path)) for path in files.values())
-    depth: Depth = "header" if num_samples <= OPENED_AT_MOST else "none"
+    how = Thoroughness("header" if num_samples <= OPENED_AT_MOST else "none", workers=available_cores())
     config = Config(data=DataConfig(root=None if root is None else str(root)))
-    splits, _ = scan_files(config, files, depth=depth, workers=available_cores())
+    splits, _ = scan_files(config, files, how)
     train = splits["train"]
     return DataFacts(
         num_samples=train.num_parsed,
@@ -69,12 +69,7 @@ def look_at(files: Mapping[Split, Path | Sequence[Path]], root: Path | None = No
         boxes=_box_sides(train),
         most_boxes=max(map(_most_boxes, splits.values())),
         files=files,
-        size_of={
-            (split, image.image): image.size
-            for split, scan in splits.items()
-            for image in scan.images
-            if image.size is not None
-        },
+        size_of=sizes_of(splits),
         splits=splits,
     )
 

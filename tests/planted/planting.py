@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from qwendet.checks.config.suite import Thoroughness, run_config_checks
+from qwendet.checks.config.scan import Thoroughness
+from qwendet.checks.config.suite import run_config_checks
 from qwendet.config.load import load_config
 from qwendet.errors import QwendetError
 from tests.planted.start import HEAD, start_of

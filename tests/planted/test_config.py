@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from qwendet.checks.config import scan
-from qwendet.checks.config.suite import Thoroughness, known_ids, run_config_checks
+from qwendet.checks.config.scan import Thoroughness
+from qwendet.checks.config.suite import known_ids, run_config_checks
 from qwendet.config.load import load_config
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.demo.shapes import DEMO, write_dataset

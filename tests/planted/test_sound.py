@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qwendet.checks.config.suite import Thoroughness, run_config_checks
+from qwendet.checks.config.scan import Thoroughness
+from qwendet.checks.config.suite import run_config_checks
 from qwendet.checks.consistency.suite import run_consistency_checks
 from qwendet.checks.loss.suite import run_loss_checks
 from qwendet.checks.subject import temporary_subject

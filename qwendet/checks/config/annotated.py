@@ -20,10 +20,10 @@ from qwendet.checks.config.samples import Split
 from qwendet.checks.config.scan import (
     PARSE,
     PIECE_SAMPLES,
-    Depth,
     Judged,
     Pass,
     Task,
+    Thoroughness,
     in_order,
     scan_files,
     take_in,
@@ -57,19 +57,14 @@ MAX_NOTES = 5
 
 
 def scan_data(
-    config: Config,
-    given: Given,
-    *,
-    depth: Depth = "header",
-    workers: int = 1,
-    limits: PixelLimits | None = None,
+    config: Config, given: Given, how: Thoroughness, limits: PixelLimits | None = None
 ) -> tuple[dict[Split, SplitStats], dict[str, Findings]]:
     """Hold sample files and annotated data sets against every rule; as :func:`scan_files`."""
-    splits, findings = scan_files(config, given.files, depth=depth, workers=workers, limits=limits)
+    splits, findings = scan_files(config, given.files, how, limits)
     for path, kind in given.datasets.items():
-        task = Task(config, "train", path, depth, limits)
+        task = Task(config, "train", path, how.images, limits)
         reader = _Reader(task, kind, given.frame)
-        for judged in in_order(_judge, reader.batches(), workers):
+        for judged in in_order(_judge, reader.batches(), how.workers):
             take_in(reader.splits, findings, judged)
         reader.report(findings)
         for split, stats in reader.splits.items():

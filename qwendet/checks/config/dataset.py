@@ -13,6 +13,7 @@ import numpy as np
 from qwendet.checks.config.lookalikes import lookalikes, nearest_lookalike
 from qwendet.checks.config.samples import Split
 from qwendet.checks.config.stats import BOX_COLUMNS, SeenImage, SplitStats
+from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.config.schema import Config
 from qwendet.data.archives import copies, file_at
 from qwendet.data.augment import steps_of
@@ -60,6 +61,16 @@ class Check:
     good: str
     needs: tuple[Split, ...] = ()
     is_of_data: bool = True
+
+    def __call__(self, dataset: Dataset) -> Verdict:
+        """Run it, unless a file is not there or holds no sample that can be read."""
+        for split in self.needs:
+            stats = dataset.splits.get(split)
+            if stats is None:
+                raise NotApplicableError(f"data.{split} not set")
+            if not stats.num_parsed:
+                raise NotApplicableError(f"{stats.name}: no sample that can be read")
+        return Verdict(self.good, tuple(self.find(dataset)))
 
 
 def files_hold_samples(dataset: Dataset) -> Iterable[Problem]:

@@ -8,7 +8,7 @@ images that all stay within 1000 (or 100) of images far larger are too unlikely 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from qwendet.data.formats.records import Format
 from qwendet.errors import Problem
 
 Floats = NDArray[np.floating[Any]]
+Matrix = tuple[tuple[float, ...], ...]
 
 LEAST_IMPOSSIBLE = 3  # boxes, below which each is reported by itself alone
 LEAST_SHARE = 0.1  # of impossible boxes, for the way of writing to be in doubt
@@ -32,63 +33,39 @@ NEAR_ORIGIN = 0.05
 SCALES = {1000.0: "0-1000 coordinates", 100.0: "percentages"}
 FAR = 1e9  # pixels
 ROUNDING = 0.01  # share of the frame by which rounding may leave it
+WRITE_PIXELS = "write boxes in pixels of the images as they are; if they are, accept this"
 
 
 class Way(NamedTuple):
     """A way of writing boxes.
 
     Attributes:
-        to_xyxy: from the four numbers as written, each ``(N,)``.
+        to_xyxy: matrix that makes corners of the four numbers as written.
         frame: width and height that x and y then range over; None is the image's own.
     """
 
     name: str
-    to_xyxy: Callable[[Floats, Floats, Floats, Floats], tuple[Floats, Floats, Floats, Floats]]
-    frame: float | None
-    fix: str
+    to_xyxy: Matrix
+    frame: float | None = None
 
 
-def _as_is(a: Floats, b: Floats, c: Floats, d: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    return a, b, c, d
-
-
-def _from_xywh(x: Floats, y: Floats, w: Floats, h: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    return x, y, x + w, y + h
-
-
-def _from_cxcywh(x: Floats, y: Floats, w: Floats, h: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    return x - w / 2, y - h / 2, x + w / 2, y + h / 2
-
-
-def _from_yxyx(a: Floats, b: Floats, c: Floats, d: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    return b, a, d, c
-
-
-PIXELS = Way("[x1, y1, x2, y2] pixels", _as_is, None, "")
-_TO_PIXELS = "multiply x by the image's width and y by its height"
+_AS_IS: Matrix = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
+_FROM_YXYX: Matrix = ((0, 1, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0))
+_FROM_XYWH: Matrix = ((1, 0, 0, 0), (0, 1, 0, 0), (1, 0, 1, 0), (0, 1, 0, 1))
+_FROM_CXCYWH: Matrix = ((1, 0, -0.5, 0), (0, 1, 0, -0.5), (1, 0, 0.5, 0), (0, 1, 0, 0.5))
+PIXELS = Way("[x1, y1, x2, y2] pixels", _AS_IS)
 WAYS = (  # the more usual first: of two that explain the boxes equally well it is named
-    Way("[x, y, width, height] pixels", _from_xywh, None, "write [x, y, x + width, y + height]"),
-    Way("[y1, x1, y2, x2] pixels", _from_yxyx, None, "swap x and y"),
-    Way("[x1, y1, x2, y2] in 0-1", _as_is, 1.0, _TO_PIXELS),
-    Way(
-        "[center x, center y, width, height] in 0-1 (YOLO)", _from_cxcywh, 1.0, "convert it with --from yolo"
-    ),
-    Way("[x, y, width, height] in 0-1", _from_xywh, 1.0, f"{_TO_PIXELS}, then x2 = x + width"),
-    Way("[center x, center y, width, height] pixels", _from_cxcywh, None, "write corners instead"),
-    Way("[x1, y1, x2, y2] percentages", _as_is, 100.0, f"{_TO_PIXELS}, divided by 100"),
-    Way("[x, y, width, height] percentages", _from_xywh, 100.0, f"{_TO_PIXELS}, divided by 100"),
-    Way(
-        "[x1, y1, x2, y2] in 0-1000 or of a larger image",
-        _as_is,
-        1000.0,
-        f"{_TO_PIXELS}, divided by 1000 (or by the size they are written for)",
-    ),
-    Way(
-        "[y1, x1, y2, x2] in 0-1000", _from_yxyx, 1000.0, "swap x and y; " + _TO_PIXELS + ", divided by 1000"
-    ),
+    Way("[x, y, width, height] pixels", _FROM_XYWH),
+    Way("[y1, x1, y2, x2] pixels", _FROM_YXYX),
+    Way("[x1, y1, x2, y2] in 0-1", _AS_IS, 1.0),
+    Way("[center x, center y, width, height] in 0-1 (YOLO)", _FROM_CXCYWH, 1.0),
+    Way("[x, y, width, height] in 0-1", _FROM_XYWH, 1.0),
+    Way("[center x, center y, width, height] pixels", _FROM_CXCYWH),
+    Way("[x1, y1, x2, y2] percentages", _AS_IS, 100.0),
+    Way("[x, y, width, height] percentages", _FROM_XYWH, 100.0),
+    Way("[x1, y1, x2, y2] in 0-1000 or of a larger image", _AS_IS, 1000.0),
+    Way("[y1, x1, y2, x2] in 0-1000", _FROM_YXYX, 1000.0),
 )
-
-
 XYWH, YOLO = WAYS[0], WAYS[3]
 OWN_WAYS: Mapping[Format, Way] = {"coco": XYWH, "yolo": YOLO}
 """Of formats whose own way is not that of our samples, or that of a reader that makes pixels of any."""
@@ -119,14 +96,10 @@ def sides_px(rows: Floats) -> Floats:
 
 def as_written(rows: Floats, way: Way) -> Floats:
     """Rows of :func:`box_table` with the four numbers that a format's own way of writing has for a box."""
-    x1, y1, x2, y2, width, height, line = rows.T
-    if way == XYWH:
-        return np.stack((x1, y1, x2 - x1, y2 - y1, width, height, line), axis=1)
-    if way == YOLO:
-        right, bottom = (np.maximum(side, 1) for side in (width, height))
-        center = (x1 + x2) / 2 / right, (y1 + y2) / 2 / bottom
-        return np.stack((*center, (x2 - x1) / right, (y2 - y1) / bottom, width, height, line), axis=1)
-    return rows
+    corners = rows[:, :4]
+    if way.frame is not None:
+        corners = corners / np.maximum(rows[:, [4, 5, 4, 5]], 1) * way.frame
+    return np.hstack((np.linalg.solve(way.to_xyxy, corners.T).T, rows[:, 4:]))
 
 
 def _impossible(rows: Floats, stats: SplitStats) -> list[Problem]:
@@ -146,14 +119,13 @@ def _impossible(rows: Floats, stats: SplitStats) -> list[Problem]:
         f"the boxes look like {best.name}: as {own.name}, {count} of {len(rows)} are impossible,"
         f" in that way {left[best] or 'none'}"
     )
-    fix = best.fix if own == PIXELS else f"write {own.name}"
-    return [Problem(what, stats.where(int(rows[wrong][0, 6])), fix)]
+    return [Problem(what, stats.where(int(rows[wrong][0, 6])), f"write {own.name}")]
 
 
 def is_impossible(rows: Floats, way: Way) -> NDArray[np.bool_]:
     """``(N,)``: a box has no area or leaves its frame; as pixels also if it lies in the first one."""
-    a, b, c, d, width, height, _ = rows.T
-    x1, y1, x2, y2 = way.to_xyxy(a, b, c, d)
+    width, height = rows[:, 4:6].T
+    x1, y1, x2, y2 = np.array(way.to_xyxy) @ rows[:, :4].T
     if way.frame is None:
         right, bottom = (np.where(side > 0, side, np.inf) for side in (width, height))
         slack = 0.5
@@ -181,8 +153,7 @@ def _too_small(rows: Floats, stats: SplitStats) -> list[Problem]:
             what = (
                 f"the boxes look like {name}: none reaches beyond {scale:g}, in {larger.sum()} larger images"
             )
-            fix = f"{_TO_PIXELS}, divided by {scale:g}; if they are pixels indeed, accept this"
-            return [Problem(what, str(stats.path), fix)]
+            return [Problem(what, str(stats.path), WRITE_PIXELS)]
     part = float((furthest / sizes).max())
     nearest = float((rows[:, :2] / rows[:, 4:6]).max(axis=1).min())
     if part <= LARGEST_PART and nearest < NEAR_ORIGIN and 2 * len(sizes) * math.log(part) < VERY_UNLIKELY_LOG:
@@ -190,8 +161,7 @@ def _too_small(rows: Floats, stats: SplitStats) -> list[Problem]:
             f"no box reaches beyond {part:.0%} of its image's width or height, in {len(sizes)} images:"
             " they look like boxes of smaller images"
         )
-        fix = "write boxes in pixels of the images as they are; if they are, accept this"
-        return [Problem(what, str(stats.path), fix)]
+        return [Problem(what, str(stats.path), WRITE_PIXELS)]
     return []
 
 

@@ -32,16 +32,8 @@ def normalised_label(label: str) -> str:
     text = unicodedata.normalize("NFKC", label).casefold().translate(WITHOUT_JOINERS)
     text = BETWEEN_WORDS.sub(" ", " ".join(text.split()))
     text = text.rstrip(" .,;:!。") or text
-    return text if _is_one_script(text) else text.translate(FOREIGN_LETTERS)
-
-
-def _is_one_script(text: str) -> bool:
-    """Whether a text is wholly Latin, or holds no Latin letter at all but what looks like one."""
-    foreign = [letter for letter in text if letter.isalpha() and not letter.isascii()]
-    return not any(chr(code) in text for code in FOREIGN_LETTERS) or (
-        not any(letter.isascii() and letter.isalpha() for letter in text)
-        and any(ord(letter) not in FOREIGN_LETTERS for letter in foreign)
-    )
+    is_latin = any(letter.isascii() and letter.isalpha() for letter in text)
+    return text.translate(FOREIGN_LETTERS) if is_latin else text
 
 
 def nearest_lookalike(label: str, others: Iterable[str]) -> str | None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from qwendet.checks.config.suite import MEMORY
-from qwendet.checks.runner import Findings
+from qwendet.checks.result import Verdict
+from qwendet.checks.runner import run_check
 from qwendet.config.schema import Config
 from qwendet.data.labels import resolve_labels
 from qwendet.encoding.image_tokens import require_image_limits
@@ -18,6 +19,7 @@ from qwendet.source import find_source
 from qwendet.training.launcher import num_shards
 from qwendet.training.memory import GIB, LABELS, MemoryEstimate, estimate_memory, largest_workload
 
+PARTS = ("weights", "optimizer", "gradients", "activations", "logits")
 PIXELS = "max_pixels"
 # What makes a training smaller, the cheapest first; each is added to those before it.
 SAVINGS: tuple[tuple[str, str, Any], ...] = (
@@ -32,37 +34,22 @@ SAVINGS: tuple[tuple[str, str, Any], ...] = (
 
 def run_memory_check(config: Config) -> list[Result]:
     """Estimate the peak of the largest batch that the config lets through, and hold it against the device."""
-    findings, limit = Findings(MEMORY), _limit(config)
-    against = "no limit is set and no GPU is here" if limit is None else f"{limit:.1f} GiB are there"
-    seen: list[str] = []
-
-    def find() -> list[Problem]:
-        estimate = _estimate(config, num_labels := _num_labels(config))
-        seen.append(describe(estimate))
-        if limit is None or estimate.peak <= limit * GIB:
-            return []
-        fix = _what_would_fit(config, num_labels, limit)
-        return [Problem(f"{seen[0]}, but {against}", "train.max_memory", fix)]
-
-    findings.collect(find)
-    return findings.results(f"{''.join(seen)}; {against}", config.data.allow)
+    return run_check(MEMORY, _fits, config, config.data.allow)[0]
 
 
-def describe(estimate: MemoryEstimate) -> str:
-    """The estimate in words."""
-    parts = {
-        "weights": estimate.weights,
-        "optimizer": estimate.optimizer,
-        "gradients": estimate.gradients,
-        "activations": estimate.activations,
-        "logits": estimate.logits,
-    }
-    shown = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+def _fits(config: Config) -> Verdict:
+    num_labels, limit = _num_labels(config), _limit(config)
+    estimate = _estimate(config, num_labels)
+    parts = ", ".join(f"{name} {getattr(estimate, name) / GIB:.2f}" for name in PARTS)
     spread = f", spread over {num_shards()} processes" if num_shards() > 1 else ""
-    return (
-        f"a training step of the largest batch needs about {estimate.peak / GIB:.2f} GiB a device"
-        f" ({shown}{spread})"
-    )
+    peak = f"a training step of the largest batch needs about {estimate.peak / GIB:.2f} GiB a device"
+    seen = f"{peak} ({parts}{spread})"
+    if limit is None:
+        return Verdict(f"{seen}; no limit is set and no GPU is here")
+    if estimate.peak <= limit * GIB:
+        return Verdict(f"{seen}; {limit:.1f} GiB are there")
+    fix = _what_would_fit(config, num_labels, limit)
+    return Verdict(seen, (Problem(f"{seen}, but {limit:.1f} GiB are there", "train.max_memory", fix),))
 
 
 def _num_labels(config: Config) -> int:

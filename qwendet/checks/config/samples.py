@@ -247,8 +247,4 @@ def _fix_of_outside(box: Box, size: Size) -> str:
     x1, y1, x2, y2 = box
     if is_inside((y1, x1, y2, x2), size):
         return "it fits with x and y swapped: boxes are [x1, y1, x2, y2]"
-    if min(box) >= 0 and max(box) <= 1000 and max(size) < 1000:
-        return (
-            "if these are 0-1000 coordinates, multiply by width / 1000 and height / 1000; else clip the box"
-        )
     return "give xyxy pixels of the image as displayed, or clip the box"

@@ -59,6 +59,21 @@ Depth = Literal["none", "header", "full"]
 
 
 @dataclass(frozen=True)
+class Thoroughness:
+    """How far the checks go.
+
+    Attributes:
+        images: ``none`` opens no image, ``header`` reads header, EXIF and end mark, ``full`` every pixel.
+        tokens: count the tokens of every sample, which needs the tokenizer and so transformers.
+        workers: processes that read samples and images.
+    """
+
+    images: Depth = "header"
+    tokens: bool = False
+    workers: int = 1
+
+
+@dataclass(frozen=True)
 class Task:
     """How every piece of a source is read.
 
@@ -82,9 +97,7 @@ Lines = Sequence[tuple[int, SampleLine]]
 def scan_files(
     config: Config,
     files: Mapping[Split, Path | Sequence[Path]],
-    *,
-    depth: Depth = "header",
-    workers: int = 1,
+    how: Thoroughness,
     limits: PixelLimits | None = None,
 ) -> tuple[dict[Split, SplitStats], dict[str, Findings]]:
     """Hold every sample of every file against every rule."""
@@ -93,12 +106,12 @@ def scan_files(
     sources = {split: samples_of(path, root, split, may_be_empty=True) for split, path in files.items()}
     splits = {split: SplitStats(source.path, source=source) for split, source in sources.items()}
     pieces = [
-        pieces_of(Task(config, split, source.path, depth, limits), source)
+        pieces_of(Task(config, split, source.path, how.images, limits), source)
         for split, source in sources.items()
     ]
     names = ", ".join(source.path.name for source in sources.values())
     with track(f"checking {names}", sum(map(len, sources.values()))) as advance:
-        for judged in in_order(scan_piece, chain.from_iterable(pieces), workers):
+        for judged in in_order(scan_piece, chain.from_iterable(pieces), how.workers):
             take_in(splits, findings, judged)
             advance(sum(stats.num_samples for stats in splits.values()), "")
     return splits, findings
@@ -275,19 +288,17 @@ class Pass:
 
 def _seen(visit: Visit, number: int) -> SeenImage:
     turn, facts = visit.turn, visit.facts
-    is_demonstration = turn is not visit.sample.student
-    answer = hash(
-        # A label as a number: the hash of a text differs from process to process.
-        tuple(sorted((*item.bbox_2d, float(zlib.crc32(item.desc.encode()))) for item in turn.objects))
-    )
-    asked = (
-        hash(tuple(zlib.crc32(label.encode()) for label in sorted(turn.labels or ()))) if turn.labels else 0
-    )
+    answer = _digest(sorted((*item.bbox_2d, item.desc) for item in turn.objects))
+    use = (turn is not visit.sample.student, answer, _digest(sorted(turn.labels)) if turn.labels else 0)
     if facts is None:
         path = os.path.normpath(turn.root / turn.image)
-        return SeenImage(number, turn.image, path, path, 0, visit.size, is_demonstration, answer, asked)
-    file = facts.path, facts.file_id, facts.num_bytes, facts.size
-    return SeenImage(number, turn.image, *file, is_demonstration, answer, asked)
+        return SeenImage(number, turn.image, path, path, 0, visit.size, *use)
+    return SeenImage(number, turn.image, facts.path, facts.file_id, facts.num_bytes, facts.size, *use)
+
+
+def _digest(values: object) -> int:
+    """A number that is the same in every process, which ``hash`` of a text is not."""
+    return zlib.crc32(repr(values).encode())
 
 
 def _masks_are_of(visit: Visit) -> Iterable[Problem]:

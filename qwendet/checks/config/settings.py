@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from qwendet.config.schema import EMBEDDED_MODELS, HUB_ID
 from qwendet.data.samples import check_label
 from qwendet.encoding.image_tokens import known_family
 from qwendet.errors import DataError, Problem
+from qwendet.files import require_place
 from qwendet.training.launcher import launcher_problems
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/gpus")
@@ -179,17 +179,8 @@ def demonstrations_are_given(dataset: Dataset) -> Iterable[Problem]:
 def output_can_be_written(dataset: Dataset) -> Iterable[Problem]:
     """The run's folder can be made and written to, and not by everybody."""
     target = Path(dataset.config.train.output_dir).absolute()
-    nearest = next(path for path in (target, *target.parents) if path.exists())
-    fix = "choose another with --set train.output_dir=DIR"
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except NotADirectoryError:
-        yield Problem(f"{nearest} is a file", "train.output_dir", fix)
-    except OSError as error:
-        what = f"the folder {nearest} cannot be written to: {error.strerror}"
-        yield Problem(what, "train.output_dir", fix)
-    mode = target.stat().st_mode if nearest == target else 0
+    require_place(target, "train.output_dir", is_folder=True)
+    mode = target.stat().st_mode if target.exists() else 0
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         what = f"every user of this machine may write to {target}, and so change the checkpoints"
         yield Problem(what, "train.output_dir", f"chmod o-w {shlex.quote(str(target))}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
 
+from qwendet.checks.config.samples import Split
 from qwendet.data.formats.records import Format
 from qwendet.data.samples import SampleSource
 from qwendet.errors import Problem
@@ -121,6 +122,16 @@ class SplitStats:
         first = self.lines.setdefault(digest, line)
         if first != line:
             self.repeated.append((line, first))
+
+
+def sizes_of(splits: Mapping[Split, SplitStats]) -> dict[tuple[Split, str], tuple[int, int]]:
+    """Displayed size of every image where it is known, by split and name."""
+    return {
+        (split, seen.image): seen.size
+        for split, stats in splits.items()
+        for seen in stats.images
+        if seen.size is not None
+    }
 
 
 def label_totals(splits: Iterable[SplitStats]) -> Counter[str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from qwendet.checks.config import dataset, frames, overlap, settings, small_objects
@@ -13,11 +11,11 @@ from qwendet.checks.config.annotated import ANNOTATIONS, scan_data
 from qwendet.checks.config.dataset import Check, Dataset
 from qwendet.checks.config.sample_files import Given
 from qwendet.checks.config.samples import RULES, Split
-from qwendet.checks.config.scan import CUT, OPEN, PARSE, PASS_IDS, Depth
+from qwendet.checks.config.scan import CUT, OPEN, PARSE, PASS_IDS, Thoroughness
 from qwendet.checks.config.stats import SplitStats
 from qwendet.checks.config.summary import summary_tables
-from qwendet.checks.result import NotApplicableError, Table
-from qwendet.checks.runner import Findings, unknown_id
+from qwendet.checks.result import Table
+from qwendet.checks.runner import Findings, run_check, unknown_id
 from qwendet.config.schema import Config
 from qwendet.data.archives import SUFFIXES
 from qwendet.encoding.image_tokens import image_limits
@@ -28,6 +26,7 @@ ENVIRONMENT = "config.environment."
 FILES = "config.data.files"
 EMPTY = "config.data.empty"
 ALLOW = "config.data.allow"
+CORRECT = "correct the path, or its permissions (chmod +r)"
 MEMORY = "config.memory"  # run by `validate`, see qwendet.checks.config.memory
 TOKENS = ("config.tokens.limit", "config.tokens.answer")
 ORDER: tuple[Split, ...] = ("val", "train", "teachers")
@@ -35,21 +34,6 @@ OF_CONFIG = frozenset(
     {"config.detection.queries", "config.tokens.images", "config.labels.unknown", "config.augment.crowds"}
 )
 """Rules of samples that hold them against settings."""
-
-
-@dataclass(frozen=True)
-class Thoroughness:
-    """How far the checks go.
-
-    Attributes:
-        images: ``none`` opens no image, ``header`` reads header, EXIF and end mark, ``full`` every pixel.
-        tokens: count the tokens of every sample, which needs the tokenizer and so transformers.
-        workers: processes that read samples and images.
-    """
-
-    images: Depth = "header"
-    tokens: bool = False
-    workers: int = 1
 
 
 def run_config_checks(config: Config, how: Thoroughness | None = None) -> tuple[list[Result], list[Table]]:
@@ -84,7 +68,7 @@ def run_data_checks(given: Given, root: Path | None, how: Thoroughness) -> tuple
 def read_data(given: Given, root: Path | None, how: Thoroughness) -> tuple[Dataset, int]:
     """See what data holds, without judging it; and the number of samples or boxes that are broken."""
     config = _data_config(given, root)
-    splits, findings = scan_data(config, given, depth=how.images, workers=how.workers)
+    splits, findings = scan_data(config, given, how)
     if not any(stats.num_samples for stats in splits.values()):
         names = ", ".join(str(stats.path) for stats in splits.values())
         raise DataError("the file holds no samples", names, "give a file with one sample a line")
@@ -144,9 +128,10 @@ def _run(
     how: Thoroughness,
 ) -> tuple[list[Result], Dataset, list[Table]]:
     limits = image_limits(config)
-    splits, findings = scan_data(config, given, depth=how.images, workers=how.workers, limits=limits)
+    splits, findings = scan_data(config, given, how, limits)
     seen = Dataset(config, splits)
-    results = [result for id, check in checks.items() for result in _run_check(id, check, seen)]
+    allowed = config.data.allow
+    results = [r for id, check in checks.items() for r in run_check(id, check, seen, allowed)[0]]
     lost = [result for result in results if result.id == "config.images.root" and result.status == "fail"]
     if len(lost) == sum(1 for stats in splits.values() if stats.num_samples) and lost:
         findings[OPEN] = Findings(OPEN)  # each of its problems follows from that one
@@ -160,21 +145,6 @@ def _run(
             [Result(id, "skip", skips[id])] if is_skipped else found.results(goods[id], config.data.allow)
         )
     return results, seen, summary_tables(splits)
-
-
-def _run_check(id: str, check: Check, seen: Dataset) -> list[Result]:
-    absent = [f"data.{split}" for split in check.needs if split not in seen.splits]
-    if absent:
-        return [Result(id, "skip", f"{' and '.join(absent)} not set")]
-    empty = [seen.splits[split].name for split in check.needs if not seen.splits[split].num_parsed]
-    if empty:
-        return [Result(id, "skip", f"{' and '.join(empty)}: no sample that can be read")]
-    findings = Findings(id)
-    try:
-        findings.collect(lambda: check.find(seen))
-    except NotApplicableError as error:
-        return [Result(id, "skip", str(error))]
-    return findings.results(check.good, seen.config.data.allow)
 
 
 def _goods(splits: Mapping[Split, SplitStats]) -> dict[str, str]:
@@ -210,13 +180,9 @@ def _allow_names_checks(seen: Dataset) -> Iterable[Problem]:
 def require_files(files: Iterable[tuple[str, Path]], root: str | None, root_name: str = "data.root") -> None:
     """Refuse files that cannot be read at once: without them most checks would say the same."""
     problems = [problem for where, path in files for problem in _unreadable(path, where)]
-    if root is not None and not Path(root).is_dir():
-        what = f"{root} is no folder" if Path(root).exists() else f"there is no such folder: {root}"
-        problems.append(Problem(what, root_name, "correct the path", FILES))
-    elif root is not None and not os.access(root, os.R_OK | os.X_OK):
-        problems.append(
-            Problem(f"the folder may not be read: {root}", root_name, f"chmod +rx {shlex.quote(root)}", FILES)
-        )
+    if root is not None and not (Path(root).is_dir() and os.access(root, os.R_OK | os.X_OK)):
+        state = "may not be read" if Path(root).is_dir() else "is not there"
+        problems.append(Problem(f"the folder {state}: {root}", root_name, CORRECT, FILES))
     if problems:
         raise DataError.of(problems)
 
@@ -224,20 +190,11 @@ def require_files(files: Iterable[tuple[str, Path]], root: str | None, root_name
 def _unreadable(path: Path, where: str) -> Iterable[Problem]:
     if is_url(path) or "*" in path.name:  # reported where it is opened
         return
-    try:
-        exists, is_folder = path.exists(), path.is_dir()
-    except OSError as error:  # a name too long, a folder that may not be entered
-        yield Problem(f"the sample file cannot be reached: {error}", where, "correct the path", FILES)
-        return
-    if not exists:
-        yield Problem(f"there is no such sample file: {path}", where, "correct the path", FILES)
-    elif is_folder and not any(files_below(path, frozenset(SUFFIXES))):
+    if not os.path.exists(path):  # noqa: PTH110  # also False of a name too long, or in a closed folder
+        yield Problem(f"there is no such sample file: {path}", where, CORRECT, FILES)
+    elif path.is_dir() and not any(files_below(path, frozenset(SUFFIXES))):
         held = ", ".join(sorted(file.name for file in path.glob("*.jsonl"))) or "none"
         what = f"expected a sample file, got the folder {path}"
         yield Problem(what, where, f"name a .jsonl file in it: {held}", FILES)
-    elif not is_folder and not path.is_file():
-        yield Problem(f"{path} is not a regular file", where, "give a JSONL file", FILES)
-    elif not os.access(path, os.R_OK):
-        yield Problem(
-            f"the sample file may not be read: {path}", where, f"chmod +r {shlex.quote(str(path))}", FILES
-        )
+    elif not path.is_dir() and not (path.is_file() and os.access(path, os.R_OK)):
+        yield Problem(f"the sample file may not be read: {path}", where, CORRECT, FILES)

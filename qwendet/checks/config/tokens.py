@@ -16,7 +16,7 @@ import numpy as np
 
 from qwendet.checks.config.dataset import Dataset
 from qwendet.checks.config.samples import Split
-from qwendet.checks.config.stats import SplitStats
+from qwendet.checks.config.stats import SplitStats, sizes_of
 from qwendet.checks.result import Table
 from qwendet.checks.runner import Findings
 from qwendet.config.schema import Config
@@ -53,12 +53,7 @@ def count_tokens(dataset: Dataset) -> tuple[list[Result], list[Table]]:
 
     if not findings[LIMIT].collect(prepare):
         return findings[LIMIT].results("", config.data.allow), []
-    sizes: Sizes = {
-        (split, seen.image): seen.size
-        for split, stats in dataset.splits.items()
-        for seen in stats.images
-        if seen.size is not None
-    }
+    sizes = sizes_of(dataset.splits)
     counts = {split: _count(split, dataset, loaded[0], sizes, findings) for split in dataset.splits}
     findings[LIMIT].collect(lambda: _drawn(dataset, loaded[0], counts, sizes))
     goods = {

@@ -14,7 +14,8 @@ from PIL import Image
 from qwendet.checks.config import scan
 from qwendet.checks.config.plots import save_plots
 from qwendet.checks.config.sample_files import find_data
-from qwendet.checks.config.suite import Thoroughness, read_data, run_data_checks
+from qwendet.checks.config.scan import Thoroughness
+from qwendet.checks.config.suite import read_data, run_data_checks
 from qwendet.checks.config.summary import summary_tables
 from qwendet.cli.main import run
 from qwendet.config.schema import Config

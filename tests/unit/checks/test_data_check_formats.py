@@ -12,7 +12,8 @@ from PIL import ExifTags, Image
 
 from qwendet.checks.config import annotated, scan
 from qwendet.checks.config.sample_files import find_data
-from qwendet.checks.config.suite import Thoroughness, read_data, run_data_checks
+from qwendet.checks.config.scan import Thoroughness
+from qwendet.checks.config.suite import read_data, run_data_checks
 from qwendet.checks.config.summary import summary_tables
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.errors import DataError, Result

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from qwendet.checks.config.lookalikes import lookalikes, nearest_lookalike
-from qwendet.checks.config.suite import Thoroughness, exit_code, require_files, run_config_checks
+from qwendet.checks.config.scan import Thoroughness
+from qwendet.checks.config.suite import exit_code, require_files, run_config_checks
 from qwendet.config.load import load_config
 from qwendet.config.schema import Config, DataConfig, ModelConfig
 from qwendet.encoding.image_tokens import image_limits
@@ -113,7 +114,7 @@ def test_folder_that_may_not_be_written__is_named(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     failed = dict(project.failures())
-    assert "cannot be written to: Permission denied" in failed["config.train.output_dir"]
+    assert "Permission denied" in failed["config.train.output_dir"]
 
 
 def test_images_that_may_not_be_read__are_one_problem(

@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 from qwendet.checks import subject as subject_module
-from qwendet.checks.config.suite import Thoroughness
+from qwendet.checks.config.scan import Thoroughness
 from qwendet.checks.preflight import run_all_checks
 from qwendet.config.load import load_config
 from qwendet.config.schema import Config

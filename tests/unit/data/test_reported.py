@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from qwendet.checks.config.sample_files import find_data
-from qwendet.checks.config.suite import Thoroughness, run_data_checks
+from qwendet.checks.config.scan import Thoroughness
+from qwendet.checks.config.suite import run_data_checks
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.formats.detect import detect_format
 from qwendet.data.samples import check_label

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from qwendet.checks.config.sample_files import find_data
-from qwendet.checks.config.suite import Thoroughness, run_data_checks
+from qwendet.checks.config.scan import Thoroughness
+from qwendet.checks.config.suite import run_data_checks
 from qwendet.errors import DataError
 from tests.unit.data.test_quirks import BOX, CATEGORY, LINE, XML, Files, coco, converted, lay_out, yolo
 from tests.unit.data.test_reported import VOC, YOLO, samples

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from qwendet.checks.config.sample_files import find_data
-from qwendet.checks.config.suite import Thoroughness, run_data_checks
+from qwendet.checks.config.scan import Thoroughness
+from qwendet.checks.config.suite import run_data_checks
 from qwendet.data.formats.convert import Conversion, convert_dataset
 from qwendet.data.formats.detect import detect_format, open_source
 from qwendet.data.formats.records import Record
