@@ -9,5 +9,6 @@ A check is a function that returns what it saw and what is wrong; its id begins 
 
     result.py     what a check says                subject.py    the training build and a few samples
     runner.py     runs a check, come what may      shortened.py  a few layers of a large model
-    preflight.py  all of them: validate            ids.py        known without torch
+    suites.py     the checks of a model            ids.py        every check and its function
+    preflight.py  all of them: validate
 """

@@ -16,13 +16,17 @@ import torch
 from qwendet.checks.config.memory import run_memory_check
 from qwendet.checks.config.scan import Thoroughness
 from qwendet.checks.config.suite import EMPTY, MEMORY, known_ids, run_config_checks
-from qwendet.checks.consistency import suite as consistency
-from qwendet.checks.ids import all_ids
-from qwendet.checks.loss import suite as loss
+from qwendet.checks.ids import CONSISTENCY, LOSS, SERVED, all_ids
 from qwendet.checks.result import Table
 from qwendet.checks.runner import require_known
-from qwendet.checks.served import suite as served
 from qwendet.checks.subject import temporary_subject
+from qwendet.checks.suites import (
+    QUICK,
+    require_checkpoint,
+    run_consistency_checks,
+    run_loss_checks,
+    run_served_checks,
+)
 from qwendet.config.schema import Config
 from qwendet.errors import ConfigError, Problem, QwendetError, Result
 from qwendet.loader import Bundle
@@ -43,29 +47,34 @@ def run_all_checks(
 ) -> Found:
     """Run every check, or those of some ids."""
     require_known(only, all_ids())
-    consistency.require_checkpoint(checkpoint)  # before minutes of other checks
-    of_server = [id for id in only if id in served.CHECKS]
+    require_checkpoint(checkpoint)  # before minutes of other checks
+    of_server = [id for id in only if id in SERVED]
     if checkpoint is None and (server is not None or of_server):
         fix = "add --checkpoint DIR: what the server is meant to serve"
         raise ConfigError("a server is compared with a checkpoint, and none was given", "--server", fix)
     if server is None and of_server:
         raise ConfigError(f"{of_server[0]} asks a server", "--only", "add --server URL")
-    results, tables = _config_results(config, how, only)
+    results: list[Result] = []
+    tables: list[Table] = []
+    if not only or set(only) & set(known_ids()):
+        found_in_config, of_config = run_config_checks(config, how)
+        results += [result for result in found_in_config if not only or result.id in only]
+        tables += [] if only else of_config
     if any(result.id == EMPTY and result.status == "fail" for result in results):
         return results, tables  # whatever else was asked would only say so again
     if not only or MEMORY in only:
         results += run_memory_check(config)
         if results[-1].status == "fail":  # what cannot be trained here is not downloaded
             return results, tables
-    of_loss, of_consistency = ([id for id in only if id in known] for known in (loss.CHECKS, consistency.IDS))
+    of_loss, of_consistency = ([id for id in only if id in known] for known in (LOSS, CONSISTENCY))
     found: list[Found] = []
     with temporary_subject(config) as subject:
         if of_loss or not only:
-            found += [loss.run_loss_checks(subject, only=of_loss, with_overfit=with_overfit)]
+            found += [run_loss_checks(subject, only=of_loss, with_overfit=with_overfit)]
         if of_consistency or not only:
-            found += [consistency.run_consistency_checks(subject, checkpoint=checkpoint, only=of_consistency)]
+            found += [run_consistency_checks(subject, checkpoint=checkpoint, only=of_consistency)]
     if server is not None and checkpoint is not None and (of_server or not only):
-        found += [served.run_served_checks(server, checkpoint, only=of_server)]
+        found += [run_served_checks(server, checkpoint, only=of_server)]
     for more, further in found:
         results += more
         tables += further
@@ -80,10 +89,10 @@ def require_preflight(bundle: Bundle) -> None:
         return
     with torch.random.fork_rng(), temporary_subject(config, bundle) as subject:
         if config.train.preflight == "quick":
-            results, _ = loss.run_loss_checks(subject, only=loss.QUICK)
+            results, _ = run_loss_checks(subject, only=QUICK)
         else:
-            results, _ = loss.run_loss_checks(subject, with_overfit=False)
-            results += consistency.run_consistency_checks(subject)[0]
+            results, _ = run_loss_checks(subject, with_overfit=False)
+            results += run_consistency_checks(subject)[0]
     failed = [result for result in results if result.status == "fail"]
     if failed:
         problems = [Problem(result.what, result.where, result.fix, result.id) for result in failed]
@@ -99,14 +108,3 @@ class PreflightError(QwendetError):
     """A check of the model failed; training has not begun."""
 
     exit_code = 1
-
-
-def _config_results(config: Config, how: Thoroughness, only: Collection[str]) -> Found:
-    wanted = set(only) & set(known_ids())
-    if only and not wanted:
-        return [], []
-    results, tables = run_config_checks(config, how)
-    return (
-        [result for result in results if not only or result.id in wanted],
-        [] if only else tables,
-    )

@@ -71,8 +71,8 @@ def validate_loss(
     _require_known_or_list(only or (), LOSS_IDS, list_ids=list_ids)
     name = config_name(config, named)
     loaded = load_config(name, settings or ())
-    from qwendet.checks.loss.suite import run_loss_checks
     from qwendet.checks.subject import temporary_subject
+    from qwendet.checks.suites import run_loss_checks
 
     with console.nothing_but_results(), temporary_subject(loaded) as subject:
         results, tables = run_loss_checks(subject, only=only or (), with_overfit=overfit)
@@ -96,8 +96,8 @@ def check_consistency(
     _require_known_or_list(only or (), CONSISTENCY_IDS, list_ids=list_ids)
     name = config_name(config, named)
     loaded = load_config(name, settings or ())
-    from qwendet.checks.consistency.suite import run_consistency_checks
     from qwendet.checks.subject import temporary_subject
+    from qwendet.checks.suites import run_consistency_checks
 
     with console.nothing_but_results(), temporary_subject(loaded) as subject:
         results, tables = run_consistency_checks(subject, checkpoint=checkpoint, only=only or ())
@@ -126,7 +126,7 @@ def check_served(
     from qwendet.checks.ids import SERVED_IDS
 
     _require_known_or_list(only or (), SERVED_IDS, list_ids=list_ids)
-    from qwendet.checks.served.suite import run_served_checks
+    from qwendet.checks.suites import run_served_checks
 
     with console.nothing_but_results():
         results, tables = run_served_checks(

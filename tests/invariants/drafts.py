@@ -14,9 +14,8 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from qwendet.checks.consistency.noise import compare, noise
+from qwendet.checks.consistency.noise import as_in_training, compare, noise, run
 from qwendet.checks.consistency.pair import exact_pair
-from qwendet.checks.consistency.runs import as_in_training, run
 from qwendet.checks.subject import Subject
 from qwendet.encoding.collate import to_device
 from qwendet.errors import Problem

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qwendet.checks.consistency.noise import compare, noise
+from qwendet.checks.consistency.noise import as_in_training, compare, noise
 from qwendet.checks.consistency.pair import exact_pair, pair
-from qwendet.checks.consistency.runs import as_in_training
 from qwendet.checks.result import NotApplicableError
 from qwendet.checks.subject import Subject
 from qwendet.data.samples import Sample

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from qwendet.boxes import paired_iou_and_giou
-from qwendet.checks.consistency.images import PROCESSOR_FIX
+from qwendet.checks.consistency.inputs import PROCESSOR_FIX
 from qwendet.checks.consistency.pair import pair
 from qwendet.checks.result import NotApplicableError
 from qwendet.checks.subject import Subject

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from qwendet.checks.loss.moves import new_optimizer
+from qwendet.checks.loss.optimizer import new_optimizer
 from qwendet.checks.subject import Subject
 from qwendet.errors import Problem
 from qwendet.loading.lora import is_adapter

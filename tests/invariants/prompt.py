@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from qwendet.checks.consistency.inputs import first_difference
 from qwendet.checks.consistency.pair import pair
-from qwendet.checks.consistency.prompt import first_difference
 from qwendet.checks.subject import Subject
 from qwendet.encoding.collate import IGNORED
 from qwendet.errors import Problem

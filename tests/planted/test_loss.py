@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from qwendet.checks.loss.suite import CHECKS, run_loss_checks
+from qwendet.checks.ids import LOSS
 from qwendet.checks.subject import temporary_subject
+from qwendet.checks.suites import run_loss_checks
 from qwendet.errors import Result
 from qwendet.loader import Bundle
 from tests.invariants.suite import INVARIANTS, broken
@@ -53,8 +54,8 @@ def test_planted_bug__is_found(
 def test_sound_project__passes(settings: tuple[str, ...], bundle_with: MakeBundle) -> None:
     found = results_of(bundle_with(FIRST, settings), set())
     assert [result for result in found if result.status != "pass"] == []
-    assert [result.id for result in found] == list(CHECKS)
+    assert [result.id for result in found] == list(LOSS)
 
 
 def test_every_check__has_a_bug_that_it_finds() -> None:
-    assert set(CHECKS) - {bug.check for bug in BUGS} == set()
+    assert set(LOSS) - {bug.check for bug in BUGS} == set()

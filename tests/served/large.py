@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.worlds import PRETRAIN
+from qwendet.checks.ids import SERVED, chosen
 from qwendet.checks.runner import run_checks
 from qwendet.checks.served.observed import Observed
 from qwendet.checks.served.pictures import calibration_samples
-from qwendet.checks.served.suite import CHECKS
 from qwendet.config.schema import Config, DataConfig, ModelConfig
 from qwendet.data.samples import SampleFile
 from qwendet.demo.shapes import write_dataset
@@ -48,7 +48,7 @@ def main(name: str, folder: Path) -> None:
                 predictor, find(predictor, url), [*drawn, *SampleFile(scenes)], folder / "deep"
             )
             vars(observed).update(known)
-            (result,) = run_checks({"served.weights": CHECKS["served.weights"]}, observed, ())[0]
+            (result,) = run_checks(chosen(SERVED, ["served.weights"]), observed, ())[0]
             known = {key: vars(observed)[key] for key in ("own", "items", "rounding", "in_other_precision")}
         print(f"{result.status}  {server}: {result.what}", flush=True)
 

@@ -1,8 +1,6 @@
 """``consistency.*``: the model that is trained is the model that is served.
 
-suite.py    every check and its id             pair.py       both builds, after an update
-prompt.py   what is sent before the answer     runs.py       the few runs that the checks share
-images.py   how images are made                noise.py      how far apart equal computations come out
-compute.py  served and trained, attention
-checkpoint.py   a directory of files against what the config would build
+inputs.py   chat format, special tokens, images   pair.py   both builds, after an update
+compute.py  served and trained, attention         noise.py  runs, and how far apart equal ones come out
+checkpoint.py  a directory of files against the config
 """

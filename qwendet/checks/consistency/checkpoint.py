@@ -16,8 +16,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 
-from qwendet.checks.consistency.images import LIMITS, STANDARD, processor_problems, settings_of
-from qwendet.checks.consistency.prompt import special_token_problems
+from qwendet.checks.consistency.inputs import (
+    LIMITS,
+    STANDARD,
+    processor_problems,
+    settings_of,
+    special_token_problems,
+)
 from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.config.section import flat

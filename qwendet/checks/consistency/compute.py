@@ -8,9 +8,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from qwendet.checks.consistency.noise import MULTIPLE, compare, difference, noise
+from qwendet.checks.consistency.noise import (
+    MULTIPLE,
+    Run,
+    attending,
+    compare,
+    difference,
+    noise,
+    run,
+    training,
+)
 from qwendet.checks.consistency.pair import exact_pair, pair
-from qwendet.checks.consistency.runs import Run, attending, run, training
 from qwendet.checks.result import NotApplicableError, Verdict
 from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject

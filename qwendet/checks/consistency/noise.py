@@ -1,4 +1,4 @@
-"""How far apart equal computations may come out: measured, never guessed.
+"""Runs that are compared, and how far apart equal ones may come out: measured, never guessed.
 
     the same batch twice                repeated: must not exceed rounding, or nothing else can be compared
     the same batch, float32 ↔ float64   rounding
@@ -13,17 +13,23 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qwendet.checks.consistency.pair import exact_pair
-from qwendet.checks.consistency.runs import Run, run, training
 from qwendet.checks.result import NotApplicableError, Verdict
-from qwendet.checks.shortened import Shortened, exact
+from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject, once
+from qwendet.encoding.collate import Batch, to_device
 from qwendet.errors import Problem
+from qwendet.model.attention import attention_by_part
+from qwendet.model.detector import Qwen25VLWithDetection
+from qwendet.model.head import HeadOutput
 
 MULTIPLE = 8.0
 MOST_ROUNDING = 1e-3
@@ -35,18 +41,72 @@ Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
+class Run:
+    """What a forward pass computed.
+
+    Attributes:
+        hidden: of each sample the states ``(tokens, text)`` of its own tokens, padding left out.
+        head: predictions of the head, where there is one.
+    """
+
+    hidden: list[Tensor]
+    head: HeadOutput | None
+
+
+@once
+def training(subject: Subject) -> Run:
+    """One left-padded batch through the training build, exactly, in the mode that it trains in."""
+    bundle = exact_pair(exact(subject)).trained
+    return run(as_in_training(bundle.detector), bundle.collator()(subject.encoded))
+
+
+@torch.no_grad()
+def run(detector: Qwen25VLWithDetection, batch: Batch) -> Run:
+    """Run the detector on a batch as it stands, in the mode it is in."""
+    states: list[Tensor] = []
+    language: Any = detector.vlm.model.language_model
+    handle = language.register_forward_hook(lambda _, args, output: states.append(output.last_hidden_state))
+    try:
+        output = detector(to_device(batch, detector.device), with_tokens=False)
+    finally:
+        handle.remove()
+    masks = batch["attention_mask"].bool().to(detector.device)
+    return Run([row[own] for row, own in zip(states[0], masks, strict=True)], output.head)
+
+
+@contextmanager
+def attending(detector: Qwen25VLWithDetection, implementation: str) -> Iterator[None]:
+    """Compute attention in another way until the block ends."""
+    config = detector.config
+    parts = {"": config, "text_config": config.text_config, "vision_config": config.vision_config}
+    usual = {name: part._attn_implementation for name, part in parts.items()}
+    detector.vlm.set_attn_implementation(attention_by_part(implementation))
+    try:
+        yield
+    finally:
+        detector.vlm.set_attn_implementation(usual)
+
+
+def as_in_training(detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:
+    """Set the mode that training computes in, but for the adapter's dropout, which is meant to be random."""
+    detector.train()
+    for name, module in detector.named_modules():
+        if "lora_dropout" in name:
+            module.eval()
+    return detector
+
+
+@dataclass(frozen=True)
 class Noise:
     """Largest differences between equal computations, each as a share of its quantity's largest value.
 
     Attributes:
         repeated: the same computation run twice, by quantity: ``hidden``, ``logits``, ``boxes``.
         rounding: float32 against float64.
-        measured_on: what was run, for the report.
     """
 
     repeated: Figures
     rounding: Figures
-    measured_on: str
 
     def tolerance(self, quantity: str, expected: Tensor) -> float:
         """Largest difference from ``expected`` that is taken for rounding."""
@@ -61,16 +121,7 @@ def noise(subject: Subject) -> Noise:
     expected = _quantities(training(subject))
     rounded = _quantities(run(copy.deepcopy(bundle.detector).float(), batch))
     again = _quantities(run(bundle.detector, batch))
-    return Noise(_shares(again, expected), _shares(rounded, expected), _described(subject))
-
-
-def _described(subject: Subject) -> str:
-    """What is computed with, in words."""
-    if not isinstance(subject, Shortened):
-        return "this model"
-    config, device = subject.bundle.detector.config, subject.bundle.detector.device.type
-    vision, text = config.vision_config.depth, config.text_config.num_hidden_layers
-    return f"{vision} vision blocks and {text} decoder layers of this model, on the {device}"
+    return Noise(_shares(again, expected), _shares(rounded, expected))
 
 
 def _quantities(found: Run) -> dict[str, Tensor]:
@@ -126,12 +177,14 @@ def compare(
 
 def noise_is_small(subject: Subject) -> Verdict:
     """The same computation twice gives the same, and float32 is near float64: else nothing compares."""
-    measured = noise(exact(subject))
+    few = exact(subject)
+    measured, device = noise(few), few.bundle.detector.device.type
+    measured_on = "this model" if subject.is_small else f"the first layers of this model, on the {device}"
     problems = [
         Problem(
             f"{name} of the same batch computed twice differ by {share:.1e} of the largest value;"
             f" rounding makes {measured.rounding[name]:.1e}",
-            measured.measured_on,
+            measured_on,
             "something in the forward is random, such as dropout: set it to 0",
         )
         for name, share in measured.repeated.items()
@@ -140,7 +193,7 @@ def noise_is_small(subject: Subject) -> Verdict:
     problems += [
         Problem(
             f"{name} in float32 are {share:.1e} of the largest value away from float64",
-            measured.measured_on,
+            measured_on,
             "look for values that overflow or for operations in a narrower type",
         )
         for name, share in measured.rounding.items()
@@ -149,6 +202,6 @@ def noise_is_small(subject: Subject) -> Verdict:
     rounding, repeated = max(measured.rounding.values()), max(measured.repeated.values())
     seen = (
         f"rounding {rounding:.1e}, the same twice {repeated:.1e} of the largest value"
-        f" ({measured.measured_on}); differences up to {MULTIPLE:g} × rounding are taken for equal"
+        f" ({measured_on}); differences up to {MULTIPLE:g} × rounding are taken for equal"
     )
     return Verdict(seen, tuple(problems))

@@ -107,21 +107,12 @@ def _unmoved(detector: Qwen25VLWithDetection, before: Mapping[str, Tensor]) -> I
 # The training
 
 
-class FewSamples:
+class FewSamples(list[EncodedSample]):
     """Encoded samples as a training set, all of them in every epoch."""
-
-    def __init__(self, encoded: Sequence[EncodedSample]) -> None:
-        self.encoded = encoded
-
-    def __len__(self) -> int:
-        return len(self.encoded)
-
-    def __getitem__(self, position: int) -> EncodedSample:
-        return self.encoded[position]
 
     def lengths(self) -> list[int]:
         """Tokens of each sample."""
-        return [len(sample.input_ids) for sample in self.encoded]
+        return [len(sample.input_ids) for sample in self]
 
     def set_epoch(self, epoch: int) -> None:
         """Every epoch is alike."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwendet.checks.loss.moves import moved_share
+from qwendet.checks.loss.optimizer import moved_share
 
 
 def normal(dtype: torch.dtype) -> torch.Tensor:

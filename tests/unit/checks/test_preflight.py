@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from qwendet.checks.consistency import suite as consistency
-from qwendet.checks.ids import CONSISTENCY_IDS, LOSS_IDS, all_ids
-from qwendet.checks.loss import suite as loss
+from qwendet.checks import preflight
+from qwendet.checks.ids import all_ids
 from qwendet.checks.preflight import PreflightError, require_preflight
 from qwendet.checks.runner import require_known
 from qwendet.config.schema import Config
@@ -48,7 +47,7 @@ def test_quick__says_what_was_skipped(
     bundle: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     skipped = Result("loss.gradients", "skip", "no sample with demonstrations fits into data.max_tokens")
-    monkeypatch.setattr(loss, "run_loss_checks", lambda *args, **settings: ([skipped], []))
+    monkeypatch.setattr(preflight, "run_loss_checks", lambda *args, **settings: ([skipped], []))
     with caplog.at_level(logging.INFO, logger="qwendet"):
         require_preflight(with_preflight(bundle, "quick"))
     assert "preflight: loss.gradients was skipped: no sample with demonstrations fits" in caplog.text
@@ -66,9 +65,3 @@ def test_ids__are_unique_and_unknown_ones_refused() -> None:
     with pytest.raises(ConfigError, match=r"did you mean loss\.tokens") as caught:
         require_known(["loss.token"], ids)
     assert caught.value.exit_code == 2
-
-
-def test_ids__are_those_of_the_suites() -> None:
-    """`--list` and completion know them without torch."""
-    assert tuple(loss.CHECKS) == LOSS_IDS
-    assert consistency.IDS == CONSISTENCY_IDS

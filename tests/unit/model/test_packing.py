@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwendet.checks.consistency.runs import attending
+from qwendet.checks.consistency.noise import attending
 from qwendet.config.schema import LossConfig
 from qwendet.encoding.collate import Batch
 from qwendet.encoding.encode import EncodedSample

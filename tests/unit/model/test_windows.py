@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
-from qwendet.checks.consistency.runs import attending
+from qwendet.checks.consistency.noise import attending
 from qwendet.model.attention import attention_by_part
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.windows import BY_LENGTH, plan

@@ -1,11 +1,13 @@
-"""``consistency.prompt.*``: training sees the family's published chat format."""
+"""``consistency.prompt.*`` and ``consistency.images.*``: the published chat format, how images are made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from qwendet.checks.consistency.pair import pair
@@ -21,6 +23,12 @@ from qwendet.loading.processor import TEMPLATE_FIX, TOKENIZER_FIX
 ONE_TOKEN = (PADDING, START_OF_TURN, END_OF_TURN, *IN_CONFIG)
 CONTEXT = 4
 """Tokens shown on either side of a difference."""
+PROCESSOR_FIX = "take image processor and pixel limits from the checkpoint, in training and at inference"
+STEPS = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
+BICUBIC = 3
+"""Pillow's number, which preprocessor_config.json writes."""
+STANDARD = dict.fromkeys(STEPS, True) | {"rescale_factor": 1 / 255, "resample": BICUBIC}
+LIMITS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 
 
 def text(subject: Subject) -> Verdict:
@@ -39,7 +47,8 @@ def _conversation(item: EncodedSample, sample: Sample, bundle: Bundle) -> str:
     """The sample written out, its answers as they stand in its tokens."""
     data, ids = bundle.config.data, item.input_ids.tolist()
     spans = (*item.teacher_assistant_spans, *item.student_assistant_spans)
-    answers = [_decode(bundle, ids[start : end - 1]) for start, end in spans]
+    decode = partial(bundle.processor.tokenizer.decode, clean_up_tokenization_spaces=False)
+    answers = [decode(ids[start : end - 1]) for start, end in spans]
     merge = bundle.detector.config.vision_config.spatial_merge_size
     image_tokens = [int(grid.prod()) // merge**2 for grid in item.image_grid_thw]
     asked = sample.student.labels or bundle.labels
@@ -47,28 +56,27 @@ def _conversation(item: EncodedSample, sample: Sample, bundle: Bundle) -> str:
     requests = [data.request.replace("{labels}", ", ".join(own)) for own in labels]
     prefix = bundle.detector.family.answer_prefix
     prompt = prompt_text(data.system_prompt or "", requests, answers[:-1], image_tokens, prefix)
-    return prompt + answers[-1] + END_OF_TURN
-
-
-def _decode(bundle: Bundle, ids: Sequence[int]) -> str:
-    decoded: str = bundle.processor.tokenizer.decode(
-        ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-    return decoded
+    return f"{prompt}{answers[-1]}{END_OF_TURN}"
 
 
 def first_difference(
     found: Sequence[int], expected: Sequence[int], tokenizer: Any, what: str, where: str
 ) -> list[Problem]:
+    """Where two sequences of tokens part, if they do."""
+    if list(found) == list(expected):
+        return []
+    lengths = f"{len(found)} and {len(expected)} tokens"
+    place = parting(found, expected, tokenizer)
+    return [Problem(f"{what}: {place} ({lengths})", where, TEMPLATE_FIX)]
+
+
+def parting(found: Sequence[int], expected: Sequence[int], tokenizer: Any) -> str:
     """Where two sequences of tokens part, with what stands around it."""
     pairs = enumerate(zip_longest(found, expected))
-    at = next((index for index, (own, other) in pairs if own != other), None)
-    if at is None:
-        return []
+    at = next(index for index, (own, other) in pairs if own != other)
     window = slice(max(0, at - CONTEXT), at + CONTEXT)
-    texts = [repr(tokenizer.decode(list(ids[window]))) for ids in (found, expected)]
-    lengths = f"{len(found)} and {len(expected)} tokens"
-    return [Problem(f"{what}: from token {at} {texts[0]} for {texts[1]} ({lengths})", where, TEMPLATE_FIX)]
+    own, other = (tokenizer.decode(list(ids[window])) for ids in (found, expected))
+    return f"from token {at} {own!r} for {other!r}"
 
 
 def special_tokens(subject: Subject) -> Verdict:
@@ -105,3 +113,46 @@ def special_token_problems(tokenizer: Any, config: Any, name: str) -> Iterator[P
     if len(tokenizer) > config.text_config.vocab_size:
         what = f"{len(tokenizer)} tokens, but the model embeds {config.text_config.vocab_size}"
         yield Problem(what, f"{name} tokenizer", TOKENIZER_FIX)
+
+
+def processor(subject: Subject) -> Verdict:
+    """Pixel limits, patch sizes and colour statistics are the same in both builds, and the model's own."""
+    both, problems = pair(subject), list[Problem]()
+    wanted = _published(both.trained)
+    for name, bundle in (("training", both.trained), ("inference", both.served)):
+        found = settings_of(bundle.processor.image_processor)
+        problems += processor_problems(found, wanted, f"{name} image processor", PROCESSOR_FIX)
+    seen = "{min_pixels} to {max_pixels} pixels, patches of {patch_size}".format_map(wanted)
+    return Verdict(f"both image processors agree with the model: {seen}", tuple(problems))
+
+
+def _published(bundle: Bundle) -> dict[str, Any]:
+    """Limits of the resolved config, sizes of the model, published colour statistics."""
+    data, vision, family = bundle.config.data, bundle.detector.config.vision_config, bundle.detector.family
+    return STANDARD | {
+        "min_pixels": data.min_pixels,
+        "max_pixels": data.max_pixels,
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "image_mean": family.image_mean,
+        "image_std": family.image_std,
+    }
+
+
+def settings_of(image_processor: Any) -> dict[str, Any]:
+    """What decides which pixels an image processor makes."""
+    names = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std", *STANDARD)
+    limits = {name: image_processor.size[edge] for name, edge in LIMITS.items()}
+    return limits | {name: getattr(image_processor, name) for name in names}
+
+
+def processor_problems(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], where: str, fix: str
+) -> Iterator[Problem]:
+    """Settings of an image processor that are not the model's."""
+    for name, value in wanted.items():
+        own = found.get(name)
+        if own is None or not np.allclose(own, value, rtol=1e-9):
+            note = " (bicubic)" if name == "resample" else ""
+            yield Problem(f"{name} is {own}, expected {value}{note}", where, fix)
