@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from typing import BinaryIO, Literal
 
 from qwendet.data.archives import Stored
 
 HEAD_BYTES = 1 << 10
+TIFF = "a TIFF whose channels or bits are not read, or whose header is broken"
 KINDS: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftypavi", "an AVIF image"),
     (4, b"ftyphei", "an HEIC image"),
@@ -19,6 +19,8 @@ KINDS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
     (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
     (0, b"8BPS", "a Photoshop file"),
+    (0, b"II*\0", TIFF),
+    (0, b"MM\0*", TIFF),
     (0, b"%PDF", "a PDF"),
     (0, b"%!PS", "PostScript"),
     (0, b"\x93NUMPY", "an array of numpy"),
@@ -32,7 +34,6 @@ KINDS: tuple[tuple[int, bytes, str], ...] = (
 )
 """Offset and bytes there, in which order they are tried."""
 TEXTS = ((b"<svg", "an SVG drawing"), (b"<html", "a web page"), (b"<!doctype html", "a web page"))
-CHANNELS, BITS, LONG = 277, 258, 4
 
 
 def unreadable_kind(source: Stored | bytes) -> tuple[str, str]:
@@ -42,31 +43,10 @@ def unreadable_kind(source: Stored | bytes) -> tuple[str, str]:
         head = file.read(HEAD_BYTES)
         if not head:
             return "an empty file", replace
-        if head[:4] in (b"II*\0", b"MM\0*"):
-            return _kind_of_tiff(
-                file, head
-            ), "export 1, 3 or 4 channels of 8 bits, or one of 16, as PNG or TIFF"
     found = next((what for at, mark, what in KINDS if head.startswith(mark, at)), None)
     found = found or next((what for mark, what in TEXTS if mark in head.lower()), None)
+    if found == TIFF:
+        return found, "export 1, 3 or 4 channels of 8 bits, or one of 16, as PNG or TIFF"
     if found is None:
         return "something else, or a file cut in its header", replace
     return found, "convert it to PNG or JPEG" if found.endswith("image") else replace
-
-
-def _kind_of_tiff(file: BinaryIO, head: bytes) -> str:
-    """Channels and bits by the tags of the first image (TIFF 6.0, section 2)."""
-    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
-    file.seek(int.from_bytes(head[4:8], order))
-    entries = file.read(2)
-    tags = {}
-    for _ in range(int.from_bytes(entries, order)):
-        entry = file.read(12)
-        tag, kind, count = (int.from_bytes(entry[at:end], order) for at, end in ((0, 2), (2, 4), (4, 8)))
-        tags[tag] = (count, int.from_bytes(entry[8 : 12 if kind == LONG else 10], order), entry[8:])
-    if CHANNELS not in tags or BITS not in tags:
-        return "a TIFF whose header is broken"
-    count, bits, offset = tags[BITS]
-    if count > 2:  # one for each channel, elsewhere
-        file.seek(int.from_bytes(offset, order))
-        bits = int.from_bytes(file.read(2), order)
-    return f"a TIFF of {tags[CHANNELS][1]} channels of {bits} bits"

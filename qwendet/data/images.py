@@ -193,7 +193,7 @@ def inspect_image(image: str, root: Path, where: str, *, decode: bool = False) -
     with _opened(file, image, where) as stored:
         width, height = stored.size
         # Decoding also settles whether the file is whole, and turns a TIFF by itself.
-        if decode or must_be_decoded(file, stored.format) or _is_deep_colour(stored):
+        if decode or must_be_decoded(stored, file) or _is_deep_colour(stored):
             exif = _loaded(stored, file, image, where).getexif()
         else:
             # Of the base class: the PNG reader's own decodes the whole file where it finds no EXIF.
@@ -295,7 +295,7 @@ def _loaded(stored: Image.Image, source: Stored | bytes, image: str, where: str)
     try:
         stored.load()
     except OSError:
-        whole = decoded_without_end(source) if stored.format in ("JPEG", "MPO") else None
+        whole = decoded_without_end(stored, source) if stored.format in ("JPEG", "MPO") else None
         if whole is None:
             raise
         return whole

@@ -6,12 +6,11 @@
 
 Nothing in a line says which of the last two it is. So the lines of the whole set are looked at. Columns begin
 with a box that lies in the image, and their points lie in that box, in nearly every line; so does a quarter
-of polygons, by chance. Of few lines also the shape tells: no corner of a polygon is amid the others.
+of polygons, by chance. Of a few lines all may, and these are refused: ``task: segment`` says what they are.
 """
 
 from __future__ import annotations
 
-import cmath
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -35,8 +34,8 @@ MANY_LINES = 8
 MAX_LINES = 2_000
 """Long lines that are looked at."""
 COLUMNS_FIX = (
-    "for key points, write kpt_shape into the settings ([points, numbers of each]); else cut the line off "
-    "behind its fifth number; of a polygon, write the first corner again at its end"
+    "for key points, write kpt_shape into the settings ([points, numbers of each]); for polygons, write "
+    "task: segment; else cut the line off behind its fifth number"
 )
 
 
@@ -89,22 +88,11 @@ def are_polygons(files: Iterable[Path]) -> bool:
     is_few = len(found) < MANY_LINES
     if any(-1 in row for row in found):  # a key point that is not seen, or a tracker's empty column
         return False
-    if (is_few and len(lengths) != 1) or all(map(_is_oriented_box, found)):
+    if (is_few and len(lengths) > 1) or all(map(_is_oriented_box, found)):
         return True
-    if (
-        not is_few
-        and len(lengths) == 1
-        and any(map(_is_whole, zip(*(row[4:] for row in found), strict=True)))
-    ):
-        return False
-    alike = [(row, points) for row in found if (points := _points_in_box(row)) is not None]
-    if len(alike) < MOSTLY * len(found):
-        return True
-    if not is_few or lengths == {6}:
-        return False
-    if lengths == {8}:
-        return all(_is_convex(row) for row, _ in alike)
-    return any(_is_convex(row) or not _is_around_centre(points) for row, points in alike)
+    columns = zip(*(row[4:] for row in found), strict=True) if len(lengths) == 1 and not is_few else ()
+    has_flags = any(all(value.is_integer() for value in column) for column in columns)
+    return not has_flags and sum(map(_is_box_with_points, found)) < MOSTLY * len(found)
 
 
 def _long_rows(files: Iterable[Path]) -> Iterator[list[float]]:
@@ -118,43 +106,25 @@ def _long_rows(files: Iterable[Path]) -> Iterator[list[float]]:
                         yield values
 
 
-def _is_whole(column: Sequence[float]) -> bool:
-    """Whether a column holds whole numbers in every line, as flags and ids do and no coordinate."""
-    return all(value.is_integer() for value in column)
-
-
-Points = list[tuple[float, float]]
-"""Relative to the centre of their box, in shares of its sizes."""
-
-
-def _points_in_box(row: Sequence[float]) -> Points | None:
-    """Points behind a box, those that are not marked (0, 0) left out; None if it is none, or they leave it.
+def _is_box_with_points(row: Sequence[float]) -> bool:
+    """Whether a row begins with a box, and points lie in it, those apart that are marked (0, 0).
 
     Two numbers alone may be a tracker's as well, and need not be a point.
     """
     x, y, width, height = row[:4]
     for centre, side in ((x, width), (y, height)):
         if side <= 0 or centre - side / 2 < -EDGE or centre + side / 2 > 1 + EDGE:
-            return None
+            return False
     if len(row) == 6 or max(row[4:]) > 1 + EDGE:
-        return []
-    for step in (2, 3):  # without or with visibility; a confidence may come last
-        pairs = zip(row[4::step], row[5::step], row[3 + step :: step], strict=False)
-        points = [((px - x) / width, (py - y) / height) for px, py, _ in pairs if (px, py) != (0, 0)]
-        if all(max(abs(across), abs(down)) <= 0.5 + SLACK for across, down in points):
-            return points
-    return None
-
-
-def _is_around_centre(points: Points) -> bool:
-    """Whether points lie on all sides of their box's centre and fill the box: those of a polygon do not.
-
-    There the centre would be a corner, and the box twice as far across as the polygon's first two corners
-    are from the image's edge.
-    """
-    spans = [(min(values), max(values)) for values in zip(*points, strict=True)]
-    is_around = all(low + (high - low) / 10 <= 0 <= high - (high - low) / 10 for low, high in spans)
-    return is_around and max((high - low for low, high in spans), default=1) >= 0.3
+        return True
+    return any(  # without or with visibility; a confidence may come last
+        all(
+            max(abs(px - x) / width, abs(py - y) / height) <= 0.5 + SLACK
+            for px, py, _ in zip(row[4::step], row[5::step], row[3 + step :: step], strict=False)
+            if (px, py) != (0, 0)
+        )
+        for step in (2, 3)
+    )
 
 
 def _is_oriented_box(row: Sequence[float]) -> bool:
@@ -163,15 +133,3 @@ def _is_oriented_box(row: Sequence[float]) -> bool:
         abs(row[at] - row[at + 2] + row[at + 4] - row[at + 6]) <= SLACK * (max(row[at::2]) - min(row[at::2]))
         for at in (0, 1)
     )
-
-
-def _is_convex(row: Sequence[float]) -> bool:
-    """Whether all corners turn to the same side, once round."""
-    corners = [complex(x, y) for x, y in zip(row[0::2], row[1::2], strict=True)]
-    edges = [end - start for start, end in zip(corners, [*corners[1:], corners[0]], strict=True)]
-    turns = [
-        cmath.phase(after / before)
-        for before, after in zip(edges, [*edges[1:], edges[0]], strict=True)
-        if before and after
-    ]
-    return all(turn * turns[0] >= 0 for turn in turns) and abs(sum(turns)) < 2.5 * math.pi
