@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from qwendet.data.formats.coco_layout import CocoFile, end_in, find_coco, image_folder, on_disk
-from qwendet.data.formats.coco_table import CocoBox, CocoImage, CocoTable, Key, read_table
-from qwendet.data.formats.fitting import join_image, show
-from qwendet.data.formats.records import Finding, Item, Labels, Record, Source
+from qwendet.data.formats.coco_table import CocoImage, CocoTable, Key, read_table
+from qwendet.data.formats.fitting import join_image
+from qwendet.data.formats.records import Finding, Item, Labels, Record, Source, or_problems
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.data.samples import Turn, require_absent
 from qwendet.errors import DataError
@@ -52,9 +53,8 @@ def coco_images(path: Path) -> tuple[Path, dict[str, Key], dict[str, Key]]:
     folder = image_folder(layout.root, layout.files[0], names, may_be_absent=False)
     found = (on_disk(layout.root / folder, name) or name for name in names)
     paths = (posixpath.normpath(posixpath.join(folder, name)) for name in found)
-    ids = table.image_ids()
     labels = {label: key for key, label in reversed(table.labels.items())}
-    return layout.root, dict(zip(paths, map(ids.__getitem__, table.images), strict=True)), labels
+    return layout.root, dict(zip(paths, table.images, strict=True)), labels
 
 
 def _unnamed(root: Path, named: set[str]) -> Iterator[Finding]:
@@ -87,33 +87,30 @@ def _read_file(
     yield from table.findings
     yield from table.problems
     yield from table.broken.values()
-    for slot, boxes in table.boxes_by_image():
-        image = table.images[slot]
-        try:
-            yield _record(file, folder, table, image, boxes)
-        except DataError as error:
-            yield from error.problems
+    for image, own in table.annotations():
+        yield from or_problems(_record(file, folder, table, image, own))
 
 
 def _rename(table: CocoTable, find: Callable[[str], str | None]) -> None:
     """Name each image as its file is named, unless that is another one's."""
     owners = {image.name: image.name for image in table.images.values()}
-    for slot, image in table.images.items():
+    for key, image in table.images.items():
         name = find(image.name.replace("\\", "/"))
         if name is not None and owners.setdefault(name, image.name) == image.name:
-            table.images[slot] = replace(image, name=name)
+            table.images[key] = replace(image, name=name)
 
 
-def _record(file: CocoFile, folder: str, table: CocoTable, entry: CocoImage, boxes: list[CocoBox]) -> Record:
+def _record(
+    file: CocoFile, folder: str, table: CocoTable, entry: CocoImage, own: Sequence[tuple[str, Any]]
+) -> Iterator[Record]:
     image = join_image(folder, entry.name, entry.where)
-    objects = tuple(found.item for found in boxes)
-    derived = tuple(
-        Finding("derived", found.where, show(found.item.bbox_2d)) for found in boxes if found.is_derived
-    )
-    absent = table.named(entry.absent, entry.where)
+    found = [(table.read(value, where), where) for where, value in own]
+    objects = tuple(item for (item, _), _ in found)
+    places = tuple(f"{where} ({item.desc})" for (item, _), where in found)
+    findings = tuple(finding for (_, mended), _ in found for finding in mended)
+    absent = None if entry.absent is None else table.named(entry.absent, entry.where)
     require_absent(absent or (), objects, entry.where, "neg_category_ids")
-    partial = table.named(entry.partial, entry.where) or ()
+    partial = table.named(entry.partial or (), entry.where)
     turn = Turn(image, objects, entry.width, entry.height, neg_labels=absent, not_exhaustive_labels=partial)
     name = image.removeprefix(f"{folder}/") if folder else image
-    places = tuple(found.where for found in boxes)
-    return Record(file.split, turn, entry.where, name, places, derived, size="the size in the file")
+    yield Record(file.split, turn, entry.where, name, places, findings, size="the size in the file")

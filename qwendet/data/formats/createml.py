@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import AliasChoices, Field
+
 from qwendet.data.formats.drawn import Drawn, Row, Shape, corners, numbers, read_as
-from qwendet.data.formats.json_stream import stream_list
-from qwendet.data.formats.records import Item
+from qwendet.data.formats.json_stream import records
+from qwendet.data.formats.records import Item, or_problems
 from qwendet.errors import DataError
 
 
@@ -18,22 +20,20 @@ class _Object(Row):
 
 
 class _Image(Row):
-    image: str
-    annotations: list[_Object]
+    image: str = Field(validation_alias=AliasChoices("image", "imagefilename"))
+    annotations: list[_Object] = Field(validation_alias=AliasChoices("annotations", "annotation"))
 
 
 def read_createml(file: Path) -> Iterator[Drawn | Item]:
     """Read a file of CreateML, image by image."""
-    for index, value in stream_list(file):
-        where = f"{file}: [{index}]"
-        try:
-            found = read_as(_Image, value, where, imagefilename="image", annotation="annotations")
-            objects = enumerate(found.annotations)
-            yield Drawn(
-                where, found.image, [_shape(own, f"{where}: annotations[{at}]") for at, own in objects]
-            )
-        except DataError as error:
-            yield from error.problems
+    for where, value in records(file):
+        yield from or_problems(_drawn(value, where))
+
+
+def _drawn(value: Any, where: str) -> Iterator[Drawn]:
+    found = read_as(_Image, value, where)
+    objects = enumerate(found.annotations)
+    yield Drawn(where, found.image, [_shape(own, f"{where}: annotations[{at}]") for at, own in objects])
 
 
 def _shape(found: _Object, where: str) -> Shape:

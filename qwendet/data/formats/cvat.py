@@ -23,7 +23,7 @@ from qwendet.data.formats.drawn import (
     read_as,
     turned,
 )
-from qwendet.data.formats.records import Item, Labels, split_of
+from qwendet.data.formats.records import Item, Labels, or_problems, split_of
 from qwendet.data.segmentation import Rle, placed, require_drawable
 from qwendet.errors import DataError, Problem
 
@@ -65,10 +65,7 @@ def _elements(file: Path, parsing: Iterator[tuple[str, Element]]) -> Iterator[Dr
     root = next(parsing)[1]
     for event, element in parsing:
         if event == "end" and element.tag == "image":
-            try:
-                yield _image(element, f"{file}: image {element.get('name', '?')!r}")
-            except DataError as error:
-                yield from error.problems
+            yield from or_problems(_image(element, f"{file}: image {element.get('name', '?')!r}"))
         elif event == "end" and element.tag == "labels":
             names = [found.findtext("name") or "" for found in element.findall("label")]
             yield Labels(tuple(filter(None, names)))
@@ -79,14 +76,14 @@ def _elements(file: Path, parsing: Iterator[tuple[str, Element]]) -> Iterator[Dr
             root.clear()
 
 
-def _image(element: Element, where: str) -> Drawn:
+def _image(element: Element, where: str) -> Iterator[Drawn]:
     image = read_as(_Image, element.attrib, where)
     size = (image.width, image.height) if image.width and image.height else None
     shapes = [
         _shape(found, size, f"{where}: {found.tag} {index}")
         for index, found in enumerate((child for child in element if child.tag in SHAPES), start=1)
     ]
-    return Drawn(where, image.name, shapes, size, split_of(image.subset))
+    yield Drawn(where, image.name, shapes, size, split_of(image.subset))
 
 
 def _shape(element: Element, size: tuple[int, int] | None, where: str) -> Shape:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from qwendet.data.formats.drawn import (
     Drawn,
@@ -22,7 +22,7 @@ from qwendet.data.formats.drawn import (
     turned,
 )
 from qwendet.data.formats.json_stream import stream_lists
-from qwendet.data.formats.records import Item, Labels
+from qwendet.data.formats.records import Item, Labels, or_problems
 from qwendet.data.segmentation import extent, read_rle
 from qwendet.errors import DataError
 
@@ -59,28 +59,27 @@ class _Annotation(Row):
 class _Item(Row):
     id: str
     annotations: list[_Annotation]
-    media: _Media = _Media()
+    media: _Media = Field(_Media(), validation_alias=AliasChoices("media", "image"))
 
 
 def read_datumaro(file: Path) -> Iterator[Drawn | Item]:
     """Read a file of Datumaro, item by item; annotations of one group and label are one object."""
     names: list[str] = []
-    for key, index, value in stream_lists(file):
+    for key, index, value, *_ in stream_lists(file):
         where = f"{file}: {key}[{index}]"
         if key == "categories" and isinstance(value, dict):
             names = [found.name for found in read_as(_Categories, value, f"{file}: categories").label.labels]
             yield Labels(tuple(names))
         elif key == "items" and index >= 0:
-            try:
-                item = read_as(_Item, value, where, image="media")
-                shapes = [
-                    _shape(own, names, f"{where}.annotations[{at}]")
-                    for at, own in enumerate(item.annotations)
-                ]
-                size = item.media.size and (item.media.size[1], item.media.size[0])
-                yield Drawn(where, item.media.path or item.id, shapes, size)
-            except DataError as error:
-                yield from error.problems
+            yield from or_problems(_drawn(value, names, where))
+
+
+def _drawn(value: Any, names: Sequence[str], where: str) -> Iterator[Drawn]:
+    item = read_as(_Item, value, where)
+    own = enumerate(item.annotations)
+    shapes = [_shape(found, names, f"{where}.annotations[{at}]") for at, found in own]
+    size = item.media.size and (item.media.size[1], item.media.size[0])
+    yield Drawn(where, item.media.path or item.id, shapes, size)
 
 
 def _shape(found: _Annotation, names: Sequence[str], where: str) -> Shape:

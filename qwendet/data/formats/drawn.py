@@ -36,7 +36,7 @@ Size = Annotated[int, Field(gt=0, lt=1e9)]
 class Row(BaseModel):
     """What a reader asks of a piece of a file; what else it holds does not matter."""
 
-    model_config = ConfigDict(coerce_numbers_to_str=True)
+    model_config = ConfigDict(coerce_numbers_to_str=True, populate_by_name=True)
 
 
 T = TypeVar("T")
@@ -97,14 +97,12 @@ Reader = Callable[[Path], Iterator[Drawn | Item]]
 _form: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
-def read_as(kind: type[T], value: Any, where: str, **older: str) -> T:
-    """A piece of a file in the form that is asked for; ``older`` has names of keys by the ones they had.
+def read_as(kind: type[T], value: Any, where: str) -> T:
+    """A piece of a file in the form that is asked for.
 
     Raises:
         DataError: naming the first key whose value does not fit.
     """
-    if older and isinstance(value, dict):
-        value = {older.get(key, key): inner for key, inner in value.items()}
     try:
         found: T = _form(kind).validate_python(value)
     except ValidationError as error:

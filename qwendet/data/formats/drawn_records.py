@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from qwendet.data.formats.drawn import DECIMALS, OUTLINES, Drawn, Point, Reader, Shape
 from qwendet.data.formats.fitting import join_image, show
-from qwendet.data.formats.records import WHOLE, Box, Finding, Item, Record, Source, split_of
+from qwendet.data.formats.records import WHOLE, Box, Finding, Item, Record, Source, or_problems, split_of
 from qwendet.data.images import IMAGE_SUFFIXES, image_size
 from qwendet.data.rows import FLAGS
 from qwendet.data.samples import DetectedObject, Turn, check_label
@@ -50,15 +50,12 @@ def open_drawn(
         rest = "train" if any(splits) and "train" not in splits else WHOLE
         seen = set()
         for file, split in zip(files, splits, strict=True):
-            try:
-                for item in read(file):
-                    if isinstance(item, Drawn):
-                        seen.add(item.split or split or rest)
-                        yield from images.record(item, file, item.split or split or rest)
-                    else:
-                        yield item
-            except DataError as error:
-                yield from error.problems
+            for item in or_problems(read(file)):
+                if isinstance(item, Drawn):
+                    seen.add(item.split or split or rest)
+                    yield from or_problems(images.record(item, file, item.split or split or rest))
+                else:
+                    yield item
         if WHOLE in seen and len(seen) > 1:
             what = f"some images are of a split ({', '.join(sorted(seen - {WHOLE}))}) and others of none"
             yield Problem(what, str(path), "name the files or folders after train, val or test")
@@ -87,18 +84,12 @@ class _Images:
         for file in files_below(root, IMAGE_SUFFIXES):
             self.by_stem[file.stem].append(file.relative_to(root).as_posix())
 
-    def record(self, drawn: Drawn, file: Path, split: str) -> Iterator[Item]:
-        """The record of an image, or what is wrong with it."""
-        try:
-            image = self._find(drawn, file)
-            if drawn.may_lack and image not in self.owners:
-                self.num_lacking += 1
-            else:
-                yield self._record(drawn, image, split)
-        except DataError as error:
-            yield from error.problems
-
-    def _record(self, drawn: Drawn, image: str, split: str) -> Record:
+    def record(self, drawn: Drawn, file: Path, split: str) -> Iterator[Record]:
+        """The record of an image; none if it may lack, and does."""
+        image = self._find(drawn, file)
+        if drawn.may_lack and image not in self.owners:
+            self.num_lacking += 1
+            return
         size, findings = drawn.size, list[Finding]()
         if drawn.in_fractions:
             size, findings = self._whole(image, drawn)
@@ -120,7 +111,7 @@ class _Images:
             places.append(place)
         turn = Turn(image, tuple(objects), *(size or (None, None)))
         name = image.removeprefix("images/")
-        return Record(split, turn, drawn.where, name, tuple(places), tuple(findings))
+        yield Record(split, turn, drawn.where, name, tuple(places), tuple(findings))
 
     def _whole(self, image: str, drawn: Drawn) -> tuple[tuple[int, int] | None, list[Finding]]:
         """The size that fractions are of: the image's own, if it has the shape of the one claimed."""

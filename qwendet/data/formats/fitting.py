@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwendet.data.characters import ESCAPED_BYTES, unseen_character
-from qwendet.data.formats.records import MEASURED, Box, Finding, FindingKind, Item, Record, Source
+from qwendet.data.formats.records import (
+    MEASURED,
+    Box,
+    Finding,
+    FindingKind,
+    Item,
+    Record,
+    Source,
+    or_problems,
+)
 from qwendet.data.images import inspect_image
 from qwendet.data.samples import DetectedObject
 from qwendet.data.segmentation import cut, extent, fits, require_size
@@ -44,24 +53,21 @@ def fitted(source: Source, *, may_be_absent: bool) -> Source:
 
     def items() -> Iterator[Item]:
         for item in source.items:
-            if not isinstance(item, Record):
+            if isinstance(item, Record):
+                yield from or_problems(fit_record(item, source.root, may_be_absent=may_be_absent))
+            else:
                 yield item
-                continue
-            try:
-                yield fit_record(item, source.root, may_be_absent=may_be_absent)
-            except DataError as error:
-                yield from error.problems
 
     return replace(source, items=items())
 
 
-def fit_record(record: Record, root: Path, *, may_be_absent: bool) -> Record:
+def fit_record(record: Record, root: Path, *, may_be_absent: bool) -> Iterator[Record]:
     """Hold one annotated image against the image itself."""
     turn, frame = record.turn, _frame(record, root, may_be_absent=may_be_absent)
     objects, mended = fit_objects(zip(record.places, turn.objects, strict=True), frame)
     turn = replace(turn, objects=objects, width=frame.width, height=frame.height)
     findings = (*record.findings, *frame.findings, *mended)
-    return replace(record, turn=turn, places=(), findings=findings)
+    yield replace(record, turn=turn, places=(), findings=findings)
 
 
 def join_image(folder: str, name: str, where: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from qwendet.data.formats.drawn import Drawn, Number, Row, Shape, corners, read_as
 from qwendet.data.formats.json_stream import records
-from qwendet.data.formats.records import Finding, Item
+from qwendet.data.formats.records import Finding, Item, or_problems
 from qwendet.data.images import image_size
 from qwendet.data.rows import are_corners, box_of, label_of, objects_of
 from qwendet.errors import DataError
@@ -35,12 +35,13 @@ def read_huggingface(file: Path) -> Iterator[Drawn | Item]:
     is_corners, why = are_corners(_all_boxes(file), str(file))
     yield Finding("frame", f"{file}: {why}")
     for place, value in records(file):
-        try:
-            image, where, found = _read(value, place)
-            shapes = [_shape(own, is_corners, f"{where}: objects[{at}]") for at, own in enumerate(found)]
-            yield Drawn(where, image.file_name, shapes)
-        except DataError as error:
-            yield from error.problems
+        yield from or_problems(_drawn(value, is_corners, place))
+
+
+def _drawn(value: Any, is_corners: bool, place: str) -> Iterator[Drawn]:
+    image, where, found = _read(value, place)
+    shapes = [_shape(own, is_corners, f"{where}: objects[{at}]") for at, own in enumerate(found)]
+    yield Drawn(where, image.file_name, shapes)
 
 
 Quad = tuple[Number, Number, Number, Number]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from qwendet.errors import DataError
 from qwendet.files import tell_unreadable
@@ -18,16 +18,28 @@ WINDOW = 1 << 20
 """Characters read at a time."""
 MAX_VALUE = 1 << 26
 """Characters of one element; more is a broken file, whose end would otherwise be looked for in memory."""
+BYTE_ORDER_MARK = "\ufeff"
 AFTER_VALUE = frozenset(",:]} \t\r\n")
 FIX = "write the file again: it is broken there"
 
 
-def stream_lists(path: Path) -> Iterator[tuple[str, int, Any]]:
-    """Go through the lists at the top level of a JSON object.
+class Element(NamedTuple):
+    """An element of a list, and where in it; or, at -1, the value of a key, ``[]`` before those of a list.
 
-    Yields:
-        The list's key, the element's index and the element; before these, and for every other value alone,
-        the key, -1 and the value's first character; then, for these, the key, -2 and the value.
+    Attributes:
+        start: first byte in the file.
+        end: byte behind the last one.
+    """
+
+    key: str
+    at: int
+    value: Any
+    start: int
+    end: int
+
+
+def stream_lists(path: Path) -> Iterator[Element]:
+    """Go through the lists at the top level of a JSON object.
 
     Raises:
         DataError: naming the place, if the file is unreadable, broken or no object.
@@ -35,17 +47,11 @@ def stream_lists(path: Path) -> Iterator[tuple[str, int, Any]]:
     yield from _streamed(path, _members)
 
 
-def stream_list(path: Path) -> Iterator[tuple[int, Any]]:
-    """Go through a file that is one list: index and element; raises as :func:`stream_lists`."""
-    yield from (
-        (index, element) for _, index, element in _streamed(path, lambda window: _elements(window, ""))
-    )
-
-
 def records(file: Path) -> Iterator[tuple[str, Any]]:
     """Place and value of each record: elements of a list, or a line each, as text where it is no JSON."""
     if file.suffix.lower() != ".jsonl":
-        yield from ((f"{file}: [{index}]", record) for index, record in stream_list(file))
+        for found in _streamed(file, lambda window: _elements(window, "")):
+            yield f"{file}: [{found.at}]", found.value
         return
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -56,44 +62,42 @@ def records(file: Path) -> Iterator[tuple[str, Any]]:
                     yield f"{file}:{number}", repr(line[:60])
 
 
-def _streamed(
-    path: Path, read: Callable[[_Window], Iterator[tuple[str, int, Any]]]
-) -> Iterator[tuple[str, int, Any]]:
+def _streamed(path: Path, read: Callable[[_Window], Iterator[Element]]) -> Iterator[Element]:
     try:
-        with tell_unreadable(path), path.open(encoding="utf-8-sig") as file:
+        with tell_unreadable(path), path.open(encoding="utf-8", newline="") as file:
             yield from read(_Window(path, file))
     except UnicodeDecodeError as error:
         raise DataError(f"the file is not UTF-8 ({error.reason})", str(path), "save it as UTF-8") from error
 
 
-def _members(window: _Window) -> Iterator[tuple[str, int, Any]]:
+def _members(window: _Window) -> Iterator[Element]:
     window.expect("{", "a JSON object")
     if window.peek() == "}":
         return
     while True:
-        key = window.value()
+        key, *_ = window.value()
         if not isinstance(key, str):
             raise window.error(f"expected a key, got {key!r}")
         window.expect(":", f"a colon after {key!r}")
-        yield key, -1, window.peek()
         if window.peek() == "[":
+            yield Element(key, -1, [], 0, 0)
             yield from _elements(window, key)
         else:
-            yield key, -2, window.value()
+            yield Element(key, -1, *window.value())
         if not window.goes_on("}", key):
             break
     if window.peek():
         raise window.error("expected the end of the file")
 
 
-def _elements(window: _Window, key: str) -> Iterator[tuple[str, int, Any]]:
+def _elements(window: _Window, key: str) -> Iterator[Element]:
     window.expect("[", "a list")
     if window.peek() == "]":
         window.expect("]", "its end")
         return
     index = 0
     while True:
-        yield key, index, window.value(f"{key}[{index}]")
+        yield Element(key, index, *window.value(f"{key}[{index}]"))
         if not window.goes_on("]", f"{key}[{index}]"):
             return
         index += 1
@@ -108,6 +112,7 @@ class _Window:
         self._text = ""
         self._at = 0
         self._before = 0
+        self._bytes = 0  # up to where it has been read
         self._is_last = False
         self._decoder = json.JSONDecoder()
 
@@ -116,13 +121,18 @@ class _Window:
         place = f"character {self._before + self._at + 1:,}"
         return DataError(what, ": ".join(part for part in (str(self._path), within, place) if part), FIX)
 
+    def _take(self, end: int) -> None:
+        self._bytes += len(self._text[self._at : end].encode())
+        self._at = end
+
     def peek(self) -> str:
         """The next character that is no blank; empty at the end."""
         while True:
             while self._at < len(self._text):
-                if not self._text[self._at].isspace():
-                    return self._text[self._at]
-                self._at += 1
+                character = self._text[self._at]
+                if not character.isspace() and character != BYTE_ORDER_MARK:
+                    return character
+                self._take(self._at + 1)
             if self._is_last:
                 return ""
             self._read_on()
@@ -132,7 +142,7 @@ class _Window:
         found = self.peek()
         if found != character:
             raise self.error(f"expected {meaning}, got {found!r}" if found else "the file ends too early")
-        self._at += 1
+        self._take(self._at + 1)
 
     def goes_on(self, end: str, within: str) -> bool:
         """Take a comma, or the end of what is being read."""
@@ -140,11 +150,11 @@ class _Window:
         if found not in (",", end) or not found:
             what = f"expected ',' or {end!r}, got {found!r}" if found else "the file ends too early"
             raise self.error(what, f"after {within}")
-        self._at += 1
+        self._take(self._at + 1)
         return found == ","
 
-    def value(self, within: str = "") -> Any:
-        """Decode the next value; the window grows until it holds all of it."""
+    def value(self, within: str = "") -> tuple[Any, int, int]:
+        """Decode the next value, between which bytes it is; the window grows until it holds all of it."""
         self.peek()
         while True:
             try:
@@ -160,8 +170,9 @@ class _Window:
             else:
                 is_whole = self._text[end : end + 1] in AFTER_VALUE
                 if is_whole or self._is_last:  # a number might go on
-                    self._at = end
-                    return value
+                    start = self._bytes
+                    self._take(end)
+                    return value, start, self._bytes
             self._read_on()
 
     def _read_on(self) -> None:

@@ -8,10 +8,19 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from qwendet.data.formats.fitting import join_image
-from qwendet.data.formats.records import SPLITS, TEST_PARTS, WHOLE, Finding, Item, Record, Source, split_of
-from qwendet.data.samples import Sample
+from qwendet.data.formats.records import (
+    SPLITS,
+    TEST_PARTS,
+    WHOLE,
+    Finding,
+    Item,
+    Record,
+    Source,
+    or_problems,
+    split_of,
+)
+from qwendet.data.samples import SampleSource
 from qwendet.data.sources import samples_of, shards_by_split
-from qwendet.errors import DataError
 
 IMAGE_FOLDER = "images/"
 """Where ``data convert`` puts images; no part of an image's name."""
@@ -27,10 +36,7 @@ def open_samples(path: Path, image_dir: Path | None = None) -> Source:
             if samples.form:
                 yield Finding("frame", f"{samples.path}: {samples.form}")
             for index in range(len(samples)):
-                try:
-                    yield _record(split, samples[index], image_dir or root)
-                except DataError as error:
-                    yield from error.problems
+                yield from or_problems(_record(split, samples, index, image_dir or root))
 
     return Source(image_dir or root, sum(map(len, opened.values())), items())
 
@@ -51,11 +57,12 @@ def jsonl_files(path: Path) -> dict[str, Path]:
     return found
 
 
-def _record(split: str, sample: Sample, root: Path) -> Record:
+def _record(split: str, samples: SampleSource, index: int, root: Path) -> Iterator[Record]:
+    sample = samples[index]
     turn, where = sample.student, sample.where
     image = join_image(_below(turn.root, root), turn.image, where)
     lost = (Finding("demonstrations", where, str(len(sample.teachers))),) if sample.teachers else ()
-    return Record(
+    yield Record(
         split,
         replace(turn, image=image, root=Path()),
         where,

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from qwendet.data.formats.drawn import (
     Drawn,
@@ -23,8 +23,8 @@ from qwendet.data.formats.drawn import (
     read_as,
     turned,
 )
-from qwendet.data.formats.json_stream import stream_list
-from qwendet.data.formats.records import Finding, Item
+from qwendet.data.formats.json_stream import records
+from qwendet.data.formats.records import Finding, Item, or_problems
 from qwendet.data.images import IMAGE_SUFFIXES
 from qwendet.errors import DataError
 
@@ -50,35 +50,30 @@ class _Annotation(Row):
 
 class _Task(Row):
     data: dict[str, Any]
-    annotations: list[_Annotation]
+    annotations: list[_Annotation] = Field(validation_alias=AliasChoices("annotations", "completions"))
 
 
 def read_labelstudio(file: Path) -> Iterator[Drawn | Item]:
     """Read the tasks of an export as "JSON"; predictions of a model in it do not count."""
     sets: dict[str, None] = {}
-    for index, value in stream_list(file):
-        where = f"{file}: [{index}]"
-        try:
-            task = read_as(_Task, value, where, completions="annotations")
-            own = [found for found in task.annotations if not found.was_cancelled]
-            chosen = [found for found in own if found.ground_truth] or own
-            if not chosen:
-                yield Finding(
-                    "no_annotation", where, "skipped" if task.annotations else "nobody annotated it"
-                )
-                continue
-            if len(chosen) > 1:
-                what = f"the task has {len(chosen)} annotations, and not one alone is marked as ground truth"
-                raise DataError(what, where, "star the one that counts in Label Studio, or keep it alone")
-            yield _drawn(task, chosen[0], where)
-            sets |= dict.fromkeys(found.from_name for found in chosen[0].result if _labels(found))
-        except DataError as error:
-            yield from error.problems
+    for where, value in records(file):
+        yield from or_problems(_drawn(value, where, sets))
     if len(sets) > 1:
         yield Finding("label_sets", str(file), ", ".join(map(repr, sets)))
 
 
-def _drawn(task: _Task, annotation: _Annotation, where: str) -> Drawn:
+def _drawn(value: Any, where: str, sets: dict[str, None]) -> Iterator[Drawn | Finding]:
+    """Read a task; to ``sets`` are added the sets of labels that it uses."""
+    task = read_as(_Task, value, where)
+    own = [found for found in task.annotations if not found.was_cancelled]
+    chosen = [found for found in own if found.ground_truth] or own
+    if not chosen:
+        yield Finding("no_annotation", where, "skipped" if task.annotations else "nobody annotated it")
+        return
+    if len(chosen) > 1:
+        what = f"the task has {len(chosen)} annotations, and not one alone is marked as ground truth"
+        raise DataError(what, where, "star the one that counts in Label Studio, or keep it alone")
+    (annotation,) = chosen
     name = _image(task.data, where)
     regions: dict[str, list[_Result]] = defaultdict(list)
     for result in annotation.result:
@@ -91,7 +86,8 @@ def _drawn(task: _Task, annotation: _Annotation, where: str) -> Drawn:
     sizes = [(found.original_width, found.original_height) for found in annotation.result]
     size = next(((width, height) for width, height in sizes if width and height), None)
     plain = PurePosixPath(name).name.partition("-")[2]  # what an upload was called, behind its hash
-    return Drawn(where, name, shapes, size, in_fractions=True, other_name=plain)
+    yield Drawn(where, name, shapes, size, in_fractions=True, other_name=plain)
+    sets |= dict.fromkeys(found.from_name for found in annotation.result if _labels(found))
 
 
 def _image(data: dict[str, Any], where: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from qwendet.data.formats.drawn import Drawn, Shape, numbers
-from qwendet.data.formats.records import Item, Labels
+from qwendet.data.formats.records import Item, Labels, or_problems
 from qwendet.errors import DataError, Problem
 from qwendet.files import list_folder
 
@@ -41,11 +41,14 @@ def _images(file: Path, names: Mapping[str, str], table: Iterable[dict[str, str]
             yield Problem(f"the rows of {image!r} are not together", where, "sort the table by ImageID")
             continue
         done.add(image)
-        try:
-            shapes = [_shape(row, names, f"{file}:{line}") for line, row in own]
-            yield Drawn(where, image, shapes, in_fractions=True, may_lack=True)
-        except DataError as error:
-            yield from error.problems
+        yield from or_problems(_drawn(image, [(row, f"{file}:{line}") for line, row in own], names))
+
+
+def _drawn(
+    image: str, rows: Sequence[tuple[Mapping[str, str], str]], names: Mapping[str, str]
+) -> Iterator[Drawn]:
+    shapes = [_shape(row, names, where) for row, where in rows]
+    yield Drawn(rows[0][1], image, shapes, in_fractions=True, may_lack=True)
 
 
 def _names(file: Path) -> dict[str, str]:

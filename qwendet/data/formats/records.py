@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from qwendet.data.samples import Turn
-from qwendet.errors import Problem
+from qwendet.errors import DataError, Problem
 
+T = TypeVar("T")
 Format = Literal[
     "jsonl", "voc", "coco", "yolo", "conversations",
     "cvat", "labelstudio", "labelme", "via", "createml", "datumaro", "supervisely", "openimages",
@@ -157,6 +158,14 @@ class Source:
     root: Path
     total: int
     items: Iterator[Item]
+
+
+def or_problems(items: Iterator[T]) -> Iterator[T | Problem]:
+    """What a reader yields of one image, or what is wrong with it."""
+    try:
+        yield from items
+    except DataError as error:
+        yield from error.problems
 
 
 def split_of(name: str) -> str | None:

@@ -17,7 +17,7 @@ from qwendet.data.formats.coco_layout import end_in
 from qwendet.data.formats.coco_table import CocoImage, Key, key_of, read_box, read_image
 from qwendet.data.formats.fitting import join_image
 from qwendet.data.formats.json_stream import records, stream_lists
-from qwendet.data.formats.records import WHOLE, Box, Item, Record, Source
+from qwendet.data.formats.records import WHOLE, Box, Item, Record, Source, or_problems
 from qwendet.data.samples import DetectedObject, Turn, check_label
 from qwendet.errors import DataError
 from qwendet.files import list_folder
@@ -49,10 +49,7 @@ def open_refcoco(path: Path, image_dir: Path | None = None) -> Source:
 
     def items() -> Iterator[Item]:
         for where, entry in records(file):
-            try:
-                yield from _records(entry, table, where, file, root)
-            except DataError as error:
-                yield from error.problems
+            yield from or_problems(_records(entry, table, where, file, root))
 
     first = next(iter(table.images.values()), None)
     root = next((folder for folder in roots if first and end_in(folder, first.name)), roots[0])
@@ -78,7 +75,7 @@ def _references(path: Path) -> Path:
 
 def _read_instances(file: Path) -> _Instances:
     images, boxes = {}, {}
-    for key, index, entry in stream_lists(file):
+    for key, index, entry, *_ in stream_lists(file):
         where = f"{file}: {key}[{index}]"
         if index >= 0 and key == "images":
             images[key_of(entry, "id", where)] = read_image(entry, where)

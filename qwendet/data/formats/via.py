@@ -24,7 +24,7 @@ from qwendet.data.formats.drawn import (
     read_as,
     read_json,
 )
-from qwendet.data.formats.records import Item
+from qwendet.data.formats.records import Item, or_problems
 from qwendet.data.rows import FLAGS
 from qwendet.errors import DataError
 from qwendet.files import read_text
@@ -50,15 +50,14 @@ def read_via(file: Path) -> Iterator[Drawn | Item]:
     except csv.Error as error:
         raise DataError(f"expected a table ({error})", str(file), "export it as JSON") from error
     for where, value in images:
-        try:
-            image = read_as(_Image, value, where)
-            regions = image.regions.values() if isinstance(image.regions, dict) else image.regions
-            shapes = [
-                _shape(region, f"{where}: region {number}") for number, region in enumerate(regions, start=1)
-            ]
-            yield Drawn(where, image.filename, shapes)
-        except DataError as error:
-            yield from error.problems
+        yield from or_problems(_drawn(value, where))
+
+
+def _drawn(value: Any, where: str) -> Iterator[Drawn]:
+    image = read_as(_Image, value, where)
+    regions = image.regions.values() if isinstance(image.regions, dict) else image.regions
+    numbered = enumerate(regions, start=1)
+    yield Drawn(where, image.filename, [_shape(own, f"{where}: region {at}") for at, own in numbered])
 
 
 def _members(file: Path) -> Iterator[tuple[str, Any]]:

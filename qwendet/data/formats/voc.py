@@ -11,7 +11,7 @@ from defusedxml import DefusedXmlException, ElementTree
 
 from qwendet.data.formats.drawn import numbers
 from qwendet.data.formats.fitting import join_image, show
-from qwendet.data.formats.records import Box, Finding, Item, Record, Source
+from qwendet.data.formats.records import Box, Finding, Item, Record, Source, or_problems
 from qwendet.data.formats.voc_layout import VocFolder, find_voc, images_by_stem, paired
 from qwendet.data.samples import DetectedObject, Turn, check_label
 from qwendet.errors import DataError
@@ -58,10 +58,7 @@ def _read_folder(folder: VocFolder, root: Path, *, is_own: bool, may_be_absent: 
     for split, stems in folder.listed.items():
         for stem in stems:
             paths, file = images.get(stem, []), folder.annotations[stem]
-            try:
-                yield _record(split, file, stem, paths, place, may_be_absent=may_be_absent)
-            except DataError as error:
-                yield from error.problems
+            yield from or_problems(_record(split, file, stem, paths, place, may_be_absent=may_be_absent))
     for file in folder.unlisted():
         yield Finding("unlisted", str(file), "in no split list")
     used = {image for stem in folder.annotations for image in images.get(stem, ())}
@@ -72,7 +69,7 @@ def _read_folder(folder: VocFolder, root: Path, *, is_own: bool, may_be_absent: 
 
 def _record(
     split: str, file: Path, stem: str, candidates: list[str], place: str, *, may_be_absent: bool
-) -> Record:
+) -> Iterator[Record]:
     """Read one annotation; ``candidates`` are the images of its name in the folder ``place``."""
     where = str(file)
     annotation = _parse_xml(file)
@@ -95,7 +92,7 @@ def _record(
     ]
     places, objects = tuple(place for place, _ in written), tuple(found for _, found in written)
     turn = Turn(image, objects, *_size(annotation, where))
-    return Record(split, turn, where, name, places, findings, size="<size>")
+    yield Record(split, turn, where, name, places, findings, size="<size>")
 
 
 def _parse_xml(file: Path) -> Element:

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from qwendet.data.formats.fitting import show
-from qwendet.data.formats.records import MEASURED, Finding, Item, Labels, Record, Source
+from qwendet.data.formats.records import MEASURED, Finding, Item, Labels, Record, Source, or_problems
 from qwendet.data.formats.tools import foreign
 from qwendet.data.formats.yolo_files import images_of, label_places, labels_without_image, tails
 from qwendet.data.formats.yolo_layout import YoloLayout, find_yolo
@@ -65,10 +65,7 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
                 yield Finding("no_split", f"{layout.settings}: {split}", f"there is no image in {entry!r}")
             yield from found.notes
             for image, listed in found.names.items():
-                try:
-                    yield reader.record(split, entry, image, listed)
-                except DataError as error:
-                    yield from error.problems
+                yield from or_problems(reader.record(split, entry, image, listed))
         yield from reader.orphans(entry for _, entry in entries)
         if not reader.owners:
             what, fix = foreign(layout.root) or ("", "expected labels/ beside images/")
@@ -112,7 +109,7 @@ class _Reader:
                 raise DataError(what, str(file), "give the labels of each split a folder of their own")
         return file
 
-    def record(self, split: str, entry: str, image: str, listed: str) -> Record:
+    def record(self, split: str, entry: str, image: str, listed: str) -> Iterator[Record]:
         file = self._label_file(image, listed)
         where = str(file or self.root / image)
         size = image_size(image, self.root, where)
@@ -133,7 +130,7 @@ class _Reader:
             objects.append(self._flagged(found, file, number))
         name = image.removeprefix(f"{entry}/").removeprefix("images/")
         turn = Turn(image, tuple(objects), *size)
-        return Record(split, turn, where, name, tuple(written), tuple(findings), size=MEASURED)
+        yield Record(split, turn, where, name, tuple(written), tuple(findings), size=MEASURED)
 
     def _parse_line(self, line: str, where: str, size: tuple[int, int]) -> DetectedObject:
         """The object of a line, in pixels."""

@@ -254,7 +254,7 @@ def test_lvis__federated_annotations_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lists", "what"),
     [
-        ({"neg_category_ids": [9]}, "there is no category with the id 9, which the image names"),
+        ({"neg_category_ids": [9]}, "there is no category with the id 9"),
         ({"neg_category_ids": 7}, "neg_category_ids: expected a list of ids, got 7"),
         (
             {"neg_category_ids": [7]},

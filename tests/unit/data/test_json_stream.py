@@ -24,9 +24,10 @@ values = st.recursive(
 
 def lists_of(path: Path) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
-    for key, index, element in stream_lists(path):
+    for key, index, element, start, end in stream_lists(path):
         if index >= 0:
             assert index == len(found.setdefault(key, []))
+            assert repr(json.loads(path.read_bytes()[start:end])) == repr(element)
             found[key].append(element)
     return found
 
