@@ -61,18 +61,12 @@ class Scene:
 
     def moved(self, change: Callable[[Image.Image], Image.Image], move: Move) -> Scene:
         """The image and the masks in it changed, every corner of a box and of a polygon moved."""
-        return replace(self, image=change(self.image), objects=self.moved_objects(change, move))
-
-    def moved_objects(
-        self, change: Callable[[Image.Image], Image.Image], move: Move
-    ) -> tuple[DetectedObject, ...]:
-        """The objects alone."""
 
         def box(x1: float, y1: float, x2: float, y2: float) -> Box:
             (left, top), (right, bottom) = move(x1, y1), move(x2, y2)
             return min(left, right), min(top, bottom), max(left, right), max(top, bottom)
 
-        return tuple(
+        objects = (
             replace(
                 item,
                 bbox_2d=box(*item.bbox_2d),
@@ -81,16 +75,17 @@ class Scene:
             )
             for item in self.objects
         )
+        return replace(self, image=change(self.image), objects=tuple(objects))
 
     def objects_within(self, size: tuple[int, int], left: int, top: int) -> tuple[DetectedObject, ...]:
         """The objects, where the scene is a part of an image of this size."""
 
         def place(image: Image.Image) -> Image.Image:
-            whole = Image.new("L", size)
+            whole = Image.new(image.mode, size)
             whole.paste(image, (left, top))
             return whole
 
-        return self.moved_objects(place, lambda x, y: (x + left, y + top))
+        return self.moved(place, lambda x, y: (x + left, y + top)).objects
 
     def seen(self, window: Box, size: tuple[int, int], min_visible: float) -> Scene:
         """A window of the image in another size.

@@ -27,8 +27,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from qwendet.data.archives import Stored, file_at, identity, num_bytes
-from qwendet.data.image_ends import decoded_without_end, must_be_decoded
-from qwendet.data.image_kinds import unreadable_kind
+from qwendet.data.image_bytes import decoded_without_end, must_be_decoded, unreadable_kind
 from qwendet.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")

@@ -93,13 +93,14 @@ def shading(mask: Floats, opacity: float, rng: np.random.Generator) -> tuple[Flo
         shade += slope * along(rng.uniform(0, 2 * math.pi), width, height)
     if has_rim:
         blur = ImageFilter.GaussianBlur(rng.uniform(0.8, 2))
-        rim = _clip01(2 * (mask - as_floats(Image.fromarray((mask * 255).astype(np.uint8)).filter(blur))))
+        blurred = as_floats(Image.fromarray((mask * 255).astype(np.uint8)).filter(blur))
+        rim = np.clip(2 * (mask - blurred), 0, 1)
         shade *= 1 + rim * np.float32(rng.choice((-0.6, -0.4, 0.3)))
         cover += (mask - cover) * rim
     if has_nucleus:
         x, y = along(0, width, height) / width, along(math.pi / 2, width, height) / height
         centre_x, centre_y = rng.uniform(-0.25, 0.25, 2).tolist()
-        nucleus = _clip01((rng.uniform(0.25, 0.5) - np.hypot(x - centre_x, y - centre_y)) * 8)
+        nucleus = np.clip((rng.uniform(0.25, 0.5) - np.hypot(x - centre_x, y - centre_y)) * 8, 0, 1)
         shade *= 1 + nucleus * np.float32(rng.choice((-0.55, -0.4, -0.25, 0.2)))
         cover += (mask - cover) * nucleus
     return cover, shade
@@ -108,10 +109,6 @@ def shading(mask: Floats, opacity: float, rng: np.random.Generator) -> tuple[Flo
 def as_floats(image: Image.Image) -> Floats:
     """An 8-bit image as ``(h, w)`` or ``(h, w, 3)`` float32 in 0-1."""
     return np.asarray(image, dtype=np.float32) / np.float32(255)
-
-
-def _clip01(values: Floats) -> Floats:
-    return np.minimum(np.maximum(values, 0), 1)
 
 
 def rgb(hue_degrees: float, saturation: float, value: float) -> Floats:
@@ -129,7 +126,8 @@ def along(angle: float, width: int, height: int) -> Floats:
 def stripes(rng: np.random.Generator, width: int, height: int) -> Floats:
     """Parallel bands, 5 to 14 pixels wide, in any direction."""
     phase = along(rng.uniform(0, math.pi), width, height) * np.float32(math.pi / rng.uniform(10, 28))
-    return _clip01(3 * np.sin(phase) + 0.5)
+    bands: Floats = np.clip(3 * np.sin(phase) + 0.5, 0, 1)
+    return bands
 
 
 def checkerboard(rng: np.random.Generator, width: int, height: int) -> Floats:
@@ -144,7 +142,8 @@ def dots(rng: np.random.Generator, width: int, height: int) -> Floats:
     pitch = rng.uniform(9, 18)
     x = np.sin(np.arange(width, dtype=np.float32) * np.float32(math.pi / pitch)) ** 2
     y = np.sin(np.arange(height, dtype=np.float32) * np.float32(math.pi / pitch)) ** 2
-    return _clip01((x * y[:, None] - 0.6) * 6)
+    grid: Floats = np.clip((x * y[:, None] - 0.6) * 6, 0, 1)
+    return grid
 
 
 def distractors(rng: np.random.Generator, width: int, height: int) -> Floats:

@@ -7,7 +7,6 @@ embedded models were pre-trained on.
 from __future__ import annotations
 
 import colorsys
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from qwendet.data.samples import DetectedObject
+from qwendet.data.augment import Scene
+from qwendet.data.formats.jsonl_writer import sample_line
+from qwendet.data.samples import DetectedObject, Turn
 from qwendet.demo import scenery
 from qwendet.demo.scenery import Field, Floats, Outline
 from qwendet.files import atomic_file
@@ -100,19 +100,11 @@ DEMO = World(
 )
 
 
-@dataclass(frozen=True)
-class Scene:
-    """An RGB image and the objects in it, in painting order; boxes xyxy in its pixels."""
-
-    image: Image.Image
-    objects: tuple[DetectedObject, ...]
-
-
 def draw_scene(world: World, rng: np.random.Generator) -> Scene:
     """Draw one image and its objects; every decision comes from ``rng``: give each scene its own.
 
-    A box bounds what the image's edge leaves of its object, whether or not another one lies on top; it has
-    whole numbers, x2 and y2 exclusive, and sides of at least 6.
+    Objects are in painting order. A box bounds what the image's edge leaves of its object, whether or not
+    another one lies on top; it has whole numbers, x2 and y2 exclusive, and sides of at least 6.
 
     Example:
         >>> draw_scene(DEMO, np.random.default_rng(1)).image.mode
@@ -287,12 +279,7 @@ def write_dataset(world: World, path: Path, count: int, seed: int) -> Path:
             scene = draw_scene(world, np.random.default_rng([seed, index]))
             image = f"images/{path.stem}_{index:05d}.png"
             scene.image.save(path.parent / image)
-            file.write(_as_line(image, scene))
+            width, height = scene.image.size
+            file.write(sample_line(Turn(image, scene.objects, width, height), image))
             advance(index + 1, "")
     return path
-
-
-def _as_line(image: str, scene: Scene) -> str:
-    objects = [{"bbox_2d": [int(side) for side in o.bbox_2d], "desc": o.desc} for o in scene.objects]
-    width, height = scene.image.size
-    return json.dumps({"images": [image], "objects": objects, "width": width, "height": height}) + "\n"

@@ -7,6 +7,7 @@ name.json                                  + images/, or any folder   one file
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -159,7 +160,8 @@ def on_disk(folder: Path, name: str) -> str | None:
     readings = [name] if plain == name else [name, plain]
     if PurePosixPath(plain).suffix.lower() not in IMAGE_SUFFIXES:
         readings += [plain + ending for suffix in IMAGE_SUFFIXES for ending in (suffix, suffix.upper())]
-    return next((reading for reading in readings if _is_there(folder, reading)), None)
+    # Path's own raises for a name that is too long, or holds a NUL.
+    return next((name for name in readings if os.path.isfile(folder / name)), None)  # noqa: PTH113
 
 
 def end_in(root: Path, name: str) -> str | None:
@@ -168,13 +170,6 @@ def end_in(root: Path, name: str) -> str | None:
     ends = ("/".join(parts[start:]) for start in range(len(parts)) if ".." not in parts[start:])
     found = (on_disk(root, end) for end in ends if end and not is_absolute(end))
     return next((name for name in found if name), None)
-
-
-def _is_there(folder: Path, name: str) -> bool:
-    try:
-        return (folder / name).is_file()
-    except (OSError, ValueError):  # too long, say: reported when the image is read
-        return False
 
 
 def _usual_folders(root: Path, coco: CocoFile) -> list[str]:

@@ -81,12 +81,9 @@ class CocoTable:
     def add_image(self, index: int, entry: Any) -> None:
         """Take an element of ``images``."""
         where = f"{self.path}: images[{index}]"
+        key: Key | None = None
         try:
             key = key_of(entry, "id", where)
-        except DataError as error:
-            self.problems += error.problems
-            return
-        try:
             image = read_image(entry, where)
             if key in self.images:
                 raise DataError(
@@ -96,7 +93,10 @@ class CocoTable:
                 )
             self.images[key] = image
         except DataError as error:
-            self.broken.setdefault(key, error.problems[0])
+            if key is None:
+                self.problems += error.problems
+            else:
+                self.broken.setdefault(key, error.problems[0])
 
     def add_category(self, index: int, entry: Any) -> None:
         """Take an element of ``categories``; a broken one refuses the file."""
@@ -197,7 +197,7 @@ class CocoTable:
         """
         if unknown := [key for key in ids if key not in self.labels]:
             what = f"there is no category with the id {unknown[0]!r}"
-            raise DataError(what, where, "correct it, or add the category")
+            raise DataError(what, where, "correct category_id, or add the category")
         return tuple(dict.fromkeys(self.labels[key] for key in ids))
 
 

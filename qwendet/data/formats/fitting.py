@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,12 +63,30 @@ def fitted(source: Source, *, may_be_absent: bool) -> Source:
 
 
 def fit_record(record: Record, root: Path, *, may_be_absent: bool) -> Iterator[Record]:
-    """Hold one annotated image against the image itself."""
-    turn, frame = record.turn, _frame(record, root, may_be_absent=may_be_absent)
-    objects, mended = fit_objects(zip(record.places, turn.objects, strict=True), frame)
-    turn = replace(turn, objects=objects, width=frame.width, height=frame.height)
-    findings = (*record.findings, *frame.findings, *mended)
-    yield replace(record, turn=turn, places=(), findings=findings)
+    """Hold one annotated image against the image itself: boxes end up inside it and with area.
+
+    Raises:
+        DataError: for a box that no cut at the edge makes sense of.
+    """
+    frame = _frame(record, root, may_be_absent=may_be_absent)
+    findings = [*record.findings, *frame.findings]
+    objects: list[DetectedObject] = []
+    seen: set[DetectedObject] = set()
+    for where, item in zip(record.places, record.turn.objects, strict=True):
+        box, finding = fit_box(item.bbox_2d, frame, where)
+        findings += [finding] if finding else []
+        if box is None:
+            continue
+        found = replace(item, bbox_2d=box)
+        if item.segmentation is not None:
+            found, further = _fit_segmentation(found, frame, where)
+            findings += further
+        if found in seen:
+            findings.append(Finding("repeated", where, show(box)))
+        seen.add(found)
+        objects.append(found)
+    turn = replace(record.turn, objects=tuple(objects), width=frame.width, height=frame.height)
+    yield replace(record, turn=turn, places=(), findings=tuple(findings))
 
 
 def join_image(folder: str, name: str, where: str) -> str:
@@ -105,16 +124,6 @@ def is_absolute(name: str) -> bool:
     return name.startswith(("/", "\\")) or name[1:3] in (":/", ":\\") or "://" in name
 
 
-def _is_there(path: Path, where: str) -> bool:
-    """Whether a file exists."""
-    try:
-        return path.exists()
-    except OSError as error:
-        raise DataError(
-            f"cannot look for {path.name!r:.60} ({error.strerror})", where, "correct it"
-        ) from error
-
-
 def _frame(record: Record, root: Path, *, may_be_absent: bool) -> Frame:
     """The size that boxes are held against: the image's own, or what is claimed where it is not there.
 
@@ -125,7 +134,7 @@ def _frame(record: Record, root: Path, *, may_be_absent: bool) -> Frame:
     claimed = None if turn.width is None or turn.height is None else (turn.width, turn.height)
     if record.size == MEASURED and claimed:
         return Frame(*claimed, is_sure=True)
-    if may_be_absent and not _is_there(root / image, where):
+    if may_be_absent and not os.path.exists(root / image):  # noqa: PTH110  # Path's raises for long names
         if claimed is None or min(claimed) < 1:
             what = f"the image {image!r} is absent, and the annotation gives no usable size"
             raise DataError(what, where, "add the image")
@@ -146,41 +155,6 @@ def _frame(record: Record, root: Path, *, may_be_absent: bool) -> Frame:
         )
     finding = Finding("resized", where, f"{shown}, used {size[0]}×{size[1]} of {image!r}")
     return Frame(*size, is_sure=False, findings=(finding,))
-
-
-def fit_objects(
-    written: Iterable[tuple[str, DetectedObject]], frame: Frame
-) -> tuple[tuple[DetectedObject, ...], list[Finding]]:
-    """Hold an image's boxes against it.
-
-    Args:
-        written: the place of each object and the object as the annotation gives it, corners in order.
-        frame: the image.
-
-    Returns:
-        The objects, boxes inside the image and with area; and what was mended or left out.
-
-    Raises:
-        DataError: for a box that no cut at the edge makes sense of.
-    """
-    objects: list[DetectedObject] = []
-    findings: list[Finding] = []
-    seen: set[DetectedObject] = set()
-    for where, item in written:
-        box, finding = fit_box(item.bbox_2d, frame, where)
-        if finding is not None:
-            findings.append(finding)
-        if box is None:
-            continue
-        found = item if box == item.bbox_2d else replace(item, bbox_2d=box)
-        if item.segmentation is not None:
-            found, further = _fit_segmentation(found, frame, where)
-            findings += further
-        if found in seen:
-            findings.append(Finding("repeated", where, show(box)))
-        seen.add(found)
-        objects.append(found)
-    return tuple(objects), findings
 
 
 def _fit_segmentation(item: DetectedObject, frame: Frame, where: str) -> tuple[DetectedObject, list[Finding]]:
