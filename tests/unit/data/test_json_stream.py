@@ -50,7 +50,7 @@ def test_stream__as_json_loads(
 
 def test_stream__nan_is_a_value(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    path.write_text('\ufeff{"a": [NaN, 1]}', encoding="utf-8")
+    path.write_text('\ufeff{"é": 0,\r\n"a": [NaN,\r\n1]}', encoding="utf-8", newline="")
     (first, second) = lists_of(path)["a"]
     assert math.isnan(first)
     assert second == 1
