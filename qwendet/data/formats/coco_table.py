@@ -130,9 +130,8 @@ class CocoTable:
 
     def finish(self) -> None:
         """Judge what only the whole file can tell: annotations of no image."""
-        strays = {
-            number: key for key, number in self._numbers.items() if key not in {*self.images, *self.broken}
-        }
+        known = self.images.keys() | self.broken.keys()
+        strays = {number: key for key, number in self._numbers.items() if key not in known}
         for number, index, *_ in self._rows().tolist() if strays else ():
             if number in strays:
                 what = f"there is no image with the id {strays[number]!r}"

@@ -50,9 +50,9 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
         lines = [note for found in entries.values() for note in found.notes if isinstance(note, Problem)]
         none = Problem("there is no image", str(root), "give the folder of the images with --image-dir")
         raise DataError.of([none, *lines[: MAX_LINES - 1]])
-    reader = _Reader(layout, root, [pair for found in entries.values() for pair in found.names.items()])
 
     def items() -> Iterator[Item]:
+        reader = _Reader(layout, root, (pair for found in entries.values() for pair in found.names.items()))
         names = [layout.names[index] for index in sorted(layout.names)]
         yield Labels(tuple(dict.fromkeys(names)))
         for name, count in Counter(names).items():
@@ -64,10 +64,10 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
             if not found.names:
                 yield Finding("no_split", f"{layout.settings}: {split}", f"there is no image in {entry!r}")
             yield from found.notes
-            for image, listed in found.names.items():
-                yield from or_problems(reader.record(split, entry, image, listed))
+            for image in found.names:
+                yield from or_problems(reader.record(split, entry, image))
         yield from reader.orphans(entry for _, entry in entries)
-        if not reader.owners:
+        if not any(reader.files.values()):
             what, fix = foreign(layout.root) or ("", "expected labels/ beside images/")
             but = f", but there are {what}: not read" if what else ""
             raise DataError(f"no image has a label file{but}", str(layout.root), fix)
@@ -76,12 +76,12 @@ def open_yolo(path: Path, image_dir: Path | None = None) -> Source:
 
 
 class _Reader:
-    """Reads images with their labels, and remembers which label files they had."""
+    """Reads images with their labels; ``images`` has what a list calls each."""
 
-    def __init__(self, layout: YoloLayout, root: Path, images: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, layout: YoloLayout, root: Path, images: Iterable[tuple[str, str]]) -> None:
         self.layout = layout
         self.root = root
-        self.images = images
+        self.files = {image: self._find(image, listed) for image, listed in images}
         self.owners: dict[Path, str] = {}
         self.flags = _read_flags(layout.root / FLAGS_FILE)
 
@@ -99,9 +99,9 @@ class _Reader:
         candidates = (path.with_suffix(suffix) for path in places for suffix in (".txt", ".TXT"))
         return next((path for path in candidates if path.is_file()), None)
 
-    def _label_file(self, image: str, listed: str) -> Path | None:
+    def _label_file(self, image: str) -> Path | None:
         """The label file of an image; one in a common folder that is another image's, too, is refused."""
-        file = self._find(image, listed)
+        file = self.files[image]
         if file is not None:
             owner = self.owners.setdefault(file, image)
             if owner != image and file.with_suffix(".txt") not in self._due(image):
@@ -109,28 +109,21 @@ class _Reader:
                 raise DataError(what, str(file), "give the labels of each split a folder of their own")
         return file
 
-    def record(self, split: str, entry: str, image: str, listed: str) -> Iterator[Record]:
-        file = self._label_file(image, listed)
+    def record(self, split: str, entry: str, image: str) -> Iterator[Record]:
+        file = self._label_file(image)
         where = str(file or self.root / image)
         size = image_size(image, self.root, where)
-        findings: list[Finding] = []
-        lines: list[tuple[int, str]] = []
+        objects: dict[str, DetectedObject] = {}  # by their places
+        for number, line in numbered_lines(file) if file else ():
+            found = self._flagged(self._parse_line(line, f"{where}:{number}", size), file, number)
+            objects[f"{where}:{number} ({found.desc})"] = found
+        drawn = ((place, own) for place, own in objects.items() if own.segmentation is not None)
+        findings = [Finding("derived", place, show(own.bbox_2d)) for place, own in drawn]
         if file is None:
-            findings.append(Finding("unlabelled", str(self.root / image)))
-        else:
-            lines = numbered_lines(file)
-        written: list[str] = []
-        objects: list[DetectedObject] = []
-        for number, line in lines:
-            place = f"{where}:{number}"
-            found = self._parse_line(line, place, size)
-            if found.segmentation is not None:
-                findings.append(Finding("derived", f"{place} ({found.desc})", show(found.bbox_2d)))
-            written.append(f"{place} ({found.desc})")
-            objects.append(self._flagged(found, file, number))
+            findings.append(Finding("unlabelled", where))
         name = image.removeprefix(f"{entry}/").removeprefix("images/")
-        turn = Turn(image, tuple(objects), *size)
-        yield Record(split, turn, where, name, tuple(written), tuple(findings), size=MEASURED)
+        turn = Turn(image, tuple(objects.values()), *size)
+        yield Record(split, turn, where, name, tuple(objects), tuple(findings), size=MEASURED)
 
     def _parse_line(self, line: str, where: str, size: tuple[int, int]) -> DetectedObject:
         """The object of a line, in pixels."""
@@ -160,8 +153,7 @@ class _Reader:
         """Whether long lines are polygons, by what the settings say, or by those of all label files."""
         if self.layout.is_segmented:
             return True
-        files = (self._find(image, listed) for image, listed in self.images)
-        return are_polygons(file for file in files if file is not None)
+        return are_polygons(file for file in self.files.values() if file is not None)
 
     def _flagged(self, found: DetectedObject, file: Path | None, number: int) -> DetectedObject:
         if not self.flags or file is None:
@@ -172,7 +164,7 @@ class _Reader:
 
     def orphans(self, entries: Iterable[str]) -> list[Problem]:
         """Label files whose image is not there; its size, and so its boxes, nobody knows."""
-        owned = set(self.owners)
+        owned = {file for file in self.files.values() if file is not None}
         files = (file for entry in entries for file in labels_without_image(self.layout.root, entry, owned))
         return [
             Problem("the image of these labels is absent", str(file), "add the image or remove the labels")
