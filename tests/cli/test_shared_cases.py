@@ -61,7 +61,7 @@ TOLD = {
     "llamafactory_json": "the frame of the boxes is not clear: of 1 boxes 0 leave their image as pixels",
     "openimages_csv": "there is no name for the class '/m/0abc'",
     "same_bytes_two_boxes": "'images/a (1).jpg', the same as 'images/a.jpg', is asked about with other",
-    "tif_5ch": "got a TIFF of 5 channels of 8 bits",
+    "tif_5ch": "got a TIFF whose channels or bits are not read",
     "yolo_pose_plate4x2": "expected four numbers or a polygon, got a box and 8 numbers more",
     "yolo_track_conf1": "expected four numbers or a polygon, got a box and 2 numbers more",
     "yolo_yaml_elsewhere": "but below it: configs/rel.yaml, configs/x.yaml, datasets/x",
