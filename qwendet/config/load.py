@@ -5,6 +5,7 @@ Every problem is reported at once, with line, dotted key, given value and the ne
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from qwendet.config.problems import Places, explain, looks_like_number
+from qwendet.config.problems import Places, explain
 from qwendet.config.schema import EMBEDDED_MODELS, Config, require_hub_id
 from qwendet.errors import ConfigError
 from qwendet.files import find_folder, is_url
@@ -52,6 +53,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                     )
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 takes 1e-4, which has no point, for a text; YAML 1.2 does not.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -160,9 +167,7 @@ def _apply_override(values: dict[str, Any], override: str) -> tuple[str, ...]:
             raise ConfigError(what, f"--set {override}", f"write --set {shorter}=…")
         values = inner
     try:
-        value = yaml.safe_load(raw)
-        # YAML 1.1 takes 1e-4 for a text.
-        values[parts[-1]] = float(value) if looks_like_number(value) else value
+        values[parts[-1]] = yaml.load(raw, Loader=_UniqueKeyLoader)  # noqa: S506  # it is a SafeLoader
     except yaml.YAMLError as error:
         fix = "write a list as [a, b], and put other signs into quotes: --set 'key=\"a: b\"'"
         raise ConfigError(f"{raw!r} is not a YAML value", f"--set {override}", fix) from error

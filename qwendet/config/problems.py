@@ -17,24 +17,12 @@ from qwendet.errors import Problem
 KeyPath = tuple[str, ...]
 
 EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
     "bool_type": "true or false",
-    "string_type": "a text",
+    "int_from_float": "a whole number",
     "tuple_type": "a list",
     "model_type": "a section with keys of its own",
-    "finite_number": "a finite number",
 }
 """What pydantic's types of errors ask for; the others say it well enough themselves."""
-LIMITS = {
-    "greater_than_equal": ("ge", "{} or more"),
-    "less_than_equal": ("le", "{} or less"),
-    "greater_than": ("gt", "more than {}"),
-    "less_than": ("lt", "less than {}"),
-    "multiple_of": ("multiple_of", "a multiple of {}"),
-}
-"""For errors with a limit, its name in pydantic's context and the words around it."""
 FORMS = ("one", "many", "preset", "steps")
 """Tags of values that may have either of two forms: no part of a key."""
 
@@ -73,19 +61,12 @@ def explain(detail: Any, places: Places) -> Problem:
     if kind == "value_error":
         what, _, fix = str(detail["ctx"]["error"]).partition("; ")
         return Problem(what, where, fix)
-    if looks_like_number(value) and kind in ("float_type", "int_type"):
-        return Problem(
-            f"expected a number, got the text {value!r}", where, f"write {_as_yaml_number(value, kind)}"
-        )
     return Problem(
         f"expected {_expected(detail)}, got {_as_written(value)}", where, _fix_for_value(path, kind, value)
     )
 
 
 def _expected(detail: Any) -> str:
-    if detail["type"] in LIMITS:
-        name, words = LIMITS[detail["type"]]
-        return words.format(f"{detail['ctx'][name]:g}")
     said: str = detail["msg"]
     return EXPECTED.get(detail["type"]) or (said[:1].lower() + said[1:]).removeprefix("input should be ")
 
@@ -132,42 +113,20 @@ def _section(path: KeyPath) -> type[Section] | None:
     return section
 
 
-def looks_like_number(value: Any) -> bool:
-    """Whether a text is a number, such as ``1e-4``, which YAML 1.1 takes for a text."""
-    if not isinstance(value, str):
-        return False
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return any(character.isdigit() for character in value)
-
-
-def _as_yaml_number(value: str, kind: str) -> str:
-    number = float(value)
-    if kind == "int_type":
-        return str(int(number)) if number.is_integer() else "a whole number"
-    mantissa, e, exponent = value.partition("e")
-    if e:
-        return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent}"
-    return repr(number)
-
-
 def _fix_for_unknown(path: KeyPath) -> str:
     key = path[-1]
     if key == "padding_side":
         return "remove it: padding is always left, because Flash Attention and generation need it so"
     known = known_keys()
-    if len(path) == 1:
-        new_name = RENAMED.get(key) or next((name for name in known if name.split(".")[-1] == key), None)
-        if new_name:
-            return f"this is a key of the old flat file; it is now {new_name}"
-        if key in REMOVED:
-            return f"this is a key of the old flat file; {REMOVED[key]}"
-    elif key in RENAMED:
-        return f"it is now {RENAMED[key]}"
-    elif key in REMOVED:
-        return REMOVED[key]
+    is_flat = len(path) == 1
+    new_name = RENAMED.get(key)
+    if new_name is None and is_flat:
+        new_name = next((name for name in known if name.split(".")[-1] == key), None)
+    origin = "this is a key of the old flat file; " if is_flat else ""
+    if new_name is not None:
+        return f"{origin}it is now {new_name}"
+    if key in REMOVED:
+        return f"{origin}remove it: docs/moving.md says what is there in its place"
     section = _section(path[:-1])
     names = section.model_fields if section else {}
     siblings = {name: ".".join([*path[:-1], name]) for name in names}

@@ -94,9 +94,9 @@ def test_version__is_printed(qwendet: Qwendet) -> None:
     ("line", "words"),
     [
         ("learning_rat: 0.1", (":2: train.learning_rat", "did you mean train.learning_rate?")),
-        ("learning_rate: 1e-4", (":2: train.learning_rate", "got the text '1e-4'", "write 1.0e-4")),
+        ("learning_rate: high", (":2: train.learning_rate", "got 'high'", "the default is 1.0e-05")),
     ],
-    ids=["unknown key", "number as text"],
+    ids=["unknown key", "text for a number"],
 )
 @pytest.mark.parametrize("command", ["validate-config", "train"])
 def test_mistake_in_the_config__is_2_with_its_line_and_mend(

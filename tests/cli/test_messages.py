@@ -120,7 +120,7 @@ FILES = {
     "text.yaml": "just text\n",
     "broken.yaml": "model: [\n",
     "twice.yaml": "model:\n  path: tiny\n  path: tiny\n",
-    "types.yaml": "train:\n  batch_size: 0\n  learning_rate: 1e-4\n  lr_scheduler: cosin\n  evaluate: maybe\n"
+    "types.yaml": "train:\n  batch_size: 0\n  learning_rate: high\n  lr_scheduler: cosin\n  evaluate: maybe\n"
     "  max_steps: 1.5\nmodel: 3\ndata:\n  labels: dot\n",
     "flat.yaml": "detection_enabled: true\nlearning_rate: 0.1\npadding_side: right\n",
     "empty.yaml": "data:\n  train: empty.jsonl\n",
