@@ -1,25 +1,6 @@
-"""What the shell offers after the tab key: configs, settings, ids of checks. No model library is loaded."""
+"""What the shell offers after the tab key beside files: settings, ids of checks; without a model library."""
 
 from __future__ import annotations
-
-from pathlib import Path
-
-
-def complete_config(incomplete: str) -> list[str]:
-    """YAML files and folders that begin so, and the names of the examples."""
-    from qwendet.config.load import example_names
-
-    folder, _, start = incomplete.rpartition("/")
-    base = Path(folder or ("/" if incomplete.startswith("/") else "."))
-    prefix = incomplete[: len(incomplete) - len(start)]
-    beside = sorted(base.iterdir()) if base.is_dir() else []
-    paths = [
-        f"{prefix}{path.name}{'/' if path.is_dir() else ''}"
-        for path in beside
-        if path.name.startswith(start) and not path.name.startswith(".")
-        if path.is_dir() or path.suffix in (".yaml", ".yml")
-    ]
-    return paths + [name for name in example_names() if name.startswith(incomplete)]
 
 
 def complete_setting(incomplete: str) -> list[str]:

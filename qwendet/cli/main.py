@@ -103,7 +103,7 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
             console.print_lines([error.ctx.get_help()])
             sys.exit(ConfigError.exit_code)
         console.set_format(_asked_format(words))
-        console.report_error(_as_config_error(error, words))
+        console.report_error(_as_config_error(error))
         sys.exit(ConfigError.exit_code)
     except QwendetError as error:
         console.report_error(error)
@@ -121,7 +121,7 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _as_config_error(error: UsageError, words: Sequence[str]) -> ConfigError:
+def _as_config_error(error: UsageError) -> ConfigError:
     """A mistake on the command line in the words of all other mistakes."""
     said = (
         error.format_message()
@@ -129,25 +129,8 @@ def _as_config_error(error: UsageError, words: Sequence[str]) -> ConfigError:
         .replace(": Input should", ": it should")
         .rstrip(".")
     )
-    path = _command_of(words) if error.ctx is None else error.ctx.command_path
+    path = "qwendet COMMAND" if error.ctx is None else error.ctx.command_path
     return ConfigError(said[:1].lower() + said[1:], "command line", f"see: {path} --help")
-
-
-def _command_of(words: Sequence[str]) -> str:
-    """The command that a line begins with, where the parser does not say.
-
-    Example:
-        >>> _command_of(["init", "here", "--model"]), _command_of(["data", "stats", "--output"])
-        ('qwendet init', 'qwendet data stats')
-    """
-    command, path = typer.main.get_command(app), ["qwendet"]
-    for word in words:
-        known = getattr(command, "commands", {})
-        if word not in known:
-            break
-        command = known[word]
-        path.append(word)
-    return " ".join(path)
 
 
 def _asked_format(words: Sequence[str]) -> console.Format:

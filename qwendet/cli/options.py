@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from qwendet.cli.completion import complete_check, complete_config, complete_setting
+from qwendet.cli.completion import complete_check, complete_setting
 from qwendet.console import console
 from qwendet.console.console import Format
 from qwendet.errors import ConfigError
@@ -25,7 +25,6 @@ ConfigArgument = Annotated[
     typer.Argument(
         metavar="CONFIG",
         help="YAML file, or a name such as base_flat_v2 in examples/.",
-        autocompletion=complete_config,
     ),
 ]
 ConfigOption = Annotated[
@@ -34,7 +33,6 @@ ConfigOption = Annotated[
         "--config",
         metavar="NAME",
         help="The same as CONFIG; give one of them.",
-        autocompletion=complete_config,
     ),
 ]
 ModelArgument = Annotated[
@@ -49,7 +47,6 @@ ForeignOption = Annotated[
         "--config",
         metavar="FILE",
         help="How a model was trained that train did not write: prompt, limits, frame.",
-        autocompletion=complete_config,
     ),
 ]
 CheckpointArgument = Annotated[

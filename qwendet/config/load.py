@@ -111,12 +111,6 @@ def find_config(name: str | Path) -> Path:
     raise ConfigError(what, str(name), fix)
 
 
-def example_names() -> list[str]:
-    """Bare names that :func:`find_config` knows here."""
-    folders = (Path("examples"), PACKAGE_EXAMPLES, REPOSITORY_EXAMPLES)
-    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-
-
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

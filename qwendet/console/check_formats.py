@@ -9,19 +9,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-from qwendet.errors import QwendetError, Result
+from qwendet.errors import Result
 
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, even escaped."""
 FILE_AND_LINE = re.compile(r"^(?P<file>[^\n]*?):(?P<line>\d+)(?:\D.*)?$", re.DOTALL)
-
-
-def failures_of(error: QwendetError) -> list[Result]:
-    """The problems of an error, as checks that failed."""
-    return [
-        Result(problem.id or error.id, "fail", problem.what, problem.where, problem.fix)
-        for problem in error.problems
-    ]
 
 
 def to_json(results: Iterable[Result]) -> str:

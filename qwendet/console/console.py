@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qwendet.console.check_formats import failures_of, to_github, to_json, to_junit
-from qwendet.console.tables import build_table, stacked_lines
+from qwendet.console.check_formats import to_github, to_json, to_junit
 from qwendet.console.terminal import bar, open_console, print_pairs, print_text, printable
 from qwendet.errors import QwendetError, Result, Status
 from qwendet.inference.sharding import is_first_process
@@ -33,6 +32,8 @@ Format = Literal["human", "json", "junit", "github"]
 
 BUG_REPORT = "please report it, with the output of the same command with --debug"
 NOISY_LIBRARIES = r"(torch|transformers|accelerate|huggingface_hub)(\.|$)"
+LONGEST_WORD = 24
+"""Characters of a word in a table above which it may be folded."""
 STYLES: dict[Status, str] = {"pass": "green", "fail": "bold red", "skip": "yellow"}
 
 
@@ -118,17 +119,35 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table on stdout: numbers are aligned right, floats have four digits, ``None`` is a dash."""
-    are_numbers = [
-        all(isinstance(row[index], int | float | None) for row in rows) for index in range(len(columns))
-    ]
-    heads, cells = [printable(name) for name in columns], [[_cell(value) for value in row] for row in rows]
-    table, least = build_table(printable(title), heads, cells, are_numbers)
+    """Print a table on stdout: numbers are aligned right, floats have four digits, ``None`` is a dash.
+
+    Texts wrap between words. Where there is no room for that, each row is a block, with a line for each cell.
+    """
+    from rich import box
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    names, cells = [printable(name) for name in columns], [[_cell(value) for value in row] for row in rows]
+    table = Table(title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD)
+    least = 1
+    for index, name in enumerate(names):
+        words = [word for text in (name, *(row[index] for row in cells)) for word in text.split()]
+        width = min(LONGEST_WORD, max(map(cell_len, words), default=1))
+        least += width + 3  # a blank on both sides and one between
+        is_number = all(isinstance(row[index], int | float | None) for row in rows)
+        side: Literal["left", "right"] = "right" if is_number else "left"
+        table.add_column(Text(name), justify=side, min_width=width, overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
     if least <= _stdout().width:
         _stdout().print(table)
-    else:
-        for line in stacked_lines(printable(title), heads, cells):
-            print_text(_stdout(), line)
+        return
+    print_text(_stdout(), f"{printable(title)}\n")
+    widest = max(map(len, names))
+    for row in cells:
+        lines = (f"  {name:<{widest}}  {cell}\n" for name, cell in zip(names, row, strict=True))
+        print_text(_stdout(), "".join(lines))
 
 
 def _cell(value: object) -> str:
@@ -151,7 +170,7 @@ def print_record(record: Mapping[str, Any], *, ok: bool = True) -> None:
 def report_error(error: QwendetError) -> None:
     """Print every problem of an error: what, where, fix; on stdout after ``set_format`` other than human."""
     if _state.format != "human":
-        report_checks(failures_of(error))
+        report_checks([Result(p.id or error.id, "fail", p.what, p.where, p.fix) for p in error.problems])
     else:
         for problem in error.problems:
             print_text(_stderr(), f"Error: {problem.what}", "bold red")

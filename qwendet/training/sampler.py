@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator
+
+from qwendet.encoding.dataset import TrainingSamples
 
 BATCHES_PER_GROUP = 50
-
-
-class EpochSamples(Protocol):
-    """What is put in order: samples whose lengths may change with the epoch, as their demonstrations do."""
-
-    def __len__(self) -> int: ...
-
-    def set_epoch(self, epoch: int) -> None:
-        """Be what the samples are in an epoch."""
-
-    def lengths(self) -> Sequence[Any]:
-        """What grows with a sample's tokens in this epoch, for each sample."""
 
 
 class EpochOrder:
@@ -28,7 +17,7 @@ class EpochOrder:
     set to each new epoch here: accelerate passes it on to the sampler or to the dataset, not to both.
     """
 
-    def __init__(self, samples: EpochSamples, batch_size: int, seed: int) -> None:
+    def __init__(self, samples: TrainingSamples, batch_size: int, seed: int) -> None:
         self.samples = samples
         self.batch_size = batch_size
         self.seed = seed

@@ -101,11 +101,10 @@ def test_completion__knows_commands_in_every_shell(repo_root: Path, tmp_path: Pa
     [
         ("qwendet train x --set train.warm", "train.warmup_ratio="),
         ("qwendet validate x --only loss.to", "loss.tokens"),
-        ("qwendet train base_", "base_flat_v2"),
         ("qwendet validate x --format gi", "github"),
     ],
 )
-def test_completion__knows_settings_checks_and_examples(
+def test_completion__knows_settings_checks_and_formats(
     repo_root: Path, tmp_path: Path, line: str, expected: str
 ) -> None:
     assert complete(repo_root, "bash", line, tmp_path).split() == [expected]
@@ -123,20 +122,6 @@ def test_show_completion__prints_the_script_of_the_shell(repo_root: Path, shell:
     )
     assert done.returncode == 0
     assert f"_QWENDET_COMPLETE=complete_{shell}" in done.stdout
-
-
-def test_configs__are_yaml_files_folders_and_examples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cells" / "deep").mkdir(parents=True)
-    for name in ("cells.yaml", "cells/config.yml", "cells/other.txt", "cells/.hidden.yaml"):
-        (tmp_path / name).touch()
-    monkeypatch.chdir(tmp_path)
-    assert completion.complete_config("ce") == ["cells/", "cells.yaml"]
-    assert completion.complete_config("cells/") == ["cells/config.yml", "cells/deep/"]
-    assert completion.complete_config(f"{tmp_path}/cells.") == [f"{tmp_path}/cells.yaml"]
-    assert "base_flat_v2" in completion.complete_config("")
-    assert completion.complete_config("nowhere/x") == []
 
 
 def test_settings__are_leaves() -> None:

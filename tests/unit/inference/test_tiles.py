@@ -313,7 +313,7 @@ def test_require_tiles_that_fit__takes_all_else(tiny_config: Config, value: str 
         ("infer.tiles=0", "expected tiles, got 0"),
         ("infer.tiles=true", "expected tiles, got True"),
         ("infer.overlap=1", "expected less than or equal to 0.9, got 1"),
-        ("infer.overlap=-0.1", "expected 0 or more"),
+        ("infer.overlap=-0.1", "expected greater than or equal to 0"),
     ],
 )
 def test_settings__refuse_what_is_no_window(tiny_config: Config, override: str, words: str | None) -> None:
