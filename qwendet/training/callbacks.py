@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwendet.progress import Advance, track
-from qwendet.training.prefetch import StepPrefetcher
 
 logger = logging.getLogger("qwendet")
 
@@ -22,7 +21,7 @@ class ProgressReport(TrainerCallback):
     """Shows steps, rate, time left and the loss."""
 
     def __init__(self) -> None:
-        self._context: Any = None
+        self._bar = ExitStack()
         self._advance: Advance | None = None
         self._text = ""
         self._step = 0
@@ -37,8 +36,7 @@ class ProgressReport(TrainerCallback):
                 state.global_step,
                 state.max_steps,
             )
-        self._context = track("training", state.max_steps)
-        self._advance = self._context.__enter__()
+        self._advance = self._bar.enter_context(track("training", state.max_steps))
         self._step = state.global_step
         self.say(self._text)
 
@@ -53,8 +51,7 @@ class ProgressReport(TrainerCallback):
 
     def say(self, text: str) -> None:
         """Show a text beside the steps, until the next one."""
-        if self._context is not None:
-            assert self._advance is not None
+        if self._advance is not None:
             self._advance(self._step, text)
 
     def on_log(
@@ -81,23 +78,8 @@ class ProgressReport(TrainerCallback):
 
     def close(self) -> None:
         """Close the bar, if it is open."""
-        if self._context is not None:
-            self._context.__exit__(None, None, None)
-            self._context = None
-
-
-class EndOfEpoch(TrainerCallback):
-    """Lets the thread that is ahead come to the end of an epoch before the next one is chosen.
-
-    What accelerate does after an epoch's last batch, it does in that thread; it counts epochs there.
-    """
-
-    def __init__(self, prefetcher: StepPrefetcher) -> None:
-        self.prefetcher = prefetcher
-
-    def on_epoch_end(self, *_: Any, **kwargs: Any) -> None:
-        """Wait for the thread."""
-        self.prefetcher.wait()
+        self._bar.close()
+        self._advance = None
 
 
 class StopOnSignal(TrainerCallback):

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 from qwendet.encoding.collate import Batch
 
 
-class StepPrefetcher:
+class StepPrefetcher(TrainerCallback):
     """Takes the micro-batches of one step after another from an epoch's iterator."""
 
     def __init__(self, device: torch.device) -> None:
@@ -53,6 +55,10 @@ class StepPrefetcher:
     def _choose_gpu(self) -> None:
         if self._device.type == "cuda":  # every thread begins with the first one
             torch.cuda.set_device(self._device)
+
+    def on_epoch_end(self, *_: Any, **kwargs: Any) -> None:
+        """Wait for what accelerate does in the thread after an epoch's last batch: it counts epochs there."""
+        self.wait()
 
     def wait(self) -> None:
         """Wait until the thread rests, so that something else may use tokenizer and images."""

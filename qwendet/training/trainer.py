@@ -38,7 +38,7 @@ from qwendet.model.matching import Targets
 from qwendet.model.spread import whole
 from qwendet.progress import Advance
 from qwendet.training.best import FOLDER, LOGGED, Best, evaluations, is_over, judge
-from qwendet.training.callbacks import EndOfEpoch, ProgressReport
+from qwendet.training.callbacks import ProgressReport
 from qwendet.training.ema import WeightAverage
 from qwendet.training.evaluation_mode import evaluation_mode
 from qwendet.training.freed_memory import freed_memory_kept
@@ -92,7 +92,7 @@ class DetectionTrainer(Trainer):
             callbacks=[*callbacks, self.trackers],
         )
         self._prefetcher = StepPrefetcher(self.args.device)
-        self.add_callback(EndOfEpoch(self._prefetcher))
+        self.add_callback(self._prefetcher)
         self.remove_callback(PrinterCallback)  # prints every log on stdout
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from qwendet.training.callbacks import EndOfEpoch
 from qwendet.training.prefetch import StepPrefetcher
 
 CPU = torch.device("cpu")
@@ -73,8 +72,7 @@ def test_end_of_epoch__waits_for_what_a_loader_does_after_its_last_batch() -> No
     prefetcher = StepPrefetcher(CPU)
     with prefetcher.running():
         assert take_all(prefetcher, loader(), [2]) == [[0, 1]]
-        nothing: Any = None
-        EndOfEpoch(prefetcher).on_epoch_end(nothing, nothing, nothing)
+        prefetcher.on_epoch_end()
         assert ended == ["counted"]
 
 
