@@ -32,11 +32,9 @@ def coco_ground_truth(
 ) -> dict[str, Any]:
     """Ground truth in COCO's form: image ids count from 0, category ids from 1, boxes xywh.
 
-    Args:
-        samples: the samples that were predicted, in order. Crowds and difficult objects are not scored: a
-            crowd takes in any number of detections that lie in it, a difficult object the one that fits it.
-        predictions: their predictions, which know the images' sizes.
-        labels: the label set; other labels become categories after it. What nobody asks for is missed.
+    Crowds and difficult objects are not scored: a crowd takes in any number of detections that lie in it, a
+    difficult object the one that fits it. Labels outside the set become categories after it; what nobody asks
+    for is missed.
     """
     category_of = _categories(samples, labels)
     images: list[dict[str, Any]] = []
@@ -100,14 +98,7 @@ def _categories(samples: Sequence[Sample], labels: Sequence[str]) -> dict[str, i
 def coco_results(
     samples: Sequence[Sample], predictions: Sequence[Prediction], labels: Sequence[str], source: Source
 ) -> list[dict[str, Any]]:
-    """Detections of one source in COCO's results form, of labels that their samples ask for.
-
-    Args:
-        samples: what was predicted.
-        predictions: one a sample.
-        labels: the label set, which samples ask for that do not say what they ask.
-        source: whose detections.
-    """
+    """Detections of one source in COCO's results form, of labels that samples ask for, else of the set."""
     category_of, default = _categories(samples, labels), frozenset(labels)
     is_federated = any(sample.student.neg_labels is not None for sample in samples)
     return [
@@ -182,17 +173,10 @@ def match(
     with_labels: bool = True,
     only_totals: bool = False,
 ) -> BoxEvaluation:
-    """Match detections with ground truth by pycocotools.
+    """Match detections with ground truth by pycocotools; what is returned is not yet accumulated.
 
-    Args:
-        ground_truth: from :func:`coco_ground_truth`.
-        results: from :func:`coco_results`.
-        with_labels: a detection matches only an object of its label; otherwise any.
-        only_totals: boxes of every size together, for AP, AP50, AP75 and AR_100.
-
-    Returns:
-        The evaluation, matched and not yet accumulated; the id of a detection is its place in ``results``,
-        counted from 1.
+    The id of a detection is its place in ``results``, counted from 1. Without ``with_labels`` it matches an
+    object of any label; ``only_totals`` takes boxes of every size together, for AP, AP50, AP75 and AR_100.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         truth = COCO()
@@ -247,13 +231,5 @@ def _mean(values: npt.NDArray[np.float64]) -> float:
 
 
 def coco_metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
-    """COCO's twelve box metrics, and LVIS's, see :func:`summarise`.
-
-    Args:
-        ground_truth: from :func:`coco_ground_truth`.
-        results: from :func:`coco_results`.
-
-    Returns:
-        Metrics by name, see :data:`METRICS`; -1 where there is nothing to measure, as in COCO.
-    """
+    """COCO's twelve box metrics by name, and LVIS's; -1 where there is nothing to measure."""
     return summarise(match(ground_truth, results))

@@ -42,14 +42,9 @@ class Evaluation:
     """All that was measured.
 
     Attributes:
-        checkpoint: what was measured.
-        models: its name and the base's: who trained it, and how it was asked.
-        data: what on.
-        labels: the model's label set.
-        samples: the images and their objects.
-        ground_truth: the same in COCO's form.
+        models: who trained the checkpoint, and the base, and how each was asked.
+        ground_truth: the samples in COCO's form.
         runs: by head and text, with and without teachers.
-        comparisons: with the other run, where one was given.
         notes: what a user should know, in words.
         left_out: what is broken, and was to be left out.
     """
@@ -66,11 +61,7 @@ class Evaluation:
     left_out: tuple[Problem, ...] = ()
 
     def to_record(self, *, with_predictions: bool) -> dict[str, Any]:
-        """All numbers, as JSON can hold them; ``null`` where there is nothing to measure.
-
-        Args:
-            with_predictions: also what was found in each image, so that other runs can be compared with it.
-        """
+        """All numbers, as JSON can hold them; what was found, too, for another run's comparison."""
         annotations = self.ground_truth["annotations"]
         return {
             "checkpoint": self.checkpoint,
@@ -103,11 +94,11 @@ def evaluate_model(
     server: str | None = None,
     kept: Path | None = None,
 ) -> Evaluation:
-    """Measure a model.
+    """Measure a model on a JSONL file or a data set folder.
 
     Args:
         model: a checkpoint, or any model of a family, in a folder or on the hub.
-        data: a JSONL file or a data set folder.
+        data: as :func:`~qwendet.evaluation.dataset.open_dataset` takes it.
         mode: ``head``, ``text`` or ``both``; ``None`` takes the config's, and text where a base has no head.
         teachers: if not 0, everything is measured twice: without demonstrations, and with this many from
             the pool (a sample's own come first).
@@ -296,13 +287,7 @@ def _write(content: object, file: Path, indent: int | None = None) -> None:
 def write_coco(evaluation: Evaluation, file: Path) -> list[Path]:
     """Write COCO results, and beside them the ground truth that their ids belong to.
 
-    Several runs become several files, named after the run.
-
-    Returns:
-        The files, the ground truth last.
-
-    Raises:
-        ConfigError: if the file's name would be that of the ground truth.
+    Several runs become several files, named after the run; the ground truth is the last of those returned.
     """
     truth = file.with_name(f"{file.stem}.ground_truth{file.suffix or '.json'}")
     several = len(evaluation.runs) > 1

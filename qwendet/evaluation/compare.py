@@ -21,16 +21,7 @@ COMPARED = ("AP", "AP50", "AP75", "AR_100")
 
 
 class Difference(NamedTuple):
-    """One metric of two runs.
-
-    Attributes:
-        metric: its name.
-        ours: of the run that was measured now; ``None`` where there is nothing to measure.
-        other: of the one it is compared with.
-        difference: ours minus other.
-        low: lower end of the interval; ``None`` without a difference.
-        high: upper end.
-    """
+    """One metric of two runs, ours minus the other, with its interval; ``None`` where nothing is measured."""
 
     metric: str
     ours: float | None
@@ -41,16 +32,7 @@ class Difference(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Two runs side by side.
-
-    Attributes:
-        ours: name of the run measured now.
-        other: name of the one it is compared with.
-        differences: metric by metric.
-        resamples: how often images were drawn anew.
-        confidence: of the intervals.
-        seed: of the draws.
-    """
+    """Two runs, by name, side by side: the one measured now, and the one it is compared with."""
 
     ours: str
     other: str
@@ -73,14 +55,6 @@ def compare_runs(
 
     Images are drawn with replacement, the same for both runs, and COCO's metrics are computed anew by
     pycocotools for each draw; the interval is that of the percentiles of the differences.
-
-    Args:
-        ours: the run measured now.
-        other: the one it is compared with.
-        names: what to call them.
-        ground_truth: what both were measured on.
-        resamples: how often images are drawn.
-        seed: of the draws.
     """
     images = len(ground_truth["images"])
     generator = np.random.default_rng(seed)
@@ -110,12 +84,7 @@ def _difference(
 
 
 class Resampler:
-    """COCO metrics of one run over images drawn anew: matched once, accumulated for each draw.
-
-    Args:
-        ground_truth: what the run is measured on.
-        results: its detections.
-    """
+    """COCO metrics of one run over images drawn anew: matched once, accumulated for each draw."""
 
     def __init__(self, ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
         self._truth_per_image = np.zeros(len(ground_truth["images"]), dtype=np.int64)
@@ -127,11 +96,7 @@ class Resampler:
         self._groups = [records[start : start + images] for start in range(0, len(records), images)]
 
     def metrics(self, images: IntArray) -> dict[str, float]:
-        """AP, AP50, AP75 and AR_100 over images, each as often as it is named; -1 without objects.
-
-        Args:
-            images: as many as there are, by their place in the ground truth.
-        """
+        """AP, AP50, AP75 and AR_100 over as many images, by their place, as there are; -1 without objects."""
         if not self._truth_per_image[images].any():
             return dict.fromkeys(COMPARED, -1.0)
         self.evaluation.evalImgs = [group[image] for group in self._groups for image in images]

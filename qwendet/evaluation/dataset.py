@@ -22,13 +22,7 @@ MEASURED_SPLITS = ("test", "val", *TEST_PARTS, "all", "train")
 
 
 class Dataset(NamedTuple):
-    """What is measured on.
-
-    Attributes:
-        samples: images and their objects.
-        notes: what a user should know about them.
-        left_out: what is broken, and was to be left out.
-    """
+    """What is measured on, what a user should know of it, and what was left out as broken."""
 
     samples: list[Sample]
     notes: list[str]
@@ -36,11 +30,7 @@ class Dataset(NamedTuple):
 
 
 def open_dataset(data: Path, how: Conversion | None = None) -> Dataset:
-    """The samples to measure on, their images looked at as far as their header.
-
-    Args:
-        data: a JSONL file; a folder that ``data convert`` wrote; a data set that it can convert.
-        how: its format, the folder of its images, and what to do about mistakes in another format than JSONL.
+    """The samples of a JSONL file, or of a folder of any format, their images looked at as far as the header.
 
     Raises:
         DataError: naming everything that cannot be used.

@@ -63,13 +63,7 @@ class Matches:
 def matches_of(
     ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], done: BoxEvaluation
 ) -> Matches:
-    """Read the matches that pycocotools made.
-
-    Args:
-        ground_truth: what was evaluated.
-        results: the detections.
-        done: the evaluation, see :func:`qwendet.evaluation.coco.match`.
-    """
+    """Read the matches that :func:`qwendet.evaluation.coco.match` made."""
     rows: list[tuple[int, float, int, bool]] = []
     for image in images_evaluated(done):
         for detection, score, found, ignored in zip(
@@ -105,14 +99,8 @@ def f1_over_ious(done: BoxEvaluation, threshold: float | None) -> float | None:
     """F1@mIoU of LocateAnything's and Rex-Omni's tables, for labels with objects.
 
     Precision and recall are means over labels and over IoU 0.50, 0.55 … 0.95; F1 is theirs. Their code leaves
-    precisions and recalls of 0 out of the means; here they count.
-
-    Args:
-        done: the evaluation.
-        threshold: least score of the detections that count; ``None`` takes all.
-
-    Returns:
-        ``None`` where there is no object.
+    precisions and recalls of 0 out of the means; here they count. Detections count from ``threshold`` on, all
+    for ``None``; without an object there is nothing to return.
     """
     counts: dict[
         int, npt.NDArray[np.float64]

@@ -18,14 +18,7 @@ _FIX = "give a JSON file of `qwendet eval --json`, a JSONL file of `infer` or `t
 
 
 def read_runs(file: Path) -> dict[str, tuple[Source, list[Prediction]]]:
-    """The predictions of each run in a file, by the run's name.
-
-    Args:
-        file: what ``eval --json`` wrote, or predictions, one image a line.
-
-    Raises:
-        DataError: if it is neither.
-    """
+    """The predictions of each run in a file, by the run's name."""
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".jsonl":
@@ -50,11 +43,7 @@ def _has(predictions: Sequence[Prediction], source: Source) -> bool:
 
 
 def align(predictions: Iterable[Prediction], images: Sequence[str], where: str) -> list[Prediction]:
-    """The predictions in the order of images.
-
-    Raises:
-        DataError: if they are not about these images.
-    """
+    """The predictions in the order of images."""
     in_order = list(predictions)
     if [prediction.image for prediction in in_order] == list(images):  # also where one is asked about twice
         return in_order

@@ -23,15 +23,7 @@ _AP50 = 0  # index of IoU 0.5 among pycocotools' thresholds
 class OperatingPoint(NamedTuple):
     """What is found with a score of at least ``threshold``, at IoU 0.5; ``None`` where nothing divides.
 
-    Attributes:
-        threshold: the least score.
-        precision: share of the detections that found an object.
-        recall: share of the objects that were found.
-        f1: their harmonic mean.
-        mean_iou: of the detections that found an object.
-        true_positives: detections that found an object.
-        false_positives: detections that found none.
-        missed: objects that were not found.
+    ``mean_iou`` is of the detections that found an object.
     """
 
     threshold: float | None
@@ -45,13 +37,9 @@ class OperatingPoint(NamedTuple):
 
 
 class LabelScores(NamedTuple):
-    """One label's row: how many boxes, how well they are found.
+    """One label's row: how many boxes count, how well they are found; ``None`` without objects.
 
     Attributes:
-        label: its text.
-        boxes: objects that count.
-        AP: over IoU 0.5 to 0.95; ``None`` without objects.
-        AP50: at IoU 0.5.
         best_threshold: the score at which this label alone has its best F1.
         at: precision and recall at the run's threshold.
     """
@@ -68,11 +56,9 @@ class AnswerTotals(NamedTuple):
     """What is wrong with the text answers of a run; the last five count boxes, the first four answers.
 
     Attributes:
-        answers: how many there are.
         unreadable: neither a box nor an empty list can be read.
         truncated: cut at the most tokens.
         repeating: that hold a box, with its label, more than once.
-        boxes: boxes read.
         rejected: incomplete or impossible ones.
         repeated: equal to an earlier one of the answer.
         outside: reach over the edge of the image.
@@ -153,16 +139,7 @@ def score_run(
     source: Source,
     teachers: int | None = None,
 ) -> Run:
-    """Measure the detections of one source.
-
-    Args:
-        ground_truth: from :func:`~qwendet.evaluation.coco.coco_ground_truth`.
-        samples: what was predicted, in the order of its images.
-        predictions: one a sample.
-        labels: the label set.
-        source: whose detections.
-        teachers: demonstrations asked for.
-    """
+    """Measure the detections of one source; samples and predictions are in the ground truth's order."""
     own = tuple(_of_source(prediction, source) for prediction in predictions)
     results = coco_results(samples, own, labels, source)
     categories = ground_truth["categories"]

@@ -27,14 +27,7 @@ MOST_SIDE = 640  # pixels of a picture's image: it is kept for every evaluation
 
 @dataclass(frozen=True)
 class Validation:
-    """What was found in the validation samples.
-
-    Attributes:
-        samples: the samples.
-        predictions: one a sample.
-        sources: what predicted.
-        metrics: COCO metrics, each named after the source of its scores, such as ``head/AP50``.
-    """
+    """What was found in the validation samples; metrics are named after their source: ``head/AP50``."""
 
     samples: Sequence[Sample]
     predictions: Sequence[Prediction]
@@ -50,15 +43,9 @@ def validate(
     mode: str | None = None,
     alone: bool = False,
 ) -> Validation:
-    """Predict samples and measure the predictions.
+    """Predict samples, at least one, and measure the predictions; ``mode`` ``None`` is ``infer.mode``.
 
-    Args:
-        bundle: the model.
-        samples: at least one.
-        advance: called with how many are done.
-        mode: who predicts; ``None`` is ``infer.mode``.
-        alone: this process predicts all of them, else all processes of the launcher share them and each has
-            the whole result.
+    All processes of the launcher share them and each has the whole result, unless one is ``alone``.
     """
     predictor = Predictor(bundle)
     predictions = predictor.predict_all(samples, mode, advance, alone=alone)
@@ -90,12 +77,7 @@ def validation_samples(config: Config) -> list[Sample]:
 
 
 def validation_pictures(validation: Validation, threshold: float) -> list[tuple[str, Image.Image]]:
-    """The first images by name, each beside itself: ground truth, then what each source found.
-
-    Args:
-        validation: what was found.
-        threshold: detections with a lower score are not drawn.
-    """
+    """The first images by name, each beside itself: ground truth, then detections from a score on."""
     first = zip(validation.samples[:PICTURES], validation.predictions, strict=False)
     return [
         (f"validation/image_{index}", _picture(sample, prediction, validation.sources, threshold))
