@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from datetime import timedelta
 
 Advance = Callable[[int, str], None]
 """Called with the number of finished items and a short text to show, such as ``loss 1.23``."""
@@ -69,7 +70,7 @@ class Pace:
         self._finished_before: int | None = None
 
     def describe(self, finished: int) -> str:
-        """For example ``2.5/s, 1:40 left``; empty while nothing is known."""
+        """For example ``2.5/s, 0:01:40 left``; empty while nothing is known."""
         if self._finished_before is None:
             self._finished_before = 0 if finished <= 1 else finished
         done = finished - self._finished_before
@@ -78,20 +79,9 @@ class Pace:
             return ""
         rate = done / seconds
         shown = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
-        left = f", {_clock((self.total - finished) / rate)} left" if self.total > finished else ""
-        return shown + left
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as ``h:mm:ss`` or ``m:ss``.
-
-    Example:
-        >>> _clock(61), _clock(3661)
-        ('1:01', '1:01:01')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+        if self.total <= finished:
+            return shown
+        return f"{shown}, {timedelta(seconds=round((self.total - finished) / rate))} left"
 
 
 class PlainProgress:

@@ -85,6 +85,7 @@ def _main(
     3 the environment lacks something, 130 interrupted, 143 terminated.
     """
     console.setup(debug=debug, quiet=quiet)
+    console.set_format(_asked_format(options.typed))
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -134,7 +135,7 @@ def _as_config_error(error: UsageError) -> ConfigError:
 
 
 def _asked_format(words: Sequence[str]) -> console.Format:
-    """The ``--format`` of a command line that could not be read as a whole.
+    """The ``--format`` of a command line, also of one that cannot be read as a whole.
 
     Example:
         >>> _asked_format(["infer", "--format=json"]), _asked_format(["infer", "--format", "xml"])

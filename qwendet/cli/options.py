@@ -130,15 +130,7 @@ SkipBadOption = Annotated[
 ]
 
 
-def _set_format(value: Format) -> Format:
-    """Print in the format that is asked for, also what is wrong with the options read after it."""
-    console.set_format(value)
-    return value
-
-
-_FORMAT = typer.Option(
-    "--format", help="How results and errors are printed.", callback=_set_format, is_eager=True
-)
+_FORMAT = typer.Option("--format", help="How results and errors are printed.")
 RecordFormatOption = Annotated[Literal["human", "json"], _FORMAT]
 FormatOption = Annotated[Format, _FORMAT]
 

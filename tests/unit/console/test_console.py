@@ -87,7 +87,7 @@ TENTHS = [(step, step * 0.5) for step in range(101)]
     ("total", "calls", "count", "first", "last"),
     [
         pytest.param(
-            100, TENTHS, 10, "10/100, 2.0/s, 0:45 left, loss 10", "100/100, 2.0/s, loss 100", id="tenths"
+            100, TENTHS, 10, "10/100, 2.0/s, 0:00:45 left, loss 10", "100/100, 2.0/s, loss 100", id="tenths"
         ),
         pytest.param(
             1000,
