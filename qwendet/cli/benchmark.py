@@ -25,11 +25,7 @@ def measure_benchmark(
     shots: int | None,
     config: str | None,
 ) -> None:
-    """Measure all sets of a benchmark, and print and write their table; ``others`` are options beside it.
-
-    Raises:
-        ConfigError: for options of a benchmark without its name, and the other way round.
-    """
+    """Measure all sets of a benchmark, and print and write their table; ``others`` are options beside it."""
     from qwendet.benchmark.layouts import Benchmark
 
     names = ", ".join(get_args(Benchmark))

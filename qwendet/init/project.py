@@ -61,13 +61,7 @@ SEEDS = {"train": 1, "val": 2}
 
 @dataclass(frozen=True)
 class InitSummary:
-    """What was written.
-
-    Attributes:
-        next_command: what to run next.
-        notes: what else a user should know, in words.
-        left_out: broken images and annotations that were skipped, as the user wished.
-    """
+    """What was written, what a user should know of it, and how much was left out as broken."""
 
     config: Path
     next_command: str
@@ -124,16 +118,9 @@ def init_project(
         directory: made if it is absent.
         tiny: the embedded model on generated shapes.
         model: ``model.path``; ``None`` is ``tiny`` with ``tiny``, else ``DEFAULT_MODEL``.
-        data: a JSONL file, a folder that ``data convert`` wrote, or a COCO, VOC or YOLO data set, which is
-            converted into ``directory/data``; ``None`` leaves the files to the user.
-        how: how ``data`` is read: its format, the folder of its images, what to do about mistakes.
-        val: share of the training images for validation, where ``data`` has none; also JSONL is then copied
-            into ``directory/data``.
-
-    Raises:
-        ConfigError: if a config is there already, or the wishes exclude each other.
-        CheckpointError: if the model is of no family, or its settings cannot be read.
-        DataError: if the data cannot be used or written.
+        data: JSONL, or a data set that is converted into ``directory/data``; ``None`` leaves it to the user.
+        how: how ``data`` is read.
+        val: share of the training images for validation; JSONL, too, is then copied into ``directory/data``.
     """
     config = directory / "config.yaml"
     if config.exists():

@@ -138,10 +138,7 @@ def choose_labels(labels: Mapping[str, int], num_samples: int, *, are_asked: boo
 def choose_labels_per_request(tokens: Mapping[str, int]) -> int | None:
     """How many labels a request names, where all of them would take more than ``REQUEST_TOKENS``.
 
-    So many that the longest fit.
-
-    Args:
-        tokens: of each label, with what parts it from the next.
+    So many that the longest fit, with what parts them.
 
     Example:
         >>> choose_labels_per_request(dict.fromkeys("abc", 5))
@@ -160,14 +157,7 @@ def choose_pixels(
     limits: PixelLimits,
     recipe: Recipe,
 ) -> Settings:
-    """Pixel limits by the sizes of boxes and images.
-
-    Args:
-        boxes: ``(N, 4)``: width and height of each box, and of its image.
-        image_sizes: width and height of the images.
-        limits: the processor's own.
-        recipe: of the model.
-    """
+    """Pixel limits by boxes ``(N, 4)``: width and height of each and of its image; and by sizes of images."""
     side = limits.unit
     least, most = recipe.least_tokens * side**2, recipe.most_tokens * side**2
     if not len(boxes) or not image_sizes:

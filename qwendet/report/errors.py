@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -56,14 +56,10 @@ class ImageErrors:
     objects: list[Drawn] = field(default_factory=list)
     detections: list[Drawn] = field(default_factory=list)
 
-    @property
-    def errors(self) -> list[Drawn]:
-        """The boxes with which something is wrong."""
-        return [box for box in (*self.objects, *self.detections) if box.kind is not None]
-
     def severity(self) -> float:
         """How bad it is: a missed object counts 1, a false detection its score."""
-        return sum(1.0 if box.score is None else box.score for box in self.errors)
+        wrong = [box for box in (*self.objects, *self.detections) if box.kind is not None]
+        return sum(1.0 if box.score is None else box.score for box in wrong)
 
 
 def errors_of(run: Run, ground_truth: Mapping[str, Any]) -> list[ImageErrors]:
@@ -99,16 +95,10 @@ def _name_errors(detections: list[Drawn], places: Sequence[int], truth: Sequence
         _xyxy([detections[place].box_xywh for place in places]), _xyxy([item["bbox"] for item in truth])
     )
     for place, row in zip(places, overlaps.tolist(), strict=True):
-        detection = detections[place]
-        same = max(
-            (iou for iou, item in zip(row, truth, strict=True) if _is_of(item, detection)), default=0.0
-        )
-        others = [
-            (iou, item["category_id"])
-            for iou, item in zip(row, truth, strict=True)
-            if not _is_of(item, detection)
-        ]
-        other, about = max(others, default=(0.0, None))
+        own = detections[place].category
+        found = [(iou, item["category_id"]) for iou, item in zip(row, truth, strict=True)]
+        same = max((iou for iou, category in found if category == own), default=0.0)
+        other, about = max((one for one in found if one[1] != own), default=(0.0, None))
         kind: Kind = "false alarm"
         if same >= IOU_THRESHOLD:
             kind = "double"
@@ -116,17 +106,8 @@ def _name_errors(detections: list[Drawn], places: Sequence[int], truth: Sequence
             kind = "wrong label"
         elif same >= NEAR:
             kind = "loose box"
-        detections[place] = Drawn(
-            detection.box_xywh,
-            detection.category,
-            detection.score,
-            kind,
-            about if kind == "wrong label" else None,
-        )
-
-
-def _is_of(item: Mapping[str, Any], detection: Drawn) -> bool:
-    return bool(item["category_id"] == detection.category)
+        about = about if kind == "wrong label" else None
+        detections[place] = replace(detections[place], kind=kind, about=about)
 
 
 def _xyxy(boxes_xywh: Sequence[Sequence[float]]) -> torch.Tensor:

@@ -82,15 +82,7 @@ def render(evaluation: Evaluation) -> str:
 
 
 def write_benchmark_page(table: Mapping[str, Any], folder: Path) -> Path:
-    """Write ``folder/index.html``: the table of ``eval --benchmark``.
-
-    Args:
-        table: its record, with ``asked``, ``sets`` and ``means``.
-        folder: where to.
-
-    Returns:
-        The page.
-    """
+    """Write ``folder/index.html``: the table of ``eval --benchmark``."""
     template = _environment().get_template("benchmark.html.j2")
     return _write(template.render(table=table, style=_own_file("page.css")), folder)
 

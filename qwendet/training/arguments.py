@@ -12,8 +12,8 @@ import torch
 from transformers import TrainingArguments
 
 from qwendet.config.schema import Config
-from qwendet.errors import EnvironmentLacksError, Problem
-from qwendet.training.launcher import asks_for_fsdp, launcher_problems, num_shards, save_whole_states
+from qwendet.errors import EnvironmentLacksError
+from qwendet.training.launcher import launcher_problems, num_shards, save_whole_states
 
 logger = logging.getLogger("qwendet")
 
@@ -26,18 +26,8 @@ LEAST_SHARED_MEMORY = 1 << 20
 
 def require_launcher(config: Config) -> None:
     """Refuse, before a model is loaded, what the launcher asks for and would not get; tell of unused GPUs."""
-    has_gpu, lora = config.model.device != "cpu" and torch.cuda.is_available(), config.model.lora
-    in_4bit = lora is not None and lora.load_in_4bit
-    problems = list(launcher_problems(has_gpu=has_gpu, in_4bit=in_4bit))
-    if config.train.weights == "bfloat16" and asks_for_fsdp():
-        problems.append(
-            Problem(
-                "FSDP spreads trained weights of one type, and the head's are float32",
-                "train.weights",
-                "set it to float32: each process keeps its share alone",
-            )
-        )
-    if problems:
+    has_gpu = config.model.device != "cpu" and torch.cuda.is_available()
+    if problems := list(launcher_problems(config, has_gpu=has_gpu)):
         raise EnvironmentLacksError.of(problems)
     gpus = torch.cuda.device_count() if has_gpu and "LOCAL_RANK" not in os.environ else 1
     if gpus > 1:

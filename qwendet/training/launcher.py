@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterator
 
+from qwendet.config.schema import Config
 from qwendet.errors import Problem
 
 logger = logging.getLogger("qwendet")
@@ -21,11 +22,6 @@ FSDP_VERSION, FSDP_STATE, FSDP_RECOMPUTES = (
 PRECISION, COMPILER = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"
 YES = ("1", "true", "yes", "y", "on", "t")  # accelerate's own words
 WHOLE = "FULL_STATE_DICT"
-
-
-def asks_for_fsdp() -> bool:
-    """Whether the launcher asks for FSDP."""
-    return _is_on(FSDP)
 
 
 def num_shards() -> int:
@@ -41,10 +37,10 @@ def save_whole_states() -> None:
         os.environ[FSDP_STATE] = WHOLE
 
 
-def launcher_problems(*, has_gpu: bool, in_4bit: bool) -> Iterator[Problem]:
+def launcher_problems(config: Config, *, has_gpu: bool) -> Iterator[Problem]:
     """Find what the launcher asks for and does not get."""
     if _is_on(FSDP):
-        yield from _fsdp_problems(has_gpu, in_4bit)
+        yield from _fsdp_problems(config, has_gpu)
     if _is_on(DEEPSPEED):
         yield Problem(
             "DeepSpeed is not supported: ZeRO 3 empties lm_head, whose weight the loss reads outside of its"
@@ -67,7 +63,7 @@ def launcher_problems(*, has_gpu: bool, in_4bit: bool) -> Iterator[Problem]:
         )
 
 
-def _fsdp_problems(has_gpu: bool, in_4bit: bool) -> Iterator[Problem]:
+def _fsdp_problems(config: Config, has_gpu: bool) -> Iterator[Problem]:
     if not has_gpu:
         yield Problem(
             "FSDP needs a CUDA GPU; without one training would not be sharded",
@@ -87,7 +83,13 @@ def _fsdp_problems(has_gpu: bool, in_4bit: bool) -> Iterator[Problem]:
             FSDP_RECOMPUTES,
             "set fsdp_activation_checkpointing to false, and model.gradient_checkpointing to true",
         )
-    if in_4bit:
+    if config.train.weights == "bfloat16":
+        yield Problem(
+            "FSDP spreads trained weights of one type, and the head's are float32",
+            "train.weights",
+            "set it to float32: each process keeps its share alone",
+        )
+    if config.model.lora is not None and config.model.lora.load_in_4bit:
         yield Problem(
             "FSDP does not spread a base in 4 bits",
             "model.lora.load_in_4bit",

@@ -152,7 +152,7 @@ def _fsdp_without_a_gpu() -> None:
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     torch.distributed.init_process_group("gloo")
     problems = qwendet.training.launcher._fsdp_problems
-    qwendet.training.launcher._fsdp_problems = lambda has_gpu, in_4bit: problems(True, in_4bit)
+    qwendet.training.launcher._fsdp_problems = lambda config, has_gpu: problems(config, True)
 
 
 def command(config: Path, out: Path) -> None:

@@ -78,9 +78,8 @@ def trackers(dataset: Dataset) -> list[Problem]:
 
 def launcher(dataset: Dataset) -> Iterable[Problem]:
     """What ``accelerate launch`` asks for can be had here, and is what the config says."""
-    model = dataset.config.model
-    has_gpu = model.device != "cpu" and has_nvidia_gpu()
-    return launcher_problems(has_gpu=has_gpu, in_4bit=model.lora is not None and model.lora.load_in_4bit)
+    has_gpu = dataset.config.model.device != "cpu" and has_nvidia_gpu()
+    return launcher_problems(dataset.config, has_gpu=has_gpu)
 
 
 def has_nvidia_gpu() -> bool:

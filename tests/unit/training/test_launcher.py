@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,26 +43,31 @@ def four_fake_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("variables", "in_4bit", "what"),
+    ("variables", "config", "what"),
     [
-        ({}, False, None),
-        ({"FSDP_VERSION": "1"}, False, "FSDP 1 is not supported"),
-        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, False, "FSDP's own activation checkpointing renames"),
-        ({}, True, "FSDP does not spread a base in 4 bits"),
+        ({}, {}, None),
+        ({"FSDP_VERSION": "1"}, {}, "FSDP 1 is not supported"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "FSDP's own activation checkpointing renames"),
+        ({}, {"model": {"lora": {"load_in_4bit": True}}}, "FSDP does not spread a base in 4 bits"),
+        (
+            {},
+            {"train": {"weights": "bfloat16", "optimizer": "stable_adamw"}},
+            "FSDP spreads trained weights of one type",
+        ),
     ],
 )
 def test_launcher_problems__names_what_fsdp_cannot_do(
-    environment: SetEnvironment, variables: dict[str, str], in_4bit: bool, what: str | None
+    environment: SetEnvironment, variables: dict[str, str], config: dict[str, Any], what: str | None
 ) -> None:
     environment(**FSDP2 | variables)
-    found = [p.what for p in launcher_problems(has_gpu=True, in_4bit=in_4bit)]
+    found = [p.what for p in launcher_problems(Config.model_validate(config), has_gpu=True)]
     assert len(found) == (what is not None)
     assert what is None or found[0].startswith(what)
 
 
 def test_launcher_problems__refuses_deepspeed_and_names_fsdp2(environment: SetEnvironment) -> None:
     environment(ACCELERATE_USE_DEEPSPEED="true")
-    (problem,) = launcher_problems(has_gpu=True, in_4bit=False)
+    (problem,) = launcher_problems(Config(), has_gpu=True)
     assert "pickles, which are never loaded here" in problem.what
     assert "FSDP2" in problem.fix
 
