@@ -23,7 +23,6 @@ from qwendet.files import atomic_file, atomic_folder, put_back_lost
 from qwendet.inference.detections import write_predictions
 from qwendet.inference.sharding import peers_needed
 from qwendet.loader import Bundle, config_of_checkpoint, load
-from qwendet.progress import track
 from qwendet.training.arguments import shared_memory_error
 from qwendet.training.best import LOGGED, Best, find_best
 from qwendet.training.build import create_trainer
@@ -198,6 +197,4 @@ def _of_the_machine(error: RuntimeError) -> EnvironmentLacksError | None:
 
 def evaluate(bundle: Bundle, *, mode: str | None = None, alone: bool = False) -> Validation:
     """Predict the validation samples; ``alone`` in this process, else in all of the launcher's."""
-    samples = validation_samples(bundle.config)
-    with track("evaluating", len(samples)) as advance:
-        return validate(bundle, samples, advance, mode=mode, alone=alone)
+    return validate(bundle, validation_samples(bundle.config), mode=mode, alone=alone)

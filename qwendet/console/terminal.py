@@ -73,13 +73,16 @@ def print_pairs(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
 
 @contextmanager
 def bar(console: Console, description: str, total: int) -> Iterator[Advance]:
-    """Show a bar; one that is opened inside another stands below it."""
+    """Show a bar; one that is opened inside another stands below it, until it is full."""
+    is_inner = _live is not None
     with _live_bars(console) as bars:
         task = bars.add_task(printable(description), total=total or None, pace="", text="")
         try:
             yield _advance_on(bars, task, Pace(total))
         finally:
             bars.stop_task(task)
+            if is_inner:
+                bars.remove_task(task)
 
 
 def _advance_on(bars: Progress, task: TaskID, pace: Pace) -> Advance:

@@ -18,7 +18,7 @@ from qwendet.evaluation.coco import coco_ground_truth, coco_metrics, coco_result
 from qwendet.inference.detections import Prediction, Source
 from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle
-from qwendet.progress import Advance, no_advance
+from qwendet.progress import track
 from qwendet.visualization.pictures import draw_boxes, draw_detections, shrunk, side_by_side
 
 PICTURES = 4
@@ -38,7 +38,6 @@ class Validation:
 def validate(
     bundle: Bundle,
     samples: Sequence[Sample],
-    advance: Advance = no_advance,
     *,
     mode: str | None = None,
     alone: bool = False,
@@ -48,7 +47,8 @@ def validate(
     All processes of the launcher share them and each has the whole result, unless one is ``alone``.
     """
     predictor = Predictor(bundle)
-    predictions = predictor.predict_all(samples, mode, advance, alone=alone)
+    with track("validating", len(samples)) as advance:
+        predictions = predictor.predict_all(samples, mode, advance, alone=alone)
     sources = predictor.sources(mode)
     return Validation(samples, predictions, sources, _metrics(samples, predictions, sources, bundle.labels))
 

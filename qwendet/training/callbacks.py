@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from qwendet.progress import Advance, track
+from qwendet.progress import Advance, no_advance, track
 
 logger = logging.getLogger("qwendet")
 
@@ -22,9 +22,8 @@ class ProgressReport(TrainerCallback):
 
     def __init__(self) -> None:
         self._bar = ExitStack()
-        self._advance: Advance | None = None
+        self._advance: Advance = no_advance
         self._text = ""
-        self._step = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -37,8 +36,7 @@ class ProgressReport(TrainerCallback):
                 state.max_steps,
             )
         self._advance = self._bar.enter_context(track("training", state.max_steps))
-        self._step = state.global_step
-        self.say(self._text)
+        self._advance(state.global_step, "")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -46,13 +44,7 @@ class ProgressReport(TrainerCallback):
         """Move the bar, and have the last steps logged however few they are."""
         if state.global_step >= state.max_steps:
             control.should_log = True
-        self._step = state.global_step
-        self.say(self._text)
-
-    def say(self, text: str) -> None:
-        """Show a text beside the steps, until the next one."""
-        if self._advance is not None:
-            self._advance(self._step, text)
+        self._advance(state.global_step, self._text)
 
     def on_log(
         self,
@@ -79,7 +71,6 @@ class ProgressReport(TrainerCallback):
     def close(self) -> None:
         """Close the bar, if it is open."""
         self._bar.close()
-        self._advance = None
 
 
 class StopOnSignal(TrainerCallback):

@@ -36,9 +36,7 @@ from qwendet.model.detector import DetectorOutput
 from qwendet.model.losses import Losses, LossManager, step_counts
 from qwendet.model.matching import Targets
 from qwendet.model.spread import whole
-from qwendet.progress import Advance
 from qwendet.training.best import FOLDER, LOGGED, Best, evaluations, is_over, judge
-from qwendet.training.callbacks import ProgressReport
 from qwendet.training.ema import WeightAverage
 from qwendet.training.evaluation_mode import evaluation_mode
 from qwendet.training.freed_memory import freed_memory_kept
@@ -262,16 +260,10 @@ class DetectionTrainer(Trainer):
         is_start = self.state.global_step == 0
         samples = validation_samples(self.bundle.config) if is_start else self._validation_samples
         mode = "text" if is_start and self.bundle.has_new_head else None
-        reports = [own for own in self.callback_handler.callbacks if isinstance(own, ProgressReport)]
-
-        def advance(done: int, text: str) -> None:
-            for report in reports:
-                report.say(f"validating {done}/{len(samples)}")
-
         self._prefetcher.wait()  # tokenizer and image processor are the same
         with self.step_log.pausing(), self.averaged():
             with evaluation_mode(self.bundle.detector):
-                validation = self._validated(samples, advance, mode)
+                validation = self._validated(samples, mode)
             (measured,) = broadcast_object_list([validation and validation.metrics])
             metrics = self.show(measured, validation)
             if not is_start:
@@ -281,10 +273,10 @@ class DetectionTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _validated(self, samples: list[Sample], advance: Advance, mode: str | None) -> Validation | None:
+    def _validated(self, samples: list[Sample], mode: str | None) -> Validation | None:
         """What the model finds; under FSDP the first process alone knows, by a whole one of its own."""
         if not self.is_sharded:
-            return validate(self.bundle, samples, advance, mode=mode)
+            return validate(self.bundle, samples, mode=mode)
         weights = self.gathered_weights()
         if not self.is_world_process_zero():
             return None
@@ -292,7 +284,7 @@ class DetectionTrainer(Trainer):
             folder.mkdir()
             self.save_bundle(folder, weights)
             whole_model = load(config_of_checkpoint(folder), for_inference=True)
-            return validate(whole_model, samples, advance, mode=mode, alone=True)
+            return validate(whole_model, samples, mode=mode, alone=True)
 
     def averaged(self) -> AbstractContextManager[None]:
         """The model is what ``train.ema`` evaluates and keeps, inside the block."""

@@ -30,11 +30,9 @@ def test_progress__tells_the_loss_and_the_share_of_time_spent_waiting_for_data()
     state.global_step = 1
     report.on_step_end(None, state, control)
     report.on_log(None, state, control, {"validation/head/AP50": 0.5})
-    report.say("validating 3/6")
     report.close()
-    report.say("after the end")
     loss = "total 1.250 lm 0.500 (12.3 samples/s, waiting for data 4%)"
-    assert shown == [(0, ""), (1, loss), (1, "validating 3/6")]
+    assert shown == [(0, ""), (1, loss)]
 
 
 def test_progress__says_where_a_resumed_run_has_no_step_left(caplog: pytest.LogCaptureFixture) -> None:
