@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from qwendet.evaluation.coco import match
+from qwendet.evaluation.coco import match, summarise
 from qwendet.evaluation.matches import IntArray
 from qwendet.evaluation.scores import Run
 from qwendet.progress import track
@@ -87,29 +85,12 @@ class Resampler:
     """COCO metrics of one run over images drawn anew: matched once, accumulated for each draw."""
 
     def __init__(self, ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
-        self._truth_per_image = np.zeros(len(ground_truth["images"]), dtype=np.int64)
-        for item in ground_truth["annotations"]:
-            self._truth_per_image[item["image_id"]] += not item["ignore"]
         self.evaluation = match(ground_truth, results, only_totals=True)
-        images = len(ground_truth["images"])
-        records = self.evaluation.evalImgs
+        images, records = len(ground_truth["images"]), self.evaluation.evalImgs
         self._groups = [records[start : start + images] for start in range(0, len(records), images)]
 
     def metrics(self, images: IntArray) -> dict[str, float]:
         """AP, AP50, AP75 and AR_100 over as many images, by their place, as there are; -1 without objects."""
-        if not self._truth_per_image[images].any():
-            return dict.fromkeys(COMPARED, -1.0)
         self.evaluation.evalImgs = [group[image] for group in self._groups for image in images]
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.evaluation.accumulate()
-        precision, recall = (
-            self.evaluation.eval["precision"][..., 0, -1],
-            self.evaluation.eval["recall"][..., 0, 0],
-        )
-        present = recall[0] >= 0  # labels with objects among these images
-        return {
-            "AP": float(precision[..., present].mean()),
-            "AP50": float(precision[0][:, present].mean()),
-            "AP75": float(precision[5][:, present].mean()),
-            "AR_100": float(recall[:, present].mean()),
-        }
+        found = summarise(self.evaluation)
+        return {name: found[name] for name in COMPARED}
