@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
-from typing import NamedTuple
 
 from qwendet.config.schema import Config, EarlyStoppingConfig
 from qwendet.files import find_folder
@@ -93,56 +91,33 @@ def is_over(seen: Sequence[Best], settings: EarlyStoppingConfig | None) -> bool:
     return without >= settings.patience
 
 
-def falling(history: History, metric: str) -> str:
-    """Say that the metric fell for the third time in a row while the loss fell; else nothing."""
-    seen = evaluations(history, metric)
+def falling(seen: Sequence[Best]) -> str:
+    """Say that the metric fell for the third time in a row; else nothing."""
     falls = [after.value < before.value for before, after in pairwise(seen)]
     if falls[-FALLS:] != [True] * FALLS or falls[-FALLS - 1 : -FALLS] == [True]:
         return ""
-    last = seen[-FALLS - 1 :]
-    before, after = (_loss(history, *pair) for pair in (last[:2], last[-2:]))
-    if before is None or after is None or after >= before:
-        return ""
-    values = ", ".join(f"{evaluation.value:.4f}" for evaluation in last)
+    values = ", ".join(f"{evaluation.value:.4f}" for evaluation in seen[-FALLS - 1 :])
     return (
-        f"validation {metric} has fallen {FALLS} times in a row ({values}) while the training loss fell"
-        f" ({before:.4g}, {after:.4g}): the model learns its training samples by heart; train.early_stopping"
-        " would end such a run, more samples or data.augment would help it"
+        f"validation {seen[-1].metric} has fallen {FALLS} times in a row ({values}): the model may be"
+        " learning its training samples by heart; train.early_stopping would end such a run, more samples or"
+        " data.augment would help it"
     )
 
 
-class Judgement(NamedTuple):
-    """What follows from the last evaluation.
+def judge(history: History, step: int, config: Config) -> tuple[Best | None, bool, list[str]]:
+    """Judge the evaluation after ``step`` steps by those before it.
 
-    Attributes:
-        best: it, if its model is to be kept.
-        ends: ``train.early_stopping`` ends the run.
+    Returns:
+        The evaluation, if its model is to be kept; whether ``train.early_stopping`` ends the run; warnings.
     """
-
-    best: Best | None
-    ends: bool
-    warnings: list[str]
-
-
-def judge(history: History, step: int, config: Config) -> Judgement:
-    """Judge the evaluation after ``step`` steps by those before it."""
     metric, settings = config.best_metric(), config.train.early_stopping
     seen = evaluations(history, metric)
     if not seen or seen[-1].step < step:
-        nothing = f"no best model is kept: {metric} has nothing to measure in data.val"
-        return Judgement(None, ends=False, warnings=[nothing])
-    warnings, ends = [said] if (said := falling(history, metric)) else [], is_over(seen, settings)
+        return None, False, [f"no best model is kept: {metric} has nothing to measure in data.val"]
+    warnings, ends = [said] if (said := falling(seen)) else [], is_over(seen, settings)
     if ends and settings is not None:
         warnings.append(
             f"train.early_stopping ends the run after step {step}: {metric} has not risen by more than"
             f" {settings.min_gain:g} in {settings.patience} evaluations"
         )
-    return Judgement(seen[-1] if is_best(seen) else None, ends, warnings)
-
-
-def _loss(history: History, start: Best, end: Best) -> float | None:
-    """Mean of the losses that were logged between two evaluations."""
-    rows = [
-        row["loss/total"] for row in history if "loss/total" in row and start.step < row["step"] <= end.step
-    ]
-    return fmean(rows) if rows else None
+    return seen[-1] if is_best(seen) else None, ends, warnings

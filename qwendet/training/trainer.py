@@ -292,12 +292,12 @@ class DetectionTrainer(Trainer):
 
     def _judge(self) -> None:
         """Keep the model if no evaluation was better; end the run if ``train.early_stopping`` says so."""
-        judgement = judge(self.state.log_history, self.state.global_step, self.bundle.config)
-        for warning in judgement.warnings:
+        best, ends, warnings = judge(self.state.log_history, self.state.global_step, self.bundle.config)
+        for warning in warnings:
             logger.warning("%s", warning)
-        if judgement.best is not None:
-            self._keep(judgement.best)
-        if judgement.ends:
+        if best is not None:
+            self._keep(best)
+        if ends:
             self.control.should_save = self.control.should_training_stop = True
 
     def _keep(self, best: Best) -> None:
