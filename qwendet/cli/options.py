@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from qwendet.cli.completion import complete_check, complete_setting
 from qwendet.console import console
 from qwendet.console.console import Format
 from qwendet.errors import ConfigError
@@ -20,20 +19,30 @@ LEFT_SOMETHING_OUT = 1
 """Exit code of a command that skipped broken annotations, as ``--skip-bad`` asks."""
 CONFIG_FIX = "give it once: qwendet COMMAND CONFIG, or qwendet COMMAND --config NAME"
 
+
+def complete_setting(incomplete: str) -> list[str]:
+    """Dotted keys of the config that begin so, up to the equals sign."""
+    from qwendet.config.problems import known_keys
+
+    keys = known_keys()
+    leaves = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
+    return [f"{key}=" for key in leaves if key.startswith(incomplete)]
+
+
+def complete_check(incomplete: str) -> list[str]:
+    """Ids of checks that begin so."""
+    from qwendet.checks.ids import all_ids
+
+    return [id for id in all_ids() if id.startswith(incomplete)]
+
+
 ConfigArgument = Annotated[
     str | None,
-    typer.Argument(
-        metavar="CONFIG",
-        help="YAML file, or a name such as base_flat_v2 in examples/.",
-    ),
+    typer.Argument(metavar="CONFIG", help="YAML file, or a name such as base_flat_v2 in examples/."),
 ]
 ConfigOption = Annotated[
     str | None,
-    typer.Option(
-        "--config",
-        metavar="NAME",
-        help="The same as CONFIG; give one of them.",
-    ),
+    typer.Option("--config", metavar="NAME", help="The same as CONFIG; give one of them."),
 ]
 ModelArgument = Annotated[
     Path,

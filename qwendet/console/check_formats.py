@@ -9,10 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+from qwendet.console.terminal import printable
 from qwendet.errors import Result
 
-NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 cannot hold, even escaped."""
 FILE_AND_LINE = re.compile(r"^(?P<file>[^\n]*?):(?P<line>\d+)(?:\D.*)?$", re.DOTALL)
 
 
@@ -29,7 +28,7 @@ def to_junit(results: Sequence[Result]) -> str:
         families.setdefault(result.id.partition(".")[0], {}).setdefault(result.id, []).append(result)
     root = ElementTree.Element("testsuites", name="qwendet")
     for family, checks in families.items():
-        suite = ElementTree.SubElement(root, "testsuite", name=_xml(family))
+        suite = ElementTree.SubElement(root, "testsuite", name=printable(family))
         for id, findings in checks.items():
             _add_case(suite, family, id, findings)
         _count(suite, list(suite))
@@ -41,16 +40,16 @@ def to_junit(results: Sequence[Result]) -> str:
 def _add_case(suite: ElementTree.Element, family: str, id: str, findings: Sequence[Result]) -> None:
     seconds = sum(finding.seconds for finding in findings)
     case = ElementTree.SubElement(
-        suite, "testcase", classname=_xml(family), name=_xml(id), time=f"{seconds:.3f}"
+        suite, "testcase", classname=printable(family), name=printable(id), time=f"{seconds:.3f}"
     )
     failed = [finding for finding in findings if finding.status == "fail"]
     if failed:
-        failure = ElementTree.SubElement(case, "failure", message=_xml(failed[0].what), type="fail")
-        failure.text = _xml("\n\n".join(_paragraph(finding) for finding in failed))
+        failure = ElementTree.SubElement(case, "failure", message=printable(failed[0].what), type="fail")
+        failure.text = printable("\n\n".join(_paragraph(finding) for finding in failed))
     elif any(finding.status == "skip" for finding in findings):
-        ElementTree.SubElement(case, "skipped", message=_xml(findings[0].what))
+        ElementTree.SubElement(case, "skipped", message=printable(findings[0].what))
     else:
-        ElementTree.SubElement(case, "system-out").text = _xml(findings[0].what)
+        ElementTree.SubElement(case, "system-out").text = printable(findings[0].what)
 
 
 def _count(element: ElementTree.Element, cases: Sequence[ElementTree.Element]) -> None:
@@ -66,15 +65,12 @@ def _paragraph(finding: Result) -> str:
     return "\n".join(name + value for name, value in pairs if value)
 
 
-def _xml(text: str) -> str:
-    return NOT_XML.sub(lambda found: ascii(found.group())[1:-1], text)
-
-
 def to_github(results: Iterable[Result], repository: Path) -> list[str]:
     """GitHub Actions' workflow commands: an error for each failure, a notice for each check that was skipped.
 
     Example:
-        >>> from qwendet.errors import Result
+        >>> from qwendet.console.terminal import printable
+    from qwendet.errors import Result
         >>> to_github([Result("config.a", "fail", "50% of it", "/r/x,y.jsonl:3", "mend it")], Path("/r"))
         ['::error file=x%2Cy.jsonl,line=3,title=config.a::50%25 of it%0Afix: mend it']
     """

@@ -5,7 +5,6 @@ Names are shown as they are logged, grouped by what they are: ``loss/…``, ``gr
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +40,7 @@ def _wandb(config: Config, step: int) -> WandBTracker:
         os.environ.get("WANDB_PROJECT", "qwendet"),
         name=os.environ.get("WANDB_NAME", folder.name),
         dir=str(folder),
-        config=json.loads(config.model_dump_json()),
+        config=config.model_dump(mode="json"),
         settings=wandb.Settings(console="off"),  # it would put itself between terminal and progress
     )
     try:

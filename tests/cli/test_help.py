@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qwendet.cli import completion
+from qwendet.cli import options
 from tests.commands import Qwendet
 
 COMMANDS = [
@@ -125,5 +125,5 @@ def test_show_completion__prints_the_script_of_the_shell(repo_root: Path, shell:
 
 
 def test_settings__are_leaves() -> None:
-    assert completion.complete_setting("model.lora.r") == ["model.lora.rank=", "model.lora.revision="]
-    assert "train=" not in completion.complete_setting("")
+    assert options.complete_setting("model.lora.r") == ["model.lora.rank=", "model.lora.revision="]
+    assert "train=" not in options.complete_setting("")
