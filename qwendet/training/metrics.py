@@ -10,6 +10,7 @@ Names and units are in ``docs/logging.md``.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -59,8 +60,7 @@ class TrainingLog:
         self._clear()
 
     def _clear(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._counts = dict.fromkeys(VOLUME, 0.0)
+        self._sums: defaultdict[str, float] = defaultdict(float)
         self._steps = 0
         self._waited = 0.0
         self._paused = 0.0
@@ -106,10 +106,8 @@ class TrainingLog:
         values = iter(torch.cat(parts).tolist())
         found = {name: next(values) for name in names}
         lengths = {name: next(values) for name in norms}
-        for name, value in found.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        for name in VOLUME:
-            self._counts[name] += next(values)
+        for name, value in [*found.items(), *zip(VOLUME, values, strict=True)]:
+            self._sums[name] += value
         self._latest = lengths | {f"learning_rate/{group}": rate for group, rate in rates.items()}
         self._steps += 1
         return found, lengths
@@ -118,13 +116,13 @@ class TrainingLog:
         """What is logged, by name; the next row begins here. Empty if no step was taken since the last."""
         if not self._steps:
             return {}
-        counts = self._counts
+        samples, tokens, positions = (self._sums.pop(name) for name in VOLUME)
         seconds = time.perf_counter() - self._began - self._paused
         row = {f"loss/{name}": value / self._steps for name, value in self._sums.items()}
         row |= self._latest
-        row["throughput/samples_per_second"] = counts["samples"] / seconds
-        row["throughput/tokens_per_second"] = counts["tokens"] / seconds
-        row["throughput/padding_share"] = 1 - counts["tokens"] / counts["positions"]
+        row["throughput/samples_per_second"] = samples / seconds
+        row["throughput/tokens_per_second"] = tokens / seconds
+        row["throughput/padding_share"] = 1 - tokens / positions
         row["time/waiting_for_data"] = self._waited / seconds
         self._clear()
         return row
