@@ -16,7 +16,7 @@ from qwendet.progress import Advance, Pace
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
 PLAIN_WIDTH = 160  # characters of a table without a terminal and without COLUMNS
 
@@ -73,23 +73,21 @@ def print_pairs(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
 
 @contextmanager
 def bar(console: Console, description: str, total: int) -> Iterator[Advance]:
-    """Show a bar; one that is opened inside another stands below it, until it is full."""
+    """Show a bar; one that is opened inside another stands below it while it lasts."""
     is_inner = _live is not None
     with _live_bars(console) as bars:
         task = bars.add_task(printable(description), total=total or None, pace="", text="")
+        pace = Pace(total)
+
+        def advance(finished: int, text: str) -> None:
+            bars.update(task, completed=finished, pace=pace.describe(finished), text=printable(text))
+
         try:
-            yield _advance_on(bars, task, Pace(total))
+            yield advance
         finally:
             bars.stop_task(task)
             if is_inner:
                 bars.remove_task(task)
-
-
-def _advance_on(bars: Progress, task: TaskID, pace: Pace) -> Advance:
-    def advance(finished: int, text: str) -> None:
-        bars.update(task, completed=finished, pace=pace.describe(finished), text=printable(text))
-
-    return advance
 
 
 @contextmanager
