@@ -38,7 +38,9 @@ CONFIG_BUGS: list[Bug[Project]] = [
     Bug("misspelt key", "config", ("did you mean train.learning_rate?",), setting("train.learning_rat", 0.1)),
     Bug("right padding", "config", ("padding is always left",), setting("data.padding_side", "right")),
     Bug("right padding of the model", "config", ("Flash Attention",), setting("model.padding_side", "right")),
-    Bug("number as text", "config", ("write 1.0e-4",), setting("train.learning_rate", "1e-4")),
+    Bug(
+        "text for a number", "config", ("expected a valid number",), setting("train.learning_rate", "1,0e-4")
+    ),
     Bug("request without labels", "config", ("must contain {labels}",), setting("data.request", "Find it.")),
     Bug(
         "limits crossed",
