@@ -18,6 +18,7 @@ from qwendet.cli.options import (
     ImageDirOption,
     ModelArgument,
     ModeOption,
+    OverlapOption,
     RecordFormatOption,
     ResumeOption,
     ServerOption,
@@ -95,6 +96,7 @@ def evaluate(
     config: ForeignOption = None,
     server: ServerOption = None,
     tiles: TilesOption = None,
+    overlap: OverlapOption = None,
     source: FromOption = "auto",
     image_dir: ImageDirOption = None,
     skip_bad: SkipImagesOption = False,
@@ -113,7 +115,7 @@ def evaluate(
     settings: SetOption = None,
 ) -> None:
     """Measure a model on annotated images: COCO metrics, the best score threshold, label by label."""
-    settings = with_tiles(settings, tiles)
+    settings = with_tiles(settings, tiles, overlap)
     if benchmark is not None or output is not None or train or shots is not None:
         others = {
             "--teachers": teachers,

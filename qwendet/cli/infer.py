@@ -13,6 +13,7 @@ from qwendet.cli.options import (
     ForeignOption,
     ModelArgument,
     ModeOption,
+    OverlapOption,
     RecordFormatOption,
     ResumeOption,
     ServerOption,
@@ -91,12 +92,13 @@ def infer(
     skip_bad: SkipImagesOption = False,
     shard: ShardOption = None,
     tiles: TilesOption = None,
+    overlap: OverlapOption = None,
     output_format: RecordFormatOption = "human",
     settings: SetOption = None,
 ) -> None:
     """Detect objects: one JSON line an image, boxes in pixels of the image as displayed."""
     wanted, part = split_labels(labels), split_shard(shard)
-    settings = with_tiles(settings, tiles)
+    settings = with_tiles(settings, tiles, overlap)
     if output is not None:
         require_place(output, "--output")
     if visualize is not None:

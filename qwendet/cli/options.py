@@ -91,6 +91,12 @@ TilesOption = Annotated[
         "--tiles", metavar="auto|CxR|PIXELS", help="Look at windows of large images, too (infer.tiles)."
     ),
 ]
+OverlapOption = Annotated[
+    float | None,
+    typer.Option(
+        "--overlap", metavar="SHARE", min=0, max=0.9, help="Least overlap of windows (infer.overlap)."
+    ),
+]
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -203,9 +209,21 @@ def split_shard(text: str | None) -> tuple[int, int] | None:
     return int(number), int(count)
 
 
-def with_tiles(settings: Sequence[str] | None, tiles: str | None) -> list[str]:
-    """``--set`` of a command, and what ``--tiles`` sets."""
-    return [*(settings or ()), *([] if tiles is None else [f"infer.tiles={tiles}"])]
+def with_tiles(settings: Sequence[str] | None, tiles: str | None, overlap: float | None) -> list[str]:
+    """``--set`` of a command, and what ``--tiles`` and ``--overlap`` set.
+
+    Raises:
+        ConfigError: for what is no windows, and for an overlap of none.
+    """
+    if tiles not in (None, "auto", "off"):
+        from qwendet.data.tile import read_tiles
+
+        read_tiles(tiles)
+    if overlap is not None and tiles in (None, "off"):
+        what = "--overlap is about windows, and --tiles asks for none"
+        raise ConfigError(what, "--overlap", "add --tiles, such as --tiles auto")
+    given = {"tiles": tiles, "overlap": overlap}
+    return [*(settings or ()), *(f"infer.{key}={value}" for key, value in given.items() if value is not None)]
 
 
 def command_line(*words: str, settings: Sequence[str] = ()) -> str:

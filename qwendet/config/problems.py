@@ -126,7 +126,7 @@ def _fix_for_unknown(path: KeyPath) -> str:
     if new_name is not None:
         return f"{origin}it is now {new_name}"
     if key in REMOVED:
-        return f"{origin}remove it: docs/moving.md says what is there in its place"
+        return f"{origin}{REMOVED[key]}"
     section = _section(path[:-1])
     names = section.model_fields if section else {}
     siblings = {name: ".".join([*path[:-1], name]) for name in names}

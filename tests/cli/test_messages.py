@@ -74,8 +74,9 @@ infer tiny tiny.yaml --set infer.score_treshold=0.5
 infer run coco.json
 infer tiny-untrained tiny/images --labels dot --mode text --tiles 9000
 infer tiny-untrained tiny/images --labels dot --mode text --tiles 20
-infer tiny-untrained tiny/images --labels dot --tiles 3y
-infer tiny-untrained tiny/images --labels dot --tiles 2x1 --set infer.overlap=1
+infer tiny-untrained tiny/images --labels dot --tiles 3y --overlap 0.5
+infer tiny-untrained tiny/images --labels dot --tiles 2x1 --overlap 1
+infer tiny-untrained tiny/images --labels dot --overlap 0.5
 eval run tiny --json tiny
 eval run tiny --coco tiny.yaml/x.json
 eval run tiny --report tiny.yaml
