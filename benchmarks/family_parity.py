@@ -110,7 +110,7 @@ def _outputs(bundle: Bundle, batch: Batch) -> Figures:
     rows = batch["labels"][:, 1:] != IGNORED
     with torch.no_grad():
         _, images = detector.encode_images(batch["pixel_values"], torch.tensor(batch["grids"]))
-        hidden = detector._run_language_model(batch, detector._embed(batch)[0], images)
+        hidden = detector.run_language_model(batch, detector._embed(batch)[0], images)
         gap = detector.vlm.lm_head(hidden[:, :-1][rows]) - _published_logits(bundle, batch)
         published, _ = detector.vlm.model.get_rope_index(
             **{name: value for name, value in inputs.items() if name != "pixel_values"}

@@ -81,7 +81,7 @@ def see(bundle: Bundle, sample: EncodedSample) -> Seen:
     batch = bundle.collator()([sample])
     detector, (patch_index, context_index) = bundle.detector, (batch["patch_index"], batch["context_index"])
     patches, images = detector.encode_images(batch["pixel_values"], torch.tensor(batch["grids"]))
-    hidden = detector._run_language_model(batch, detector._embed(batch)[0], images)
+    hidden = detector.run_language_model(batch, detector._embed(batch)[0], images)
     is_image = (batch["input_ids"] == detector.config.image_token_id)[..., None]
     merged = torch.zeros_like(hidden).masked_scatter(is_image, torch.cat(images.pooler_output))
     context, image_tokens = (states.flatten(0, 1)[context_index][0] for states in (hidden, merged))
@@ -98,7 +98,8 @@ class Frozen(nn.Module):
         super().__init__()
         self.head = head
         self.seen = seen
-        rows = [torch.tensor(tokens) for tokens in bundle.encoder().label_tokens()]
+        tokens = bundle.encoder().label_tokens(bundle.labels).values()
+        rows = [torch.tensor(ids) for ids in tokens]
         with torch.no_grad():
             self.labels = bundle.detector.vlm.get_input_embeddings()(pad_sequence(rows, batch_first=True))
         self.label_mask = pad_sequence([torch.ones_like(row).bool() for row in rows], batch_first=True)

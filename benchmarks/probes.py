@@ -173,16 +173,17 @@ class Probes(nn.Module):
     def _written_objects(self, batch: Batch) -> Tensor:
         """For each token of the batch ``(B * L, 5)`` the object that it helps to write."""
         input_ids: Tensor = batch["input_ids"]
-        targets = torch.full((*input_ids.shape, 5), NOTHING)
-        spans = batch["student_assistant_spans"]
-        for row, start, end in ((row, *span) for row, own in enumerate(spans) for span in own):
-            answer = input_ids[row, start:end]
+        targets = torch.full((input_ids.numel(), 5), NOTHING)
+        tokens = batch["student_rows"] + 1  # of one sample after the other, whose answer is one span
+        answers = tokens.tensor_split((tokens.diff() > 1).nonzero()[:, 0] + 1)
+        for at in answers if len(tokens) else ():
+            answer = input_ids.flatten()[at]
             objects = json.loads(self.tokenizer.decode(answer[:-1]))
             if objects:
                 own = torch.tensor([[*item["bbox_2d"], self.labels.index(item["label"])] for item in objects])
                 number = self._opened[answer].cumsum(0)  # 0 before the first object
-                targets[row, start:end] = torch.where(number[:, None] > 0, own[number - 1].float(), NOTHING)
-        return targets.flatten(0, 1)
+                targets[at] = torch.where(number[:, None] > 0, own[number - 1].float(), NOTHING)
+        return targets
 
 
 def image_targets(batch: Batch, family: Family) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,13 +10,7 @@ from torch import Tensor
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
-    """Convert corners to centre and size.
-
-    Args:
-        boxes_xyxy: ``(..., 4)`` float, any unit.
-
-    Returns:
-        ``(..., 4)`` in the same unit.
+    """Convert corners ``(..., 4)``, in any unit, to centre and size in the same unit.
 
     Example:
         >>> xyxy_to_cxcywh(torch.tensor([[10.0, 20.0, 30.0, 60.0]])).tolist()
@@ -85,15 +79,6 @@ def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def clip_xyxy(boxes_xyxy: Tensor, width: float, height: float) -> Tensor:
-    """Cut boxes at the image's edges.
-
-    Args:
-        boxes_xyxy: ``(..., 4)`` float, pixels.
-        width: the image's width in pixels.
-        height: the image's height in pixels.
-
-    Returns:
-        ``(..., 4)`` with x in ``[0, width]`` and y in ``[0, height]``.
-    """
+    """Cut boxes ``(..., 4)``, in pixels, at the edges of an image of this width and height."""
     limit = boxes_xyxy.new_tensor([width, height, width, height])
     return torch.minimum(boxes_xyxy.clamp(min=0), limit)

@@ -1,6 +1,6 @@
 """Encoded samples to one left-padded batch.
 
-    row 0   pad pad sys img img req ANS ANS      spans move right by the row's padding
+    row 0   pad pad sys img img req ANS ANS      answers move right by the row's padding
     row 1   sys img img img img req ANS ANS      positions and attention come from the same mask
 
 Left is the only side: generation continues at the right end, and Flash Attention needs it so.
@@ -19,17 +19,18 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
-from qwendet.encoding.encode import EncodedSample, Span
-from qwendet.encoding.patch_order import raster_to_flat, raster_to_token
-from qwendet.encoding.positions import rope_positions
+from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import DataError
 
 IGNORED = -100
+TEACHER, STUDENT = 1, 2
 Batch = dict[str, Any]
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -38,37 +39,29 @@ class _Place:
 
     Attributes:
         shape: rows and tokens of a row.
-        rows: row of each sample.
-        shifts: index in its row of each sample's first token.
+        starts: index of each sample's first token in the flattened batch.
     """
 
     shape: tuple[int, int]
-    rows: tuple[int, ...]
-    shifts: tuple[int, ...]
-
-    def flat(self, sample: int) -> int:
-        """Index of a sample's first token in the flattened batch."""
-        return self.rows[sample] * self.shape[1] + self.shifts[sample]
+    starts: Sequence[int]
 
     def spread(self, values: Sequence[Tensor], fill: int) -> Tensor:
         """``(rows, tokens)`` int64 of values ``(tokens,)`` a sample, ``fill`` elsewhere."""
         spread = torch.full(self.shape, fill, dtype=torch.int64)
-        for row, shift, own in zip(self.rows, self.shifts, values, strict=True):
-            spread[row, shift : shift + len(own)] = own
+        for start, own in zip(self.starts, values, strict=True):
+            spread.view(-1)[start : start + len(own)] = own
         return spread
 
 
 def _padded(lengths: Sequence[int]) -> _Place:
     """A row each, padded on the left."""
     longest = max(lengths)
-    return _Place(
-        (len(lengths), longest), tuple(range(len(lengths))), tuple(longest - own for own in lengths)
-    )
+    return _Place((len(lengths), longest), [end * longest - own for end, own in enumerate(lengths, 1)])
 
 
 def _packed(lengths: Sequence[int]) -> _Place:
     """One row, one after the other."""
-    return _Place((1, sum(lengths)), (0,) * len(lengths), tuple(accumulate([0, *lengths[:-1]])))
+    return _Place((1, sum(lengths)), list(accumulate(lengths[:-1], initial=0)))
 
 
 class StandardDataCollator:
@@ -93,8 +86,6 @@ class StandardDataCollator:
             - ``position_ids``: ``(3, B, L)`` int64, time, row and column of each token, 0 at padding; packed,
               ``(4, B, L)``: before them its index in its sample, by which attention tells samples apart
             - ``labels``: ``(B, L)`` int64, -100 outside the assistants' answers
-            - ``student_mask``: ``(B, L)`` bool, True at the tokens of the student's answer
-            - ``teacher_assistant_spans``, ``student_assistant_spans``: per sample, ranges of its row
             - ``teacher_rows``, ``student_rows``: ``(R,)`` int64, the token before each of the answers',
               whose hidden state predicts it, in the flattened ``(B * L)`` sequence
             - ``pixel_values``: ``(patches, dim)`` float32; ``image_grid_thw``: ``(images, 3)``, and the same
@@ -111,25 +102,16 @@ class StandardDataCollator:
         lengths = [len(sample.input_ids) for sample in samples]
         place = _packed(lengths) if self.packing else _padded(lengths)
         input_ids = place.spread([sample.input_ids for sample in samples], self.pad_token_id)
-        teacher_spans = [
-            _shift(s.teacher_assistant_spans, by) for s, by in zip(samples, place.shifts, strict=True)
-        ]
-        student_spans = [
-            _shift(s.student_assistant_spans, by) for s, by in zip(samples, place.shifts, strict=True)
-        ]
-        student_mask = _mask(place, student_spans)
+        writers = place.spread([_writers(sample) for sample in samples], 0)
         grids = torch.cat([sample.image_grid_thw for sample in samples])
         batch = {
             "input_ids": input_ids,
             "attention_mask": place.spread([torch.ones_like(s.input_ids) for s in samples], 0),
             "mm_token_type_ids": place.spread([s.mm_token_type_ids for s in samples], 0),
             "position_ids": self._positions(samples, place),
-            "labels": torch.where(_mask(place, teacher_spans) | student_mask, input_ids, IGNORED),
-            "student_mask": student_mask,
-            "teacher_assistant_spans": teacher_spans,
-            "student_assistant_spans": student_spans,
-            "teacher_rows": _rows_before(place, teacher_spans),
-            "student_rows": _rows_before(place, student_spans),
+            "labels": torch.where(writers > 0, input_ids, IGNORED),
+            "teacher_rows": (writers == TEACHER).flatten().nonzero()[:, 0] - 1,
+            "student_rows": (writers == STUDENT).flatten().nonzero()[:, 0] - 1,
             "pixel_values": torch.cat([sample.pixel_values for sample in samples]),
             "image_grid_thw": grids,
             "grids": grids.tolist(),
@@ -187,10 +169,11 @@ class StandardDataCollator:
         for row, (sample, (rows, columns)) in enumerate(zip(samples, grids, strict=True)):
             first_patch += len(sample.pixel_values)
             student_patch = first_patch - rows * columns
-            student_token = place.flat(row) + sample.student_image_start
+            student_token = place.starts[row] + sample.student_image_start
             own = np.s_[row, :rows, :columns]
-            patch_index[own] = student_patch + raster_to_flat(rows, columns, self.merge_size)
-            context_index[own] = student_token + raster_to_token(rows, columns, self.merge_size)
+            flat = raster_to_flat(rows, columns, self.merge_size)
+            patch_index[own] = student_patch + flat
+            context_index[own] = student_token + flat // self.merge_size**2
             patch_mask[own] = True
         return {
             "patch_index": torch.from_numpy(patch_index),
@@ -215,27 +198,68 @@ def require_left_padding(batch: Batch) -> None:
         )
 
 
-def _shift(spans: Sequence[Span], by: int) -> list[Span]:
-    return [(start + by, end + by) for start, end in spans]
+def _writers(sample: EncodedSample) -> Tensor:
+    """Whose answer each token is part of: ``(tokens,)`` int64, 0 for nobody's."""
+    writers = torch.zeros_like(sample.input_ids)
+    for writer, spans in (
+        (TEACHER, sample.teacher_assistant_spans),
+        (STUDENT, sample.student_assistant_spans),
+    ):
+        for start, end in spans:
+            writers[start:end] = writer
+    return writers
 
 
-def _mask(place: _Place, spans: Sequence[Sequence[Span]]) -> Tensor:
-    mask = torch.zeros(place.shape, dtype=torch.bool)
-    for row, own in zip(place.rows, spans, strict=True):
-        for start, end in own:
-            mask[row, start:end] = True
-    return mask
+def rope_positions(mm_token_type_ids: Tensor, image_grid_thw: Tensor, merge_size: int) -> Tensor:
+    """Rotary positions of one sample's tokens: time, row and column of each (arXiv 2409.12191, §2.1).
+
+        text text | image of 2 × 2 tokens | text
+          0    1  |  2  2  2  2           |  4        time
+          0    1  |  2  2  3  3           |  4        row
+          0    1  |  2  3  2  3           |  4        column
+
+    The same as the published ``get_rope_index``, which only tells samples apart that have a row each, and
+    asks for numbers of each tensor many times: here they are counted while the batch is still on the host.
+
+    Args:
+        mm_token_type_ids: ``(tokens,)`` int64, 1 at image tokens.
+        image_grid_thw: ``(images, 3)`` int64, frames, rows and columns of patches of its images in order.
+        merge_size: side of a block of patches that become one token.
+
+    Returns:
+        ``(3, tokens)`` int64: time, row, column.
+
+    Example:
+        >>> rope_positions(torch.tensor([0, 0, 1, 1, 0]), torch.tensor([[1, 2, 4]]), 2).tolist()
+        [[0, 1, 2, 2, 4], [0, 1, 2, 2, 4], [0, 1, 2, 3, 4]]
+    """
+    pieces, done, position = [], 0, 0
+    is_image = mm_token_type_ids.bool()
+    for frames, rows, columns in image_grid_thw.tolist():
+        first = done + int(is_image[done:].int().argmax())
+        pieces.append(torch.arange(position, position + first - done).expand(3, -1))
+        position += first - done
+        grid = (frames, rows // merge_size, columns // merge_size)
+        pieces.append(position + torch.cartesian_prod(*(torch.arange(size) for size in grid)).T)
+        position += max(grid[1:])
+        done = first + grid[0] * grid[1] * grid[2]
+    pieces.append(torch.arange(position, position + len(mm_token_type_ids) - done).expand(3, -1))
+    return torch.cat(pieces, dim=1)
 
 
-def _rows_before(place: _Place, spans: Sequence[Sequence[Span]]) -> Tensor:
-    """Flat index of the token before each token of the spans: ``(tokens,)`` int64."""
-    length = place.shape[1]
-    flat = [
-        torch.arange(row * length + start - 1, row * length + end - 1)
-        for row, own in zip(place.rows, spans, strict=True)
-        for start, end in own
-    ]
-    return torch.cat(flat) if flat else torch.zeros(0, dtype=torch.int64)
+def raster_to_flat(rows: int, columns: int, merge_size: int) -> IntArray:
+    """Flat position of the patch at each raster position: ``(rows, columns)`` int64.
+
+    The processor flattens patches block by block, so that those of one token are neighbours.
+    ``merge_size`` is the side of a block of patches that become one token; rows and columns are multiples.
+
+    Example:
+        >>> raster_to_flat(2, 4, 2).tolist()
+        [[0, 1, 4, 5], [2, 3, 6, 7]]
+    """
+    flat = np.arange(rows * columns, dtype=np.int64)
+    blocks = flat.reshape(rows // merge_size, columns // merge_size, merge_size, merge_size)
+    return blocks.transpose(0, 2, 1, 3).reshape(rows, columns)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

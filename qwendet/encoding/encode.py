@@ -86,7 +86,6 @@ class _Picture:
     pixel_values: Tensor
     grid_thw: tuple[int, int, int]
     displayed_size: tuple[int, int]
-    model_size: tuple[int, int]
 
 
 class Encoder:
@@ -104,7 +103,6 @@ class Encoder:
         own = settings.system_prompt
         self.system_prompt = self.family.system_prompt if own is None else own
         self._image_token_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        self._label_tokens: list[list[int]] | None = None
 
     def encode(
         self,
@@ -134,7 +132,7 @@ class Encoder:
         encoded = replace(
             self._encoded(ids, pictures, sample.where),
             labels=asked,
-            scored=self._scored(scored or asked),
+            scored=self.label_tokens(scored or asked),
             teacher_assistant_spans=tuple(spans[: len(sample.teachers)]),
             student_assistant_spans=tuple(spans[len(sample.teachers) :]),
         )
@@ -149,12 +147,9 @@ class Encoder:
         are as displayed, in the order in which the messages show them.
         """
         pictures = [self._processed(image) for image in images]
-        first, *others = self._rendered(messages).split(IMAGE_TOKEN)
-        ids = self._tokenize(first)
-        for text, picture in zip(others, pictures, strict=True):
-            ids += [self._image_token_id] * self._num_tokens(picture) + self._tokenize(text)
+        ids = self._tokenize(self._rendered(messages), pictures)
         encoded = self._encoded(ids, pictures, where)
-        return replace(encoded, labels=self.labels, scored=self._scored(self.labels))
+        return replace(encoded, labels=self.labels, scored=self.label_tokens(self.labels))
 
     def _encoded(self, ids: Sequence[int], pictures: Sequence[_Picture], where: str) -> EncodedSample:
         if len(ids) > self.settings.max_tokens:
@@ -186,8 +181,8 @@ class Encoder:
         pictures = [self._unopened(image.size) for image in images]
         answers = [self._answer(turn, picture) for turn, picture in zip(turns, pictures, strict=True)]
         if resized:
-            sizes = [picture.model_size for picture in pictures]
             resample = self.image_processor.resample
+            sizes = map(self._model_size, pictures)
             images = [image.resize(size, resample) for image, size in zip(images, sizes, strict=True)]
         return conversation(self.system_prompt, self._requests(turns), answers[:-1]), images
 
@@ -211,16 +206,10 @@ class Encoder:
         start, end = spans[-1]
         return len(ids), end - start
 
-    def label_tokens(self, labels: tuple[str, ...] | None = None) -> list[list[int]]:
-        """Token ids of each label text; ``None`` is the label set, whose tokens are kept."""
-        if labels not in (None, self.labels):
-            return [self._tokenize(label) for label in labels or ()]
-        if self._label_tokens is None:
-            self._label_tokens = [self._tokenize(label) for label in self.labels]
-        return self._label_tokens
-
-    def _scored(self, labels: tuple[str, ...]) -> dict[str, Sequence[int]]:
-        return dict(zip(labels, self.label_tokens(labels), strict=True))
+    def label_tokens(self, labels: Sequence[str]) -> dict[str, Sequence[int]]:
+        """Token ids of each label text."""
+        ids = self.tokenizer(list(labels), add_special_tokens=False)["input_ids"] if labels else []
+        return dict(zip(labels, ids, strict=True))
 
     def _picture(self, turn: Turn, image: Image.Image | None, where: str) -> _Picture:
         image = _displayed(turn, where) if image is None else image
@@ -234,17 +223,20 @@ class Encoder:
             pixel_values=features["pixel_values"],
             grid_thw=(frames, rows, columns),
             displayed_size=image.size,
-            model_size=model_image_size((frames, rows, columns), self.image_processor.patch_size),
         )
 
     def _unopened(self, size: tuple[int, int]) -> _Picture:
         """An image as the processor would make it, without pixels."""
         patch = self.image_processor.patch_size
         width, height = self.limits.resized(size)
-        return _Picture(torch.empty(0), (1, height // patch, width // patch), size, (width, height))
+        return _Picture(torch.empty(0), (1, height // patch, width // patch), size)
+
+    def _model_size(self, picture: _Picture) -> tuple[int, int]:
+        return model_image_size(picture.grid_thw, self.image_processor.patch_size)
 
     def _answer(self, turn: Turn, picture: _Picture) -> str:
-        return answer_text(trainable_objects(turn), picture.displayed_size, picture.model_size, self.family)
+        size = self._model_size(picture)
+        return answer_text(trainable_objects(turn), picture.displayed_size, size, self.family)
 
     def _tokens(
         self, turns: Sequence[Turn], pictures: Sequence[_Picture], answers: Sequence[str]
@@ -259,7 +251,7 @@ class Encoder:
             last = index == len(pictures) - 1
             answer = answers[index] + END_OF_TURN if index < len(answers) else ""
             end = len(prompt) if last else self._find_answer(prompt, answer, done)
-            ids += self._expand_image(self._tokenize(prompt[done:end]), self._num_tokens(picture))
+            ids += self._tokenize(prompt[done:end], [picture])
             if answer:
                 answer_ids = self._tokenize(answer)
                 spans.append((len(ids), len(ids) + len(answer_ids)))
@@ -289,13 +281,13 @@ class Encoder:
         )
         return str(text)
 
-    def _tokenize(self, text: str) -> list[int]:
+    def _tokenize(self, text: str, pictures: Sequence[_Picture] = ()) -> list[int]:
+        """Token ids of a text, each image token in it as many times as its picture takes."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        places = [place for place, one in enumerate(ids) if one == self._image_token_id]
+        for place, picture in zip(reversed(places), reversed(pictures), strict=True):
+            ids[place : place + 1] = [self._image_token_id] * self._num_tokens(picture)
         return ids
-
-    def _expand_image(self, ids: list[int], num_tokens: int) -> list[int]:
-        at = ids.index(self._image_token_id)
-        return ids[:at] + [self._image_token_id] * num_tokens + ids[at + 1 :]
 
     def _num_tokens(self, picture: _Picture) -> int:
         frames, rows, columns = picture.grid_thw

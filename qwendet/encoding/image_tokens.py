@@ -45,27 +45,23 @@ def known_family(model: ModelConfig) -> Family | None:
 def image_limits(config: Config) -> PixelLimits | None:
     """Limits of the config's model; None where neither a file nor a published name tells."""
     if config.model.path in EMBEDDED_MODELS:
-        return _limits(config, embedded_limits(FAMILIES[EMBEDDED_MODELS[config.model.path]]))
-    folder = settings_folder(config.model)
-    if folder is None:
+        own = embedded_limits(FAMILIES[EMBEDDED_MODELS[config.model.path]])
+    elif (folder := settings_folder(config.model)) is None:
         family = family_by_name(config.model.path)
-        return None if family is None else _limits(config, family.limits)
-    try:
-        facts = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-        size = facts.get("size") or {}
-        low = facts.get("min_pixels") or size["shortest_edge"]
-        high = facts.get("max_pixels") or size["longest_edge"]
-        own = PixelLimits(low, high, facts["patch_size"] * facts["merge_size"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return _limits(config, own)
-
-
-def _limits(config: Config, own: PixelLimits) -> PixelLimits:
-    """Those of a processor, unless the config has others."""
-    return PixelLimits(
-        config.data.min_pixels or own.min_pixels, config.data.max_pixels or own.max_pixels, own.unit
-    )
+        if family is None:
+            return None
+        own = family.limits
+    else:
+        try:
+            facts = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+            size = facts.get("size") or {}
+            low = facts.get("min_pixels") or size["shortest_edge"]
+            high = facts.get("max_pixels") or size["longest_edge"]
+            own = PixelLimits(low, high, facts["patch_size"] * facts["merge_size"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    data = config.data
+    return PixelLimits(data.min_pixels or own.min_pixels, data.max_pixels or own.max_pixels, own.unit)
 
 
 def require_image_limits(config: Config, folder: Path) -> PixelLimits:

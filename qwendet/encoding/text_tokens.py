@@ -12,11 +12,9 @@ from pathlib import Path
 
 CountTokens = Callable[[str], int]
 
-_PIECE = re.compile(
-    r"<\|\w+\|>|(?P<letters>[^\W\d_]+)|\d|\n|(?P<blank>[ \t]+)|(?P<signs>(?:(?!<\|\w+\|>)(?:[^\w\s]|_))+)"
+_TOKEN = re.compile(
+    r"<\|\w+\|>|[A-Za-z]{1,3}|[^\W\d_]|\d|\n|[ \t]+(?=\d)|(?:(?!<\|\w+\|>)(?:[^\w\s]|_)){1,2}"
 )
-_LETTERS_PER_TOKEN = 3
-_SIGNS_PER_TOKEN = 2
 
 
 def token_counter(folder: Path | None) -> tuple[CountTokens, bool]:
@@ -42,15 +40,4 @@ def estimate_tokens(text: str) -> int:
         >>> estimate_tokens("red circle"), estimate_tokens('"bbox_2d": [1, 20]')
         (3, 14)
     """
-    total = 0
-    for match in _PIECE.finditer(text):
-        piece = match.group()
-        if match["letters"]:
-            total += -(-len(piece) // _LETTERS_PER_TOKEN) if piece.isascii() else len(piece)
-        elif match["signs"]:
-            total += -(-len(piece) // _SIGNS_PER_TOKEN)
-        elif match["blank"]:  # before a word or a sign, it is part of that token
-            total += text[match.end() : match.end() + 1].isdigit()
-        else:
-            total += 1
-    return total
+    return len(_TOKEN.findall(text))

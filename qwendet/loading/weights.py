@@ -19,8 +19,8 @@ from qwendet.errors import CheckpointError, Problem
 from qwendet.families.choose import family_in
 from qwendet.loading.lora import in_4bit
 from qwendet.model.attention import attention_by_part
-from qwendet.model.patch_embedding import embed_by_product
 from qwendet.model.precision import loading_in_float32
+from qwendet.model.vision_tower import embed_by_product
 
 # What transformers raises for absent, cut or malformed files.
 UNREADABLE = (

@@ -18,12 +18,9 @@ def head_shape(detection: DetectionConfig, vlm_config: Any, stored: HeadShape | 
     """The sizes that a config asks for."""
     defaults = NEW_HEAD if stored is None else {name: getattr(stored, name) for name in NEW_HEAD}
     sizes = {name: getattr(detection, name) or default for name, default in defaults.items()}
-    return HeadShape(_patch_width(vlm_config.vision_config), vlm_config.text_config.hidden_size, **sizes)
-
-
-def _patch_width(vision_config: Any) -> int:
-    """Width of the vision tower; its configs call it ``embed_dim`` where ``hidden_size`` is the merger's."""
-    return int(getattr(vision_config, "embed_dim", vision_config.hidden_size))
+    vision = vlm_config.vision_config  # calls its width embed_dim where hidden_size is the merger's
+    width = getattr(vision, "embed_dim", vision.hidden_size)
+    return HeadShape(width, vlm_config.text_config.hidden_size, **sizes)
 
 
 def build_head(

@@ -72,9 +72,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         firsts = list(accumulate((len(part) for part in words), initial=0))[:-1]
         nll = rows.new_empty(count, dtype=float32_or_wider(rows.dtype))
         of_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
-        of_weight = None
-        if ctx.needs_input_grad[1]:  # the first chunk overwrites it: filling it first would cost a pass
-            of_weight = torch.empty_like(weight) if count else torch.zeros_like(weight)
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for start in range(0, count, size):
             chunk = slice(start, start + size)
             own, own_labels = rows[chunk], labels[chunk]
@@ -84,7 +82,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             nll[chunk] = own_nll[:, 0]
             if of_rows is None and of_weight is None:
                 continue
-            factors, at_label = _factors(tiles, total, own_nll, count)
+            # What makes the others of a tile softmax / count, and (softmax - 1) / count at the label.
+            factors = [(tile.largest - total).exp() / count for tile in tiles]
+            at_label = torch.expm1(-own_nll) / count
             if of_rows is not None:
                 of_own = at_label * weight[own_labels]
                 for tile, factor, part in zip(tiles, factors, words, strict=True):
@@ -93,7 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if of_weight is not None:
                 for tile, factor, first in zip(tiles, factors, firsts, strict=True):
                     of_words = of_weight[first : first + tile.others.shape[1]]
-                    of_words.addmm_(tile.others.T, (factor * own).to(own.dtype), beta=min(start, 1))
+                    of_words.addmm_(tile.others.T, (factor * own).to(own.dtype))
                 _add_by_label(of_weight, own_labels, at_label * own)
         ctx.save_for_backward(of_rows, of_weight)
         ctx.num_rows = count
@@ -137,14 +137,6 @@ def _tile(rows: Tensor, words: Tensor, labels: Tensor) -> _Tile:
     log_sum = largest + exponentials.sum(-1, keepdim=True).log()
     exponentials.scatter_(-1, labels, exponentials.gather(-1, labels).masked_fill(present, 0))
     return _Tile(exponentials.to(rows.dtype), largest, log_sum, chosen)
-
-
-def _factors(tiles: list[_Tile], total: Tensor, nll: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
-    """What makes each tile's ``others`` ``softmax / count``, and ``(softmax - 1) / count`` at the label.
-
-    ``total`` ``(R, 1)`` is ``log_sum`` over all tiles of R rows, ``count`` the rows of all chunks.
-    """
-    return [(tile.largest - total).exp() / count for tile in tiles], torch.expm1(-nll) / count
 
 
 def _add_by_label(of_weight: Tensor, labels: Tensor, values: Tensor) -> None:

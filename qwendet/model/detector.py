@@ -11,7 +11,6 @@ names of published weights by class name, and a subclass would load a random mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +24,12 @@ from qwendet.encoding.collate import Batch
 from qwendet.errors import EnvironmentLacksError
 from qwendet.families.choose import family_of
 from qwendet.families.family import Family
+from qwendet.model.attention import per_sequence_inputs
 from qwendet.model.cross_entropy import linear_cross_entropy
 from qwendet.model.head import DetectionHead, HeadOutput
-from qwendet.model.losses import TokenLosses, at_least_float32
-from qwendet.model.per_sequence_attention import per_sequence_inputs
-from qwendet.model.windows import plan
+from qwendet.model.losses import TokenLosses
+from qwendet.model.precision import float32_or_wider
+from qwendet.model.vision_tower import plan
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Qwen25VLWithDetection(nn.Module):
         with self.computing():
             patches, images = self.encode_images(batch["pixel_values"], torch.tensor(batch["grids"]))
             embeds, label_embeds = self._embed(batch)
-            hidden = self._run_language_model(batch, embeds, images, cache)
+            hidden = self.run_language_model(batch, embeds, images, cache)
             tokens = self._token_losses(hidden, batch) if with_tokens else None
         head = None if self.head is None else self._detect(patches, hidden, label_embeds, batch)
         return DetectorOutput(tokens, head, None if cache is None else hidden[:, -1:])
@@ -148,7 +148,7 @@ class Qwen25VLWithDetection(nn.Module):
 
         Returns:
             Patches ``(P, vision)`` in the processor's order, and the published output that
-            :meth:`hidden_states` takes.
+            :meth:`run_language_model` takes.
         """
         visual = self.vlm.model.visual
         indices = plan(visual, grids, pixel_values.device)
@@ -169,34 +169,17 @@ class Qwen25VLWithDetection(nn.Module):
         embeds, label_embeds = found.split([ids.numel(), label_ids.numel()])
         return embeds.view(*ids.shape, -1), label_embeds.view(*label_ids.shape, -1)
 
-    def _run_language_model(
-        self, batch: Batch, embeds: Tensor, images: Any, cache: Cache | None = None
+    def run_language_model(
+        self, batch: Batch, embeds: Tensor, images: Any = None, cache: Cache | None = None
     ) -> Tensor:
-        """Hidden states ``(B, L, text)`` of the language model."""
+        """Hidden states ``(B, L, text)`` of the language model.
+
+        ``embeds`` ``(B, L, text)`` are those of the tokens; ``images``, from :meth:`encode_images`, take the
+        place of the image tokens; ``cache`` gets keys and values.
+        """
         position_ids = batch["position_ids"]
         # Packed samples are distinguished by positions, and only where there is no mask and no cache.
         mask = None if len(position_ids) == 4 else batch["attention_mask"]
-        return self.hidden_states(embeds, position_ids, mask, batch["num_tokens"], images, cache)
-
-    def hidden_states(
-        self,
-        embeds: Tensor,
-        position_ids: Tensor,
-        attention_mask: Tensor | None,
-        num_tokens: Sequence[int],
-        images: Any = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        """States ``(B, L, text)`` of the language model.
-
-        Args:
-            embeds: ``(B, L, text)`` of the tokens.
-            position_ids: ``(3, B, L)`` time, row and column; ``(4, B, L)`` of packed samples.
-            attention_mask: ``(B, L)``; ``None`` for packed samples.
-            num_tokens: of each sample.
-            images: from :meth:`encode_images`; they take the place of the image tokens.
-            cache: gets keys and values.
-        """
         model = self.vlm.model
         outputs = model(
             inputs_embeds=embeds,
@@ -204,7 +187,7 @@ class Qwen25VLWithDetection(nn.Module):
             use_cache=cache is not None,
             past_key_values=cache,
             **per_sequence_inputs(
-                model.language_model, position_ids, attention_mask, num_tokens, embeds.shape[:2]
+                model.language_model, position_ids, mask, batch["num_tokens"], embeds.shape[:2]
             ),
         )
         hidden: Tensor = outputs.last_hidden_state
@@ -228,7 +211,8 @@ class Qwen25VLWithDetection(nn.Module):
         lm_head = self.vlm.lm_head
         if type(lm_head) is nn.Linear:
             return linear_cross_entropy(states, lm_head.weight, labels)
-        nll = F.cross_entropy(at_least_float32(lm_head(states)), labels, reduction="none")  # an adapter's
+        logits: Tensor = lm_head(states)  # an adapter's
+        nll = F.cross_entropy(logits.to(float32_or_wider(logits.dtype)), labels, reduction="none")
         return nll.sum(), nll.detach()
 
     def _detect(self, patches: Tensor, hidden: Tensor, label_embeds: Tensor, batch: Batch) -> HeadOutput:

@@ -33,14 +33,9 @@ MAX_LOG_SCALE = 4.0
 
 @dataclass(frozen=True)
 class HeadShape:
-    """Everything that fixes the head's parameters.
+    """Everything that fixes the head's parameters: widths, decoder layers, attention heads.
 
-    Attributes:
-        vision_size: width of a vision patch before the merger.
-        text_size: width of the language model.
-        hidden_size: width of the head.
-        num_layers: decoder layers.
-        num_heads: attention heads.
+    ``vision_size`` is the width of a patch before the merger, ``text_size`` that of the language model.
     """
 
     vision_size: int
@@ -73,12 +68,7 @@ class HeadOutput:
 
 
 class DetectionHead(nn.Module):
-    """See the module's text.
-
-    Args:
-        shape: sizes of its parameters.
-        num_queries: most boxes found in an image.
-    """
+    """See the module's text; ``num_queries`` is the most boxes found in an image."""
 
     def __init__(self, shape: HeadShape, num_queries: int) -> None:
         super().__init__()

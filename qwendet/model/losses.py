@@ -64,14 +64,10 @@ def step_counts(batches: Iterable[Batch]) -> Tensor:
     """
     counts = torch.zeros(3, dtype=torch.float64)
     for batch in batches:
-        counts[0] += _tokens(batch["teacher_assistant_spans"])
-        counts[1] += _tokens(batch["student_assistant_spans"])
-        counts[2] += sum(batch["num_boxes"])
+        counts += torch.tensor(
+            [len(batch["teacher_rows"]), len(batch["student_rows"]), sum(batch["num_boxes"])]
+        )
     return counts
-
-
-def _tokens(spans: list[list[tuple[int, int]]]) -> int:
-    return sum(end - start for row in spans for start, end in row)
 
 
 class LossManager:
@@ -118,7 +114,9 @@ class LossManager:
     def _detection(self, head: HeadOutput, targets: Targets, num_boxes: Tensor) -> dict[str, Tensor]:
         repeats = (self.one_to_many, *[1] * (len(head.stage_sizes) - 1))
         matches = match(head, targets, self.weights, repeats)
-        scale = _stage_scale(head, repeats) / num_boxes
+        stages = zip(head.stage_sizes, repeats, strict=True)
+        of_predictions = torch.cat([torch.full((size,), 1 / repeat) for size, repeat in stages])
+        scale = of_predictions.to(head.logits.device) / num_boxes
         terms = detection_terms(head, targets, matches, scale)
         weights = self.weights
         terms["detection"] = (
@@ -129,19 +127,6 @@ class LossManager:
         return terms
 
 
-def _stage_scale(head: HeadOutput, repeats: tuple[int, ...]) -> Tensor:
-    """Weight of each prediction ``(K,)``: one over the matches of a box in its stage."""
-    weights = [
-        torch.full((size,), 1 / repeat) for size, repeat in zip(head.stage_sizes, repeats, strict=True)
-    ]
-    return torch.cat(weights).to(head.logits.device)
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Raise half precision to float32; leave float32 and float64 as they are."""
-    return values.to(float32_or_wider(values.dtype))
-
-
 def detection_terms(head: HeadOutput, targets: Targets, matches: Matches, scale: Tensor) -> dict[str, Tensor]:
     """Classification, L1 and GIoU loss, summed over all stages: scalars in float32 or float64.
 
@@ -149,7 +134,7 @@ def detection_terms(head: HeadOutput, targets: Targets, matches: Matches, scale:
     score the IoU of its box, everything else 0, so a score tells how well the box fits. ``scale`` ``(K,)``
     is the weight of a prediction, one over the number of boxes included.
     """
-    logits, boxes = at_least_float32(head.logits), at_least_float32(head.boxes_cxcywh)
+    logits, boxes = (part.to(float32_or_wider(part.dtype)) for part in (head.logits, head.boxes_cxcywh))
     predicted = boxes[matches.sample, matches.prediction]
     wanted = targets.boxes_cxcywh.to(boxes)[matches.target]
     iou, giou = paired_iou_and_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))

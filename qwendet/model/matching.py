@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from qwendet.boxes import cxcywh_to_xyxy, paired_iou_and_giou
 from qwendet.config.schema import LossConfig
@@ -99,13 +100,10 @@ def matching_cost(output: HeadOutput, targets: Targets, weights: LossConfig) -> 
 
 
 def _pad(targets: Targets) -> tuple[Tensor, Tensor]:
-    """Boxes ``(B, M, 4)`` and labels ``(B, M)``, padded with a whole-image box of label 0."""
-    counts, most = targets.num_boxes, max(targets.num_boxes, default=0)
-    boxes = targets.boxes_cxcywh.new_tensor([0.5, 0.5, 1.0, 1.0]).repeat(len(counts), most, 1)
-    labels = targets.label_ids.new_zeros(len(counts), most)
-    rows = [(row, column) for row, count in enumerate(counts) for column in range(count)]
-    if rows:
-        row, column = torch.tensor(rows, device=labels.device).T
-        boxes[row, column] = targets.boxes_cxcywh
-        labels[row, column] = targets.label_ids
+    """Boxes ``(B, M, 4)`` and labels ``(B, M)``, padded with zeros."""
+    counts = list(targets.num_boxes)
+    boxes, labels = (
+        pad_sequence([*values.split(counts), values[:0]], batch_first=True)[:-1]  # of no sample, too
+        for values in (targets.boxes_cxcywh, targets.label_ids)
+    )
     return boxes, labels

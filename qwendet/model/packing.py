@@ -42,5 +42,6 @@ def _second(detector: Qwen25VLWithDetection, first: Tensor, second: Tensor) -> T
     positions = torch.arange(PROBE_TOKENS, device=input_ids.device).repeat(2).expand(4, 1, -1)
     embeds = detector.vlm.get_input_embeddings()(input_ids)
     with detector.computing():
-        hidden = detector.hidden_states(embeds, positions, None, [PROBE_TOKENS, PROBE_TOKENS])
+        batch = {"position_ids": positions, "num_tokens": [PROBE_TOKENS, PROBE_TOKENS]}
+        hidden = detector.run_language_model(batch, embeds)
     return hidden[0, PROBE_TOKENS:].float()

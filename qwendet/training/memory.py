@@ -30,12 +30,11 @@ from qwendet.config.schema import Config, TrainConfig
 from qwendet.families.family import FULL_ATTENTION, Family, decoder_layer_types
 from qwendet.loading.checkpoint import dtype_name
 from qwendet.loading.lora import add_adapter
-from qwendet.model.attention import attention_by_part
+from qwendet.model.attention import attention_by_part, lengths_in_order
 from qwendet.model.build_head import head_shape
 from qwendet.model.cross_entropy import CHUNK_ROWS
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import DetectionHead
-from qwendet.model.per_sequence_attention import lengths_in_order
 from qwendet.model.precision import AUTOCAST, GROUPS, float32_or_wider, group_of, trained_in_float32
 from qwendet.training.ema import is_averaged
 from qwendet.training.fake_layers import Footprint, footprint

@@ -132,7 +132,7 @@ def test_train__the_whole_vocabulary_is_there(trained: DetectionTrainer) -> None
     assert vlm.lm_head.weight is not vlm.get_input_embeddings().weight
     assert len(bundle.processor.tokenizer) == 151_665
     assert set(CHINESE.values()) < set(bundle.labels)
-    ids = [token for tokens in bundle.encoder().label_tokens() for token in tokens]
+    ids = [token for tokens in bundle.encoder().label_tokens(bundle.labels).values() for token in tokens]
     assert max(ids) > 99_000, "the Chinese labels use the upper part of the vocabulary"
 
 

@@ -244,8 +244,8 @@ def labels(subject: Subject) -> list[Problem]:
 
 
 def _label_text_problems(bundle: Bundle, name: str) -> Iterator[Problem]:
-    tokens, tokenizer = bundle.encoder().label_tokens(), bundle.processor.tokenizer
-    found = [tokenizer.decode(ids) for ids in tokens]
+    tokens, tokenizer = bundle.encoder().label_tokens(bundle.labels), bundle.processor.tokenizer
+    found = [tokenizer.decode(ids) for ids in tokens.values()]
     if found != list(bundle.labels):
         what = f"the head's classes are {found[:5]}, the labels {list(bundle.labels)[:5]}"
         yield Problem(what, f"{name} collator", LABEL_FIX)

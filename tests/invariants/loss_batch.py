@@ -72,7 +72,7 @@ def rows(watched: Watched) -> list[Problem]:
             what = (
                 f"{name} names {len(found)} states, not the {len(rows)} before the answers' tokens: {cause}"
             )
-            problems.append(Problem(what, watched.batch["where"][0], "see _rows_before in collate"))
+            problems.append(Problem(what, watched.batch["where"][0], "see _writers in collate"))
     return problems
 
 

@@ -94,13 +94,14 @@ def labels(subject: Subject) -> list[Problem]:
     """Exactly the assistants' answers are learned, each with its end of turn; the last is the student's."""
     own = pair(subject).trained.processor.tokenizer
     batch, problems = training(subject).batches[0], []
-    fix = "labels are the answers' tokens, student_mask those of the last answer"
+    fix = "labels are the answers' tokens, student_rows before those of the last answer"
     for row, (sample, (_, spans)) in enumerate(zip(subject.samples, answers_of(subject), strict=True)):
         ids, pad = batch["input_ids"][row].tolist(), int((batch["attention_mask"][row] == 0).sum())
         answers = [(start + pad, end + pad) for start, end in spans]
         learned = {index for start, stop in answers for index in range(start, stop)}
         marked = (batch["labels"][row] != IGNORED).nonzero().flatten().tolist()
-        student = batch["student_mask"][row].nonzero().flatten().tolist()
+        length, rows = len(ids), batch["student_rows"]
+        student = (rows[rows // length == row] % length + 1).tolist()
         if set(marked) != learned:
             strange = sorted(set(marked) ^ learned)[0]
             kind = "is learned but is no answer" if strange in marked else "is of an answer but not learned"
@@ -109,7 +110,7 @@ def labels(subject: Subject) -> list[Problem]:
         if any(batch["labels"][row, index] != ids[index] for index in marked):
             problems.append(Problem("a label is not its own token", sample.where, fix))
         if student != list(range(*answers[-1])):
-            problems.append(Problem("student_mask is not the last answer", sample.where, fix))
+            problems.append(Problem("student_rows are not before the last answer", sample.where, fix))
     return problems
 
 

@@ -16,12 +16,12 @@ from transformers.models.qwen2_vl import modeling_qwen2_vl
 from transformers.models.qwen3_5 import modeling_qwen3_5
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 
-from qwendet.encoding import collate, positions
-from qwendet.encoding.collate import Batch
+from qwendet.encoding import collate
+from qwendet.encoding.collate import Batch, rope_positions
 from qwendet.inference import generation
 from qwendet.inference import predictor as inference
 from qwendet.inference.cached_forward import AnswersInProgress
-from qwendet.model import per_sequence_attention
+from qwendet.model import attention
 from qwendet.model.detector import Qwen25VLWithDetection
 from tests.planted.bug import Bug
 from tests.planted.in_code import Plant, in_batch, in_reading, replacing
@@ -41,7 +41,7 @@ def in_every_class(name: str, value: Any) -> Plant:
 
 
 def right_pad(lengths: Sequence[int]) -> Any:
-    return collate._Place((len(lengths), max(lengths)), tuple(range(len(lengths))), (0,) * len(lengths))
+    return collate._Place((len(lengths), max(lengths)), [max(lengths) * row for row in range(len(lengths))])
 
 
 def one_dimension(mm_token_type_ids: Tensor, image_grid_thw: Tensor, merge_size: int) -> Tensor:
@@ -50,7 +50,7 @@ def one_dimension(mm_token_type_ids: Tensor, image_grid_thw: Tensor, merge_size:
 
 def one_on_behind_images(mm_token_type_ids: Tensor, image_grid_thw: Tensor, merge_size: int) -> Tensor:
     later = mm_token_type_ids.flip(0).cumsum(0).flip(0) == 0
-    return positions.rope_positions(mm_token_type_ids, image_grid_thw, merge_size) + later.long()
+    return rope_positions(mm_token_type_ids, image_grid_thw, merge_size) + later.long()
 
 
 def without_mask(self: Any, batch: Batch) -> Batch:
@@ -83,12 +83,12 @@ def see_everything(*args: Any, inputs_embeds: Tensor, **kwargs: Any) -> Tensor:
 
 
 def with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = Qwen25VLWithDetection._run_language_model
+    sound = Qwen25VLWithDetection.run_language_model
 
     def read(self: Any, *inputs: Any) -> Tensor:
         return F.dropout(sound(self, *inputs), training=self.training)
 
-    monkeypatch.setattr(Qwen25VLWithDetection, "_run_language_model", read)
+    monkeypatch.setattr(Qwen25VLWithDetection, "run_language_model", read)
 
 
 def steps_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,7 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "no attention keeps packed samples apart",
         "consistency.build.load",
         ("packed samples would see each other",),
-        replacing(per_sequence_attention, "lengths_in_order", lambda _, shape: [0, shape[1]]),
+        replacing(attention, "lengths_in_order", lambda _, shape: [0, shape[1]]),
         ("train.packing=true",),
         families=PACKED,
     ),
@@ -264,7 +264,7 @@ COMPUTE_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "attention sees the answer",
         "test.compute.causal",
         ("before two different answers", "tolerance"),
-        replacing(per_sequence_attention, "sdpa_attention_forward", see_what_follows),
+        replacing(attention, "sdpa_attention_forward", see_what_follows),
         families=PACKED,
     ),
     Bug(

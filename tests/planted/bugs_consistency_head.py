@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from qwendet.encoding.encode import Encoder
 from qwendet.model import head as head_module
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import Classifier, HeadOutput, LabelEncoder
-from qwendet.model.windows import plan
+from qwendet.model.vision_tower import plan
 from tests.planted.bug import Bug
 from tests.planted.in_code import in_head_inputs, replacing
 
@@ -55,7 +56,11 @@ def sigmoid_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reversed_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = Encoder.label_tokens
-    monkeypatch.setattr(Encoder, "label_tokens", lambda self, labels=None: sound(self, labels)[::-1])
+
+    def label_tokens(self: Encoder, labels: Sequence[str]) -> dict[str, Sequence[int]]:
+        return dict(zip(labels, reversed(sound(self, labels).values()), strict=True))
+
+    monkeypatch.setattr(Encoder, "label_tokens", label_tokens)
 
 
 def mean_over_padding(self: LabelEncoder, embeds: Tensor, mask: Tensor) -> Tensor:

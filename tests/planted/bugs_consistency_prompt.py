@@ -19,7 +19,9 @@ from tests.planted.in_code import at_inference, changing, in_training, replacing
 
 def newline_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = Encoder._tokenize
-    monkeypatch.setattr(Encoder, "_tokenize", lambda self, text: sound(self, text.removesuffix("\n")))
+    monkeypatch.setattr(
+        Encoder, "_tokenize", lambda self, text, *own: sound(self, text.removesuffix("\n"), *own)
+    )
 
 
 def without_generation_prompt(monkeypatch: pytest.MonkeyPatch) -> None:

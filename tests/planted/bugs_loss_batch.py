@@ -36,7 +36,7 @@ def labels_of_the_prompt(batch: Batch) -> dict[str, Any]:
 
 
 def right_padded(lengths: Sequence[int]) -> Any:
-    return collate._Place((len(lengths), max(lengths)), tuple(range(len(lengths))), (0,) * len(lengths))
+    return collate._Place((len(lengths), max(lengths)), [max(lengths) * row for row in range(len(lengths))])
 
 
 def head_on_the_first_image(batch: Batch) -> dict[str, Any]:

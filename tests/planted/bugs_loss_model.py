@@ -173,13 +173,13 @@ MODEL_BUGS: list[Bug[pytest.MonkeyPatch]] = [
         "attention mask not given to the language model",
         "loss.tokens",
         ("differ from the base model's",),
-        replacing(Qwen25VLWithDetection, "_run_language_model", read(with_mask=False, one_dimensional=False)),
+        replacing(Qwen25VLWithDetection, "run_language_model", read(with_mask=False, one_dimensional=False)),
     ),
     Bug(
         "positions of text for image tokens",
         "loss.tokens",
         ("differ from the base model's",),
-        replacing(Qwen25VLWithDetection, "_run_language_model", read(with_mask=True, one_dimensional=True)),
+        replacing(Qwen25VLWithDetection, "run_language_model", read(with_mask=True, one_dimensional=True)),
     ),
     Bug(
         "image tokens detached",

@@ -76,10 +76,10 @@ def in_head_inputs(change: Callable[[Tensor, Tensor, Batch], tuple[Tensor, Tenso
 
 
 def in_reading(change: Callable[[Qwen25VLWithDetection, Batch], Batch]) -> Plant:
-    """Change the batch that the language model reads in training's forward."""
-    sound = Qwen25VLWithDetection._run_language_model
+    """Change the batch that the language model reads in training's forward, which has images."""
+    sound = Qwen25VLWithDetection.run_language_model
 
     def read(self: Qwen25VLWithDetection, batch: Batch, *inputs: Tensor) -> Tensor:
-        return sound(self, change(self, batch), *inputs)
+        return sound(self, change(self, batch) if len(inputs) > 1 else batch, *inputs)
 
-    return lambda monkeypatch: monkeypatch.setattr(Qwen25VLWithDetection, "_run_language_model", read)
+    return lambda monkeypatch: monkeypatch.setattr(Qwen25VLWithDetection, "run_language_model", read)

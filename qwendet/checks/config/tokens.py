@@ -114,7 +114,7 @@ def _with_longest_labels(sample: Sample, encoder: Encoder, most: int | None) -> 
     if most is None or len(labels) <= most:
         return sample
     there = {item.desc for item in sample.student.objects}
-    tokens = dict(zip(labels, map(len, encoder.label_tokens(labels)), strict=True))
+    tokens = {label: len(ids) for label, ids in encoder.label_tokens(labels).items()}
     longest = sorted(labels, key=lambda label: (label not in there, -tokens[label]))
     bare = replace(sample.student, labels=None)
     return replace(sample, student=bare.asking(tuple(longest[:most])))

@@ -48,12 +48,12 @@ def test_large_model__is_run_once(large: Subject) -> None:
 
 
 def test_large_model__overflow_is_found(large: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = Qwen25VLWithDetection._run_language_model
+    sound = Qwen25VLWithDetection.run_language_model
 
     def read(self: Qwen25VLWithDetection, *inputs: Any) -> Any:
         return sound(self, *inputs) * (1.0 if self.training else float("inf"))
 
-    monkeypatch.setattr(Qwen25VLWithDetection, "_run_language_model", read)
+    monkeypatch.setattr(Qwen25VLWithDetection, "run_language_model", read)
     results, _ = run_consistency_checks(large, only=["consistency.compute.served"])
     (first, *_) = failures(results)
     assert first.what == "class logits of the inference build are not finite"

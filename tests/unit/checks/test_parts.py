@@ -43,8 +43,8 @@ def test_image_limits__are_the_models_own_unless_set() -> None:
 
 
 def test_load_interface__needs_no_model(bundle: Bundle, tiny_config: Config) -> None:
-    encoder = load_interface(tiny_config).encoder()
-    assert encoder.label_tokens() == bundle.encoder().label_tokens()
+    encoder, labels = load_interface(tiny_config).encoder(), bundle.labels
+    assert encoder.label_tokens(labels) == bundle.encoder().label_tokens(labels)
 
 
 def test_token_table__gives_median_and_most(tmp_path: Path) -> None:

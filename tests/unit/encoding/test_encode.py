@@ -388,7 +388,11 @@ def test_token_counts__needs_a_size_for_each_image(encoder: Encoder, sample: Sam
 
 
 def test_label_tokens__are_the_labels_own_text(encoder: Encoder) -> None:
-    assert [encoder.tokenizer.decode(tokens) for tokens in encoder.label_tokens()] == list(LABELS)
+    found = encoder.label_tokens(LABELS)
+    assert {label: encoder.tokenizer.decode(ids) for label, ids in found.items()} == {
+        own: own for own in LABELS
+    }
+    assert encoder.label_tokens(()) == {}
 
 
 # What is refused

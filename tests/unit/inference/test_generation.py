@@ -199,7 +199,7 @@ def teacher_forced(detector: Qwen25VLWithDetection, batch: Batch, new: list[list
         "num_tokens": [count + NEW_TOKENS for count in batch["num_tokens"]],
     }
     _, images = detector.encode_images(whole["pixel_values"], whole["image_grid_thw"])
-    hidden = detector._run_language_model(whole, detector._embed(whole)[0], images)
+    hidden = detector.run_language_model(whole, detector._embed(whole)[0], images)
     return detector.vlm.lm_head(hidden[:, -NEW_TOKENS - 1 : -1]).log_softmax(-1)
 
 

@@ -132,8 +132,8 @@ def test_load__training_and_inference_build_the_same_but_for_the_mode(
     assert_same_state(served.detector, trained.detector)
     assert served.config == trained.config
     assert served.detector.vlm.config.to_dict() == trained.detector.vlm.config.to_dict()
-    assert (served.encoder().label_tokens(), served.labels) == (
-        trained.encoder().label_tokens(),
+    assert (served.encoder().label_tokens(served.labels), served.labels) == (
+        trained.encoder().label_tokens(trained.labels),
         trained.labels,
     )
     assert not served.detector.training

@@ -106,7 +106,7 @@ def test_lm_head__sees_only_supervised_positions(
     with recorded_inputs(detector64.vlm.lm_head) as calls, torch.no_grad():
         output = detector64(batch)
     supervised = (batch["labels"] != IGNORED).sum().item()
-    student = batch["student_mask"].sum().item()
+    student = len(batch["student_rows"])
     assert lm_head_rows == [(student, 160), (supervised - student, 160)]
     assert calls == []
     assert 0 < student < supervised < batch["labels"].numel() / 2
@@ -117,7 +117,9 @@ def test_lm_head__sees_only_supervised_positions(
 def test_token_sums__are_those_of_their_tokens(detector64: Qwen25VLWithDetection, batch: Batch) -> None:
     with torch.no_grad():
         tokens = detector64(batch).tokens
-    of_student = batch["student_mask"][batch["labels"] != IGNORED]
+    is_student = torch.zeros(batch["labels"].numel(), dtype=torch.bool)
+    is_student[batch["student_rows"] + 1] = True
+    of_student = is_student[batch["labels"].flatten() != IGNORED]
     assert torch.equal(tokens.is_student, of_student)
     assert tokens.student_sum.item() == pytest.approx(tokens.nll[of_student].sum().item(), rel=1e-12)
     assert tokens.teacher_sum.item() == pytest.approx(tokens.nll[~of_student].sum().item(), rel=1e-12)

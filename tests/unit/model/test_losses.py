@@ -16,8 +16,9 @@ from qwendet.encoding.encode import EncodedSample
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import HeadOutput
-from qwendet.model.losses import TERMS, Losses, LossManager, TokenLosses, at_least_float32, step_counts
+from qwendet.model.losses import TERMS, Losses, LossManager, TokenLosses, step_counts
 from qwendet.model.matching import Targets
+from qwendet.model.precision import float32_or_wider
 
 WEIGHTS = LossConfig(
     lm_loss_weight=0.9,
@@ -162,8 +163,8 @@ def test_detection_terms__of_half_precision_are_computed_in_float32(dtype: torch
         (torch.float64, torch.float64),
     ],
 )
-def test_at_least_float32(dtype: torch.dtype, raised: torch.dtype) -> None:
-    assert at_least_float32(torch.ones(2, dtype=dtype)).dtype == raised
+def test_float32_or_wider__raises_half_precision(dtype: torch.dtype, raised: torch.dtype) -> None:
+    assert float32_or_wider(dtype) == raised
 
 
 def test_token_terms__have_the_type_of_the_token_losses() -> None:
@@ -192,8 +193,8 @@ def test_token_terms__a_count_below_1_divides_by_1(teacher: int, student: int) -
 
 def test_step_counts__by_hand() -> None:
     batch = {
-        "teacher_assistant_spans": [[(2, 5), (7, 8)], []],
-        "student_assistant_spans": [[(9, 11)], [(4, 9)]],
+        "teacher_rows": torch.tensor([1, 2, 3, 6]),
+        "student_rows": torch.tensor([8, 9, 15, 16, 17, 18, 19]),
         "num_boxes": [3, 1],
     }
     found = step_counts([batch, batch | {"num_boxes": [0, 0]}])

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from qwendet.checks.consistency.noise import attending
 from qwendet.config.schema import LossConfig
-from qwendet.encoding.collate import Batch
+from qwendet.encoding.collate import Batch, rope_positions
 from qwendet.encoding.encode import EncodedSample
-from qwendet.encoding.positions import rope_positions
 from qwendet.errors import EnvironmentLacksError
 from qwendet.loader import Bundle
+from qwendet.model import detector as detector_module
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.losses import Losses, LossManager, step_counts
 from qwendet.model.matching import Targets
 from qwendet.model.packing import require_isolation
-from tests.unit.model.test_per_sequence_attention import under_masks
+from tests.unit.model.test_attention import under_masks
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,11 @@ def test_packed_batch__has_one_row_and_no_padding(packed: Batch, encoded: list[E
     assert starts == [0, *torch.tensor(lengths).cumsum(0)[:-1].tolist()]
 
 
-def test_packed_spans__hold_the_answers(bundle: Bundle, packed: Batch, encoded: list[EncodedSample]) -> None:
-    for row, sample in enumerate(encoded):
-        ((start, end),) = packed["student_assistant_spans"][row]
-        ((own_start, own_end),) = sample.student_assistant_spans
-        assert torch.equal(packed["input_ids"][0, start:end], sample.input_ids[own_start:own_end])
+def test_packed_rows__are_before_the_answers(packed: Batch, encoded: list[EncodedSample]) -> None:
+    expected = [
+        sample.input_ids[slice(*span)] for sample in encoded for span in sample.student_assistant_spans
+    ]
+    assert torch.equal(packed["input_ids"][0, packed["student_rows"] + 1], torch.cat(expected))
 
 
 def test_positions__are_the_published_models(
@@ -117,16 +117,16 @@ def test_isolation__holds_here(bundle: Bundle, implementation: str) -> None:
 def test_isolation__a_leak_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
     """An attention that goes by positions and mask, and one that goes by lengths."""
     detector = copy.copy(bundle.detector)
-    right = detector.hidden_states
+    right = detector_module.per_sequence_inputs
 
-    def wrong(embeds: Tensor, positions: Tensor, attention_mask: Any, lengths: list[int]) -> Tensor:
+    def wrong(model: Any, positions: Tensor, mask: Tensor | None, lengths: list[int], shape: Any) -> Any:
         if bug == "three_rows":
-            return right(embeds, positions[1:], None, lengths)
+            return right(model, positions[1:], mask, lengths, shape)
         if bug == "mask_of_ones":
-            return right(embeds, positions, torch.ones(positions.shape[1:], dtype=torch.int64), lengths)
-        return right(embeds, positions, attention_mask, [sum(lengths)])
+            return right(model, positions, torch.ones(positions.shape[1:], dtype=torch.int64), lengths, shape)
+        return right(model, positions, mask, [sum(lengths)], shape)
 
-    monkeypatch.setattr(detector, "hidden_states", wrong)
+    monkeypatch.setattr(detector_module, "per_sequence_inputs", wrong)
     implementation = "sdpa" if bug == "one_length" else "eager"
     leaks = pytest.raises(EnvironmentLacksError, match="packed samples would see each other")
     with attending(detector, implementation), leaks as caught:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qwendet.loader import Bundle
-from qwendet.model.patch_embedding import PatchEmbedding, embed_by_product
+from qwendet.model.vision_tower import PatchEmbedding, embed_by_product
 
 KERNEL = (2, 14, 14)
 

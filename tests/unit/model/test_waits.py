@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qwendet.encoding.collate import Batch, to_device
 from qwendet.encoding.encode import EncodedSample
 from qwendet.loader import Bundle
-from qwendet.model import cross_entropy, windows
+from qwendet.model import cross_entropy, vision_tower
 from qwendet.model.detector import Qwen25VLWithDetection
 
 META = torch.device("meta")
@@ -64,20 +64,20 @@ def test_training_forward__never_asks_its_device(nowhere: Qwen25VLWithDetection,
         assert output.tokens is not None
         assert output.head is not None
         (output.tokens.student_sum + output.tokens.teacher_sum + output.head.logits.sum()).backward()
-    assert (copies.waiting, copies.flying) == (0, 4)  # the vision tower's positions and orders
+    assert (copies.waiting, copies.flying) == (0, 2)  # the vision tower's positions and orders
 
 
 def test_planted__positions_counted_in_the_forward_are_noticed(
     nowhere: Qwen25VLWithDetection, sent: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = Qwen25VLWithDetection._run_language_model
+    sound = Qwen25VLWithDetection.run_language_model
 
     def read(self: Qwen25VLWithDetection, batch: Batch, *inputs: Tensor) -> Tensor:
         names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
         positions, _ = self.vlm.model.get_rope_index(**{name: batch[name].cpu() for name in names})
         return sound(self, batch | {"position_ids": positions}, *inputs)
 
-    monkeypatch.setattr(Qwen25VLWithDetection, "_run_language_model", read)
+    monkeypatch.setattr(Qwen25VLWithDetection, "run_language_model", read)
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
         nowhere(sent)
 
@@ -85,7 +85,7 @@ def test_planted__positions_counted_in_the_forward_are_noticed(
 def test_planted__a_copy_that_is_waited_for_is_counted(
     nowhere: Qwen25VLWithDetection, sent: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(windows, "_sent", lambda found, device: found.to(device))
+    monkeypatch.setattr(vision_tower, "_sent", lambda found, device: found.to(device))
     with CopiesFromHost() as copies:
         nowhere(sent)
-    assert (copies.waiting, copies.flying) == (4, 0)
+    assert (copies.waiting, copies.flying) == (2, 0)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qwendet.encoding.collate import Batch
-from qwendet.model.detector import Qwen25VLWithDetection
-from qwendet.model.per_sequence_attention import (
+from qwendet.model.attention import (
     PER_SEQUENCE,
     lengths_in_order,
     per_sequence_attention,
     per_sequence_inputs,
 )
+from qwendet.model.detector import Qwen25VLWithDetection
 
 HEADS, HEAD_SIZE = 4, 8
 PADDED = [3, 7, 1]

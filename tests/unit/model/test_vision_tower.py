@@ -13,7 +13,7 @@ from transformers.vision_utils import get_vision_window_index
 from qwendet.checks.consistency.noise import attending
 from qwendet.model.attention import attention_by_part
 from qwendet.model.detector import Qwen25VLWithDetection
-from qwendet.model.windows import BY_LENGTH, plan
+from qwendet.model.vision_tower import BY_LENGTH, plan
 
 # Windows are 8 patches wide: whole ones, rims of 2 and 4 patches, and corners; the first size comes twice.
 GRIDS = torch.tensor([[1, 10, 8], [1, 18, 20], [1, 4, 2], [1, 10, 8]])
@@ -65,7 +65,9 @@ def test_plan__changes_neither_patches_nor_image_tokens_nor_gradients(
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7)
 
 
-def test_plan__attends_once_a_length_and_layer(visual: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan__attends_once_a_length_of_an_image_in_each_layer(
+    visual: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sound, shapes = F.scaled_dot_product_attention, []
 
     def counted(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -74,8 +76,9 @@ def test_plan__attends_once_a_length_and_layer(visual: Any, monkeypatch: pytest.
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     visual(pixels_of(visual, GRIDS), grid_thw=GRIDS, **plan(visual, GRIDS, CPU))
-    of_windows = [(2, 8), (4, 16), (2, 32), (6, 64)]
-    of_images = [(1, 8), (2, 80), (1, 360)]
+    first = last = [(1, 16), (1, 64)]
+    of_windows = [*first, (1, 8), (2, 16), (2, 32), (4, 64), (1, 8), *last]
+    of_images = [(1, 80), (1, 360), (1, 8), (1, 80)]
     layers = range(len(visual.blocks))
     expected = [of_images if layer in visual.fullatt_block_indexes else of_windows for layer in layers]
     assert shapes == [shape for of_layer in expected for shape in of_layer]
@@ -98,8 +101,10 @@ def test_plan__holds_all_that_the_tower_takes_from_the_device(
         assert found["cu_seqlens"].tolist() == found["cu_window_seqlens"].tolist() == [0, int(bounds[-1])]
         assert sorted(found["window_index"].tolist()) == sorted(index.tolist())
         return
-    assert torch.equal(found["window_index"], index)
-    assert torch.equal(found["cu_window_seqlens"], bounds)
+    order = found["window_index"]
+    windows = order.split((found["cu_window_seqlens"].diff() // visual.spatial_merge_unit).tolist())
+    published = index.split((bounds.diff() // visual.spatial_merge_unit).tolist())
+    assert sorted(map(Tensor.tolist, windows)) == sorted(map(Tensor.tolist, published))
     assert found["max_window_seqlen"] == int(bounds.diff().max())
     frames = [rows * columns for count, rows, columns in grid.tolist() for _ in range(count)]
     assert found["cu_seqlens"].diff().tolist() == frames
