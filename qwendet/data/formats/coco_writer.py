@@ -6,7 +6,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,10 @@ class CocoWriter(Writer):
     small; the two are joined at the end.
     """
 
-    def __init__(self, folder: Path, stack: ExitStack, *, has_images: bool = True) -> None:
-        super().__init__(folder, stack, has_images=has_images)
-        self._images = SplitFiles(folder / "annotations", "instances_{}.json", stack)
-        self._annotations = SplitFiles(folder / "annotations", ".annotations_{}.part", stack)
+    def __init__(self, folder: Path, *, has_images: bool = True) -> None:
+        super().__init__(folder, has_images=has_images)
+        self._images = SplitFiles(folder / "annotations", "instances_{}.json", self.files)
+        self._annotations = SplitFiles(folder / "annotations", ".annotations_{}.part", self.files)
         self._frequencies: dict[str, dict[str, str]] = {}
         self._num_images: Counter[str] = Counter()
         self._num_boxes: Counter[str] = Counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ class SwiftWriter(Writer):
     Crowds are no part of an answer. Records wait in memory until all labels are known.
     """
 
-    def __init__(self, folder: Path, stack: ExitStack, *, has_images: bool = True) -> None:
-        super().__init__(folder, stack, has_images=has_images)
+    def __init__(self, folder: Path, *, has_images: bool = True) -> None:
+        super().__init__(folder, has_images=has_images)
         self._turns: dict[str, list[tuple[Turn, str]]] = defaultdict(list)
 
     def add(self, split: str, turn: Turn, image: str) -> None:

@@ -9,7 +9,7 @@ import os
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -156,8 +156,8 @@ def write_source(
     refuse_occupied(dst)
     with complete_or_absent(dst) as folder:
         reading = track(f"reading {name}", source.total) if name else nullcontext(no_advance)
-        with ExitStack() as stack, reading as advance:
-            job = _Job(source, folder, how, stack)
+        job = _Job(source, folder, how)
+        with job.writer.files, reading as advance:
             files = job.write(split_of, advance)
         job.judge()
         if job.placed and how.images != "reference":
@@ -205,14 +205,14 @@ def sound_records(source: Source, doing: str, *, skip_bad: bool = False) -> Iter
 class _Job:
     """One conversion: what is being written, and what has been seen."""
 
-    def __init__(self, source: Source, folder: Path, how: Conversion, stack: ExitStack) -> None:
+    def __init__(self, source: Source, folder: Path, how: Conversion) -> None:
         if how.target in SHARDS and how.images != "copy":
             what, fix = "shards hold the images themselves", "leave it out, or write --to jsonl"
             raise ConfigError(what, "--images", fix)
         self.source = source
         self.folder = folder
         self.how = how
-        self.writer = WRITERS[how.target](folder, stack, has_images=how.images != "reference")
+        self.writer = WRITERS[how.target](folder, has_images=how.images != "reference")
         self.names = Names(flat=how.target == "voc", by_split=how.target.startswith("yolo"))
         self.keeps_paths = how.target in SHARDS or (
             how.images == "reference" and how.target not in ("voc", "yolo", "yolo-seg")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from qwendet.data.segmentation import Rle
 class JsonlWriter(Writer):
     """Writes ``<split>.jsonl``; images are placed in ``images/``, or lines name them where they are."""
 
-    def __init__(self, folder: Path, stack: ExitStack, *, has_images: bool = True) -> None:
-        super().__init__(folder, stack, has_images=has_images)
-        self._lines = SplitFiles(folder, "{}.jsonl", stack)
+    def __init__(self, folder: Path, *, has_images: bool = True) -> None:
+        super().__init__(folder, has_images=has_images)
+        self._lines = SplitFiles(folder, "{}.jsonl", self.files)
 
     def add(self, split: str, turn: Turn, image: str) -> None:
         """Write a line."""

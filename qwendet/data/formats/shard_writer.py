@@ -14,7 +14,6 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -36,8 +35,8 @@ SUMS = "SHA256SUMS"
 class ShardWriter(JsonlWriter):
     """Writes the sample files; :func:`pack` the shards, whose ``suffix`` is ``.tar`` or ``.parquet``."""
 
-    def __init__(self, folder: Path, stack: ExitStack, *, suffix: str, has_images: bool = True) -> None:
-        super().__init__(folder, stack, has_images=False)  # its lines name members and rows
+    def __init__(self, folder: Path, *, suffix: str, has_images: bool = True) -> None:
+        super().__init__(folder, has_images=False)  # its lines name members and rows
         self._suffix = suffix
         self._counts: Counter[str] = Counter()
         self._last = ""

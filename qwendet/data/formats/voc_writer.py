@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from xml.sax.saxutils import escape
 
@@ -21,11 +20,11 @@ class VocWriter(Writer):
     Coordinates are written as they stand, with fractions where there are any.
     """
 
-    def __init__(self, folder: Path, stack: ExitStack, *, has_images: bool = True) -> None:
-        super().__init__(folder, stack, has_images=has_images)
+    def __init__(self, folder: Path, *, has_images: bool = True) -> None:
+        super().__init__(folder, has_images=has_images)
         self._annotations = folder / "Annotations"
         self._annotations.mkdir()
-        self._lists = SplitFiles(folder / "ImageSets" / "Main", "{}.txt", stack)
+        self._lists = SplitFiles(folder / "ImageSets" / "Main", "{}.txt", self.files)
         self._written: dict[str, tuple[set[str], int]] = {}
 
     def place(self, split: str, name: str) -> str:

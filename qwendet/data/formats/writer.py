@@ -16,16 +16,16 @@ class Writer(ABC):
 
     Args:
         folder: an empty folder.
-        stack: closes files if writing ends early.
         has_images: images are placed in the folder, else they stay where they are.
 
     Attributes:
+        files: those that are open; it closes them if writing ends early.
         labels: number of each label, from 0: declared ones first, others as they come.
     """
 
-    def __init__(self, folder: Path, stack: ExitStack, *, has_images: bool = True) -> None:
+    def __init__(self, folder: Path, *, has_images: bool = True) -> None:
         self.folder = folder
-        self.stack = stack
+        self.files = ExitStack()
         self.has_images = has_images
         self.labels: dict[str, int] = {}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,10 @@ DECIMALS = 8
 class YoloWriter(Writer):
     """Writes a label file an image, empty for a negative."""
 
-    def __init__(
-        self, folder: Path, stack: ExitStack, *, is_segmented: bool = False, has_images: bool = True
-    ) -> None:
-        super().__init__(folder, stack, has_images=has_images)
+    def __init__(self, folder: Path, *, is_segmented: bool = False, has_images: bool = True) -> None:
+        super().__init__(folder, has_images=has_images)
         self._is_segmented = is_segmented
-        self._flags = SplitFiles(folder, FLAGS_FILE, stack)
+        self._flags = SplitFiles(folder, FLAGS_FILE, self.files)
         self._written: dict[str, None] = {}
         self._splits: dict[str, None] = {}
         self._folders: set[Path] = set()
