@@ -49,10 +49,9 @@ from qwendet.export.serving import SERVING
 from qwendet.families.choose import FAMILIES
 from qwendet.families.family import PixelLimits
 from qwendet.files import atomic_folder
-from qwendet.inference.generation import generate_answers
+from qwendet.inference.generation import decode_with_ends, generate_answers
 from qwendet.inference.inputs import collect_samples
 from qwendet.inference.predictor import Predictor
-from qwendet.inference.token_scores import decode_with_ends
 from qwendet.loader import load
 from qwendet.loading.checkpoint import save_checkpoint
 from qwendet.loading.processor import make_processor, save_processor

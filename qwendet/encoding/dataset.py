@@ -6,7 +6,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from random import Random
@@ -24,19 +24,6 @@ from qwendet.encoding.resize import require_inside
 from qwendet.errors import ConfigError, DataError, Problem
 
 logger = logging.getLogger("qwendet")
-
-
-@dataclass(frozen=True)
-class TeacherPool:
-    """Where demonstrations are drawn from.
-
-    Attributes:
-        samples: the pool; the student turn of each is a demonstration.
-        is_training_set: the pool is the training file itself, so a sample must not draw itself.
-    """
-
-    samples: SampleSource
-    is_training_set: bool
 
 
 class TrainingSamples:
@@ -141,14 +128,14 @@ class TrainingSamples:
         sample = self.samples[self.indices[position]]
         if sample.teachers or self.config.data.teacher_ratio == 0:
             return sample
-        drawn = (self.pool.samples[at].student for at in self._drawn(position))
+        drawn = (self.pool[at].student for at in self._drawn(position))
         count = self.config.data.num_teachers
         shown = without_own_image(drawn, sample.student, count, self.encoder.labels)
         return replace(sample, teachers=shown)
 
     def lengths(self) -> list[tuple[int, int]]:
         """Images that are drawn for each sample in this epoch, and bytes of all its annotations."""
-        own, pool = self.samples.line_bytes(), self.pool.samples.line_bytes()
+        own, pool = self.samples.line_bytes(), self.pool.line_bytes()
         lengths = []
         for position, index in enumerate(self.indices):
             drawn = self._drawn(position)[: self.config.data.num_teachers]
@@ -157,9 +144,9 @@ class TrainingSamples:
 
     def _drawn(self, position: int) -> list[int]:
         """Samples of the pool that are drawn for a sample in this epoch, whether or not it has its own."""
-        own = self.pool.is_training_set
+        own = self.pool is self.samples  # so a sample must not draw itself
         # No sample that was left out, and none twice.
-        pool = self._usable if own else range(len(self.pool.samples))
+        pool = self._usable if own else range(len(self.pool))
         chosen = choose_teachers(
             seed=self.config.train.seed,
             epoch=self.epoch,
@@ -198,11 +185,11 @@ def open_samples(config: Config, split: str) -> SampleSource:
     return samples_of([source.path for source in sources], root, split)
 
 
-def teacher_pool(config: Config, training_samples: SampleSource) -> TeacherPool:
-    """The pool that the config names, else the training samples themselves."""
+def teacher_pool(config: Config, training_samples: SampleSource) -> SampleSource:
+    """Samples whose student turns are demonstrations: those that the config names, else the training ones."""
     if config.data.teachers is None:
-        return TeacherPool(training_samples, is_training_set=True)
-    return TeacherPool(open_samples(config, "teachers"), is_training_set=False)
+        return training_samples
+    return open_samples(config, "teachers")
 
 
 def usable_samples(samples: SampleSource, labels: Sequence[str]) -> tuple[list[int], list[Problem]]:

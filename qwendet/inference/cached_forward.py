@@ -22,16 +22,13 @@ from qwendet.encoding.collate import Batch
 from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.model.head import HeadOutput
 
-_OF_A_PROMPT = ("input_ids", "pixel_values", "image_grid_thw")
-
 
 class AnswersInProgress:
     """The answers of a batch that have not ended; one that has leaves the batch."""
 
     def __init__(self, detector: Qwen25VLWithDetection, batch: Batch) -> None:
-        self._detector, self.vlm = detector, detector.vlm
+        self._detector = detector
         self.rows = list(range(len(batch["input_ids"])))
-        self._computing = detector.computing
         self._config = detector.config.text_config
         self._batch = batch
         self._cache = DynamicCache(config=self._config)
@@ -46,14 +43,15 @@ class AnswersInProgress:
 
     def read_prompts(self) -> Tensor:
         """Read the prompts; float32 logits ``(B, 1, V)`` of what comes next."""
-        prompts = {key: self._batch[key] for key in _OF_A_PROMPT}
-        return self._forward(prompts, self._slots, self._batch["position_ids"], self._cache, keep=1)
+        own = {key: self._batch[key] for key in ("pixel_values", "image_grid_thw")}
+        ids, positions = self._batch["input_ids"], self._batch["position_ids"]
+        return self._forward(ids, self._slots, positions, self._cache, logits_to_keep=1, **own)
 
     def read_prompts_with_head(self) -> tuple[Tensor, HeadOutput | None]:
         """Read the prompts in one forward for both: logits as above, and what the head found."""
         output = self._detector(self._batch, with_tokens=False, cache=self._cache)
-        with self._computing():
-            logits: Tensor = self.vlm.lm_head(output.last)
+        with self._detector.computing():
+            logits: Tensor = self._detector.vlm.lm_head(output.last)
         return logits.float(), output.head
 
     def read(self, blocks: Sequence[Sequence[int]]) -> Tensor:
@@ -69,8 +67,7 @@ class AnswersInProgress:
         place = torch.arange(longest, device=device)
         own = place < torch.tensor([len(block) for block in blocks], device=device)[:, None]
         self._slots = torch.cat([self._slots, own], dim=1)
-        ids = {"input_ids": self._block}
-        return self._forward(ids, self._slots, self._start + place, self._cache, keep=longest)
+        return self._forward(self._block, self._slots, self._start + place, self._cache)
 
     def keep(self, counts: Sequence[int]) -> None:
         """Keep the first ``counts`` tokens of each row's block, at least one, and cut off the others."""
@@ -101,22 +98,22 @@ class AnswersInProgress:
         for number, (keys, values, *_) in enumerate(self._cache):
             row = slice(index, index + 1)
             cache.update(keys[row][:, :, seen], values[row][:, :, seen], number)
-        token = {"input_ids": self._block[index : index + 1, place : place + 1]}
+        token = self._block[index : index + 1, place : place + 1]
         position = self._start[:, index : index + 1] + place
-        return self._forward(token, None, position, cache, keep=1)[0, 0]
+        return self._forward(token, None, position, cache)[0, 0]
 
     def _forward(
-        self, inputs: dict[str, Tensor], slots: Tensor | None, positions: Tensor, cache: Any, keep: int
+        self, ids: Tensor, slots: Tensor | None, positions: Tensor, cache: Any, **others: Any
     ) -> Tensor:
         mask = None if slots is None or slots.all() else slots.long()  # attention is quicker without
-        with self._computing():
-            outputs = self.vlm(
-                **inputs,
+        with self._detector.computing():
+            outputs = self._detector.vlm(
+                input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=keep,
+                **others,
             )
         logits: Tensor = outputs.logits.float()
         return logits

@@ -20,7 +20,7 @@ from qwendet.encoding.prompts import Message
 from qwendet.errors import ConfigError, EnvironmentLacksError
 from qwendet.families.chat import END_OF_TURN, PADDING
 from qwendet.families.family import Family
-from qwendet.inference.token_scores import GeneratedAnswer, text_with_ends
+from qwendet.inference.generation import GeneratedAnswer, text_with_ends
 from qwendet.loader import Interface
 
 if TYPE_CHECKING:
@@ -152,14 +152,14 @@ class ChatServer:
         self.ask_all([0], lambda _: question, lambda _, reply: replies.append(reply))
         return replies[0]
 
-    def _client(self, retries: int | None = None) -> AsyncOpenAI:
+    def _client(self, retries: int = RETRIES) -> AsyncOpenAI:
         import openai
 
         return openai.AsyncOpenAI(
             base_url=self.url,
             api_key=os.environ.get("OPENAI_API_KEY", "none"),
             timeout=self.timeout,
-            max_retries=RETRIES if retries is None else retries,
+            max_retries=retries,
         )
 
     async def list_models(self) -> dict[str, int | None]:
@@ -179,7 +179,13 @@ class ChatServer:
         """Which of :attr:`asks` the server takes and answers; what it lacks is said."""
         content = [{"type": "image"}, {"type": "text", "text": "a"}]
         probe = with_images([{"role": "user", "content": content}], [Image.new("RGB", (64, 64))])
-        reply = self._first_taken(Question(probe, 1), [self.asks, (LOG_PROBS,), ()])
+        for asks in (self.asks, (LOG_PROBS,), ()):
+            try:
+                reply = replace(self, asks=asks).ask(Question(probe, 1))
+                break
+            except RefusedError:
+                if not asks:
+                    raise
         found = {LOG_PROBS: reply.log_probs, TOKEN_IDS: reply.prompt_ids}
         if reply.prompt_tokens is None:
             what = "does not report how many tokens a prompt has: template and pixel limits are not compared"
@@ -187,15 +193,6 @@ class ChatServer:
         if reply.log_probs is None:
             logger.warning("%s gives no log-probabilities: every box of an answer has score 1", self.url)
         return tuple(name for name in self.asks if found[name] is not None)
-
-    def _first_taken(self, question: Question, choices: Sequence[tuple[str, ...]]) -> Reply:
-        """The reply with the first of some fields of a request that are not refused."""
-        try:
-            return replace(self, asks=choices[0]).ask(question)
-        except RefusedError:
-            if len(choices) == 1:
-                raise
-            return self._first_taken(question, choices[1:])
 
     async def _ask(self, client: AsyncOpenAI, question: Question) -> Reply:
         from openai import OpenAIError

@@ -11,7 +11,6 @@ not at the 151,665 of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -22,19 +21,8 @@ BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().i
 _CLOSING_TOKENS = 2  # the last bracket and the end of turn
 
 
-@dataclass(slots=True)
-class TokenTrie:
-    """A node of the trie: the tokens that end here, and where each further byte leads."""
-
-    ids: list[int] = field(default_factory=list)
-    children: dict[int, TokenTrie] = field(default_factory=dict)
-
-    def add(self, text: bytes, token: int) -> None:
-        """Add a token that spells ``text``."""
-        node = self
-        for byte in text:
-            node = node.children.setdefault(byte, TokenTrie())
-        node.ids.append(token)
+Trie = dict[int | None, Any]
+"""A node of the trie: where each further byte leads, and at ``None`` the tokens that end here."""
 
 
 class AnswerVocabulary:
@@ -45,13 +33,16 @@ class AnswerVocabulary:
         marks = frozenset(b"".join(MARKS.values()))  # which tokens of these very bytes do not stand for
         self.end_id: int = tokenizer.eos_token_id
         self.bytes_of: dict[int, bytes] = {}
-        self.trie = TokenTrie()
+        self.trie: Trie = {}
         for word, token in tokenizer.get_vocab().items():
             text = MARKS.get(word, b"") if token in special else token_bytes(word)
             usable = alphabet if token in special else alphabet - marks
             if text and all(byte in usable for byte in text):
                 self.bytes_of[token] = text
-                self.trie.add(text, token)
+                node = self.trie
+                for byte in text:
+                    node = node.setdefault(byte, {})
+                node.setdefault(None, []).append(token)
 
     def following(self, grammar: AnswerGrammar, state: AnswerState, most_boxes: int) -> list[int]:
         """Ids of the tokens that may follow, the end of turn among them where the answer can end."""
@@ -59,9 +50,9 @@ class AnswerVocabulary:
         open_nodes = [(self.trie, state)]
         while open_nodes:
             node, reached = open_nodes.pop()
-            allowed += node.ids
-            for byte, child in node.children.items():
-                after = grammar.step(reached, byte, most_boxes)
+            allowed += node.get(None, ())
+            for byte, child in node.items():
+                after = None if byte is None else grammar.step(reached, byte, most_boxes)
                 if after is not None:
                     open_nodes.append((child, after))
         return allowed

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwendet.answers.diagnostics import AnswerFacts, joined_facts
+from qwendet.config.schema import InferConfig
 from qwendet.data.parquet import import_parquet
 from qwendet.files import atomic_file
 
@@ -75,26 +76,33 @@ class Prediction:
         return cls(record["image"], record["width"], record["height"], detections, record["rejected"], facts)
 
 
-def joined(parts: Sequence[Prediction], most: int, *, head_of_first: bool) -> Prediction:
-    """One prediction of several of an image, each about other labels; ``most`` detections of each source.
+def best_of(detections: Iterable[Detection], settings: InferConfig) -> tuple[Detection, ...]:
+    """Those that are kept of an image, best first: of each source as many as if it answered alone."""
+    kept, room = [], dict.fromkeys(("head", "text"), settings.max_detections)
+    for item in sorted(detections, key=lambda item: (-item.score, item.source)):
+        if room[item.source] and item.score >= settings.score_threshold:
+            room[item.source] -= 1
+            kept.append(item)
+    return tuple(kept)
+
+
+def joined(parts: Sequence[Prediction], settings: InferConfig, *, head_of_first: bool) -> Prediction:
+    """One prediction of several of an image, each about other labels.
 
     With ``head_of_first`` the head scored all labels in the first; else each part has its own.
     """
-    if len(parts) == 1:
-        return parts[0]
-    kept: list[Detection] = []
-    for source in ("head", "text"):
-        shown = parts[:1] if source == "head" and head_of_first else parts
-        found = [item for part in shown for item in part.detections if item.source == source]
-        kept += sorted(found, key=lambda item: -item.score)[:most]
-    return combined(parts, kept)
+    first, *others = parts
+    found = [
+        item for part in others for item in part.detections if item.source == "text" or not head_of_first
+    ]
+    return combined(parts, [*first.detections, *found], settings) if others else first
 
 
-def combined(parts: Sequence[Prediction], kept: Sequence[Detection]) -> Prediction:
-    """One prediction of several of an image: these detections of it, and what is told of all text answers."""
+def combined(parts: Sequence[Prediction], found: Sequence[Detection], settings: InferConfig) -> Prediction:
+    """One prediction of several of an image: the best of these detections, and facts of all text answers."""
     return replace(
         parts[0],
-        detections=tuple(sorted(kept, key=lambda item: -item.score)),
+        detections=best_of(found, settings),
         rejected=sum(part.rejected for part in parts),
         answer=joined_facts([part.answer for part in parts if part.answer is not None]),
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
 from qwendet.answers.format import as_written, format_answer
 from qwendet.answers.grammar import MARKS, AnswerGrammar, AnswerState
@@ -40,16 +40,6 @@ _EXAMPLES = 8  # labels in the example of an answer
 _BYTES = 6  # of a token at most, where drafts are cut before they are tokenised
 _TWO_NUMBERS = re.compile(rb"\D*(?:\d+\D*){,2}")
 _FAR = 0.1  # of the frame's longer side: boxes further from what is written are of another object
-
-
-class Drafter(Protocol):
-    """Drafts one answer."""
-
-    def write(self, tokens: Sequence[int]) -> None:
-        """Take note of what was written."""
-
-    def draft(self) -> list[int]:
-        """Tokens that may come next; may be none."""
 
 
 Row = tuple[Sequence[int], str]
@@ -243,12 +233,12 @@ class AnswerDrafter:
     def draft(self) -> list[int]:
         """Tokens that may come next; may be none."""
         most = self._most
-        self._drafted = self._loop.following(most) or self._by_boxes(most) or self._repeats.following(most)
+        self._drafted = (
+            self._loop.following(most)
+            or self._tokens.ids(self._boxes.rest()[: _BYTES * most])[:most]
+            or self._repeats.following(most)
+        )
         return self._drafted
-
-    def _by_boxes(self, most: int) -> list[int]:
-        text = self._boxes.rest()
-        return self._tokens.ids(text[: _BYTES * most])[:most]
 
 
 class AnswerDrafts:
@@ -262,18 +252,14 @@ class AnswerDrafts:
         example = format_answer(objects, self._form)
         self._example = [*self._tokens.ids(example.encode()), self._tokens.end_id]
 
-    def of(self, item: EncodedSample, found: Sequence[Detection] | None) -> Drafter:
+    def of(self, item: EncodedSample, found: Sequence[Detection] | None) -> AnswerDrafter:
         """Draft the answer about a sample; ``found`` by the head, in pixels of the displayed image."""
         size = answer_size(self._interface, item)
-        asked = found and [hit for hit in found if hit.desc in item.labels]
-        rows = None if asked is None else self._rows(asked, item.image_size, size)
+        rows = None
+        if found is not None:  # what the head is sure enough of, each box with its likeliest label
+            asked = (hit for hit in reversed(found) if hit.score >= _SURE and hit.desc in item.labels)
+            sure = {hit.bbox_2d: hit.desc for hit in asked}
+            moved = rescale_xyxy(list(sure), item.image_size, size).tolist()
+            rows = as_written([*map(DetectedObject, map(tuple, moved), sure.values())])
         boxes = BoxDraft(AnswerGrammar(item.labels, size, self._form), item.labels, rows)
         return AnswerDrafter(self._tokens, self._example, boxes)
-
-    def _rows(
-        self, found: Sequence[Detection], displayed: tuple[int, int], size: tuple[int, int]
-    ) -> list[Row]:
-        """Boxes that the head is sure enough of, each with its likeliest label, as they would be written."""
-        sure = {hit.bbox_2d: hit.desc for hit in reversed(found) if hit.score >= _SURE}
-        boxes = rescale_xyxy(list(sure), displayed, size).tolist() if sure else []
-        return [*as_written([*map(DetectedObject, map(tuple, boxes), sure.values())])]

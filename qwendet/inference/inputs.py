@@ -10,17 +10,17 @@ import os
 import sys
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path, PurePath
 from typing import overload
 
 from qwendet.config.schema import Config
-from qwendet.data.archives import SUFFIXES, file_at, sampled_digest
+from qwendet.data.archives import SUFFIXES, file_at
 from qwendet.data.formats.coco import coco_images
 from qwendet.data.formats.coco_layout import is_coco
-from qwendet.data.images import IMAGE_SUFFIXES, inspect_image, resolve_image
+from qwendet.data.images import IMAGE_SUFFIXES, inspect_image
 from qwendet.data.samples import Sample, SampleFile, Turn
 from qwendet.data.shards import open_shard
 from qwendet.data.sources import source_files
@@ -120,19 +120,6 @@ def facts_of(sample: Sample) -> str:
     return repr((facts, [turn.objects for turn in sample.teachers]))
 
 
-def digest_of_files(samples: Iterable[Sample]) -> str:
-    """A digest of the image files: of each its length and its first, middle and last bytes."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        for turn in (*sample.teachers, sample.student):
-            try:
-                known = sampled_digest(resolve_image(turn.image, turn.root, sample.where))
-            except DataError as error:
-                known = str(error)
-            digest.update(known.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
 def _own_answers(sample: Sample) -> list[Problem]:
     asked = sample.student.root / sample.student.image
     return [
@@ -213,7 +200,7 @@ def with_teachers(samples: Sequence[Sample], config: Config, count: int) -> Sequ
     """Give samples without demonstrations some from the pool, of other images than their own."""
     if count == 0 or all(sample.teachers for sample in samples):
         return samples
-    pool = teacher_pool(config, open_samples(config, "train")).samples
+    pool = teacher_pool(config, open_samples(config, "train"))
     chosen = choose_teachers(config.train.seed, 0, 0, len(pool), count + 1, ratio=1.0)
     drawn = [pool[index].student for index in chosen]
 

@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -24,12 +24,12 @@ import torch
 
 from qwendet.config.schema import ModelConfig
 from qwendet.config.section import flat
-from qwendet.data.samples import Sample
+from qwendet.data.archives import sampled_digest
+from qwendet.data.images import resolve_image
 from qwendet.errors import ConfigError, DataError, Problem
 from qwendet.files import atomic_file, sha256_of_file
 from qwendet.inference.batches import Plan, Result, Results, Skipped, predict_share
 from qwendet.inference.detections import Prediction
-from qwendet.inference.inputs import digest_of_files
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.served import ServedPredictor
 from qwendet.inference.sharding import rank_and_world, wait_for_all
@@ -38,8 +38,6 @@ from qwendet.progress import track
 from qwendet.source import SETTINGS, find_source
 
 HEADER = "header.json"
-MOST_SHOWN = 4
-"""Differences between two runs that an error names."""
 OTHER_IMAGE = "an image or a demonstration is another one"
 DIGESTS = {"checkpoint.sha256": "the checkpoint is another one", "inputs.sha256": OTHER_IMAGE}
 """What is said of a digest that differs."""
@@ -89,15 +87,13 @@ class Parts:
 
     def _require_same(self, known: Mapping[str, Any], header: Mapping[str, Any]) -> None:
         before, now = flat(known), flat(header)
-        others = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        if others:
-            differences = [
-                DIGESTS.get(key, f"{key} was {before.get(key)} and is {now.get(key)}")
-                for key in others[:MOST_SHOWN]
-            ]
-            raise self._other(
-                "; ".join(differences + [f"and {len(others) - MOST_SHOWN} more"] * (len(others) > MOST_SHOWN))
-            )
+        differences = [
+            DIGESTS.get(key, f"{key} was {before.get(key)} and is {now.get(key)}")
+            for key in {**before, **now}
+            if before.get(key) != now.get(key)
+        ]
+        if differences:
+            raise self._other("; ".join(differences))
 
     def _require_same_images(self) -> None:
         """Of those that are predicted; one that was broken may have been repaired."""
@@ -111,7 +107,15 @@ class Parts:
         return ConfigError(what, "--resume", fix)
 
     def _files(self, batch: int) -> str:
-        return digest_of_files(_readable(self._plan.samples, self._plan.batch(batch)))
+        """A digest of a batch's image files, by the length of each and some of its bytes."""
+        digest = hashlib.sha256()
+        for number in self._plan.batch(batch):
+            with suppress(DataError):  # the line of what is no sample is in the digest of the inputs
+                sample = self._plan.samples[number]
+                for turn in (*sample.teachers, sample.student):
+                    file = resolve_image(turn.image, turn.root, sample.where)
+                    digest.update(f"{number} {sampled_digest(file)}".encode())
+        return digest.hexdigest()
 
     def scan(self) -> None:
         """Find each whole line; the end of a line that was cut off is cut off this process' own file."""
@@ -133,7 +137,7 @@ class Parts:
 
     def keep(self, batch: int, results: Results) -> None:
         """Write down what a batch gave, at once."""
-        rows = [[index, _record(result)] for index, result in results.items()]
+        rows = [[index, asdict(result)] for index, result in results.items()]
         with self._own.open("ab", buffering=0) as file:
             line = memoryview(f"{batch}\t{self._files(batch)}\t{json.dumps(rows)}\n".encode())
             while line:  # a disk that is nearly full takes a part
@@ -221,20 +225,6 @@ def _digest_of(model: ModelConfig) -> str:
     files = [manifest] if manifest.is_file() else [*chain(*map(source.folder.glob, patterns))]
     digests = [f"{file.name} {sha256_of_file(file)}" for file in sorted(files)]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _readable(samples: Sequence[Sample], numbers: Iterable[int]) -> Iterator[Sample]:
-    """Without those that are no samples, whose lines the digest of the inputs holds."""
-    for number in numbers:
-        with suppress(DataError):
-            yield samples[number]
-
-
-def _record(result: Result) -> dict[str, Any]:
-    if isinstance(result, Skipped):
-        return {"problems": [asdict(problem) for problem in result.problems]}
-    answer = None if result.answer is None else asdict(result.answer)
-    return {**result.to_record(), "answer": answer}
 
 
 def _result(record: Mapping[str, Any]) -> Result:

@@ -31,7 +31,7 @@ from qwendet.inference.asked import Asked, config_to_ask, in_words, sources_of
 from qwendet.inference.batches import Keep, Plan, Results, Skipped, predict_in_memory, skipping
 from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary
 from qwendet.inference.detections import Detection, Prediction, Source, joined
-from qwendet.inference.drafts import AnswerDrafts, Drafter
+from qwendet.inference.drafts import AnswerDrafter, AnswerDrafts
 from qwendet.inference.generation import generate_answers
 from qwendet.inference.inputs import sample_of_image
 from qwendet.inference.text_answers import (
@@ -237,7 +237,7 @@ class Predictor:
         return parts
 
     def _joined(self, sample: Sample, parts: Sequence[Prediction]) -> Prediction:
-        return joined(parts, self.bundle.config.infer.max_detections, head_of_first=not sample.teachers)
+        return joined(parts, self.bundle.config.infer, head_of_first=not sample.teachers)
 
     @torch.inference_mode()
     def predict_encoded(
@@ -252,7 +252,7 @@ class Predictor:
         by_head: Sequence[Sequence[Detection] | None] = [None for _ in samples]
         by_text = [NO_TEXT for _ in samples]
 
-        def drafting(head: HeadOutput | None) -> list[Drafter]:
+        def drafting(head: HeadOutput | None) -> list[AnswerDrafter]:
             nonlocal by_head
             if head is not None:
                 by_head = [*self._by_head(head, encoded, batch)]

@@ -109,7 +109,7 @@ class ServedPredictor:
             request.found, request.item = prediction_of(request.sample, item, (), text, settings), None
             parts = [[one.found for one in own if one.found is not None] for own in image.requests]
             if image.number not in skipped and [*map(len, parts)] == [*map(len, image.requests)]:
-                each = [joined(own, settings.max_detections, head_of_first=False) for own in parts]
+                each = [joined(own, settings, head_of_first=False) for own in parts]
                 keep(image.number, {image.number: tiles.merged(image.views, each)})
 
         self.server.ask_all(requests(), question, take)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from qwendet.answers.diagnostics import AnswerFacts, answer_facts
-from qwendet.answers.format import ParsedObject, parse_answer
+from qwendet.answers.format import parse_answer
 from qwendet.boxes import clip_xyxy
 from qwendet.config.schema import InferConfig
 from qwendet.data.samples import Sample
 from qwendet.encoding.encode import EncodedSample
 from qwendet.encoding.resize import model_image_size, rescale_xyxy
-from qwendet.inference.detections import Detection, Prediction
-from qwendet.inference.token_scores import GeneratedAnswer
+from qwendet.inference.detections import Detection, Prediction, best_of
+from qwendet.inference.generation import GeneratedAnswer
 from qwendet.loader import Interface
 
 
@@ -42,10 +42,12 @@ def read_answer(interface: Interface, answer: GeneratedAnswer, item: EncodedSamp
     """Read a text answer; boxes in pixels of the displayed image, cut at its edges."""
     parsed = parse_answer(answer.text)
     size = answer_size(interface, item)
+    boxes = rescale_xyxy([entry.bbox_2d for entry in parsed.objects], size, item.image_size)
+    displayed = clip_xyxy(torch.from_numpy(boxes), *item.image_size).tolist()
     detections = [
-        Detection(box, entry.desc, answer.score(entry.start, entry.end), "text")
-        for entry in parsed.objects
-        if has_area(box := _displayed(entry, size, item.image_size))
+        Detection(rounded(box), entry.desc, answer.score(entry.start, entry.end), "text")
+        for entry, box in zip(parsed.objects, displayed, strict=True)
+        if has_area(box)
     ]
     facts = answer_facts(answer.text, parsed, truncated=answer.truncated, size=size, labels=item.labels)
     return FoundInText(detections, parsed.rejected + len(parsed.objects) - len(detections), facts)
@@ -58,25 +60,10 @@ def prediction_of(
     by_text: FoundInText,
     settings: InferConfig,
 ) -> Prediction:
-    """The best of each source, as many as if it answered alone; together sorted by score."""
-    kept = best_of(by_head, settings) + best_of(by_text.detections, settings)
-    kept.sort(key=lambda detection: -detection.score)
+    """What is kept of both sources."""
+    kept = best_of([*by_head, *by_text.detections], settings)
     width, height = item.image_size
-    return Prediction(sample.student.image, width, height, tuple(kept), by_text.rejected, by_text.facts)
-
-
-def best_of(detections: Sequence[Detection], settings: InferConfig) -> list[Detection]:
-    """Those of one source that are kept of an image, best first."""
-    best = sorted(detections, key=lambda detection: -detection.score)[: settings.max_detections]
-    return [detection for detection in best if detection.score >= settings.score_threshold]
-
-
-def _displayed(
-    entry: ParsedObject, source: tuple[int, int], target: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """A parsed box in pixels of the displayed image, cut at its edges."""
-    box = torch.from_numpy(rescale_xyxy([entry.bbox_2d], source, target))
-    return rounded(clip_xyxy(box, *target)[0].tolist())
+    return Prediction(sample.student.image, width, height, kept, by_text.rejected, by_text.facts)
 
 
 def rounded(box: Sequence[float]) -> tuple[float, float, float, float]:

@@ -7,6 +7,7 @@ What a window shows whole comes first, then what the whole image shows, then wha
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -22,7 +23,7 @@ from qwendet.encoding.image_tokens import image_limits
 from qwendet.errors import DataError
 from qwendet.families.family import PixelLimits
 from qwendet.inference.detections import Detection, Prediction, combined
-from qwendet.inference.text_answers import best_of, rounded
+from qwendet.inference.text_answers import rounded
 
 EDGE = 0.01
 """Share of a window's side: a box that ends nearer to an edge inside the image is taken to be cut by it."""
@@ -31,12 +32,7 @@ SAME = 0.5
 
 
 class Tiles(NamedTuple):
-    """How large images are looked at.
-
-    Attributes:
-        settings: which windows, and how many detections are kept.
-        limits: of the model's processor.
-    """
+    """How large images are looked at, by a model whose processor has these limits."""
 
     settings: InferConfig
     limits: PixelLimits
@@ -56,27 +52,18 @@ class Tiles(NamedTuple):
         if len(found) == 1:
             return whole
         size = (whole.width, whole.height)
-        kept: list[Detection] = []
-        for source in ("head", "text"):
-            seen = [
-                _Seen(*_moved(item, view.student.window, size), index)
-                for index, (view, prediction) in enumerate(zip(views, found, strict=True))
-                for item in prediction.detections
-                if item.source == source
-            ]
-            labels = dict.fromkeys(item.detection.desc for item in seen)
-            each = [merge([item for item in seen if item.detection.desc == label]) for label in labels]
-            kept += best_of([item for items in each for item in items], self.settings)
-        return combined(found, kept)
+        alike: dict[tuple[str, str], list[_Seen]] = defaultdict(list)
+        for index, (view, prediction) in enumerate(zip(views, found, strict=True)):
+            for item in prediction.detections:
+                seen = _Seen(*_moved(item, view.student.window, size), index)
+                alike[item.source, item.desc].append(seen)
+        return combined(found, [item for group in alike.values() for item in merge(group)], self.settings)
 
 
 class _Seen(NamedTuple):
     """A detection of a view, in pixels of the image.
 
-    Attributes:
-        detection: what was found.
-        rank: 0 for a whole object in a window, 1 for one in the whole image, 2 for what an edge cuts.
-        view: which view.
+    Its rank is 0 for a whole object in a window, 1 for one in the whole image, 2 for what an edge cuts.
     """
 
     detection: Detection

@@ -16,9 +16,8 @@ from qwendet.encoding.collate import require_left_padding, to_device
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import EnvironmentLacksError
 from qwendet.inference.detections import Prediction
-from qwendet.inference.generation import generate_answers
+from qwendet.inference.generation import GeneratedAnswer, generate_answers
 from qwendet.inference.predictor import Predictor
-from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.serve.requests import Picture
 
 LABEL_SETS_KEPT = 16

@@ -20,8 +20,8 @@ from starlette.requests import ClientDisconnect
 
 from qwendet.data.samples import check_label
 from qwendet.errors import QwendetError
+from qwendet.inference.generation import GeneratedAnswer
 from qwendet.inference.predictor import Predictor
-from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.serve.answers import Answerer, Chat, Detect, Question
 from qwendet.serve.batcher import Batcher
 from qwendet.serve.gate import Gate, Meters

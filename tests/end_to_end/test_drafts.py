@@ -13,8 +13,8 @@ from benchmarks.worlds import PRETRAIN
 from qwendet.data.samples import Sample, SampleFile
 from qwendet.demo.shapes import write_dataset
 from qwendet.inference import predictor as inference
+from qwendet.inference.generation import GeneratedAnswer
 from qwendet.inference.predictor import Predictor
-from qwendet.inference.token_scores import GeneratedAnswer
 
 IMAGES = 150  # for each of two models
 NEW_TOKENS = 100  # some answers are cut

@@ -24,7 +24,7 @@ from qwendet.demo.tiny import TINY_FOLDER
 from qwendet.errors import CheckpointError
 from qwendet.evaluation.command import Evaluation, evaluate_model
 from qwendet.families.choose import FAMILIES
-from qwendet.inference.token_scores import GeneratedAnswer
+from qwendet.inference.generation import GeneratedAnswer
 from qwendet.loader import config_of_model
 
 PUBLISHED = {

@@ -25,8 +25,8 @@ from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
 from qwendet.families.family import Family
 from qwendet.inference.detections import Detection
+from qwendet.inference.generation import GeneratedAnswer
 from qwendet.inference.predictor import Predictor
-from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.loader import Bundle
 from qwendet.model.detector import DetectorOutput
 from qwendet.model.head import HeadOutput

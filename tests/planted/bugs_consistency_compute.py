@@ -152,8 +152,8 @@ def accept_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first token of a draft that does not hold is written all the same."""
     sound = generation.verified
 
-    def verified(found: Any, index: int, draft: Any, *others: Any) -> Any:
-        choices = sound(found, index, draft, *others)
+    def verified(found: Any, logits: Tensor, draft: Any, *others: Any) -> Any:
+        choices = sound(found, logits, draft, *others)
         if len(choices) <= len(draft):
             choices[-1] = choices[-1]._replace(token=draft[len(choices) - 1])
         return choices

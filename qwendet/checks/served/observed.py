@@ -23,10 +23,9 @@ from qwendet.encoding.encode import EncodedSample
 from qwendet.encoding.prompts import conversation, request_text
 from qwendet.inference.cached_forward import AnswersInProgress
 from qwendet.inference.chat_server import LOG_PROBS, ChatServer, Question, RefusedError, Reply
-from qwendet.inference.generation import generate_answers
+from qwendet.inference.generation import GeneratedAnswer, generate_answers
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.served import question_of
-from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.model.detector import Qwen25VLWithDetection
 
 MOST_TOKENS = 256

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.worlds import PRETRAIN
 from qwendet.answers.diagnostics import AnswerFacts
+from qwendet.config.schema import InferConfig
 from qwendet.data.mixture import repeats
 from qwendet.data.samples import Sample
 from qwendet.encoding.dataset import TrainingSamples
@@ -148,12 +149,13 @@ def test_joined__keeps_the_best_of_each_source_and_adds_what_is_said_of_answers(
             "a.png", 9, 9, found, rejected, AnswerFacts("[]", False, rejected > 1, 2, 1, 0, 1, 0)
         )
 
-    whole = joined([part(0.9, 0.2), part(0.5, 0.4, rejected=2)], 3, head_of_first=True)
+    three = InferConfig(max_detections=3)
+    whole = joined([part(0.9, 0.2), part(0.5, 0.4, rejected=2)], three, head_of_first=True)
     assert [item.score for item in whole.detections] == [0.9, 0.5, 0.4]
     assert (whole.rejected, whole.answer) == (3, AnswerFacts("[]\n[]", False, True, 4, 2, 0, 2, 0))
     heads = [part(0.3, source="head"), part(0.8, source="head")]
-    assert [item.score for item in joined(heads, 3, head_of_first=True).detections] == [0.3]
-    assert [item.score for item in joined(heads, 3, head_of_first=False).detections] == [0.8, 0.3]
+    assert [item.score for item in joined(heads, three, head_of_first=True).detections] == [0.3]
+    assert [item.score for item in joined(heads, three, head_of_first=False).detections] == [0.8, 0.3]
 
 
 def test_answers__to_samples_of_other_labels_stay_among_their_own(

@@ -18,10 +18,9 @@ from qwendet.data.samples import Sample
 from qwendet.errors import ConfigError
 from qwendet.infer import infer
 from qwendet.inference.constrained_decoding import AnswerConstraint, AnswerVocabulary, token_bytes
+from qwendet.inference.generation import decode_with_ends, likeliest, verified
 from qwendet.inference.predictor import Predictor
 from qwendet.inference.text_answers import answer_size
-from qwendet.inference.token_scores import decode_with_ends
-from qwendet.inference.verification import Likeliest, verified
 from qwendet.loader import Bundle
 from tests.unit.answers.test_grammar import assert_valid
 
@@ -93,8 +92,8 @@ def test_following__a_complete_answer_can_only_end(vocabularies: dict[str, Answe
 def choose(constraint: AnswerConstraint, row: int, scores: torch.Tensor) -> int:
     """The token that is written: the likeliest of those that are allowed."""
     best = max(sorted(constraint.allowed(row)), key=lambda token: float(scores[token]))
-    found = Likeliest.of(scores[None, None])
-    (choice,) = verified(found, 0, [], None, row, constraint, set())
+    found = likeliest(scores[None, None])[0]
+    (choice,) = verified(found, scores[None], [], None, row, constraint, set())
     assert choice.token == best
     assert choice.log_prob == pytest.approx(float(scores.log_softmax(-1)[best]), abs=1e-4)
     return choice.token

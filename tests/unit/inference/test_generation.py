@@ -17,8 +17,7 @@ from transformers import GenerationConfig
 from qwendet.data.samples import Sample
 from qwendet.encoding.collate import Batch
 from qwendet.inference.cached_forward import AnswersInProgress
-from qwendet.inference.generation import generate_answers
-from qwendet.inference.token_scores import GeneratedAnswer, decode_with_ends
+from qwendet.inference.generation import GeneratedAnswer, decode_with_ends, generate_answers
 from qwendet.loader import Bundle
 from qwendet.model.detector import Qwen25VLWithDetection
 
@@ -440,7 +439,7 @@ def test_drafts__a_token_that_rounding_could_turn_is_decided_by_the_row_alone(
     drafted(detector, questions, listener, drafters)
     assert listener.heard == wanted
     assert sum(alone) >= NEW_TOKENS
-    monkeypatch.setattr("qwendet.inference.verification.ROUNDING", 0.0)
+    monkeypatch.setattr("qwendet.inference.generation.ROUNDING", 0.0)
     listener = Listens(tokenizer)
     drafted(detector, questions, listener, [Foresees(row, [(4, 1)]) for row in wanted])
     assert listener.heard != wanted  # so the noise is enough to turn some

@@ -15,8 +15,8 @@ from qwendet.data.samples import DetectedObject, Sample, SampleFile
 from qwendet.encoding.encode import EncodedSample
 from qwendet.evaluation.validation import Validation, validate
 from qwendet.inference.asked import tell_near_misses
+from qwendet.inference.generation import GeneratedAnswer
 from qwendet.inference.predictor import Predictor
-from qwendet.inference.token_scores import GeneratedAnswer
 from qwendet.loader import Bundle
 
 TRAINED = ("cyan cross", "orange star", "缺陷 螺丝")
