@@ -60,7 +60,7 @@ def main() -> None:
         "infer", str(folder / "run" / "final"), str(test), "--output", str(output),
         "--visualize", str(folder / "pictures"),
     )  # fmt: skip
-    labels = read_manifest(folder / "run" / "final").labels
+    labels = read_manifest(folder / "run" / "final").config.data.labels or ()
     samples, predictions = list(SampleFile(test)), read_predictions(output)
     truth = coco_ground_truth(samples, predictions, labels)
     metrics = coco_metrics(truth, coco_results(samples, predictions, labels, "head"))

@@ -30,19 +30,15 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version()
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("qwendet")
+        except PackageNotFoundError:
+            return "0+source"  # run from a checkout that is not installed
     if name not in _HOMES:
         raise AttributeError(f"module 'qwendet' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("qwendet")
-    except PackageNotFoundError:
-        return "0+source"  # run from a checkout that is not installed
 
 
 def __dir__() -> list[str]:

@@ -133,15 +133,12 @@ def tell_unreadable(file: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        path = Path(error.filename or file or "")
+        path, fix = Path(error.filename or file or ""), ""
         if isinstance(error, PermissionError):
             closed = (place for place in reversed(path.parents) if not os.access(place, os.R_OK | os.X_OK))
             path = next(closed, path)
-        raise DataError(f"it cannot be read ({error.strerror})", str(path), _fix_of(error, path)) from error
-
-
-def _fix_of(error: OSError, path: Path) -> str:
-    return f"chmod -R u+rX {shlex.quote(str(path))}" if isinstance(error, PermissionError) else ""
+            fix = f"chmod -R u+rX {shlex.quote(str(path))}"
+        raise DataError(f"it cannot be read ({error.strerror})", str(path), fix) from error
 
 
 def partial_of(target: Path) -> Path:
@@ -163,17 +160,14 @@ def require_place(target: Path, where: str, *, is_folder: bool = False) -> None:
         raise ConfigError(f"expected a file, got the folder {target}", where, "name a file in it")
     if is_folder and target.exists() and not target.is_dir():
         raise ConfigError(f"expected a folder, got the file {target}", where, "give another place")
-    nearest = next((path for path in (target, *target.absolute().parents) if path.is_dir()), Path("/"))
+    place = target.absolute() if is_folder else target.absolute().parent
+    nearest = next(path for path in (place, *place.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass
-        blocking = next((path for path in target.absolute().parents if path.is_file()), None)
     except OSError as error:
         what = f"cannot write to {target} ({nearest}: {error.strerror})"
         raise ConfigError(what, where, "choose another place") from error
-    if blocking is not None:
-        what = f"cannot write to {target}: {blocking} is a file, not a folder"
-        raise ConfigError(what, where, "choose another place")
 
 
 def is_url(path: str | Path) -> bool:
@@ -202,11 +196,8 @@ def is_hidden(name: str) -> bool:
 
 
 def _children(folder: Path) -> Iterator[Path]:
-    try:
+    with tell_unreadable(folder):
         names = sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208  # paths take more memory
-    except OSError as error:
-        what = f"cannot look into the folder ({error.strerror})"
-        raise DataError(what, str(folder), _fix_of(error, folder)) from error
     return (folder / name for name in names if not is_hidden(name))
 
 

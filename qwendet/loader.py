@@ -325,7 +325,8 @@ def _verify(detector: Qwen25VLWithDetection, manifest: Manifest, folder: Path) -
         load_head_weights(detector, folder)
     elif manifest.head is not None:
         logger.info("head: detection.enabled is false, so the checkpoint's head is left out")
-    verify_parameters(_known(detector, manifest), manifest, folder)
+    has_head = manifest.head is not None  # else a head is built anew
+    verify_parameters(detector if has_head else Qwen25VLWithDetection(detector.vlm, None), manifest, folder)
 
 
 def _in_float32(
@@ -341,11 +342,6 @@ def _in_float32(
         return ()
     in_float32 = (name for name, record in manifest.parameters.items() if record.dtype == "float32")
     return {group_of(name, family) for name in in_float32} - {"head"}
-
-
-def _known(detector: Qwen25VLWithDetection, manifest: Manifest) -> Qwen25VLWithDetection:
-    """The part of the detector that the manifest covers: all but a head built anew."""
-    return detector if manifest.head is not None else Qwen25VLWithDetection(detector.vlm, None)
 
 
 def _record(

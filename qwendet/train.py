@@ -19,7 +19,7 @@ from qwendet.checks.preflight import require_preflight
 from qwendet.config.schema import Config
 from qwendet.errors import ConfigError, EnvironmentLacksError
 from qwendet.evaluation.validation import Validation, validate, validation_samples
-from qwendet.files import atomic_file, atomic_folder, put_back_lost
+from qwendet.files import atomic_file, atomic_folder, put_back_lost, require_place
 from qwendet.inference.detections import write_predictions
 from qwendet.inference.sharding import peers_needed
 from qwendet.loader import Bundle, config_of_checkpoint, load
@@ -137,12 +137,7 @@ def _base_metrics(trainer: DetectionTrainer) -> dict[str, float] | None:
 
 
 def _require_unused(output_dir: Path) -> None:
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ConfigError(
-            "the output directory is a file",
-            str(output_dir),
-            "choose another with --set train.output_dir=DIR",
-        )
+    require_place(output_dir, "train.output_dir", is_folder=True)
     put_back_lost(output_dir)
     if output_dir.is_dir() and any(output_dir.iterdir()):
         other = "choose another with --set train.output_dir=DIR"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def export(
     with atomic_folder(output) as folder:
         card = render_card(manifest, serving, _metrics_of(checkpoint))
         (folder / CARD).write_text(card, encoding="utf-8")
-        record = json.dumps(asdict(serving), indent=1, ensure_ascii=False)
+        record = json.dumps(serving, indent=1, ensure_ascii=False)
         (folder / SERVING).write_text(record + "\n", encoding="utf-8")
         save_checkpoint(
             folder,
@@ -100,7 +100,7 @@ def export(
         dtype=wanted,
         files=tuple(name for name in files_of(output) if name.endswith(".safetensors")),
         merge_error=merge_error,
-        launch=serving.vllm.replace(" . ", f" {shlex.quote(str(output))} ", 1),
+        launch=serving["vllm"].replace(" . ", f" {shlex.quote(str(output))} ", 1),
     )
 
 

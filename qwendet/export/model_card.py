@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from qwendet.config.schema import Frame
-from qwendet.export.serving import SERVING, UNKNOWN_LICENCE, Serving
+from qwendet.export.serving import SERVING, UNKNOWN_LICENCE
 from qwendet.families.chat import BOX_TEXT
 from qwendet.families.choose import FAMILIES
 from qwendet.families.family import AnswerForm
@@ -49,33 +49,32 @@ FRAMES: dict[Frame, str] = {
 }
 
 
-def render_card(trained: Manifest, serving: Serving, metrics: Mapping[str, float]) -> str:
+def render_card(trained: Manifest, serving: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
     """Write the card."""
-    family = FAMILIES[serving.family]
+    family = FAMILIES[serving["family"]]
     front = f"---\n{_front_matter(trained, serving, metrics)}\n---\n# A {family.name} object detector"
     parts = [front, _facts(trained, serving, family.ignored_weights), _measured(metrics)]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": ["<image>", serving.request]}]
-    if serving.system:
-        messages.insert(0, {"role": "system", "content": serving.system})
+    messages: list[dict[str, Any]] = [{"role": "user", "content": ["<image>", serving["request"]]}]
+    if serving["system"]:
+        messages.insert(0, {"role": "system", "content": serving["system"]})
+    template = serving["chat_template_kwargs"]
     how = HOW.format(
         messages=_fenced(messages),
-        settings=_settings(serving),
-        form=FORMS[serving.answer_form],
-        frame=FRAMES[serving.frame],
-        min_pixels=serving.min_pixels,
-        max_pixels=serving.max_pixels,
-        factor=serving.factor,
+        settings=f"The template is given `{json.dumps(template)}`.\n\n" if template else "",
+        form=FORMS[serving["answer_form"]],
+        frame=FRAMES[serving["frame"]],
+        **{name: serving[name] for name in ("min_pixels", "max_pixels", "factor")},
         file=SERVING,
-        vllm=_fenced(serving.vllm, "bash"),
-        sglang=_fenced(serving.sglang, "bash"),
+        vllm=_fenced(serving["vllm"], "bash"),
+        sglang=_fenced(serving["sglang"], "bash"),
     )
-    return "\n\n".join([*parts, how.rstrip(), "## Labels\n\n" + _fenced(trained.labels)]) + "\n"
+    return "\n\n".join([*parts, how.rstrip(), "## Labels\n\n" + _fenced(serving["labels"])]) + "\n"
 
 
-def _front_matter(trained: Manifest, serving: Serving, metrics: Mapping[str, float]) -> str:
+def _front_matter(trained: Manifest, serving: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
     """Licence, base model and metrics, as the hub's pages read them."""
-    base, name = trained.config.model, FAMILIES[serving.family].name
-    is_apache, is_known = serving.licence.lower() == APACHE.lower(), serving.licence != UNKNOWN_LICENCE
+    base, name = trained.config.model, FAMILIES[serving["family"]].name
+    is_apache, is_known = serving["licence"].lower() == APACHE.lower(), serving["licence"] != UNKNOWN_LICENCE
     results = [
         EvalResult("object-detection", "validation", "the run's validation samples", key, value)
         for key, value in metrics.items()
@@ -86,7 +85,7 @@ def _front_matter(trained: Manifest, serving: Serving, metrics: Mapping[str, flo
         pipeline_tag="image-text-to-text",
         tags=["object-detection", name, "qwendet"],
         license="apache-2.0" if is_apache else "other" if is_known else None,
-        license_name=serving.licence if is_known and not is_apache else None,
+        license_name=serving["licence"] if is_known and not is_apache else None,
         base_model=base.path if base.revision is not None else None,
         model_name=f"{name} object detector" if results else None,
         eval_results=results or None,
@@ -94,30 +93,24 @@ def _front_matter(trained: Manifest, serving: Serving, metrics: Mapping[str, flo
     return str(data)
 
 
-def _settings(serving: Serving) -> str:
-    """What the chat template is given besides."""
-    given = json.dumps(serving.chat_template_kwargs)
-    return f"The template is given `{given}`.\n\n" if serving.chat_template_kwargs else ""
-
-
-def _facts(trained: Manifest, serving: Serving, ignored: Sequence[str]) -> str:
+def _facts(trained: Manifest, serving: Mapping[str, Any], ignored: Sequence[str]) -> str:
     model = trained.config.model
     facts = {
         "trained for": f"{trained.step} steps",
-        "weights": f"{serving.dtype}; in training {trained.dtype}",
+        "weights": f"{serving['dtype']}; in training {trained.dtype}",
         "attention in training": trained.attn_implementation,
         "detection head": f"{HEAD_WEIGHTS}, used by qwendet" if trained.head else "none",
         "coordinates of answers": trained.coordinates,
         "loss version": trained.loss_version,
-        "licence of the base": serving.licence,
+        "licence of the base": serving["licence"],
         "made with": ", ".join(f"{name} {version}" for name, version in trained.versions.items()),
     }
     if model.revision is not None:
         facts["base model"] = f"{model.path} at {model.revision}"
     if ignored:
         facts["left out"] = f"{', '.join(ignored)}, which transformers does not load"
-    if serving.limits:
-        facts["limits"] = "; ".join(serving.limits)
+    if serving["limits"]:
+        facts["limits"] = "; ".join(serving["limits"])
     if model.lora is not None:
         facts["merged"] = (
             f"a LoRA adapter of rank {model.lora.rank} on a base with fingerprint {model.lora.fingerprint}"

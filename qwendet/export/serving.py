@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from qwendet.config.schema import Frame
 from qwendet.encoding.prompts import request_text
 from qwendet.families.family import AnswerForm, decoder_layer_types
 from qwendet.loader import Bundle
@@ -22,46 +20,8 @@ NOT_SKIPPED: dict[AnswerForm, dict[str, bool]] = {"json": {}, "box_tokens": {"sk
 """Servers leave special tokens out of a text, so that nothing of a box would remain."""
 
 
-@dataclass(frozen=True)
-class Serving:
-    """How a model is served in text mode, and asked.
-
-    Attributes:
-        system: text of the system turn; empty for none.
-        request: text after the image, labels filled in.
-        labels_per_request: a request names so many of them at a time; ``None`` names all.
-        answer_form: of the boxes in answers: ``json`` or ``box_tokens``.
-        frame: of their coordinates: ``pixels`` of the resized image, or ``thousandths`` of the image.
-        factor: both sides of a resized image are multiples of it.
-        resizer: what resized the images in training; bicubic.
-        chat_template_kwargs: what the chat template is given besides.
-        vllm: the line that starts vLLM in the exported directory.
-        sglang: the same of SGLang.
-        limits: what a server cannot do with it.
-    """
-
-    family: str
-    licence: str
-    dtype: str
-    system: str
-    request: str
-    labels: tuple[str, ...]
-    labels_per_request: int | None
-    answer_form: AnswerForm
-    frame: Frame
-    min_pixels: int
-    max_pixels: int
-    factor: int
-    resizer: str
-    chat_template_kwargs: Mapping[str, bool]
-    sampling: Mapping[str, int | bool]
-    vllm: str
-    sglang: str
-    limits: tuple[str, ...]
-
-
-def serving_of(bundle: Bundle, name: str, licence: str) -> Serving:
-    """What ``serving.json`` holds of a model that is about to be written."""
+def serving_of(bundle: Bundle, name: str, licence: str) -> dict[str, Any]:
+    """What ``serving.json`` holds of a model that is about to be written; docs/serving.md explains it."""
     data, family, images = bundle.config.data, bundle.processor.family, bundle.processor.image_processor
     text = bundle.detector.vlm.config.get_text_config()
     answer = bundle.config.infer.max_new_tokens
@@ -87,35 +47,33 @@ def serving_of(bundle: Bundle, name: str, licence: str) -> Serving:
         "--mm-process-config": {"image": {"size": size}},
     }
     most = f"SGLANG_IMAGE_MAX_PIXELS={size['longest_edge']}"
-    return Serving(
-        family=family.model_type,
-        licence=licence or UNKNOWN_LICENCE,
-        dtype=bundle.config.model.dtype,
-        system=data.system_prompt or "",
-        request=request_text(data.request, bundle.request_labels),
-        labels=bundle.labels,
-        labels_per_request=data.labels_per_request,
-        answer_form=family.answer_form,
-        frame=family.frame,
-        min_pixels=size["shortest_edge"],
-        max_pixels=size["longest_edge"],
-        factor=images.patch_size * images.merge_size,
-        resizer=RESIZER,
-        chat_template_kwargs=settings,
-        sampling={"temperature": 0, "max_tokens": answer} | NOT_SKIPPED[family.answer_form],
-        vllm=_line("vllm serve .", vllm),
-        sglang=_line(f"{most} python -m sglang.launch_server --model-path .", sglang),
-        limits=tuple(_limits(text, bundle.config.model.dtype, family.ignored_weights)),
-    )
+    return {
+        "family": family.model_type,
+        "licence": licence or UNKNOWN_LICENCE,
+        "dtype": bundle.config.model.dtype,
+        "system": data.system_prompt or "",
+        "request": request_text(data.request, bundle.request_labels),
+        "labels": bundle.labels,
+        "labels_per_request": data.labels_per_request,
+        "answer_form": family.answer_form,
+        "frame": family.frame,
+        "min_pixels": size["shortest_edge"],
+        "max_pixels": size["longest_edge"],
+        "factor": images.patch_size * images.merge_size,
+        "resizer": RESIZER,
+        "chat_template_kwargs": settings,
+        "sampling": {"temperature": 0, "max_tokens": answer} | NOT_SKIPPED[family.answer_form],
+        "vllm": _line("vllm serve .", vllm),
+        "sglang": _line(f"{most} python -m sglang.launch_server --model-path .", sglang),
+        "limits": tuple(_limits(text, bundle.config.model.dtype, family.ignored_weights)),
+    }
 
 
 def _line(start: str, options: Mapping[str, Any]) -> str:
-    words = (word for name, value in options.items() for word in (name, _word(value)))
-    return f"{start} {shlex.join(words)}"
-
-
-def _word(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+    words = (word for option in options.items() for word in option)
+    return (
+        f"{start} {shlex.join(json.dumps(word) if isinstance(word, dict) else str(word) for word in words)}"
+    )
 
 
 def _limits(text: Any, dtype: str, ignored: tuple[str, ...]) -> list[str]:

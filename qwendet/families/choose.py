@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qwendet.config.schema import EMBEDDED_MODELS
 from qwendet.errors import CheckpointError
-from qwendet.families.family import Family, PixelLimits, unknown_family
+from qwendet.families.family import Family, PixelLimits
 from qwendet.families.qwen2_5_vl import QWEN2_5_VL
 from qwendet.families.qwen2_vl import QWEN2_VL
 from qwendet.families.qwen3_5 import QWEN3_5
@@ -73,7 +73,12 @@ def embedded_limits(family: Family) -> PixelLimits:
 
 def family_of(model_type: str | None, where: str) -> Family:
     """The family of a model."""
-    family = FAMILIES.get(model_type or "")
-    if family is None:
-        raise unknown_family(model_type, where, FAMILIES)
-    return family
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    what = "config.json names no model_type, which is not supported"
+    if model_type:
+        is_mixture = model_type.endswith("_moe")
+        kind = "a mixture of experts, which is not supported" if is_mixture else "no family that is supported"
+        what = f"model_type {model_type} is {kind}"
+    names = ", ".join(f"{family.name} ({family.model_type})" for family in FAMILIES.values())
+    raise CheckpointError(what, where, f"take a model of {names}")

@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, Literal
 
 from qwendet.config.schema import Frame
-from qwendet.errors import CheckpointError
 
 AnswerForm = Literal["json", "box_tokens"]
 """JSON objects with ``bbox_2d`` and ``label``, or Qwen2-VL's box tokens."""
@@ -96,10 +94,10 @@ class Family:
     merger: tuple[str, ...]
     lora: Mapping[str, str]
     other_names: tuple[str, ...] = ()
-    template_settings: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
+    template_settings: Mapping[str, bool] = field(default_factory=dict)
     packing_refusal: str = ""
     ignored_weights: tuple[str, ...] = ()
-    licences: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    licences: Mapping[str, str] = field(default_factory=dict)
 
     def in_frame(self, frame: Frame | None) -> Family:
         """The family with answers in another frame than its own; ``None`` is its own."""
@@ -118,20 +116,6 @@ class Family:
         if name.startswith(self.merger):
             return "merger"
         return "vision" if name.startswith("model.visual.") else "language"
-
-
-def unknown_family(model_type: str | None, where: str, known: Mapping[str, Family]) -> CheckpointError:
-    """What is said of a model of none of the families."""
-    names = ", ".join(f"{family.name} ({family.model_type})" for family in known.values())
-    kind = "is a mixture of experts, which" if (model_type or "").endswith("_moe") else ""
-    what = (
-        f"model_type {model_type} {kind}".strip() if model_type else "config.json names no model_type, which"
-    )
-    return CheckpointError(
-        f"{what} is not supported" if kind or not model_type else f"{what} is no family that is supported",
-        where,
-        f"take a model of {names}",
-    )
 
 
 def decoder_layer_types(text_config: Any) -> list[str]:

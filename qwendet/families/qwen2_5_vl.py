@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import MappingProxyType
 
 from qwendet.families.qwen2_vl import QWEN2_VL
 
@@ -17,13 +16,9 @@ QWEN2_5_VL = replace(
     answer_form="json",
     request="Locate every item from the category list in the image and output the coordinates in JSON format."
     " The category set includes {labels}.",
-    lora=MappingProxyType(
-        {
-            **QWEN2_VL.lora,
-            "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)",
-        }
-    ),
-    licences=MappingProxyType(
-        {"3B": "Qwen Research, non-commercial", "72B": "Qwen, conditions for commercial use"}
-    ),
+    lora={
+        **QWEN2_VL.lora,
+        "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)",
+    },
+    licences={"3B": "Qwen Research, non-commercial", "72B": "Qwen, conditions for commercial use"},
 )

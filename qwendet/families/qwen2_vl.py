@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 from qwendet.families.family import Family, PixelLimits
 
 QWEN2_VL = Family(
@@ -22,12 +20,10 @@ QWEN2_VL = Family(
     system_prompt="You are a helpful assistant.",
     answer_prefix="",
     merger=("model.visual.merger.",),
-    lora=MappingProxyType(
-        {
-            "language": r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj",
-            "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])",
-            "merger": r"model\.visual\.merger\.mlp\.[02]",
-        }
-    ),
-    licences=MappingProxyType({"72B": "Tongyi Qianwen, conditions for commercial use"}),
+    lora={
+        "language": r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj",
+        "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])",
+        "merger": r"model\.visual\.merger\.mlp\.[02]",
+    },
+    licences={"72B": "Tongyi Qianwen, conditions for commercial use"},
 )

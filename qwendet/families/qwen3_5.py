@@ -8,7 +8,6 @@ more than a token here: docs/performance.md.
 from __future__ import annotations
 
 from dataclasses import replace
-from types import MappingProxyType
 
 from qwendet.families.qwen3_vl import QWEN3_VL
 
@@ -18,17 +17,15 @@ QWEN3_5 = replace(
     name="Qwen3.5",
     other_names=("Qwen3.6", "Qwen3.8"),
     model_class="Qwen3_5ForConditionalGeneration",
-    template_settings=MappingProxyType({"enable_thinking": False, "preserve_thinking": False}),
+    template_settings={"enable_thinking": False, "preserve_thinking": False},
     answer_prefix="<think>\n\n</think>\n\n",
     merger=("model.visual.merger.",),
-    lora=MappingProxyType(
-        {
-            **QWEN3_VL.lora,
-            "language": r"model\.language_model\.layers\.\d+\."
-            r"((self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj|linear_attn\.(in_proj_\w+|out_proj))",
-            "merger": r"model\.visual\.merger\.linear_fc[12]",
-        }
-    ),
+    lora={
+        **QWEN3_VL.lora,
+        "language": r"model\.language_model\.layers\.\d+\."
+        r"((self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj|linear_attn\.(in_proj_\w+|out_proj))",
+        "merger": r"model\.visual\.merger\.linear_fc[12]",
+    },
     packing_refusal="its recurrent layers carry their state from one packed sample into the next",
     ignored_weights=("mtp.*",),
 )

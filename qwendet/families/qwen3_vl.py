@@ -6,7 +6,6 @@ They come through mergers of their own (deepstack), which belong to the part ``m
 from __future__ import annotations
 
 from dataclasses import replace
-from types import MappingProxyType
 
 from qwendet.families.family import PixelLimits
 from qwendet.families.qwen2_vl import QWEN2_VL
@@ -26,12 +25,10 @@ QWEN3_VL = replace(
     " Report bbox coordinates in JSON format.",
     system_prompt="",
     merger=("model.visual.merger.", "model.visual.deepstack_merger_list."),
-    lora=MappingProxyType(
-        {
-            **QWEN2_VL.lora,
-            "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])",
-            "merger": r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]",
-        }
-    ),
-    licences=MappingProxyType({}),
+    lora={
+        **QWEN2_VL.lora,
+        "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])",
+        "merger": r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]",
+    },
+    licences={},
 )

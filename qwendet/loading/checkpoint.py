@@ -165,16 +165,9 @@ def verify_parameters(detector: Qwen25VLWithDetection, manifest: Manifest, folde
         state = "unexpected" if name in found else "missing"
         raise CheckpointError(f"the parameter {name} is {state}", str(folder), "take another checkpoint")
     for name, record in wanted.items():
-        tensor = found[name]
-        if tuple(tensor.shape) != record.shape:
-            what = f"the parameter {name} has shape {tuple(tensor.shape)}, expected {record.shape}"
-            raise CheckpointError(what, str(folder), "take another checkpoint")
-        if _differs(tensor, record):
-            raise CheckpointError(
-                f"the parameter {name} is not the one that was saved",
-                str(folder),
-                "copy the checkpoint again",
-            )
+        if tuple(found[name].shape) != record.shape or _differs(found[name], record):
+            what = f"the parameter {name} is not the one that was saved"
+            raise CheckpointError(what, str(folder), "copy the checkpoint again")
 
 
 def _differs(tensor: Tensor, record: ParameterRecord) -> bool:
@@ -185,16 +178,12 @@ def _differs(tensor: Tensor, record: ParameterRecord) -> bool:
     return is_exact and sha256_of_tensor(tensor.to(stored)) != record.sha256
 
 
-def head_file(folder: Path) -> Path:
-    """Where a checkpoint's head is; of one from before it had a folder of its own, beside the model."""
-    path = folder / HEAD_WEIGHTS
-    return path if path.is_file() else folder / path.name
-
-
 def load_head_weights(detector: Qwen25VLWithDetection, folder: Path) -> None:
     """Load the head's weights, every one of them and no other."""
-    head, path = detector.head, head_file(folder)
+    head, path = detector.head, folder / HEAD_WEIGHTS
     assert head is not None
+    if not path.is_file():  # one from before the head had a folder of its own
+        path = folder / path.name
     fill(dict(head.named_parameters()) | head.constants(), path.parent, path.name, "head")
 
 

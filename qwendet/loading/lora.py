@@ -114,12 +114,9 @@ def in_4bit(model: ModelConfig) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, model.dtype),
     )
-    return {"quantization_config": settings, "device_map": {"": own_gpu()}}
-
-
-def own_gpu() -> int:
-    """The GPU of this process, of those that a launcher started: as accelerate deals them."""
-    return int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    # Of the processes that a launcher started, each has a GPU of its own, as accelerate deals them.
+    own_gpu = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    return {"quantization_config": settings, "device_map": {"": own_gpu}}
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+
 from qwendet.config.schema import Config, Frame
 from qwendet.errors import CheckpointError, Problem
 from qwendet.families.choose import FIRST_FAMILY, family_of
@@ -61,6 +63,8 @@ class Manifest:
         loss_version: of what the weights were trained for.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     config: Config
     head: HeadShape | None
     min_pixels: int
@@ -77,11 +81,6 @@ class Manifest:
     coordinates: str = COORDINATES["pixels"]
     format_version: int = FORMAT_VERSION
     loss_version: int = LOSS_VERSION
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The label set, in the order of request and class logits."""
-        return self.config.data.labels or ()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -164,14 +163,7 @@ def _parse_manifest(record: dict[str, Any]) -> Manifest:
         record["config"]["train"]["autocast"] = "auto"
     for removed in ("image_cache", "image_cache_gigabytes"):  # settings of older ones
         record["config"]["data"].pop(removed, None)
-    config = Config.model_validate_json(json.dumps(record["config"]))
-    parameters = {
-        name: ParameterRecord(tuple(entry["shape"]), entry["dtype"], entry["sha256"])
-        for name, entry in record["parameters"].items()
-    }
-    head = None if record["head"] is None else HeadShape(**record["head"])
-    files = {str(name): str(digest) for name, digest in record["files"].items()}
-    return Manifest(**(record | {"config": config, "parameters": parameters, "head": head, "files": files}))
+    return TypeAdapter(Manifest).validate_json(json.dumps(record))
 
 
 def file_problems(folder: Path, files: Mapping[str, str], record: str, fix: str) -> Iterator[Problem]:

@@ -107,18 +107,17 @@ class Service:
         kind, query, content = _kind(request), dict(request.query_params), await self._content(request)
         is_image = kind.startswith("image/") or kind == "application/octet-stream"
         body = _valid(DetectBody, 422, query if is_image else content, kind)
-        ways = [is_image, body.image is not None, body.images is not None]
-        if sum(ways) != 1 or (query and not is_image):
+        given = {"image": body.image} if body.image is not None else {}
+        given |= {f"images[{at}]": text for at, text in enumerate(body.images or ())}
+        if is_image and not given:
+            return body, [Picture(content, "image")]
+        if is_image or query or (body.image is None) == (body.images is None):
             fix = (
                 'send {"image": BASE64, …} or {"images": [BASE64, …], …} as JSON, or the image as the body'
                 " and the rest as the query"
             )
             raise RefusedError(422, "expected one image, and all fields in one place", "image", fix)
-        if is_image:
-            return body, [Picture(content, "image")]
-        places = {"image": body.image} if body.image is not None else {}
-        places |= {f"images[{at}]": text for at, text in enumerate(body.images or ())}
-        return body, [await self._read(text or "", place) for place, text in places.items()]
+        return body, [await self._read(text, place) for place, text in given.items()]
 
     async def chat(self, request: Request) -> dict[str, Any]:
         """A greedy answer in the shape of OpenAI's chat completions."""
@@ -172,12 +171,12 @@ class Service:
 
     async def _content(self, request: Request) -> bytes:
         """The body; one that is too long is read to its end: a client reads no answer while it sends."""
-        content, size = [], 0
+        content, size, most = [], 0, self._limits.body_megabytes << 20
         async for chunk in request.stream():
             size += len(chunk)
-            if size <= self._limits.body_bytes:
+            if size <= most:
                 content.append(chunk)
-        if size > self._limits.body_bytes:
+        if size > most:
             what = f"the request has more than {self._limits.body_megabytes} MB"
             raise RefusedError(413, what, "body", "shrink the image, or send fewer of them at once")
         return b"".join(content)

@@ -19,8 +19,3 @@ class Limits:
     seconds: float = 120.0
     waiting: int = 64
     url_prefixes: tuple[str, ...] = ()
-
-    @property
-    def body_bytes(self) -> int:
-        """Bytes of one request."""
-        return self.body_megabytes << 20

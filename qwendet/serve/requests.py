@@ -172,10 +172,10 @@ def _fetch(url: str, place: str, limits: Limits) -> bytes:
         raise RefusedError(422, "this address is not fetched", place, fix)
     try:
         with urllib.request.build_opener(_NoRedirects).open(url, timeout=limits.seconds) as answer:
-            content: bytes = answer.read(limits.body_bytes + 1)
+            content: bytes = answer.read((limits.body_megabytes << 20) + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
         what = f"the address cannot be fetched ({error})"
         raise RefusedError(422, what, place, "send the image itself") from error
-    if len(content) > limits.body_bytes:
+    if len(content) > limits.body_megabytes << 20:
         raise RefusedError(413, f"the image has more than {limits.body_megabytes} MB", place, "shrink it")
     return content

@@ -134,7 +134,9 @@ def test_train__an_output_directory_that_is_a_file_is_refused(
     (tmp_path / "run").write_text("")
     with pytest.raises(ConfigError) as caught:
         train(make_config(tmp_path / "run"))
-    assert str(caught.value).startswith(f"{tmp_path / 'run'}: the output directory is a file")
+    assert str(caught.value).startswith(
+        f"train.output_dir: expected a folder, got the file {tmp_path / 'run'}"
+    )
 
 
 @pytest.mark.parametrize(

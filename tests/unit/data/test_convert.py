@@ -344,7 +344,7 @@ def test_unreadable_folder(voc: Voc, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for source in ("auto", "voc", "coco", "yolo"):
         with pytest.raises(DataError) as error:
             open_source(voc.folder, source)
-        what = "cannot look into the folder (Permission denied)"
+        what = "it cannot be read (Permission denied)"
         assert str(error.value) == f"{voc.folder}: {what} (chmod -R u+rX {voc.folder})"
 
 

@@ -199,7 +199,7 @@ def test_save__manifest_says_what_the_checkpoint_is(saved: Path, bundle: Bundle)
 def test_read_manifest__returns_what_was_written(saved: Path, bundle: Bundle) -> None:
     manifest = read_manifest(saved)
     assert manifest.config == bundle.config
-    assert manifest.labels == bundle.labels
+    assert manifest.config.data.labels == bundle.labels
     assert bundle.detector.head is not None
     assert manifest.head == bundle.detector.head.shape
     assert manifest.parameters == describe_parameters(bundle.detector)
