@@ -34,7 +34,7 @@ from PIL import Image
 
 from benchmarks.report import machine, parser
 from benchmarks.worlds import PRETRAIN
-from qwendet.checks.suites import run_served_checks
+from qwendet.checks.preflight import run_served_checks
 from qwendet.config.schema import Config, DataConfig, InferConfig, ModelConfig
 from qwendet.data.images import open_image
 from qwendet.data.samples import Sample

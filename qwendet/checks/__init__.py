@@ -7,8 +7,7 @@ A check is a function that returns what it saw and what is wrong; its id begins 
     consistency/  consistency.*  the model that is trained is the one served       check-consistency
     served/       served.*       a running server answers as the checkpoint does   check-served
 
-    result.py     what a check says                subject.py    the training build and a few samples
-    runner.py     runs a check, come what may      shortened.py  a few layers of a large model
-    suites.py     the checks of a model            ids.py        every check and its function
-    preflight.py  all of them: validate
+    runner.py     what a check says; runs it, come what may    subject.py    training build, a few samples
+    preflight.py  all of them, and those of each kind          shortened.py  a few layers of a large model
+    ids.py        every check and its function
 """

@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Mapping
 from pkgutil import resolve_name
 
 from qwendet.checks.config.suite import MEMORY, known_ids
-from qwendet.checks.result import Verdict
+from qwendet.checks.runner import Verdict
 
 LOSS = {
-    "loss.build": "suites:build",
+    "loss.build": "preflight:build",
     "loss.tokens": "loss.tokens:token_losses",
     "loss.gradients": "loss.gradients:gradients",
     "loss.optimizer": "loss.optimizer:optimizer",

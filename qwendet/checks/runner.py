@@ -1,4 +1,4 @@
-"""Running a check so that it always ends in results: problems it found, or why it could not run."""
+"""What a check says, and running it so that it always ends in results: problems, or why it could not run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from qwendet.checks.result import NotApplicableError, Table, Verdict
 from qwendet.errors import ConfigError, Problem, QwendetError, Result, Status
 from qwendet.progress import track
 
@@ -21,6 +20,33 @@ Subject = TypeVar("Subject")
 
 MAX_SHOWN = 20
 """Problems of one check that are named; the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Figures that a person reads beside the results; human output only."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check of the model saw.
+
+    Attributes:
+        seen: what was measured, with the tolerance it was held against; printed when the check passes.
+        problems: what is wrong; none if it passes.
+    """
+
+    seen: str
+    problems: tuple[Problem, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+
+class NotApplicableError(Exception):
+    """Raised by a check that has nothing to look at; its text says why. The check is skipped."""
 
 
 def attempt(find: Callable[[], Iterable[Problem]]) -> list[Problem]:

@@ -17,6 +17,7 @@ from qwendet.encoding.dataset import TrainingSamples
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import ConfigError, DataError
 from qwendet.loader import Bundle
+from qwendet.model.detector import Qwen25VLWithDetection
 from qwendet.training.build import create_trainer, trainer_of
 from qwendet.training.trainer import DetectionTrainer
 
@@ -148,6 +149,15 @@ def once(make: Callable[[Subject], Made]) -> Callable[[Subject], Made]:
         return made
 
     return remembered
+
+
+def as_in_training(detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:
+    """Set the mode that training computes in, but for the adapter's dropout, which is meant to be random."""
+    detector.train()
+    for name, module in detector.named_modules():
+        if "lora_dropout" in name:
+            module.eval()
+    return detector
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from qwendet.cli.options import (
 from qwendet.console import console
 
 if TYPE_CHECKING:
-    from qwendet.checks.result import Table
+    from qwendet.checks.runner import Table, require_known
     from qwendet.errors import Result
 
 
@@ -71,8 +71,8 @@ def validate_loss(
     _require_known_or_list(only or (), LOSS_IDS, list_ids=list_ids)
     name = config_name(config, named)
     loaded = load_config(name, settings or ())
+    from qwendet.checks.preflight import run_loss_checks
     from qwendet.checks.subject import temporary_subject
-    from qwendet.checks.suites import run_loss_checks
 
     with console.nothing_but_results(), temporary_subject(loaded) as subject:
         results, tables = run_loss_checks(subject, only=only or (), with_overfit=overfit)
@@ -96,8 +96,8 @@ def check_consistency(
     _require_known_or_list(only or (), CONSISTENCY_IDS, list_ids=list_ids)
     name = config_name(config, named)
     loaded = load_config(name, settings or ())
+    from qwendet.checks.preflight import run_consistency_checks
     from qwendet.checks.subject import temporary_subject
-    from qwendet.checks.suites import run_consistency_checks
 
     with console.nothing_but_results(), temporary_subject(loaded) as subject:
         results, tables = run_consistency_checks(subject, checkpoint=checkpoint, only=only or ())
@@ -126,7 +126,7 @@ def check_served(
     from qwendet.checks.ids import SERVED_IDS
 
     _require_known_or_list(only or (), SERVED_IDS, list_ids=list_ids)
-    from qwendet.checks.suites import run_served_checks
+    from qwendet.checks.preflight import run_served_checks
 
     with console.nothing_but_results():
         results, tables = run_served_checks(
@@ -172,8 +172,6 @@ def validate(
 
 def _require_known_or_list(only: Sequence[str], ids: Sequence[str], *, list_ids: bool) -> None:
     """Refuse ids that no check has; with ``--list``, print those that there are, and exit."""
-    from qwendet.checks.runner import require_known
-
     if not list_ids:
         require_known(only, ids)
         return

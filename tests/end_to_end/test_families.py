@@ -11,8 +11,8 @@ import transformers
 
 from benchmarks.worlds import PRETRAIN
 from qwendet import Predictor
+from qwendet.checks.preflight import run_consistency_checks
 from qwendet.checks.subject import temporary_subject
-from qwendet.checks.suites import run_consistency_checks
 from qwendet.config.load import build_config
 from qwendet.config.schema import EMBEDDED_MODELS, Config
 from qwendet.data.samples import SampleFile

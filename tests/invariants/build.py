@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qwendet.checks.consistency.checkpoint import own_name
 from qwendet.checks.consistency.pair import pair
-from qwendet.checks.result import NotApplicableError
+from qwendet.checks.runner import NotApplicableError
 from qwendet.checks.subject import Subject
 from qwendet.config.section import flat
 from qwendet.errors import Problem

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qwendet.checks.consistency.noise import compare, noise
 from qwendet.checks.consistency.pair import exact_pair, pair
-from qwendet.checks.result import NotApplicableError
+from qwendet.checks.runner import NotApplicableError
 from qwendet.checks.subject import Subject
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem

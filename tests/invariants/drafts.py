@@ -14,9 +14,9 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from qwendet.checks.consistency.noise import as_in_training, compare, noise, run
+from qwendet.checks.consistency.noise import compare, noise, run
 from qwendet.checks.consistency.pair import exact_pair
-from qwendet.checks.subject import Subject
+from qwendet.checks.subject import Subject, as_in_training
 from qwendet.encoding.collate import to_device
 from qwendet.errors import Problem
 from qwendet.inference.generation import generate_answers

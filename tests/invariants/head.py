@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qwendet.checks.consistency.noise import as_in_training, compare, noise
+from qwendet.checks.consistency.noise import compare, noise
 from qwendet.checks.consistency.pair import exact_pair, pair
-from qwendet.checks.result import NotApplicableError
-from qwendet.checks.subject import Subject
+from qwendet.checks.runner import NotApplicableError
+from qwendet.checks.subject import Subject, as_in_training
 from qwendet.data.samples import Sample
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qwendet.checks.result import NotApplicableError
+from qwendet.checks.runner import NotApplicableError
 from qwendet.checks.subject import Subject
 from qwendet.encoding.collate import to_device
 from qwendet.errors import Problem

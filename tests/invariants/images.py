@@ -18,7 +18,7 @@ from torch import nn
 from qwendet.boxes import paired_iou_and_giou
 from qwendet.checks.consistency.inputs import PROCESSOR_FIX
 from qwendet.checks.consistency.pair import pair
-from qwendet.checks.result import NotApplicableError
+from qwendet.checks.runner import NotApplicableError
 from qwendet.checks.subject import Subject
 from qwendet.data.samples import DetectedObject, Sample, Turn
 from qwendet.encoding.encode import EncodedSample

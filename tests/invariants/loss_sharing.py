@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qwendet.checks.result import NotApplicableError
+from qwendet.checks.runner import NotApplicableError
 from qwendet.errors import Problem
 from qwendet.model.detector import DetectorOutput
 from qwendet.model.losses import TokenLosses

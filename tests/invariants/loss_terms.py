@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from qwendet.checks.result import NotApplicableError
+from qwendet.checks.runner import NotApplicableError
 from qwendet.config.schema import LossConfig
 from qwendet.data.samples import Sample
 from qwendet.errors import Problem

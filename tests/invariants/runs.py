@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwendet.checks.consistency.noise import as_in_training
 from qwendet.checks.consistency.pair import exact_pair
-from qwendet.checks.subject import Subject, once
+from qwendet.checks.subject import Subject, as_in_training, once
 from qwendet.data.samples import Sample
 from qwendet.encoding.encode import EncodedSample
 from qwendet.inference.detections import Prediction

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from qwendet.checks.loss.tokens import without_dropout
+from qwendet.checks.subject import as_in_training
 from qwendet.encoding.collate import Batch
 from qwendet.model.detector import DetectorOutput, Qwen25VLWithDetection
 from qwendet.model.head import HeadOutput
@@ -70,8 +70,8 @@ class Shallow(nn.Module):
         """Run the detector."""
         handle = self.detector.vlm.model.language_model.register_forward_hook(self._cut)
         try:
-            with without_dropout(self.detector), torch.no_grad():
-                output: DetectorOutput = self.detector(batch)
+            with torch.no_grad():
+                output: DetectorOutput = as_in_training(self.detector)(batch)
         finally:
             handle.remove()
         return replace(output, head=_head_leaves(output.head, None))

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 
-from qwendet.checks.result import NotApplicableError
-from qwendet.checks.runner import attempt
+from qwendet.checks.runner import NotApplicableError, attempt
 from qwendet.checks.subject import Subject
 from qwendet.errors import Problem, Result
 from tests.invariants import (

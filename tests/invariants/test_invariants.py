@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qwendet.checks.result import NotApplicableError
+from qwendet.checks.runner import NotApplicableError
 from qwendet.checks.subject import Subject, temporary_subject
 from qwendet.config.load import load_config
 from qwendet.families.choose import FAMILIES

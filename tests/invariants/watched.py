@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qwendet.checks.result import NotApplicableError
+from qwendet.checks.runner import NotApplicableError
 from qwendet.checks.subject import Subject, once
 from qwendet.encoding.collate import Batch
 from qwendet.encoding.encode import EncodedSample

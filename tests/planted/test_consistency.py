@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from qwendet.checks.ids import CONSISTENCY
+from qwendet.checks.preflight import run_consistency_checks
 from qwendet.checks.subject import Subject, temporary_subject
-from qwendet.checks.suites import run_consistency_checks
 from qwendet.config.load import override_config
 from qwendet.config.schema import Config
 from qwendet.errors import Result

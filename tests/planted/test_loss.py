@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from qwendet.checks.ids import LOSS
+from qwendet.checks.preflight import run_loss_checks
 from qwendet.checks.subject import temporary_subject
-from qwendet.checks.suites import run_loss_checks
 from qwendet.errors import Result
 from qwendet.loader import Bundle
 from tests.invariants.suite import INVARIANTS, broken

@@ -8,8 +8,8 @@ import pytest
 
 from qwendet.checks.config.scan import Thoroughness
 from qwendet.checks.config.suite import run_config_checks
+from qwendet.checks.preflight import run_consistency_checks, run_loss_checks
 from qwendet.checks.subject import temporary_subject
-from qwendet.checks.suites import run_consistency_checks, run_loss_checks
 from qwendet.config.load import load_config
 from tests.invariants.runs import serving
 from tests.invariants.suite import broken

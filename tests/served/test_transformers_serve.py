@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.worlds import PRETRAIN
 from qwendet import Predictor
-from qwendet.checks.suites import run_served_checks
+from qwendet.checks.preflight import run_served_checks
 from qwendet.data.samples import SampleFile
 from qwendet.demo.shapes import write_dataset
 from qwendet.demo.tiny import ASSETS

@@ -13,7 +13,7 @@ import numpy as np
 from qwendet.checks.config.lookalikes import lookalikes, nearest_lookalike
 from qwendet.checks.config.samples import Split
 from qwendet.checks.config.stats import BOX_COLUMNS, SeenImage, SplitStats
-from qwendet.checks.result import NotApplicableError, Verdict
+from qwendet.checks.runner import NotApplicableError, Verdict
 from qwendet.config.schema import Config
 from qwendet.data.archives import copies, file_at
 from qwendet.data.augment import steps_of

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from qwendet.checks.config.suite import MEMORY
-from qwendet.checks.result import Verdict
-from qwendet.checks.runner import run_check
+from qwendet.checks.runner import Verdict, run_check
 from qwendet.config.schema import Config
 from qwendet.data.labels import resolve_labels
 from qwendet.encoding.image_tokens import require_image_limits

@@ -179,7 +179,11 @@ class Pass:
 
     def judged(self) -> Judged:
         """What it saw and found."""
-        return self.task.split, self.stats, {id: few for id, few in self.findings.items() if few.seconds}
+        return (
+            self.task.split,
+            self.stats,
+            {id: few for id, few in self.findings.items() if few.seconds or few.counts},
+        )
 
     def read(self, line: SampleLine, number: int) -> None:
         """Take in one line."""
@@ -187,7 +191,9 @@ class Pass:
         samples: list[Sample] = []
         raw = b"" if isinstance(line.raw, DataError) else line.raw
         if raw and not raw.endswith(b"\n") and not _is_json(raw):
-            self._holds(CUT, partial(_say_cut, raw, line.where))
+            shown = raw[-30:].decode("utf-8", "replace")
+            what = f"the file ends in mid-line: …{shown!r}; what followed is missing"
+            self.findings[CUT].add([Problem(what, line.where, "write or fetch the whole file again")])
             return
         self._holds(PARSE, partial(_parse, line, samples))
         if not samples:
@@ -320,11 +326,6 @@ def _misfits(visit: Visit) -> Iterator[Problem]:
 def _parse(line: SampleLine, samples: list[Sample]) -> list[Problem]:
     samples.append(line.parse())
     return []
-
-
-def _say_cut(raw: bytes, where: str) -> list[Problem]:
-    what = f"the file ends in mid-line: …{raw[-30:].decode('utf-8', 'replace')!r}; what followed is missing"
-    return [Problem(what, where, "write or fetch the whole file again")]
 
 
 def _is_json(raw: bytes) -> bool:

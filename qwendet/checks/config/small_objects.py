@@ -15,7 +15,7 @@ from qwendet.checks.config.dataset import Check, Dataset
 from qwendet.checks.config.frames import Floats, box_table, sides_px
 from qwendet.checks.config.samples import Split
 from qwendet.checks.config.stats import SplitStats
-from qwendet.checks.result import NotApplicableError
+from qwendet.checks.runner import NotApplicableError
 from qwendet.config.schema import InferConfig
 from qwendet.data.windows import windows_by
 from qwendet.encoding.image_tokens import image_limits

@@ -14,8 +14,7 @@ from qwendet.checks.config.samples import RULES, Split
 from qwendet.checks.config.scan import CUT, OPEN, PARSE, PASS_IDS, Thoroughness
 from qwendet.checks.config.stats import SplitStats
 from qwendet.checks.config.summary import summary_tables
-from qwendet.checks.result import Table
-from qwendet.checks.runner import Findings, run_check, unknown_id
+from qwendet.checks.runner import Findings, Table, run_check, unknown_id
 from qwendet.config.schema import Config
 from qwendet.data.archives import SUFFIXES
 from qwendet.encoding.image_tokens import image_limits

@@ -9,7 +9,7 @@ import numpy as np
 from qwendet.checks.config.frames import box_table, sides_px
 from qwendet.checks.config.samples import Split
 from qwendet.checks.config.stats import SplitStats, label_totals
-from qwendet.checks.result import Table
+from qwendet.checks.runner import Table
 
 SMALL_PX, LARGE_PX = 32, 96
 """Sides of squares whose areas part small, medium and large boxes, as COCO does."""

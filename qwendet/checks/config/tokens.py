@@ -17,8 +17,7 @@ import numpy as np
 from qwendet.checks.config.dataset import Dataset
 from qwendet.checks.config.samples import Split
 from qwendet.checks.config.stats import SplitStats, sizes_of
-from qwendet.checks.result import Table
-from qwendet.checks.runner import Findings
+from qwendet.checks.runner import Findings, Table
 from qwendet.config.schema import Config
 from qwendet.data.samples import Sample
 from qwendet.encoding.dataset import TrainingSamples

@@ -23,7 +23,7 @@ from qwendet.checks.consistency.inputs import (
     settings_of,
     special_token_problems,
 )
-from qwendet.checks.result import NotApplicableError, Table, Verdict
+from qwendet.checks.runner import NotApplicableError, Table, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.config.section import flat
 from qwendet.errors import CheckpointError, Problem

@@ -19,7 +19,7 @@ from qwendet.checks.consistency.noise import (
     training,
 )
 from qwendet.checks.consistency.pair import exact_pair, pair
-from qwendet.checks.result import NotApplicableError, Verdict
+from qwendet.checks.runner import NotApplicableError, Verdict
 from qwendet.checks.shortened import exact
 from qwendet.checks.subject import Subject
 from qwendet.errors import Problem

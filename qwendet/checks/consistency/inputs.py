@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from qwendet.checks.consistency.pair import pair
-from qwendet.checks.result import Verdict
+from qwendet.checks.runner import Verdict
 from qwendet.checks.subject import Subject
 from qwendet.data.samples import Sample
 from qwendet.encoding.encode import EncodedSample

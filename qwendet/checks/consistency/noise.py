@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from qwendet.checks.consistency.pair import exact_pair
-from qwendet.checks.result import NotApplicableError, Verdict
+from qwendet.checks.runner import NotApplicableError, Verdict
 from qwendet.checks.shortened import exact
-from qwendet.checks.subject import Subject, once
+from qwendet.checks.subject import Subject, as_in_training, once
 from qwendet.encoding.collate import Batch, to_device
 from qwendet.errors import Problem
 from qwendet.model.attention import attention_by_part
@@ -85,15 +85,6 @@ def attending(detector: Qwen25VLWithDetection, implementation: str) -> Iterator[
         yield
     finally:
         detector.vlm.set_attn_implementation(usual)
-
-
-def as_in_training(detector: Qwen25VLWithDetection) -> Qwen25VLWithDetection:
-    """Set the mode that training computes in, but for the adapter's dropout, which is meant to be random."""
-    detector.train()
-    for name, module in detector.named_modules():
-        if "lora_dropout" in name:
-            module.eval()
-    return detector
 
 
 @dataclass(frozen=True)

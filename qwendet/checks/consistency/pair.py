@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from qwendet.checks.result import Verdict
+from qwendet.checks.runner import Verdict
 from qwendet.checks.shortened import Shortened, exact
 from qwendet.checks.subject import Subject, once
 from qwendet.files import atomic_folder

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from qwendet.checks.result import NotApplicableError, Table, Verdict
+from qwendet.checks.runner import NotApplicableError, Table, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.encoding.collate import to_device
 from qwendet.encoding.encode import EncodedSample

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from qwendet.checks.result import Table, Verdict
+from qwendet.checks.runner import Table, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.errors import Problem
 from qwendet.loading.checkpoint import dtype_name

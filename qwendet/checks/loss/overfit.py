@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qwendet.checks.result import Table, Verdict
+from qwendet.checks.runner import Table, Verdict
 from qwendet.checks.subject import Subject
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from qwendet.checks.result import Verdict
+from qwendet.checks.runner import Verdict
 from qwendet.checks.shortened import exact
-from qwendet.checks.subject import Subject
+from qwendet.checks.subject import Subject, as_in_training
 from qwendet.encoding.collate import to_device
 from qwendet.encoding.encode import EncodedSample
 from qwendet.errors import Problem
@@ -76,16 +75,17 @@ def _differences(
 def batch_nll(subject: Subject, detector: Qwen25VLWithDetection) -> Tensor:
     """``-log p`` of the answer tokens of all samples, as training computes them in one batch."""
     batch = to_device(subject.collator(subject.encoded), detector.device)
-    with without_dropout(detector.train()), torch.no_grad():
-        tokens = detector(batch).tokens
+    with torch.no_grad():
+        tokens = as_in_training(detector)(batch).tokens
     return torch.zeros(0) if tokens is None else tokens.nll.double().cpu()
 
 
 def base_nll(subject: Subject, detector: Qwen25VLWithDetection, rows: Sequence[int]) -> Tensor:
     """The same of single samples, unpadded, from the logits of the transformers class."""
     image_token = subject.bundle.processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    with without_dropout(detector), torch.no_grad(), detector.computing():
-        own = [_nll_of(detector.vlm, subject.encoded[row], image_token) for row in rows]
+    vlm = as_in_training(detector).vlm
+    with torch.no_grad(), detector.computing():
+        own = [_nll_of(vlm, subject.encoded[row], image_token) for row in rows]
     return torch.cat(own)
 
 
@@ -118,16 +118,3 @@ def _place_of(subject: Subject, index: int) -> str:
                 return f"{sample.where}: token {at}, {token!r}"
             index -= 1
     raise IndexError(index)
-
-
-@contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Nothing random in the forward until the end of the block."""
-    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.training]
-    for module in dropouts:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module in dropouts:
-            module.train()

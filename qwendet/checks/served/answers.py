@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from qwendet.answers.format import parse_answer
-from qwendet.checks.result import NotApplicableError, Verdict
+from qwendet.checks.runner import NotApplicableError, Verdict
 from qwendet.checks.served.observed import MULTIPLE, Observed, is_near_tie
 from qwendet.checks.served.prompt import launch_limits
 from qwendet.errors import Problem, QwendetError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from qwendet.checks.result import NotApplicableError, Verdict
+from qwendet.checks.runner import NotApplicableError, Verdict
 from qwendet.checks.served.observed import Observed
 from qwendet.encoding.image_tokens import num_image_tokens
 from qwendet.errors import Problem

@@ -10,8 +10,8 @@ import pytest
 
 from qwendet.checks import subject as subject_module
 from qwendet.checks.consistency.pair import pair
+from qwendet.checks.preflight import run_consistency_checks
 from qwendet.checks.subject import Subject, temporary_subject
-from qwendet.checks.suites import run_consistency_checks
 from qwendet.config.load import load_config
 from qwendet.errors import Result
 from qwendet.model.detector import Qwen25VLWithDetection

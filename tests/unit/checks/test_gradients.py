@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from qwendet.checks.preflight import run_loss_checks
 from qwendet.checks.subject import temporary_subject
-from qwendet.checks.suites import run_loss_checks
 from qwendet.config.load import load_config
 from qwendet.errors import Result
 from qwendet.init.project import init_project

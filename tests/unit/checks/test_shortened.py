@@ -17,10 +17,10 @@ from qwendet.checks import shortened as shortened_module
 from qwendet.checks import subject as subject_module
 from qwendet.checks.consistency import noise as noise_module
 from qwendet.checks.consistency.noise import compare
-from qwendet.checks.result import NotApplicableError
+from qwendet.checks.preflight import run_consistency_checks
+from qwendet.checks.runner import NotApplicableError
 from qwendet.checks.shortened import exact, first_of_each, shortened
 from qwendet.checks.subject import Subject, temporary_subject
-from qwendet.checks.suites import run_consistency_checks
 from qwendet.config.load import load_config
 
 OF_NUMBERS = ["consistency.compute.served", "consistency.compute.attention"]

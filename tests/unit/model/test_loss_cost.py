@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from qwendet.checks.preflight import QUICK, run_loss_checks
 from qwendet.checks.subject import temporary_subject
-from qwendet.checks.suites import QUICK, run_loss_checks
 from qwendet.config.schema import Config
 from qwendet.loader import Bundle
 
