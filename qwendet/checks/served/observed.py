@@ -87,12 +87,8 @@ class Observed:
         return self._forced[key]
 
     def _forced_by(self, detector: Qwen25VLWithDetection, number: int, reply: Reply) -> Forced:
-        if not (ids := self.ids_of(reply)):
-            return Forced((), ())
-        logits = self._logits(detector, self.items[number], ids)
-        log_probs = logits.log_softmax(-1)
-        own = log_probs.gather(-1, torch.tensor(ids, device=logits.device)[:, None])[:, 0]
-        return Forced(tuple(own.tolist()), tuple((log_probs.amax(-1) - own).tolist()))
+        ids = self.ids_of(reply)
+        return _forced(self._logits(detector, self.items[number], ids), ids) if ids else Forced((), ())
 
     @torch.inference_mode()
     def _logits(self, detector: Qwen25VLWithDetection, item: EncodedSample, ids: Sequence[int]) -> Tensor:
@@ -121,12 +117,7 @@ class Observed:
         """
         reply = self.replies[number]
         forced = self._forced_by(detector, number, reply) if detector else self.forced(number, reply)
-        if not forced.behind:
-            return math.nan
-        if reply.log_probs is None:
-            return max(forced.behind)
-        off = _differences(forced.log_probs, reply.log_probs)
-        return max(off) if all(map(math.isfinite, off)) else math.inf
+        return _misfit(forced, reply) if forced.behind else math.nan
 
     @cached_property
     def misfits(self) -> dict[int, float]:
@@ -220,11 +211,7 @@ class Observed:
         with torch.inference_mode(), self.predictor.bundle.detector.computing():
             inputs = torch.tensor([[*prompt, *ids]], device=vlm.device)
             logits = vlm(input_ids=inputs).logits[0, len(prompt) - 1 : -1].float()
-        written = inputs[0, len(prompt) :, None]
-        if reply.log_probs is None:
-            return float((logits.amax(-1) - logits.gather(-1, written)[:, 0]).max())
-        ours = logits.log_softmax(-1).gather(-1, written)[:, 0].cpu()
-        return float((ours - torch.tensor(reply.log_probs)).abs().max())
+        return _misfit(_forced(logits, ids), reply)
 
     def text_messages(self) -> list[dict[str, Any]]:
         """System text and request, without an image."""
@@ -244,6 +231,19 @@ class Observed:
         text = tokenizer.apply_chat_template(messages, tokenize=False, **given)
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+
+def _forced(logits: Tensor, ids: Sequence[int]) -> Forced:
+    log_probs = logits.log_softmax(-1)
+    own = log_probs.gather(-1, torch.tensor(ids, device=logits.device)[:, None])[:, 0]
+    return Forced(tuple(own.tolist()), tuple((log_probs.amax(-1) - own).tolist()))
+
+
+def _misfit(forced: Forced, reply: Reply) -> float:
+    if reply.log_probs is None:
+        return max(forced.behind)
+    off = _differences(forced.log_probs, reply.log_probs)
+    return max(off) if all(map(math.isfinite, off)) else math.inf
 
 
 def _differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
