@@ -28,7 +28,7 @@ from qwendet.cli.options import (
 from qwendet.console import console
 
 if TYPE_CHECKING:
-    from qwendet.checks.runner import Table, require_known
+    from qwendet.checks.runner import Table
     from qwendet.errors import Result
 
 
@@ -172,6 +172,8 @@ def validate(
 
 def _require_known_or_list(only: Sequence[str], ids: Sequence[str], *, list_ids: bool) -> None:
     """Refuse ids that no check has; with ``--list``, print those that there are, and exit."""
+    from qwendet.checks.runner import require_known
+
     if not list_ids:
         require_known(only, ids)
         return
