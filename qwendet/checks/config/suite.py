@@ -25,7 +25,8 @@ ENVIRONMENT = "config.environment."
 FILES = "config.data.files"
 EMPTY = "config.data.empty"
 ALLOW = "config.data.allow"
-CORRECT = "correct the path, or its permissions (chmod +r)"
+CORRECT = "correct the path"
+PERMIT = "give yourself the right to read it: chmod -R +rX PATH"
 MEMORY = "config.memory"  # run by `validate`, see qwendet.checks.config.memory
 TOKENS = ("config.tokens.limit", "config.tokens.answer")
 ORDER: tuple[Split, ...] = ("val", "train", "teachers")
@@ -180,8 +181,12 @@ def require_files(files: Iterable[tuple[str, Path]], root: str | None, root_name
     """Refuse files that cannot be read at once: without them most checks would say the same."""
     problems = [problem for where, path in files for problem in _unreadable(path, where)]
     if root is not None and not (Path(root).is_dir() and os.access(root, os.R_OK | os.X_OK)):
-        state = "may not be read" if Path(root).is_dir() else "is not there"
-        problems.append(Problem(f"the folder {state}: {root}", root_name, CORRECT, FILES))
+        what, fix = (
+            ("the folder may not be read", PERMIT)
+            if Path(root).is_dir()
+            else ("there is no such folder", CORRECT)
+        )
+        problems.append(Problem(f"{what}: {root}", root_name, fix, FILES))
     if problems:
         raise DataError.of(problems)
 
@@ -196,4 +201,4 @@ def _unreadable(path: Path, where: str) -> Iterable[Problem]:
         what = f"expected a sample file, got the folder {path}"
         yield Problem(what, where, f"name a .jsonl file in it: {held}", FILES)
     elif not path.is_dir() and not (path.is_file() and os.access(path, os.R_OK)):
-        yield Problem(f"the sample file may not be read: {path}", where, CORRECT, FILES)
+        yield Problem(f"the sample file may not be read: {path}", where, PERMIT, FILES)
