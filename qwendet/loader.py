@@ -350,12 +350,12 @@ def _record(
     commit: str | None,
     head: DetectionHead | None = None,
 ) -> Config:
-    """Write into the config what the loaded parts have settled."""
+    """Write into the config what the loaded parts have resolved."""
     size = processor.image_processor.size
-    settled: dict[str, Any] = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    resolved: dict[str, Any] = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
     if config.data.system_prompt is None:
-        settled["system_prompt"] = processor.family.system_prompt
-    update: dict[str, Any] = {"data": config.data.model_copy(update=settled)}
+        resolved["system_prompt"] = processor.family.system_prompt
+    update: dict[str, Any] = {"data": config.data.model_copy(update=resolved)}
     update["model"] = config.model.model_copy(update={"revision": commit})
     if head is not None:
         shape = {name: getattr(head.shape, name) for name in NEW_HEAD}

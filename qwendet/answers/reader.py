@@ -1,6 +1,6 @@
 """The objects of an answer, and the boxes that stand in none.
 
-A stack of open objects is kept, of bounded depth and without recursion. Braces that do not match are mended
+A stack of open objects is kept, of bounded depth and without recursion. Braces that do not match are repaired
 rather than refused: an opening one where no value can stand closes the object before it, a closing one
 without a partner is passed over. Square brackets say nothing but where numbers begin and end.
 """
@@ -89,7 +89,7 @@ class AnswerReader:
         if self._stack and (not self._stack[-1].key or self._stack[-1].has_value):
             self._close(start)  # a stray brace, or a closing one is missing
         is_skipped = bool(self._stack) and self._stack[-1].skips_value
-        self._stack.append(Record(self._ascii, start, is_skipped, is_settled=is_skipped))
+        self._stack.append(Record(self._ascii, start, is_skipped, is_complete=is_skipped))
         if len(self._stack) > _MAX_DEPTH:
             self._found += self._stack.pop(0).close(start, None)
 
@@ -103,7 +103,7 @@ class AnswerReader:
         while self._stack:
             record = self._stack[-1]
             record.end_value()
-            if not record.is_settled:
+            if not record.is_complete:
                 record.add([Box([], record.start, end)])
             self._close(end)
 

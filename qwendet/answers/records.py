@@ -75,7 +75,7 @@ class Record:
     text: str  # of the answer
     start: int  # of its brace in the text
     is_skipped: bool = False  # it is part of points or of a 3-D box
-    is_settled: bool = False  # no box of it is missing
+    is_complete: bool = False  # no box of it is missing
     key: str = ""  # the one being read
     has_value: bool = False  # something under that key was read
     numbers: tuple[int, int] = (0, 0)  # where the numbers under that key begin and end in the text
@@ -96,7 +96,7 @@ class Record:
         """Decide which of the key's numbers are boxes."""
         (start, end), self.numbers = self.numbers, (0, 0)
         if self.skips_value:
-            self.is_settled |= end > 0
+            self.is_complete |= end > 0
         elif end:
             meant: Meant = "four" if as_name(self.key) else "corners"
             self.add(boxes_in(self.text, start, end, "boxes" if promises_box(self.key) else meant), self.key)
@@ -106,12 +106,12 @@ class Record:
         for box in boxes:
             box.key, box.desc = key, as_name(key)
         self.boxes += boxes
-        self.is_settled |= bool(boxes)
+        self.is_complete |= bool(boxes)
 
     def close(self, end: int, parent: Record | None) -> list[Box]:
         """Label the boxes and return them; what lacks a label or a box is left to the object around this."""
         self.end_value()
-        if parent and promises_box(parent.key) and self.key and not (self.is_settled or parent.is_settled):
+        if parent and promises_box(parent.key) and self.key and not (self.is_complete or parent.is_complete):
             self.add([Box([], self.start, end)])
         if any(promises_box(box.key) for box in self.boxes):  # beside a box, four numbers are something else
             self.boxes = [box for box in self.boxes if promises_box(box.key) or not box.key]
@@ -120,7 +120,7 @@ class Record:
         self._label_boxes()
         if parent is None:
             return self.boxes
-        parent.is_settled |= self.is_settled
+        parent.is_complete |= self.is_complete
         if self.texts and not self.boxes and parent.key:  # "names": {"en": …}
             parent.texts.append((self.start, parent.key, self.texts[0][2]))
         done = [box for box in self.boxes if box.desc]

@@ -63,7 +63,8 @@ def convert(
     images: ImagesOption = "copy",
     image_dir: ImageDirOption = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse what would otherwise be mended or left out and reported.")
+        bool,
+        typer.Option("--strict", help="Refuse what would else be repaired or left out and reported."),
     ] = False,
     skip_bad: SkipBadOption = False,
     frame: FrameOption = None,
@@ -209,7 +210,7 @@ def _show_pool(report: PoolReport, held_out: Sequence[Path], further: str) -> No
 
 
 def _show(report: ConversionReport, dst: Path) -> None:
-    """Print what was written and what was mended; end with 1 if something was left out."""
+    """Print what was written and what was repaired; end with 1 if something was left out."""
     from qwendet.data.formats.convert import conversion_notes
     from qwendet.data.formats.records import SAMPLES
 

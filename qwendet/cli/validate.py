@@ -196,7 +196,7 @@ def report_and_exit(results: Sequence[Result], tables: Sequence[Table], further:
         case 0:
             console.next_step(further)
         case 1:
-            console.next_step(again(), "mend what failed")
+            console.next_step(again(), "fix what failed")
         case _:
             console.next_step(again(), "go to a machine that has what is lacking")
     raise typer.Exit(exit_code(results))

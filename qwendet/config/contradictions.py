@@ -1,4 +1,4 @@
-"""Settings that exclude each other, or ask for what no run could give; ``what; how to mend it`` each."""
+"""Settings that exclude each other, or ask for what no run could give; ``what; how to fix it`` each."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Places:
 
 
 def explain(detail: Any, places: Places) -> Problem:
-    """One of pydantic's errors as a problem that a user can mend."""
+    """One of pydantic's errors as a problem that a user can fix."""
     path = tuple(str(part) for part in detail["loc"] if part not in FORMS)
     where, value, kind = places.of(path), detail["input"], detail["type"]
     if kind == "extra_forbidden":
@@ -67,8 +67,9 @@ def explain(detail: Any, places: Places) -> Problem:
 
 
 def _expected(detail: Any) -> str:
-    said: str = detail["msg"]
-    return EXPECTED.get(detail["type"]) or (said[:1].lower() + said[1:]).removeprefix("input should be ")
+    said = (detail["msg"][:1].lower() + detail["msg"][1:]).removeprefix("input should be ")
+    said = f"a number {said}" if said.startswith(("greater", "less")) else said
+    return EXPECTED.get(detail["type"], said)
 
 
 def _as_written(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qwendet.config.schema import Config, LoraConfig
 from qwendet.errors import ConfigError
 
-AS_TRAINED = (
+MUST_MATCH = (
     ("model", "path"),
     ("data", "system_prompt"),
     ("data", "request"),
@@ -17,7 +17,7 @@ AS_TRAINED = (
 
 def require_same_settings(trained: Config, config: Config, *, is_foreign: bool = False) -> None:
     """Refuse settings that would show a checkpoint's model what it was not trained on."""
-    for section, name in AS_TRAINED[:1] if is_foreign else AS_TRAINED:
+    for section, name in MUST_MATCH[:1] if is_foreign else MUST_MATCH:
         wanted, found = (getattr(getattr(source, section), name) for source in (trained, config))
         if found != wanted:
             raise ConfigError(

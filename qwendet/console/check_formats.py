@@ -69,8 +69,8 @@ def to_github(results: Iterable[Result], repository: Path) -> list[str]:
     """GitHub Actions' workflow commands: an error for each failure, a notice for each check that was skipped.
 
     Example:
-        >>> to_github([Result("config.a", "fail", "50% of it", "/r/x,y.jsonl:3", "mend it")], Path("/r"))
-        ['::error file=x%2Cy.jsonl,line=3,title=config.a::50%25 of it%0Afix: mend it']
+        >>> to_github([Result("config.a", "fail", "50% of it", "/r/x,y.jsonl:3", "fix it")], Path("/r"))
+        ['::error file=x%2Cy.jsonl,line=3,title=config.a::50%25 of it%0Afix: fix it']
     """
     commands = []
     for result in results:

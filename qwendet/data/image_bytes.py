@@ -81,7 +81,7 @@ def decoded_without_end(stored: Image.Image, source: Stored | bytes) -> Image.Im
 
 
 def unreadable_kind(source: Stored | bytes) -> tuple[str, str]:
-    """What a file is that none of the readers takes, and how to mend it."""
+    """What a file is that none of the readers takes, and how to fix it."""
     replace = "replace the file or remove the sample"
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         head = file.read(HEAD_BYTES)

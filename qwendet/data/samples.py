@@ -421,7 +421,7 @@ class SampleFile(SampleSource):
                     offset += len(line)
         except OSError as error:
             what = f"cannot read the sample file ({error.strerror})"
-            raise DataError(what, str(path), "correct the path, or mend the permissions") from error
+            raise DataError(what, str(path), "correct the path, or fix the permissions") from error
         if not self._offsets and not may_be_empty:
             raise DataError("the file holds no samples", str(path), "give a file with one sample a line")
 

@@ -172,7 +172,7 @@ def training_samples(config: Config, encoder: Encoder) -> TrainingSamples:
         if part.form:
             logger.warning("%s: boxes are read as %s", part.path, part.form)
     if len(samples) == 0:
-        raise ConfigError("no usable training sample is left", "data.train", "mend the samples listed above")
+        raise ConfigError("no usable training sample is left", "data.train", "fix the samples listed above")
     return samples
 
 

@@ -58,7 +58,7 @@ def peers_needed() -> Iterator[None]:
         raise EnvironmentLacksError(
             f"another process of this run is gone ({words})",
             f"rank {os.environ.get('RANK', '0')}",
-            "the launcher names it; mend what ended it, then start again (training goes on with --resume)",
+            "the launcher names it; fix what ended it, then start again (training goes on with --resume)",
         ) from error
 
 

@@ -311,7 +311,7 @@ def _of_facts(facts: DataFacts, model: _Model) -> tuple[dict[str, Setting], list
         settings["allow"] = Setting([SMALL_OBJECTS], "objects smaller than an image token are accepted")
         notes.append(
             f"Objects are small for this model: {small.what}. The config accepts it (data.allow), since"
-            f" larger images cost more; to mend it, {small.fix}."
+            f" larger images cost more; to fix it, {small.fix}."
         )
     totals = count_sample_tokens(facts, asked, seen, model.family, count)
     around = prompt_tokens(asked, model.family, count)[0]

@@ -32,10 +32,10 @@ def resolve_environment(config: Config) -> Config:
     )
     _require_4bit(model.lora, device)
     logger.info("device: %s, dtype: %s, autocast: %s, attention: %s", device, dtype, autocast, attention)
-    settled = {"device": device, "dtype": dtype, "attn_implementation": attention}
+    resolved = {"device": device, "dtype": dtype, "attn_implementation": attention}
     return config.model_copy(
         update={
-            "model": model.model_copy(update=settled),
+            "model": model.model_copy(update=resolved),
             "train": train.model_copy(update={"autocast": autocast}),
         }
     )

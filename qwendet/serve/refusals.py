@@ -1,4 +1,4 @@
-"""What a client gets: every error as JSON, with what, where and how to mend it, and a status that fits."""
+"""What a client gets: every error as JSON, with what, where and how to fix it, and a status that fits."""
 
 from __future__ import annotations
 

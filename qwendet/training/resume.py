@@ -169,7 +169,7 @@ def _cannot_write(folder: Path, error: Exception) -> EnvironmentLacksError:
     return EnvironmentLacksError(
         f"the checkpoint cannot be written: {str(error).splitlines()[0]}",
         str(folder),
-        "make room or mend the permissions, then go on with --resume: earlier checkpoints are untouched",
+        "make room or fix the permissions, then go on with --resume: earlier checkpoints are untouched",
     )
 
 

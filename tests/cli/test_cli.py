@@ -99,7 +99,7 @@ def test_version__is_printed(qwendet: Qwendet) -> None:
     ids=["unknown key", "text for a number"],
 )
 @pytest.mark.parametrize("command", ["validate-config", "train"])
-def test_mistake_in_the_config__is_2_with_its_line_and_mend(
+def test_mistake_in_the_config__is_2_with_its_line_and_fix(
     qwendet: Qwendet, project: Path, command: str, line: str, words: tuple[str, ...]
 ) -> None:
     project.write_text(f"train:\n  {line}\n")

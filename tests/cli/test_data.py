@@ -36,7 +36,7 @@ BAD = [
 ]
 
 
-def test_convert__what_is_mended_is_told(
+def test_convert__what_is_repaired_is_told(
     qwendet: Qwendet, tmp_path: Path, golden: Callable[[str, str], None]
 ) -> None:
     quirks = [GOOD, GOOD, {"bbox": [5, 5, 0, 3]}, {"bbox": [-0.5, 0, 9, 9]}, {"bbox": [30, 0, 14, 9]}]
@@ -46,7 +46,7 @@ def test_convert__what_is_mended_is_told(
     )
     assert ending.code == 0
     lines = [line for line in ending.err.splitlines() if not line.startswith("placing images")]
-    golden("messages/convert_mended.txt", "\n".join(lines).replace(str(tmp_path), "DIR") + "\n")
+    golden("messages/convert_repaired.txt", "\n".join(lines).replace(str(tmp_path), "DIR") + "\n")
     assert ending.out.splitlines()[-2].split() == ["all", "2", "dot", "5"]
     strict = qwendet("data", "convert", tmp_path / "coco", tmp_path / "strict", "--strict")
     assert strict.code == 2

@@ -150,7 +150,7 @@ def folder(tmp_path: Path, repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
-def test_mistakes__are_told_with_place_and_mend(
+def test_mistakes__are_told_with_place_and_fix(
     qwendet: Qwendet, folder: Path, golden: Callable[[str, str], None]
 ) -> None:
     before = sorted(folder.rglob("*"))
@@ -216,10 +216,10 @@ NEXT = {
     "init new --data tiny --model tiny": "qwendet validate-config new/config.yaml",
     "validate-config tiny.yaml": "qwendet validate tiny.yaml",
     "validate-config tiny.yaml --set train.seed=9": "qwendet validate tiny.yaml --set train.seed=9",
-    "validate-config tiny.yaml --set detection.enabled=false": "mend what failed, then"
+    "validate-config tiny.yaml --set detection.enabled=false": "fix what failed, then"
     " qwendet validate-config tiny.yaml --set detection.enabled=false",
     "data check tiny": "qwendet init DIR --data tiny",
-    "data check tiny/train.jsonl --root tiny/images": "mend what failed, then"
+    "data check tiny/train.jsonl --root tiny/images": "fix what failed, then"
     " qwendet data check tiny/train.jsonl --root tiny/images",
     "data stats tiny": "qwendet data check tiny",
     "data convert tiny out --to coco": "qwendet init DIR --data out",

@@ -1,4 +1,4 @@
-"""Model folders that do not fit together: commands say what, where, how to mend it, and write nothing."""
+"""Model folders that do not fit together: commands say what, where, how to fix it, and write nothing."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ CONFIG_BUGS: list[Bug[Project]] = [
             item.update(bbox_2d=[at, at, at + 12, at + 12]) for at, item in enumerate(p.objects("val"))
         ],
     ),
-    Bug("output folder is a file", "config.train.output_dir", ("occupied is a file",), blocked_output),
+    Bug("output folder is a file", "config.train.output_dir", ("occupied: Not a directory",), blocked_output),
     Bug("no such model", "config.model.path", ("no folder",), setting("model.path", "./nowhere")),
     Bug(
         "unknown allowance",

@@ -34,7 +34,7 @@ def test_planted_bug__is_found(bug: Bug[Project], family: str, tmp_path: Path, i
     assert said, found
     assert any(all(part in words for part in bug.words) for words in said), said
     assert not any("could not run" in words for _, words in found), found
-    assert all(not words.endswith("| ") for words in said if " more" not in words), said  # each has a mend
+    assert all(not words.endswith("| ") for words in said if " more" not in words), said  # each has a fix
 
 
 def test_every_check__has_a_bug_that_it_finds() -> None:

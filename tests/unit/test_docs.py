@@ -69,7 +69,7 @@ def test_preflight__explains_every_check(repo_root: Path) -> None:
         re.MULTILINE,
     )
     assert sorted(id for id, _ in rows) == sorted({*all_ids(), "config.data.files"}), "each in one row"
-    for id, row in rows:  # what it proves, the bug behind it, how to mend it, what can make it fail
+    for id, row in rows:  # what it proves, the bug behind it, how to fix it, what can make it fail
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)]
         assert len(cells) == 4, id
         assert all(cells), id

@@ -3,7 +3,7 @@
     data set ─► Record, boxes and sizes as written ─► batches ─► worker: every rule of ``samples``
              └► Finding, Problem of its reader ─► config.data.annotations, config.data.samples
 
-Nothing is mended, and nothing is written.
+Nothing is repaired, and nothing is written.
 """
 
 from __future__ import annotations

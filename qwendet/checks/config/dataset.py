@@ -81,7 +81,7 @@ def files_hold_samples(dataset: Dataset) -> Iterable[Problem]:
             fix = "write one sample a line into it, or give another file"
             yield Problem("the file holds no samples", str(stats.path), fix)
         elif leaves_out and stats.num_usable == 0:
-            yield Problem("no sample of the file is usable", str(stats.path), "mend its samples")
+            yield Problem("no sample of the file is usable", str(stats.path), "fix its samples")
 
 
 def images_are_under_the_root(dataset: Dataset) -> Iterable[Problem]:

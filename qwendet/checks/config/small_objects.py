@@ -76,7 +76,7 @@ def small_objects(
         if boxes is not None and (median := boxes.median(limits, views[split])) < limits.unit:
             seen = f"{median:.3g} pixels as the model sees it, where one image token covers {limits.unit}"
             what = f"the median box of {stats.name} has a side of {seen}"
-            yield Problem(what, f"data.{split}", _mend(boxes, limits, stats))
+            yield Problem(what, f"data.{split}", _fix(boxes, limits, stats))
 
 
 def _boxes(stats: SplitStats) -> _Boxes | None:
@@ -90,7 +90,7 @@ def _boxes(stats: SplitStats) -> _Boxes | None:
     return _Boxes(sides[known], [(int(width), int(height)) for width, height in sizes], image.reshape(-1))
 
 
-def _mend(boxes: _Boxes, limits: PixelLimits, stats: SplitStats) -> str:
+def _fix(boxes: _Boxes, limits: PixelLimits, stats: SplitStats) -> str:
     """The pixel limit, and the windows, with which the median box is large enough."""
     unit = limits.unit
     is_small_in_files = boxes.median(replace(limits, max_pixels=WITHOUT_LIMIT)) < unit

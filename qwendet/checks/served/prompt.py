@@ -62,7 +62,7 @@ def _counts(found: int, expected: int) -> str:
 
 
 def _other_prompts(observed: Observed) -> Iterator[tuple[str, list[int], str]]:
-    """Prompts that servers are known to make in place of the right one, and what mends each."""
+    """Prompts that servers are known to make in place of the right one, and what fixes each."""
     messages = observed.text_messages()
     users = [message for message in messages if message["role"] != "system"]
     pass_on = "let whatever stands before the server pass the messages on as they are"

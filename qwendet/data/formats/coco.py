@@ -107,7 +107,7 @@ def _record(
     found = [(table.read(value, where), where) for where, value in own]
     objects = tuple(item for (item, _), _ in found)
     places = tuple(f"{where} ({item.desc})" for (item, _), where in found)
-    findings = tuple(finding for (_, mended), _ in found for finding in mended)
+    findings = tuple(finding for (_, repaired), _ in found for finding in repaired)
     absent = None if entry.absent is None else table.named(entry.absent, entry.where)
     require_absent(absent or (), objects, entry.where, "neg_category_ids")
     partial = table.named(entry.partial or (), entry.where)

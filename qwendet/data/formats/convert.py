@@ -54,7 +54,7 @@ WRITERS: Mapping[Target, Callable[..., Writer]] = {
     "llamafactory": LlamaFactoryWriter,
 }
 MAX_NOTES = 5
-"""Mended annotations that are named, of each kind."""
+"""Repaired annotations that are named, of each kind."""
 MAX_PROBLEMS = 20
 """Broken annotations that are named before a conversion gives up."""
 LEFT_OUT_FILE = "left-out.txt"
@@ -81,7 +81,7 @@ class Conversion:
             written. ``reference`` leaves them where they are; they need not even be there if the data set
             tells their sizes.
         image_dir: folder that the source's images are in, if not in the data set.
-        is_strict: refuse what would be mended or left out.
+        is_strict: refuse what would be repaired or left out.
         skip_bad: leave out images with broken annotations instead of refusing them.
         frame: of the boxes of conversations; ``None`` tells it from them.
         split: the only one to read; ``None`` reads all.
@@ -110,12 +110,12 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True)
 class ConversionReport:
-    """What a conversion wrote and what it mended.
+    """What a conversion wrote and what it repaired.
 
     Attributes:
         files: what a user opens.
         data_root: what the images' paths start from where they stay; None where they lie beside.
-        findings: what was mended, left out or is worth knowing, in words, by kind.
+        findings: what was repaired, left out or is worth knowing, in words, by kind.
         left_out: broken images and annotations that ``skip_bad`` left out.
     """
 
@@ -246,7 +246,7 @@ class _Job:
         if not self.images:
             is_empty = not self.problems and self.findings.keys() <= {"no_split", "unused"}
             what = "the data set holds no image" if is_empty else "no image is left"
-            fix = "give the folder that holds its images" if is_empty else "mend what was left out"
+            fix = "give the folder that holds its images" if is_empty else "fix what was left out"
             nothing = Problem(what, str(self.source.root), fix)
             raise DataError.of([nothing, *self.problems[:MAX_PROBLEMS]])
         return self.writer.finish()
@@ -298,7 +298,7 @@ class _Job:
         used = set().union(*self.boxes.values())
         self.findings["unused"] += [repr(label) for label in self.declared if label not in used]
         refused = [
-            Problem(f"{FINDING_TITLES[kind]}: {note}", "", "mend it, or convert without --strict")
+            Problem(f"{FINDING_TITLES[kind]}: {note}", "", "fix it, or convert without --strict")
             for kind, notes in self.findings.items()
             if kind not in HARMLESS
             for note in notes

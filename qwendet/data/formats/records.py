@@ -1,4 +1,4 @@
-"""What a reader of any format yields: annotated images, labels, and what it mended or could not use.
+"""What a reader of any format yields: annotated images, labels, and what it repaired or could not use.
 
 COCO │ VOC │ YOLO │ JSONL ─► Source(root, total, items) ─► held against images (fitting) ─► a writer
                                               │         └► as written: the rules of `data check`
@@ -89,7 +89,7 @@ SPLIT_WORDS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that a reader mended, left out or wants known.
+    """Something that a reader repaired, left out or wants known.
 
     Attributes:
         kind: what sort of thing it is; see ``FINDING_TITLES``.

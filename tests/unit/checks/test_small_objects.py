@@ -1,4 +1,4 @@
-"""``config.images.small_objects``: the values that it names mend what it found."""
+"""``config.images.small_objects``: the values that it names fix what it found."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def results(config: Path, *overrides: str) -> list[Result]:
 @pytest.mark.parametrize(
     ("side", "size", "seen"), [(40, (600, 400), "16.8"), (20, (600, 400), "8."), (12, (600, 280), "6.")]
 )
-def test_what_it_names__mends_it(tmp_path: Path, side: int, size: tuple[int, int], seen: str) -> None:
+def test_what_it_names__fixes_it(tmp_path: Path, side: int, size: tuple[int, int], seen: str) -> None:
     """Tiny sees at most 224x224 pixels, a token 28x28; 40 become 17; 20 are small already."""
     config = project(tmp_path, side, size)
     train, val = results(config)

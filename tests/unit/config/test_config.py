@@ -1,4 +1,4 @@
-"""Config files: every mistake named at once, with its line and how to mend it."""
+"""Config files: every mistake named at once, with its line and how to fix it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_paths__start_from_the_config(write: Write, tmp_path: Path) -> None:
             "did you mean data.train.0.weight?",
         ),
         (
-            "train: [{path: a, weight: 0}]", "train.0.weight", "expected greater than 0, got 0",
+            "train: [{path: a, weight: 0}]", "train.0.weight", "expected a number greater than 0, got 0",
             "the default is 1.0",
         ),
         ("train: [{weight: 1}]", "train.0.path", "this key must be given", "add it"),

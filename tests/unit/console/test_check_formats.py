@@ -15,7 +15,7 @@ from qwendet.errors import ConfigError, Problem, Result
 HOSTILE = 'a <b> & "c" ]]> \x07\x1b[31m \ud800 é 漢\nnext'
 RESULTS = [
     Result("config.a", "pass", "all well", seconds=0.25),
-    Result("loss.b", "fail", HOSTILE, "/repo/data/x.jsonl:3 (made)", "mend: it, 100%", 1.5),
+    Result("loss.b", "fail", HOSTILE, "/repo/data/x.jsonl:3 (made)", "fix: it, 100%", 1.5),
     Result("loss.b", "fail", "another", "nowhere"),
     Result("loss.c", "skip", "no head"),
 ]
@@ -54,7 +54,7 @@ def test_github__escapes_data_and_properties() -> None:
     first, second, third = to_github(RESULTS, Path("/repo"))
     assert first.startswith("::error file=data/x.jsonl,line=3,title=loss.b::a <b>")
     assert "\n" not in first
-    assert first.endswith("%0Anext%0Afix: mend: it, 100%25")
+    assert first.endswith("%0Anext%0Afix: fix: it, 100%25")
     assert second == "::error title=loss.b::another%0Awhere: nowhere"
     assert third == "::notice title=loss.c::no head"
 
@@ -65,7 +65,7 @@ def test_errors__have_the_same_formats(
 ) -> None:
     console.set_format(output_format)
     try:
-        console.report_error(ConfigError.of([Problem("bad", "a.yaml:1", "mend it"), Problem("worse")]))
+        console.report_error(ConfigError.of([Problem("bad", "a.yaml:1", "fix it"), Problem("worse")]))
     finally:
         console.set_format("human")
     out, err = capsys.readouterr()
@@ -75,7 +75,7 @@ def test_errors__have_the_same_formats(
     elif output_format == "junit":
         assert ElementTree.fromstring(out.encode()).get("failures") == "1"
     else:
-        assert out.splitlines()[0] == "::error file=a.yaml,line=1,title=config::bad%0Afix: mend it"
+        assert out.splitlines()[0] == "::error file=a.yaml,line=1,title=config::bad%0Afix: fix it"
 
 
 def test_stray_prints__go_to_stderr_where_a_machine_reads(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,10 +37,10 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 def test_error__lists_every_problem(capsys: pytest.CaptureFixture[str]) -> None:
-    console.report_error(ConfigError.of([Problem("bad", "a.yaml:1", "mend it"), Problem("worse\nby far")]))
+    console.report_error(ConfigError.of([Problem("bad", "a.yaml:1", "fix it"), Problem("worse\nby far")]))
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "Error: bad\n  where  a.yaml:1\n  fix    mend it\nError: worse\nby far\n2 problems\n"
+    assert err == "Error: bad\n  where  a.yaml:1\n  fix    fix it\nError: worse\nby far\n2 problems\n"
 
 
 def test_error__is_red_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_checks__human(capsys: pytest.CaptureFixture[str]) -> None:
     console.report_checks(
         [
             Result("config.a", "pass", "all well", seconds=0.04),
-            Result("config.bb", "fail", "a [red]thing\x07", "x.jsonl:3", "mend it", 0.5),
+            Result("config.bb", "fail", "a [red]thing\x07", "x.jsonl:3", "fix it", 0.5),
             Result("config.c", "skip", "data.val not set"),
         ]
     )
@@ -74,7 +74,7 @@ def test_checks__human(capsys: pytest.CaptureFixture[str]) -> None:
         "pass  config.a   all well\n"
         "fail  config.bb  a [red]thing\\x07\n"
         "  where  x.jsonl:3\n"
-        "  fix    mend it\n"
+        "  fix    fix it\n"
         "skip  config.c   data.val not set\n"
         "1 passed, 1 failed, 1 skipped in 0.5 s\n"
     )
@@ -223,10 +223,10 @@ def test_table__without_a_terminal_keeps_its_width_unless_columns_says_so(
 
 
 def test_next_step__is_not_said_to_a_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    console.next_step("qwendet train x", "mend what failed")
+    console.next_step("qwendet train x", "fix what failed")
     console.set_format("json")
     console.next_step("qwendet train x")
-    assert capsys.readouterr().err == "Next: mend what failed, then qwendet train x\n"
+    assert capsys.readouterr().err == "Next: fix what failed, then qwendet train x\n"
 
 
 def test_record__says_ok_unless_it_is_not(capsys: pytest.CaptureFixture[str]) -> None:

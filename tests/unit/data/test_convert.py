@@ -233,13 +233,13 @@ def test_names__differ_in_more_than_case_and_ending() -> None:
     assert names.give("val", "x/a.jpg", "a.jpg") == "a.jpg"
 
 
-def test_strict__refuses_what_would_be_mended(voc: Voc, tmp_path: Path) -> None:
+def test_strict__refuses_what_would_be_repaired(voc: Voc, tmp_path: Path) -> None:
     path = voc.add("a", voc_object((5, 5, 5, 9)))
     with pytest.raises(DataError) as error:
         convert_dataset(voc.folder, tmp_path / "out", Conversion(is_strict=True))
     (problem,) = error.value.problems
     assert problem.what.startswith(f"boxes without area left out: {path}: object 1 (cell)")
-    assert problem.fix == "mend it, or convert without --strict"
+    assert problem.fix == "fix it, or convert without --strict"
     assert [path.name for path in tmp_path.iterdir()] == ["voc"]
 
 

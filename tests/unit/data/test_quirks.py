@@ -194,7 +194,7 @@ REFUSED: dict[str, tuple[Files, str, str, str]] = {
 
 
 @pytest.mark.parametrize("quirk", REFUSED)
-def test_quirk__is_refused_with_its_mend(tmp_path: Path, quirk: str) -> None:
+def test_quirk__is_refused_with_its_fix(tmp_path: Path, quirk: str) -> None:
     files, where, what, fix = REFUSED[quirk]
     folder = lay_out(tmp_path / "in", files)
     with pytest.raises(DataError) as caught:

@@ -193,7 +193,7 @@ def test_parse_sample__refuses_and_names_line_and_field(line: str, message: str,
         (one_label("<|box_start|>"), "remove <| and |>: the tokenizer would read them as control tokens"),
     ],
 )
-def test_parse_sample__says_how_to_mend_it(line: str, fix: str, refusal: Refusal) -> None:
+def test_parse_sample__says_how_to_fix_it(line: str, fix: str, refusal: Refusal) -> None:
     assert refusal(parse_sample, line, "x.jsonl:1").problems[0].fix == fix
 
 
@@ -302,6 +302,6 @@ def test_sample_file__that_is_absent_or_a_folder_is_refused(tmp_path: Path, refu
     assert (
         str(refusal(SampleFile, absent))
         == f"{absent}: cannot read the sample file (No such file or directory)"
-        " (correct the path, or mend the permissions)"
+        " (correct the path, or fix the permissions)"
     )
     assert "cannot read the sample file (Is a directory)" in str(refusal(SampleFile, tmp_path))

@@ -1,4 +1,4 @@
-"""VOC: what is read, what is mended and said, what is refused."""
+"""VOC: what is read, what is repaired and said, what is refused."""
 
 from __future__ import annotations
 

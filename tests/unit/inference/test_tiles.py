@@ -312,8 +312,8 @@ def test_require_tiles_that_fit__takes_all_else(tiny_config: Config, value: str 
         ("infer.tiles=3x", "expected tiles, got '3x'"),
         ("infer.tiles=0", "expected tiles, got 0"),
         ("infer.tiles=true", "expected tiles, got True"),
-        ("infer.overlap=1", "expected less than or equal to 0.9, got 1"),
-        ("infer.overlap=-0.1", "expected greater than or equal to 0"),
+        ("infer.overlap=1", "expected a number less than or equal to 0.9, got 1"),
+        ("infer.overlap=-0.1", "expected a number greater than or equal to 0"),
     ],
 )
 def test_settings__refuse_what_is_no_window(tiny_config: Config, override: str, words: str | None) -> None:

@@ -159,8 +159,12 @@ def config(**sections: dict[str, Any]) -> Config:
             "rounds a step of an average away",
             "head_and_adapters",
         ),
-        ({"train": {"ema": {"decay": 1.0}}}, "expected less than 1, got 1.0", ""),
-        ({"train": {"early_stopping": {"patience": 0}}}, "expected greater than or equal to 1, got 0", ""),
+        ({"train": {"ema": {"decay": 1.0}}}, "expected a number less than 1, got 1.0", ""),
+        (
+            {"train": {"early_stopping": {"patience": 0}}},
+            "expected a number greater than or equal to 1, got 0",
+            "",
+        ),
     ],
 )
 def test_config__what_no_run_could_do_is_refused(
