@@ -16,10 +16,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 import qwendet.export.directory
-from qwendet.cli.main import app
 from qwendet.config.schema import Config
 from qwendet.demo.shapes import DEMO, write_dataset
 from qwendet.encoding.prompts import request_text
@@ -30,6 +28,7 @@ from qwendet.inference.predictor import Predictor
 from qwendet.loader import Bundle, load
 from qwendet.loading.lora import is_adapter
 from qwendet.loading.manifest import files_of, read_manifest
+from tests.commands import Qwendet
 
 HEAD = "head/detection_head.safetensors"
 MakeConfig = Callable[..., Config]
@@ -244,10 +243,11 @@ def test_export__an_existing_directory_is_refused(saved: Path, tmp_path: Path) -
         export(saved, tmp_path)
 
 
-def test_cli__says_what_was_written(saved: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["export", str(saved), str(tmp_path / "out"), "--dtype", "bfloat16"])
-    assert result.exit_code == 0, result.output
-    assert "parameters in bfloat16, 2 weight files, reloaded and compared" in result.output.replace("\n", " ")
+def test_cli__says_what_was_written(saved: Path, tmp_path: Path, qwendet: Qwendet) -> None:
+    ending = qwendet("export", saved, tmp_path / "out", "--dtype", "bfloat16")
+    assert ending.code == 0, ending.err
+    said = (ending.out + ending.err).replace("\n", " ")
+    assert "parameters in bfloat16, 2 weight files, reloaded and compared" in said
 
 
 # The client of docs/serving.md
